@@ -1,0 +1,1 @@
+"""SIGMA, an instruction-following generative recommender, in JAX."""
