@@ -1,0 +1,81 @@
+"""What the config files share: the presets, and the fields every stage has."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+PRESETS = ("local", "smoke", "amazon", "qwen3_0p6b", "qwen3_4b")
+
+
+def select(
+    preset: str, base: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]]
+) -> ConfigDict:
+    """`base` with the fields of `changes[preset]` put over it.
+
+    Keys of the changes may be paths: {"smoke": {"train.steps": 20}}. A preset without changes is
+    `base` as it stands. ValueError for a preset that is not in PRESETS, KeyError for a changed
+    field that `base` does not have.
+    """
+    check_preset(preset)
+    config = ConfigDict(base).lock()
+    for key, value in changes.get(preset, {}).items():
+        *folders, name = key.split(".")
+        node = config
+        for folder in folders:
+            node = node[folder]
+        if name not in node:
+            raise KeyError(f"preset {preset!r} changes {key!r}, which the base does not have.")
+        with node.unlocked():
+            node[name] = ConfigDict(value) if isinstance(value, Mapping) else value
+    return config.unlock()
+
+
+def check_preset(preset: str) -> None:
+    """ValueError naming the nearest preset if `preset` is unknown."""
+    if preset in PRESETS:
+        return
+    near = difflib.get_close_matches(preset, PRESETS, 1, 0.0)
+    raise ValueError(
+        f"preset {preset!r} is unknown; did you mean {near[0]!r}? (There are {', '.join(PRESETS)}.)"
+    )
+
+
+def optimizer(learning_rate: float, **changes: Any) -> ConfigDict:
+    """AdamW's fields (sigma_jax.runtime.config.OptimizerConfig)."""
+    fields = ConfigDict(
+        {
+            "learning_rate": learning_rate,
+            "table_learning_rate": learning_rate,
+            "weight_decay": 0.01,
+            "warmup_steps": 0,
+            "schedule": "cosine",
+            "clip_norm": 1.0,
+            "b1": 0.9,
+            "b2": 0.999,
+        }
+    ).lock()
+    fields.update(changes)
+    return fields.unlock()
+
+
+def train(steps: int, batch_size: int, **changes: Any) -> ConfigDict:
+    """The loop's fields (sigma_jax.runtime.config.TrainConfig)."""
+    fields = ConfigDict(
+        {
+            "steps": steps,
+            "batch_size": batch_size,
+            "log_every": 10,
+            "eval_every": max(steps // 4, 1),
+            "checkpoint_every": max(steps // 4, 1),
+            "keep_checkpoints": 2,
+        }
+    ).lock()
+    fields.update(changes)
+    return fields.unlock()
+
+
+def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> ConfigDict:
+    """Devices along each axis; -1 takes all that remain (sigma_jax.runtime.config.MeshConfig)."""
+    return ConfigDict({"data": data, "fsdp": fsdp, "tensor": tensor})

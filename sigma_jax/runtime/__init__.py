@@ -1,0 +1,1 @@
+"""How a run runs: config, artifacts, mesh, state, optimizer, checkpoints, metrics."""

@@ -1,0 +1,130 @@
+"""How a command starts and ends: flags, config file, log lines, errors of one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from sigma_jax.runtime import artifacts
+from sigma_jax.runtime.config import nearest
+
+TRACEBACK = "SIGMA_TRACEBACK"  # set to 1, it shows where an error came from
+
+
+def define_config(default: str | None = None) -> flags.FlagHolder:
+    """The flag --config=FILE.py:PRESET, with --config.FIELD=VALUE over it."""
+    return config_flags.DEFINE_config_file(
+        "config", default, "Config file and preset, such as configs/sft.py:local."
+    )
+
+
+def run_command(main: Callable[[Sequence[str]], Any]) -> None:
+    """Parses the flags, runs `main(argv)`, and turns users' errors into one line and status 1."""
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command continues.", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if os.environ.get(TRACEBACK) == "1":
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def one_line(error: Exception) -> str:
+    """An error's message as one line; only those of libraries have more."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if len(lines) == 1:
+        return lines[0]
+    first = lines[0] if lines else type(error).__name__
+    return f"{first} ({TRACEBACK}=1 shows more)"
+
+
+def config_file() -> tuple[str, str]:
+    """Stem of the --config file and its preset: ("sft", "local") of `configs/sft.py`."""
+    path, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return Path(path).stem, preset or "local"
+
+
+def default_workdir() -> Path:
+    """runs/STAGE-PRESET, where --workdir is not given."""
+    return Path("runs") / "-".join(config_file())
+
+
+def log_start(mesh: Any, dtype: str) -> None:
+    """Logs on what this run runs."""
+    import jax  # here, so that a mistyped flag is told before JAX is loaded
+
+    device = jax.devices()[0]
+    shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    logging.info(
+        "devices: %d x %s (%s), process %d of %d",
+        jax.device_count(),
+        device.device_kind,
+        device.platform,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    logging.info("mesh: %s; dtype: %s", shape, dtype)
+    versions = artifacts.versions()
+    logging.info("versions: %s", ", ".join(f"{name} {versions[name]}" for name in versions))
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    _check_config_words(argv[1:])
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(str(error).strip("\"'").splitlines()[0]) from error
+
+
+def _check_config_words(words: Sequence[str]) -> None:
+    """ValueError for a --config file, preset or field that does not exist, with the nearest name.
+
+    absl would say the same in a traceback of twenty lines.
+    """
+    config = None
+    for index, word in enumerate(words):
+        name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
+        if name == "config" and word.startswith("-"):
+            rest = words[index + 1 : index + 2]
+            config = _load_config(value if equals else "".join(rest))
+        elif name.startswith("config.") and word.startswith("-"):
+            if config is None:
+                raise ValueError(f"{word} stands before --config; put --config first.")
+            _check_field(config, name.removeprefix("config."))
+
+
+def _load_config(argument: str) -> ConfigDict:
+    path, _, preset = argument.partition(":")
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        known = [str(found) for found in sorted(folder.glob("*.py")) if "__" not in found.name]
+        raise ValueError(f"--config={path} is not there; {nearest(path, known)}")
+    spec = importlib.util.spec_from_file_location("sigma_jax_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config={path} has no get_config(preset); name a stage's file.")
+    return module.get_config(preset) if preset else module.get_config()
+
+
+def _check_field(config: ConfigDict, field: str) -> None:
+    node, seen = config, "config"
+    for name in field.split("."):
+        name = name.partition("[")[0]
+        known = list(node.keys()) if isinstance(node, ConfigDict) else []
+        if name not in known:
+            raise ValueError(f"--{seen}.{name} is unknown; {nearest(name, known)}")
+        node, seen = node[name], f"{seen}.{name}"

@@ -1,0 +1,152 @@
+"""From a config file's ConfigDict to the frozen dataclasses the package works with.
+
+Dataclasses have no defaults: every value lives in configs/. A key too many, a key too few and a
+value of another type are errors that name the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (runtime/optimizer.py)."""
+
+    learning_rate: float  # peak, of the group "base"
+    table_learning_rate: float  # peak, of the group "table": embedding tables learnt from scratch
+    weight_decay: float
+    warmup_steps: int
+    schedule: str  # after the warmup: "cosine" or "linear" down to 0, or "constant"
+    clip_norm: float  # of the whole gradient; 0 leaves it as it is
+    b1: float
+    b2: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop (sigma_jax/train.py)."""
+
+    steps: int  # 0: nothing to train
+    batch_size: int  # rows of the global batch
+    log_every: int
+    eval_every: int  # 0: only at the end
+    checkpoint_every: int
+    keep_checkpoints: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; -1, at most once: all that remain."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+def to_dataclass(cls: type[T], config: Mapping[str, Any], name: str = "") -> T:
+    """`cls` filled from `config`, nested dataclasses included.
+
+    Args:
+      cls: a dataclass whose fields are bool, int, float, str, Literal, Optional, tuple, dict or
+        dataclasses again.
+      config: dict or ConfigDict.
+      name: where `config` stands, put before the field in messages: `optimizer`.
+
+    Raises:
+      ValueError: a key is unknown or missing, or a value has another type; the field is named.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    dot = f"{name}." if name else ""
+    for key in config:
+        if key not in fields:
+            raise ValueError(f"config.{dot}{key} is unknown; {nearest(key, fields)}")
+    values = {}
+    for key, hint in fields.items():
+        if key not in config:
+            raise ValueError(f"config.{dot}{key} is missing; add it to the config file.")
+        values[key] = _convert(hint, config[key], f"{dot}{key}")
+    return cls(**values)
+
+
+def nearest(key: str, known: typing.Iterable[str]) -> str:
+    """The remedy for a mistyped `key`: the known name nearest to it."""
+    known = sorted(known)
+    if not known:
+        return "nothing is known here."
+    return f"did you mean {difflib.get_close_matches(key, known, 1, 0.0)[0]!r}?"
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping) and not hasattr(value, "items"):
+            raise _type_error(name, value, "a group of fields")
+        return to_dataclass(hint, value, name)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, name)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ValueError(f"config.{name} is {value!r}; {nearest(str(value), arguments)}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(arguments, value, name)
+    if origin is dict:
+        if not isinstance(value, Mapping) and not hasattr(value, "items"):
+            raise _type_error(name, value, "a group of fields")
+        return {
+            _convert(arguments[0], key, f"{name}'s key"): _convert(
+                arguments[1], item, f"{name}.{key}"
+            )
+            for key, item in value.items()
+        }
+    return _convert_plain(hint, value, name)
+
+
+def _convert_union(arguments: tuple, value: Any, name: str) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    choices = [argument for argument in arguments if argument is not type(None)]
+    for choice in choices[:-1]:
+        try:
+            return _convert(choice, value, name)
+        except ValueError:
+            continue
+    return _convert(choices[-1], value, name)
+
+
+def _convert_tuple(arguments: tuple, value: Any, name: str) -> tuple:
+    if not isinstance(value, tuple | list):
+        raise _type_error(name, value, "a tuple, such as '(1, 2)'")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(arguments) != len(value):
+        raise ValueError(f"config.{name} is {tuple(value)}; it takes {len(arguments)} values.")
+    items = zip(arguments, value, strict=True)
+    return tuple(_convert(hint, item, f"{name}[{k}]") for k, (hint, item) in enumerate(items))
+
+
+def _convert_plain(hint: Any, value: Any, name: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    # bool is a subclass of int: `steps = True` is a mistake, not one step.
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise _type_error(name, value, f"a value of type {hint.__name__}")
+    return value
+
+
+def _type_error(name: str, value: Any, wanted: str) -> ValueError:
+    return ValueError(f"config.{name} is {value!r} ({type(value).__name__}); give {wanted}.")
