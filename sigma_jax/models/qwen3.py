@@ -1,0 +1,366 @@
+"""The Qwen3 block in Flax NNX, and Llama's, which is the same without query/key norms.
+
+Axis letters, here and everywhere in this package; einsum strings use only these:
+
+    B batch         T query time    S key time      D model width
+    N query heads   K key heads     G = N / K       H head size
+    F feed-forward  V vocabulary    I items         L SID levels
+    C codes         M beams         E trie edges
+
+All layers live in one array a weight, with a leading axis "layers", and run under `jax.lax.scan`:
+compile time does not grow with depth. Who sees whom is said by a mask [B, T, S] alone, so padding
+on either side, packed rows, branches and beams that share a prompt need nothing from the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
+
+DTYPES = ("float32", "bfloat16", "float16")
+REMAT = ("none", "layer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen3Config:
+    """Sizes and switches of a backbone. ValueError where they do not fit together."""
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int  # independent of width / num_heads
+    mlp_width: int
+    rope_theta: float
+    norm_eps: float
+    is_tied: bool  # the head is the embedding table
+    has_qk_norm: bool  # True: Qwen3; False: Llama
+    dropout: float  # of what each attention and MLP adds; acts only where a key is given
+    dtype: str  # of activations and matrix products
+    param_dtype: str  # of stored weights
+    remat: str  # "layer": activations are recomputed a layer at a time in the backward pass
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not a size; use 1 or more.")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} does not divide into num_kv_heads="
+                f"{self.num_kv_heads} groups; use a multiple of {self.num_kv_heads}."
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} has no rotary halves; use an even number.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} is not a share; use 0 <= dropout < 1.")
+        if not self.rope_theta > 0:
+            raise ValueError(f"rope_theta={self.rope_theta} is not a rotary base; use 10000.0.")
+        for name, allowed in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(allowed)}."
+                )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys (rotated) and values of `length` rows out of S, for all layers."""
+
+    keys: Float[Array, "layers B S K H"]
+    values: Float[Array, "layers B S K H"]
+    length: Int32[Array, ""]
+
+    @classmethod
+    def empty(cls, config: Qwen3Config, batch: int, size: int, dtype: str | None = None) -> KVCache:
+        """A cache of `size` free rows; `dtype` None is the config's."""
+        shape = (config.num_layers, batch, size, config.num_kv_heads, config.head_dim)
+        dtype = dtype or config.dtype
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.int32(0))
+
+    @property
+    def size(self) -> int:
+        """S: rows used and free."""
+        return self.keys.shape[2]
+
+    def extended(self, size: int) -> KVCache:
+        """The same rows with room for `size` in all. ValueError if that is fewer than now."""
+        if size < self.size:
+            raise ValueError(f"size={size} is below the cache's {self.size} rows; use at least it.")
+        widths = ((0, 0), (0, 0), (0, size - self.size), (0, 0), (0, 0))
+        return KVCache(jnp.pad(self.keys, widths), jnp.pad(self.values, widths), self.length)
+
+    def _checked_room(self, rows: int) -> None:
+        # dynamic_update_slice clamps its start: without room, new rows would overwrite old ones.
+        is_known = not isinstance(self.length, jax.core.Tracer)
+        used = int(self.length) if is_known else 0
+        if used + rows > self.size:
+            raise ValueError(
+                f"{rows} new rows after {used} do not fit a cache of {self.size}; "
+                f"use KVCache.extended({used + rows})."
+            )
+
+    def _written(self, layer, keys, values) -> KVCache:
+        """Rows length..length+T of one layer replaced; `length` itself moves once a forward."""
+
+        def put(whole, new):
+            start = (layer, 0, self.length, 0, 0)
+            return jax.lax.dynamic_update_slice(whole, new[None].astype(whole.dtype), start)
+
+        return KVCache(put(self.keys, keys), put(self.values, values), self.length)
+
+
+def causal_mask(segment: Int32[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """Token i sees j <= i of its own segment; segment 0 is padding, sees and is seen by nobody.
+
+    Worked example: segment [1 1 2 0] -> rows [1000, 1100, 0010, 0000].
+    """
+    time = jnp.arange(segment.shape[1])
+    is_same = (segment[:, :, None] == segment[:, None, :]) & (segment[:, :, None] > 0)
+    return is_same & (time[None, :] <= time[:, None])
+
+
+def branch_mask(
+    segment: Int32[Array, "B T"], branch: Int32[Array, "B T"], attach: Int32[Array, "B T"]
+) -> Bool[Array, "B T T"]:
+    """`causal_mask` where branches of one context do not see each other.
+
+    Branch 0 is the context. A token of another branch sees its own branch and the context rows
+    before row attach. Worked example: branch [0 0 1 2 2], attach [0 0 2 1 1], one segment:
+    rows [10000, 11000, 11100, 10010, 10011].
+    """
+    time = jnp.arange(segment.shape[1])
+    is_own = branch[:, :, None] == branch[:, None, :]
+    is_context = (branch[:, None, :] == 0) & (time < attach[:, :, None])
+    return causal_mask(segment) & (is_own | is_context)
+
+
+def pad_mask(mask: Bool[Array, "B T S"], size: int) -> Bool[Array, "B T size"]:
+    """`mask` over the first S of `size` cache rows; the others are not seen."""
+    return jnp.pad(mask, ((0, 0), (0, 0), (0, size - mask.shape[2])))
+
+
+def rms_norm(
+    x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float
+) -> Float[Array, "*B D"]:
+    """x / root mean square, times scale; in float32, as squares overflow or vanish in 16 bits."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rotary_angles(
+    positions: Int32[Array, "B T"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]:
+    """Cosine and sine of position * theta^(-2i/H), for all heads.
+
+    float32: bfloat16 cannot tell position 257 from 258.
+    """
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    angles = positions[..., None, None].astype(jnp.float32) * (1.0 / theta**exponent)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "B T N H"], rotary) -> Float[Array, "B T N H"]:
+    """Pairs (x[i], x[i + H/2]) turned by the angles of `rotary_angles`."""
+    cos, sin = rotary
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def attend(
+    queries: Float[Array, "B T N H"],
+    keys: Float[Array, "B S K H"],
+    values: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
+) -> Float[Array, "B T N H"]:
+    """Grouped-query attention: N/K queries share a key. A row that sees nobody gets 0."""
+    B, T, N, H = queries.shape
+    K = keys.shape[2]
+    grouped = (queries * H**-0.5).reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, keys, preferred_element_type=jnp.float32)
+    # A large finite number, not -inf: the softmax of a row of -inf, and its gradient, are NaN.
+    scores = jnp.where(mask[:, None, None], scores, -1e30)
+    # float32: in 16 bits the sum over many keys loses the small ones.
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    mixed = jnp.einsum("BKGTS,BSKH->BTKGH", weights, values).reshape(B, T, N, H)
+    return jnp.where(mask.any(axis=-1)[:, :, None, None], mixed, 0)
+
+
+def attention(
+    config: Qwen3Config, weights: dict, x: Float[Array, "B T D"], rotary, mask, cache, layer
+) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    """The attention of layer number `layer`, with what it adds to `cache`."""
+    queries = jnp.einsum("BTD,DNH->BTNH", x, weights["query"])
+    keys = jnp.einsum("BTD,DKH->BTKH", x, weights["key"])
+    values = jnp.einsum("BTD,DKH->BTKH", x, weights["value"])
+    if config.has_qk_norm:
+        queries = rms_norm(queries, weights["query_norm"], config.norm_eps)
+        keys = rms_norm(keys, weights["key_norm"], config.norm_eps)
+    queries, keys = rotate(queries, rotary), rotate(keys, rotary)
+    if cache is not None:
+        cache = cache._written(layer, keys, values)
+        keys, values = (
+            jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False).astype(x.dtype)
+            for whole in (cache.keys, cache.values)
+        )
+    mixed = attend(queries, keys, values, mask)
+    return jnp.einsum("BTNH,NHD->BTD", mixed, weights["out"]), cache
+
+
+def swiglu(weights: dict, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """down(silu(gate x) * up x)."""
+    gate = jnp.einsum("BTD,DF->BTF", x, weights["gate"])
+    up = jnp.einsum("BTD,DF->BTF", x, weights["up"])
+    return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, weights["down"])
+
+
+def drop(x: Float[Array, "B T D"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "B T D"]:
+    """Inverted dropout; unchanged where `key` is None or `rate` 0."""
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def block(
+    config: Qwen3Config, weights: dict, x: Float[Array, "B T D"], rotary, mask, cache, layer, key
+) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    """One layer: x + attention(norm x), then x + swiglu(norm x)."""
+    keys = (None, None) if key is None else jax.random.split(key)
+    normed = rms_norm(x, weights["attention_norm"], config.norm_eps)
+    added, cache = attention(config, weights, normed, rotary, mask, cache, layer)
+    x = x + drop(added, config.dropout, keys[0])
+    normed = rms_norm(x, weights["mlp_norm"], config.norm_eps)
+    return x + drop(swiglu(weights, normed), config.dropout, keys[1]), cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """Shape, logical axes and initialiser of one weight; deviation 0 starts at 1 (norms)."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    deviation: float
+
+    def param(self, config: Qwen3Config, rngs: nnx.Rngs) -> nnx.Param:
+        dtype = jnp.dtype(config.param_dtype)
+        if self.deviation == 0:
+            return nnx.Param(jnp.ones(self.shape, dtype), axes=self.axes)
+        values = self.deviation * jax.random.normal(rngs.params(), self.shape, jnp.float32)
+        return nnx.Param(values.astype(dtype), axes=self.axes)
+
+
+def table_weight(config: Qwen3Config) -> Weight:
+    """Embedding and head alike: with it, tied logits of unit-scale states start at scale 1."""
+    shape = (config.vocab_size, config.width)
+    return Weight(shape, ("vocab", "embed"), config.width**-0.5)
+
+
+def layer_weights(config: Qwen3Config) -> dict[str, Weight]:
+    """The weights of one layer. Deviation 1/sqrt(inputs); what is added to the residual stream
+    starts smaller by sqrt(2 * layers), so that its sum over depth keeps its scale."""
+    D, N, K = config.width, config.num_heads, config.num_kv_heads
+    H, F = config.head_dim, config.mlp_width
+    depth = math.sqrt(2 * config.num_layers)
+    weights = {
+        "attention_norm": Weight((D,), ("embed",), 0),
+        "query": Weight((D, N, H), ("embed", "heads", "head_dim"), D**-0.5),
+        "key": Weight((D, K, H), ("embed", "kv_heads", "head_dim"), D**-0.5),
+        "value": Weight((D, K, H), ("embed", "kv_heads", "head_dim"), D**-0.5),
+        "out": Weight((N, H, D), ("heads", "head_dim", "embed"), (N * H) ** -0.5 / depth),
+        "mlp_norm": Weight((D,), ("embed",), 0),
+        "gate": Weight((D, F), ("embed", "mlp"), D**-0.5),
+        "up": Weight((D, F), ("embed", "mlp"), D**-0.5),
+        "down": Weight((F, D), ("mlp", "embed"), F**-0.5 / depth),
+    }
+    if config.has_qk_norm:
+        weights["query_norm"] = Weight((H,), ("head_dim",), 0)
+        weights["key_norm"] = Weight((H,), ("head_dim",), 0)
+    return weights
+
+
+def stacked(weight: Weight, config: Qwen3Config) -> Weight:
+    """`weight` for all layers."""
+    shape, axes = (config.num_layers,) + weight.shape, ("layers",) + weight.axes
+    return Weight(shape, axes, weight.deviation)
+
+
+class Qwen3(nnx.Module):
+    """A decoder over embeddings: text tokens are embedded by `embed`, others by the caller.
+
+    Every parameter carries its logical axes as metadata `axes`; `logical_axes` collects them.
+    """
+
+    def __init__(self, config: Qwen3Config, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = table_weight(config).param(config, rngs)
+        layers = layer_weights(config).items()
+        self.layers = nnx.Dict({n: stacked(w, config).param(config, rngs) for n, w in layers})
+        self.final_norm = Weight((config.width,), ("embed",), 0).param(config, rngs)
+        if not config.is_tied:
+            self.head = table_weight(config).param(config, rngs)
+
+    def embed(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Rows of the text table. Ids outside it are clipped: their rows are the caller's."""
+        rows = self.embedding[...].at[tokens].get(mode="clip", wrap_negative_indices=False)
+        return rows.astype(self.config.dtype)
+
+    def __call__(
+        self,
+        embeddings: Float[Array, "B T D"],
+        positions: Int32[Array, "B T"],
+        mask: Bool[Array, "B T S"],
+        cache: KVCache | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Hidden states after the final norm.
+
+        Without a cache S = T. With one, S is its size, the T new rows are written at
+        length..length+T, and the cache comes back with length + T; `mask` says which of all S
+        rows each new token sees, itself included. `key` turns dropout on. ValueError if the new
+        rows do not fit (where the length is known: outside jit).
+        """
+        config = self.config
+        if cache is not None:
+            cache._checked_room(embeddings.shape[1])
+        rotary = rotary_angles(positions, config.head_dim, config.rope_theta)
+        weights = {name: weight[...] for name, weight in self.layers.items()}
+
+        def run(carry, layer_inputs):
+            x, cache = carry
+            layer, weights, key = layer_inputs
+            weights = {name: weight.astype(config.dtype) for name, weight in weights.items()}
+            return block(config, weights, x, rotary, mask, cache, layer, key), None
+
+        if config.remat == "layer":
+            # Under scan nothing can be merged across layers, so the barrier would only cost.
+            run = jax.checkpoint(run, prevent_cse=False)
+        keys = None if key is None else jax.random.split(key, config.num_layers)
+        carry = (embeddings.astype(config.dtype), cache)
+        inputs = (jnp.arange(config.num_layers), weights, keys)
+        (x, cache), _ = jax.lax.scan(run, carry, inputs)
+        if cache is not None:
+            length = cache.length + embeddings.shape[1]
+            cache = dataclasses.replace(cache, length=length)
+        return rms_norm(x, self.final_norm[...], config.norm_eps), cache
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Scores over the vocabulary, float32, from the embedding table or the head."""
+        table = self.embedding if self.config.is_tied else self.head
+        table = table[...].astype(self.config.dtype)
+        return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
+
+
+def logical_axes(module: nnx.Module) -> dict[tuple, tuple[str, ...]]:
+    """Path -> logical axes of every parameter of `module` that declares them."""
+    params = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    return {
+        path: param.get_metadata("axes") for path, param in params if "axes" in param.get_metadata()
+    }
