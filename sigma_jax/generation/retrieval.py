@@ -1,0 +1,113 @@
+"""Exact nearest items inside each prefix (Eq. 9 of SIGMA) with the normaliser of Eq. 11.
+
+Items lie sorted by prefix, so V_k is one contiguous range. A search walks all ranges of a batch in
+step, a chunk of rows at a time, keeping the best so far and the running log-sum-exp: memory is
+[beams, chunk, D] however large a prefix is, and the walk ends with the longest range asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from sigma_jax.generation.trie import Trie, padded_size
+
+CHUNK = 128
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PrefixIndex:
+    """Item vectors by prefix; leaves are numbered as in `Trie`."""
+
+    vectors: Float[Array, "I D"]  # unit length, in the order of sorted_items; padding 0
+    sorted_items: Int32[Array, " I"]  # padding -1
+    leaf_start: Int32[Array, " P+1"]
+    chunk: int = dataclasses.field(metadata={"static": True})  # rows of a range scored at a time
+
+
+def build_index(trie: Trie, vectors: Float32[Array, "I D"], chunk: int = CHUNK) -> PrefixIndex:
+    """Index of `vectors` (row i = item i, any length but 0) over the leaves of `trie`."""
+    if vectors.shape[0] != trie.num_items:
+        raise ValueError(
+            f"{vectors.shape[0]} item vectors for {trie.num_items} items with SIDs; make both "
+            "from the same catalogue."
+        )
+    items = jnp.asarray(trie.sorted_items)
+    rows = unit(jnp.take(jnp.asarray(vectors), jnp.maximum(items, 0), axis=0))
+    return PrefixIndex(
+        vectors=jnp.where(items[:, None] >= 0, rows, 0),
+        sorted_items=items,
+        leaf_start=jnp.asarray(trie.leaf_start),
+        chunk=max(min(chunk, padded_size(trie.largest_leaf)), 1),
+    )
+
+
+def unit(vectors: Float[Array, "*N D"]) -> Float32[Array, "*N D"]:
+    """Vectors of length 1, in float32 because cosines are compared; zero stays zero."""
+    vectors = vectors.astype(jnp.float32)
+    square = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+    return vectors * jax.lax.rsqrt(jnp.maximum(square, np.finfo(np.float32).tiny))
+
+
+def search(
+    index: PrefixIndex,
+    queries: Float[Array, "*B M D"],
+    leaves: Int32[Array, "*B M"],
+    is_valid: Bool[Array, "*B M"],
+    count: int,
+    sharpness: Float32[Array, "*B"],
+    excluded: Int32[Array, "*B S"] | None = None,
+) -> tuple[Int32[Array, "*B M R"], Float32[Array, "*B M R"], Float32[Array, "*B M"]]:
+    """The `count` items of each prefix nearest to its query: (items, cosines, log_normaliser).
+
+    Best first, the lower item on ties; item -1 and cosine -inf where the prefix has fewer, or the
+    beam is not valid. `log_normaliser` is logsumexp(cos * sharpness) over all of V_k, the exact
+    denominator of Eq. 11 (-inf for beams that are not valid). Items in `excluded` (padded with
+    -1) are not returned but count in the denominator, since the model gives them probability.
+    """
+    is_valid = is_valid & (leaves >= 0)
+    leaf = jnp.where(is_valid, leaves, 0)
+    start = jnp.where(is_valid, index.leaf_start[leaf], 0)
+    size = jnp.where(is_valid, index.leaf_start[leaf + 1] - start, 0)
+    queries = unit(queries)
+    sharpness = sharpness[..., None, None]
+    longest = size.max()
+
+    def score_chunk(state):
+        first, best, rows, log_normaliser = state
+        offsets = first + jnp.arange(index.chunk, dtype=jnp.int32)
+        positions = start[..., None] + offsets
+        is_item = offsets < size[..., None]
+        vectors = index.vectors.at[positions].get(mode="clip")
+        cosines = jnp.einsum(
+            "...d,...cd->...c", queries, vectors, preferred_element_type=jnp.float32
+        )
+        part = jax.nn.logsumexp(cosines * sharpness, axis=-1, where=is_item)
+        log_normaliser = jnp.logaddexp(log_normaliser, part)
+        if excluded is not None:
+            items = index.sorted_items.at[positions].get(mode="clip")
+            is_item &= ~jnp.any(items[..., None] == excluded[..., None, None, :], axis=-1)
+        # Earlier rows stand first and are lower items: top_k then resolves ties as promised.
+        pool = jnp.concatenate([best, jnp.where(is_item, cosines, -jnp.inf)], axis=-1)
+        pool_rows = jnp.concatenate([rows, positions], axis=-1)
+        best, chosen = jax.lax.top_k(pool, count)
+        rows = jnp.take_along_axis(pool_rows, chosen, axis=-1)
+        return first + index.chunk, best, rows, log_normaliser
+
+    shape = (*leaves.shape, count)
+    state = (
+        jnp.int32(0),
+        jnp.full(shape, -jnp.inf, jnp.float32),
+        jnp.zeros(shape, jnp.int32),
+        jnp.full(leaves.shape, -jnp.inf, jnp.float32),
+    )
+    _, best, rows, log_normaliser = jax.lax.while_loop(
+        lambda state: state[0] < longest, score_chunk, state
+    )
+    items = jnp.where(best > -jnp.inf, index.sorted_items[rows], -1)
+    return items, best, log_normaliser

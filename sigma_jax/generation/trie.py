@@ -1,0 +1,202 @@
+"""The trie of real SID prefixes: built once on the host in NumPy, walked on the device in JAX.
+
+Nodes are numbered level by level, in sorted order within a level: 0 is the root, 1.. the first
+codes, and so on; the edge into node e + 1 is edge e. So a node's children are one contiguous run of
+edges, and a step gathers a burst of fixed width (as STATIC does, NOTES.md section 4) without a
+table of next states.
+
+Worked example, depth 2, SIDs of items 0..3 = (3,1) (0,2) (3,1) (3,0):
+node 0 = root; 1 = (0) 2 = (3); 3 = (0,2) 4 = (3,0) 5 = (3,1); edge_code [0 3 | 2 0 1];
+leaves 0..2 = nodes 3..5 hold sorted_items [1 | 3 | 0 2], leaf_start [0 1 2 4].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Int32
+
+from sigma_jax.schema import read_npy
+
+MAX_LEVELS = 16
+MAX_CODEBOOK_SIZE = 65_536
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trie:
+    """A pytree; arrays are padded to few distinct sizes: similar catalogues share one compile.
+
+    The active-items mask of a growing catalogue will be one more array beside `sorted_items`.
+    """
+
+    edge_start: Int32[Array, " inner+1"]  # edges of node v: edge_start[v] to edge_start[v + 1]
+    edge_code: Int[Array, " E"]  # uint16; padding 0
+    level_start: Int32[Array, " depth+2"]  # first node of each level, then the count of nodes
+    first_nodes: Int32[Array, " C"]  # node of each first code, -1 where no item has it
+    leaf_start: Int32[Array, " P+1"]  # items of leaf p: sorted_items[leaf_start[p]:leaf_start[p+1]]
+    sorted_items: Int32[Array, " I"]  # by prefix, then by number; padding -1
+    widths: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # powers of two
+
+    @property
+    def depth(self) -> int:
+        """Number of SID levels the trie covers."""
+        return len(self.widths)
+
+    @property
+    def first_level_mask(self) -> Bool[Array, " C"]:
+        """Which first codes occur."""
+        return self.first_nodes >= 0
+
+    @property
+    def num_leaves(self) -> int:
+        """Number of distinct prefixes (host only)."""
+        return int(self.level_start[-1] - self.level_start[-2])
+
+    @property
+    def num_items(self) -> int:
+        """Number of items (host only)."""
+        return int(self.leaf_start[-1])
+
+    @property
+    def largest_leaf(self) -> int:
+        """Items of the fullest prefix (host only)."""
+        return int(np.diff(np.asarray(self.leaf_start)).max())
+
+    def save(self, folder: Path) -> None:
+        """Writes the arrays as .npy files into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _ARRAYS:
+            np.save(folder / f"trie_{name}.npy", np.asarray(getattr(self, name)))
+        (folder / "trie.json").write_text(json.dumps({"widths": self.widths}))
+
+    @classmethod
+    def load(cls, folder: Path) -> Trie:
+        """The trie in `folder`, memory-mapped; `jax.device_put` brings it to the device."""
+        path = folder / "trie.json"
+        try:
+            widths = tuple(json.loads(path.read_text())["widths"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} is missing or damaged; build the trie again.") from error
+        return cls(*(read_npy(folder / f"trie_{name}.npy", 1) for name in _ARRAYS), widths)
+
+
+_ARRAYS = tuple(field.name for field in dataclasses.fields(Trie))[:-1]
+
+
+def padded_size(size: int) -> int:
+    """The next number of at most three significant bits: 1..8, 10, 12, 14, 16, 20, 24, 28 ..."""
+    step = 1 << max(size.bit_length() - 3, 0)
+    return -(-size // step) * step
+
+
+def build_trie(codes: Int32[np.ndarray, "I L"], depth: int, codebook_size: int) -> Trie:
+    """The trie over the first `depth` codes of every item; order and repeats do not matter."""
+    codes = np.asarray(codes)
+    _check(codes, depth, codebook_size)
+    order = _sort_order(codes[:, :depth], codebook_size)
+    prefixes = codes[order, :depth]
+    # Row i opens a new node at level t where any of its first t codes differs from row i - 1's.
+    is_new = np.zeros(len(codes), bool)
+    is_new[0] = True
+    node_rows, parents, level_codes = [], [], []
+    parent = np.zeros(len(codes), np.int64)  # node of each row at the level above, within the level
+    for level in range(depth):
+        column = prefixes[:, level]
+        is_new[1:] |= column[1:] != column[:-1]
+        rows = np.flatnonzero(is_new)
+        node_rows.append(rows)
+        parents.append(parent[rows])
+        level_codes.append(column[rows])
+        parent = np.cumsum(is_new) - 1
+    counts = np.array([1] + [len(rows) for rows in node_rows])
+    level_start = np.concatenate([[0], np.cumsum(counts)])
+    degrees = [np.bincount(p, minlength=n) for p, n in zip(parents, counts, strict=False)]
+    edge_start = np.concatenate([[0], np.cumsum(np.concatenate(degrees))])
+    first_nodes = np.full(codebook_size, -1, np.int32)
+    first_nodes[level_codes[0]] = 1 + np.arange(counts[1])
+    leaf_start = np.concatenate([node_rows[-1], [len(codes)]])
+    return Trie(
+        edge_start=_pad(edge_start, edge_start[-1], np.int32),
+        edge_code=_pad(np.concatenate(level_codes), 0, np.uint16),
+        level_start=level_start.astype(np.int32),
+        first_nodes=first_nodes,
+        leaf_start=_pad(leaf_start, len(codes), np.int32),
+        sorted_items=_pad(order, -1, np.int32),
+        widths=tuple(1 << int(degree.max() - 1).bit_length() for degree in degrees),
+    )
+
+
+def children(
+    trie: Trie, level: int, nodes: Int32[Array, "*N"]
+) -> tuple[Int32[Array, "*N W"], Int32[Array, "*N W"], Bool[Array, "*N W"]]:
+    """Codes and nodes that follow `nodes` of one level (0 = the root's), and which are real.
+
+    W is the level's width. A node of -1 (no beam) has no children. Unreal entries are -1.
+    """
+    assert 0 <= level < trie.depth, (level, trie.depth)
+    is_node = nodes >= 0
+    rows = jnp.where(is_node, nodes, 0)
+    edge_start, edge_code = jnp.asarray(trie.edge_start), jnp.asarray(trie.edge_code)
+    start, end = edge_start[rows], edge_start[rows + 1]
+    edges = start[..., None] + jnp.arange(trie.widths[level], dtype=jnp.int32)
+    is_valid = is_node[..., None] & (edges < end[..., None])
+    codes = edge_code.at[edges].get(mode="clip").astype(jnp.int32)
+    return jnp.where(is_valid, codes, -1), jnp.where(is_valid, edges + 1, -1), is_valid
+
+
+def leaves(trie: Trie, nodes: Int32[Array, "*N"]) -> Int32[Array, "*N"]:
+    """Leaf numbers 0..P-1 of nodes of the deepest level; -1 stays -1."""
+    return jnp.where(nodes >= 0, nodes - jnp.asarray(trie.level_start)[-2], -1)
+
+
+def leaf_of_items(trie: Trie) -> Int32[np.ndarray, " I"]:
+    """The leaf of every item (host only), for negatives under the prefix condition of Eq. 5."""
+    counts = np.diff(np.asarray(trie.leaf_start[: trie.num_leaves + 1]))
+    leaf = np.empty(trie.num_items, np.int32)
+    items = np.asarray(trie.sorted_items[: trie.num_items])
+    leaf[items] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return leaf
+
+
+def _check(codes: np.ndarray, depth: int, codebook_size: int) -> None:
+    if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(
+            f"SIDs of shape {codes.shape}, type {codes.dtype}: expected integers [items, levels]."
+        )
+    items, levels = codes.shape
+    if items == 0:
+        raise ValueError("There are no items; the trie needs at least one.")
+    if not 1 <= levels <= MAX_LEVELS:
+        raise ValueError(f"SIDs have {levels} levels; use 1 to {MAX_LEVELS}.")
+    if not 1 <= depth <= levels:
+        raise ValueError(f"depth={depth} does not fit SIDs of {levels} levels; use 1 to {levels}.")
+    if not 1 <= codebook_size <= MAX_CODEBOOK_SIZE:
+        raise ValueError(f"codebook_size={codebook_size}; use 1 to {MAX_CODEBOOK_SIZE}.")
+    if codes.min() < 0 or codes.max() >= codebook_size:
+        raise ValueError(
+            f"SID codes lie in {codes.min()}..{codes.max()}; with codebook_size={codebook_size} "
+            f"they must lie in 0..{codebook_size - 1}."
+        )
+
+
+def _sort_order(codes: np.ndarray, codebook_size: int) -> Int[np.ndarray, " I"]:
+    """Rows in order of their codes, then of their number."""
+    bits = max(int(codebook_size - 1).bit_length(), 1)
+    if bits * codes.shape[1] > 63:
+        return np.lexsort(codes.T[::-1])  # stable
+    key = np.zeros(len(codes), np.int64)  # one integer a row sorts several times faster
+    for column in codes.T:
+        key = (key << bits) | column
+    return np.argsort(key, kind="stable")
+
+
+def _pad(array: np.ndarray, value: int, dtype: type) -> np.ndarray:
+    padded = np.full(padded_size(len(array)), value, dtype)
+    padded[: len(array)] = array
+    return padded

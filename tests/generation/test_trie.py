@@ -1,0 +1,136 @@
+"""Promises of sigma_jax/generation/trie.py."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sigma_jax.generation.trie import (
+    Trie,
+    build_trie,
+    children,
+    leaf_of_items,
+    leaves,
+    padded_size,
+)
+
+
+def walk(trie: Trie) -> list[tuple[tuple[int, ...], int]]:
+    """(path, leaf) of every root-to-leaf path, following `children` only."""
+    paths = [((), 0)]
+    for level in range(trie.depth):
+        codes, nodes, is_valid = children(trie, level, np.int32([node for _, node in paths]))
+        paths = [
+            ((*path, int(code)), int(node))
+            for (path, _), row in zip(paths, zip(codes, nodes, is_valid, strict=True), strict=True)
+            for code, node, ok in zip(*map(np.asarray, row), strict=True)
+            if ok
+        ]
+    ends = leaves(trie, np.int32([node for _, node in paths]))
+    return [(path, int(leaf)) for (path, _), leaf in zip(paths, ends, strict=True)]
+
+
+@st.composite
+def semantic_ids(draw):
+    levels = draw(st.integers(1, 5))
+    size = draw(st.sampled_from([1, 2, 5, 300]))
+    rows = draw(
+        st.lists(
+            st.lists(st.integers(0, size - 1), min_size=levels, max_size=levels),
+            min_size=1,
+            max_size=25,
+        )
+    )
+    return np.int32(rows), draw(st.integers(1, levels)), size
+
+
+@settings(deadline=None, max_examples=40)
+@given(semantic_ids())
+def test_paths_are_exactly_the_prefixes_and_leaves_hold_exactly_their_items(example):
+    codes, depth, size = example
+    trie = build_trie(codes, depth, size)
+    paths = walk(trie)
+    prefixes = sorted({tuple(row[:depth]) for row in codes.tolist()})
+    assert [path for path, _ in paths] == prefixes  # each once, in sorted order
+    assert [leaf for _, leaf in paths] == list(range(trie.num_leaves))
+    for path, leaf in paths:
+        items = trie.sorted_items[trie.leaf_start[leaf] : trie.leaf_start[leaf + 1]]
+        assert items.tolist() == [i for i, row in enumerate(codes) if tuple(row[:depth]) == path]
+        assert (leaf_of_items(trie)[items] == leaf).all()
+    assert trie.num_items == len(codes)
+    first = {path[0] for path in prefixes}
+    assert set(np.flatnonzero(trie.first_level_mask).tolist()) == first
+
+
+def test_worked_example_of_the_docstring():
+    trie = build_trie(np.int32([[3, 1], [0, 2], [3, 1], [3, 0]]), 2, 4)
+    assert trie.edge_code[:5].tolist() == [0, 3, 2, 0, 1]
+    assert trie.leaf_start[:4].tolist() == [0, 1, 2, 4]
+    assert trie.sorted_items[:4].tolist() == [1, 3, 0, 2]
+    assert trie.first_nodes.tolist() == [1, -1, -1, 2]
+    assert trie.widths == (2, 2) and trie.largest_leaf == 2
+
+
+@pytest.mark.parametrize("levels, size", [(16, 65_536), (1, 65_536), (16, 2), (4, 256)])
+def test_extreme_shapes(levels, size):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, size, (50, levels)).astype(np.int32)
+    codes[0], codes[1] = size - 1, 0
+    trie = build_trie(codes, levels, size)
+    assert [path for path, _ in walk(trie)] == sorted({tuple(row) for row in codes.tolist()})
+
+
+def test_absent_beam_has_no_children():
+    trie = build_trie(np.int32([[0, 0], [0, 1]]), 2, 2)
+    codes, nodes, is_valid = children(trie, 0, np.int32([-1, 0]))
+    assert is_valid.tolist() == [[False], [True]]
+    assert codes.tolist() == [[-1], [0]] and nodes.tolist() == [[-1], [1]]
+    assert leaves(trie, np.int32([-1, 2, 3])).tolist() == [-1, 0, 1]
+
+
+def test_saved_trie_is_mapped_and_equal(tmp_path):
+    trie = build_trie(np.random.default_rng(1).integers(0, 9, (40, 3)), 2, 9)
+    trie.save(tmp_path)
+    loaded = Trie.load(tmp_path)
+    assert isinstance(loaded.sorted_items, np.memmap)
+    assert jax.tree.structure(loaded) == jax.tree.structure(trie)
+    jax.tree.map(np.testing.assert_array_equal, loaded, trie)
+    assert walk(jax.device_put(loaded)) == walk(trie)
+    (tmp_path / "trie.json").unlink()
+    with pytest.raises(ValueError, match=r"trie\.json is missing"):
+        Trie.load(tmp_path)
+
+
+def test_similar_catalogues_share_one_compile():
+    steps = jax.jit(children, static_argnums=1)
+    rng = np.random.default_rng(2)
+    # 1000 and 1001 items over the same 8 x 8 prefixes: same padded sizes and widths.
+    grid = np.indices((8, 8)).reshape(2, -1).T
+    for count in (1000, 1001):
+        codes = np.concatenate([grid, rng.integers(0, 8, (count - 64, 2))]).astype(np.int32)
+        steps(build_trie(codes, 2, 8), 1, np.int32([1, 2]))
+    assert steps._cache_size() == 1
+
+
+def test_padded_size_wastes_at_most_a_quarter():
+    sizes = [padded_size(n) for n in range(1, 5000)]
+    assert all(n <= size <= 1.25 * n for n, size in enumerate(sizes, 1))
+    assert len(set(sizes)) < 60
+
+
+@pytest.mark.parametrize(
+    "codes, depth, size, message",
+    [
+        (np.zeros((0, 2), np.int32), 1, 4, "no items"),
+        (np.zeros((3, 17), np.int32), 1, 4, "17 levels"),
+        (np.zeros((3, 2), np.int32), 3, 4, "depth=3"),
+        (np.zeros((3, 2), np.int32), 1, 70_000, "codebook_size=70000"),
+        (np.full((3, 2), 4, np.int32), 1, 4, "4..4"),
+        (np.full((3, 2), -1, np.int32), 1, 4, "-1..-1"),
+        (np.zeros((3, 2), np.float32), 1, 4, "float32"),
+    ],
+)
+def test_bad_sids_are_named(codes, depth, size, message):
+    with pytest.raises(ValueError, match=message):
+        build_trie(codes, depth, size)
