@@ -1,0 +1,176 @@
+"""Step one of generation: SID prefixes by beam search over the trie (Eq. 6-8 of SIGMA).
+
+The prompt is read once; its keys and values are stored once a user and shared by all beams. The
+beams' own tokens stand behind it in the same cache, and a mask says which of them are a beam's
+ancestors. So a beam that changes its parent moves no keys or values, only a row of the mask.
+
+Worked example, two beams, two codes: cache rows [prompt | a b | ...]. If both survivors descend
+from b, both may look at row b and neither at row a; nothing is copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from sigma_jax.generation.trie import Trie, children
+from sigma_jax.models.qwen3 import KVCache
+from sigma_jax.models.recommender import Recommender, Tables
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["tokens", "items", "positions", "is_token", "lengths"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Prompts in ordinary order, padded on the right."""
+
+    tokens: Int[Array, "B T"]
+    items: Int[Array, "B T"]  # item at its slot, else -1
+    positions: Int[Array, "B T"]
+    is_token: Bool[Array, "B T"]  # False where padding
+    lengths: Int[Array, " B"]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["codes", "scores", "is_valid", "leaves", "queries"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Beams:
+    """The best SID prefixes, best first; invalid ones (fewer paths than beams) come last."""
+
+    codes: Int[Array, "B M y"]
+    scores: Float[Array, "B M"]  # phi of Eq. 7; -inf where invalid
+    is_valid: Bool[Array, "B M"]
+    leaves: Int[Array, "B M"]  # the prefix's number in the trie
+    queries: Float[Array, "B M D"]  # h of Eq. 8 in the space of fused items, unit length
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["scores", "nodes", "codes", "ancestors"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class BeamState:
+    """Beams between two steps."""
+
+    scores: Float[Array, "B M"]
+    nodes: Int[Array, "B M"]
+    codes: Int[Array, "B M t"]  # codes chosen so far
+    ancestors: Bool[Array, "B M R"]  # which of the beams' cache rows a beam descends from
+
+
+def beam_search(
+    model: Recommender, tables: Tables, prompts: Prompts, trie: Trie, num_beams: int
+) -> Beams:
+    """Eq. 6-8 of SIGMA: the `num_beams` likeliest prefixes of real items and their queries.
+
+    Scores are exact log-probabilities: each path scored on its own gives the same. Every prefix
+    is a path of the trie, so it belongs to at least one item. Traced under `jax.jit`.
+    """
+    depth = trie.depth
+    batch, length = prompts.tokens.shape
+    own_rows = num_beams * (depth + 1)
+    cache = KVCache.empty(model.backbone.config, batch, length + own_rows)
+    hidden, cache = _read_prompt(model, tables, prompts, cache)
+    state = BeamState(
+        scores=jnp.zeros((batch, 1), jnp.float32),
+        nodes=jnp.zeros((batch, 1), jnp.int32),
+        codes=jnp.zeros((batch, 1, 0), jnp.int32),
+        ancestors=jnp.zeros((batch, 1, own_rows), bool),
+    )
+    hidden = hidden[:, None]
+    for level in range(depth):
+        log_probs = model.code_log_probs(hidden, level)
+        state = _select(state, log_probs, trie, level, num_beams)
+        last = state.codes[:, :, -1]
+        tokens = jnp.where(jnp.isfinite(state.scores), model.space.code(level, last), 0)[..., None]
+        if level == depth - 1:
+            # The last code and the query token go through the backbone together.
+            query = jnp.full_like(tokens, model.space.query)
+            tokens = jnp.concatenate([tokens, query], axis=-1)
+        hidden, state, cache = _extend(model, tables, prompts, state, tokens, level, cache)
+    return Beams(
+        codes=state.codes,
+        scores=state.scores,
+        is_valid=jnp.isfinite(state.scores),
+        leaves=state.nodes,
+        queries=model.query(hidden),
+    )
+
+
+def _read_prompt(model, tables, prompts: Prompts, cache: KVCache):
+    """Fills the cache; the hidden state [B, D] of each prompt's last token."""
+    batch, length = prompts.tokens.shape
+    own_rows = cache.keys.shape[2] - length
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    mask = causal & prompts.is_token[:, None, :] & prompts.is_token[:, :, None]
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, own_rows)))
+    hidden, cache = model(
+        prompts.tokens, prompts.items, prompts.positions, mask, tables, cache=cache
+    )
+    return hidden[jnp.arange(batch), prompts.lengths - 1], cache
+
+
+def _select(
+    state: BeamState, log_probs: Float[Array, "B M C"], trie: Trie, level: int, num_beams: int
+) -> BeamState:
+    """The best `num_beams` children of all beams; -inf where there are fewer."""
+    codes, nodes, is_child = children(trie, level, state.nodes)
+    step = jnp.take_along_axis(log_probs, jnp.where(is_child, codes, 0), axis=-1)
+    scores = jnp.where(is_child, state.scores[..., None] + step, -jnp.inf)
+    batch, parents, width = scores.shape
+    flat = scores.reshape(batch, -1)
+    if flat.shape[1] < num_beams:
+        flat = jnp.pad(flat, ((0, 0), (0, num_beams - flat.shape[1])), constant_values=-jnp.inf)
+    best, place = jax.lax.top_k(flat, num_beams)
+    place = jnp.minimum(place, parents * width - 1)
+    parent = place // width
+
+    def pick(values: Array) -> Array:
+        return jnp.take_along_axis(values.reshape(batch, -1), place, axis=1)
+
+    def inherit(values: Array) -> Array:
+        return jnp.take_along_axis(values, parent[..., None], axis=1)
+
+    return BeamState(
+        scores=best,
+        nodes=jnp.where(jnp.isfinite(best), pick(nodes), 0),
+        codes=jnp.concatenate([inherit(state.codes), pick(codes)[..., None]], axis=-1),
+        ancestors=inherit(state.ancestors),
+    )
+
+
+def _extend(model, tables, prompts: Prompts, state: BeamState, tokens, level: int, cache: KVCache):
+    """Reads `tokens` [B, M, n] of each beam; the hidden state of each beam's last one."""
+    batch, num_beams, count = tokens.shape
+    rows = level * num_beams + jnp.arange(num_beams * count).reshape(num_beams, count)
+    own_row = jax.nn.one_hot(rows, state.ancestors.shape[-1], dtype=bool)
+    before = jnp.cumsum(own_row, axis=1).astype(bool)  # token j of a beam sees tokens 0..j
+    seen = state.ancestors[:, :, None, :] | before
+    prompt = jnp.broadcast_to(
+        prompts.is_token[:, None, None, :], (*seen.shape[:3], prompts.is_token.shape[1])
+    )
+    mask = jnp.concatenate([prompt, seen], axis=-1)
+    positions = prompts.lengths[:, None, None] + level + jnp.arange(count)
+    positions = jnp.broadcast_to(positions, tokens.shape)
+    hidden, cache = model(
+        tokens.reshape(batch, -1),
+        jnp.full((batch, num_beams * count), -1),
+        positions.reshape(batch, -1),
+        mask.reshape(batch, num_beams * count, -1),
+        tables,
+        cache=cache,
+    )
+    hidden = hidden.reshape(batch, num_beams, count, -1)[:, :, -1]
+    state = dataclasses.replace(state, ancestors=seen[:, :, -1])
+    return hidden, state, cache

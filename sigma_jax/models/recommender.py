@@ -1,0 +1,161 @@
+"""SIGMA's recommender: hybrid item tokens in, SID logits and item queries out.
+
+A prompt is text, SID codes and item slots in one row of ids (section 2.2 of SIGMA). Text ids
+keep the tokenizer's vocabulary; after it stands a table of its own:
+
+    V + l * C + c    code c of level l
+    V + L * C        the item slot, to which UpProj(MLP(v_ID, v_text, v_img)) is added
+    V + L * C + 1    the query token q
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from sigma_jax.models.item_encoder import ItemEncoder, ItemEncoderConfig, unit
+from sigma_jax.models.qwen3 import KVCache, Qwen3
+
+Tables = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSpace:
+    """Where each kind of token stands in the one id space."""
+
+    vocab_size: int  # V, of the text table
+    levels: int  # L
+    codebook_size: int  # C
+
+    def code(self, level, code):
+        """Id of `code` of `level` (0-based); arrays broadcast."""
+        return self.vocab_size + level * self.codebook_size + code
+
+    @property
+    def item_slot(self) -> int:
+        return self.vocab_size + self.levels * self.codebook_size
+
+    @property
+    def query(self) -> int:
+        return self.item_slot + 1
+
+    @property
+    def table_size(self) -> int:
+        """Rows of the table after the vocabulary."""
+        return self.levels * self.codebook_size + 2
+
+
+@dataclasses.dataclass(frozen=True)
+class RecommenderConfig:
+    """What stands around the backbone."""
+
+    item_encoder: ItemEncoderConfig
+    is_sid_table_frozen: bool
+    uses_full_vocabulary: bool  # SID logits over text and all codes (the paper's letter)
+
+
+class Recommender(nnx.Module):
+    """A backbone with SID table, item encoder and the two heads of section 2.3 of SIGMA."""
+
+    def __init__(
+        self,
+        config: RecommenderConfig,
+        backbone: Qwen3,
+        space: TokenSpace,
+        vectors: Mapping[str, Float[Array, "I D"] | tuple[int, int]],
+        *,
+        rngs: nnx.Rngs,
+    ):
+        width = backbone.config.width
+        fused = config.item_encoder.fused_width
+        self.config = config
+        self.space = space
+        self.backbone = backbone
+        self.item_encoder = ItemEncoder(config.item_encoder, vectors, rngs=rngs)
+        # As large as the text embeddings it stands beside, measured rather than assumed.
+        text_scale = jnp.std(backbone.embed(jnp.arange(min(space.vocab_size, 1024))[None]))
+        table = jax.random.normal(rngs.params(), (space.table_size, width))
+        self.sid_table = nnx.Param(text_scale * table, axes=("codes", "embed"))
+        self.code_bias = nnx.Param(jnp.zeros((space.levels, space.codebook_size)))
+        init = nnx.initializers.lecun_normal()
+        up = init(rngs.params(), (fused, width))
+        self.up_projection = nnx.Param(text_scale * up, axes=(None, "embed"))
+        self.query_head = nnx.Param(init(rngs.params(), (width, fused)), axes=("embed", None))
+
+    def embed(
+        self, tokens: Int[Array, "B T"], items: Int[Array, "B T"], tables: Tables
+    ) -> Float[Array, "B T D"]:
+        """Embeddings of text, codes, slots and query tokens; `items` is -1 off the slots."""
+        is_text = tokens < self.space.vocab_size
+        text = self.backbone.embed(jnp.where(is_text, tokens, 0))
+        rows = jnp.where(is_text, 0, tokens - self.space.vocab_size)
+        own = jnp.take(self.sid_table[...], rows, axis=0)
+        # Rows of fused vectors have any length; the slot wants one the backbone can rely on.
+        fused = unit(self.item_encoder(jnp.maximum(items, 0), tables)) * self._root_fused
+        slot = jnp.where((items >= 0)[..., None], fused @ self.up_projection[...], 0)
+        return jnp.where(is_text[..., None], text, (own + slot).astype(text.dtype))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        items: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T S"],
+        tables: Tables,
+        cache: KVCache | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Hidden states after the final norm; with a cache, also the cache extended by T."""
+        return self.backbone(self.embed(tokens, items, tables), positions, mask, cache, key=key)
+
+    def code_logits(
+        self, hidden: Float[Array, "... y D"], first: int = 0
+    ) -> Float[Array, "... y C"]:
+        """Logits of the codes of levels first, first + 1, ... over that level's codes, float32.
+
+        With `uses_full_vocabulary` they run over text ids and the whole table instead.
+        """
+        levels = hidden.shape[-2]
+        hidden = hidden.astype(jnp.float32)  # softmax over codes: bfloat16 loses close calls
+        table = self.sid_table[...].astype(jnp.float32)
+        codes = self.space.levels * self.space.codebook_size
+        bias = self.code_bias[...]
+        if self.config.uses_full_vocabulary:
+            own = hidden @ table.T
+            own = own.at[..., :codes].add(bias.reshape(-1))
+            return jnp.concatenate([self.backbone.logits(hidden), own], axis=-1)
+        shape = (self.space.levels, self.space.codebook_size, -1)
+        by_level = table[:codes].reshape(shape)[first : first + levels]
+        return jnp.einsum("...yd,ycd->...yc", hidden, by_level) + bias[first : first + levels]
+
+    def code_labels(self, codes: Int[Array, "... y"]) -> Int[Array, "... y"]:
+        """Column of `code_logits` for each code, levels 0..y-1 in the last axis."""
+        if not self.config.uses_full_vocabulary:
+            return codes
+        return self.space.code(jnp.arange(codes.shape[-1]), codes)
+
+    def code_log_probs(self, hidden: Float[Array, "... D"], level: int) -> Float[Array, "... C"]:
+        """Log-probabilities of the codes of one level: the terms of Eq. 7 of SIGMA."""
+        logits = self.code_logits(hidden[..., None, :], level)[..., 0, :]
+        log_probs = jax.nn.log_softmax(logits, axis=-1)
+        if not self.config.uses_full_vocabulary:
+            return log_probs
+        start = self.space.code(level, 0)
+        return log_probs[..., start : start + self.space.codebook_size]
+
+    def query(self, hidden: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """The query token's hidden state in the space of fused items, unit length (h of Eq. 5)."""
+        return unit(hidden.astype(jnp.float32) @ self.query_head[...])
+
+    def item_vectors(self, items: Int[Array, "..."], tables: Tables) -> Float[Array, "... D"]:
+        """Fused vectors of `items`, unit length (the fused v of Eq. 5)."""
+        return unit(self.item_encoder(items, tables))
+
+    @property
+    def _root_fused(self) -> float:
+        return self.config.item_encoder.fused_width**0.5
