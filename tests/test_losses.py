@@ -1,0 +1,312 @@
+"""Eq. 1-5 against plain float64 loops, chunked against whole, 8 devices against 1."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sigma_jax import losses
+
+TAU = 0.05
+
+
+def cosine(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return a @ b / np.sqrt((a @ a) * (b @ b))
+
+
+def naive_p(vectors, i, is_candidate, tau):
+    weights = [
+        np.exp(cosine(vectors[i], vectors[k]) / tau) if is_candidate(i, k) else 0.0
+        for k in range(len(vectors))
+    ]
+    return np.array(weights) / sum(weights)
+
+
+def is_kept(keys, i, j):
+    """Is j in the denominator of anchor i? Written out from the docstring."""
+    half = len(keys) // 2
+    partner = lambda k: (k + half) % len(keys)  # noqa: E731
+    if j == i:
+        return False
+    if j == partner(i):
+        return True
+    return keys[j] not in (keys[i], keys[partner(i)]) and keys[partner(j)] != keys[i]
+
+
+def pair_batch(seed=0, pairs=7, width=8):
+    rng = np.random.default_rng(seed)
+    keys = rng.integers(0, 9, 2 * pairs).astype(np.int32)
+    by_key = rng.normal(size=(9, width)).astype(np.float32)
+    vectors = by_key[keys] + 0.1 * rng.normal(size=(2 * pairs, width)).astype(np.float32)
+    return vectors, keys
+
+
+@pytest.mark.parametrize("has_keys", [False, True])
+def test_eq1_and_eq2_equal_a_float64_loop(has_keys):
+    vectors, keys = pair_batch()
+    rule = (lambda i, j: is_kept(keys, i, j)) if has_keys else (lambda i, j: i != j)
+    want = np.stack([naive_p(vectors, i, rule, TAU) for i in range(14)])
+    given = keys if has_keys else None
+    got = np.exp(losses.in_batch_log_probabilities(jnp.asarray(vectors), TAU, given))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    want_loss = -np.mean([np.log(want[i, (i + 7) % 14]) for i in range(14)])
+    loss, accuracy = losses.contrastive_loss(jnp.asarray(vectors), TAU, given)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
+    want_first = np.mean([want[i].argmax() == (i + 7) % 14 for i in range(14)])
+    np.testing.assert_allclose(accuracy, want_first, rtol=1e-6)
+
+
+def test_masking_follows_the_worked_example():
+    q, a, b, c = range(4)
+    keys = jnp.array([q, q, c, a, b, a])  # (q, a) (q, b) (c, a)
+    log_p = losses.in_batch_log_probabilities(jnp.eye(6), TAU, keys)
+    is_candidate = np.isfinite(np.asarray(log_p))
+    np.testing.assert_array_equal(is_candidate[0], [False, False, True, True, False, False])
+    # anchor c: its positive a (row 5) stays, the other a (row 3) goes
+    np.testing.assert_array_equal(is_candidate[2], [True, True, False, False, True, True])
+
+
+@pytest.mark.parametrize("has_keys", [False, True])
+def test_eq3_equals_a_float64_loop_and_leaves_rows_without_id_out(has_keys):
+    text, keys = pair_batch()
+    ids = np.random.default_rng(1).normal(size=(14, 5)).astype(np.float32) * 3
+    has_id = np.random.default_rng(2).random(14) < 0.7
+    ids[~has_id] = np.nan_to_num(0.0)
+
+    def rule(i, j):
+        return i != j and has_id[j] and not (has_keys and keys[j] == keys[i])
+
+    total = 0.0
+    for i in np.flatnonzero(has_id):
+        p, q = naive_p(ids, i, rule, 0.1), naive_p(text, i, rule, TAU)
+        total += sum(p[j] * np.log(p[j] / q[j]) for j in range(14) if p[j] > 0)
+    got = losses.distillation_loss(
+        jnp.asarray(text), jnp.asarray(ids), TAU, 0.1, has_id, keys if has_keys else None
+    )
+    np.testing.assert_allclose(got, total / has_id.sum(), rtol=1e-5)
+    assert total > 0
+
+
+def test_eq3_gives_id_vectors_no_gradient():
+    text, _ = pair_batch()
+    every = jnp.ones(14, bool)
+    by_ids = jax.grad(lambda ids: losses.distillation_loss(text, ids, TAU, TAU, every))
+    assert not np.any(by_ids(jnp.asarray(text[:, :3])))
+
+
+def test_eq4_equals_a_float64_loop():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 3, 4, 5)).astype(np.float32) * 4
+    codes = rng.integers(0, 5, (2, 3, 4))
+    weights = np.array([[1, 0, 2], [0.5, 1, 0]], np.float32)
+    codes[0, 1] = -1  # no target there
+    total = 0.0
+    for b, n in np.argwhere(weights > 0):
+        exact = logits[b, n].astype(np.float64)
+        terms = [exact[t, codes[b, n, t]] - np.log(np.exp(exact[t]).sum()) for t in range(4)]
+        total -= weights[b, n] * np.mean(terms)
+    loss, figures = losses.next_token_loss(jnp.asarray(logits), codes, weights)
+    np.testing.assert_allclose(loss, total / weights.sum(), rtol=1e-5)
+    is_right = logits.argmax(-1) == codes
+    np.testing.assert_allclose(
+        figures["accuracy_2"], (is_right[..., 1] * weights).sum() / weights.sum(), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        figures["accuracy"], (is_right.all(-1) * weights).sum() / weights.sum(), rtol=1e-5
+    )
+
+
+def test_label_smoothing_is_a_mixture_with_the_uniform_distribution():
+    logits, codes, weights = jnp.array([[[2.0, 0.0, -1.0]]]), jnp.array([[0]]), jnp.ones(1)
+    log_p = np.log(np.exp([2.0, 0, -1]) / np.exp([2.0, 0, -1]).sum())
+    loss, _ = losses.next_token_loss(logits, codes, weights, label_smoothing=0.3)
+    np.testing.assert_allclose(loss, -(0.7 * log_p[0] + 0.1 * log_p.sum()), rtol=1e-5)
+
+
+def infonce_batch(seed=0, queries=11, negatives=30):
+    rng = np.random.default_rng(seed)
+    prefix_of = rng.integers(0, 3, 20).astype(np.int32)
+    items = rng.integers(0, 20, queries + negatives).astype(np.int32)
+    items[-1] = -1  # padding
+    vectors = rng.normal(size=(2 * queries + negatives, 6)).astype(np.float32)
+    target, drawn = items[:queries], items[queries:]
+    return {
+        "queries": vectors[:queries],
+        "target_vectors": vectors[queries : 2 * queries],
+        "target_items": target,
+        "target_prefix": prefix_of[target],
+        "negative_vectors": vectors[2 * queries :],
+        "negative_items": drawn,
+        "negative_prefix": prefix_of[drawn],
+        "temperature": 0.2,
+        "weights": rng.random(queries).astype(np.float32) * (rng.random(queries) < 0.8),
+    }
+
+
+@pytest.mark.parametrize("use_prefix_condition", [True, False])
+@pytest.mark.parametrize("has_log_q", [True, False])
+def test_eq5_equals_a_float64_loop(use_prefix_condition, has_log_q):
+    batch = infonce_batch()
+    log_q = np.log(np.random.default_rng(5).uniform(0.1, 1, 30)) if has_log_q else np.zeros(30)
+    total, first, seen, contested = 0.0, 0.0, 0.0, 0.0
+    for q, weight in enumerate(batch["weights"]):
+        positive = cosine(batch["queries"][q], batch["target_vectors"][q]) / 0.2
+        logits, drawn = [], set()
+        for n, item in enumerate(batch["negative_items"]):
+            has_prefix = batch["negative_prefix"][n] == batch["target_prefix"][q]
+            if item < 0 or item in drawn or item == batch["target_items"][q]:
+                continue
+            if use_prefix_condition and not has_prefix:
+                continue
+            drawn.add(item)
+            negative = cosine(batch["queries"][q], batch["negative_vectors"][n]) / 0.2
+            logits.append(negative - log_q[n])
+        total -= weight * (positive - np.log(np.exp([positive, *logits]).sum()))
+        seen += weight * len(logits)
+        contested += weight * bool(logits)
+        first += weight * (bool(logits) and positive > max(logits))
+    loss, figures = losses.prefix_infonce(
+        **batch,
+        use_prefix_condition=use_prefix_condition,
+        negative_log_q=jnp.asarray(log_q) if has_log_q else None,
+    )
+    np.testing.assert_allclose(loss, total / batch["weights"].sum(), rtol=1e-5)
+    np.testing.assert_allclose(figures["negatives"], seen / batch["weights"].sum(), rtol=1e-5)
+    np.testing.assert_allclose(figures["accuracy"], first / contested, rtol=1e-5)
+
+
+def test_repeated_draws_count_once():
+    batch = infonce_batch()
+    twice = dict(batch)
+    for name in ("negative_vectors", "negative_items", "negative_prefix"):
+        twice[name] = np.concatenate([batch[name], batch[name]])
+    np.testing.assert_allclose(
+        losses.prefix_infonce(**batch)[0], losses.prefix_infonce(**twice)[0], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5])
+def test_chunks_change_neither_values_nor_gradients(chunk_size):
+    vectors, keys = pair_batch()
+    ids, has_id = jnp.asarray(pair_batch(seed=3)[0]), jnp.arange(14) % 3 > 0
+    batch = infonce_batch()
+
+    def contrast(v, size):
+        return losses.contrastive_loss(v, TAU, keys, size)[0]
+
+    def distil(v, size):
+        return losses.distillation_loss(v, ids, TAU, TAU, has_id, keys, size)
+
+    def infonce(v, size):
+        return losses.prefix_infonce(**{**batch, "negative_vectors": v}, chunk_size=size)[0]
+
+    cases = [(contrast, vectors), (distil, vectors), (infonce, batch["negative_vectors"])]
+    for loss, at in cases:
+        step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+        whole = step(jnp.asarray(at), 100)
+        parts = step(jnp.asarray(at), chunk_size)
+        np.testing.assert_allclose(parts[0], whole[0], rtol=1e-6)
+        np.testing.assert_allclose(parts[1], whole[1], atol=1e-5)
+
+
+def test_no_intermediate_holds_all_rows_by_all_candidates():
+    def loss(v):
+        ids = losses.distillation_loss(v, v[:, :4], TAU, TAU, jnp.ones(512, bool), None, 64)
+        return losses.contrastive_loss(v, TAU, jnp.arange(512), 64)[0] + ids
+
+    lowered = jax.jit(jax.grad(loss)).lower(jnp.ones((512, 8)))
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 512 * 512 * 4
+
+
+def step(loss):
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def finite(tree):
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_edge_cases_have_finite_gradients(dtype):
+    one_pair = jnp.asarray(pair_batch()[0][:2], dtype)
+    for keys in (None, jnp.array([3, 3])):
+        loss, grad = step(lambda v, k=keys: losses.contrastive_loss(v, TAU, k)[0])(one_pair)
+        assert loss == 0 and finite(grad) and loss.dtype == jnp.float32
+    nowhere = jnp.zeros(2, bool)
+    distil = lambda v, has: losses.distillation_loss(v, v, TAU, TAU, has)  # noqa: E731
+    for has_id in (nowhere, jnp.array([True, False]), ~nowhere):
+        loss, grad = step(distil)(one_pair, has_id)
+        assert loss == 0 and finite(grad)
+    zeros = jnp.zeros((4, 8), dtype)
+    assert finite(step(lambda v: losses.contrastive_loss(v, TAU)[0])(zeros))
+
+    batch = infonce_batch()
+    alone = {**batch, "negative_prefix": np.full(30, 99)}
+    unweighted = {**batch, "weights": np.zeros(11)}
+    for case in (alone, unweighted):
+        vectors = {n: jnp.asarray(case[n], dtype) for n in ("queries", "negative_vectors")}
+        loss, grad = step(lambda v, c=case: losses.prefix_infonce(**{**c, **v})[0])(vectors)
+        assert loss == 0 and finite(grad)
+    logits = jnp.zeros((1, 2, 3), dtype)
+    nothing = jnp.zeros((1, 2), int), jnp.zeros(1)
+    loss, grad = step(lambda x: losses.next_token_loss(x, *nothing)[0])(logits)
+    assert loss == 0 and finite(grad)
+
+
+def test_bfloat16_vectors_are_compared_in_float32():
+    vectors, keys = pair_batch()
+    rounded = jnp.asarray(vectors, jnp.bfloat16)
+    np.testing.assert_allclose(
+        losses.contrastive_loss(rounded, TAU, keys)[0],
+        losses.contrastive_loss(rounded.astype(jnp.float32), TAU, keys)[0],
+        rtol=1e-6,
+    )
+
+
+def test_an_odd_number_of_rows_is_no_batch_of_pairs():
+    with pytest.raises(ValueError, match="3 vectors are no batch of pairs"):
+        losses.contrastive_loss(jnp.ones((3, 2)), TAU)
+
+
+SHARDED = """
+import jax, numpy as np, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from sigma_jax import losses
+devices = jax.devices()
+assert len(devices) == 8
+rng = np.random.default_rng(0)
+text, ids = rng.normal(size=(64, 8)), rng.normal(size=(64, 5))
+batch = {"text": text.astype("f4"), "ids": ids.astype("f4"), "keys": rng.integers(0, 40, 64),
+         "has_id": rng.random(64) < .7, "weights": rng.random(64).astype("f4")}
+drawn = rng.normal(size=(30, 8)).astype("f4"), rng.integers(0, 40, 30)
+
+def loss(batch, chunk):
+    text, keys, (vectors, items) = batch["text"], batch["keys"], drawn
+    cl, _ = losses.contrastive_loss(text, .05, keys, chunk)
+    kd = losses.distillation_loss(text, batch["ids"], .05, .1, batch["has_id"], keys, chunk)
+    nce, _ = losses.prefix_infonce(text, text[::-1], keys, keys % 3, vectors, items, items % 3,
+                                   .05, batch["weights"], chunk_size=chunk)
+    ntp, _ = losses.next_token_loss(text[:, None], keys[:, None] % 8, batch["weights"])
+    return cl + kd + nce + ntp
+
+for chunk in (100, 16):
+    step = jax.jit(jax.value_and_grad(lambda b: loss(b, chunk), allow_int=True))
+    one = step(jax.device_put(batch, devices[0]))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    many = step(jax.device_put(batch, rows))
+    np.testing.assert_allclose(many[0], one[0], rtol=1e-5)
+    np.testing.assert_allclose(many[1]["text"], one[1]["text"], atol=1e-5)
+"""
+
+
+def test_eight_devices_give_the_loss_of_one():
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    run = subprocess.run([sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
