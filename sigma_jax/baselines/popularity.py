@@ -1,0 +1,76 @@
+"""Most popular items first; also what fills the lists of the other baselines where they run out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int32
+
+from sigma_jax.baselines.candidates import Allowed, history_ranges, training_rows
+from sigma_jax.schema import PreparedData, Requests
+
+
+@dataclasses.dataclass(frozen=True)
+class Popularity:
+    """All items by the number of their training rows; equal numbers in a random order of `seed`."""
+
+    order: Int32[np.ndarray, " I"]  # most popular first
+    rank: Int32[np.ndarray, " I"]  # place of each item in `order`
+
+    @classmethod
+    def fit(cls, data: PreparedData, seed: int) -> Popularity:
+        counts = count_training_rows(data)
+        ties = np.random.default_rng(seed).permutation(len(counts))
+        order = np.lexsort((ties, -counts)).astype(np.int32)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order), dtype=np.int32)
+        return cls(order, rank)
+
+    def recommend(
+        self,
+        data: PreparedData,
+        requests: Requests,
+        k: int,
+        keep_seen: bool,
+        allowed: Allowed | None,
+    ) -> Int32[np.ndarray, "N k"]:
+        empty = np.full((len(requests), k), -1, np.int32)
+        return self.complete(empty, data, requests, keep_seen, allowed)
+
+    def complete(
+        self,
+        rankings: Int32[np.ndarray, "N k"],
+        data: PreparedData,
+        requests: Requests,
+        keep_seen: bool,
+        allowed: Allowed | None,
+    ) -> Int32[np.ndarray, "N k"]:
+        """`rankings` with its trailing -1 replaced by the most popular items not yet in the row."""
+        rankings = rankings.copy()
+        starts, ends = history_ranges(data.histories, requests)
+        by_constraint: dict[int, np.ndarray] = {}
+        filled = (rankings >= 0).sum(1)
+        for row in np.flatnonzero(filled < rankings.shape[1]):
+            pool = self.order
+            if allowed is not None and allowed.row[row] >= 0:
+                constraint = int(allowed.row[row])
+                if constraint not in by_constraint:
+                    items = np.unique(allowed.items.of(constraint))
+                    by_constraint[constraint] = items[np.argsort(self.rank[items])]
+                pool = by_constraint[constraint]
+            taken = rankings[row, : filled[row]]
+            if not keep_seen:
+                seen = np.unique(data.histories.item[starts[row] : ends[row]])
+                taken = np.concatenate([taken, seen])
+            missing = rankings.shape[1] - filled[row]
+            head = pool[: missing + len(taken)]  # enough even if all taken items lead the pool
+            added = head[~np.isin(head, taken)][:missing]
+            rankings[row, filled[row] : filled[row] + len(added)] = added
+        return rankings
+
+
+def count_training_rows(data: PreparedData) -> np.ndarray:
+    """int64 [I]: training rows of each item."""
+    rows = training_rows(data.histories)
+    return np.bincount(data.histories.item[rows], minlength=len(data.catalogue))
