@@ -1,0 +1,57 @@
+"""Stage `teacher`: SASRec, whose item table is the ID vectors of section 2.1 of SIGMA.
+
+    python -m sigma_jax.train --config=configs/teacher.py --workdir=runs/demo
+
+It runs before the other stages where the data brings no ID vectors of its own.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+BASE = {
+    "optimizer": common.optimizer(
+        2e-3, table_learning_rate=2e-3, weight_decay=0.01, warmup_steps=20, b2=0.98
+    ),
+    "train": common.train(400, 64),
+    "model": {"width": 64, "layers": 2, "heads": 2, "history": 64, "dropout": 0.2},
+    "loss_positions": 12,
+    "targets_per_position": 8,
+    "full_softmax_items": 200_000,
+    "sampled_negatives": 8_192,
+    "report_users": 1_000,
+}
+
+AMAZON = {
+    "train": common.train(1_000, 128),
+    "model": {"width": 64, "layers": 2, "heads": 2, "history": 20, "dropout": 0.4},
+    "loss_positions": 6,
+    "targets_per_position": 1,
+}
+
+PAPER = {
+    "train": common.train(100_000, 8_192, log_every=100),
+    "model": {"width": 128, "layers": 4, "heads": 4, "history": 128, "dropout": 0.1},
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.table_learning_rate": 1e-3,
+    "optimizer.warmup_steps": 2_000,
+    "loss_positions": 128,
+    "report_users": 10_000,
+}
+
+CHANGES = {
+    "amazon": AMAZON,
+    "smoke": {
+        "train": common.train(20, 16),
+        "model": {"width": 16, "layers": 1, "heads": 2, "history": 32, "dropout": 0.1},
+        "loss_positions": 4,
+        "report_users": 100,
+    },
+    "qwen3_0p6b": PAPER,
+    "qwen3_4b": PAPER,
+}
+
+
+def stage_fields(preset: str) -> ConfigDict:
+    """The fields of TeacherConfig (sigma_jax/baselines/task.py)."""
+    return common.select(preset, BASE, CHANGES)

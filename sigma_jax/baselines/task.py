@@ -1,0 +1,240 @@
+"""Stage `teacher`: trains SASRec on the training part, for ID vectors and as a baseline.
+
+The loss stands at the last line of a session, where a recommendation is made: by then the whole
+session is known, and what follows is the next session. Its target is the items of that session,
+`targets_per_position` of them drawn without order. Lines of a session are shuffled at each visit.
+
+    sessions [a b][c][d e], shuffled to b a c e d:
+      item      b  a  c  e  d
+      loss at      x  x            (d has no next session in the training part)
+      targets      c  d,e
+    With single-item sessions this is the next item at every position: [7,8,9] -> 7:8, 8:9.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int32
+
+from sigma_jax import metrics
+from sigma_jax.baselines.sasrec import Sasrec, SasrecConfig, rank_windows, save_sasrec, window
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig
+from sigma_jax.schema import Histories, PreparedData, Requests
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """Fields of configs/teacher.py."""
+
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    model: SasrecConfig
+    loss_positions: int  # P, positions of a row with a loss, drawn where a row has more
+    targets_per_position: int  # R, items of the next session; 1 suffices for single-item sessions
+    full_softmax_items: int  # larger catalogues draw their negatives
+    sampled_negatives: int  # shared by the batch
+    report_users: int  # validation users in a report, drawn once
+
+
+class TeacherTask:
+    """SASRec with full-softmax cross-entropy."""
+
+    def __init__(
+        self, config: TeacherConfig, workdir: Path, seed: int, mesh: Mesh | None = None
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.batch_rows = config.train.batch_size
+        data = PreparedData.load(workdir / "data")
+        self.histories = data.histories
+        self.num_items = len(data.catalogue)
+        if config.model.width % config.model.heads:
+            raise ValueError(
+                f"config.model.width={config.model.width} does not divide into "
+                f"{config.model.heads} heads; use a multiple."
+            )
+        self.first_window = count_windows(self.histories, config.model.history)
+        if self.first_window[-1] == 0 and config.train.steps > 0:
+            raise ValueError(
+                "no user has two sessions in the training part, so SASRec has nothing to learn; "
+                "set config.train.steps=0."
+            )
+
+    def batches(self) -> grain.MapDataset:
+        """item [B,T], position [B,P] and target [B,P,R]; -1 is padding in all three."""
+        if self.first_window[-1] == 0:
+            return grain.MapDataset.range(0)
+        every_window = grain.MapDataset.range(int(self.first_window[-1])).seed(self.seed)
+        rows = every_window.shuffle().repeat().random_map(self._row)
+        return rows.batch(self.batch_rows, drop_remainder=True)
+
+    def _row(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        user = int(np.searchsorted(self.first_window, number, side="right")) - 1
+        place = number - int(self.first_window[user])
+        return training_row(self.histories, user, place, self.config, rng)
+
+    def model(self, rngs: nnx.Rngs) -> Sasrec:
+        return Sasrec(self.config.model, self.num_items, rngs)
+
+    def tables(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def label(self, path: tuple[str, ...]) -> str:
+        """The item table and positions are learnt from scratch at their own rate."""
+        return "table" if path[0] in ("table", "position") else "base"
+
+    def loss(
+        self, model: Sasrec, tables: dict, batch: dict[str, Array], key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        drop_key, negative_key = jax.random.split(key)
+        vectors = model(batch["item"], drop_key)
+        place = jnp.maximum(batch["position"], 0)
+        vectors = jnp.take_along_axis(vectors, place[..., None], axis=1)
+        if self.num_items <= self.config.full_softmax_items:
+            normaliser, target = full_softmax(model.table[...], vectors, batch["target"])
+        else:
+            count = self.config.sampled_negatives
+            negatives = jax.random.randint(negative_key, (count,), 0, self.num_items)
+            normaliser, target = sampled_softmax(
+                model.table[...], vectors, batch["target"], negatives
+            )
+        return next_session_loss(normaliser, target, batch["target"] >= 0)
+
+    def report(self, model: Sasrec, tables: dict) -> dict[str, float]:
+        """HR@10 and NDCG@10 of one random item of the validation session, seen items kept."""
+        requests = validation_requests(self.histories, self.config.report_users, self.seed)
+        if len(requests) == 0:
+            return {}
+        rankings = rank_windows(model, self.histories, requests, 10, True, None)
+        ranks = metrics.item_ranks(rankings, requests.target)
+        return {
+            "hit_rate_10": float(metrics.hits(ranks, 10).mean()),
+            "ndcg_10": float(metrics.ndcg(ranks, 10).mean()),
+        }
+
+    def finish(self, model: Sasrec, tables: dict, folder: Path) -> dict[str, float]:
+        """Writes id_vectors.npy float32 [I, width], the rows of the item table, and weights."""
+        np.save(folder / "id_vectors.npy", np.asarray(model.table[...], np.float32))
+        save_sasrec(model, folder)
+        return self.report(model, tables)
+
+
+def full_softmax(
+    table: Float[Array, "I D"], vectors: Float[Array, "B P D"], target: Int32[Array, "B P R"]
+) -> tuple[Float[Array, "B P R"], Float[Array, "B P R"]]:
+    """log of the summed exponentials over all items, and the logits of the targets."""
+    logits = jnp.einsum("BPD,ID->BPI", vectors, table, preferred_element_type=jnp.float32)
+    chosen = jnp.take_along_axis(logits, jnp.maximum(target, 0), axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1, keepdims=True), chosen
+
+
+def sampled_softmax(
+    table: Float[Array, "I D"],
+    vectors: Float[Array, "B P D"],
+    target: Int32[Array, "B P R"],
+    negatives: Int32[Array, " S"],
+) -> tuple[Float[Array, "B P R"], Float[Array, "B P R"]]:
+    """The same with the sum over items estimated from uniform draws, each standing for (I-1)/S.
+
+    A draw that is the target is masked out, and the others stand for the rest in its place.
+    """
+    chosen = table[jnp.maximum(target, 0)]
+    chosen = jnp.einsum("BPD,BPRD->BPR", vectors, chosen, preferred_element_type=jnp.float32)
+    drawn = table[negatives]
+    drawn = jnp.einsum("BPD,SD->BPS", vectors, drawn, preferred_element_type=jnp.float32)
+    is_other = negatives != target[..., None]
+    others = jnp.maximum(is_other.sum(-1), 1)
+    weight = jnp.log((table.shape[0] - 1) / others)
+    rest = jax.nn.logsumexp(jnp.where(is_other, drawn[:, :, None], -jnp.inf), axis=-1) + weight
+    return jnp.logaddexp(rest, chosen), chosen
+
+
+def next_session_loss(
+    normaliser: Float[Array, "B P R"], target: Float[Array, "B P R"], is_target: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Cross-entropy, averaged over the targets of a position, then over positions."""
+    weight = is_target / jnp.maximum(is_target.sum(-1, keepdims=True), 1)
+    count = jnp.maximum(weight.sum(), 1)
+    loss = ((normaliser - target) * weight).sum() / count
+    return loss, {"loss": loss, "positions": weight.sum()}
+
+
+def count_windows(histories: Histories, length: int) -> np.ndarray:
+    """int64 [U+1]: number of each user's first window of at most `length` training lines.
+
+    A user whose training part is one session has nothing to predict, and no window.
+    """
+    counts = np.maximum(histories.valid_start - histories.offsets[:-1], 0)
+    last = np.maximum(histories.offsets[:-1] + counts - 1, 0)
+    clipped = np.minimum(histories.offsets[:-1], len(histories.session) - 1)
+    has_two = histories.session[last] > histories.session[clipped]
+    number = np.where((counts > 0) & has_two, -(-counts // length), 0)
+    return np.concatenate([[0], np.cumsum(number)]).astype(np.int64)
+
+
+def training_row(
+    histories: Histories,
+    user: int,
+    place: int,
+    config: TeacherConfig,
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """Window number `place` of `user` with its losses; see the worked example above.
+
+    Windows of a long history end at a random line of their stretch, so that cuts between windows
+    move from visit to visit; the targets may lie behind the window's end.
+    """
+    length = config.model.history
+    start, end = int(histories.offsets[user]), int(histories.valid_start[user])
+    stop = end
+    if end - start > length:
+        low = start + place * length
+        stop = int(rng.integers(low, min(low + length, end))) + 1
+    stop = start + int(
+        np.searchsorted(histories.session[start:end], histories.session[stop - 1], side="right")
+    )  # to the session's end: its last line is where the loss stands
+    item, session = window(histories, start, stop, length, rng)
+    is_end = session >= 0
+    is_end[:-1] &= session[:-1] != session[1:]
+    position = np.full(config.loss_positions, -1, np.int32)
+    target = np.full((config.loss_positions, config.targets_per_position), -1, np.int32)
+    sessions = histories.session[start:end]
+    places = np.flatnonzero(is_end & (session < sessions[-1]))
+    if len(places) > len(position):
+        places = np.sort(rng.choice(places, len(position), replace=False))
+    for slot, here in enumerate(places):
+        position[slot] = here
+        low = np.searchsorted(sessions, session[here], side="right")
+        high = np.searchsorted(sessions, sessions[low], side="right")
+        following = np.unique(histories.item[start + low : start + high])
+        drawn = rng.permutation(following)[: config.targets_per_position]
+        target[slot, : len(drawn)] = drawn
+    return {"item": item, "position": position, "target": target}
+
+
+def validation_requests(histories: Histories, count: int, seed: int) -> Requests:
+    """At most `count` users with a validation session, and a random item of it as the target."""
+    rng = np.random.default_rng([seed, 7])
+    starts, ends = histories.valid_start, histories.test_start
+    users = np.flatnonzero((starts < ends) & (starts > histories.offsets[:-1]))
+    users = np.sort(rng.permutation(users)[:count])
+    target = [
+        histories.item[rng.integers(starts[u], histories.session_end(starts[u], u))] for u in users
+    ]
+    size = len(users)
+    return Requests(
+        users.astype(np.int32),
+        starts[users],
+        np.zeros(size, np.int32),
+        np.full(size, -1, np.int32),
+        np.array(target, np.int32),
+        [""] * size,
+    )
