@@ -22,7 +22,7 @@ CHUNK = 128
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PrefixIndex:
-    """Item vectors by prefix; leaves are numbered as in `Trie`."""
+    """Item vectors by prefix; leaves are the deepest nodes of the `Trie`."""
 
     vectors: Float[Array, "I D"]  # unit length, in the order of sorted_items; padding 0
     sorted_items: Int32[Array, " I"]  # padding -1
@@ -43,7 +43,7 @@ def build_index(trie: Trie, vectors: Float32[Array, "I D"], chunk: int = CHUNK) 
         vectors=jnp.where(items[:, None] >= 0, rows, 0),
         sorted_items=items,
         leaf_start=jnp.asarray(trie.leaf_start),
-        chunk=max(min(chunk, padded_size(trie.largest_leaf)), 1),
+        chunk=min(chunk, padded_size(trie.largest_leaf)),
     )
 
 

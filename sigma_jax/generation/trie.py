@@ -1,13 +1,14 @@
 """The trie of real SID prefixes: built once on the host in NumPy, walked on the device in JAX.
 
-Nodes are numbered level by level, in sorted order within a level: 0 is the root, 1.. the first
-codes, and so on; the edge into node e + 1 is edge e. So a node's children are one contiguous run of
-edges, and a step gathers a burst of fixed width (as STATIC does, NOTES.md section 4) without a
-table of next states.
+Nodes are numbered within their level, in sorted order: 0 at level 0 is the root, and node p at the
+deepest level is prefix (leaf) p. Counted over all levels, the edge into the next node is the next
+edge, so a node's children are one contiguous run of edges, and a step gathers a burst of fixed
+width (as STATIC does, NOTES.md section 4) without a table of next states.
 
 Worked example, depth 2, SIDs of items 0..3 = (3,1) (0,2) (3,1) (3,0):
-node 0 = root; 1 = (0) 2 = (3); 3 = (0,2) 4 = (3,0) 5 = (3,1); edge_code [0 3 | 2 0 1];
-leaves 0..2 = nodes 3..5 hold sorted_items [1 | 3 | 0 2], leaf_start [0 1 2 4].
+level 1 has nodes 0 = (0) 1 = (3); level 2 has leaves 0 = (0,2) 1 = (3,0) 2 = (3,1);
+edge_code [0 3 | 2 0 1], edge_start [0 | 2 3 | 5], level_start [0 1 3 6];
+leaves hold sorted_items [1 | 3 | 0 2], leaf_start [0 1 2 4].
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ class Trie:
     The active-items mask of a growing catalogue will be one more array beside `sorted_items`.
     """
 
-    edge_start: Int32[Array, " inner+1"]  # edges of node v: edge_start[v] to edge_start[v + 1]
+    edge_start: Int32[Array, " inner+1"]  # edges of the v-th node: edge_start[v]..edge_start[v + 1]
     edge_code: Int[Array, " E"]  # uint16; padding 0
-    level_start: Int32[Array, " depth+2"]  # first node of each level, then the count of nodes
-    first_nodes: Int32[Array, " C"]  # node of each first code, -1 where no item has it
+    level_start: Int32[Array, " depth+2"]  # nodes before each level, then all nodes
+    first_nodes: Int32[Array, " C"]  # level-1 node of each code, -1 where absent
     leaf_start: Int32[Array, " P+1"]  # items of leaf p: sorted_items[leaf_start[p]:leaf_start[p+1]]
     sorted_items: Int32[Array, " I"]  # by prefix, then by number; padding -1
     widths: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # powers of two
@@ -90,7 +91,8 @@ _ARRAYS = tuple(field.name for field in dataclasses.fields(Trie))[:-1]
 
 
 def padded_size(size: int) -> int:
-    """The next number of at most three significant bits: 1..8, 10, 12, 14, 16, 20, 24, 28 ..."""
+    """The next number of at most three significant bits, at least 8: 8, 10, 12, 14, 16, 20 ..."""
+    size = max(size, 8)
     step = 1 << max(size.bit_length() - 3, 0)
     return -(-size // step) * step
 
@@ -119,7 +121,7 @@ def build_trie(codes: Int32[np.ndarray, "I L"], depth: int, codebook_size: int) 
     degrees = [np.bincount(p, minlength=n) for p, n in zip(parents, counts, strict=False)]
     edge_start = np.concatenate([[0], np.cumsum(np.concatenate(degrees))])
     first_nodes = np.full(codebook_size, -1, np.int32)
-    first_nodes[level_codes[0]] = 1 + np.arange(counts[1])
+    first_nodes[level_codes[0]] = np.arange(counts[1])
     leaf_start = np.concatenate([node_rows[-1], [len(codes)]])
     return Trie(
         edge_start=_pad(edge_start, edge_start[-1], np.int32),
@@ -135,24 +137,23 @@ def build_trie(codes: Int32[np.ndarray, "I L"], depth: int, codebook_size: int) 
 def children(
     trie: Trie, level: int, nodes: Int32[Array, "*N"]
 ) -> tuple[Int32[Array, "*N W"], Int32[Array, "*N W"], Bool[Array, "*N W"]]:
-    """Codes and nodes that follow `nodes` of one level (0 = the root's), and which are real.
+    """Codes and nodes that follow `nodes` of `level` (the root is level 0), and which are real.
 
-    W is the level's width. A node of -1 (no beam) has no children. Unreal entries are -1.
+    W is the level's width. A node of -1 (no beam) has no children. Unreal entries are -1. Children
+    of level depth - 1 are the leaves, numbered as in `leaf_start`.
     """
     assert 0 <= level < trie.depth, (level, trie.depth)
-    is_node = nodes >= 0
-    rows = jnp.where(is_node, nodes, 0)
     edge_start, edge_code = jnp.asarray(trie.edge_start), jnp.asarray(trie.edge_code)
+    level_start = jnp.asarray(trie.level_start)
+    is_node = nodes >= 0
+    rows = level_start[level] + jnp.where(is_node, nodes, 0)
     start, end = edge_start[rows], edge_start[rows + 1]
     edges = start[..., None] + jnp.arange(trie.widths[level], dtype=jnp.int32)
     is_valid = is_node[..., None] & (edges < end[..., None])
     codes = edge_code.at[edges].get(mode="clip").astype(jnp.int32)
-    return jnp.where(is_valid, codes, -1), jnp.where(is_valid, edges + 1, -1), is_valid
-
-
-def leaves(trie: Trie, nodes: Int32[Array, "*N"]) -> Int32[Array, "*N"]:
-    """Leaf numbers 0..P-1 of nodes of the deepest level; -1 stays -1."""
-    return jnp.where(nodes >= 0, nodes - jnp.asarray(trie.level_start)[-2], -1)
+    # Edge e leads to the (e + 1)-th node counted over all levels: the root has no edge to it.
+    next_nodes = edges + 1 - level_start[level + 1]
+    return jnp.where(is_valid, codes, -1), jnp.where(is_valid, next_nodes, -1), is_valid
 
 
 def leaf_of_items(trie: Trie) -> Int32[np.ndarray, " I"]:

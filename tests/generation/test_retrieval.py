@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from sigma_jax.generation import fusion
-from sigma_jax.generation.retrieval import build_index, search
+from sigma_jax.generation import fusion, retrieval
+from sigma_jax.generation.retrieval import build_index
 from sigma_jax.generation.trie import build_trie
 
 ITEMS, CODES, D = 60, 5, 8
+search = jax.jit(retrieval.search, static_argnums=4)
 
 
 @pytest.fixture
@@ -90,9 +91,7 @@ def test_exact_equals_retrieved_normaliser_when_all_is_retrieved(world):
 def test_no_valid_beam_returns_nothing(world):
     codes, vectors, queries, leaves, is_valid = world
     index = build_index(build_trie(codes, 1, CODES), vectors)
-    found = jax.jit(search, static_argnums=4)(
-        index, queries, leaves, np.zeros_like(is_valid), 3, np.ones(3, np.float32)
-    )
+    found = search(index, queries, leaves, np.zeros_like(is_valid), 3, np.ones(3, np.float32))
     assert (found[0] == -1).all() and np.isneginf(found[1]).all() and np.isneginf(found[2]).all()
 
 
