@@ -19,11 +19,14 @@ from sigma_jax.runtime.config import nearest
 TRACEBACK = "SIGMA_TRACEBACK"  # set to 1, it shows where an error came from
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
+def define_config(is_required: bool = True) -> flags.FlagHolder:
     """The flag --config=FILE.py:PRESET, with --config.FIELD=VALUE over it."""
-    return config_flags.DEFINE_config_file(
-        "config", default, "Config file and preset, such as configs/sft.py:local."
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "Config file and preset, such as configs/sft.py:local."
     )
+    if is_required:
+        flags.mark_flag_as_required(holder)
+    return holder
 
 
 def run_command(main: Callable[[Sequence[str]], Any]) -> None:
@@ -62,6 +65,29 @@ def default_workdir() -> Path:
     return Path("runs") / "-".join(config_file())
 
 
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, so that a run continued starts sooner.
+
+    JAX_COMPILATION_CACHE_DIR, where set, says where instead.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(base / "sigma_jax" / "xla"))
+
+
+def find_field(config: ConfigDict, name: str) -> Any:
+    """The first value called `name` at any depth of `config`, outermost first; None without."""
+    groups = [config]
+    while groups:
+        group = groups.pop(0)
+        if name in group:
+            return group[name]
+        groups += [value for value in group.values() if isinstance(value, ConfigDict)]
+    return None
+
+
 def log_start(mesh: Any, dtype: str) -> None:
     """Logs on what this run runs."""
     import jax  # here, so that a mistyped flag is told before JAX is loaded
@@ -86,7 +112,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(str(error).strip("\"'").splitlines()[0]) from error
+        message = str(error.args[0] if error.args else error).splitlines()[0]
+        raise ValueError(message) from error
 
 
 def _check_config_words(words: Sequence[str]) -> None:

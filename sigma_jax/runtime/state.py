@@ -1,0 +1,164 @@
+"""The training state and the step: state in, state out, donated.
+
+A model is taken apart into flat dicts of arrays by path ("layers/query"), which is what the
+optimizer, the checkpoint and the sharding rules work on, and put together inside the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int32, PyTree
+
+from sigma_jax.runtime import sharding
+from sigma_jax.runtime.config import OptimizerConfig
+from sigma_jax.runtime.optimizer import GROUPS, make_optimizer, schedule
+
+Arrays = dict[str, Array]
+LabelFn = Callable[[tuple[str, ...]], str]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes."""
+
+    step: Int32[Array, ""]  # steps done
+    params: Arrays  # trained
+    rest: Arrays  # frozen parameters and the model's other variables
+    opt_state: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How to put a model together again from a state's `params` and `rest`."""
+
+    graphdef: Any
+    variables: dict[str, tuple[tuple, nnx.Variable]]  # path as text -> path, and its metadata
+    labels: dict[str, str]  # of the trained parameters
+
+    def merge(self, params: Arrays, rest: Arrays) -> nnx.Module:
+        """The model with these values."""
+        values = {**params, **rest}
+        flat = [
+            (path, variable.replace(values[name]))
+            for name, (path, variable) in self.variables.items()
+        ]
+        return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
+
+    def rest_of(self, model: nnx.Module) -> Arrays:
+        """What is not trained, as the forward pass left it."""
+        values = {_name(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
+        return {
+            name: values[name].get_value() for name in self.variables if name not in self.labels
+        }
+
+
+def take_apart(model: nnx.Module, label: LabelFn) -> tuple[Template, Arrays, Arrays]:
+    """A model's template, trained parameters and the rest; `label` gives each one's group."""
+    graphdef, state = nnx.split(model)
+    variables, labels, params, rest = {}, {}, {}, {}
+    for path, variable in nnx.to_flat_state(state):
+        name = _name(path)
+        group = "frozen"
+        if isinstance(variable, nnx.Param):
+            group = label(tuple(str(part) for part in path))
+            assert group in GROUPS, f"label of {name} is {group!r}, not one of {GROUPS}"
+        value = variable.get_value()
+        # The template keeps metadata only: no second copy of the weights.
+        variables[name] = (path, variable.replace(jax.ShapeDtypeStruct(value.shape, value.dtype)))
+        if group == "frozen":
+            rest[name] = value
+        else:
+            labels[name], params[name] = group, value
+    return Template(graphdef, variables, labels), params, rest
+
+
+def _name(path: tuple) -> str:
+    return "/".join(str(part) for part in path)
+
+
+def shardings(template: Template, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where each variable lies, from the logical axes the model declares."""
+    return {
+        name: NamedSharding(
+            mesh,
+            sharding.spec(variable.get_value().shape, variable.get_metadata().get("axes"), mesh),
+        )
+        for name, (_, variable) in template.variables.items()
+    }
+
+
+def init_state(
+    model: nnx.Module, label: LabelFn, config: OptimizerConfig, steps: int, mesh: Mesh
+) -> tuple[TrainState, Template, optax.GradientTransformation]:
+    """State before the first step, placed on the mesh."""
+    template, params, rest = take_apart(model, label)
+    where = shardings(template, mesh)
+    params = {name: _put(value, where[name]) for name, value in params.items()}
+    rest = {name: _put(value, where[name]) for name, value in rest.items()}
+    optimizer = make_optimizer(config, steps, template.labels)
+    abstract = jax.eval_shape(optimizer.init, params)
+    whole = sharding.replicated(mesh)
+    # Adam's moments lie where their parameters lie: their paths end in the parameter's name.
+    opt_where = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: where.get(getattr(path[-1], "key", None), whole) if path else whole,
+        abstract,
+    )
+    opt_state = jax.jit(optimizer.init, out_shardings=opt_where)(params)
+    step = jax.device_put(jnp.zeros((), jnp.int32), whole)
+    return TrainState(step, params, rest, opt_state), template, optimizer
+
+
+def _put(value: Array, where: NamedSharding) -> Array:
+    # A copy always: the step donates its state, and `value` may be shared with the task.
+    return jax.device_put(jnp.copy(value), where)
+
+
+def make_step(
+    loss: Callable,
+    template: Template,
+    optimizer: optax.GradientTransformation,
+    config: OptimizerConfig,
+    steps: int,
+    seed: int,
+    state: TrainState,
+) -> Callable[[TrainState, Mapping, Mapping], tuple[TrainState, Arrays]]:
+    """The jitted step (state, tables, batch) -> (state, metrics).
+
+    `loss(model, tables, batch, key)` gives a scalar and its named parts. The key depends on the
+    seed and the number of the step only. The state comes back where it lay.
+    """
+    rate = schedule(config, config.learning_rate, steps)
+    table_rate = schedule(config, config.table_learning_rate, steps)
+
+    def step_fn(state: TrainState, tables: Mapping, batch: Mapping):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def loss_of(params: Arrays):
+            model = template.merge(params, state.rest)
+            value, parts = loss(model, tables, batch, key)
+            return value, (parts, template.rest_of(model))
+
+        (value, (parts, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": value,
+            **parts,
+            "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(params),
+            "learning_rate": jnp.asarray(rate(state.step)),
+            "table_learning_rate": jnp.asarray(table_rate(state.step)),
+        }
+        return TrainState(state.step + 1, params, rest, opt_state), metrics
+
+    where = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(step_fn, donate_argnums=0, out_shardings=(where, None))

@@ -1,0 +1,142 @@
+"""Figures of a run: metrics.jsonl, TensorBoard events, and a progress bar or log lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+QUIET = 10.0  # seconds between log lines where there is no terminal
+
+
+class MetricWriter:
+    """Writes one line a step to FOLDER/metrics.jsonl: {"step": steps done, name: value, ...}.
+
+    Figures are fetched one call late, so that the host never waits for the step it has just sent
+    to the device. Lines and events after `start` belong to a killed run and are dropped.
+    """
+
+    def __init__(self, folder: Path, start: int, steps: int, name: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._name, self._start, self._steps = name, start, steps
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._loss = math.nan
+        self._is_writer = jax.process_index() == 0
+        self._began, self._told = time.monotonic(), -math.inf
+        if not self._is_writer:
+            return
+        drop_after(folder / METRICS, start)
+        self._file = open(folder / METRICS, "a")
+        self._events = SummaryWriter(str(folder), purge_step=start + 1, flush_secs=10)
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", smoothing=0.05)
+
+    def write(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Takes figures of `step`, which may still be on their way from the device."""
+        if self._pending is not None and self._pending[0] == step:
+            self._pending[1].update(figures)
+            return
+        self.flush()
+        self._pending = (step, dict(figures))
+
+    def flush(self) -> None:
+        """Waits for the figures taken last and writes them.
+
+        Raises:
+          ValueError: the loss is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, figures), self._pending = self._pending, None
+        values = {name: float(value) for name, value in jax.device_get(figures).items()}
+        if self._is_writer:
+            line = {"step": step, **{name: _finite(value) for name, value in values.items()}}
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._events.add_scalar(f"{self._name}/{name}", value, step)
+        self._loss = values.get("loss", self._loss)
+        if not math.isfinite(values.get("loss", 0.0)):
+            raise ValueError(
+                f"loss is {values['loss']} at step {step} of {self._name}; "
+                "lower optimizer.learning_rate, or set optimizer.clip_norm=1."
+            )
+
+    def tick(self, done: int) -> None:
+        """Shows that `done` steps are done."""
+        if not self._is_writer:
+            return
+        if self._bar is not None:
+            self._bar.set_postfix(loss=f"{self._loss:.4g}", refresh=False)
+            self._bar.update(1)
+            return
+        now = time.monotonic()
+        if now - self._told >= QUIET or done == self._steps:
+            self._told = now
+            rate = (done - self._start) / max(now - self._began, 1e-9)
+            logging.info(
+                "%s: step %d of %d, loss %.4g, %.3g steps/s, %s left",
+                self._name,
+                done,
+                self._steps,
+                self._loss,
+                rate,
+                clock((self._steps - done) / rate),
+            )
+
+    def close(self) -> None:
+        self.flush()
+        if self._is_writer:
+            self._file.close()
+            self._events.close()
+            if self._bar is not None:
+                self._bar.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of FOLDER/metrics.jsonl, oldest first; [] where there is none."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    return [line for text in path.read_text().splitlines() if (line := _parsed(text)) is not None]
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Drops lines of steps after `step`, and a last line that a killed run left half-written."""
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(beside, path)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and "step" in line else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN

@@ -1,0 +1,284 @@
+"""Trains a stage, and before it the stages it needs.
+
+    python -m sigma_jax.train --config=configs/sft.py:local --workdir=runs/demo
+
+Every stage is a task (`sigma_jax/STAGE/task.py`) with the same few functions, and this file knows
+no more of it: `batches`, `model`, `tables`, `label`, `loss`, `report`, `finish`. A stage trains in
+WORKDIR/train/STAGE and leaves its artifact in WORKDIR/STAGE. Run again after any kind of end, the
+same command skips what is done and continues what is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+from absl import flags, logging
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sigma_jax.runtime import artifacts, cli, sharding
+from sigma_jax.runtime.artifacts import Recipe
+from sigma_jax.runtime.checkpoint import Checkpoints
+from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig, to_dataclass
+from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.state import init_state, make_step
+from sigma_jax.runtime.writer import MetricWriter, clock
+
+STAGES = ("teacher", "grounding", "tokenizer", "sft")  # after the data, each needs those before it
+RUN_FIELDS = (
+    "stage",
+    "seed",
+    "mesh",
+    "data",
+    "upstream",
+    "evaluation",
+)  # of a config; not a stage's
+LOOP_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+
+CONFIG = cli.define_config()
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where artifacts go; runs/STAGE-PRESET if not given."
+)
+ONLY = flags.DEFINE_bool("only", False, "Run this stage alone; its inputs must be there.")
+CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    began = time.monotonic()
+    config = CONFIG.value
+    workdir = Path(WORKDIR.value) if WORKDIR.value else cli.default_workdir()
+    if CACHE.value:
+        cli.use_compilation_cache()
+    mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"))
+    cli.log_start(mesh, cli.find_field(config, "dtype") or "float32")
+    check_config(config, mesh)
+    with locked(workdir):
+        train(config, workdir, mesh)
+        if config.stage == "sft":
+            from sigma_jax.evaluation.run import evaluate, show_recommendations
+
+            evaluate(config, workdir)
+            show_recommendations(config, workdir)
+    seconds = time.monotonic() - began
+    logging.info("%s: %s in all, peak memory %.0f MB", workdir, clock(seconds), peak_memory_mb())
+
+
+def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
+    """Runs the data, the stages before `config.stage` and that stage, each where it is missing."""
+    from sigma_jax.prepare import prepare
+
+    if not ONLY.value:
+        prepare(config.data, workdir, config.seed)
+    inputs = {"data": artifacts.read_manifest(workdir, "data").fingerprint}
+    missing = []
+    for stage in stages_until(config.stage):
+        if stage == "teacher" and stage != config.stage and has_id_vectors(workdir):
+            logging.info("teacher: skipped, the data brings ID vectors")
+            continue
+        fields = to_dataclass(task_classes(stage)[0], *stage_fields(config, stage))
+        recipe = Recipe(recipe_config(fields), dict(inputs), config.seed)
+        if artifacts.is_current(workdir, stage, recipe):
+            logging.info("%s: done before, %s", stage, workdir / stage)
+        elif ONLY.value and stage != config.stage:
+            missing.append(stage)
+            continue
+        elif missing:
+            raise ValueError(
+                f"{workdir} lacks {', '.join(missing)}, which {stage} needs; run without --only."
+            )
+        else:
+            run_stage(stage, fields, recipe, config, workdir, mesh)
+        inputs[stage] = recipe.fingerprint
+
+
+def run_stage(
+    stage: str, fields: Any, recipe: Recipe, config: ConfigDict, workdir: Path, mesh: Mesh
+) -> None:
+    """Trains one stage and writes its artifact."""
+    began = time.monotonic()
+    task = task_classes(stage)[1](fields, workdir, config.seed, mesh)
+    folder = workdir / "train" / stage
+    model, tables, figures = fit(task, fields, recipe, folder, mesh, config.seed, stage)
+
+    def write(beside: Path) -> dict[str, Any]:
+        return {
+            **figures,
+            **task.finish(model, tables, beside),
+            "seconds": time.monotonic() - began,  # of the run that finished it
+            "peak_memory_mb": peak_memory_mb(),
+        }
+
+    manifest = artifacts.write_artifact(workdir, stage, recipe, write)
+    logging.info(
+        "%s: finished in %s: %s",
+        stage,
+        clock(time.monotonic() - began),
+        ", ".join(
+            f"{name} {value:.4g}"
+            for name, value in manifest.figures.items()
+            if isinstance(value, int | float)
+        ),
+    )
+
+
+def fit(
+    task: Any, fields: Any, recipe: Recipe, folder: Path, mesh: Mesh, seed: int, name: str
+) -> tuple[nnx.Module, dict[str, jax.Array], dict[str, float]]:
+    """Trains `task` from its newest checkpoint in `folder`, or from the start.
+
+    Args:
+      fields: the stage's config, with `train: TrainConfig` and `optimizer: OptimizerConfig`.
+
+    Returns:
+      the trained model, the task's tables on the mesh, the figures of the last report.
+    """
+    loop: TrainConfig = fields.train
+    optimizer_config: OptimizerConfig = fields.optimizer
+    sharding.check_rows(task.batch_rows, mesh)
+    tables = sharding.place_tables(task.tables(), mesh)
+    state, template, optimizer = init_state(
+        task.model(nnx.Rngs(seed)), task.label, optimizer_config, loop.steps, mesh
+    )
+    step_fn = make_step(task.loss, template, optimizer, optimizer_config, loop.steps, seed, state)
+    figures = None
+    with Checkpoints(folder, loop.keep_checkpoints, recipe) as checkpoints:
+        state, start = checkpoints.restore(state)
+        if start:
+            logging.info("%s: continues after step %d of %d", name, start, loop.steps)
+        with contextlib.closing(MetricWriter(folder, start, loop.steps, name)) as writer:
+            for done, batch in numbered_batches(task, start, loop.steps, mesh):
+                state, metrics = step_fn(state, tables, batch)
+                is_last = done == loop.steps
+                if is_last or done % loop.log_every == 0:
+                    writer.write(done, metrics)
+                figures = None
+                if is_last or (loop.eval_every and done % loop.eval_every == 0):
+                    figures = task.report(template.merge(state.params, state.rest), tables)
+                    writer.write(done, {f"eval/{key}": value for key, value in figures.items()})
+                    log_figures(name, done, figures)
+                if is_last or done % loop.checkpoint_every == 0:
+                    writer.flush()  # a loss that is not finite is told before it is saved
+                    checkpoints.save(done, state)
+                writer.tick(done)
+    model = template.merge(state.params, state.rest)
+    return model, tables, task.report(model, tables) if figures is None else figures
+
+
+def numbered_batches(
+    task: Any, start: int, steps: int, mesh: Mesh
+) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+    """(steps done after it, batch) from step `start` on; what came before is not read again."""
+    if start >= steps:
+        return
+    iterator = iter(task.batches().to_iter_dataset(READ))
+    iterator.set_state({"next_index": start})
+    for step in range(start, steps):
+        batch = next(iterator, None)
+        if batch is None:
+            raise ValueError(f"the data holds {step} batches, train.steps={steps}; lower it.")
+        yield step + 1, sharding.place_batch(batch, mesh)
+
+
+def task_classes(stage: str) -> tuple[type, type]:
+    """(config dataclass, task) of a stage; imported here, for a stage's needs are its own."""
+    match stage:
+        case "teacher":
+            from sigma_jax.baselines.task import TeacherConfig, TeacherTask
+
+            return TeacherConfig, TeacherTask
+        case "grounding":
+            from sigma_jax.grounding.task import GroundingConfig, GroundingTask
+
+            return GroundingConfig, GroundingTask
+        case "tokenizer":
+            from sigma_jax.tokenizer.task import TokenizerConfig, TokenizerTask
+
+            return TokenizerConfig, TokenizerTask
+        case "sft":
+            from sigma_jax.sft.task import SftConfig, SftTask
+
+            return SftConfig, SftTask
+    raise ValueError(f"config.stage={stage!r} is unknown; use one of {', '.join(STAGES)}.")
+
+
+def stages_until(stage: str) -> tuple[str, ...]:
+    """The stages up to and with `stage`."""
+    task_classes(stage)  # ValueError if it is unknown
+    return STAGES[: STAGES.index(stage) + 1]
+
+
+def stage_fields(config: ConfigDict, stage: str) -> tuple[dict[str, Any], str]:
+    """A stage's own fields, and where in the config they stand."""
+    if stage == config.stage:
+        return {key: value for key, value in config.items() if key not in RUN_FIELDS}, ""
+    if stage not in config.upstream:
+        raise ValueError(f"config.upstream.{stage} is missing; add it to the config file.")
+    return dict(config.upstream[stage].items()), f"upstream.{stage}"
+
+
+def recipe_config(fields: Any) -> dict[str, Any]:
+    """A stage's config without what does not change its result: how often it logs and saves."""
+    plain = artifacts.plain(fields)
+    plain["train"] = {key: value for key, value in plain["train"].items() if key not in LOOP_FIELDS}
+    return plain
+
+
+def check_config(config: ConfigDict, mesh: Mesh) -> None:
+    """ValueError for a mistake in any stage's fields, before hours are spent on the first."""
+    for stage in stages_until(config.stage):
+        values, where = stage_fields(config, stage)
+        fields = to_dataclass(task_classes(stage)[0], values, where)
+        sharding.check_rows(fields.train.batch_size, mesh)
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(fields.train, name) < 1:
+                raise ValueError(f"{stage}: train.{name} is less than 1; give at least 1.")
+
+
+def has_id_vectors(workdir: Path) -> bool:
+    """Whether the user's data brings collaborative vectors, so that no teacher is trained."""
+    return (workdir / "data" / "id_vectors.npy").exists()
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps two runs out of one workdir. ValueError if another run is at work in it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() > 0:
+        yield
+        return
+    with open(workdir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another run is at work in {workdir}; wait for it or use another --workdir."
+            ) from None
+        yield
+
+
+def log_figures(name: str, step: int, figures: dict[str, float]) -> None:
+    """One log line of held-out figures."""
+    text = ", ".join(f"{key} {float(value):.4g}" for key, value in figures.items())
+    logging.info("%s: step %d: %s", name, step, text)
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held, in MB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

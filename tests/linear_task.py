@@ -1,0 +1,122 @@
+"""A stage of three parameters and one counter, for tests of the loop; a command as well:
+
+    python tests/linear_task.py FOLDER STEPS DIE_AT
+
+trains it in FOLDER, kills itself with SIGKILL before step DIE_AT (0: never), writes the batches it
+saw to FOLDER/batches.txt and prints the parameters' bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sigma_jax.runtime.artifacts import Recipe
+from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig
+
+ROWS, WIDTH = 16, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearConfig:
+    """The linear stage."""
+
+    optimizer: OptimizerConfig
+    train: TrainConfig
+
+
+def linear_config(steps: int = 10, **train) -> LinearConfig:
+    """Small steps, a checkpoint every five."""
+    optimizer = OptimizerConfig(0.1, 0.01, 0.01, 2, "cosine", 1.0, 0.9, 0.999)
+    fields = {"log_every": 1, "eval_every": 0, "checkpoint_every": 5, "keep_checkpoints": 2}
+    return LinearConfig(optimizer, TrainConfig(steps, ROWS, **{**fields, **train}))
+
+
+class Linear(nnx.Module):
+    """y = x W T + b with W trained, T a table, b frozen, and a counter of forward passes."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        normal = jax.random.normal
+        self.weight = nnx.Param(normal(rngs.params(), (WIDTH, WIDTH)), axes=("embed", "mlp"))
+        self.table = nnx.Param(normal(rngs.params(), (WIDTH, 4)), axes=("codes", None))
+        self.bias = nnx.Param(jnp.ones(4))
+        self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+        self.rngs = nnx.Rngs(3)
+
+
+class LinearTask:
+    """Regression onto a fixed linear map."""
+
+    batch_rows = ROWS
+
+    def __init__(self, seed: int = 0, seen: list | None = None):
+        self.seed, self.seen = seed, seen
+
+    def make_batch(self, step: int) -> dict[str, np.ndarray]:
+        random = np.random.default_rng((self.seed, step))
+        x = random.normal(size=(ROWS, WIDTH)).astype(np.float32)
+        return {"x": x, "y": x[:, :4] * 3 - 1, "step": np.full(ROWS, step, np.int32)}
+
+    def batches(self) -> grain.MapDataset:
+        return grain.MapDataset.range(10**6).map(self.make_batch)
+
+    def model(self, rngs: nnx.Rngs) -> Linear:
+        return Linear(rngs)
+
+    def tables(self) -> dict[str, np.ndarray]:
+        return {"shift": np.full((4,), 0.5, np.float32)}
+
+    def label(self, path: tuple[str, ...]) -> str:
+        return {"weight": "base", "table": "table", "bias": "frozen"}[path[-1]]
+
+    def loss(self, model, tables, batch, key):
+        model.calls[...] += 1
+        noise = 0.01 * jax.random.normal(key, batch["y"].shape)
+        y = batch["x"] @ model.weight[...] @ model.table[...] + model.bias[...] + tables["shift"]
+        error = jnp.mean((y + noise - batch["y"]) ** 2)
+        return error, {"mean_step": jnp.mean(batch["step"].astype(jnp.float32))}
+
+    def report(self, model, tables) -> dict[str, float]:
+        return {"calls": float(model.calls[...])}
+
+
+def recipe(seed: int = 0) -> Recipe:
+    return Recipe({"width": WIDTH}, {}, seed)
+
+
+def run(folder: Path, steps: int, die_at: int = 0, **train) -> nnx.Module:
+    """Trains in `folder` over all devices; the batches seen go to batches.txt."""
+    from sigma_jax import train as command
+    from sigma_jax.runtime.mesh import make_mesh
+
+    class Told(LinearTask):
+        def loss(self, model, tables, batch, key):
+            jax.debug.callback(tell, batch["step"][0], jnp.sum(batch["x"]), ordered=True)
+            return super().loss(model, tables, batch, key)
+
+    def tell(step, total):
+        with open(folder / "batches.txt", "a") as file:
+            file.write(f"{int(step)} {float(total).hex()}\n")
+        if die_at and int(step) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    mesh = make_mesh(MeshConfig(-1, 1, 1))
+    config = linear_config(steps, **train)
+    return command.fit(Told(), config, recipe(), folder, mesh, 0, "linear")[0]
+
+
+if __name__ == "__main__":
+    model = run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
+        print(np.asarray(leaf).tobytes().hex())
+    print(int(model.calls[...]))
