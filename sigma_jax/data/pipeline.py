@@ -1,0 +1,127 @@
+"""Generic Grain plumbing: ArrayRecord shards, batches by (seed, step), first-fit packing.
+
+What a batch holds depends on the seed and the step alone: not on the step before it, on threads
+or on the number of processes. So a run is resumed by asking for the next step.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import Int, Int32, Int64
+
+# One record a chunk: a read in random order decompresses nothing but the record it asks for.
+WRITER_OPTIONS = "group_size:1"
+
+
+def write_shards(
+    records: Iterable[bytes], folder: Path, name: str, records_per_shard: int
+) -> list[Path]:
+    """Writes `records` in order to `folder/name-00000.arrayrecord` and so on; returns the paths.
+
+    Holds one record at a time. No records, no file.
+    """
+    paths: list[Path] = []
+    writer = None
+    for number, record in enumerate(records):
+        if number % records_per_shard == 0:
+            if writer is not None:
+                writer.close()
+            paths.append(folder / f"{name}-{len(paths):05d}.arrayrecord")
+            writer = ArrayRecordWriter(str(paths[-1]), WRITER_OPTIONS)
+        writer.write(record)
+    if writer is not None:
+        writer.close()
+    return paths
+
+
+def open_shards(folder: Path, name: str) -> grain.sources.ArrayRecordDataSource:
+    """The records that `write_shards` wrote, by number. ValueError if there are none."""
+    paths = sorted(str(path) for path in folder.glob(f"{name}-*.arrayrecord"))
+    if not paths:
+        raise ValueError(
+            f"{folder} holds no {name}-*.arrayrecord; delete the folder and run its stage again."
+        )
+    return grain.sources.ArrayRecordDataSource(paths)
+
+
+def shuffled_forever(source: Sequence, seed: int) -> grain.MapDataset:
+    """The records of `source`, endlessly, in an order drawn anew for each pass over them.
+
+    Element i is a function of (seed, i). ValueError if the source is empty.
+    """
+    if len(source) == 0:
+        raise ValueError("there is no training record; the data needs users with two sessions.")
+    return grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat()
+
+
+def step_batches(
+    groups: grain.MapDataset,
+    groups_per_step: int,
+    combine: Callable[[list], Any],
+    process: int,
+    processes: int,
+) -> grain.MapDataset:
+    """A dataset whose element s is what `process` of `processes` gets at step s.
+
+    Step s owns groups s*g .. (s+1)*g, g = groups_per_step; a process makes only its own share, and
+    the shares in order of process make up the step. Worked example, g = 4, 2 processes: at step 1
+    process 0 combines groups 4 and 5, process 1 groups 6 and 7.
+
+    Raises:
+      ValueError: the groups of a step do not divide over the processes.
+    """
+    if groups_per_step % processes:
+        raise ValueError(
+            f"a batch of {groups_per_step} groups of rows does not divide over {processes} "
+            f"processes; use a multiple of {processes} groups."
+        )
+    share = groups_per_step // processes
+
+    def batch(step: int) -> Any:
+        first = step * groups_per_step + process * share
+        return combine([groups[first + number] for number in range(share)])
+
+    steps = min(len(groups), sys.maxsize) // groups_per_step
+    return grain.MapDataset.range(steps).map(batch)
+
+
+def first_fit(
+    sizes: Int[np.ndarray, "K R"], capacity: Int[np.ndarray, " R"], rows: int
+) -> tuple[Int32[np.ndarray, " K"], Int64[np.ndarray, "K R"]]:
+    """Packs K things into `rows` bins of `capacity` by first-fit decreasing.
+
+    Sizes have R parts, say tokens and targets; the first part gives the order. A thing larger than
+    a bin counts as large as a bin. One that fits nowhere goes where most of the first part is free
+    and is granted what is free there: its maker must shorten it, or give it up.
+
+    Worked example, one part, capacity 10, two bins: sizes 6 7 4 5 -> bins 1 0 1 0 with grants
+    6 7 4 3: the 5 fits nowhere and has to do with 3.
+
+    Returns:
+      The bin of each thing and the size granted to it, at most `sizes`.
+    """
+    wanted = np.minimum(sizes, capacity)
+    free = np.tile(np.asarray(capacity, np.int64), (rows, 1))
+    bins = np.zeros(len(sizes), np.int32)
+    grants = np.zeros(wanted.shape, np.int64)
+    leftover = []
+    for thing in np.argsort(-wanted[:, 0], kind="stable"):
+        fits = np.flatnonzero((free >= wanted[thing]).all(axis=1))
+        if not len(fits):
+            leftover.append(thing)
+            continue
+        bins[thing] = fits[0]
+        grants[thing] = wanted[thing]
+        free[fits[0]] -= wanted[thing]
+    for thing in leftover:
+        bins[thing] = np.argmax(free[:, 0])
+        grants[thing] = np.minimum(wanted[thing], free[bins[thing]])
+        free[bins[thing]] -= grants[thing]
+    return bins, grants

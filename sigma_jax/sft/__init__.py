@@ -1,0 +1,1 @@
+"""Stage 3: instructions in plain language -> recommender (section 2.3 of SIGMA)."""

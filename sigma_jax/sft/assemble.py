@@ -1,0 +1,251 @@
+"""Records to training batches: branches are drawn, contexts packed into rows.
+
+Batch s is a function of (records, config, seed, s) and of nothing else: record order, draws and
+packing do not depend on earlier batches, on threads or on the number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import grain
+import numpy as np
+from jaxtyping import Float, Int
+
+from sigma_jax.data.pipeline import first_fit, open_shards, shuffled_forever, step_batches
+from sigma_jax.schema import TASKS, PreparedData, SemanticIds
+from sigma_jax.sft.layout import HISTORY_TASK, Example, Plan, fit, lay_out, plan_size
+from sigma_jax.sft.prompt import PromptConfig, PromptTables
+from sigma_jax.sft.records import RECORDS, Record
+
+TOKEN_FIELDS = ("token", "item", "position", "branch", "attach")
+
+
+def batches(
+    folder: Path,
+    data: PreparedData,
+    semantic_ids: SemanticIds,
+    config: PromptConfig,
+    vocab_size: int,
+    seed: int,
+    batch_rows: int,
+    process: int = 0,
+    processes: int = 1,
+) -> grain.MapDataset:
+    """Endless training batches from the records in `folder`; element s is the batch of step s.
+
+    A batch is a dict of arrays with `batch_rows / processes` rows each: token, item, position,
+    segment, branch, attach [B, T], target_item, target_task, target_weight, query_position [B, N],
+    code_position [B, N, y], and `dropped` [B, 3]: items of context, targets and whole contexts
+    that found no room in that row.
+
+    Raises:
+      ValueError: batch_rows is no multiple of pack_group_rows, groups do not divide over the
+        processes, there are no records, or the settings cannot work (PromptConfig.check).
+    """
+    if batch_rows % config.pack_group_rows:
+        raise ValueError(
+            f"batch_size={batch_rows} is no multiple of pack_group_rows={config.pack_group_rows}; "
+            "change one of them."
+        )
+    tables = PromptTables.make(data, semantic_ids, config, vocab_size)
+    task_weight = np.array([config.task_weights.get(task, 0.0) for task in TASKS])
+
+    def plan(record: bytes, rng: np.random.Generator) -> Plan:
+        return draw_plan(Record.from_bytes(record), config, tables, task_weight, rng)
+
+    def pack(plans: Sequence[Plan]) -> dict[str, np.ndarray]:
+        return pack_group(plans, config, tables)
+
+    order = shuffled_forever(open_shards(folder, RECORDS), seed)
+    groups = order.random_map(plan).batch(config.contexts_per_group, batch_fn=pack)
+    return step_batches(
+        groups, batch_rows // config.pack_group_rows, stack_rows, process, processes
+    )
+
+
+def stack_rows(groups: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Groups of rows one under another."""
+    return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
+
+
+def draw_plan(
+    record: Record,
+    config: PromptConfig,
+    tables: PromptTables,
+    task_weight: Float[np.ndarray, " tasks"],
+    rng: np.random.Generator,
+) -> Plan:
+    """A context with branches drawn from the record's candidates.
+
+    Instructed branches: tasks by `task_weight`, inside a task all boundaries alike, inside a
+    boundary all targets alike, none twice. History supervision: boundaries and targets at random.
+    """
+    count = config.branches_per_context if config.shared_contexts else 1
+    chosen = _draw_candidates(record, config, task_weight, count, rng)
+    length = record.length
+    if not config.shared_contexts and len(chosen):
+        length = int(record.attach[chosen[0]])
+    attach, target = _draw_history_targets(record, config, length, rng)
+    words = [_draw_instruction(record, k, config, tables, rng) for k in chosen]
+    attach = np.concatenate([record.attach[chosen], attach])
+    # What no branch can see is not worth its tokens.
+    length = int(attach.max()) if len(attach) else length
+    session = record.session[:length]
+    history = record.item[:length]
+    if config.shuffle_sessions:
+        history = history[np.lexsort((rng.random(length), session))]
+    bare = len(target)
+    return Plan(
+        tables.profile(record.user)[: config.profile_tokens],
+        record.favourites[: config.num_favourites],
+        history,
+        session,
+        words + [np.zeros(0, np.int32)] * bare,
+        attach.astype(np.int32),
+        np.concatenate([record.target[chosen], target]).astype(np.int32),
+        np.concatenate([record.task[chosen], np.full(bare, HISTORY_TASK)]).astype(np.int32),
+        np.concatenate([np.ones(len(chosen)), np.full(bare, config.history_weight)]).astype(
+            np.float32
+        ),
+        has_target=True,
+    )
+
+
+def _draw_candidates(
+    record: Record,
+    config: PromptConfig,
+    task_weight: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, " k"]:
+    """Up to `count` candidates without repetition, drawn by weight."""
+    weight = candidate_weights(record, task_weight, config.cold_start_weight)
+    if not len(weight):
+        return np.zeros(0, np.int64)
+    # The first arrivals of exponential clocks are a draw by weight without repetition.
+    with np.errstate(divide="ignore"):
+        arrival = rng.exponential(size=len(weight)) / weight
+    order = np.argsort(arrival)[:count]
+    return order[np.isfinite(arrival[order])]
+
+
+def candidate_weights(
+    record: Record, task_weight: Float[np.ndarray, " tasks"], cold_start_weight: float
+) -> Float[np.ndarray, " K"]:
+    """Weights of the record's candidates: those of a task sum to the task's weight, its boundaries
+    weigh alike (without history: `cold_start_weight` of the others), as do a boundary's targets."""
+    if not len(record.task):
+        return np.zeros(0)
+    group = record.attach.astype(np.int64) * len(TASKS) + record.task
+    _, inverse, size = np.unique(group, return_inverse=True, return_counts=True)
+    weight = np.where(record.attach == 0, cold_start_weight, 1.0) / size[inverse]
+    total = np.bincount(record.task, weight, minlength=len(TASKS))
+    return np.divide(
+        weight * task_weight[record.task],
+        total[record.task],
+        out=np.zeros_like(weight),
+        where=total[record.task] > 0,
+    )
+
+
+def _draw_instruction(
+    record: Record, k: int, config: PromptConfig, tables: PromptTables, rng: np.random.Generator
+) -> np.ndarray:
+    task = TASKS[record.task[k]]
+    phrasing = int(rng.integers(len(tables.phrasings[task])))
+    return tables.instruction(task, int(record.argument[k]), phrasing, config.instruction_tokens)
+
+
+def _draw_history_targets(
+    record: Record, config: PromptConfig, length: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(attach, target) of history supervision at boundaries 1..length, in order of attach.
+
+    Worked example, sessions [a b][c d e][f], two targets a boundary: after b two of c d e, after
+    e the target f; of all these `history_targets` are kept at random.
+    """
+    session = record.session
+    # First item of each item's session: a branch for the item is attached before that.
+    begin = np.searchsorted(session, session)
+    key = rng.random(len(session))
+    order = np.lexsort((key, begin))
+    rank = np.arange(len(order)) - begin[order]
+    usable = (begin[order] > 0) & (begin[order] <= length) & (rank < config.targets_per_boundary)
+    places = order[usable]
+    if len(places) > config.history_targets:
+        places = rng.permutation(places)[: config.history_targets]
+        places = places[np.argsort(begin[places], kind="stable")]
+    return begin[places], record.item[places]
+
+
+def pack_group(
+    plans: Sequence[Plan], config: PromptConfig, tables: PromptTables
+) -> dict[str, np.ndarray]:
+    """`plans` packed into one group of rows (see `batches` for the arrays)."""
+    capacity = np.array([config.row_tokens, config.row_targets])
+    sizes = np.array([(plan_size(plan, tables), len(plan.instruction)) for plan in plans])
+    rows, grants = first_fit(sizes, capacity, config.pack_group_rows)
+    group = Group.empty(config)
+    for plan, row, (tokens, targets) in zip(plans, rows, grants, strict=True):
+        fitted = fit(plan, tables, int(tokens), int(targets))
+        if fitted is None:
+            group.drop(row, plan)
+        else:
+            group.drop(row, plan, fitted)
+            group.add(row, lay_out(fitted, tables))
+    return group.arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Rows being filled. `used` and `targets` count what stands in each row already."""
+
+    arrays: dict[str, np.ndarray]
+    used: Int[np.ndarray, " R"]
+    targets: Int[np.ndarray, " R"]
+
+    @classmethod
+    def empty(cls, config: PromptConfig) -> Group:
+        rows, tokens, targets = config.pack_group_rows, config.row_tokens, config.row_targets
+        arrays = {name: np.zeros((rows, tokens), np.int32) for name in (*TOKEN_FIELDS, "segment")}
+        arrays["item"][:] = -1
+        for name in ("target_item", "target_task", "query_position"):
+            arrays[name] = np.zeros((rows, targets), np.int32)
+        arrays["target_weight"] = np.zeros((rows, targets), np.float32)
+        arrays["code_position"] = np.zeros((rows, targets, config.sid_generated), np.int32)
+        arrays["dropped"] = np.zeros((rows, 3), np.int32)
+        return cls(arrays, np.zeros(rows, np.int64), np.zeros(rows, np.int64))
+
+    def drop(self, row: int, plan: Plan, fitted: Plan | None = None) -> None:
+        """Counts what `fitted` lacks of `plan`; all of it where nothing was fitted."""
+        sizes = [
+            (len(p.history) + len(p.favourites), len(p.instruction)) if p is not None else (0, 0)
+            for p in (plan, fitted)
+        ]
+        gone = (sizes[0][0] - sizes[1][0], sizes[0][1] - sizes[1][1], int(fitted is None))
+        self.arrays["dropped"][row] += np.array(gone, np.int32)
+
+    def add(self, row: int, example: Example) -> None:
+        """Puts `example` behind what stands in `row`."""
+        arrays, start = self.arrays, int(self.used[row])
+        here = slice(start, start + len(example.token))
+        is_branch = example.branch > 0
+        offset = {"attach": start, "branch": int(self.targets[row])}
+        for name in TOKEN_FIELDS:
+            values = getattr(example, name)
+            # Places in the row and numbers of branches go on from the contexts before; context
+            # tokens keep 0 in both.
+            arrays[name][row, here] = values + offset.get(name, 0) * is_branch
+        arrays["segment"][row, here] = arrays["segment"][row].max(initial=0) + 1
+        first = int(self.targets[row])
+        there = slice(first, first + len(example.target))
+        arrays["target_item"][row, there] = example.target
+        arrays["target_task"][row, there] = example.task
+        arrays["target_weight"][row, there] = example.weight
+        arrays["code_position"][row, there] = example.code_position + start
+        arrays["query_position"][row, there] = example.query_position + start
+        self.used[row] += len(example.token)
+        self.targets[row] += len(example.target)

@@ -1,0 +1,161 @@
+"""The seven tasks of section 2.3 of SIGMA as a person would ask for them.
+
+A slot ({query}, {category}, {theme}) stands between spaces or at the end, so that the words around
+it and the words in it can be tokenised apart and joined.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from sigma_jax.schema import TASKS, PreparedData
+
+SLOTS = {"Query": "{query}", "Category": "{category}", "Season": "{theme}", "Holiday": "{theme}"}
+
+TRAIN_PHRASINGS: dict[str, tuple[str, ...]] = {
+    "JustForYou": (
+        "recommend something for me",
+        "what should i buy next?",
+        "pick the items i will want next",
+        "show me what fits my taste",
+        "choose the next items for this customer",
+        "surprise me with things i will like",
+    ),
+    "Query": (
+        "i am looking for {query}",
+        "find {query} for me",
+        "search: {query}",
+        "where can i get {query} that suits me?",
+        "show results for {query}",
+        "i need {query}",
+    ),
+    "Category": (
+        "recommend something in the category {category}",
+        "only show items of the category {category}",
+        "i want to browse {category}",
+        "what is good in {category} for me?",
+        "something from {category} please",
+        "my next purchase in {category}",
+    ),
+    "Longtail": (
+        "show me niche items few people buy",
+        "recommend something off the beaten track",
+        "which lesser known items would i like?",
+        "hidden gems for me please",
+        "nothing everyone buys, something rare",
+        "find unusual items that suit me",
+    ),
+    "Discover": (
+        "help me discover something new",
+        "recommend from a category i never bought from",
+        "what have i not tried yet?",
+        "show me things outside my usual choices",
+        "widen my horizon with new kinds of items",
+        "i want to try a new kind of item",
+    ),
+    "Season": (
+        "recommend items for {theme}",
+        "what do i need this {theme} season?",
+        "get me ready for the season: {theme}",
+        "it is {theme} now, what suits me?",
+        "seasonal picks for {theme} please",
+        "the best things to buy in {theme}",
+    ),
+    "Holiday": (
+        "recommend items for {theme}",
+        "what do i need to celebrate {theme} this year?",
+        "i am shopping for the holiday {theme}",
+        "{theme} is coming, what should i buy?",
+        "festive picks for {theme} please",
+        "help me prepare for {theme}",
+    ),
+}
+
+# Kept from training: what is measured on them is whether the instruction is understood.
+HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
+    "JustForYou": ("what else would i like?", "suggest items made for me"),
+    "Query": ("do you have {query} for someone like me?", "please look up {query}"),
+    "Category": ("suggest a few items from {category}", "i am interested in {category} today"),
+    "Longtail": ("recommend rare finds for me", "what would i like that is not popular?"),
+    "Discover": ("suggest a kind of item i have not bought before", "something new to me please"),
+    "Season": (
+        "suggest things that go with {theme}",
+        "what is worth getting for {theme} now?",
+    ),
+    "Holiday": ("suggest things that go with {theme}", "what should i get before {theme} begins?"),
+}
+
+# Text between the parts of a prompt (sft/prompt.py).
+FAVOURITES_TEXT = "\nbought most often: "
+HISTORY_TEXT = "\nbought lately: "
+SESSION_END_TEXT = "\n"
+
+
+def clean(text: str) -> str:
+    """`text` as a person would type it: lower case, single spaces.
+
+    Worked example: "  FROZEN   Pizza " -> "frozen pizza".
+    """
+    return re.sub(r"\s+", " ", text).strip().lower()
+
+
+def render(task: str, argument_text: str | None, phrasing: str) -> str:
+    """`phrasing` of `task` with its slot filled by the query, category or theme.
+
+    ValueError if the task needs an argument and there is none.
+    """
+    if task not in SLOTS:
+        return phrasing
+    if not argument_text:
+        raise ValueError(f"task {task} needs a {SLOTS[task][1:-1]}; name one.")
+    return phrasing.replace(SLOTS[task], clean(argument_text))
+
+
+def split(task: str, phrasing: str) -> tuple[str, str]:
+    """The words before the slot and those after it; the space before the slot goes with the slot.
+
+    Worked example: "find {query} for me" -> ("find", " for me").
+    """
+    if task not in SLOTS:
+        return phrasing, ""
+    before, after = phrasing.split(SLOTS[task])
+    return before.removesuffix(" "), after
+
+
+def all_sentences() -> list[str]:
+    """Every fixed sentence a prompt of this package may hold, for training a text tokenizer."""
+    fixed = [FAVOURITES_TEXT, HISTORY_TEXT, SESSION_END_TEXT]
+    groups = (TRAIN_PHRASINGS, HELDOUT_PHRASINGS)
+    asked = [
+        " ".join(split(task, phrasing))
+        for phrasings in groups
+        for task in TASKS
+        for phrasing in phrasings[task]
+    ]
+    return fixed + asked
+
+
+def available_tasks(data: PreparedData) -> dict[str, str | None]:
+    """Each of TASKS with None where `data` holds what it needs, otherwise with the reason."""
+    catalogue, themes = data.catalogue, data.themes
+    has_categories = len(catalogue.categories) > 1 and bool((catalogue.category >= 0).any())
+    no_category = None if has_categories else "the items have fewer than two categories"
+    has_queries = data.queries is not None and len(data.queries.items.targets) > 0
+    kinds = set()
+    if themes is not None:
+        has_items = np.diff(themes.items.offsets) > 0
+        dated = np.unique(themes.period_theme)
+        kinds = {themes.kinds[int(theme)].as_py() for theme in dated if has_items[theme]}
+    popularity = np.asarray(catalogue.popularity)
+    is_flat = len(popularity) == 0 or popularity.max() == popularity.min()
+    return {
+        "JustForYou": None,
+        "Query": None if has_queries else "the data has no searches",
+        "Category": no_category,
+        "Longtail": "all items are equally popular" if is_flat else None,
+        "Discover": no_category,
+        "Season": None if "season" in kinds else "no theme of kind season has dates and items",
+        "Holiday": None if "holiday" in kinds else "no theme of kind holiday has dates and items",
+    }

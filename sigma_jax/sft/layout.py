@@ -1,0 +1,230 @@
+"""The layout of a prompt, and what gives way when one is too long.
+
+    context = [profile text][favourites text, item slots][history text, item slots]
+    branch  = [instruction text][c_1 .. c_y][q]
+
+An item slot is x code tokens (levels 1..x) and the slot token itself. Branches see the context up
+to where they are attached, and themselves. A history-supervision branch has no instruction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int, Int32
+
+from sigma_jax.schema import TASKS
+from sigma_jax.sft.prompt import PromptTables
+
+HISTORY_TASK = len(TASKS)  # target_task of history supervision
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A context and its branches before they are laid out; K branches, n items of history."""
+
+    profile: Int32[np.ndarray, " p"]
+    favourites: Int32[np.ndarray, " f"]
+    history: Int32[np.ndarray, " n"]  # items, oldest first
+    session: Int32[np.ndarray, " n"]  # equal for the items of one session
+    instruction: list[np.ndarray]  # tokens of each branch; empty for history supervision
+    attach: Int32[np.ndarray, " K"]  # items of the history that the branch sees, 0..n
+    target: Int32[np.ndarray, " K"]  # items
+    task: Int32[np.ndarray, " K"]
+    weight: Float32[np.ndarray, " K"]
+    has_target: bool  # False: branches end with the instruction (prompts to generate from)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A plan laid out, positions counted from its own first token; n tokens, K targets."""
+
+    token: Int32[np.ndarray, " n"]
+    item: Int32[np.ndarray, " n"]
+    position: Int32[np.ndarray, " n"]
+    branch: Int32[np.ndarray, " n"]
+    attach: Int32[np.ndarray, " n"]
+    target: Int32[np.ndarray, " K"]
+    task: Int32[np.ndarray, " K"]
+    weight: Float32[np.ndarray, " K"]
+    code_position: Int32[np.ndarray, "K y"]
+    query_position: Int32[np.ndarray, " K"]
+
+
+def branch_lengths(plan: Plan, tables: PromptTables) -> Int[np.ndarray, " K"]:
+    """Tokens of each branch."""
+    tail = tables.sid_generated + 1 if plan.has_target else 0
+    return np.fromiter(map(len, plan.instruction), np.int64, len(plan.instruction)) + tail
+
+
+def _ends(plan: Plan, tables: PromptTables) -> Int[np.ndarray, " n+1"]:
+    """Tokens of the first r items of the history and the ends of their sessions, r = 0..n."""
+    is_end = np.ones(len(plan.history), np.int64)
+    is_end[:-1] = plan.session[1:] != plan.session[:-1]
+    width = tables.sid_in_prompt + 1 + is_end * len(tables.session_end)
+    return np.concatenate([[0], np.cumsum(width)])
+
+
+def plan_size(plan: Plan, tables: PromptTables) -> int:
+    """Tokens of the whole plan."""
+    context = len(plan.profile) + int(_ends(plan, tables)[-1])
+    if len(plan.favourites):
+        context += len(tables.favourites_text)
+        context += len(plan.favourites) * (tables.sid_in_prompt + 1)
+    if len(plan.history):
+        context += len(tables.history_text)
+    return context + int(branch_lengths(plan, tables).sum())
+
+
+def _keep(plan: Plan, kept: Bool[np.ndarray, " K"]) -> Plan:
+    arrays = {name: getattr(plan, name)[kept] for name in ("attach", "target", "task", "weight")}
+    chosen = [tokens for tokens, keep in zip(plan.instruction, kept, strict=True) if keep]
+    return dataclasses.replace(plan, instruction=chosen, **arrays)
+
+
+def fit(plan: Plan, tables: PromptTables, most_tokens: int, most_targets: int) -> Plan | None:
+    """`plan` shortened to at most `most_tokens` and `most_targets`; None if no branch can stay.
+
+    The oldest items of the history go first, and with them the branches that would see none of
+    it; then favourites, the least frequent first; then the end of the profile; then branches.
+    """
+    if len(plan.instruction) > most_targets:
+        plan = _keep(plan, np.arange(len(plan.instruction)) < most_targets)
+    excess = plan_size(plan, tables) - most_tokens
+    if excess > 0 and len(plan.history):
+        plan = _drop_oldest(plan, tables, excess)
+        excess = plan_size(plan, tables) - most_tokens
+    if excess > 0 and len(plan.favourites):
+        gone = min(-(-excess // (tables.sid_in_prompt + 1)), len(plan.favourites))
+        kept = plan.favourites[: len(plan.favourites) - gone]
+        plan = dataclasses.replace(plan, favourites=kept)
+        excess = plan_size(plan, tables) - most_tokens
+    if excess > 0:
+        kept = plan.profile[: max(len(plan.profile) - excess, 0)]
+        plan = dataclasses.replace(plan, profile=kept)
+    while plan.instruction and plan_size(plan, tables) > most_tokens:
+        plan = _keep(plan, np.arange(len(plan.instruction)) < len(plan.instruction) - 1)
+    return plan if plan.instruction else None
+
+
+def _drop_oldest(plan: Plan, tables: PromptTables, excess: int) -> Plan:
+    """`plan` without its d oldest items, d the least that saves `excess` tokens and keeps a branch.
+
+    Branches without any history (attach 0) stand before it and stay.
+    """
+    length = len(plan.history)
+    ends = _ends(plan, tables)
+    lengths = branch_lengths(plan, tables) * (plan.attach > 0)
+    gone = np.cumsum(np.bincount(plan.attach, lengths, minlength=length + 1)).astype(np.int64)
+    saved = ends + gone  # by dropping d items, d = 0..n
+    saved[length] += len(tables.history_text)
+    # Beyond this the last branch that sees history would go.
+    limit = max(int(plan.attach.max()) - 1, 0) if len(plan.attach) else 0
+    drop = min(int(np.searchsorted(saved, excess)), limit)
+    plan = _keep(plan, (plan.attach > drop) | (plan.attach == 0))
+    attach = np.maximum(plan.attach - drop, 0).astype(np.int32)
+    return dataclasses.replace(
+        plan, history=plan.history[drop:], session=plan.session[drop:], attach=attach
+    )
+
+
+def lay_out(plan: Plan, tables: PromptTables) -> Example:
+    """The tokens of `plan` in order: context, then its branches.
+
+    Worked example, x 1, y 1, no markers, history [5, 8], one history-supervision branch for 8 after
+    5 and an instruction [i j] with target 9 at the end (c. codes, # slots, q query token):
+
+        index     0  1  2  3 | 4  5 | 6 7 8  9
+        token     c5 #  c8 # | c8 q | i j c9 q      history branch 1, instructed branch 2
+        branch    0  0  0  0 | 1  1 | 2 2 2  2
+        attach    0  0  0  0 | 2  2 | 4 4 4  4
+        position  0  1  2  3 | 2  3 | 4 5 6  7
+        code_position [[1], [7]]    query_position [5, 9]
+    """
+    ends = _ends(plan, tables)
+    parts, items = [plan.profile], [np.full(len(plan.profile), -1, np.int32)]
+
+    def add_text(text: np.ndarray) -> None:
+        parts.append(text)
+        items.append(np.full(len(text), -1, np.int32))
+
+    if len(plan.favourites):
+        add_text(tables.favourites_text)
+        parts.append(tables.slots(plan.favourites).ravel())
+        items.append(_slot_items(plan.favourites, tables.sid_in_prompt))
+    before_history = sum(map(len, parts))
+    if len(plan.history):
+        add_text(tables.history_text)
+        start = before_history + len(tables.history_text)
+        history, history_items = _history(plan, tables, ends)
+        parts.append(history)
+        items.append(history_items)
+        # A branch without history stands before the words that announce it.
+        cuts = np.where(plan.attach > 0, start + ends[plan.attach], before_history)
+    else:
+        cuts = np.full(len(plan.attach), before_history)
+    context = np.concatenate(parts)
+    return _add_branches(plan, tables, context, np.concatenate(items), cuts)
+
+
+def _slot_items(items: np.ndarray, codes: int) -> np.ndarray:
+    """-1 for each code token, the item for its slot: [5, 8], 1 code -> [-1, 5, -1, 8]."""
+    out = np.full((len(items), codes + 1), -1, np.int32)
+    out[:, -1] = items
+    return out.ravel()
+
+
+def _history(plan: Plan, tables: PromptTables, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and items of the history, with the marks after its sessions."""
+    width = tables.sid_in_prompt + 1
+    if not len(tables.session_end):
+        return tables.slots(plan.history).ravel(), _slot_items(plan.history, width - 1)
+    token = np.zeros(ends[-1], np.int32)
+    item = np.full(ends[-1], -1, np.int32)
+    token[ends[:-1, None] + np.arange(width)] = tables.slots(plan.history)
+    item[ends[:-1] + width - 1] = plan.history
+    closed = ends[1:][np.diff(ends) > width]
+    mark = len(tables.session_end)
+    token[(closed - mark)[:, None] + np.arange(mark)] = tables.session_end
+    return token, item
+
+
+def _add_branches(
+    plan: Plan, tables: PromptTables, context: np.ndarray, items: np.ndarray, cuts: np.ndarray
+) -> Example:
+    count, size, codes = len(plan.instruction), len(context), tables.sid_generated
+    lengths = branch_lengths(plan, tables)
+    finish = size + np.cumsum(lengths)
+    begin = finish - lengths
+    total = int(finish[-1]) if count else size
+    token, item, branch, attach = (np.zeros(total, np.int32) for _ in range(4))
+    item[:size], item[size:] = items, -1
+    token[:size] = context
+    branch[size:] = np.repeat(np.arange(1, count + 1), lengths)
+    attach[size:] = np.repeat(cuts, lengths)
+    position = np.arange(total, dtype=np.int32)
+    position[size:] += np.repeat(cuts - begin, lengths).astype(np.int32)
+    for start, text in zip(begin.tolist(), plan.instruction, strict=True):
+        token[start : start + len(text)] = text
+    query = finish - 1
+    code = query[:, None] - codes + np.arange(codes)  # row index of c_1..c_y
+    predicting = code - 1
+    if plan.has_target:
+        token[code] = tables.codes(plan.target, codes)
+        token[query] = tables.query_token
+        # Without an instruction the last token of the context predicts the first code.
+        is_bare = lengths == codes + 1
+        predicting[:, 0] = np.where(is_bare, cuts - 1, predicting[:, 0])
+    return Example(
+        token,
+        item,
+        position,
+        branch,
+        attach,
+        plan.target,
+        plan.task,
+        plan.weight,
+        predicting.astype(np.int32),
+        query.astype(np.int32),
+    )

@@ -1,0 +1,212 @@
+"""What prompts are made of: their settings, their text in tokens, the code tokens of items.
+
+All token ids live in one space: text 0..V-1, code c of level l at V + l*C + c, the item slot at
+V + L*C, the query token at V + L*C + 1. The layout of a prompt is in sft/layout.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int, Int32
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from sigma_jax.schema import TASKS, Links, PreparedData, SemanticIds
+from sigma_jax.sft import instructions
+
+# No token of a usual tokenizer spells more characters: a longer text is cut before it is tokenised,
+# so that a text of a megabyte costs no more than a long one.
+CHARACTERS_PER_TOKEN = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """What a prompt holds, which targets a training context carries, and how contexts fill rows."""
+
+    sid_in_prompt: int  # x: code tokens before each item slot, 1..L
+    sid_generated: int  # y: code tokens generated, 1..L
+    history_length: int  # items of the history in a prompt
+    num_favourites: int  # the user's most frequent items before the history; 0: none
+    session_marker: bool  # a line break token after each session
+    shuffle_sessions: bool  # lines of a session in another order each time (training)
+    profile_tokens: int  # a longer profile is cut
+    instruction_tokens: int  # a longer instruction is cut
+    window_stride: int  # items between the ends of a user's training windows
+    lookahead_sessions: int  # 1: targets from the next session only; 2: else from the one after
+    candidates_per_boundary: int  # targets kept per session boundary and task
+    longtail_share: float  # the head is the items that make up this share of interactions
+    records_per_shard: int
+    task_weights: dict[str, float]  # mixture of the instructed tasks; 0 or absent: not trained
+    cold_start_weight: float  # of targets without any history, relative to others; 0: none
+    shared_contexts: bool  # off: one instruction a context
+    branches_per_context: int  # instructed targets
+    history_targets: int  # history-supervision targets a context; 0: off
+    targets_per_boundary: int  # of these, at one session boundary
+    history_weight: float  # target_weight of history supervision; instructed targets have 1
+    row_tokens: int  # T
+    row_targets: int  # N
+    pack_group_rows: int  # contexts are packed in groups of this many rows ...
+    contexts_per_group: int  # ... which get this many contexts
+
+    def check(self, levels: int) -> None:
+        """ValueError naming the field if the settings cannot work with SIDs of `levels` codes."""
+        for name in ("sid_in_prompt", "sid_generated"):
+            if not 1 <= getattr(self, name) <= levels:
+                raise ValueError(f"{name}={getattr(self, name)}; use 1 to {levels}.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in _MAY_BE_ZERO else 1
+            if field.type == "int" and value < least:
+                raise ValueError(f"{field.name}={value}; use {least} or more.")
+        unknown = set(self.task_weights) - set(TASKS)
+        if unknown:
+            raise ValueError(f"task_weights names {sorted(unknown)}; known are {', '.join(TASKS)}.")
+        if any(weight < 0 for weight in self.task_weights.values()):
+            raise ValueError(f"task_weights={self.task_weights}; use 0 or more.")
+        # One branch and one item must fit even if all else is given up.
+        least = self.instruction_tokens + self.sid_generated + self.sid_in_prompt + 32
+        if self.row_tokens < least:
+            raise ValueError(f"row_tokens={self.row_tokens}; these prompts need {least} or more.")
+
+
+_MAY_BE_ZERO = ("num_favourites", "history_targets", "profile_tokens", "branches_per_context")
+
+
+class TextEncoder:
+    """Texts to token ids by the data's Hugging Face tokenizer, without special tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int):
+        if len(tokenizer) > vocab_size:
+            raise ValueError(
+                f"the text tokenizer has {len(tokenizer)} tokens, the backbone's table "
+                f"{vocab_size}; use the backbone's own tokenizer."
+            )
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, data: PreparedData, vocab_size: int) -> TextEncoder:
+        return cls(AutoTokenizer.from_pretrained(str(data.text_tokenizer_folder)), vocab_size)
+
+    def encode(self, texts: Sequence[str], most: int) -> list[Int32[np.ndarray, " n"]]:
+        """The first `most` tokens of each text; of a very long text only the start is looked at."""
+        if not len(texts):
+            return []
+        cut = [text[: CHARACTERS_PER_TOKEN * most] for text in texts]
+        ids = self.tokenizer(cut, add_special_tokens=False)["input_ids"]
+        return [np.asarray(row[:most], np.int32) for row in ids]
+
+    def table(self, texts: Sequence[str], most: int) -> Links:
+        """The same as CSR, row by row."""
+        rows = self.encode(texts, most)
+        offsets = np.cumsum([0] + [len(row) for row in rows]).astype(np.int64)
+        return Links(offsets, np.concatenate([*rows, np.zeros(0, np.int32)]).astype(np.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTables:
+    """Text pieces tokenised once, and the code tokens of the items."""
+
+    semantic_ids: SemanticIds
+    vocab_size: int
+    sid_in_prompt: int
+    sid_generated: int
+    encoder: TextEncoder
+    profiles: Links  # distinct profiles -> tokens
+    profile_of: Int32[np.ndarray, " U"]  # user -> row of `profiles`
+    arguments: dict[str, Links]  # task -> argument -> tokens, with the space before it
+    phrasings: dict[str, list[tuple[np.ndarray, np.ndarray]]]  # task -> (before, after) the slot
+    favourites_text: Int32[np.ndarray, " n"]
+    history_text: Int32[np.ndarray, " n"]
+    session_end: Int32[np.ndarray, " n"]  # empty where sessions are not marked
+
+    @classmethod
+    def make(
+        cls,
+        data: PreparedData,
+        semantic_ids: SemanticIds,
+        config: PromptConfig,
+        vocab_size: int,
+        phrasings: dict[str, tuple[str, ...]] = instructions.TRAIN_PHRASINGS,
+    ) -> PromptTables:
+        """Tokenises what prompts of `data` may hold.
+
+        Raises:
+          ValueError: the tokenizer is larger than `vocab_size`, or SIDs and items differ in number.
+        """
+        config.check(semantic_ids.levels)
+        if len(semantic_ids.codes) != len(data.catalogue):
+            raise ValueError(
+                f"there are {len(semantic_ids.codes)} semantic IDs for {len(data.catalogue)} items;"
+                " run the tokenizer stage again."
+            )
+        encoder = TextEncoder.load(data, vocab_size)
+        distinct = data.users.table["profile"].combine_chunks().dictionary_encode()
+        texts = [text or "" for text in distinct.dictionary.to_pylist()]
+        most = config.instruction_tokens
+
+        def pieces(task: str, phrasing: str) -> tuple[np.ndarray, np.ndarray]:
+            return tuple(encoder.encode(instructions.split(task, phrasing), most))
+
+        fixed = (instructions.FAVOURITES_TEXT, instructions.HISTORY_TEXT)
+        marker = instructions.SESSION_END_TEXT
+        return cls(
+            semantic_ids,
+            vocab_size,
+            config.sid_in_prompt,
+            config.sid_generated,
+            encoder,
+            encoder.table(texts, config.profile_tokens),
+            distinct.indices.to_numpy(zero_copy_only=False).astype(np.int32),
+            {
+                task: encoder.table([f" {text}" for text in argument_texts(data, task)], most)
+                for task in instructions.SLOTS
+            },
+            {task: [pieces(task, text) for text in phrasings[task]] for task in phrasings},
+            *encoder.encode(fixed, most),
+            encoder.encode([marker], most)[0] if config.session_marker else np.zeros(0, np.int32),
+        )
+
+    @property
+    def slot_token(self) -> int:
+        return self.vocab_size + self.semantic_ids.levels * self.semantic_ids.codebook_size
+
+    @property
+    def query_token(self) -> int:
+        return self.slot_token + 1
+
+    def codes(self, items: Int[np.ndarray, " n"], levels: int) -> Int32[np.ndarray, "n levels"]:
+        """Token ids of the first `levels` codes of `items`."""
+        first = self.vocab_size + np.arange(levels) * self.semantic_ids.codebook_size
+        return (self.semantic_ids.codes[items, :levels] + first).astype(np.int32)
+
+    def slots(self, items: Int[np.ndarray, " n"]) -> Int32[np.ndarray, "n x+1"]:
+        """Token ids of `items` as they stand in a prompt: codes, then the slot token."""
+        tokens = np.full((len(items), self.sid_in_prompt + 1), self.slot_token, np.int32)
+        tokens[:, :-1] = self.codes(items, self.sid_in_prompt)
+        return tokens
+
+    def profile(self, user: int) -> Int32[np.ndarray, " n"]:
+        """Tokens of the user's profile; none for user -1."""
+        return self.profiles.of(self.profile_of[user]) if user >= 0 else np.zeros(0, np.int32)
+
+    def instruction(
+        self, task: str, argument: int, phrasing: int, most: int
+    ) -> Int32[np.ndarray, " n"]:
+        """The first `most` tokens of phrasing number `phrasing` of `task` with `argument`."""
+        before, after = self.phrasings[task][phrasing]
+        if task not in instructions.SLOTS:
+            return before[:most]
+        return np.concatenate([before, self.arguments[task].of(argument), after])[:most]
+
+
+def argument_texts(data: PreparedData, task: str) -> list[str]:
+    """What the argument of `task` can be, as a person would write it; [] where there is none."""
+    source = {
+        "Query": data.queries.texts if data.queries is not None else None,
+        "Category": data.catalogue.categories,
+        "Season": data.themes.names if data.themes is not None else None,
+        "Holiday": data.themes.names if data.themes is not None else None,
+    }.get(task)
+    return [instructions.clean(text or "") for text in source.to_pylist()] if source else []

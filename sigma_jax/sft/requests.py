@@ -1,0 +1,220 @@
+"""Evaluation requests and the prompts of any request.
+
+A prompt has the layout of training (sft/layout.py): one context and one instruction behind it, so
+plain causal order, with neither codes nor query token; whoever generates adds these.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int64
+
+from sigma_jax.schema import TASKS, Links, PreparedData, Requests, SemanticIds
+from sigma_jax.sft import instructions
+from sigma_jax.sft.candidates import (
+    TASK_INDEX,
+    Candidates,
+    TaskTables,
+    find_candidates,
+    first_touch,
+    keep_few,
+    mix,
+)
+from sigma_jax.sft.layout import Plan, fit, lay_out
+from sigma_jax.sft.prompt import PromptConfig, PromptTables, argument_texts
+from sigma_jax.sft.records import CHUNK_ROWS, favourites, user_chunks
+
+
+def make_requests(
+    data: PreparedData,
+    split: str,
+    seed: int,
+    max_per_task: int,
+    longtail_share: float,
+    phrasings: dict[str, tuple[str, ...]] = instructions.HELDOUT_PHRASINGS,
+) -> Requests:
+    """One request per user and task whose target session holds an item the task can aim at.
+
+    The target is drawn among the fitting items by a hash of seed, user and item, the phrasing by
+    one of seed and user: reproducible, whatever the order of the rows. Where a task has more than
+    `max_per_task` requests, those of least hash stay. Requests are sorted by task, then user.
+
+    Args:
+      split: "valid" (the session at valid_start) or "test" (that at test_start).
+      longtail_share: as in PromptConfig.
+      phrasings: of each task, those to choose from.
+    """
+    if split not in ("valid", "test"):
+        raise ValueError(f"split {split!r} is unknown; use 'valid' or 'test'.")
+    tables = TaskTables.make(data, longtail_share)
+    found, user = [], []
+    for users in user_chunks(data.histories.offsets, CHUNK_ROWS):
+        rows, attach = _target_rows(data, split, users)
+        first = first_touch(data, users)[rows - int(data.histories.offsets[users.start])]
+        candidates = find_candidates(data, tables, rows, attach, first)
+        of_user = _user_of(data, candidates.attach)
+        item = data.histories.item[candidates.row]
+        score = mix(seed, of_user, item, candidates.task, candidates.argument)
+        kept = keep_few(candidates, score, 1)
+        found.append(kept)
+        user.append(_user_of(data, kept.attach))
+    chosen, user = Candidates.join(found), np.concatenate(user)
+    kept = _largest_sample(chosen.task, mix(seed, user, chosen.task), max_per_task)
+    kept = kept[np.lexsort((user[kept], chosen.task[kept]))]
+    return _as_requests(data, chosen.take(kept), user[kept], phrasings, seed)
+
+
+def _target_rows(
+    data: PreparedData, split: str, users: range
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Rows of the target sessions of `users`, and of each the first row of its session."""
+    histories = data.histories
+    starts = histories.valid_start if split == "valid" else histories.test_start
+    offsets = np.asarray(histories.offsets[users.start : users.stop + 1])
+    start = np.repeat(np.asarray(starts[users.start : users.stop]), np.diff(offsets))
+    rows = np.arange(offsets[0], offsets[-1])
+    session = np.asarray(histories.session[offsets[0] : offsets[-1]])
+    # A start at the user's end means no target; no row of the user reaches it then.
+    target = session[np.minimum(start - offsets[0], len(session) - 1)] if len(session) else session
+    is_target = (rows >= start) & (session == target)
+    return rows[is_target], start[is_target]
+
+
+def _user_of(data: PreparedData, rows: np.ndarray) -> Int64[np.ndarray, " n"]:
+    return np.searchsorted(data.histories.offsets, rows, side="right") - 1
+
+
+def _largest_sample(task: np.ndarray, score: np.ndarray, most: int) -> np.ndarray:
+    """Places of at most `most` of each task, those of least score."""
+    order = np.lexsort((score, task))
+    starts = np.searchsorted(task[order], task[order])
+    return order[np.arange(len(order)) - starts < most]
+
+
+def _as_requests(
+    data: PreparedData,
+    chosen: Candidates,
+    user: np.ndarray,
+    phrasings: dict[str, tuple[str, ...]],
+    seed: int,
+) -> Requests:
+    texts = {task: argument_texts(data, task) for task in instructions.SLOTS}
+    pick = mix(seed, user, chosen.task, 1)
+    sentences = []
+    for task_number, argument, number in zip(chosen.task, chosen.argument, pick, strict=True):
+        task = TASKS[task_number]
+        phrasing = phrasings[task][int(number) % len(phrasings[task])]
+        text = texts[task][argument] if argument >= 0 and task in texts else None
+        sentences.append(instructions.render(task, text, phrasing))
+    return Requests(
+        user.astype(np.int32),
+        chosen.attach.astype(np.int64),
+        chosen.task.astype(np.int32),
+        chosen.argument.astype(np.int32),
+        np.asarray(data.histories.item[chosen.row], np.int32),
+        sentences,
+    )
+
+
+def assemble_prompts(
+    requests: Requests,
+    data: PreparedData,
+    tables: PromptTables,
+    config: PromptConfig,
+    length: int,
+) -> dict[str, np.ndarray]:
+    """The prompts of `requests`, one a row, padded at the end.
+
+    The context is what training would show at that cut: the last `history_length` rows before it,
+    and favourites from the rows before these. A user without history (user -1, or nothing before
+    the cut) gets profile and instruction alone. An instruction may be any text: it is cut at
+    `instruction_tokens`.
+
+    Returns:
+      token, item, position, segment: int32 [N, length], as in training batches, segment 1 for the
+      prompt and 0 for padding; `length`: int32 [N], tokens of each prompt.
+
+    Raises:
+      ValueError: `length` has no room for the instruction.
+    """
+    count = len(requests)
+    out = {name: np.zeros((count, length), np.int32) for name in ("token", "position", "segment")}
+    out["item"] = np.full((count, length), -1, np.int32)
+    out["length"] = np.zeros(count, np.int32)
+    spoken = tables.encoder.encode(requests.instruction, config.instruction_tokens)
+    for row, instruction in enumerate(spoken):
+        user, cut = int(requests.user[row]), int(requests.cut[row])
+        plan = fit(prompt_plan(data, tables, config, user, cut, instruction), tables, length, 1)
+        if plan is None:
+            raise ValueError(
+                f"a prompt of {length} tokens has no room for an instruction of "
+                f"{len(instruction)}; use a longer prompt."
+            )
+        example = lay_out(plan, tables)
+        size = len(example.token)
+        for name in ("token", "item", "position"):
+            out[name][row, :size] = getattr(example, name)
+        out["segment"][row, :size] = 1
+        out["length"][row] = size
+    return out
+
+
+def prompt_plan(
+    data: PreparedData,
+    tables: PromptTables,
+    config: PromptConfig,
+    user: int,
+    cut: int,
+    instruction: np.ndarray,
+) -> Plan:
+    """The plan of one prompt: `user`'s history before row `cut`, then `instruction`."""
+    histories = data.histories
+    first = int(histories.offsets[user]) if user >= 0 else cut
+    start = max(first, cut - config.history_length)
+    history = np.asarray(histories.item[start:cut], np.int32)
+    if not len(instruction):
+        # Something must be predicted from even if nothing was said and nothing is known.
+        instruction = tables.encoder.encode([instructions.SESSION_END_TEXT], 1)[0]
+    return Plan(
+        tables.profile(user)[: config.profile_tokens],
+        favourites(np.asarray(histories.item[first:start]), config.num_favourites),
+        history,
+        np.asarray(histories.session[start:cut], np.int32),
+        [np.asarray(instruction, np.int32)],
+        np.array([len(history)], np.int32),
+        np.array([-1], np.int32),
+        np.array([-1], np.int32),
+        np.ones(1, np.float32),
+        has_target=False,
+    )
+
+
+def prompt_tables(
+    data: PreparedData, semantic_ids: SemanticIds, config: PromptConfig, vocab_size: int
+) -> PromptTables:
+    """What `assemble_prompts` needs, made once."""
+    return PromptTables.make(data, semantic_ids, config, vocab_size)
+
+
+def allowed_items(requests: Requests, data: PreparedData) -> Links:
+    """Per request, the items that satisfy its constraint; an empty row where there is none.
+
+    Query: items clicked for it. Category: its items. Season, Holiday: the theme's items.
+    """
+    by_task: dict[int, Links] = {}
+    if data.queries is not None:
+        by_task[TASK_INDEX["Query"]] = data.queries.items
+    if data.themes is not None:
+        by_task[TASK_INDEX["Season"]] = by_task[TASK_INDEX["Holiday"]] = data.themes.items
+    if (requests.task == TASK_INDEX["Category"]).any():
+        known = np.flatnonzero(data.catalogue.category >= 0)
+        category = np.asarray(data.catalogue.category)[known]
+        by_task[TASK_INDEX["Category"]] = Links.from_edges(
+            category, known, len(data.catalogue.categories)
+        )
+    rows = []
+    for task, argument in zip(requests.task.tolist(), requests.argument.tolist(), strict=True):
+        has_constraint = task in by_task and argument >= 0
+        rows.append(by_task[task].of(argument) if has_constraint else np.zeros(0, np.int32))
+    offsets = np.cumsum([0] + [len(row) for row in rows]).astype(np.int64)
+    return Links(offsets, np.concatenate([*rows, np.zeros(0, np.int32)]).astype(np.int32))

@@ -1,0 +1,281 @@
+"""What training batches promise: no branch sees its target, order depends on (seed, step) only."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sigma_jax.data.pipeline import open_shards
+from sigma_jax.schema import TASKS, Requests
+from sigma_jax.sft.assemble import batches, candidate_weights, draw_plan, pack_group, stack_rows
+from sigma_jax.sft.layout import HISTORY_TASK, lay_out
+from sigma_jax.sft.prompt import PromptTables
+from sigma_jax.sft.records import RECORDS, Record
+from sigma_jax.sft.requests import assemble_prompts
+
+V = 450  # more than the tokenizer has
+WEIGHT = np.ones(len(TASKS))
+
+
+def make(folder, shop, semantic_ids, config, **changes):
+    arguments = {"seed": 5, "batch_rows": 4, **changes}
+    return batches(folder, shop, semantic_ids, config, V, **arguments)
+
+
+def visible(batch, row, index):
+    """Indices that the token at `index` sees: the contract's mask, spelt out."""
+    segment, branch, attach = (batch[name][row] for name in ("segment", "branch", "attach"))
+    return [
+        j
+        for j in range(index + 1)
+        if segment[j] == segment[index] > 0
+        and (branch[j] == branch[index] or (branch[j] == 0 and j < attach[index]))
+    ]
+
+
+def plain(config, **changes):
+    return dataclasses.replace(config, shuffle_sessions=False, **changes)
+
+
+def drawn_plans(records, config, tables, seed=0):
+    """(record, plan) of every record."""
+    source = open_shards(records, RECORDS)
+    for number in range(len(source)):
+        record = Record.from_bytes(source[number])
+        rng = np.random.default_rng((seed, number))
+        yield record, draw_plan(record, config, tables, WEIGHT, rng)
+
+
+def end_row(shop, record, attach):
+    """The row of the histories before which a context of `attach` items of `record` ends."""
+    histories = shop.histories
+    first, last = histories.offsets[record.user], histories.valid_start[record.user]
+    for start in range(first, last - len(record.item) + 1):
+        same = np.array_equal(histories.item[start : start + len(record.item)], record.item)
+        sessions = histories.session[start : start + len(record.item)]
+        if same and np.array_equal(sessions - sessions[0], record.session):
+            return start + attach
+    raise AssertionError("the record is no part of the training rows")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_each_branch_with_its_context_is_the_prompt_of_that_cut(
+    records, shop, semantic_ids, config, shared
+):
+    """Token by token, position by position, where the window begins at the same row."""
+    config = plain(config, shared_contexts=shared, num_favourites=0, history_length=100)
+    tables = PromptTables.make(shop, semantic_ids, config, V)
+    compared = 0
+    for record, plan in drawn_plans(records, config, tables):
+        group = pack_group([plan], config_one(config), tables)
+        start = end_row(shop, record, 0)
+        if start != shop.histories.offsets[record.user]:
+            continue  # the prompt of that cut would begin earlier than the window
+        for k in np.flatnonzero(group["target_weight"][0]):
+            if group["target_task"][0, k] == HISTORY_TASK:
+                continue
+            query = group["query_position"][0, k]
+            seen = visible(group, 0, query)
+            prefix = config.sid_generated + 1
+            attach = int(plan.attach[k])
+            text = tables.encoder.tokenizer.decode(plan.instruction[k])
+            request = Requests(
+                np.array([record.user]),
+                np.array([start + attach]),
+                np.array([0]),
+                np.array([-1]),
+                np.array([-1]),
+                [text],
+            )
+            prompt = assemble_prompts(request, shop, tables, config, 200)
+            size = prompt["length"][0]
+            assert len(seen) == size + prefix
+            for name in ("token", "item", "position"):
+                got = group[name][0, seen]
+                assert np.array_equal(got[:size], prompt[name][0, :size]), name
+            code = tables.codes(group["target_item"][0, [k]], config.sid_generated)[0]
+            assert group["token"][0, seen[size:]].tolist() == [*code, tables.query_token]
+            assert np.array_equal(group["position"][0, seen], np.arange(len(seen)))
+            assert group["code_position"][0, k].tolist() == seen[size - 1 : size - 1 + len(code)]
+            compared += 1
+    assert compared > 20
+
+
+def config_one(config):
+    """One context in one row with room for all."""
+    return dataclasses.replace(
+        config, row_tokens=400, row_targets=20, pack_group_rows=1, contexts_per_group=1
+    )
+
+
+def test_favourites_and_window_are_those_of_the_prompt(records, shop, semantic_ids, config):
+    """A branch at the end of its window equals the prompt of that cut, favourites included."""
+    config = plain(config, history_targets=0, shared_contexts=False)
+    tables = PromptTables.make(shop, semantic_ids, config, V)
+    with_favourites = 0
+    for record, plan in drawn_plans(records, config, tables):
+        if not len(plan.attach) or plan.attach[0] != record.length:
+            continue
+        cut = end_row(shop, record, record.length)
+        text = tables.encoder.tokenizer.decode(plan.instruction[0])
+        one = np.array([0])
+        request = Requests(np.array([record.user]), np.array([cut]), one, one, one, [text])
+        prompt = assemble_prompts(request, shop, tables, config, 200)
+        example, size = lay_out(plan, tables), prompt["length"][0]
+        assert size == len(example.token) - config.sid_generated - 1
+        for name in ("token", "item", "position"):
+            assert np.array_equal(getattr(example, name)[:size], prompt[name][0, :size])
+        with_favourites += len(plan.favourites) > 0
+    assert with_favourites > 3
+
+
+def test_no_branch_sees_its_target_session_or_a_later_row(records, shop, semantic_ids, config):
+    """What a target's tokens see are items of the rows before its boundary, and nothing more."""
+    tables = PromptTables.make(shop, semantic_ids, config, V)
+    histories, checked = shop.histories, 0
+    for record, plan in drawn_plans(records, config, tables):
+        group = pack_group([plan], config_one(config), tables)
+        begin = end_row(shop, record, 0)
+        for k in np.flatnonzero(group["target_weight"][0]):
+            items = group["item"][0, visible(group, 0, group["query_position"][0, k])]
+            items = items[items >= 0]
+            cut = begin + int(plan.attach[k])
+            known = histories.item[histories.offsets[record.user] : cut]
+            shown = histories.item[begin:cut]
+            favourite = len(plan.favourites)
+            assert sorted(items[favourite:]) == sorted(shown)
+            assert set(items[:favourite]) <= set(known[: begin - histories.offsets[record.user]])
+            # The target is in the session that starts at the boundary.
+            end = histories.session_end(cut, record.user)
+            assert group["target_item"][0, k] in histories.item[cut:end]
+            assert end <= histories.valid_start[record.user]
+            checked += 1
+    assert checked > 100
+
+
+def test_history_branches_predict_from_the_last_context_token(records, shop, semantic_ids, config):
+    tables = PromptTables.make(shop, semantic_ids, config, V)
+    seen = 0
+    for _, plan in drawn_plans(records, config, tables):
+        group = pack_group([plan], config_one(config), tables)
+        for k in np.flatnonzero(group["target_task"][0] == HISTORY_TASK):
+            codes, query = group["code_position"][0, k], group["query_position"][0, k]
+            assert codes[0] == group["attach"][0, query] - 1
+            assert group["branch"][0, codes[0]] == 0
+            assert codes[1:].tolist() == list(range(query - config.sid_generated, query - 1))
+            assert group["position"][0, query] == codes[0] + config.sid_generated + 1
+            assert group["target_weight"][0, k] == config.history_weight
+            seen += 1
+    assert seen > 20
+
+
+def test_batch_depends_on_seed_and_step_only(records, shop, semantic_ids, config):
+    forward = make(records, shop, semantic_ids, config)
+    again = make(records, shop, semantic_ids, config)
+    ahead = [forward[step] for step in range(6)]
+    for step in (5, 0, 3):
+        assert_same(again[step], ahead[step])
+    loader = forward.to_iter_dataset()
+    for step, batch in zip(range(6), loader, strict=False):
+        assert_same(batch, ahead[step])
+    other = make(records, shop, semantic_ids, config, seed=6)[0]
+    assert not np.array_equal(other["token"], ahead[0]["token"])
+
+
+def test_processes_together_make_the_batch(records, shop, semantic_ids, config):
+    whole = make(records, shop, semantic_ids, config, batch_rows=8)
+    parts = [
+        make(records, shop, semantic_ids, config, batch_rows=8, process=p, processes=4)
+        for p in range(4)
+    ]
+    for step in (0, 7):
+        assert_same(stack_rows([part[step] for part in parts]), whole[step])
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert np.array_equal(one[name], other[name]), name
+
+
+@pytest.mark.parametrize("row_tokens", [60, 90, 400])
+def test_packing_loses_nothing_uncounted(records, shop, semantic_ids, config, row_tokens):
+    config = dataclasses.replace(
+        config, row_tokens=row_tokens, row_targets=row_tokens // 10, contexts_per_group=5
+    )
+    tables = PromptTables.make(shop, semantic_ids, config, V)
+    plans = [plan for _, plan in drawn_plans(records, config, tables)]
+    lost = 0
+    for begin in range(0, len(plans) - 5, 5):
+        group = pack_group(plans[begin : begin + 5], config, tables)
+        chosen = plans[begin : begin + 5]
+        dropped = group["dropped"].sum(axis=0)
+        items = sum(len(plan.history) + len(plan.favourites) for plan in chosen)
+        assert (group["item"] >= 0).sum() == items - dropped[0]
+        targets = sum(len(plan.attach) for plan in chosen)
+        assert (group["target_weight"] > 0).sum() == targets - dropped[1]
+        assert sum(row.max() for row in group["segment"]) == 5 - dropped[2]
+        lost += dropped[0]
+    assert (lost > 0) == (row_tokens < 400)
+
+
+def test_rows_hold_whole_contexts_side_by_side(records, shop, semantic_ids, config):
+    """A packed context equals the same context alone, moved."""
+    tables = PromptTables.make(shop, semantic_ids, config, V)
+    plans = [plan for _, plan in drawn_plans(records, config, tables)][:3]
+    row = pack_group(plans, dataclasses.replace(config_one(config), row_tokens=600), tables)
+    for plan in plans:
+        example = lay_out(plan, tables)
+        starts = [
+            i
+            for i in range(600 - len(example.token))
+            if np.array_equal(row["token"][0, i : i + len(example.token)], example.token)
+            and np.array_equal(row["position"][0, i : i + len(example.token)], example.position)
+        ]
+        assert len(starts) == 1
+        places = slice(starts[0], starts[0] + len(example.token))
+        assert len(set(row["segment"][0, places])) == 1
+        branched = example.branch > 0
+        assert np.array_equal(row["attach"][0, places], (example.attach + starts[0]) * branched)
+
+
+def test_task_mixture_follows_its_weights(records, shop, semantic_ids, config):
+    weights = {"JustForYou": 3.0, "Category": 1.0}
+    changed = dataclasses.replace(
+        config, task_weights=weights, branches_per_context=1, history_targets=0
+    )
+    data = make(records, shop, semantic_ids, changed, batch_rows=64)
+    batch = stack_rows([data[step] for step in range(8)])
+    tasks = batch["target_task"][batch["target_weight"] > 0]
+    count = np.bincount(tasks, minlength=8)
+    assert count[[1, 3, 4, 5, 6, 7]].sum() == 0
+    assert 0.68 < count[0] / count.sum() < 0.82
+
+
+def test_candidate_weights_worked_example():
+    record = Record(
+        0, 2, *[np.zeros(0, np.int32)] * 3, np.array([1, 1, 2]), np.array([0, 0, 0]), *[None] * 2
+    )
+    weight = np.zeros(7)
+    weight[0] = 2.0
+    assert np.allclose(candidate_weights(record, weight, 1.0), [0.5, 0.5, 1.0])
+
+
+def test_batch_that_does_not_divide_is_refused(records, shop, semantic_ids, config):
+    with pytest.raises(ValueError, match="batch_size=3 is no multiple of pack_group_rows=2"):
+        make(records, shop, semantic_ids, config, batch_rows=3)
+    with pytest.raises(ValueError, match="does not divide over 3 processes"):
+        make(records, shop, semantic_ids, config, batch_rows=8, processes=3)
+
+
+def test_settings_that_cannot_work_are_refused(shop, semantic_ids, config):
+    for change, message in (
+        ({"sid_generated": 4}, "sid_generated=4; use 1 to 3"),
+        ({"history_length": 0}, "history_length=0; use 1 or more"),
+        ({"row_tokens": 20}, "row_tokens=20"),
+        ({"task_weights": {"Surprise": 1.0}}, "Surprise"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PromptTables.make(shop, semantic_ids, dataclasses.replace(config, **change), V)
+    with pytest.raises(ValueError, match="the text tokenizer has"):
+        PromptTables.make(shop, semantic_ids, config, 100)
