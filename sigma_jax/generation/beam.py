@@ -50,7 +50,7 @@ class Beams:
     codes: Int[Array, "B M y"]
     scores: Float[Array, "B M"]  # phi of Eq. 7; -inf where invalid
     is_valid: Bool[Array, "B M"]
-    leaves: Int[Array, "B M"]  # the prefix's number in the trie
+    leaves: Int[Array, "B M"]  # the prefix's number in the trie, -1 where invalid
     queries: Float[Array, "B M D"]  # h of Eq. 8 in the space of fused items, unit length
 
 
@@ -144,7 +144,7 @@ def _select(
 
     return BeamState(
         scores=best,
-        nodes=jnp.where(jnp.isfinite(best), pick(nodes), 0),
+        nodes=jnp.where(jnp.isfinite(best), pick(nodes), -1),
         codes=jnp.concatenate([inherit(state.codes), pick(codes)[..., None]], axis=-1),
         ancestors=inherit(state.ancestors),
     )

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from sigma_jax.losses import unit
+
 TABLES = ("id", "text", "image")
 
 
@@ -25,12 +27,6 @@ class ItemEncoderConfig:
     hidden_width: int
     inputs: tuple[str, ...]  # which of TABLES to use where they exist
     trainable: tuple[str, ...]  # which of them to train on
-
-
-def unit(vectors: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Vectors of length one in float32; a zero vector stays zero instead of becoming NaN."""
-    vectors = vectors.astype(jnp.float32)
-    return vectors * jax.lax.rsqrt(jnp.sum(vectors**2, axis=-1, keepdims=True) + 1e-12)
 
 
 class ItemEncoder(nnx.Module):

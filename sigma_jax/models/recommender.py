@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from sigma_jax.models.item_encoder import ItemEncoder, ItemEncoderConfig, unit
+from sigma_jax.losses import unit
+from sigma_jax.models.item_encoder import ItemEncoder, ItemEncoderConfig
 from sigma_jax.models.qwen3 import KVCache, Qwen3
 
 Tables = Mapping[str, Array]

@@ -1,0 +1,183 @@
+"""Three-step item generation (section 2.4 of SIGMA): prefixes, items inside them, fusion."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from sigma_jax.generation import fusion
+from sigma_jax.generation.beam import Prompts, beam_search
+from sigma_jax.generation.retrieval import PrefixIndex, build_index, search
+from sigma_jax.generation.trie import Trie, build_trie
+from sigma_jax.models.recommender import Recommender, Tables
+from sigma_jax.schema import SemanticIds
+
+RANKINGS = ("fused", "first_prefix")
+NORMALISERS = ("exact", "retrieved")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How to generate."""
+
+    num_beams: int  # K of Eq. 6
+    num_retrieved: int  # M of Eq. 9, for each prefix
+    temperature: float  # tau of Eq. 11
+    sigma: str | float  # "deviation" of the beam scores (Eq. 11), or a constant in its place
+    sigma_floor: float
+    normaliser: str  # of Eq. 11: over all items of the prefix ("exact") or the retrieved ones
+    ranking: str  # "fused" (APF), or "first_prefix": the ablation of Table 1
+    batch_size: int  # prompts at a time
+
+    def __post_init__(self):
+        for name, choices in (("ranking", RANKINGS), ("normaliser", NORMALISERS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"generation.{name}={getattr(self, name)!r} is unknown; use one of {choices}."
+                )
+        for name in ("num_beams", "num_retrieved", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"generation.{name}={getattr(self, name)}; use at least 1.")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Recommendations:
+    """Items for each prompt, best first; -1 where fewer exist. N prompts, n items."""
+
+    items: Int[Array, "N n"]
+    log_probs: Float[Array, "N n"]  # Eq. 10; -inf where there is no item
+    beam_scores: Float[Array, "N n"]  # phi of the item's prefix (Eq. 7)
+    beams: Int[Array, "N n"]  # rank of the item's prefix among the beams
+    cosines: Float[Array, "N n"]  # of query and item (Eq. 9)
+    sigma: Float[Array, " N"]  # of Eq. 11
+
+
+class Generator:
+    """A trained model with the trie and the index of its catalogue.
+
+    Compiles once for each shape of prompts; a batch that is not full is padded.
+    """
+
+    def __init__(self, model: Recommender, tables: Tables, trie: Trie, config: GenerationConfig):
+        self.config = config
+        self.tables = {name: jnp.asarray(table) for name, table in tables.items()}
+        self.trie = jax.tree.map(jnp.asarray, trie)
+        self.graphdef, self.state = nnx.split(model)
+        vectors = all_item_vectors(model, self.tables, trie.num_items)
+        self.index = build_index(trie, vectors)
+
+    @classmethod
+    def create(
+        cls,
+        model: Recommender,
+        tables: Tables,
+        semantic_ids: SemanticIds,
+        depth: int,
+        config: GenerationConfig,
+    ) -> Generator:
+        """Over all items of `semantic_ids`; prefixes are `depth` codes long."""
+        trie = build_trie(semantic_ids.codes, depth, semantic_ids.codebook_size)
+        return cls(model, tables, trie, config)
+
+    def __call__(
+        self, prompts: Mapping[str, np.ndarray], count: int, seen: Int[np.ndarray, "N S"] | None
+    ) -> Recommendations:
+        """The best `count` items for each prompt, NumPy arrays; items in `seen` are left out.
+
+        `prompts` has the fields of `Prompts`. `seen` is padded with -1; None keeps all items.
+        """
+        total, size = len(prompts["lengths"]), self.config.batch_size
+        parts = []
+        for start in range(0, total, size):
+            rows = np.arange(start, start + size) % total  # the last batch is filled by the first
+            batch = Prompts(**{name: jnp.asarray(value[rows]) for name, value in prompts.items()})
+            left_out = None if seen is None else jnp.asarray(seen[rows])
+            parts.append(
+                _generate(
+                    self.graphdef,
+                    self.state,
+                    self.tables,
+                    self.trie,
+                    self.index,
+                    batch,
+                    left_out,
+                    self.config,
+                    count,
+                )
+            )
+        parts = jax.device_get(parts)
+        return jax.tree.map(lambda *values: np.concatenate(values)[:total], *parts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7, 8))
+def _generate(
+    graphdef,
+    state,
+    tables: Tables,
+    trie: Trie,
+    index: PrefixIndex,
+    prompts: Prompts,
+    seen: Array | None,
+    config: GenerationConfig,
+    count: int,
+) -> Recommendations:
+    model = nnx.merge(graphdef, state)
+    beams = beam_search(model, tables, prompts, trie, config.num_beams)
+    sharpness = fusion.sharpness(
+        beams.scores, beams.is_valid, config.temperature, config.sigma, config.sigma_floor
+    )
+    items, cosines, log_normaliser = search(
+        index, beams.queries, beams.leaves, beams.is_valid, config.num_retrieved, sharpness, seen
+    )
+    if config.normaliser == "retrieved":
+        log_normaliser = fusion.retrieved_log_normaliser(cosines, items >= 0, sharpness)
+    log_probs = fusion.fuse(
+        beams.scores, beams.is_valid, cosines, items >= 0, log_normaliser, sharpness
+    )
+    if config.ranking == "first_prefix":
+        log_probs = fusion.keep_first_prefix(log_probs, beams.scores, beams.is_valid)
+    batch = items.shape[0]
+    found, best, place = fusion.merge(
+        items.reshape(batch, -1), log_probs.reshape(batch, -1), count, seen
+    )
+    beam = jnp.maximum(place, 0) // config.num_retrieved
+    is_found = found >= 0
+
+    def at(values: Array, rows: Array, missing: float) -> Array:
+        values = jnp.take_along_axis(values.reshape(batch, -1), rows, axis=1)
+        return jnp.where(is_found, values, missing)
+
+    return Recommendations(
+        items=found,
+        log_probs=best,
+        beam_scores=at(beams.scores, beam, -jnp.inf),
+        beams=jnp.where(is_found, beam, -1),
+        cosines=at(cosines, jnp.maximum(place, 0), -jnp.inf),
+        sigma=sharpness * config.temperature,
+    )
+
+
+def all_item_vectors(
+    model: Recommender, tables: Tables, num_items: int, chunk: int = 8192
+) -> Float[np.ndarray, "I D"]:
+    """Fused vectors of the whole catalogue, unit length, a chunk of items at a time."""
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def encode(state, tables, items):
+        return nnx.merge(graphdef, state).item_vectors(items, tables)
+
+    chunk = min(chunk, num_items)
+    parts = []
+    for start in range(0, num_items, chunk):
+        items = np.minimum(np.arange(start, start + chunk), num_items - 1)
+        parts.append(np.asarray(encode(state, tables, items)))
+    return np.concatenate(parts)[:num_items]

@@ -1,0 +1,133 @@
+"""Three-step generation against scoring every path and every item on its own, without a cache."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_recommender import CODES, NUM_ITEMS, prompts, recommender, semantic_ids
+
+from sigma_jax.generation.beam import Prompts, beam_search
+from sigma_jax.generation.generate import GenerationConfig, Generator
+from sigma_jax.generation.trie import build_trie
+from sigma_jax.models.qwen3 import causal_mask
+
+CONFIG = GenerationConfig(
+    num_beams=4,
+    num_retrieved=6,
+    temperature=0.1,
+    sigma="deviation",
+    sigma_floor=0.05,
+    normaliser="exact",
+    ranking="fused",
+    batch_size=2,
+)
+
+
+@jax.jit
+def forward(model, tables, tokens, items):
+    """Hidden states of plain causal rows; what stands behind a row's end is never looked at."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return model(tokens, items, positions, causal_mask(jnp.ones_like(tokens)), tables)[0]
+
+
+def score_paths(model, tables, batch, row, paths) -> dict:
+    """Log-probability and query of each path after prompt `row`, each read as a row of its own."""
+    length, depth = batch["lengths"][row], len(paths[0])
+    tokens = np.zeros((NUM_ITEMS, 12), np.int32)
+    items = np.full(tokens.shape, -1, np.int32)
+    tokens[:, :length] = batch["tokens"][row, :length]
+    items[:, :length] = batch["items"][row, :length]
+    for place, path in enumerate(paths):
+        tokens[place, length : length + depth] = [
+            model.space.code(level, code) for level, code in enumerate(path)
+        ]
+    tokens[:, length + depth] = model.space.query
+    hidden = forward(model, tables, tokens, items)
+    queries = np.asarray(model.query(hidden[:, length + depth]), np.float64)
+    scores = np.zeros(NUM_ITEMS)
+    for level in range(depth):
+        log_probs = np.asarray(model.code_log_probs(hidden[:, length - 1 + level], level))
+        for place, path in enumerate(paths):
+            scores[place] += log_probs[place, path[level]]
+    return {path: (scores[place], queries[place]) for place, path in enumerate(paths)}
+
+
+@pytest.mark.parametrize("depth, num_beams, full", [(1, 3, False), (2, 4, False), (3, 30, True)])
+def test_beams_are_the_best_real_paths_with_exact_scores(depth, num_beams, full):
+    model, tables = recommender(full_vocabulary=full)
+    sids = semantic_ids()
+    trie = build_trie(sids.codes, depth, CODES)
+    batch = prompts()
+    beams = jax.jit(beam_search, static_argnums=4)(
+        model, tables, Prompts(**jax.tree.map(jnp.asarray, batch)), trie, num_beams
+    )
+    paths = sorted({tuple(map(int, code)) for code in sids.codes[:, :depth]})
+    for row in range(3):
+        scored = score_paths(model, tables, batch, row, paths)
+        found = [tuple(map(int, codes)) for codes in np.asarray(beams.codes[row])]
+        valid = np.asarray(beams.is_valid[row])
+        assert valid.sum() == min(num_beams, len(paths))
+        assert set(itertools.compress(found, valid)) <= set(paths)
+        for rank in np.flatnonzero(valid):
+            score, query = scored[found[rank]]
+            np.testing.assert_allclose(beams.scores[row, rank], score, atol=1e-4)
+            np.testing.assert_allclose(beams.queries[row, rank], query, atol=1e-4)
+        if num_beams >= len(paths) or depth == 1:
+            best = sorted((score for score, _ in scored.values()), reverse=True)
+            np.testing.assert_allclose(beams.scores[row][valid], best[: valid.sum()], atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("normaliser", ["exact", "retrieved"])
+def test_items_and_probabilities_equal_brute_force(depth, normaliser):
+    model, tables = recommender()
+    sids = semantic_ids()
+    config = dataclasses.replace(CONFIG, num_beams=30, normaliser=normaliser)
+    generator = Generator.create(model, tables, sids, depth, config)
+    batch = prompts()
+    found = generator(batch, NUM_ITEMS, None)
+    vectors = np.asarray(model.item_vectors(jnp.arange(NUM_ITEMS), tables), np.float64)
+    paths = sorted({tuple(map(int, code)) for code in sids.codes[:, :depth]})
+    for row in range(3):
+        scored = score_paths(model, tables, batch, row, paths)
+        sigma = max(np.std([score for score, _ in scored.values()]), config.sigma_floor)
+        expected = {}
+        for path, (score, query) in scored.items():
+            members = np.flatnonzero((sids.codes[:, :depth] == path).all(axis=1))
+            logits = vectors[members] @ query * sigma / config.temperature
+            kept = np.argsort(-logits, kind="stable")[: config.num_retrieved]
+            pool = logits if normaliser == "exact" else logits[kept]
+            for place in kept:
+                expected[members[place]] = score + logits[place] - np.log(np.exp(pool).sum())
+        items = found.items[row][found.items[row] >= 0]
+        assert sorted(items) == sorted(expected)
+        np.testing.assert_allclose(found.sigma[row], sigma, atol=1e-4)
+        np.testing.assert_allclose(
+            found.log_probs[row][: len(items)], [expected[item] for item in items], atol=2e-4
+        )
+        assert (np.diff(found.log_probs[row][: len(items)]) <= 1e-6).all()
+
+
+def test_seen_items_are_left_out_and_others_move_up():
+    model, tables = recommender()
+    generator = Generator.create(model, tables, semantic_ids(), 1, CONFIG)
+    batch = prompts()
+    kept = generator(batch, 10, None)
+    seen = np.concatenate([kept.items[:, :3], np.full((3, 2), -1)], axis=1)
+    left_out = generator(batch, 10, seen)
+    for row in range(3):
+        assert not set(left_out.items[row]) & set(kept.items[row, :3])
+        assert set(kept.items[row, 3:6]) <= set(left_out.items[row])
+
+
+def test_a_padded_last_batch_changes_nothing():
+    model, tables = recommender()
+    batch = prompts()
+    one = Generator.create(model, tables, semantic_ids(), 2, CONFIG)(batch, 5, None)
+    config = dataclasses.replace(CONFIG, batch_size=3)
+    other = Generator.create(model, tables, semantic_ids(), 2, config)(batch, 5, None)
+    np.testing.assert_array_equal(one.items, other.items)
+    np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)

@@ -1,0 +1,72 @@
+"""A recommender small enough to be checked by brute force."""
+
+import numpy as np
+from flax import nnx
+
+from sigma_jax.models.item_encoder import ItemEncoderConfig
+from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
+from sigma_jax.models.recommender import Recommender, RecommenderConfig, TokenSpace
+from sigma_jax.schema import SemanticIds
+
+NUM_ITEMS, LEVELS, CODES, VOCABULARY = 30, 3, 5, 16
+
+
+def backbone_config(**changes) -> Qwen3Config:
+    fields = dict(
+        vocab_size=VOCABULARY,
+        width=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        mlp_width=24,
+        rope_theta=10000.0,
+        norm_eps=1e-6,
+        is_tied=True,
+        has_qk_norm=True,
+        dropout=0.0,
+        dtype="float32",
+        param_dtype="float32",
+        remat="none",
+    )
+    return Qwen3Config(**(fields | changes))
+
+
+def semantic_ids(seed: int = 0, num_items: int = NUM_ITEMS) -> SemanticIds:
+    rng = np.random.default_rng(seed)
+    return SemanticIds(rng.integers(0, CODES, (num_items, LEVELS)).astype(np.int32), CODES)
+
+
+def recommender(trainable=(), full_vocabulary=False) -> tuple[Recommender, dict]:
+    """The model with its frozen tables."""
+    rng = np.random.default_rng(1)
+    tables = {
+        "id": rng.normal(size=(NUM_ITEMS, 6)).astype(np.float32),
+        "text": rng.normal(size=(NUM_ITEMS, 8)).astype(np.float32),
+    }
+    encoder = ItemEncoderConfig(12, 16, ("id", "text", "image"), tuple(trainable))
+    config = RecommenderConfig(encoder, False, full_vocabulary)
+    rngs = nnx.Rngs(0)
+    backbone = Qwen3(backbone_config(), rngs=rngs)
+    space = TokenSpace(VOCABULARY, LEVELS, CODES)
+    model = Recommender(config, backbone, space, tables, rngs=rngs)
+    model.sid_table[...] = 4 * model.sid_table[...]  # codes far apart: no near ties
+    return model, tables
+
+
+def prompts(lengths=(7, 4, 1), length=8, seed=2) -> dict[str, np.ndarray]:
+    """Random prompts of text, codes and slots, padded on the right."""
+    rng = np.random.default_rng(seed)
+    space = TokenSpace(VOCABULARY, LEVELS, CODES)
+    tokens = rng.integers(0, space.item_slot, (len(lengths), length)).astype(np.int32)
+    items = np.full(tokens.shape, -1, np.int32)
+    tokens[:, 1::3] = space.item_slot
+    items[:, 1::3] = rng.integers(0, NUM_ITEMS, items[:, 1::3].shape)
+    is_token = np.arange(length) < np.array(lengths)[:, None]
+    return {
+        "tokens": np.where(is_token, tokens, 0).astype(np.int32),
+        "items": np.where(is_token, items, -1).astype(np.int32),
+        "positions": np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape).copy(),
+        "is_token": is_token,
+        "lengths": np.array(lengths, np.int32),
+    }
