@@ -128,18 +128,22 @@ def _ties_from(histories, num_items, user, begin, end, here) -> sparse.csr_matri
     inside = _incidence(histories, num_items, begin[here], end[here], ones)
     lines = np.asarray(inside.sum(0)).reshape(-1)  # a line is not tied to itself
     total = (inside.T @ inside - sparse.diags(lines)) * np.float32((1 + BACKWARD) / 2)
+    earlier, later, distance = _near_sessions(user, begin, end, here)
+    left = _incidence(histories, num_items, begin[earlier], end[earlier], 1 / distance)
+    right = _incidence(histories, num_items, begin[later], end[later], np.ones(len(later)))
+    forward = (left.T @ right).tocsr()
+    total = (total + forward + (forward * np.float32(BACKWARD)).T).tocsr()
+    total.eliminate_zeros()
+    return total
+
+
+def _near_sessions(user, begin, end, here):
+    """Pairs of sessions of one user, the earlier in `here`, within the window; their distance."""
+    pairs = []
     for step in range(1, WINDOW + 1):
         earlier = here[here + step < len(user)]
         later = earlier + step
         distance = 1 + begin[later] - end[earlier]
         near = (user[earlier] == user[later]) & (distance <= WINDOW)
-        if not near.any():
-            break
-        earlier, later, distance = earlier[near], later[near], distance[near]
-        left = _incidence(histories, num_items, begin[earlier], end[earlier], 1 / distance)
-        right = _incidence(histories, num_items, begin[later], end[later], np.ones(len(later)))
-        forward = left.T @ right
-        total = total + forward + forward.T * np.float32(BACKWARD)
-    total = total.tocsr()
-    total.eliminate_zeros()
-    return total
+        pairs.append((earlier[near], later[near], distance[near]))
+    return (np.concatenate(parts) for parts in zip(*pairs, strict=True))

@@ -120,11 +120,11 @@ class TeacherTask:
             "ndcg_10": float(metrics.ndcg(ranks, 10).mean()),
         }
 
-    def finish(self, model: Sasrec, tables: dict, folder: Path) -> dict[str, float]:
+    def finish(self, model: Sasrec, tables: dict, folder: Path) -> dict[str, int]:
         """Writes id_vectors.npy float32 [I, width], the rows of the item table, and weights."""
         np.save(folder / "id_vectors.npy", np.asarray(model.table[...], np.float32))
         save_sasrec(model, folder)
-        return self.report(model, tables)
+        return {"items": self.num_items, "width": self.config.model.width}
 
 
 def full_softmax(
@@ -210,14 +210,27 @@ def training_row(
     places = np.flatnonzero(is_end & (session < sessions[-1]))
     if len(places) > len(position):
         places = np.sort(rng.choice(places, len(position), replace=False))
-    for slot, here in enumerate(places):
-        position[slot] = here
-        low = np.searchsorted(sessions, session[here], side="right")
+    if len(places):
+        position[: len(places)] = places
+        low = np.searchsorted(sessions, session[places], side="right")
         high = np.searchsorted(sessions, sessions[low], side="right")
-        following = np.unique(histories.item[start + low : start + high])
-        drawn = rng.permutation(following)[: config.targets_per_position]
-        target[slot, : len(drawn)] = drawn
+        drawn = draw_lines(low, high, config.targets_per_position, rng)
+        items = histories.item[start + np.maximum(drawn, 0)]
+        target[: len(places)] = np.where(drawn >= 0, items, -1)
     return {"item": item, "position": position, "target": target}
+
+
+def draw_lines(
+    low: np.ndarray, high: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """[n, count]: up to `count` distinct lines of each range low..high, at random, then -1."""
+    sizes = high - low
+    if count == 1:
+        return (low + rng.integers(0, sizes))[:, None]
+    width = max(int(sizes.max()), count)
+    keys = np.where(np.arange(width) < sizes[:, None], rng.random((len(low), width)), 2.0)
+    chosen = np.argsort(keys, axis=1)[:, :count]
+    return np.where(chosen < sizes[:, None], low[:, None] + chosen, -1)
 
 
 def validation_requests(histories: Histories, count: int, seed: int) -> Requests:
