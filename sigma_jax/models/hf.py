@@ -1,0 +1,386 @@
+"""Hugging Face folders (config.json and safetensors) of the Qwen3 and Llama families.
+
+Read and written a tensor at a time, so that a model never stands in memory twice. What the block
+of `qwen3.py` cannot express is refused by name rather than read approximately. No torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
+
+HAS_QK_NORM = {"qwen3": True, "llama": False}
+STORED_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+SHARD_BYTES = 5_000_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """A tensor of a checkpoint; `inputs` > 0: a matrix [outputs, inputs], where ours has its
+    first `inputs` axes as inputs and the others as outputs."""
+
+    name: str
+    inputs: int = 0
+
+
+NAMES = {
+    ("embedding",): Name("model.embed_tokens.weight"),
+    ("layers", "attention_norm"): Name("model.layers.{}.input_layernorm.weight"),
+    ("layers", "query"): Name("model.layers.{}.self_attn.q_proj.weight", 1),
+    ("layers", "key"): Name("model.layers.{}.self_attn.k_proj.weight", 1),
+    ("layers", "value"): Name("model.layers.{}.self_attn.v_proj.weight", 1),
+    ("layers", "query_norm"): Name("model.layers.{}.self_attn.q_norm.weight"),
+    ("layers", "key_norm"): Name("model.layers.{}.self_attn.k_norm.weight"),
+    ("layers", "out"): Name("model.layers.{}.self_attn.o_proj.weight", 2),
+    ("layers", "mlp_norm"): Name("model.layers.{}.post_attention_layernorm.weight"),
+    ("layers", "gate"): Name("model.layers.{}.mlp.gate_proj.weight", 1),
+    ("layers", "up"): Name("model.layers.{}.mlp.up_proj.weight", 1),
+    ("layers", "down"): Name("model.layers.{}.mlp.down_proj.weight", 1),
+    ("final_norm",): Name("model.norm.weight"),
+    ("head",): Name("lm_head.weight"),
+}
+
+
+def stored_shape(shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
+    """Our [D, N, H] with one input axis is stored as [N*H, D]; with two, [N, H, D] as [D, N*H]."""
+    return (math.prod(shape[inputs:]), math.prod(shape[:inputs])) if inputs else shape
+
+
+def load_backbone(
+    folder: str | Path,
+    *,
+    dtype: str,
+    param_dtype: str,
+    remat: str = "none",
+    dropout: float = 0.0,
+    place: Callable[[np.ndarray, tuple[str, ...]], Any] = lambda array, axes: jnp.array(array),
+) -> Qwen3:
+    """The model in `folder`, computing in `dtype` with weights kept in `param_dtype`.
+
+    `place` makes a device array of a finished host array and its logical axes: a caller with a
+    mesh spreads the weights there and then. ValueError for a folder that is missing, damaged,
+    incomplete, or of another architecture.
+    """
+    folder = Path(folder)
+    config = read_config(folder, dtype=dtype, param_dtype=param_dtype, remat=remat, dropout=dropout)
+    model = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
+    params = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    with contextlib.ExitStack() as stack:
+        tensors = Tensors(folder, stack)
+        tensors.check_names({path for path, _ in params}, config)
+        loaded = []
+        for path, param in params:
+            array = tensors.read(path, param.shape, jnp.dtype(param_dtype))
+            loaded.append((path, param.replace(place(array, param.get_metadata()["axes"]))))
+    nnx.update(model, nnx.from_flat_state(loaded))
+    return model
+
+
+def read_json(path: Path) -> dict:
+    """The object in `path`. ValueError if missing or damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; use a Hugging Face folder of a Qwen3 or Llama model.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; fetch it again.")
+    return content
+
+
+def read_config(
+    folder: str | Path, *, dtype: str, param_dtype: str, remat: str, dropout: float
+) -> Qwen3Config:
+    """The sizes in config.json. ValueError for what `Qwen3` cannot express."""
+    path = Path(folder) / "config.json"
+    raw = read_json(path)
+    kind = raw.get("model_type")
+    if kind not in HAS_QK_NORM:
+        raise ValueError(f"{path}: model_type={kind!r} is not supported; use qwen3 or llama.")
+    _refuse_unsupported(path, raw)
+
+    def size(name: str, otherwise: int | None = None) -> int:
+        value = otherwise if raw.get(name) is None else raw[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{path}: {name}={value!r} is not a size; use 1 or more.")
+        return value
+
+    heads, width = size("num_attention_heads"), size("hidden_size")
+    # What a file leaves out is what transformers takes for it.
+    is_llama = kind == "llama"
+    return Qwen3Config(
+        vocab_size=size("vocab_size"),
+        width=width,
+        num_layers=size("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=size("num_key_value_heads", heads if is_llama else None),
+        head_dim=size("head_dim", width // heads if is_llama else 128),
+        mlp_width=size("intermediate_size"),
+        rope_theta=_rope_theta(path, raw),
+        norm_eps=_number(path, "rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
+        is_tied=bool(raw.get("tie_word_embeddings", False)),
+        has_qk_norm=HAS_QK_NORM[kind],
+        dropout=dropout,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        remat=remat,
+    )
+
+
+def _number(path: Path, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{path}: {name}={value!r} is not a positive number; correct it.")
+    return float(value)
+
+
+def _refuse_unsupported(path: Path, raw: dict) -> None:
+    expected = {
+        "hidden_act": ("silu",),
+        "attention_bias": (False, None),
+        "mlp_bias": (False, None),
+        "use_sliding_window": (False, None),
+        "quantization_config": (None,),
+    }
+    for name, allowed in expected.items():
+        if raw.get(name, allowed[0]) not in allowed:
+            raise ValueError(
+                f"{path}: {name}={raw[name]!r} is not supported; use a model with {allowed[0]!r}."
+            )
+    for layer, kind in enumerate(raw.get("layer_types") or ()):
+        if kind != "full_attention":
+            raise ValueError(
+                f"{path}: layer {layer} is {kind!r}, which is not supported; use a model whose "
+                "layer_types are all 'full_attention'."
+            )
+
+
+def _rope_theta(path: Path, raw: dict) -> float:
+    """transformers 5 writes rope_parameters; older ones rope_theta, and rope_scaling beside it."""
+    scaling = raw.get("rope_scaling") or {}
+    parameters = raw.get("rope_parameters") or {}
+    for name, given in (("rope_scaling", scaling), ("rope_parameters", parameters)):
+        if not isinstance(given, dict):
+            raise ValueError(f"{path}: {name}={given!r} is not an object; correct it.")
+        kind = given.get("rope_type", given.get("type", "default"))
+        nested = [key for key, value in given.items() if isinstance(value, dict)]
+        if kind != "default" or nested:
+            raise ValueError(
+                f"{path}: {name} of type {nested[0] if nested else kind!r} is not supported; use a "
+                "model with the default rotary embedding."
+            )
+    for given in (raw, scaling, parameters):
+        if given.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise ValueError(
+                f"{path}: partial_rotary_factor={given['partial_rotary_factor']} is not supported; "
+                "use a model that rotates whole heads."
+            )
+    theta = parameters.get("rope_theta", raw.get("rope_theta"))
+    return _number(path, "rope_theta", 10000.0 if theta is None else theta)
+
+
+class Tensors:
+    """The tensors of a folder: of model.safetensors, or of the shards its index names."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack):
+        self.folder = folder
+        single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+        if single.is_file():
+            self.files = dict.fromkeys(self._open(single, stack).keys(), single)
+        elif index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise ValueError(f"{index} has no weight_map; fetch it again.")
+            for name, file in weight_map.items():
+                if not isinstance(file, str) or Path(file).name != file:
+                    raise ValueError(f"{index}: {name} is in {file!r}; name a file of the folder.")
+            self.files = {name: folder / file for name, file in weight_map.items()}
+        else:
+            raise ValueError(f"{folder} has no model.safetensors; other formats are not read.")
+        self.readers = {file: self._open(file, stack) for file in sorted(set(self.files.values()))}
+        # A bare model, as embedding models are published, leaves out the prefix.
+        self.prefix = "" if "embed_tokens.weight" in self.files else "model."
+
+    @staticmethod
+    def _open(file: Path, stack: contextlib.ExitStack):
+        if not file.is_file():
+            raise ValueError(f"{file} is missing; fetch it again.")
+        try:
+            return stack.enter_context(safe_open(file, framework="numpy"))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged ({error}); fetch it again.") from error
+
+    def stored_name(self, path: tuple[str, ...], layer: int) -> str:
+        name = NAMES[path].name.format(layer)
+        return name.replace("model.", self.prefix, 1) if name.startswith("model.") else name
+
+    def check_names(self, paths: set[tuple[str, ...]], config: Qwen3Config) -> None:
+        """ValueError unless the folder has exactly the tensors at `paths`."""
+        expected = {
+            self.stored_name(path, layer)
+            for path in paths
+            for layer in range(config.num_layers if path[0] == "layers" else 1)
+        }
+        tied = f"tie_word_embeddings is {str(config.is_tied).lower()}"
+        for name in sorted(expected - self.files.keys()):
+            why = f" although {tied}" if name == "lm_head.weight" else ""
+            raise ValueError(f"{self.folder} has no tensor {name}{why}; fetch it again.")
+        for name in sorted(self.files.keys() - expected):
+            if name == "lm_head.weight":
+                # Some folders store the shared table twice. Two different tables are no tied head.
+                if not self._is_equal(name, self.stored_name(("embedding",), 0)):
+                    raise ValueError(
+                        f"{self.folder}: {name} differs from the embedding although {tied}; "
+                        "set it to false in config.json."
+                    )
+            elif not name.endswith("rotary_emb.inv_freq"):  # computed from rope_theta here
+                raise ValueError(
+                    f"{self.folder}: tensor {name} has no place in this architecture; "
+                    "use a plain qwen3 or llama model."
+                )
+
+    def _is_equal(self, name: str, other: str) -> bool:
+        return np.array_equal(self._tensor(name), self._tensor(other))
+
+    def _tensor(self, name: str) -> np.ndarray:
+        try:
+            reader = self.readers[self.files[name]]
+            stored = reader.get_slice(name).get_dtype()
+            if stored not in STORED_DTYPES:
+                raise ValueError(
+                    f"{self.files[name]}: {name} is of type {stored}; use one of "
+                    f"{', '.join(STORED_DTYPES)}."
+                )
+            return reader.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{self.files[name]}: {name} is damaged ({error}).") from error
+
+    def read(self, path: tuple[str, ...], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """The weight at `path` in our layout, layers stacked."""
+        is_stacked = path[0] == "layers"
+        one = shape[1:] if is_stacked else shape
+        inputs = NAMES[path].inputs
+        array = np.empty(shape if is_stacked else (1,) + shape, dtype)
+        for layer in range(len(array)):
+            name = self.stored_name(path, layer)
+            tensor = self._tensor(name)
+            if tensor.shape != stored_shape(one, inputs):
+                raise ValueError(
+                    f"{self.files[name]}: {name} has shape {list(tensor.shape)}, config.json says "
+                    f"{list(stored_shape(one, inputs))}; correct one of them."
+                )
+            with np.errstate(over="ignore"):
+                array[layer] = (tensor.T if inputs else tensor).reshape(one)
+            # A sum is finite where all its terms are; float32, as 16 bits overflow by adding.
+            if not np.isfinite(array[layer].sum(dtype=np.float32)):
+                raise ValueError(
+                    f"{self.files[name]}: {name} has values that are not finite in {dtype}; "
+                    "use another param_dtype, or fetch it again."
+                )
+        return array if is_stacked else array[0]
+
+
+def save_backbone(model: Qwen3, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes `model` to `folder` so that transformers 5, and `load_backbone`, read it.
+
+    Weights larger than `shard_bytes` together are split over several files, and no more than one
+    file's tensors are copied at a time. config.json comes last: without it a folder is no model.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in ("config.json", "model.safetensors*", "model-*-of-*.safetensors"):
+        for stale in folder.glob(pattern):
+            stale.unlink()
+    params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    shards = _shards(params, shard_bytes)
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = "model.safetensors" if len(shards) == 1 else file
+        tensors = {name: _stored(params[path], path, layer) for name, path, layer in shard}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        total = sum(_bytes(param) for param in params.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
+    _write_json(folder / "config.json", config_json(model.config))
+
+
+def _bytes(param: nnx.Param) -> int:
+    return math.prod(param.shape) * param.dtype.itemsize
+
+
+def _names(params: dict) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    for path, param in params.items():
+        for layer in range(param.shape[0] if path[0] == "layers" else 1):
+            yield NAMES[path].name.format(layer), path, layer
+
+
+def _shards(params: dict, shard_bytes: int) -> list[list[tuple[str, tuple[str, ...], int]]]:
+    """(name, path, layer) of every tensor, in groups of at most `shard_bytes`, or of one."""
+    shards, used = [[]], 0
+    for entry in _names(params):
+        path = entry[1]
+        size = _bytes(params[path]) // (params[path].shape[0] if path[0] == "layers" else 1)
+        if shards[-1] and used + size > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(entry)
+        used += size
+    return shards
+
+
+def _stored(param: nnx.Param, path: tuple[str, ...], layer: int) -> np.ndarray:
+    """One layer's weight in the checkpoint's layout."""
+    array = np.asarray(jax.device_get(param[layer] if path[0] == "layers" else param[...]))
+    inputs = NAMES[path].inputs
+    if inputs:
+        array = array.reshape(stored_shape(array.shape, inputs)[::-1]).T
+    return np.ascontiguousarray(array)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def config_json(config: Qwen3Config) -> dict[str, Any]:
+    """What config.json says of `config`, for transformers of before and after version 5."""
+    kind = "qwen3" if config.has_qk_norm else "llama"
+    theta = config.rope_theta
+    return {
+        "architectures": ["Qwen3ForCausalLM" if config.has_qk_norm else "LlamaForCausalLM"],
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "rope_theta": theta,
+        "tie_word_embeddings": config.is_tied,
+        "attention_bias": False,
+        # Ours are the tokenizer's to say; left out, transformers would take 1 and 2.
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "dtype": config.param_dtype,
+        "torch_dtype": config.param_dtype,
+    }
