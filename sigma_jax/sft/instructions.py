@@ -1,7 +1,7 @@
 """The seven tasks of section 2.3 of SIGMA as a person would ask for them.
 
-A slot ({query}, {category}, {theme}) stands between spaces or at the end, so that the words around
-it and the words in it can be tokenised apart and joined.
+A slot ({query}, {category}, {theme}) follows a space, and stands at the end or before another, so
+that the words around it and the words in it can be tokenised apart and joined.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ TRAIN_PHRASINGS: dict[str, tuple[str, ...]] = {
         "recommend items for {theme}",
         "what do i need to celebrate {theme} this year?",
         "i am shopping for the holiday {theme}",
-        "{theme} is coming, what should i buy?",
+        "what should i buy with {theme} coming up?",
         "festive picks for {theme} please",
         "help me prepare for {theme}",
     ),

@@ -87,7 +87,8 @@ def fit(plan: Plan, tables: PromptTables, most_tokens: int, most_targets: int) -
     """`plan` shortened to at most `most_tokens` and `most_targets`; None if no branch can stay.
 
     The oldest items of the history go first, and with them the branches that would see none of
-    it; then favourites, the least frequent first; then the end of the profile; then branches.
+    it; then favourites, the least frequent first; then the end of the profile; then the last item,
+    which leaves instructions that see no history; then branches.
     """
     if len(plan.instruction) > most_targets:
         plan = _keep(plan, np.arange(len(plan.instruction)) < most_targets)
@@ -103,6 +104,11 @@ def fit(plan: Plan, tables: PromptTables, most_tokens: int, most_targets: int) -
     if excess > 0:
         kept = plan.profile[: max(len(plan.profile) - excess, 0)]
         plan = dataclasses.replace(plan, profile=kept)
+        excess = plan_size(plan, tables) - most_tokens
+    if excess > 0 and len(plan.history):
+        plan = _keep(plan, np.array([len(words) > 0 for words in plan.instruction], bool))
+        empty = {"history": plan.history[:0], "session": plan.session[:0]}
+        plan = dataclasses.replace(plan, attach=np.zeros_like(plan.attach), **empty)
     while plan.instruction and plan_size(plan, tables) > most_tokens:
         plan = _keep(plan, np.arange(len(plan.instruction)) < len(plan.instruction) - 1)
     return plan if plan.instruction else None

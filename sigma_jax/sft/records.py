@@ -153,7 +153,7 @@ def _chunk_records(
 
 
 def _sessions(data: PreparedData, users: range) -> tuple[np.ndarray, np.ndarray]:
-    """First rows of the sessions of `users`, and for each of their rows the place of its session."""
+    """First rows of the sessions of `users`; of each of their rows, the place of its session."""
     offsets = data.histories.offsets[users.start : users.stop + 1]
     session = np.asarray(data.histories.session[offsets[0] : offsets[-1]])
     is_start = np.ones(len(session), bool)
@@ -174,8 +174,9 @@ def _windows(starts: np.ndarray, first: int, config: PromptConfig) -> list[tuple
     while end > 0:
         windows.append((max(first, int(starts[end]) - config.history_length), int(starts[end])))
         end = int(np.searchsorted(starts, starts[end] - config.window_stride, side="right")) - 1
-    if len(starts) == 1 and config.cold_start_weight > 0:
-        windows.append((first, first))
+    reaches_back = len(windows) > 0 and windows[-1][0] == first
+    if len(starts) and not reaches_back and config.cold_start_weight > 0:
+        windows.append((first, first))  # the first session, seen from nothing
     return windows
 
 
