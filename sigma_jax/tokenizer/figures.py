@@ -1,0 +1,68 @@
+"""What semantic IDs are worth: use, perplexity, collisions, neighbours. NumPy only."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+HISTOGRAM_BINS = 10  # the last counts "that many or more"
+
+
+def code_use(codes: Int[np.ndarray, "I L"], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Per level: number of different codes used, and perplexity exp(entropy) of their use."""
+    used, perplexity = [], []
+    for column in codes.T:
+        share = np.bincount(column, minlength=size) / len(column)
+        share = share[share > 0]
+        used.append(len(share))
+        perplexity.append(np.exp(-(share * np.log(share)).sum()))
+    return np.array(used), np.array(perplexity)
+
+
+def prefix_sizes(codes: Int[np.ndarray, "I L"]) -> list[np.ndarray]:
+    """For each depth 1..L, how many items each distinct prefix of that length holds."""
+    group = np.zeros(len(codes), np.int64)
+    sizes = []
+    for column in codes.T:
+        pair = group * (int(column.max()) + 1) + column
+        _, group, counts = np.unique(pair, return_inverse=True, return_counts=True)
+        sizes.append(counts)
+    return sizes
+
+
+def collision_histogram(sid_sizes: Int[np.ndarray, " sids"]) -> dict[str, int]:
+    """How many SIDs are shared by 1, 2, 3 ... items, from the sizes of full-length prefixes.
+
+    Worked example: sizes [1, 1, 3] -> {"1": 2, "3": 1}.
+    """
+    counts = np.bincount(np.minimum(sid_sizes, HISTOGRAM_BINS))
+    names = {
+        n: str(n) if n < HISTOGRAM_BINS else f"{n} or more" for n in range(1, HISTOGRAM_BINS + 1)
+    }
+    return {names[n]: int(count) for n, count in enumerate(counts) if n and count}
+
+
+def neighbour_share(
+    vectors: Float[np.ndarray, "N D"],
+    first_codes: Int[np.ndarray, " N"],
+    queries: Int[np.ndarray, " Q"],
+    neighbours: int = 10,
+) -> float:
+    """Of the nearest other items (by cosine) of the rows `queries`, the share with their code."""
+    neighbours = min(neighbours, len(vectors) - 1)
+    if neighbours < 1:
+        return 1.0
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    hits = 0
+    for rows in np.array_split(queries, -(-len(queries) // 256)):  # memory [256, N]
+        cosines = unit[rows] @ unit.T
+        cosines[np.arange(len(rows)), rows] = -np.inf
+        near = np.argpartition(-cosines, neighbours - 1, axis=1)[:, :neighbours]
+        hits += (first_codes[near] == first_codes[rows, None]).sum()
+    return float(hits / (len(queries) * neighbours))
+
+
+def distinct_rows(rows: Float[np.ndarray, "N D"], scale: float) -> int:
+    """How many rows differ, where differences below a ten-thousandth of `scale` do not count."""
+    steps = np.round(rows / max(scale * 1e-4, 1e-30)).astype(np.int64)
+    return len(np.unique(steps, axis=0))

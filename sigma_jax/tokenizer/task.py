@@ -1,0 +1,196 @@
+"""Stage `tokenizer`: item vectors to semantic IDs by RQ-VAE or residual k-means (section 2.2).
+
+Reads grounding/text_vectors.npy. Leaves SemanticIds, codebooks.npy and the encoder, which gives
+later items their SIDs (assign.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int32
+
+from sigma_jax.models.rqvae import RqVae, RqVaeConfig, quantise
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig
+from sigma_jax.schema import SemanticIds, load_item_vectors
+from sigma_jax.tokenizer import figures
+from sigma_jax.tokenizer.assign import assign_codes, save_tokenizer
+from sigma_jax.tokenizer.kmeans import residual_kmeans
+
+NEIGHBOUR_QUERIES = 512  # items whose nearest neighbours a report looks at
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """Fields of configs/tokenizer.py."""
+
+    method: Literal["rqvae", "kmeans"]  # kmeans: no encoder; steps refine by mini-batches
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    model: RqVaeConfig
+    kmeans_rows: int  # items, drawn once, that the codebooks start from
+    kmeans_iterations: int
+    encode_rows: int  # items encoded at a time
+    report_rows: int  # items, drawn once, of the sampled figures
+    min_code_use: float  # least share of the usable codes of a level at the end; 0: any
+
+
+class TokenizerTask:
+    """RQ-VAE or residual k-means over the catalogue's vectors."""
+
+    def __init__(
+        self, config: TokenizerConfig, workdir: Path, seed: int, mesh: Mesh | None = None
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.batch_rows = config.train.batch_size
+        path = workdir / "grounding" / "text_vectors.npy"
+        self.vectors = load_item_vectors(path)
+        if len(self.vectors) == 0:
+            raise ValueError(f"{path} holds no item; run the grounding stage again.")
+        for name in ("kmeans_rows", "encode_rows", "report_rows"):
+            if getattr(config, name) < 1:
+                raise ValueError(f"config.{name}={getattr(config, name)}; use 1 or more.")
+        if not 0 <= config.min_code_use <= 1:
+            raise ValueError(f"config.min_code_use={config.min_code_use}; use a share, 0 to 1.")
+
+    def batches(self) -> grain.MapDataset:
+        """vectors [B, D] of items drawn at random."""
+        return grain.MapDataset.range(sys.maxsize).map(self._batch)
+
+    def _batch(self, step: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self.seed, step))
+        rows = rng.integers(0, len(self.vectors), self.batch_rows)
+        return {"vectors": np.asarray(self.vectors[rows], np.float32)}
+
+    def model(self, rngs: nnx.Rngs) -> RqVae:
+        """Fresh encoder and decoder; codebooks from k-means of the encoded vectors."""
+        config = self.config
+        model = RqVae(config.model, self.vectors.shape[1], config.method == "rqvae", rngs=rngs)
+        sample = self.vectors[self._sample_rows(config.kmeans_rows)]
+        if not np.isfinite(sample).all():
+            raise ValueError("grounding/text_vectors.npy is not finite; run grounding again.")
+        latents = model.encode(jnp.asarray(sample))
+        sizes = (config.model.levels, config.model.codebook_size, config.kmeans_iterations)
+        model.start(residual_kmeans(latents, *sizes, rngs.params()), self.batch_rows)
+        return model
+
+    def tables(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def label(self, path: tuple[str, ...]) -> str:
+        return "base"
+
+    def loss(
+        self, model: RqVae, tables: dict, batch: dict[str, Array], key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        loss, metrics = model.loss(batch["vectors"], key)
+        return loss, {"loss": loss, **metrics}
+
+    def report(self, model: RqVae, tables: dict) -> dict[str, float]:
+        """The figures of a sample of the items."""
+        rows = self._sample_rows(self.config.report_rows)
+        vectors = np.asarray(self.vectors[rows], np.float32)
+        codes = assign_codes(model, vectors, self.config.encode_rows)
+        return {**self._use(codes), **self._quality(model, vectors, codes)}
+
+    def finish(self, model: RqVae, tables: dict, folder: Path) -> dict[str, Any]:
+        """Writes the SIDs of all items and the tokenizer.
+
+        Raises:
+          ValueError: a level uses less than `min_code_use` of the codes it could use.
+        """
+        codes = assign_codes(model, self.vectors, self.config.encode_rows)
+        self._check_use(model, codes)
+        SemanticIds(codes, self.config.model.codebook_size).save(folder)
+        save_tokenizer(model, folder)
+        sizes = figures.prefix_sizes(codes)
+        rows = self._sample_rows(self.config.report_rows)
+        return {
+            **self._quality(model, np.asarray(self.vectors[rows], np.float32), codes[rows]),
+            **self._use(codes),
+            **{f"largest_prefix_{depth}": int(n.max()) for depth, n in enumerate(sizes, 1)},
+            **{f"prefixes_{depth}": len(n) for depth, n in enumerate(sizes, 1)},
+            "collision_histogram": figures.collision_histogram(sizes[-1]),
+        }
+
+    def _use(self, codes: Int32[np.ndarray, "N L"]) -> dict[str, float]:
+        size = self.config.model.codebook_size
+        used, perplexity = figures.code_use(codes, size)
+        sid_sizes = figures.prefix_sizes(codes)[-1]
+        out = {}
+        for level in range(len(used)):
+            out[f"use_{level + 1}"] = float(used[level] / size)
+            out[f"perplexity_{level + 1}"] = float(perplexity[level])
+        # Items that share their whole SID with another: the ID token alone tells them apart.
+        out["collided_items"] = float(sid_sizes[sid_sizes > 1].sum() / len(codes))
+        return out
+
+    def _quality(
+        self, model: RqVae, vectors: Float[np.ndarray, "N D"], codes: Int32[np.ndarray, "N L"]
+    ) -> dict[str, float]:
+        """Of a sample: squared error as a share of the vectors' variance, and neighbours kept."""
+        error = 0.0
+        for start in range(0, len(vectors), self.config.encode_rows):
+            block = slice(start, start + self.config.encode_rows)
+            error += float(_squared_error(model, vectors[block], codes[block]))
+        variance = float(np.square(vectors - vectors.mean(0)).sum())
+        queries = np.random.default_rng(self.seed).permutation(len(vectors))[:NEIGHBOUR_QUERIES]
+        return {
+            "relative_mse": error / variance if variance > 0 else 0.0,
+            "neighbour_share": figures.neighbour_share(vectors, codes[:, 0], queries),
+        }
+
+    def _check_use(self, model: RqVae, codes: Int32[np.ndarray, "I L"]) -> None:
+        """ValueError if a level uses too few of its codes: the codebook collapsed."""
+        config = self.config
+        used, _ = figures.code_use(codes, config.model.codebook_size)
+        for level, (count, usable) in enumerate(
+            zip(used, self._usable_codes(model), strict=True), 1
+        ):
+            if count < config.min_code_use * usable:
+                raise ValueError(
+                    f"level {level} of the SIDs uses {count} of {usable} usable codes, under "
+                    f"config.min_code_use={config.min_code_use}; train longer, lower "
+                    "config.model.codebook_size or set config.method='kmeans'."
+                )
+
+    def _usable_codes(self, model: RqVae) -> list[int]:
+        """Codes each level could use: no more than it is given distinct vectors.
+
+        Level 1 is judged by the items' own vectors, so that an encoder that maps all items to
+        one point does not excuse itself. Later levels of a small catalogue have little left over:
+        300 items over 256 codes leave most residuals 0.
+        """
+        size = self.config.model.codebook_size
+        vectors = np.asarray(self.vectors[self._sample_rows(4 * size)], np.float32)
+        latents = model.encode(jnp.asarray(vectors))
+        _, residuals = map(np.asarray, quantise(latents, jnp.asarray(model.codebooks[...])))
+        scale = float(np.sqrt(np.square(residuals[:, 0]).sum(-1).mean()))
+        given = [vectors] + [residuals[:, level] for level in range(1, self.config.model.levels)]
+        scales = [float(np.sqrt(np.square(vectors).sum(-1).mean()))] + [scale] * len(given[1:])
+        pairs = zip(given, scales, strict=True)
+        return [min(size, figures.distinct_rows(rows, scale)) for rows, scale in pairs]
+
+    def _sample_rows(self, count: int) -> np.ndarray:
+        """At most `count` items, the same at each call; all of them where they are no more."""
+        if count >= len(self.vectors):
+            return np.arange(len(self.vectors))
+        rng = np.random.default_rng(self.seed)
+        return np.sort(rng.choice(len(self.vectors), count, replace=False, shuffle=False))
+
+
+@nnx.jit
+def _squared_error(model: RqVae, vectors: Array, codes: Array) -> Array:
+    """Summed squared distance of the vectors from what their codes decode to."""
+    levels = jnp.arange(codes.shape[1])
+    latents = model.codebooks[...][levels, codes].sum(1)
+    return jnp.square(model.decode(latents) - vectors).sum()
