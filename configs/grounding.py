@@ -1,0 +1,110 @@
+"""Stage `grounding`: texts to item vectors (section 2.1 of SIGMA).
+
+    python -m sigma_jax.train --config=configs/grounding.py --workdir=runs/demo
+
+Presets: `local` (Complete Journey, two CPU cores), `amazon`, `smoke`; `qwen3_0p6b` and `qwen3_4b`
+have the paper's settings and take `--config.backbone.hf_folder=FOLDER`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+BACKBONE = {
+    "hf_folder": "",
+    "width": 128,
+    "num_layers": 3,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 32,
+    "mlp_width": 384,
+    "rope_theta": 10_000.0,
+    "norm_eps": 1e-6,
+    "is_tied": True,
+    "has_qk_norm": True,
+    "dropout": 0.0,
+    "dtype": "float32",
+    "param_dtype": "float32",
+    "remat": "none",
+}
+
+BASE = {
+    "optimizer": common.optimizer(2e-3, table_learning_rate=5e-3, warmup_steps=10),
+    "train": common.train(80, 192, eval_every=40, checkpoint_every=40),
+    "backbone": BACKBONE,
+    "encoder": {"width": 64, "pooling": "mean", "is_causal": True},
+    "max_tokens": 64,
+    "token_quantile": 0.99,
+    "query_instruction": "",
+    "mixture": {"search": 1.0, "visual": 1.0, "theme": 0.25, "co_occurrence": 2.0},
+    "temperature": 0.05,
+    "id_temperature": 0.05,
+    "kd_weight": 1.0,
+    "masks_false_negatives": True,
+    "encode_rows": 0,
+    "loss_rows": 4_096,
+    "eval_pairs": 500,
+    "eval_candidates": 2_000,
+    "eval_batch_size": 256,
+}
+
+AMAZON = {
+    "train": common.train(150, 128, eval_every=75, checkpoint_every=50),
+    "max_tokens": 48,
+}
+
+SMOKE = {
+    "train": common.train(6, 16, log_every=2, eval_every=0, checkpoint_every=3),
+    "optimizer.warmup_steps": 2,
+    "backbone.width": 32,
+    "backbone.num_layers": 2,
+    "backbone.num_heads": 2,
+    "backbone.num_kv_heads": 1,
+    "backbone.head_dim": 16,
+    "backbone.mlp_width": 64,
+    "max_tokens": 24,
+    "eval_pairs": 64,
+    "eval_candidates": 256,
+}
+
+# Batch 16,384 pairs, temperature 0.05, AdamW at 2e-5 after 2,000 steps of warmup (the paper).
+# Sizes come from the folder; those here are its published ones, for a start from scratch.
+QWEN3_0P6B = {
+    "optimizer": common.optimizer(2e-5, warmup_steps=2_000),
+    "train": common.train(20_000, 16_384, log_every=20, eval_every=2_000, checkpoint_every=1_000),
+    "backbone.width": 1_024,
+    "backbone.num_layers": 28,
+    "backbone.num_heads": 16,
+    "backbone.num_kv_heads": 8,
+    "backbone.head_dim": 128,
+    "backbone.mlp_width": 3_072,
+    "backbone.rope_theta": 1_000_000.0,
+    "backbone.dtype": "bfloat16",
+    "backbone.remat": "layer",
+    "encoder.pooling": "last",
+    "max_tokens": 128,
+    "encode_rows": 4_096,
+    "eval_pairs": 2_000,
+    "eval_candidates": 100_000,
+    "eval_batch_size": 4_096,
+}
+
+QWEN3_4B = {
+    **QWEN3_0P6B,
+    "backbone.width": 2_560,
+    "backbone.num_layers": 36,
+    "backbone.num_heads": 32,
+    "backbone.mlp_width": 9_728,
+}
+
+CHANGES = {
+    "amazon": AMAZON,
+    "smoke": SMOKE,
+    "qwen3_0p6b": QWEN3_0P6B,
+    "qwen3_4b": QWEN3_4B,
+}
+
+
+def stage_fields(preset: str) -> ConfigDict:
+    """The fields of GroundingConfig (sigma_jax/grounding/task.py)."""
+    return common.select(preset, BASE, CHANGES)

@@ -1,0 +1,216 @@
+"""Stage `grounding`: relevance pairs to item vectors v_text (section 2.1 of SIGMA, Eq. 1-3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from sigma_jax import losses
+from sigma_jax.grounding.encode import BatchEncoder, save_encoder
+from sigma_jax.grounding.pairs import PairBatches, held_out, mixture
+from sigma_jax.grounding.recall import candidate_items, recalls
+from sigma_jax.grounding.texts import load_tokenizer, token_table
+from sigma_jax.models.backbone import BackboneConfig, make_backbone
+from sigma_jax.models.text_encoder import TextEncoder, TextEncoderConfig
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig
+from sigma_jax.schema import PreparedData, load_item_vectors
+
+
+@dataclasses.dataclass(frozen=True)
+class GroundingConfig:
+    """Fields of configs/grounding.py."""
+
+    optimizer: OptimizerConfig
+    train: TrainConfig  # batch_size counts pairs: 2 * batch_size texts
+    backbone: BackboneConfig
+    encoder: TextEncoderConfig
+    max_tokens: int  # of a text
+    token_quantile: float  # share of texts that the batch's static length holds whole
+    query_instruction: str  # put before queries and themes
+    mixture: dict[str, float]  # view -> weight; views without pairs are left out
+    temperature: float  # tau of Eq. 1
+    id_temperature: float  # tau of P_ID in Eq. 3
+    kd_weight: float  # of Eq. 3 beside Eq. 2; 0: off
+    masks_false_negatives: bool  # False: the paper's letter
+    encode_rows: int  # texts encoded at a time within a step; 0: all at once
+    loss_rows: int  # rows of the [2B, 2B] matrices made at a time
+    eval_pairs: int  # held-out pairs of a view in a report, at most
+    eval_candidates: int  # items ranked in a report, at most; 0: all
+    eval_batch_size: int  # texts encoded at a time outside of training
+
+
+class GroundingTask:
+    """Contrastive learning over four views, with distillation from ID vectors."""
+
+    def __init__(
+        self, config: GroundingConfig, workdir: Path, seed: int, mesh: Mesh | None = None
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.mesh = mesh
+        self.batch_rows = 2 * config.train.batch_size
+        self.data = PreparedData.load(workdir / "data")
+        self.table = token_table(
+            self.data,
+            workdir / "train" / "grounding",
+            config.max_tokens,
+            config.token_quantile,
+            config.query_instruction,
+        )
+        self.id_vectors = self._id_vectors(workdir / "teacher" / "id_vectors.npy")
+        shares = mixture(config.mixture, self.data)
+        pairs = config.train.batch_size
+        self.pairs = PairBatches(self.data, self.table, shares, self.id_vectors, pairs, seed)
+        parts = ", ".join(f"{view} {share:.2f}" for view, share in shares.items())
+        logging.info(
+            "grounding: %d texts of at most %d tokens (%.1f %% cut), views %s, distillation %s",
+            len(self.table.key),
+            self.table.length,
+            100 * self.table.truncated,
+            parts,
+            "off" if self.id_vectors is None else "on",
+        )
+
+    def _id_vectors(self, teacher: Path) -> np.ndarray | None:
+        if not self.config.kd_weight:
+            return None
+        vectors = self.data.id_vectors
+        if vectors is None and teacher.exists():
+            vectors = load_item_vectors(teacher)
+        if vectors is None:
+            logging.warning("grounding: neither the data nor a teacher gives ID vectors: no Eq. 3")
+        elif len(vectors) != len(self.data.catalogue):
+            raise ValueError(
+                f"there are {len(vectors)} ID vectors for {len(self.data.catalogue)} items; "
+                "run the teacher, or `sigma_jax.prepare`, again."
+            )
+        return vectors
+
+    def batches(self) -> grain.MapDataset:
+        return self.pairs.dataset()
+
+    def model(self, rngs: nnx.Rngs) -> TextEncoder:
+        folder = self.data.text_tokenizer_folder
+        vocab_size = load_tokenizer(folder).get_vocab_size()
+        backbone = make_backbone(self.config.backbone, vocab_size, rngs, folder)
+        return TextEncoder(self.config.encoder, backbone, rngs=rngs)
+
+    def tables(self) -> dict[str, np.ndarray]:
+        return {}  # ID vectors come with the batch: a table of 10^8 items stays on disk
+
+    def label(self, path: tuple[str, ...]) -> str:
+        """Text embeddings have their own rate: from scratch, a row is seen far less often."""
+        if path[-1] == "head":
+            return "frozen"  # predicts tokens; nothing is predicted here
+        return "table" if path[-1] == "embedding" else "base"
+
+    def loss(
+        self, model: TextEncoder, tables: dict, batch: dict[str, Array], key: Array
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Eq. 2 + kd_weight * Eq. 3 over the global batch."""
+        config = self.config
+
+        def encode(rows):
+            tokens, lengths, number = rows
+            # Under chunks each has a dropout of its own.
+            return model(tokens, lengths, key=jax.random.fold_in(key, number[0]))
+
+        number = jnp.arange(self.batch_rows)
+        rows = (batch["tokens"], batch["length"], number)
+        # Chunks recompute their activations: memory for one chunk, negatives from all.
+        vectors = losses.map_row_chunks(encode, rows, config.encode_rows or self.batch_rows)
+        keys = batch["key"] if config.masks_false_negatives else None
+        contrast, accuracy = losses.contrastive_loss(
+            vectors, config.temperature, keys, config.loss_rows
+        )
+        parts = {"contrastive": contrast, "in_batch_accuracy": accuracy}
+        if self.id_vectors is None:
+            return contrast, parts
+        distillation = losses.distillation_loss(
+            vectors,
+            batch["id_vectors"],
+            config.temperature,
+            config.id_temperature,
+            batch["has_id"],
+            keys,
+            config.loss_rows,
+        )
+        loss = contrast + config.kd_weight * distillation
+        return loss, {**parts, "distillation": distillation}
+
+    def report(self, model: TextEncoder, tables: dict) -> dict[str, float]:
+        """recall_K/VIEW of held-out pairs, and among how many items they were ranked.
+
+        Other right items of the same left side stay among the candidates, so recall@1 of a
+        query with many items cannot reach 1.
+        """
+        encoder = BatchEncoder(model, self.config.eval_batch_size, self.mesh)
+        chosen = {
+            view: held_out(pairs, self.table, self.config.eval_pairs, self.seed)
+            for view, pairs in self.data.pairs.items()
+            if pairs.is_heldout.any()
+        }
+        if not chosen:
+            return {}
+        right = np.concatenate([items for _, items in chosen.values()])
+        items = len(self.data.catalogue)
+        candidates = candidate_items(right, items, self.config.eval_candidates, self.seed)
+        vectors = encoder.rows(self.table, candidates)
+        figures = {"candidates": float(len(candidates))}
+        for view, (left, right) in chosen.items():
+            different, where = np.unique(left, return_inverse=True)
+            found = recalls(
+                encoder.rows(self.table, different)[where],
+                vectors,
+                np.searchsorted(candidates, right),
+                places(candidates, left),
+            )
+            figures |= {f"recall_{k}/{view}": float(hit.mean()) for k, hit in found.items()}
+        return figures
+
+    def finish(self, model: TextEncoder, tables: dict, folder: Path) -> dict:
+        """text_vectors.npy of all items, and the encoder for texts still to come."""
+        began = time.monotonic()
+        encoder = BatchEncoder(model, self.config.eval_batch_size, self.mesh)
+        items = len(self.data.catalogue)
+        shape = (items, self.config.encoder.width)
+        path = folder / "text_vectors.npy"
+        vectors = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        size = encoder.batch_size
+        for start in range(0, items, size):
+            rows = np.arange(start, min(start + size, items))
+            vectors[start : start + size] = encoder(*self.table.batch(rows))
+        vectors.flush()
+        save_encoder(
+            model,
+            self.config.backbone,
+            self.data.text_tokenizer_folder,
+            self.table.length,
+            self.config.query_instruction,
+            folder,
+        )
+        return {
+            "items": items,
+            "different_texts": len(np.unique(self.table.key[:items])),
+            "tokens_per_text": self.table.length,
+            "texts_cut": self.table.truncated,
+            "has_distillation": self.id_vectors is not None,
+            "pairs": {view: len(pairs.right) for view, pairs in self.data.pairs.items()},
+            "encode_seconds": time.monotonic() - began,
+        }
+
+
+def places(candidates: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Where `rows` stand in the sorted `candidates`; -1 where they do not."""
+    place = np.minimum(np.searchsorted(candidates, rows), len(candidates) - 1)
+    return np.where(candidates[place] == rows, place, -1)

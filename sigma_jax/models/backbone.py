@@ -1,0 +1,91 @@
+"""The language model a stage starts from: a Hugging Face folder, or sizes to start from scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from flax import nnx
+
+from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """Where the backbone comes from, and how it computes."""
+
+    hf_folder: str  # config.json + safetensors; "" starts from scratch with the sizes below
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    rope_theta: float
+    norm_eps: float
+    is_tied: bool
+    has_qk_norm: bool
+    dropout: float
+    dtype: str
+    param_dtype: str
+    remat: str
+
+
+# What a folder's config.json cannot say: how to compute.
+HOW = ("dropout", "dtype", "param_dtype", "remat")
+
+
+def make_backbone(
+    config: BackboneConfig, vocab_size: int, rngs: nnx.Rngs, tokenizer_folder: Path | None = None
+) -> Qwen3:
+    """The backbone for text ids 0..vocab_size-1.
+
+    From a folder it has the folder's sizes and table, which may be longer than the vocabulary;
+    from scratch it has exactly `vocab_size` rows.
+
+    Raises:
+      ValueError: the tokenizer does not match the folder: more ids than rows, or (where
+        `tokenizer_folder` is given and the folder holds a tokenizer) other ids for the same words.
+    """
+    if not config.hf_folder:
+        fields = {field.name for field in dataclasses.fields(Qwen3Config)}
+        sizes = {k: v for k, v in dataclasses.asdict(config).items() if k in fields}
+        return Qwen3(Qwen3Config(vocab_size=vocab_size, **sizes), rngs=rngs)
+    from sigma_jax.models.hf import load_backbone
+
+    folder = Path(config.hf_folder)
+    backbone = load_backbone(folder, **{name: getattr(config, name) for name in HOW})
+    rows = backbone.config.vocab_size
+    if vocab_size > rows:
+        raise ValueError(
+            f"the tokenizer has {vocab_size} tokens, the backbone {folder} {rows}: a tokenizer "
+            "that does not match; prepare the data with the tokenizer of that folder."
+        )
+    if tokenizer_folder is not None:
+        check_tokenizer(tokenizer_folder, folder)
+    return backbone
+
+
+def check_tokenizer(tokenizer_folder: Path, hf_folder: Path) -> None:
+    """ValueError naming a word to which the two folders' tokenizers give different ids."""
+    paths = tokenizer_folder / "tokenizer.json", hf_folder / "tokenizer.json"
+    if not all(path.exists() for path in paths):
+        return
+    ours, theirs = (vocabulary(path) for path in paths)
+    for word, number in ours.items():
+        if theirs.get(word) != number:
+            raise ValueError(
+                f"the data's tokenizer has {word!r} as {number}, the backbone {hf_folder} as "
+                f"{theirs.get(word)}: a tokenizer that does not match; prepare the data with the "
+                "tokenizer of that folder."
+            )
+
+
+def vocabulary(path: Path) -> dict[str, int]:
+    """Words and ids of a `tokenizer.json`, added tokens included."""
+    stored = json.loads(path.read_text())
+    words = stored["model"]["vocab"]
+    if isinstance(words, list):  # Unigram: [word, score] in order
+        words = {word: number for number, (word, _) in enumerate(words)}
+    return {**words, **{t["content"]: t["id"] for t in stored.get("added_tokens", ())}}

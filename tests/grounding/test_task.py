@@ -1,0 +1,120 @@
+"""The grounding stage as a whole: it learns, it says how well, its artifact can be used."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import common
+from configs.grounding import stage_fields
+from sigma_jax.grounding.encode import load_encoder
+from sigma_jax.grounding.task import GroundingConfig, GroundingTask
+from sigma_jax.runtime.config import OptimizerConfig, to_dataclass
+from sigma_jax.runtime.state import init_state, make_step
+from sigma_jax.schema import load_item_vectors
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    kinds = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=kinds)
+
+
+def make_config(**changes) -> GroundingConfig:
+    fields = stage_fields("smoke")
+    fields.optimizer = common.optimizer(1e-2, table_learning_rate=1e-2, warmup_steps=2)
+    config = to_dataclass(GroundingConfig, fields)
+    return dataclasses.replace(config, **changes)
+
+
+def run(task, config, mesh, steps=STEPS):
+    """The loop of train.py without its files; gives the model and the loss at each step."""
+    state, template, optimizer = init_state(
+        task.model(nnx.Rngs(0)), task.label, config.optimizer, steps, mesh
+    )
+    step = make_step(task.loss, template, optimizer, config.optimizer, steps, 0, state)
+    batches, figures = task.batches(), []
+    for number in range(steps):
+        state, parts = step(state, {}, batches[number])
+        figures.append({name: float(value) for name, value in parts.items()})
+    return template.merge(state.params, state.rest), figures
+
+
+def test_it_learns_which_items_belong_together(workdir, mesh):
+    config = make_config()
+    task = GroundingTask(config, workdir, 0, mesh)
+    before = task.report(task.model(nnx.Rngs(0)), {})
+    model, figures = run(task, config, mesh)
+    assert figures[-1]["loss"] < 0.7 * figures[0]["loss"]
+    total = figures[0]["contrastive"] + config.kd_weight * figures[0]["distillation"]
+    np.testing.assert_allclose(figures[0]["loss"], total, rtol=1e-5)
+    after = task.report(model, {})
+    assert after["candidates"] == 48
+    for view in ("search", "co_occurrence"):
+        assert after[f"recall_100/{view}"] == 1  # there are 48 items
+        assert before[f"recall_10/{view}"] < 0.5 < 0.7 < after[f"recall_10/{view}"]
+
+
+def test_the_artifact_encodes_texts_to_the_vectors_it_holds(workdir, mesh, tmp_path):
+    config = make_config(eval_batch_size=20)  # 48 items: the last batch is not full
+    task = GroundingTask(config, workdir, 0, mesh)
+    model = task.model(nnx.Rngs(1))
+    folder = tmp_path / "grounding"
+    folder.mkdir()
+    figures = task.finish(model, {}, folder)
+    assert figures["items"] == 48 and figures["different_texts"] == 47
+    stored = load_item_vectors(folder / "text_vectors.npy")
+    assert stored.shape == (48, 64) and stored.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1, rtol=1e-5)
+    encoder = load_encoder(folder, batch_size=7)
+    again = encoder(task.data.catalogue.texts(np.arange(48)))
+    np.testing.assert_allclose(again, stored, atol=1e-5)
+
+
+def test_encoding_in_chunks_changes_neither_loss_nor_gradient(workdir, mesh):
+    results = []
+    for rows in (0, 8):
+        config = make_config(encode_rows=rows, loss_rows=8)
+        task = GroundingTask(config, workdir, 0, mesh)
+        graph, params = nnx.split(task.model(nnx.Rngs(0)))
+
+        def loss(params, batch, task=task, graph=graph):
+            return task.loss(nnx.merge(graph, params), {}, batch, jax.random.key(0))[0]
+
+        results.append(jax.jit(jax.value_and_grad(loss))(params, task.batches()[0]))
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-5)
+    for parts, whole in zip(
+        jax.tree.leaves(results[1][1]), jax.tree.leaves(results[0][1]), strict=True
+    ):
+        np.testing.assert_allclose(parts, whole, atol=1e-4)
+
+
+def test_without_id_vectors_there_is_no_distillation(workdir, mesh):
+    (workdir / "data" / "id_vectors.npy").unlink()
+    task = GroundingTask(make_config(), workdir, 0, mesh)
+    assert "has_id" not in task.batches()[0]
+    (workdir / "teacher").mkdir()
+    np.save(workdir / "teacher" / "id_vectors.npy", np.ones((48, 3), np.float32))
+    assert GroundingTask(make_config(), workdir, 0).batches()[0]["id_vectors"].shape == (32, 3)
+    np.save(workdir / "teacher" / "id_vectors.npy", np.ones((47, 3), np.float32))
+    with pytest.raises(ValueError, match="47 ID vectors for 48 items"):
+        GroundingTask(make_config(), workdir, 0)
+
+
+def test_text_embeddings_learn_at_their_own_rate(workdir):
+    task = GroundingTask(make_config(), workdir, 0)
+    paths = [path for path, _ in nnx.to_flat_state(nnx.state(task.model(nnx.Rngs(0))))]
+    groups = {path: task.label(path) for path in paths}
+    assert groups[("backbone", "embedding")] == "table"
+    assert {g for path, g in groups.items() if path[-1] != "embedding"} == {"base"}
+    assert isinstance(task.config.optimizer, OptimizerConfig)
+
+
+@pytest.mark.parametrize("preset", common.PRESETS)
+def test_every_preset_is_a_config(preset):
+    config = to_dataclass(GroundingConfig, stage_fields(preset))
+    assert config.encoder.width == 64 and config.temperature == 0.05
