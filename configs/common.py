@@ -1,5 +1,6 @@
 """What the config files share: the presets, and the fields every stage has."""
 
+import copy
 import difflib
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +20,7 @@ def select(
     field that `base` does not have.
     """
     check_preset(preset)
-    config = ConfigDict(base).lock()
+    config = ConfigDict(copy.deepcopy(dict(base))).lock()  # base is shared by the presets
     for key, value in changes.get(preset, {}).items():
         *folders, name = key.split(".")
         node = config
@@ -28,8 +29,13 @@ def select(
         if name not in node:
             raise KeyError(f"preset {preset!r} changes {key!r}, which the base does not have.")
         with node.unlocked():
-            node[name] = ConfigDict(value) if isinstance(value, Mapping) else value
+            node[name] = _copied(value)
     return config.unlock()
+
+
+def _copied(value: Any) -> Any:
+    value = copy.deepcopy(value)
+    return ConfigDict(value) if isinstance(value, Mapping) else value
 
 
 def check_preset(preset: str) -> None:
