@@ -138,7 +138,8 @@ class Histories:
     User u's events are rows offsets[u] to offsets[u+1]. Training sees the rows before
     valid_start[u] only. The validation target is the session that starts at valid_start[u], the
     test target the one at test_start[u]; either equals offsets[u+1] where the user has no such
-    target. Rows of one session carry one time and no order, unless every session is one row.
+    target. Where the two are equal before offsets[u+1] (splits by time), that session is the test
+    target and there is no validation target. Rows of one session carry one time and no order, unless every session is one row.
 
     Worked example, leave-last-session-out, one user with sessions [a b][c][d e]: session
     [0 0 1 2 2], valid_start 2, test_start 3; training a b; validation a b -> c;
@@ -159,6 +160,15 @@ class Histories:
     def before(self, user: int, cut: int) -> Int32[np.ndarray, " n"]:
         """Items of `user` in rows offsets[user]..cut, oldest first."""
         return self.item[self.offsets[user] : cut]
+
+    def valid_users(self) -> Int64[np.ndarray, " n"]:
+        """Users with a validation target."""
+        is_target = self.valid_start < self.offsets[1:]
+        return np.flatnonzero(is_target & (self.valid_start != self.test_start))
+
+    def test_users(self) -> Int64[np.ndarray, " n"]:
+        """Users with a test target."""
+        return np.flatnonzero(self.test_start < self.offsets[1:])
 
     def session_end(self, start: int, user: int) -> int:
         """The row after the session that starts at row `start`."""

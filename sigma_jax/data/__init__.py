@@ -1,0 +1,1 @@
+"""From a user's tables to prepared data: sources, checks, histories, splits, pairs, themes."""

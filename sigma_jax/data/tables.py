@@ -1,0 +1,294 @@
+"""The border: tables a user brings are checked here and leave with ids as strings, times as seconds.
+
+| table | columns needed | columns read where there |
+|---|---|---|
+| items | item_id | any: they become the item's text |
+| interactions | user_id, item_id, timestamp | event, session_id |
+| users | user_id | any: they become the profile |
+| searches | query, item_id | clicks, user_id, timestamp |
+| themes | theme, kind (season, holiday, trend) | item_id, start, end |
+
+Whatever is wrong raises one ValueError line: file, row, field, value, remedy. Rows count from 1
+without the header.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import duckdb
+import ibis
+import ibis.expr.datatypes as dt
+import ibis.expr.types as ir
+
+from sigma_jax.data import database
+
+TABLES = ("items", "interactions", "users", "searches", "themes")
+KINDS = ("season", "holiday", "trend")
+_NEEDED = {
+    "items": ("item_id",),
+    "interactions": ("user_id", "item_id", "timestamp"),
+    "users": ("user_id",),
+    "searches": ("query", "item_id"),
+    "themes": ("theme", "kind"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """What a source returns: tables as found, unchecked; None where it has none."""
+
+    items: ir.Table
+    interactions: ir.Table
+    users: ir.Table | None
+    searches: ir.Table | None
+    themes: ir.Table | None
+    id_vectors: str | None  # .npy in row order of items, or Parquet with item_id
+    visual_vectors: str | None
+    names: dict[str, str]  # of the file of each table, for messages
+    files: tuple[str, ...]  # read, for checksums
+    has_times: bool  # if not, timestamps are null and the order of rows is the order of events
+    has_composed_searches: bool  # by category or type; then clicks are the item's popularity
+
+
+class Checker:
+    """Reads the tables of one source into the database, one method a table."""
+
+    def __init__(self, con: ibis.BaseBackend, tables: Tables, unknown_items: str, max_chars: int):
+        self.con = con
+        self.tables = tables
+        self.unknown_items = unknown_items
+        self.max_chars = max_chars
+        self.dropped: dict[str, int] = {}  # rows left out, by table
+
+    def items(self) -> ir.Table:
+        """item_id, source_row and the columns of the source."""
+        table = self._load("items")
+        table = self._check_ids("items", self._as_id("items", table, "item_id"), "item_id")
+        return self._check_unique("items", table, "item_id")
+
+    def users(self) -> ir.Table | None:
+        """user_id, source_row and the columns of the source."""
+        if self.tables.users is None:
+            return None
+        table = self._load("users")
+        table = self._check_ids("users", self._as_id("users", table, "user_id"), "user_id")
+        return self._check_unique("users", table, "user_id")
+
+    def interactions(self, items: ir.Table, events: tuple[str, ...]) -> ir.Table:
+        """user_id, item_id, time (seconds), session_id or null, source_row."""
+        table = self._load("interactions")
+        if events:
+            self._need_columns("interactions", table, ("event",))
+            table = table.filter(table["event"].isin(events))
+        kept = {"user_id": table["user_id"], "item_id": table["item_id"]}
+        kept["source_row"] = table["source_row"]
+        kept["given"] = table["timestamp"]
+        has_sessions = "session_id" in table.columns
+        kept["session_id"] = table["session_id"] if has_sessions else ibis.null(dt.string)
+        table = table.select(**kept)
+        for name in ("user_id", "item_id") + (("session_id",) if has_sessions else ()):
+            table = self._check_ids("interactions", self._as_id("interactions", table, name), name)
+        if self.tables.has_times:
+            table = self._with_time("interactions", table, "given", "time", "timestamp")
+        else:
+            table = table.mutate(time=ibis.literal(0, dt.int64))
+        table = self._known("interactions", table.drop("given"), items)
+        table = database.save(self.con, "interactions", table)
+        if not database.count(self.con, table):
+            raise ValueError(
+                f"{self.tables.names['interactions']} holds no interaction that can be used; "
+                "check its item_id and event columns."
+            )
+        return table
+
+    def searches(self, items: ir.Table) -> ir.Table | None:
+        """query, item_id, clicks or null, user_id or null, time or null, source_row."""
+        if self.tables.searches is None:
+            return None
+        table = self._load("searches")
+        table = self._check_ids("searches", self._as_id("searches", table, "item_id"), "item_id")
+        query = table["query"].cast("string").strip().re_replace(r"\s+", " ").lower()
+        table = table.mutate(query=query[: self.max_chars])
+        table = self._check_ids("searches", table, "query")
+        columns = {name: table[name] for name in ("query", "item_id", "source_row")}
+        has_clicks = "clicks" in table.columns
+        columns["given"] = table["clicks"] if has_clicks else ibis.literal(1)
+        has_user = "user_id" in table.columns
+        columns["user_id"] = table["user_id"] if has_user else ibis.null(dt.string)
+        has_time = "timestamp" in table.columns
+        columns["when"] = table["timestamp"] if has_time else ibis.null(dt.int64)
+        table = table.select(**columns)
+        table = table.mutate(
+            clicks=table["given"].try_cast("float64"), user_id=table["user_id"].cast("string")
+        )
+        self._forbid(
+            "searches",
+            table.filter(~(table["clicks"] >= 0).fill_null(False) | table["clicks"].isnan()),
+            "clicks",
+            "given",
+            "is not a count; give a number of 0 or more",
+        )
+        if has_time:
+            table = self._with_time("searches", table, "when", "time", "timestamp")
+        else:
+            table = table.mutate(time=ibis.null(dt.int64))
+        table = self._known("searches", table.drop("given", "when"), items)
+        return database.save(self.con, "searches", table)
+
+    def themes(self, items: ir.Table) -> ir.Table | None:
+        """theme, kind, item_id or null, start and end (seconds) or null, source_row."""
+        if self.tables.themes is None:
+            return None
+        table = self._load("themes")
+        columns = {name: table[name].cast("string").strip() for name in ("theme", "kind")}
+        has_items = "item_id" in table.columns
+        columns["item_id"] = table["item_id"] if has_items else ibis.null(dt.string)
+        for name in ("start", "end"):
+            there = name in table.columns
+            columns[f"given_{name}"] = table[name] if there else ibis.null(dt.int64)
+        table = table.select("source_row", **columns)
+        if has_items:
+            table = self._as_id("themes", table, "item_id")
+        table = self._check_ids("themes", table, "theme")
+        self._forbid(
+            "themes",
+            table.filter(~table["kind"].isin(KINDS).fill_null(False)),
+            "kind",
+            "kind",
+            f"is unknown; use one of {', '.join(KINDS)}",
+        )
+        for name in ("start", "end"):
+            table = self._with_time("themes", table, f"given_{name}", name, name, nullable=True)
+        self._forbid(
+            "themes",
+            table.filter((table["end"] <= table["start"]).fill_null(False)),
+            "end",
+            "given_end",
+            "is not after start; correct one of them",
+        )
+        table = self._known("themes", table.drop("given_start", "given_end"), items)
+        return database.save(self.con, "themes", table)
+
+    def _load(self, name: str) -> ir.Table:
+        """Reads a table once and numbers its rows; refuses missing columns and empty tables."""
+        table, file = getattr(self.tables, name), self.tables.names[name]
+        self._need_columns(name, table, _NEEDED[name])
+        try:
+            kept = database.save(
+                self.con, f"raw_{name}", table.mutate(source_row=ibis.row_number().cast("int64"))
+            )
+        except duckdb.Error as error:
+            message = database.first_line(error)
+            raise ValueError(
+                f"{file} cannot be read ({message}); save it as UTF-8 CSV, JSON lines or Parquet."
+            ) from error
+        if not database.count(self.con, kept):
+            raise ValueError(
+                f"{file} has no rows; a table needs one row at least, or leave it out."
+            )
+        return kept
+
+    def _need_columns(self, name: str, table: ir.Table, needed: tuple[str, ...]) -> None:
+        missing = [column for column in needed if column not in table.columns]
+        if missing:
+            raise ValueError(
+                f"{self.tables.names[name]}: column {missing[0]!r} is missing "
+                f"(found: {', '.join(table.columns)}); rename or add it."
+            )
+
+    def _as_id(self, name: str, table: ir.Table, column: str) -> ir.Table:
+        """Ids as strings; 7.0, which is how a column of integers with gaps arrives, is 7."""
+        value = table[column]
+        if value.type().is_floating():
+            value = (value == value.floor()).ifelse(
+                value.try_cast("int64").cast("string"), value.cast("string")
+            )
+        return table.mutate(**{column: value.cast("string")})
+
+    def _check_ids(self, name: str, table: ir.Table, column: str) -> ir.Table:
+        empty = table.filter(table[column].isnull() | (table[column].strip() == ""))
+        self._forbid(name, empty, column, column, "is empty; fill it or delete the row")
+        return table
+
+    def _check_unique(self, name: str, table: ir.Table, column: str) -> ir.Table:
+        row = table["source_row"]
+        groups = table.group_by(column).agg(first=row.min(), rows=table.count(), last=row.max())
+        found = database.rows(
+            self.con, groups.filter(groups["rows"] > 1).order_by("first").limit(1)
+        )
+        if found:
+            first, last = found[0]["first"] + 1, found[0]["last"] + 1
+            raise ValueError(
+                f"{self.tables.names[name]}: row {last}: {column}={found[0][column]!r} is in row "
+                f"{first} too; keep one row for each {column}."
+            )
+        return table
+
+    def _with_time(
+        self, name: str, table: ir.Table, source: str, target: str, field: str, nullable=False
+    ) -> ir.Table:
+        table = table.mutate(**{target: unix_seconds(table[source])})
+        wrong = table.filter(table[target].isnull())
+        if nullable:
+            wrong = wrong.filter(wrong[source].notnull())
+        remedy = "is not a time; use ISO 8601 (2024-05-01 12:30:00) or unix seconds"
+        self._forbid(name, wrong, field, source, remedy)
+        return table
+
+    def _known(self, name: str, table: ir.Table, items: ir.Table) -> ir.Table:
+        """Rows whose item_id is in items (or null, for themes); others are an error or counted."""
+        unknown = table.filter(table["item_id"].notnull()).anti_join(
+            items.select("item_id"), "item_id"
+        )
+        num_unknown = database.count(self.con, unknown)
+        if not num_unknown:
+            return table
+        if self.unknown_items == "error":
+            remedy = (
+                f"is not in items ({num_unknown} such rows); add it there or set "
+                "--config.data.unknown_items=drop"
+            )
+            self._forbid(name, unknown, "item_id", "item_id", remedy)
+        self.dropped[name] = num_unknown
+        known = table["item_id"].isin(items["item_id"]) | table["item_id"].isnull()
+        return table.filter(known)
+
+    def _forbid(self, name: str, wrong: ir.Table, field: str, shown: str, complaint: str) -> None:
+        """ValueError about the first row of `wrong`, if there is one."""
+        first = wrong.order_by("source_row").limit(1).select("source_row", value=wrong[shown])
+        found = database.rows(self.con, first)
+        if found:
+            value = found[0]["value"]
+            value = value[:80] if isinstance(value, str) else value
+            row = found[0]["source_row"] + 1
+            raise ValueError(
+                f"{self.tables.names[name]}: row {row}: {field}={value!r} {complaint}."
+            )
+
+
+def unix_seconds(value: ir.Value) -> ir.Value:
+    """Seconds since 1970, UTC, of dates, ISO strings, seconds, ms, us or ns; null if none of these.
+
+    Numbers from 1e11 on are milliseconds (1e11 seconds is the year 5138), from 1e14 microseconds,
+    from 1e17 nanoseconds.
+    """
+    kind = value.type()
+    if kind.is_timestamp() or kind.is_date():
+        return value.cast("timestamp").epoch_seconds().cast("int64")
+    if kind.is_numeric():
+        return _numeric_seconds(value.try_cast("float64"))
+    text = value.cast("string").strip()
+    iso = text.try_cast(dt.Timestamp(timezone="UTC")).epoch_seconds().cast("int64")
+    return ibis.coalesce(_numeric_seconds(text.try_cast("float64")), iso)
+
+
+def _numeric_seconds(number: ir.FloatingValue) -> ir.IntegerValue:
+    size = number.abs()
+    seconds = ibis.cases(
+        (size >= 1e17, number / 1e9),
+        (size >= 1e14, number / 1e6),
+        (size >= 1e11, number / 1e3),
+        else_=number,
+    )
+    return seconds.floor().try_cast("int64")

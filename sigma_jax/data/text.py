@@ -1,0 +1,170 @@
+"""Items and profiles as JSON text, and the tokenizer that reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+
+from sigma_jax.data.config import TextConfig, TextTokenizerConfig
+
+PAD, END = "<|pad|>", "<|end|>"
+MAX_TITLE_CHARS = 120
+_NOT_TEXT = ("item_id", "user_id", "source_row")
+_TITLES = ("title", "name")
+_CATEGORIES = ("category_path", "categories", "category")
+
+
+@ibis.udf.scalar.builtin(name="to_json")
+def _to_json(text: str) -> str:
+    """A JSON string, quoted and escaped, by the database."""
+
+
+def item_texts(items: ir.Table, config: TextConfig) -> ir.Table:
+    """item_id, source_row, title, text, category, num_cut (values longer than config.max_chars).
+
+    ValueError if the config names a column that isn't there.
+    """
+    names = _text_columns(items, config)
+    separator = config.category_separator
+    values = {name: plain(items[name], separator, name in _CATEGORIES) for name in names}
+    title_column = _pick(items, config.title_column, "title_column", (*_TITLES, *names))
+    category_column = _pick(items, config.category_column, "category_column", _CATEGORIES)
+    title = ibis.null("string")
+    if title_column:
+        title = plain(items[title_column], separator, False)[:MAX_TITLE_CHARS].nullif("")
+    category = ibis.null("string")
+    if category_column:
+        path = plain(items[category_column], separator, True).split(separator)
+        category = path[path.length() - 1].strip()[:MAX_TITLE_CHARS].nullif("")
+    return items.select(
+        "item_id",
+        "source_row",
+        title=ibis.coalesce(title, items["item_id"]),
+        text=ibis.coalesce(linearise(values, config), linearise({"id": items["item_id"]}, config)),
+        category=category,
+        num_cut=num_cut(values, config),
+    )
+
+
+def user_texts(users: ir.Table, config: TextConfig) -> ir.Table:
+    """user_id, profile (JSON, "" where nothing is known)."""
+    names = [name for name in users.columns if name not in _NOT_TEXT]
+    values = {name: plain(users[name], config.category_separator, False) for name in names}
+    empty = ibis.literal("")
+    profile = ibis.coalesce(linearise(values, config), empty) if values else empty
+    return users.select("user_id", profile=profile)
+
+
+def linearise(values: dict[str, ir.Value], config: TextConfig) -> ir.StringValue:
+    """One JSON object of the values in their order, empty ones left out; null if none is left.
+
+    Worked example: {"title": "Soap", "brand": null, "price": 2.5} -> {"title": "Soap", "price": 2.5}
+    """
+    if not values:
+        return ibis.null("string")
+    parts = []
+    for name, value in values.items():
+        if value.type().is_string():
+            shown = _to_json(value[: config.max_chars])
+            value = value.nullif("")
+        else:
+            shown = value.cast("string")
+        key = json.dumps(name, ensure_ascii=False) + ": "
+        parts.append(value.isnull().ifelse(ibis.null("string"), ibis.literal(key) + shown))
+    body = ibis.literal(", ").join(parts)  # skips nulls
+    return (body == "").ifelse(ibis.null("string"), ibis.literal("{") + body + "}")
+
+
+def num_cut(values: dict[str, ir.Value], config: TextConfig) -> ir.IntegerValue:
+    """How many values of a row are longer than config.max_chars."""
+    total = ibis.literal(0)
+    for value in values.values():
+        if value.type().is_string():
+            total = total + (value.length() > config.max_chars).fill_null(False).cast("int64")
+    return total
+
+
+def plain(value: ir.Value, separator: str, is_path: bool) -> ir.Value:
+    """A column as number or trimmed string; lists are joined, categories as a path."""
+    kind = value.type()
+    if kind.is_array():
+        inner = value
+        if kind.value_type.is_array():
+            inner = value.flatten()
+        return inner.cast("array<string>").join(separator if is_path else ", ").strip()
+    if kind.is_floating():
+        usable = ~(value.isnan() | value.isinf())
+        return usable.ifelse(value, ibis.null(kind))
+    if kind.is_numeric():
+        return value
+    return value.cast("string").strip()
+
+
+def _text_columns(items: ir.Table, config: TextConfig) -> list[str]:
+    """Columns of the text; the title stands first unless the config says otherwise."""
+    for name in config.columns:
+        _pick(items, name, "columns", ())
+    if config.columns:
+        return list(config.columns)
+    names = [name for name in items.columns if name not in _NOT_TEXT]
+    return sorted(names, key=lambda name: name not in _TITLES)
+
+
+def _pick(items: ir.Table, given: str, field: str, usual: tuple[str, ...]) -> str | None:
+    if given and given not in items.columns:
+        raise ValueError(
+            f"data.text.{field}: items have no column {given!r} "
+            f"(found: {', '.join(items.columns)}); correct it."
+        )
+    return given or next((name for name in usual if name in items.columns), None)
+
+
+def save_tokenizer(
+    folder: Path, config: TextTokenizerConfig, texts: Iterable[str]
+) -> dict[str, int | str]:
+    """Writes a Hugging Face tokenizer to `folder`; figures. ValueError if the named one fails."""
+    if config.name:
+        tokenizer = load_tokenizer(config.name)
+        tokenizer.save_pretrained(folder)
+        return {"kind": config.name, "vocab_size": len(tokenizer)}
+    tokenizer = train_tokenizer(config, texts)
+    tokenizer.save_pretrained(folder)
+    return {"kind": "byte-level BPE trained on the texts", "vocab_size": len(tokenizer)}
+
+
+def load_tokenizer(name: str | Path):
+    """The Hugging Face tokenizer in a folder or on the hub."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = str(error).strip().split("\n")[0][:200]
+        raise ValueError(
+            f"data.text_tokenizer.name={str(name)!r} cannot be loaded ({message}); "
+            "give a folder with tokenizer.json, a hub name, or '' to train one."
+        ) from error
+
+
+def train_tokenizer(config: TextTokenizerConfig, texts: Iterable[str]):
+    """A byte-level BPE (any language encodes) trained on `texts`, with padding and end tokens."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[PAD, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)

@@ -1,0 +1,230 @@
+"""Seasons, holidays and trends: given by the user's table, by the calendar, by seasonal lift.
+
+Lift of item i for theme t: the share of i's training interactions that fall into t's periods,
+shrunk to the average share b, over b: (inside + shrinkage * b) / (all + shrinkage) / b.
+"""
+
+from __future__ import annotations
+
+import datetime
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+
+from sigma_jax.data import database
+from sigma_jax.data.config import ThemesConfig
+from sigma_jax.schema import Links, Themes
+
+DAY = 86_400
+_SEASONS = {"spring": 3, "summer": 6, "fall": 9, "winter": 12}  # first month, north
+# Second days of one feast, and days moved to a weekday, would be themes of the same items.
+_LEFT_OUT = ("observed", "Eve", "Good Friday")
+_SHORT = {
+    "Christmas Day": "Christmas",
+    "Thanksgiving Day": "Thanksgiving",
+    "Easter Sunday": "Easter",
+    "New Year's Day": "New Year",
+}
+# A holiday's word in title or category makes an item its own; only words with one meaning.
+_WORDS = {
+    "Christmas": "christmas|xmas",
+    "Easter": "easter",
+    "Halloween": "halloween",
+    "Thanksgiving": "thanksgiving",
+    "Valentine's Day": "valentine",
+    "Saint Patrick's Day": "st\\.? patrick|saint patrick",
+    "spring": "spring.*season",
+    "summer": "summer.*season",
+    "fall": "(fall|autumn).*season",
+    "winter": "winter.*season",
+}
+
+
+def build_themes(
+    con: ibis.BaseBackend,
+    given: ir.Table | None,
+    items: ir.Table,
+    training: ir.Table,
+    config: ThemesConfig,
+    has_times: bool,
+) -> tuple[Themes | None, dict]:
+    """The themes that have items, and figures. Lifts see training interactions only."""
+    names, periods = _given_themes(con, given)
+    if config.calendar and has_times:
+        first, last = _time_range(con, training)
+        for name, kind, start, end in calendar(config, first, last):
+            row = names.setdefault(_known_as(name, names), kind) and _known_as(name, names)
+            periods.append((row, start, end))
+    if not names:
+        return None, {"count": 0}
+    order = list(names)
+    number = {name: index for index, name in enumerate(order)}
+    scored = _theme_items(con, given, items, training, number, periods, config)
+    columns = database.columns(
+        con,
+        scored.order_by("theme", "rank"),
+        {"theme": np.int32, "item": np.int32},
+        database.count(con, scored),
+    )
+    kept = np.unique(columns["theme"])
+    if not len(kept):
+        return None, {"count": 0, "without_items": order}
+    renumber = np.full(len(order), -1, np.int32)
+    renumber[kept] = np.arange(len(kept))
+    spans = sorted({(int(renumber[number[n]]), s, e) for n, s, e in periods if number[n] in kept})
+    period = np.array(spans, np.int64).reshape(-1, 3)
+    themes = Themes(
+        pa.array([order[row] for row in kept], pa.string()),
+        pa.array([names[order[row]] for row in kept], pa.string()),
+        Links.from_edges(renumber[columns["theme"]], columns["item"], len(kept)),
+        period[:, 0].astype(np.int32),
+        period[:, 1],
+        period[:, 2],
+    )
+    without = [name for name in order if number[name] not in kept]
+    counts = {order[row]: len(themes.items.of(index)) for index, row in enumerate(kept)}
+    return themes, {"count": len(kept), "items": counts, "without_items": without}
+
+
+def calendar(config: ThemesConfig, first: int, last: int) -> list[tuple[str, str, int, int]]:
+    """(name, kind, start, end) of seasons and holidays from the year of `first` to that of `last`.
+
+    Holidays last from config.lead_days before the day to its end, since people shop ahead.
+    """
+    years = range(_date(first).year - 1, _date(last).year + 1)
+    found = []
+    for year in years:
+        for name, month in _SEASONS.items():
+            month = month if config.hemisphere == "north" else (month + 5) % 12 + 1
+            start = datetime.date(year, month, 1)
+            end = datetime.date(year + (month + 3 > 12), (month + 2) % 12 + 1, 1)
+            found.append((name, "season", _seconds(start), _seconds(end)))
+    for name, days in sorted(_holidays(config.country, years[1:]).items()):
+        for day in days:
+            end = _seconds(day) + DAY
+            found.append((name, "holiday", end - (config.lead_days + 1) * DAY, end))
+    return [row for row in found if row[3] > first and row[2] <= last + 366 * DAY]
+
+
+def _holidays(country: str, years) -> dict[str, list[datetime.date]]:
+    import holidays
+
+    try:
+        kind = getattr(holidays, country)
+    except AttributeError as error:
+        raise ValueError(
+            f"data.themes.country={country!r} is unknown to the holidays package; "
+            "use a code such as US, DE, or set --config.data.themes.calendar=False."
+        ) from error
+    found = kind(years=list(years), categories=kind.supported_categories, language=_english(kind))
+    names: dict[str, list[datetime.date]] = {}
+    for day, joined in sorted(found.items()):
+        for name in joined.split("; "):
+            if not any(word in name for word in _LEFT_OUT):
+                names.setdefault(_SHORT.get(name, name), []).append(day)
+    return names
+
+
+def _english(kind) -> str | None:
+    return "en_US" if "en_US" in kind.supported_languages else None
+
+
+def _given_themes(con, given: ir.Table | None):
+    """Names with their kinds, in order of appearance, and periods, of the user's table."""
+    names: dict[str, str] = {}
+    periods: list[tuple[str, int, int]] = []
+    if given is None:
+        return names, periods
+    groups = given.group_by("theme").agg(kind=given["kind"].min(), first=given["source_row"].min())
+    for row in database.rows(con, groups.order_by("first")):
+        names[row["theme"]] = row["kind"]
+    dated = given.filter(given["start"].notnull() & given["end"].notnull())
+    for row in database.rows(con, dated.select("theme", "start", "end").distinct()):
+        periods.append((row["theme"], row["start"], row["end"]))
+    return names, periods
+
+
+def _known_as(name: str, names: dict[str, str]) -> str:
+    """The user's spelling of a calendar theme, where there is one."""
+    return next((known for known in names if known.lower() == name.lower()), name)
+
+
+def _theme_items(con, given, items, training, number, periods, config) -> ir.Table:
+    """theme, item, rank: given items and items by name first, then by lift."""
+    theme_rows = pa.table(
+        {
+            "theme": pa.array(list(number.values()), pa.int32()),
+            "name": pa.array(list(number), pa.string()),
+            "pattern": pa.array([_WORDS.get(name) for name in number], pa.string()),
+        }
+    )
+    names = database.from_arrow(con, "theme_names", theme_rows)
+    parts = []
+    if given is not None:
+        rows = given.inner_join(items.select("item_id", "item"), "item_id")
+        rows = rows.inner_join(names, rows["theme"] == names["name"])
+        parts.append(rows.select(theme=names["theme"], item=rows["item"], strength=2).distinct())
+    patterns = names.filter(names["pattern"].notnull())
+    label = (items["title"] + " " + items["category"].fill_null("")).lower()
+    labelled = items.select("item", label=label).cross_join(patterns)
+    named = labelled.filter(labelled["label"].re_search(labelled["pattern"]))
+    parts.append(named.select("theme", "item", strength=1))
+    named = ibis.union(*parts) if len(parts) > 1 else parts[0]
+    named = named.group_by("theme", "item").agg(strength=named["strength"].max())
+    if periods:
+        lifts = _lifts(con, training, number, periods, config)
+        both = named.outer_join(lifts, ["theme", "item"])
+        scored = both.select(
+            theme=ibis.coalesce(both["theme"], both["theme_right"]),
+            item=ibis.coalesce(both["item"], both["item_right"]),
+            strength=both["strength"].fill_null(0),
+            lift=both["lift"].fill_null(0.0),
+        )
+    else:
+        scored = named.mutate(lift=ibis.literal(0.0))
+    order = [scored["strength"].desc(), scored["lift"].desc(), scored["item"]]
+    rank = ibis.row_number().over(group_by=scored["theme"], order_by=order)
+    ranked = scored.select("theme", "item", "strength", "lift", rank=rank)
+    kept = ranked.filter(ranked["rank"] < config.items_per_theme)
+    return database.save(con, "theme_items", kept)
+
+
+def _lifts(con, training, number, periods, config) -> ir.Table:
+    """theme, item, lift of the items with enough events inside and lift of min_lift or more."""
+    spans = pa.table(
+        {
+            "theme": pa.array([number[name] for name, _, _ in periods], pa.int32()),
+            "start": pa.array([start for _, start, _ in periods], pa.int64()),
+            "end": pa.array([end for _, _, end in periods], pa.int64()),
+        }
+    )
+    spans = database.from_arrow(con, "theme_periods", spans)
+    events = training.group_by("item", "time").agg(events=training.count())
+    inside = events.join(spans, [events["time"] >= spans["start"], events["time"] < spans["end"]])
+    # A theme's periods may overlap: an event counts once.
+    inside = inside.select("theme", "item", "time", "events").distinct()
+    item_totals = training.group_by("item").agg(all=training.count())
+    per_theme = inside.group_by("theme").agg(theme_events=inside["events"].sum())
+    pairs = inside.group_by("theme", "item").agg(inside=inside["events"].sum())
+    pairs = pairs.inner_join(item_totals, "item").inner_join(per_theme, "theme")
+    total = training.count().as_scalar()
+    share = pairs["theme_events"] / total
+    shrunk = (pairs["inside"] + config.shrinkage * share) / (pairs["all"] + config.shrinkage)
+    lifts = pairs.select("theme", "item", "inside", lift=(shrunk / share).round(6))
+    enough = (lifts["inside"] >= config.min_count) & (lifts["lift"] >= config.min_lift)
+    return lifts.filter(enough).select("theme", "item", "lift")
+
+
+def _time_range(con, training) -> tuple[int, int]:
+    row = database.rows(con, training.agg(a=training["time"].min(), b=training["time"].max()))[0]
+    return row["a"] or 0, row["b"] or 0
+
+
+def _date(seconds: int) -> datetime.date:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date()
+
+
+def _seconds(day: datetime.date) -> int:
+    return int(datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC).timestamp())

@@ -1,0 +1,138 @@
+"""Item vectors a user brings, checked and put in the order of the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+
+from sigma_jax.data import database
+from sigma_jax.data.sources.files import open_table
+
+ROWS = 65_536
+
+
+def save_vectors(
+    con: ibis.BaseBackend, path: str, all_items: ir.Table, items: ir.Table, target: Path
+) -> int:
+    """Writes float32 [I, D] to `target`, a piece at a time; D. ValueError naming the wrong row."""
+    if path.endswith(".npy"):
+        return _from_npy(con, path, all_items, items, target)
+    return _from_parquet(con, path, items, target)
+
+
+def _from_npy(con, path: str, all_items: ir.Table, items: ir.Table, target: Path) -> int:
+    array = _load_npy(path)
+    total = database.count(con, all_items)
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.number):
+        raise ValueError(
+            f"{path}: shape {array.shape}, type {array.dtype}; give numbers of shape [items, width]."
+        )
+    if len(array) != total:
+        raise ValueError(
+            f"{path}: {len(array)} vectors for {total} items; give one for each row of items."
+        )
+    for start in range(0, total, ROWS):
+        _check_finite(path, array[start : start + ROWS], start, "row")
+    count = database.count(con, items)
+    kept = database.columns(con, items.order_by("item"), {"source_row": np.int64}, count)
+    out = np.lib.format.open_memmap(target, "w+", np.float32, (count, array.shape[1]))
+    for start in range(0, count, ROWS):
+        out[start : start + ROWS] = array[kept["source_row"][start : start + ROWS]]
+    out.flush()
+    return array.shape[1]
+
+
+def _load_npy(path: str) -> np.ndarray:
+    try:
+        if database.is_url(path):
+            import fsspec
+
+            with fsspec.open(path) as file:
+                return np.load(file, allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        message = database.first_line(error)
+        raise ValueError(f"{path} cannot be read ({message}); save it with numpy.save.") from error
+
+
+def _from_parquet(con, path: str, items: ir.Table, target: Path) -> int:
+    """item_id and one list column, or one number column for each dimension."""
+    table = open_table(con, path)
+    if "item_id" not in table.columns:
+        raise ValueError(f"{path}: column 'item_id' is missing; add it beside the vectors.")
+    table = table.mutate(item_id=table["item_id"].cast("string"))
+    lists = [name for name in table.columns if table[name].type().is_array()]
+    if lists:
+        vector = table[lists[0]].cast("array<float32>")
+    else:
+        numbers = [name for name in table.columns if table[name].type().is_numeric()]
+        if not numbers:
+            raise ValueError(f"{path}: no column holds vectors; add a list column 'vector'.")
+        vector = ibis.array([table[name].cast("float32") for name in numbers])
+    table = database.save(con, Path(path).stem, table.select("item_id", vector=vector))
+    twice = table.group_by("item_id").agg(n=table.count())
+    twice = database.rows(con, twice.filter(twice["n"] > 1).order_by("item_id").limit(1))
+    if twice:
+        raise ValueError(
+            f"{path}: item_id={twice[0]['item_id']!r} has {twice[0]['n']} vectors; keep one."
+        )
+    missing = items.anti_join(table, "item_id").order_by("item")
+    number = database.count(con, missing)
+    if number:
+        first = database.rows(con, missing.select("item_id").limit(1))[0]["item_id"]
+        raise ValueError(
+            f"{path}: item_id={first!r} and {number - 1} more items have no vector; add them."
+        )
+    joined = items.select("item", "item_id").inner_join(table, "item_id").order_by("item")
+    return _write_lists(con, path, joined, database.count(con, items), target)
+
+
+def _write_lists(con, path: str, joined: ir.Table, count: int, target: Path) -> int:
+    out = None
+    row = 0
+    for ids, vectors in _list_batches(con, joined):
+        width = len(vectors[0]) if vectors[0].is_valid else 0
+        out = (
+            np.lib.format.open_memmap(target, "w+", np.float32, (count, width))
+            if out is None
+            else out
+        )
+        lengths = pa.compute.list_value_length(vectors).to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero(~(lengths == out.shape[1]))
+        if len(wrong) or not out.shape[1]:
+            bad = int(wrong[0]) if len(wrong) else 0
+            raise ValueError(
+                f"{path}: item_id={ids[bad].as_py()!r} has a vector of {lengths[bad]} numbers, "
+                f"others have {out.shape[1]}; give all the same width."
+            )
+        piece = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(ids), -1)
+        wrong = np.flatnonzero(~np.isfinite(piece).all(1))
+        if len(wrong):
+            raise ValueError(
+                f"{path}: item_id={ids[int(wrong[0])].as_py()!r} has a vector with NaN or infinity; "
+                "replace it."
+            )
+        out[row : row + len(ids)] = piece
+        row += len(ids)
+    out.flush()
+    return out.shape[1]
+
+
+def _list_batches(con, joined: ir.Table) -> Iterator[tuple[pa.Array, pa.Array]]:
+    for batch in database.batches(con, joined.select("item_id", "vector")):
+        if batch.num_rows:
+            yield batch["item_id"], batch["vector"]
+
+
+def _check_finite(path: str, piece: np.ndarray, start: int, unit: str) -> None:
+    wrong = np.flatnonzero(~np.isfinite(piece).all(1))
+    if len(wrong):
+        raise ValueError(
+            f"{path}: {unit} {start + int(wrong[0]) + 1}: the vector has NaN or infinity; "
+            "replace it."
+        )

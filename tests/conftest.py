@@ -1,0 +1,165 @@
+"""What tests share: a tiny catalogue with everything in it, and what prepare makes of it."""
+
+import csv
+import json
+import os
+import tempfile
+from pathlib import Path
+
+# Before JAX is imported anywhere: compiled programs are kept between runs.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "sigma_jax_tests_xla")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from configs.data import data_fields
+from sigma_jax.data.config import DataConfig
+from sigma_jax.prepare import prepare
+from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.schema import PreparedData
+
+CATEGORIES = ("Tea", "Coffee", "Soap", "Candles", "Garden", "Toys")
+WORDS = ("red", "small", "old", "fine", "warm", "round", "green", "soft", "tall", "plain")
+NUM_ITEMS, NUM_USERS, NUM_SESSIONS = 60, 40, 15
+DAY = 86_400
+START = 1_672_531_200  # 2023-01-01
+
+
+def tiny_tables(seed: int = 0) -> dict[str, list[dict]]:
+    """Users like two categories each; candles sell in December, garden things in spring."""
+    rng = np.random.default_rng(seed)
+    items = [
+        {
+            "item_id": f"i{row:03d}",
+            "title": f"{WORDS[row // 6]} {CATEGORIES[row % 6].lower()} no {row}",
+            "brand": f"brand {row % 7}",
+            "category": f"Home > {CATEGORIES[row % 6]}",
+            "price": round(1 + row * 0.25, 2),
+        }
+        for row in range(NUM_ITEMS)
+    ]
+    interactions = []
+    for user in range(NUM_USERS):
+        liked = rng.choice(4, 2, replace=False)
+        for session in range(NUM_SESSIONS):
+            time = START + int((session + rng.random()) * 365 / NUM_SESSIONS * DAY)
+            month = int((time - START) // (30.5 * DAY))
+            for _ in range(rng.integers(1, 5)):
+                category = rng.choice(liked)
+                if month == 11 and rng.random() < 0.6:
+                    category = 3
+                if month in (2, 3, 4) and rng.random() < 0.6:
+                    category = 4
+                rank = min(int(rng.geometric(0.25)) - 1, 9)
+                interactions.append(
+                    {
+                        "user_id": f"u{user:02d}",
+                        "item_id": f"i{rank * 6 + category:03d}",
+                        "timestamp": time,
+                        "session_id": f"s{user:02d}-{session:02d}",
+                    }
+                )
+    users = [
+        {"user_id": f"u{user:02d}", "age": f"{20 + user}-{29 + user}", "town": WORDS[user % 10]}
+        for user in range(NUM_USERS)
+    ]
+    users.append({"user_id": "newcomer", "age": "30-39", "town": "warm"})
+    searches = [
+        {
+            "query": query,
+            "item_id": f"i{row:03d}",
+            "clicks": NUM_ITEMS - row,
+        }
+        for row in range(NUM_ITEMS)
+        for query in (CATEGORIES[row % 6].lower(), f"{WORDS[row // 6]} things")
+    ]
+    return {
+        "items": items,
+        "interactions": interactions,
+        "users": users,
+        "searches": searches,
+        "themes": _themes(),
+    }
+
+
+def _themes() -> list[dict]:
+    row = {"theme": "", "kind": "", "item_id": None, "start": None, "end": None}
+    themes = [
+        row | {"theme": "Christmas", "kind": "holiday", "item_id": f"i{item:03d}"}
+        for item in range(3, NUM_ITEMS, 6)
+    ]
+    themes += [
+        row | {"theme": "bath week", "kind": "trend", "item_id": f"i{item:03d}"}
+        for item in range(2, 30, 6)
+    ]
+    themes.append(
+        row | {"theme": "bath week", "kind": "trend", "start": "2023-03-01", "end": "2023-03-08"}
+    )
+    return themes
+
+
+def write_tables(folder: Path, tables: dict[str, list[dict]]) -> Path:
+    """Items as CSV, searches and themes as JSON lines, the others as Parquet; vectors as .npy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "items.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, tables["items"][0])
+        writer.writeheader()
+        writer.writerows(tables["items"])
+    for name in ("interactions", "users"):
+        pq.write_table(pa.Table.from_pylist(tables[name]), folder / f"{name}.parquet")
+    for name in ("searches", "themes"):
+        lines = "".join(json.dumps(row) + "\n" for row in tables[name])
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(6, 8))
+    rows = centres[np.arange(len(tables["items"])) % 6]
+    for name in ("id_vectors", "visual_vectors"):
+        noise = rng.normal(size=rows.shape)
+        np.save(folder / f"{name}.npy", (rows + 0.5 * noise).astype(np.float32))
+    return folder
+
+
+def tiny_config(path: Path, **changes) -> DataConfig:
+    """Settings of own files for the tiny catalogue; keys of `changes` are dotted paths."""
+    fields = data_fields("qwen3_0p6b")
+    settings = {
+        "path": str(path),
+        "memory_limit": "500MB",
+        "threads": 1,
+        "text_tokenizer.vocab_size": 400,
+        "pairs.min_count": 2,
+        "pairs.heldout_share": 0.1,
+    }
+    for name, value in (settings | changes).items():
+        *parents, last = name.split(".")
+        node = fields
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return to_dataclass(DataConfig, fields)
+
+
+@pytest.fixture(scope="session")
+def tables_folder(tmp_path_factory) -> Path:
+    """Own files with every table; read only."""
+    return write_tables(tmp_path_factory.mktemp("tables"), tiny_tables())
+
+
+@pytest.fixture(scope="session")
+def data_config(tables_folder) -> DataConfig:
+    """Settings that prepare `tables_folder`."""
+    return tiny_config(tables_folder)
+
+
+@pytest.fixture(scope="session")
+def prepared(data_config, tmp_path_factory) -> PreparedData:
+    """The tiny catalogue prepared, in a folder `data` as in a workdir; read only."""
+    folder = tmp_path_factory.mktemp("workdir") / "data"
+    folder.mkdir()
+    prepare(data_config, 0, folder)
+    return PreparedData.load(folder)
