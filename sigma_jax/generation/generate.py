@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sigma_jax.generation import fusion
-from sigma_jax.generation.beam import Prompts, beam_search
+from sigma_jax.generation.beam import Beams, Prompts, beam_search
 from sigma_jax.generation.retrieval import PrefixIndex, build_index, search
 from sigma_jax.generation.trie import Trie, build_trie
 from sigma_jax.models.recommender import Recommender, Tables
@@ -88,49 +88,59 @@ class Generator:
         return cls(model, tables, trie, config)
 
     def __call__(
-        self, prompts: Mapping[str, np.ndarray], count: int, seen: Int[np.ndarray, "N S"] | None
+        self,
+        prompts: Mapping[str, np.ndarray],
+        count: int,
+        seen: Int[np.ndarray, "N S"] | None = None,
     ) -> Recommendations:
         """The best `count` items for each prompt, NumPy arrays; items in `seen` are left out.
 
         `prompts` has the fields of `Prompts`. `seen` is padded with -1; None keeps all items.
         """
+        return self.variants(prompts, count, [seen])[0]
+
+    def variants(
+        self,
+        prompts: Mapping[str, np.ndarray],
+        count: int,
+        seen: Sequence[Int[np.ndarray, "N S"] | None],
+    ) -> list[Recommendations]:
+        """One result for each entry of `seen`; the model reads the prompts only once for all."""
         total, size = len(prompts["lengths"]), self.config.batch_size
         parts = []
         for start in range(0, total, size):
             rows = np.arange(start, start + size) % total  # the last batch is filled by the first
             batch = Prompts(**{name: jnp.asarray(value[rows]) for name, value in prompts.items()})
-            left_out = None if seen is None else jnp.asarray(seen[rows])
-            parts.append(
-                _generate(
-                    self.graphdef,
-                    self.state,
-                    self.tables,
-                    self.trie,
+            beams = _search_beams(
+                self.graphdef, self.state, self.tables, self.trie, batch, self.config
+            )
+            ranked = [
+                _rank(
                     self.index,
-                    batch,
-                    left_out,
+                    beams,
+                    None if left_out is None else jnp.asarray(left_out[rows]),
                     self.config,
                     count,
                 )
-            )
-        parts = jax.device_get(parts)
+                for left_out in seen
+            ]
+            parts.append(jax.device_get(ranked))
         return jax.tree.map(lambda *values: np.concatenate(values)[:total], *parts)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7, 8))
-def _generate(
-    graphdef,
-    state,
-    tables: Tables,
-    trie: Trie,
-    index: PrefixIndex,
-    prompts: Prompts,
-    seen: Array | None,
-    config: GenerationConfig,
-    count: int,
-) -> Recommendations:
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _search_beams(
+    graphdef, state, tables: Tables, trie: Trie, prompts: Prompts, config: GenerationConfig
+) -> Beams:
     model = nnx.merge(graphdef, state)
-    beams = beam_search(model, tables, prompts, trie, config.num_beams)
+    return beam_search(model, tables, prompts, trie, config.num_beams)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _rank(
+    index: PrefixIndex, beams: Beams, seen: Array | None, config: GenerationConfig, count: int
+) -> Recommendations:
+    """Eq. 9-11: items of each prefix, fused into one ranking."""
     sharpness = fusion.sharpness(
         beams.scores, beams.is_valid, config.temperature, config.sigma, config.sigma_floor
     )
@@ -145,9 +155,8 @@ def _generate(
     if config.ranking == "first_prefix":
         log_probs = fusion.keep_first_prefix(log_probs, beams.scores, beams.is_valid)
     batch = items.shape[0]
-    found, best, place = fusion.merge(
-        items.reshape(batch, -1), log_probs.reshape(batch, -1), count, seen
-    )
+    # `search` has left the seen items out already.
+    found, best, place = fusion.merge(items.reshape(batch, -1), log_probs.reshape(batch, -1), count)
     beam = jnp.maximum(place, 0) // config.num_retrieved
     is_found = found >= 0
 

@@ -80,7 +80,6 @@ class SftTask:
         self.vectors = item_vectors(self.data, workdir)
         self.vocab_size = backbone_source(config, workdir, self.data)[1]
         self.records = write_record_shards(self.data, config.prompt, workdir, seed)
-        self.generator: Generator | None = None
 
     @property
     def batch_rows(self) -> int:
@@ -186,16 +185,7 @@ class SftTask:
         )
         if not len(requests):
             return {}
-        generation = GenerationConfig(
-            num_beams=self.config.report_beams,
-            num_retrieved=20,
-            temperature=self.config.temperature,
-            sigma="deviation",
-            sigma_floor=0.1,
-            normaliser="exact",
-            ranking="fused",
-            batch_size=32,
-        )
+        generation = generation_config(self.config, self.config.report_beams, batch_size=32)
         generator = Generator.create(
             model, tables, self.semantic_ids, prompt.sid_generated, generation
         )
@@ -209,6 +199,20 @@ class SftTask:
         save_backbone(model.backbone, folder / "backbone")
         (folder / "config.json").write_text(json.dumps(plain(self.config), indent=1))
         return {}
+
+
+def generation_config(config: SftConfig, num_beams: int, batch_size: int) -> GenerationConfig:
+    """Generation as Eq. 6-11 have it, at the temperature of training."""
+    return GenerationConfig(
+        num_beams=num_beams,
+        num_retrieved=20,
+        temperature=config.temperature,
+        sigma="deviation",
+        sigma_floor=0.1,
+        normaliser="exact",
+        ranking="fused",
+        batch_size=batch_size,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

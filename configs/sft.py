@@ -1,0 +1,160 @@
+"""Stage `sft`: the recommender, from instructions to items (section 2.3 of SIGMA).
+
+    python -m sigma_jax.train --config=configs/sft.py
+
+Runs every stage that is missing before it. Presets:
+
+    local       Complete Journey, a year of grocery shopping; about ten minutes on two CPU cores
+    smoke       the same path in a minute, to see that all is installed; its figures mean nothing
+    amazon      Amazon reviews: --config.data.path=FOLDER (see configs/data.py)
+    qwen3_0p6b  the paper's setting, Qwen3-0.6B: --config.backbone.hf_folder=FOLDER
+    qwen3_4b    the same with Qwen3-4B
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, data, grounding, teacher, tokenizer
+
+TAU = 0.05  # section 3.1.3 of the paper
+
+TASK_WEIGHTS = {
+    "JustForYou": 3.0,
+    "Query": 1.0,
+    "Category": 1.0,
+    "Longtail": 1.0,
+    "Discover": 1.0,
+    "Season": 1.0,
+    "Holiday": 1.0,
+}
+
+BASE = {
+    "optimizer": common.optimizer(
+        2e-3, table_learning_rate=2e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
+    ),
+    "train": common.train(500, 16, eval_every=0, checkpoint_every=100),
+    "backbone": grounding.stage_fields("local").backbone,
+    "starts_from_grounding": True,
+    "model": {
+        "item_encoder": {
+            "fused_width": 128,
+            "hidden_width": 256,
+            "inputs": ("id", "text", "image"),
+            "trainable": ("id",),
+        },
+        "is_sid_table_frozen": False,
+        "uses_full_vocabulary": False,
+    },
+    "prompt": {
+        "sid_in_prompt": 1,
+        "sid_generated": 1,
+        "history_length": 64,
+        "num_favourites": 16,
+        "session_marker": True,
+        "shuffle_sessions": True,
+        "profile_tokens": 32,
+        "instruction_tokens": 24,
+        "window_stride": 24,
+        "lookahead_sessions": 1,
+        "candidates_per_boundary": 4,
+        "longtail_share": 0.8,
+        "records_per_shard": 20_000,
+        "task_weights": TASK_WEIGHTS,
+        "cold_start_weight": 0.02,
+        "shared_contexts": True,
+        "branches_per_context": 6,
+        "history_targets": 40,
+        "targets_per_boundary": 6,
+        "history_weight": 1.0,
+        "row_tokens": 384,
+        "row_targets": 48,
+        "pack_group_rows": 4,
+        "contexts_per_group": 4,
+    },
+    "temperature": TAU,
+    "num_negatives": 4_096,
+    "uses_prefix_condition": True,
+    "ntp_weight": 1.0,
+    "infonce_weight": 1.0,
+    "label_smoothing": 0.0,
+    "report_requests": 200,
+    "report_beams": 16,
+}
+
+CHANGES = {
+    "smoke": {
+        "train": common.train(10, 8, eval_every=0),
+        "backbone": grounding.stage_fields("smoke").backbone,
+        "report_requests": 20,
+    },
+    "amazon": {
+        "train": common.train(1_500, 16, eval_every=500, checkpoint_every=250),
+        "backbone": grounding.stage_fields("amazon").backbone,
+        "prompt.history_length": 20,
+        "prompt.num_favourites": 0,
+        "prompt.session_marker": False,
+        "prompt.shuffle_sessions": False,
+        "prompt.window_stride": 20,
+        "prompt.branches_per_context": 2,
+        "prompt.history_targets": 12,
+        "prompt.targets_per_boundary": 1,
+        "prompt.row_tokens": 256,
+        "prompt.row_targets": 64,
+        "prompt.contexts_per_group": 12,
+    },
+    "qwen3_0p6b": {
+        "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),
+        "train": common.train(32_000, 4_096, log_every=20, eval_every=4_000, checkpoint_every=500),
+        "backbone": grounding.stage_fields("qwen3_0p6b").backbone,
+        "num_negatives": 100_000,
+    },
+    "qwen3_4b": {
+        "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),
+        "train": common.train(32_000, 4_096, log_every=20, eval_every=4_000, checkpoint_every=500),
+        "backbone": grounding.stage_fields("qwen3_4b").backbone,
+        "num_negatives": 100_000,
+    },
+}
+
+EVALUATION = {
+    "split": "test",
+    "requests": {"JustForYou": 2_500} | {task: 400 for task in list(TASK_WEIGHTS)[1:]},
+    "generation": {
+        "num_beams": 32,
+        "num_retrieved": 20,
+        "temperature": TAU,
+        "sigma": "deviation",
+        "sigma_floor": 0.1,
+        "normaliser": "exact",
+        "ranking": "fused",
+        "batch_size": 32,
+    },
+    "has_filtered_baselines": True,
+}
+
+EVALUATION_CHANGES = {
+    "smoke": {"requests": {task: 20 for task in TASK_WEIGHTS}},
+    "amazon": {"requests": {task: 10_000 for task in TASK_WEIGHTS}},
+}
+
+
+def stage_fields(preset: str) -> ConfigDict:
+    """The fields of SftConfig (sigma_jax/sft/task.py)."""
+    return common.select(preset, BASE, CHANGES)
+
+
+def get_config(preset: str = "local") -> ConfigDict:
+    """This stage's fields, the run's, and under `upstream` those of the stages before it."""
+    config = stage_fields(preset)
+    config.stage = "sft"
+    config.seed = 0
+    config.mesh = common.mesh()
+    config.data = data.data_fields(preset)
+    config.upstream = ConfigDict(
+        {
+            "teacher": teacher.stage_fields(preset),
+            "grounding": grounding.stage_fields(preset),
+            "tokenizer": tokenizer.stage_fields(preset),
+        }
+    )
+    config.evaluation = common.select(preset, EVALUATION, EVALUATION_CHANGES)
+    return config.lock()

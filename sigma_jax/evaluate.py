@@ -1,0 +1,29 @@
+"""Judges a trained workdir on its test split, beside the baselines.
+
+    python -m sigma_jax.evaluate --config=configs/sft.py --workdir=runs/sft-local
+
+Writes WORKDIR/evaluation (results.json, table.txt, report.html) and prints the table. How to
+generate may be changed without training again: --config.evaluation.generation.num_beams=64
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from sigma_jax.evaluation.run import evaluate
+from sigma_jax.runtime import cli
+
+CONFIG = cli.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Of the training; runs/STAGE-PRESET if not given.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    evaluate(CONFIG.value, Path(WORKDIR.value) if WORKDIR.value else cli.default_workdir())
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

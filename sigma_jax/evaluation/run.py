@@ -1,0 +1,228 @@
+"""Judges a trained workdir on its test split, beside the baselines, and shows what it says.
+
+The same requests, the same seen items and the same metric code for every method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int32
+
+from sigma_jax.baselines.candidates import allowed_items, history_ranges
+from sigma_jax.baselines.covisitation import CoVisitation
+from sigma_jax.baselines.own_frequent import OwnFrequent
+from sigma_jax.baselines.popularity import Popularity
+from sigma_jax.baselines.sasrec import SasrecBaseline, load_sasrec
+from sigma_jax.evaluation.page import write_report
+from sigma_jax.evaluation.score import Results, score
+from sigma_jax.evaluation.table import render_table
+from sigma_jax.generation.generate import GenerationConfig, Generator, Recommendations
+from sigma_jax.runtime.artifacts import (
+    Recipe,
+    command_line,
+    is_current,
+    read_manifest,
+    write_artifact,
+)
+from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.schema import TASKS, PreparedData, Requests
+from sigma_jax.sft.requests import make_requests
+from sigma_jax.sft.task import TrainedRecommender, load_recommender
+
+STAGES = ("data", "teacher", "grounding", "tokenizer", "records", "sft")
+LIST = 20  # items a request
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is judged, and how SIGMA generates."""
+
+    split: str  # "test", or "valid" while settings are chosen
+    requests: dict[str, int]  # task -> at most this many requests
+    generation: GenerationConfig
+    has_filtered_baselines: bool  # also the baselines restricted to what an instruction allows
+
+
+def evaluate(config: Any, workdir: Path) -> Results:
+    """Writes WORKDIR/evaluation: results.json, table.txt and report.html; prints the table.
+
+    Args:
+      config: a config with `seed` and `evaluation`, of the run that made the workdir.
+
+    Raises:
+      ValueError: a stage's artifact is missing, or the split has no request.
+    """
+    settings = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
+    manifests = {s: read_manifest(workdir, s) for s in STAGES if (workdir / s).exists()}
+    inputs = {stage: manifest.fingerprint for stage, manifest in manifests.items()}
+    recipe = Recipe(dataclasses.asdict(settings), inputs, config.seed)
+    if is_current_evaluation(workdir, recipe):
+        logging.info("evaluation: done before, %s", workdir / "evaluation")
+        print((workdir / "evaluation" / "table.txt").read_text())
+        return json.loads((workdir / "evaluation" / "results.json").read_text())
+    began = time.monotonic()
+    results = judge(workdir, settings, config.seed)
+    results["run"] = {
+        "command": command_line(),
+        "config_hash": recipe.fingerprint[:12],
+        "data_hash": inputs["data"][:12],
+        "seed": config.seed,
+        "split": settings.split,
+        "num_beams": settings.generation.num_beams,
+        "seconds": time.monotonic() - began,
+    }
+    table = render_table(results)
+
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        (folder / "table.txt").write_text(table + "\n")
+        metrics_files = {
+            stage: workdir / "train" / stage / "metrics.jsonl"
+            for stage in STAGES
+            if (workdir / "train" / stage / "metrics.jsonl").exists()
+        }
+        figures = {stage: manifest.figures for stage, manifest in manifests.items()}
+        write_report(results, metrics_files, figures, folder / "report.html")
+        return {"seconds": time.monotonic() - began}
+
+    write_artifact(workdir, "evaluation", recipe, write)
+    print(table)
+    logging.info("evaluation: %s", workdir / "evaluation" / "report.html")
+    return results
+
+
+def is_current_evaluation(workdir: Path, recipe: Recipe) -> bool:
+    """Whether these very settings were judged before. Others replace the figures, never clash."""
+    try:
+        return is_current(workdir, "evaluation", recipe)
+    except ValueError:
+        return False
+
+
+def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
+    """Scores of SIGMA and the baselines, and sigma of Eq. 11 by task."""
+    data = PreparedData.load(workdir / "data")
+    trained = load_recommender(workdir, data)
+    requests = draw_requests(data, trained, settings, seed)
+    if not len(requests):
+        raise ValueError(
+            f"the {settings.split} split has no requests; check the split in config.data."
+        )
+    logging.info("evaluation: %d requests", len(requests))
+    generator = make_generator(trained, settings.generation)
+    prompts = trained.prompts(requests, data)
+    kept, left_out = generator.variants(prompts, LIST, [None, seen_items(data, requests)])
+    rankings = {"SIGMA": {"kept": kept.items, "left_out": left_out.items}}
+    rankings |= baseline_rankings(workdir, data, requests, settings.has_filtered_baselines, seed)
+    results = score(rankings, requests, data, trained.semantic_ids)
+    results["sigma"] = {
+        TASKS[task]: kept.sigma[requests.task == task].tolist() for task in np.unique(requests.task)
+    }
+    return results
+
+
+def draw_requests(
+    data: PreparedData, trained: TrainedRecommender, settings: EvaluationConfig, seed: int
+) -> Requests:
+    """The split's requests, at most so many a task as the config says, drawn by the seed."""
+    share = trained.config.prompt.longtail_share
+    most = max(settings.requests.values(), default=0)
+    requests = make_requests(data, settings.split, seed, most, share)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number, task in enumerate(TASKS):
+        here = np.flatnonzero(requests.task == number)
+        rows.append(np.sort(rng.permutation(here)[: settings.requests.get(task, 0)]))
+    return requests.take(np.concatenate(rows))
+
+
+def make_generator(trained: TrainedRecommender, config: GenerationConfig) -> Generator:
+    """A generator over the whole catalogue."""
+    return Generator.create(
+        trained.model,
+        trained.tables,
+        trained.semantic_ids,
+        trained.config.prompt.sid_generated,
+        config,
+    )
+
+
+def seen_items(data: PreparedData, requests: Requests) -> Int32[np.ndarray, "N S"]:
+    """The distinct items of each request's history, padded with -1."""
+    starts, ends = history_ranges(data.histories, requests)
+    rows = [np.unique(data.histories.item[a:b]) for a, b in zip(starts, ends, strict=True)]
+    longest = max((len(row) for row in rows), default=0)
+    width = 1 << max(longest - 1, 0).bit_length()  # few distinct shapes: few compilations
+    seen = np.full((len(rows), width), -1, np.int32)
+    for row, items in enumerate(rows):
+        seen[row, : len(items)] = items
+    return seen
+
+
+def baseline_rankings(
+    workdir: Path, data: PreparedData, requests: Requests, is_filtered_too: bool, seed: int
+) -> Mapping[str, Mapping[str, Int32[np.ndarray, "N K"]]]:
+    """Each baseline with seen items kept and left out; those restricted to the constraint too."""
+    popularity = Popularity.fit(data, seed)
+    baselines = {
+        "Popularity": popularity,
+        "Own most frequent": OwnFrequent(popularity),
+        "Co-visitation": CoVisitation.fit(data, seed),
+    }
+    if (workdir / "teacher").exists():
+        baselines["SASRec"] = SasrecBaseline(load_sasrec(workdir / "teacher"), popularity)
+    allowed = allowed_items(data, requests)
+    rankings = {}
+    for name, baseline in baselines.items():
+        for suffix, limit in (("", None), (" + filter", allowed))[: 1 + is_filtered_too]:
+            rankings[name + suffix] = {
+                mode: baseline.recommend(data, requests, LIST, mode == "kept", limit)
+                for mode in ("kept", "left_out")
+            }
+    return rankings
+
+
+def show_recommendations(config: Any, workdir: Path, users: int = 2, count: int = 5) -> None:
+    """Prints what the model recommends to a few users under three instructions."""
+    settings = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
+    data = PreparedData.load(workdir / "data")
+    trained = load_recommender(workdir, data)
+    requests = draw_requests(data, trained, settings, config.seed)
+    wanted = example_rows(requests, users)
+    requests = requests.take(wanted)
+    generator = make_generator(trained, settings.generation)
+    found = generator(trained.prompts(requests, data), count)
+    for row in range(len(requests)):
+        user = data.users.table["user_id"][int(requests.user[row])].as_py()
+        print(f'\nuser {user}: "{requests.instruction[row]}"')
+        print(describe(found, row, data))
+
+
+def example_rows(requests: Requests, users: int, each: int = 3) -> np.ndarray:
+    """Rows of the first `users` users with at least `each` tasks (or of those with the most)."""
+    count = np.bincount(requests.user)
+    order = np.argsort(-np.minimum(count, each), kind="stable")[:users]
+    return np.concatenate([np.flatnonzero(requests.user == user)[:each] for user in order])
+
+
+def describe(found: Recommendations, row: int, data: PreparedData) -> str:
+    """A table of one request's items: probability, prefix, cosine, text."""
+    lines = [f"{'':>4}{'probability':>12}{'beam':>6}{'log P(prefix)':>15}{'cosine':>8}  item"]
+    items = found.items[row]
+    items = items[items >= 0]
+    names = zip(data.catalogue.ids(items), data.catalogue.titles(items), strict=True)
+    for rank, (item_id, title) in enumerate(names):
+        lines.append(
+            f"{rank + 1:>3}.{np.exp(found.log_probs[row, rank]):>12.5f}"
+            f"{found.beams[row, rank] + 1:>6}{found.beam_scores[row, rank]:>15.3f}"
+            f"{found.cosines[row, rank]:>8.3f}  {item_id}  {title}"
+        )
+    return "\n".join(lines)
