@@ -42,6 +42,11 @@ class SasrecConfig:
     dropout: float
 
 
+def near_identity(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """The identity with a little noise."""
+    return jnp.eye(*shape, dtype=dtype) + 0.02 * jax.random.normal(key, shape, dtype)
+
+
 class Block(nnx.Module):
     """Attention and feed-forward, normalised before each (which trains without warmup)."""
 
@@ -49,17 +54,18 @@ class Block(nnx.Module):
         width = config.width
         dense = functools.partial(nnx.Linear, rngs=rngs, use_bias=True)
         self.attention_norm = nnx.LayerNorm(width, rngs=rngs)
-        self.query_key_value = dense(width, 3 * width)
-        self.attention_out = dense(width, width)
+        self.query_key = dense(width, 2 * width)
+        self.value = dense(width, width, kernel_init=near_identity)
+        self.attention_out = dense(width, width, kernel_init=near_identity)
         self.feed_norm = nnx.LayerNorm(width, rngs=rngs)
         self.feed_in = dense(width, 4 * width)
         self.feed_out = dense(4 * width, width)
         self.heads = config.heads
 
     def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T T"], drop) -> Array:
-        parts = self.query_key_value(self.attention_norm(x))
-        split = x.shape[:2] + (self.heads, -1)
-        query, key, value = (part.reshape(split) for part in jnp.split(parts, 3, axis=-1))
+        normed = self.attention_norm(x)
+        parts = (*jnp.split(self.query_key(normed), 2, axis=-1), self.value(normed))
+        query, key, value = (part.reshape(x.shape[:2] + (self.heads, -1)) for part in parts)
         logits = jnp.einsum("BTNH,BSNH->BNTS", query, key) * query.shape[-1] ** -0.5
         # float32, and a large finite number: a padded position sees nothing, which -inf turns
         # into NaN.
@@ -71,10 +77,11 @@ class Block(nnx.Module):
 
 
 class Sasrec(nnx.Module):
-    """Histories in, one vector a position out; its product with the table scores every item."""
+    """Histories in, a vector a position out; times the table, plus the bias, it scores items."""
 
     def __init__(self, config: SasrecConfig, num_items: int, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(0.02)
+        self.bias = nnx.Param(jnp.zeros(num_items))
         self.table = nnx.Param(normal(rngs.params(), (num_items, config.width)))
         self.position = nnx.Param(normal(rngs.params(), (config.history, config.width)))
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
@@ -177,7 +184,9 @@ def rank_windows(
         best_score = np.full((chunk, k), -np.inf, np.float32)
         best_item = np.full((chunk, k), -1, np.int32)
         for low in range(0, num_items, ITEMS_A_STEP):
-            scores = np.array(_scores(vector, state["table"][...][low : low + ITEMS_A_STEP]))
+            block = slice(low, low + ITEMS_A_STEP)
+            table, bias = state["table"][...][block], state["bias"][...][block]
+            scores = np.array(_scores(vector, table, bias))
             for place, row in enumerate(rows):
                 seen = None if keep_seen else histories.item[starts[row] : ends[row]]
                 _mask(scores[place], low, seen, allowed.of(row) if allowed else None)
@@ -193,8 +202,10 @@ def _last_vectors(graph, state, item: Int32[Array, "B T"]) -> Float[Array, "B D"
 
 
 @jax.jit
-def _scores(vector: Float[Array, "B D"], table: Float[Array, "I D"]) -> Float[Array, "B I"]:
-    return jnp.einsum("BD,ID->BI", vector, table, preferred_element_type=jnp.float32)
+def _scores(
+    vector: Float[Array, "B D"], table: Float[Array, "I D"], bias: Float[Array, " I"]
+) -> Float[Array, "B I"]:
+    return jnp.einsum("BD,ID->BI", vector, table, preferred_element_type=jnp.float32) + bias
 
 
 def _mask(scores: np.ndarray, low: int, seen, allowed) -> None:

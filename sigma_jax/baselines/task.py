@@ -14,6 +14,7 @@ session is known, and what follows is the next session. Its target is the items 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import grain
@@ -25,6 +26,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
 from sigma_jax import metrics
+from sigma_jax.baselines.candidates import training_rows
 from sigma_jax.baselines.sasrec import Sasrec, SasrecConfig, rank_windows, save_sasrec, window
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig
 from sigma_jax.schema import Histories, PreparedData, Requests
@@ -82,14 +84,19 @@ class TeacherTask:
         return training_row(self.histories, user, place, self.config, rng)
 
     def model(self, rngs: nnx.Rngs) -> Sasrec:
-        return Sasrec(self.config.model, self.num_items, rngs)
+        """A fresh SASRec whose bias is the log share of each item in the training part."""
+        model = Sasrec(self.config.model, self.num_items, rngs)
+        rows = training_rows(self.histories)
+        counts = np.bincount(self.histories.item[rows], minlength=self.num_items) + 1.0
+        model.bias[...] = jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
+        return model
 
     def tables(self) -> dict[str, np.ndarray]:
         return {}
 
     def label(self, path: tuple[str, ...]) -> str:
-        """The item table and positions are learnt from scratch at their own rate."""
-        return "table" if path[0] in ("table", "position") else "base"
+        """The item table, bias and positions are learnt from scratch at their own rate."""
+        return "table" if path[0] in ("table", "position", "bias") else "base"
 
     def loss(
         self, model: Sasrec, tables: dict, batch: dict[str, Array], key: Array
@@ -99,12 +106,14 @@ class TeacherTask:
         place = jnp.maximum(batch["position"], 0)
         vectors = jnp.take_along_axis(vectors, place[..., None], axis=1)
         if self.num_items <= self.config.full_softmax_items:
-            normaliser, target = full_softmax(model.table[...], vectors, batch["target"])
+            normaliser, target = full_softmax(
+                model.table[...], model.bias[...], vectors, batch["target"]
+            )
         else:
             count = self.config.sampled_negatives
             negatives = jax.random.randint(negative_key, (count,), 0, self.num_items)
             normaliser, target = sampled_softmax(
-                model.table[...], vectors, batch["target"], negatives
+                model.table[...], model.bias[...], vectors, batch["target"], negatives
             )
         return next_session_loss(normaliser, target, batch["target"] >= 0)
 
@@ -128,16 +137,20 @@ class TeacherTask:
 
 
 def full_softmax(
-    table: Float[Array, "I D"], vectors: Float[Array, "B P D"], target: Int32[Array, "B P R"]
+    table: Float[Array, "I D"],
+    bias: Float[Array, " I"],
+    vectors: Float[Array, "B P D"],
+    target: Int32[Array, "B P R"],
 ) -> tuple[Float[Array, "B P R"], Float[Array, "B P R"]]:
     """log of the summed exponentials over all items, and the logits of the targets."""
-    logits = jnp.einsum("BPD,ID->BPI", vectors, table, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("BPD,ID->BPI", vectors, table, preferred_element_type=jnp.float32) + bias
     chosen = jnp.take_along_axis(logits, jnp.maximum(target, 0), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1, keepdims=True), chosen
 
 
 def sampled_softmax(
     table: Float[Array, "I D"],
+    bias: Float[Array, " I"],
     vectors: Float[Array, "B P D"],
     target: Int32[Array, "B P R"],
     negatives: Int32[Array, " S"],
@@ -146,10 +159,10 @@ def sampled_softmax(
 
     A draw that is the target is masked out, and the others stand for the rest in its place.
     """
-    chosen = table[jnp.maximum(target, 0)]
-    chosen = jnp.einsum("BPD,BPRD->BPR", vectors, chosen, preferred_element_type=jnp.float32)
-    drawn = table[negatives]
-    drawn = jnp.einsum("BPD,SD->BPS", vectors, drawn, preferred_element_type=jnp.float32)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    known = jnp.maximum(target, 0)
+    chosen = product("BPD,BPRD->BPR", vectors, table[known]) + bias[known]
+    drawn = product("BPD,SD->BPS", vectors, table[negatives]) + bias[negatives]
     is_other = negatives != target[..., None]
     others = jnp.maximum(is_other.sum(-1), 1)
     weight = jnp.log((table.shape[0] - 1) / others)

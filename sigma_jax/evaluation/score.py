@@ -1,0 +1,165 @@
+"""From rankings to results: each method, with seen items kept and left out, by task and on average.
+
+`results["methods"][method][mode]["tasks"][task]` and `[...]["average"]` hold figures
+{"mean": ..., "error": standard error, "n": requests}:
+
+    item.HR@10, sid.HR@10     K in 1, 5, 10, 20
+    item.Recall@10, ...       K in 5, 10; one target a request, so equal to HR@K
+    item.NDCG@10, ...         K in 5, 10
+    item.MRR@20, sid.MRR@20
+    long_tail@10              share of the returned items that belong to the long tail
+    constraint@10             share of the returned items that satisfy the request's constraint
+    coverage@10               share of the catalogue that some request's list shows (no error)
+
+mode "kept" ranks all items; "left_out" all but those of the request's history; "new" are the
+left_out rankings over the requests whose target is not in their history, the only ones such
+rankings can serve. The average is over tasks, each with the same weight (section 3.1.1 of SIGMA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from sigma_jax import metrics
+from sigma_jax.baselines.candidates import Allowed, allowed_items, history_ranges
+from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
+
+MODES = ("kept", "left_out", "new")
+HIT_RATES = (1, 5, 10, 20)
+GAINS = (5, 10)
+LIST = 10  # length of the lists that coverage and shares look at
+HEAD_SHARE = 0.8  # interactions of the head; the rest of the catalogue is the long tail
+
+Results = dict[str, Any]
+
+
+def score(
+    rankings: Mapping[str, Mapping[str, Int32[np.ndarray, "N K"]]],
+    requests: Requests,
+    data: PreparedData,
+    semantic_ids: SemanticIds,
+) -> Results:
+    """Results of `rankings[method]["kept" or "left_out"]`, K at least 20, one row a request.
+
+    Raises:
+      ValueError: a ranking has another number of rows, or fewer than 20 columns.
+    """
+    allowed = allowed_items(data, requests)
+    is_new = targets_are_new(data, requests)
+    is_tail = metrics.long_tail(np.asarray(data.catalogue.popularity), HEAD_SHARE)
+    results: Results = {
+        "items": len(data.catalogue),
+        "requests": len(requests),
+        "new_targets": int(is_new.sum()),
+        "methods": {},
+        "warnings": [],
+    }
+    for method, by_mode in rankings.items():
+        results["methods"][method] = {}
+        for mode in MODES:
+            source = "left_out" if mode == "new" else mode
+            if source not in by_mode:
+                continue
+            chosen = np.asarray(by_mode[source])
+            if chosen.shape[0] != len(requests) or chosen.shape[1] < HIT_RATES[-1]:
+                raise ValueError(
+                    f"the rankings of {method} ({mode}) have shape {chosen.shape}; "
+                    f"give {len(requests)} rows and at least {HIT_RATES[-1]} columns."
+                )
+            values = request_figures(chosen, requests, semantic_ids, allowed, is_tail)
+            rows = is_new if mode == "new" else np.ones(len(requests), bool)
+            summary = summarise(values, chosen, requests, rows, len(data.catalogue))
+            results["methods"][method][mode] = summary
+            results["warnings"] += check(summary, f"{method}, {mode}")
+    return results
+
+
+def targets_are_new(data: PreparedData, requests: Requests) -> Bool[np.ndarray, " N"]:
+    """Which requests have a target that their history does not hold."""
+    starts, ends = history_ranges(data.histories, requests)
+    lines = zip(starts, ends, requests.target, strict=True)
+    return np.array([target not in data.histories.item[a:b] for a, b, target in lines], bool)
+
+
+def request_figures(
+    rankings: Int32[np.ndarray, "N K"],
+    requests: Requests,
+    semantic_ids: SemanticIds,
+    allowed: Allowed,
+    is_tail: Bool[np.ndarray, " I"],
+) -> dict[str, np.ndarray]:
+    """Every figure of every request, float64 [N]; NaN where it does not apply."""
+    ranks = {
+        "item": metrics.item_ranks(rankings, requests.target),
+        "sid": metrics.sid_ranks(rankings, requests.target, semantic_ids.codes),
+    }
+    values = {}
+    for level, rank in ranks.items():
+        values |= {f"{level}.HR@{k}": metrics.hits(rank, k) for k in HIT_RATES}
+        values |= {f"{level}.Recall@{k}": metrics.hits(rank, k) for k in GAINS}
+        values |= {f"{level}.NDCG@{k}": metrics.ndcg(rank, k) for k in GAINS}
+        values[f"{level}.MRR@{HIT_RATES[-1]}"] = metrics.reciprocal_ranks(rank, HIT_RATES[-1])
+    top = rankings[:, :LIST]
+    values[f"long_tail@{LIST}"] = metrics.share_of(top, is_tail)
+    values[f"constraint@{LIST}"] = metrics.satisfied(top, allowed.items, allowed.row)
+    return values
+
+
+def summarise(
+    values: dict[str, np.ndarray],
+    rankings: Int32[np.ndarray, "N K"],
+    requests: Requests,
+    rows: Bool[np.ndarray, " N"],
+    num_items: int,
+) -> dict[str, Any]:
+    """Means and standard errors over the requests `rows`, by task and on average over tasks."""
+    by_task = {}
+    for number, task in enumerate(TASKS):
+        here = rows & (requests.task == number)
+        if not here.any():
+            continue
+        by_task[task] = {name: _figure(column[here]) for name, column in values.items()}
+        by_task[task] = {name: figure for name, figure in by_task[task].items() if figure["n"]}
+        covered = metrics.coverage(rankings[here, :LIST], num_items)
+        by_task[task][f"coverage@{LIST}"] = {"mean": covered, "error": 0.0, "n": int(here.sum())}
+    average = {}
+    for name in [*values, f"coverage@{LIST}"]:
+        figures = [figures[name] for figures in by_task.values() if name in figures]
+        if figures:
+            average[name] = _average(figures)
+    covered = metrics.coverage(rankings[rows, :LIST], num_items)
+    total = {"mean": covered, "error": 0.0, "n": int(rows.sum())}
+    return {"tasks": by_task, "average": average | {f"coverage@{LIST}": total}}
+
+
+def _figure(values: np.ndarray) -> dict[str, float]:
+    values = values[~np.isnan(values)]
+    mean = float(values.mean()) if len(values) else 0.0
+    return {"mean": mean, "error": metrics.standard_error(values), "n": len(values)}
+
+
+def _average(figures: list[dict[str, float]]) -> dict[str, float]:
+    """Mean over tasks; errors of different requests add in squares."""
+    return {
+        "mean": float(np.mean([figure["mean"] for figure in figures])),
+        "error": float(np.sqrt(np.sum([f["error"] ** 2 for f in figures])) / len(figures)),
+        "n": int(sum(figure["n"] for figure in figures)),
+    }
+
+
+def check(summary: dict[str, Any], name: str) -> list[str]:
+    """What is wrong with the figures of one method, by the inequality of NOTES.md section 3."""
+    found = []
+    for task, figures in [*summary["tasks"].items(), ("average", summary["average"])]:
+        for level in ("item", "sid"):
+            names = [f"{level}.{figure}@{k}" for figure in ("Recall", "NDCG") for k in GAINS]
+            if names[0] not in figures:
+                continue
+            wrong = metrics.leave_one_out_gap(*(figures[n]["mean"] for n in names), tolerance=1e-9)
+            if wrong:
+                found.append(f"{name}, {task}, {level}: {wrong}")
+    return found

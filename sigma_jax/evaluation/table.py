@@ -1,0 +1,107 @@
+"""Results as text of at most 120 columns, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sigma_jax.evaluation.score import MODES, Results
+
+COLUMNS = {
+    "HR@1": "{level}.HR@1",
+    "HR@5": "{level}.HR@5",
+    "HR@10": "{level}.HR@10",
+    "HR@20": "{level}.HR@20",
+    "N@5": "{level}.NDCG@5",
+    "N@10": "{level}.NDCG@10",
+    "cover": "coverage@10",
+    "tail": "long_tail@10",
+    "fits": "constraint@10",
+}
+LEVELS = {"item": "items", "sid": "semantic IDs"}
+TITLES = {
+    "kept": "seen items kept",
+    "left_out": "seen items left out",
+    "new": "seen items left out, requests for a new item only",
+}
+NAME_WIDTH = 30
+SHORT = {"JustForYou": "ForYou", "Category": "Categ.", "Longtail": "Tail", "Discover": "Disc."}
+
+
+def render_table(results: Results) -> str:
+    """The averages over tasks and HR@10 of each task, in per cent, for the terminal."""
+    lines = [
+        f"{results['requests']:,} requests, {results['items']:,} items; figures in per cent. "
+        "HR@K of one target equals Recall@K.",
+        "cover, tail, fits, in the first 10: share of the catalogue shown, of long-tail items, "
+        "of items as asked for.",
+    ]
+    for mode in MODES:
+        for level in LEVELS:
+            lines += ["", *render_average(results, mode, level)]
+    for mode in MODES:
+        for level in LEVELS:
+            lines += ["", *render_tasks(results, mode, level)]
+    lines += [""] + [f"WARNING: {warning}" for warning in results["warnings"]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def methods_in(results: Results, mode: str) -> list[str]:
+    """Methods that have figures in `mode`."""
+    return [name for name, modes in results["methods"].items() if mode in modes]
+
+
+def tasks_in(results: Results) -> list[str]:
+    """Tasks that have figures, in their usual order."""
+    found = {
+        task: None
+        for modes in results["methods"].values()
+        for summary in modes.values()
+        for task in summary["tasks"]
+    }
+    return list(found)
+
+
+def cells(figures: dict, level: str) -> list[str]:
+    """One row of COLUMNS: per cent, "-" where the figure does not apply."""
+    names = [name.format(level=level) for name in COLUMNS.values()]
+    return [percent(figures.get(name)) for name in names]
+
+
+def percent(figure: dict | None) -> str:
+    return f"{100 * figure['mean']:.2f}" if figure else "-"
+
+
+def render_average(results: Results, mode: str, level: str) -> list[str]:
+    """Title, head and a row a method."""
+    lines = [f"Average over tasks, hits by {LEVELS[level]}, {TITLES[mode]}"]
+    lines.append(f"{'':{NAME_WIDTH}}" + "".join(f"{name:>9}" for name in [*COLUMNS, "± HR@10"]))
+    for method in methods_in(results, mode):
+        figures = results["methods"][method][mode]["average"]
+        if f"{level}.HR@10" not in figures:
+            continue
+        error = f"{100 * figures[f'{level}.HR@10']['error']:.2f}"
+        row = "".join(f"{cell:>9}" for cell in [*cells(figures, level), error])
+        lines.append(f"{method[:NAME_WIDTH]:{NAME_WIDTH}}" + row)
+    return lines
+
+
+def render_tasks(results: Results, mode: str, level: str) -> list[str]:
+    """HR@10 of each task, with its standard error."""
+    tasks = tasks_in(results)
+    lines = [f"HR@10 by task, hits by {LEVELS[level]}, {TITLES[mode]}"]
+    lines.append(f"{'':{NAME_WIDTH}}" + "".join(f"{SHORT.get(t, t):>12}" for t in tasks))
+    for method in methods_in(results, mode):
+        by_task = results["methods"][method][mode]["tasks"]
+        row = ""
+        for task in tasks:
+            figure = by_task.get(task, {}).get(f"{level}.HR@10")
+            text = f"{percent(figure)}±{100 * figure['error']:.1f}" if figure else "-"
+            row += f"{text:>12}"
+        lines.append(f"{method[:NAME_WIDTH]:{NAME_WIDTH}}" + row)
+    return lines
+
+
+def write_json(results: Results, path: Path) -> None:
+    """`results` as JSON with sorted keys."""
+    path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
