@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from absl import logging
-from jaxtyping import Array
+from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from sigma_jax.runtime import artifacts
@@ -21,6 +22,7 @@ from sigma_jax.runtime import artifacts
 T = TypeVar("T")
 RUN = "run.json"
 FOLDER = "checkpoints"
+CHECKSUM = "checksum"
 
 
 class Checkpoints:
@@ -55,7 +57,9 @@ class Checkpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Saves `state` in the background; waits first if the save before is still under way."""
-        self._checkpointer.save_async(step, _to_leaves(state), force=True)
+        leaves = _to_leaves(state)
+        leaves[CHECKSUM] = _checksum(leaves)
+        self._checkpointer.save_async(step, leaves, force=True)
 
     def restore(self, state: T) -> tuple[T, int]:
         """The newest state that can be read, laid out as `state`, and its step.
@@ -69,8 +73,7 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                leaves = self._checkpointer.load(step, abstract_state=_abstract(state))
-                return _from_leaves(leaves, state), step
+                return self._load(step, state), step
             except Exception as error:  # Orbax and TensorStore raise a dozen kinds
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 logging.warning(
@@ -85,6 +88,14 @@ class Checkpoints:
                 f"delete {self._folder.parent} and run again to start this stage anew."
             )
         return state, 0
+
+    def _load(self, step: int, state: T) -> T:
+        leaves = self._checkpointer.load(step, abstract_state=_abstract(state))
+        saved = leaves.pop(CHECKSUM)
+        # TensorStore notices a short or missing file, but not every flipped bit.
+        if int(_checksum(leaves)) != int(saved):
+            raise ValueError("its checksum does not match")
+        return _from_leaves(leaves, state)
 
     def _set_aside(self, step: int) -> None:
         """Moves a damaged checkpoint out of the way of the next save of that step."""
@@ -122,9 +133,11 @@ def _to_leaves(state: Any) -> dict[str, Array]:
 
 
 def _abstract(state: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    leaves = _to_leaves(state)
+    leaves[CHECKSUM] = _checksum(leaves)
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-        for name, leaf in _to_leaves(state).items()
+        for name, leaf in leaves.items()
     }
 
 
@@ -139,6 +152,18 @@ def _from_leaves(leaves: dict[str, Array], state: T) -> T:
             else value
         )
     return jax.tree_util.tree_unflatten(treedef, values)
+
+
+@jax.jit
+def _checksum(leaves: dict[str, Array]) -> UInt32[Array, ""]:
+    """Sum of all bits read as integers, modulo 2^32: the same however the arrays are cut up."""
+    total = jnp.uint32(0)
+    for leaf in leaves.values():
+        if leaf.dtype == jnp.bool_:
+            leaf = leaf.astype(jnp.uint8)
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+        total += jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+    return total
 
 
 def _is_key(leaf: Array) -> bool:

@@ -24,8 +24,10 @@ def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule
             f"optimizer.schedule={config.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}."
         )
     warmup = config.warmup_steps
-    if not 0 <= warmup <= max(steps, 0):
-        raise ValueError(f"optimizer.warmup_steps={warmup} is not within 0..train.steps={steps}.")
+    if warmup < 0 or 0 < steps < warmup:
+        raise ValueError(
+            f"optimizer.warmup_steps={warmup} is not within 0..train.steps={steps}; lower it."
+        )
     rest = max(steps - warmup, 1)
     match config.schedule:
         case "cosine":

@@ -153,8 +153,8 @@ def make_step(
         metrics = {
             "loss": value,
             **parts,
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(params),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
             "learning_rate": jnp.asarray(rate(state.step)),
             "table_learning_rate": jnp.asarray(table_rate(state.step)),
         }

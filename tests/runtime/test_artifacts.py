@@ -1,0 +1,101 @@
+"""Artifacts: whole or absent, known by their recipe."""
+
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from sigma_jax.runtime import artifacts
+from sigma_jax.runtime.artifacts import Recipe, is_current, read_manifest, write_artifact
+
+RECIPE = Recipe({"train": {"steps": 5}, "widths": (1, 2)}, {"data": "abc"}, 7)
+
+
+def write(folder):
+    (folder / "deep").mkdir()
+    (folder / "deep" / "values.txt").write_text("1 2 3")
+    return {"count": np.int64(3), "share": np.float32(0.5)}
+
+
+def test_manifest_says_where_it_came_from(tmp_path):
+    made = write_artifact(tmp_path, "teacher", RECIPE, write)
+    assert read_manifest(tmp_path, "teacher") == made
+    assert made.figures == {"count": 3, "share": 0.5}
+    assert (made.config, made.seed) == ({"train": {"steps": 5}, "widths": [1, 2]}, 7)
+    assert "jax" in made.versions
+    assert (tmp_path / "teacher" / "deep" / "values.txt").read_text() == "1 2 3"
+
+
+def test_failed_write_leaves_what_was_there(tmp_path):
+    write_artifact(tmp_path, "teacher", RECIPE, write)
+
+    def fail(folder):
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError):
+        write_artifact(tmp_path, "teacher", RECIPE, fail)
+    assert is_current(tmp_path, "teacher", RECIPE)
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+def test_leftovers_of_a_killed_write_are_cleaned(tmp_path):
+    (tmp_path / ".teacher.writing").mkdir()
+    (tmp_path / ".teacher.writing" / "half.txt").write_text("half")
+    assert not is_current(tmp_path, "teacher", RECIPE)
+    write_artifact(tmp_path, "teacher", RECIPE, write)
+    assert not (tmp_path / "teacher" / "half.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Recipe({"train": {"steps": 6}, "widths": (1, 2)}, {"data": "abc"}, 7), "steps = 5.* 6;"),
+        (Recipe({"train": {"steps": 5}, "widths": (1,)}, {"data": "abc"}, 7), "widths = "),
+        (Recipe({"train": {"steps": 5}}, {"data": "abc"}, 7), "this run has no such field"),
+        (Recipe(RECIPE.config, {"data": "abd"}, 7), 'inputs.data = "abc"'),
+        (Recipe(RECIPE.config, RECIPE.inputs, 8), "seed = 7, this run has 8"),
+    ],
+)
+def test_another_recipe_is_named_with_the_remedy(tmp_path, other, message):
+    write_artifact(tmp_path, "teacher", RECIPE, write)
+    with pytest.raises(ValueError, match=message) as caught:
+        is_current(tmp_path, "teacher", other)
+    assert "use another --workdir or delete" in str(caught.value)
+
+
+def test_recipe_does_not_depend_on_the_order_of_keys():
+    swapped = Recipe(ConfigDict({"widths": (1, 2), "train": {"steps": 5}}), {"data": "abc"}, 7)
+    assert swapped.fingerprint == RECIPE.fingerprint
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"stage": "teacher"}', '"\\ud800'])
+def test_damaged_manifest_is_one_clear_line(tmp_path, content):
+    write_artifact(tmp_path, "teacher", RECIPE, write)
+    (tmp_path / "teacher" / artifacts.MANIFEST).write_text(content)
+    with pytest.raises(
+        ValueError, match=r"manifest.json (is damaged|holds no).*run again"
+    ) as caught:
+        is_current(tmp_path, "teacher", RECIPE)
+    assert "\n" not in str(caught.value)
+
+
+def test_edited_manifest_is_noticed(tmp_path):
+    write_artifact(tmp_path, "teacher", RECIPE, write)
+    path = tmp_path / "teacher" / artifacts.MANIFEST
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps({**value, "fingerprint": "0"}))
+    with pytest.raises(ValueError, match="does not match its own fingerprint"):
+        is_current(tmp_path, "teacher", RECIPE)
+
+
+def test_missing_manifest_says_what_makes_it(tmp_path):
+    with pytest.raises(ValueError, match="without --only"):
+        read_manifest(tmp_path, "grounding")
+
+
+def test_hash_of_a_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert artifacts.hash_file(tmp_path / "x").startswith("ba7816bf8f01cfea")

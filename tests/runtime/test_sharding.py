@@ -1,0 +1,114 @@
+"""One table of rules says where arrays lie; the mesh and the batch must fit the devices."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from sigma_jax.runtime import sharding
+from sigma_jax.runtime.config import MeshConfig
+from sigma_jax.runtime.mesh import AXES, make_mesh
+from sigma_jax.runtime.sharding import check_rows, spec
+
+
+class FakeMesh:
+    """A mesh's sizes, for rules need no devices."""
+
+    def __init__(self, data: int, fsdp: int, tensor: int):
+        self.shape = {"data": data, "fsdp": fsdp, "tensor": tensor}
+
+
+MESH = FakeMesh(2, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "wanted"),
+    [
+        ((8, 16), ("vocab", "embed"), ("tensor", "fsdp")),
+        ((3, 8, 4, 6), ("layers", "embed", "heads", "head_dim"), (None, "fsdp", "tensor", None)),
+        ((8, 3, 6), ("embed", "kv_heads", "head_dim"), ("fsdp", None, None)),  # 3 heads stay whole
+        ((8, 8), ("heads", "mlp"), ("tensor", None)),  # a mesh axis is used once
+        ((8, 8), (None, "embed"), (None, "fsdp")),
+        ((8, 8), None, ()),  # small, without axes: whole
+        ((2**10, 2**12), None, (None, "fsdp")),  # large: along the longest dimension
+        ((2**11 + 1, 2**10 + 1), None, ()),  # nothing divides
+    ],
+)
+def test_rules(shape, axes, wanted):
+    assert spec(shape, axes, MESH) == PartitionSpec(*wanted)
+
+
+def test_axis_without_a_rule_is_named():
+    with pytest.raises(ValueError, match="'embde' has no rule"):
+        spec((8, 8), ("embde", None), MESH)
+    with pytest.raises(ValueError, match="do not fit shape"):
+        spec((8, 8), ("embed",), MESH)
+
+
+def test_batch_that_does_not_divide_is_told_the_multiple():
+    check_rows(32, FakeMesh(4, 2, 1))
+    check_rows(30, FakeMesh(1, 1, 8))  # tensor shares no rows
+    with pytest.raises(ValueError) as caught:
+        check_rows(30, FakeMesh(4, 2, 1))
+    message = "batch_size=30 does not divide over 8 devices; use a multiple of 8."
+    assert str(caught.value) == message
+
+
+def test_every_device_gets_its_place():
+    mesh = make_mesh(MeshConfig(-1, 1, 1))
+    assert mesh.axis_names == AXES
+    assert mesh.devices.size == jax.device_count()
+
+
+@pytest.mark.parametrize(
+    "sizes", [(3, -1, -1), (0, 1, 1), (jax.device_count() + 1, 1, 1), (-2, 1, 1)]
+)
+def test_mesh_that_does_not_fit_is_named(sizes):
+    with pytest.raises(ValueError, match=r"mesh=\{'data'"):
+        make_mesh(MeshConfig(*sizes))
+
+
+def test_placed_arrays_keep_their_values():
+    mesh = make_mesh(MeshConfig(-1, 1, 1))
+    batch = {"x": np.arange(24.0).reshape(8, 3)}
+    np.testing.assert_array_equal(sharding.place_batch(batch, mesh)["x"], batch["x"])
+    np.testing.assert_array_equal(sharding.place_tables(batch, mesh)["x"], batch["x"])
+
+
+def test_state_is_cut_up_on_eight_devices():
+    """Parameters and Adam's moments lie by the rules, before the step and after it."""
+    script = """
+import jax, numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+from linear_task import LinearTask, linear_config
+from sigma_jax.runtime.config import MeshConfig
+from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import place_batch, place_tables
+from sigma_jax.runtime.state import init_state, make_step
+mesh, task, config = make_mesh(MeshConfig(2, 2, 2)), LinearTask(), linear_config()
+state, template, optimizer = init_state(
+    task.model(nnx.Rngs(0)), task.label, config.optimizer, 10, mesh)
+step = make_step(task.loss, template, optimizer, config.optimizer, 10, 0, state)
+for _ in range(2):
+    moments = state.opt_state[1].mu["weight"]
+    assert state.params["weight"].sharding.spec == PartitionSpec("fsdp", "tensor")
+    assert state.params["weight"].sharding == moments.sharding
+    assert "bias" in state.rest and "bias" not in state.opt_state[1].mu
+    old = state
+    state, _ = step(state, place_tables(task.tables(), mesh), place_batch(task.make_batch(0), mesh))
+    assert old.params["weight"].is_deleted()
+"""
+    root = Path(__file__).parents[2]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{root}:{root / 'tests'}",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)

@@ -1,0 +1,143 @@
+"""The training loop: it resumes exactly, on any mesh, and says clearly what is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from linear_task import LinearTask, linear_config, recipe, run
+
+from sigma_jax import train
+from sigma_jax.runtime.config import MeshConfig
+from sigma_jax.runtime.mesh import make_mesh
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "tests" / "linear_task.py"
+
+
+def start(folder: Path, steps: int, die_at: int = 0, devices: int = 1):
+    """The linear stage in a process of its own: (exit status, parameters as printed)."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    words = [sys.executable, str(SCRIPT), str(folder), str(steps), str(die_at)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, -9), done.stderr[-2000:]
+    return done.returncode, done.stdout
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Ten steps without a break: folder and parameters."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, start(folder, 10)[1]
+
+
+@pytest.mark.parametrize("die_at", [1, 5, 8])
+def test_ten_steps_are_five_a_kill_and_five(tmp_path, whole, die_at):
+    """Killed before the first checkpoint, while one may be under way, and well after it."""
+    assert start(tmp_path, 10, die_at)[0] == -9
+    resumed = (tmp_path / "checkpoints" / "5").exists()
+    assert resumed or die_at < 8
+    assert start(tmp_path, 10)[1] == whole[1]
+
+    wanted = (whole[0] / "batches.txt").read_text().splitlines()
+    seen = (tmp_path / "batches.txt").read_text().splitlines()
+    assert seen[die_at:] == wanted[5 if resumed else 0 :]
+    assert lines(tmp_path) == lines(whole[0])
+
+
+def test_metrics_have_one_line_a_step(whole):
+    assert [line["step"] for line in lines(whole[0])] == list(range(1, 11))
+    assert [line["mean_step"] for line in lines(whole[0])] == list(range(10))
+
+
+def test_finished_run_trains_no_more(whole):
+    assert start(whole[0], 10)[1] == whole[1]
+    assert len((whole[0] / "batches.txt").read_text().splitlines()) == 10
+
+
+def test_loss_on_eight_devices_equals_loss_on_one(tmp_path, whole):
+    start(tmp_path, 10, devices=8)
+    for here, there in zip(lines(tmp_path), lines(whole[0]), strict=True):
+        np.testing.assert_allclose(here["loss"], there["loss"], rtol=1e-5)
+
+
+def test_resumes_on_another_mesh(tmp_path, whole):
+    assert start(tmp_path, 10, 8, devices=1)[0] == -9
+    start(tmp_path, 10, devices=8)
+    for here, there in zip(lines(tmp_path), lines(whole[0]), strict=True):
+        np.testing.assert_allclose(here["loss"], there["loss"], rtol=1e-5)
+
+
+def test_frozen_parameters_stay_and_variables_move(tmp_path):
+    model = run(tmp_path, 3)
+    np.testing.assert_array_equal(model.bias[...], np.ones(4))
+    assert int(model.calls[...]) == 3
+
+
+def test_zero_steps_leave_the_initial_model(tmp_path):
+    model = run(tmp_path, 0)
+    fresh = LinearTask().model(nnx.Rngs(0))
+    np.testing.assert_array_equal(model.weight[...], fresh.weight[...])
+
+
+def fit(task, folder: Path, **changes):
+    mesh = make_mesh(MeshConfig(-1, 1, 1))
+    return train.fit(task, linear_config(**changes), recipe(), folder, mesh, 0, "linear")
+
+
+def test_short_data_is_an_error(tmp_path):
+    class Short(LinearTask):
+        def batches(self):
+            return grain.MapDataset.range(4).map(self.make_batch)
+
+    with pytest.raises(ValueError, match=r"holds 4 batches, train.steps=10"):
+        fit(Short(), tmp_path)
+
+
+def test_nan_loss_is_an_error_and_not_saved(tmp_path):
+    class Bad(LinearTask):
+        def loss(self, model, tables, batch, key):
+            value, parts = super().loss(model, tables, batch, key)
+            return jax.numpy.where(batch["step"][0] == 6, jax.numpy.nan, value), parts
+
+    with pytest.raises(ValueError, match=r"loss is nan at step 7 .*learning_rate"):
+        fit(Bad(), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
+
+
+def test_reports_come_with_the_steps_they_belong_to(tmp_path):
+    *_, figures = fit(LinearTask(), tmp_path, eval_every=4)
+    reported = {
+        line["step"]: line["eval/calls"] for line in lines(tmp_path) if "eval/calls" in line
+    }
+    assert reported == {4: 4, 8: 8, 10: 10}
+    assert figures == {"calls": 10}
+
+
+def test_two_runs_do_not_share_a_workdir(tmp_path):
+    with (
+        train.locked(tmp_path),
+        pytest.raises(ValueError, match="another run is at work"),
+        train.locked(tmp_path),
+    ):
+        pass
+
+
+def test_unknown_stage_is_named():
+    with pytest.raises(ValueError, match=r"config\.stage='sfd' is unknown"):
+        train.task_classes("sfd")
