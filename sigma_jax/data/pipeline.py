@@ -6,7 +6,6 @@ or on the number of processes. So a run is resumed by asking for the next step.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def step_batches(
         first = step * groups_per_step + process * share
         return combine([groups[first + number] for number in range(share)])
 
-    steps = min(len(groups), sys.maxsize) // groups_per_step
+    steps = len(groups) // groups_per_step
     return grain.MapDataset.range(steps).map(batch)
 
 

@@ -60,7 +60,9 @@ def batches(
         return pack_group(plans, config, tables)
 
     order = shuffled_forever(open_shards(folder, RECORDS), seed)
-    groups = order.random_map(plan).batch(config.contexts_per_group, batch_fn=pack)
+    plans = order.random_map(plan)
+    # Rounding the number of groups up would exceed what len() can tell of an endless data set.
+    groups = plans.batch(config.contexts_per_group, drop_remainder=True, batch_fn=pack)
     return step_batches(
         groups, batch_rows // config.pack_group_rows, stack_rows, process, processes
     )
@@ -140,8 +142,10 @@ def candidate_weights(
     if not len(record.task):
         return np.zeros(0)
     group = record.attach.astype(np.int64) * len(TASKS) + record.task
-    _, inverse, size = np.unique(group, return_inverse=True, return_counts=True)
-    weight = np.where(record.attach == 0, cold_start_weight, 1.0) / size[inverse]
+    # Candidates come sorted by attach and task: a group is a run.
+    starts = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
+    sizes = np.diff(starts, append=len(group))
+    weight = np.where(record.attach == 0, cold_start_weight, 1.0) / np.repeat(sizes, sizes)
     total = np.bincount(record.task, weight, minlength=len(TASKS))
     return np.divide(
         weight * task_weight[record.task],
@@ -189,12 +193,13 @@ def pack_group(
     sizes = np.array([(plan_size(plan, tables), len(plan.instruction)) for plan in plans])
     rows, grants = first_fit(sizes, capacity, config.pack_group_rows)
     group = Group.empty(config)
-    for plan, row, (tokens, targets) in zip(plans, rows, grants, strict=True):
-        fitted = fit(plan, tables, int(tokens), int(targets))
-        if fitted is None:
-            group.drop(row, plan)
-        else:
+    is_whole = (grants == sizes).all(axis=1)
+    for k, (plan, row) in enumerate(zip(plans, rows, strict=True)):
+        is_ready = is_whole[k] and len(plan.instruction) > 0
+        fitted = plan if is_ready else fit(plan, tables, *grants[k].tolist())
+        if fitted is not plan:
             group.drop(row, plan, fitted)
+        if fitted is not None:
             group.add(row, lay_out(fitted, tables))
     return group.arrays
 
@@ -219,7 +224,7 @@ class Group:
         arrays["dropped"] = np.zeros((rows, 3), np.int32)
         return cls(arrays, np.zeros(rows, np.int64), np.zeros(rows, np.int64))
 
-    def drop(self, row: int, plan: Plan, fitted: Plan | None = None) -> None:
+    def drop(self, row: int, plan: Plan, fitted: Plan | None) -> None:
         """Counts what `fitted` lacks of `plan`; all of it where nothing was fitted."""
         sizes = [
             (len(p.history) + len(p.favourites), len(p.instruction)) if p is not None else (0, 0)

@@ -3,7 +3,7 @@
 | task | a row of the target session is a target if |
 |---|---|
 | JustForYou | always |
-| Query | a query leads to its item; once per query |
+| Query | a query leads to its item; once per query that has words, likewise below |
 | Category | its item has a category |
 | Longtail | its item is outside the head of the catalogue |
 | Discover | the user never touched its category before the boundary |
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int64
 
 from sigma_jax.schema import TASKS, Links, PreparedData, Themes
-from sigma_jax.sft.instructions import available_tasks
+from sigma_jax.sft.instructions import SLOTS, argument_texts, available_tasks
 
 TASK_INDEX = {task: index for index, task in enumerate(TASKS)}
 
@@ -28,6 +28,7 @@ class TaskTables:
     """What the tasks look up, made once per data set."""
 
     tasks: tuple[str, ...]  # those the data supports
+    is_named: dict[str, Bool[np.ndarray, " arguments"]]  # task -> argument: has it any words?
     is_longtail: Bool[np.ndarray, " I"]
     item_queries: Links | None
     item_themes: Links | None
@@ -48,7 +49,12 @@ class TaskTables:
             kinds = {"season": TASK_INDEX["Season"], "holiday": TASK_INDEX["Holiday"]}
             theme_kind = np.array([kinds.get(kind, -1) for kind in themes.kinds.to_pylist()])
             fields = (themes.items.transpose(items), theme_kind, *_periods(themes))
-        return cls(tasks, is_longtail(data.catalogue.popularity, longtail_share), queries, *fields)
+        named = {
+            task: np.array([text != "" for text in argument_texts(data, task)], bool)
+            for task in SLOTS
+        }
+        longtail = is_longtail(data.catalogue.popularity, longtail_share)
+        return cls(tasks, named, longtail, queries, *fields)
 
 
 def is_longtail(popularity: Int[np.ndarray, " I"], share: float) -> Bool[np.ndarray, " I"]:
@@ -140,6 +146,9 @@ def find_candidates(
 
     def add(task: str, which: np.ndarray, argument: np.ndarray | None = None) -> None:
         if task in tables.tasks:
+            if task in tables.is_named:
+                named = tables.is_named[task][argument]
+                which, argument = which[named], argument[named]
             argument = np.full(len(which), -1, np.int64) if argument is None else argument
             task_of = np.full(len(which), TASK_INDEX[task], np.int64)
             parts.append(Candidates(attach[which], task_of, rows[which], argument))

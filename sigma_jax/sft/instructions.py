@@ -101,6 +101,17 @@ def clean(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
+def argument_texts(data: PreparedData, task: str) -> list[str]:
+    """What the argument of `task` can be, as a person would write it; [] where there is none."""
+    source = {
+        "Query": data.queries.texts if data.queries is not None else None,
+        "Category": data.catalogue.categories,
+        "Season": data.themes.names if data.themes is not None else None,
+        "Holiday": data.themes.names if data.themes is not None else None,
+    }.get(task)
+    return [clean(text or "") for text in source.to_pylist()] if source else []
+
+
 def render(task: str, argument_text: str | None, phrasing: str) -> str:
     """`phrasing` of `task` with its slot filled by the query, category or theme.
 

@@ -93,7 +93,9 @@ def fit(plan: Plan, tables: PromptTables, most_tokens: int, most_targets: int) -
     if len(plan.instruction) > most_targets:
         plan = _keep(plan, np.arange(len(plan.instruction)) < most_targets)
     excess = plan_size(plan, tables) - most_tokens
-    if excess > 0 and len(plan.history):
+    if excess <= 0:
+        return plan if plan.instruction else None
+    if len(plan.history):
         plan = _drop_oldest(plan, tables, excess)
         excess = plan_size(plan, tables) - most_tokens
     if excess > 0 and len(plan.favourites):

@@ -160,7 +160,9 @@ class PromptTables:
             encoder.table(texts, config.profile_tokens),
             distinct.indices.to_numpy(zero_copy_only=False).astype(np.int32),
             {
-                task: encoder.table([f" {text}" for text in argument_texts(data, task)], most)
+                task: encoder.table(
+                    [f" {text}" for text in instructions.argument_texts(data, task)], most
+                )
                 for task in instructions.SLOTS
             },
             {task: [pieces(task, text) for text in phrasings[task]] for task in phrasings},
@@ -199,14 +201,3 @@ class PromptTables:
         if task not in instructions.SLOTS:
             return before[:most]
         return np.concatenate([before, self.arguments[task].of(argument), after])[:most]
-
-
-def argument_texts(data: PreparedData, task: str) -> list[str]:
-    """What the argument of `task` can be, as a person would write it; [] where there is none."""
-    source = {
-        "Query": data.queries.texts if data.queries is not None else None,
-        "Category": data.catalogue.categories,
-        "Season": data.themes.names if data.themes is not None else None,
-        "Holiday": data.themes.names if data.themes is not None else None,
-    }.get(task)
-    return [instructions.clean(text or "") for text in source.to_pylist()] if source else []

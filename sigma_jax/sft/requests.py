@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
-from sigma_jax.schema import TASKS, Links, PreparedData, Requests, SemanticIds
+from sigma_jax.schema import TASKS, Links, PreparedData, Requests
 from sigma_jax.sft import instructions
 from sigma_jax.sft.candidates import (
     TASK_INDEX,
@@ -21,7 +21,7 @@ from sigma_jax.sft.candidates import (
     mix,
 )
 from sigma_jax.sft.layout import Plan, fit, lay_out
-from sigma_jax.sft.prompt import PromptConfig, PromptTables, argument_texts
+from sigma_jax.sft.prompt import PromptConfig, PromptTables
 from sigma_jax.sft.records import CHUNK_ROWS, favourites, user_chunks
 
 
@@ -98,7 +98,7 @@ def _as_requests(
     phrasings: dict[str, tuple[str, ...]],
     seed: int,
 ) -> Requests:
-    texts = {task: argument_texts(data, task) for task in instructions.SLOTS}
+    texts = {task: instructions.argument_texts(data, task) for task in instructions.SLOTS}
     pick = mix(seed, user, chosen.task, 1)
     sentences = []
     for task_number, argument, number in zip(chosen.task, chosen.argument, pick, strict=True):
@@ -187,13 +187,6 @@ def prompt_plan(
         np.ones(1, np.float32),
         has_target=False,
     )
-
-
-def prompt_tables(
-    data: PreparedData, semantic_ids: SemanticIds, config: PromptConfig, vocab_size: int
-) -> PromptTables:
-    """What `assemble_prompts` needs, made once."""
-    return PromptTables.make(data, semantic_ids, config, vocab_size)
 
 
 def allowed_items(requests: Requests, data: PreparedData) -> Links:

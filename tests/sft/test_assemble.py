@@ -261,6 +261,12 @@ def test_candidate_weights_worked_example():
     assert np.allclose(candidate_weights(record, weight, 1.0), [0.5, 0.5, 1.0])
 
 
+def test_one_context_a_row(records, shop, semantic_ids, config):
+    changed = dataclasses.replace(config, pack_group_rows=1, contexts_per_group=1)
+    batch = make(records, shop, semantic_ids, changed)[10**9]
+    assert batch["segment"].max(axis=1).tolist() == [1] * 4
+
+
 def test_batch_that_does_not_divide_is_refused(records, shop, semantic_ids, config):
     with pytest.raises(ValueError, match="batch_size=3 is no multiple of pack_group_rows=2"):
         make(records, shop, semantic_ids, config, batch_rows=3)

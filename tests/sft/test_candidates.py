@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +71,20 @@ def test_candidates_are_those_of_the_definitions(shop, ahead):
     assert {task for _, _, task, _ in found} == set(range(7))
 
 
+def test_an_argument_without_words_is_no_target(shop):
+    """Nobody could ask for it."""
+    names = shop.catalogue.categories.to_pylist()
+    names[2] = " "
+    catalogue = dataclasses.replace(shop.catalogue, categories=pa.array(names))
+    blank = dataclasses.replace(shop, catalogue=catalogue)
+    rows = np.arange(len(shop.histories.item))
+    task = TASKS.index("Category")
+    for data, has_two in ((shop, True), (blank, False)):
+        got = find_candidates(data, TaskTables.make(data, 0.8), rows, rows, rows)
+        arguments = got.argument[got.task == task].tolist()
+        assert (2 in arguments) == has_two and {0, 1, 3, 4, 5} <= set(arguments)
+
+
 @given(st.lists(st.integers(-5, 300), min_size=1, max_size=20), st.integers(0, 1000))
 def test_is_active_agrees_with_themes_active(times, seed):
     rng = np.random.default_rng(seed)
@@ -98,7 +113,7 @@ class Periods:
 
         links = Links(np.zeros(5, np.int64), np.zeros(0, np.int32))
         themes = Themes(None, None, links, self.theme, self.start, self.end)
-        return TaskTables((), None, None, None, None, *_periods(themes))
+        return TaskTables((), {}, None, None, None, None, *_periods(themes))
 
 
 def test_longtail_worked_example():

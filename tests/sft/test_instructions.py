@@ -13,12 +13,13 @@ from sigma_jax.sft.instructions import (
     SLOTS,
     TRAIN_PHRASINGS,
     all_sentences,
+    argument_texts,
     available_tasks,
     clean,
     render,
     split,
 )
-from sigma_jax.sft.prompt import PromptTables, argument_texts
+from sigma_jax.sft.prompt import PromptTables
 
 
 def test_trained_and_held_out_phrasings_are_disjoint():

@@ -7,8 +7,13 @@ import pytest
 
 from sigma_jax.schema import TASKS, Requests
 from sigma_jax.sft.candidates import TaskTables
-from sigma_jax.sft.instructions import HELDOUT_PHRASINGS, TRAIN_PHRASINGS, render
-from sigma_jax.sft.prompt import PromptTables, argument_texts
+from sigma_jax.sft.instructions import (
+    HELDOUT_PHRASINGS,
+    TRAIN_PHRASINGS,
+    argument_texts,
+    render,
+)
+from sigma_jax.sft.prompt import PromptTables
 from sigma_jax.sft.requests import allowed_items, assemble_prompts, make_requests
 
 V = 450

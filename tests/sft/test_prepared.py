@@ -1,0 +1,46 @@
+"""The whole path on what `prepare` really writes."""
+
+import dataclasses
+
+import numpy as np
+
+from sigma_jax.schema import TASKS, SemanticIds
+from sigma_jax.sft.assemble import batches
+from sigma_jax.sft.instructions import available_tasks
+from sigma_jax.sft.layout import HISTORY_TASK
+from sigma_jax.sft.prompt import PromptTables
+from sigma_jax.sft.records import write_records
+from sigma_jax.sft.requests import allowed_items, assemble_prompts, make_requests
+
+
+def test_prepared_data_become_batches_and_prompts(prepared, config, tmp_path):
+    reasons = available_tasks(prepared)
+    assert not any(reasons.values()), reasons
+    figures = write_records(prepared, config, tmp_path, seed=0)
+    codes = np.random.default_rng(0).integers(0, 5, (len(prepared.catalogue), 3))
+    semantic_ids = SemanticIds(codes.astype(np.int32), 5)
+    vocabulary = 60_000  # no tokenizer of the tests is larger
+    config = dataclasses.replace(config, row_tokens=400, row_targets=20, instruction_tokens=40)
+    arguments = (prepared, semantic_ids, config, vocabulary)
+    data = batches(tmp_path, *arguments, seed=1, batch_rows=4)
+    seen = np.zeros(len(TASKS) + 1, np.int64)
+    for step in range(20):
+        batch = data[step]
+        is_target = batch["target_weight"] > 0
+        seen += np.bincount(batch["target_task"][is_target], minlength=len(seen))
+        assert (batch["token"] <= vocabulary + 3 * 5 + 1).all()
+        assert (batch["item"] < len(prepared.catalogue)).all()
+        queries = np.take_along_axis(batch["token"], batch["query_position"], axis=1)
+        assert (queries[is_target] == vocabulary + 3 * 5 + 1).all()
+    for task in (*TASKS, "history"):
+        index = HISTORY_TASK if task == "history" else TASKS.index(task)
+        assert seen[index] > 0, task
+    assert figures["contexts"] > 0
+
+    tables = PromptTables.make(*arguments)
+    requests = make_requests(prepared, "test", 0, 50, config.longtail_share)
+    prompts = assemble_prompts(requests, prepared, tables, config, 200)
+    assert (prompts["length"] > 0).all()
+    allowed = allowed_items(requests, prepared)
+    for row in np.flatnonzero(np.diff(allowed.offsets)):
+        assert requests.target[row] in allowed.of(row)
