@@ -1,0 +1,409 @@
+"""The backbone: parity with transformers by golden files, and what masks and caches promise."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sigma_jax.models import qwen3
+from sigma_jax.models.hf import load_backbone
+from sigma_jax.models.qwen3 import KVCache, Qwen3, Qwen3Config
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+MODELS = ("qwen3_tied", "qwen3_untied", "llama_tied", "llama_untied")
+CONFIG = Qwen3Config(
+    vocab_size=23,
+    width=12,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    mlp_width=16,
+    rope_theta=10000.0,
+    norm_eps=1e-6,
+    is_tied=True,
+    has_qk_norm=True,
+    dropout=0.0,
+    dtype="float32",
+    param_dtype="float32",
+    remat="none",
+)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def golden(request):
+    """(model, golden arrays, weights of layer 0)"""
+    folder = GOLDEN / request.param
+    model = load_backbone(folder, dtype="float32", param_dtype="float32")
+    weights = {name: weight[0] for name, weight in model.layers.items()}
+    return model, dict(np.load(folder / "golden.npz")), weights
+
+
+@functools.cache
+def made(config):
+    """A model; initialised in one compiled program, which is quicker than array by array."""
+    graph = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))[0]
+    return nnx.merge(graph, jax.jit(lambda: nnx.state(Qwen3(config, rngs=nnx.Rngs(0))))())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(graph, params, embeddings, positions, mask, cache):
+    return nnx.merge(graph, params)(embeddings, positions, mask, cache)
+
+
+def forward(model, embeddings, positions, mask, cache=None):
+    return _forward(*nnx.split(model), embeddings, positions, mask, cache)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return made(CONFIG)
+
+
+def close(actual, expected, where=Ellipsis, atol=1e-5):
+    np.testing.assert_allclose(np.asarray(actual)[where], expected[where], rtol=1e-5, atol=atol)
+
+
+def counted(segment):
+    """Positions that start at 0 in every segment."""
+    segment = np.asarray(segment)
+    positions = np.zeros_like(segment)
+    for row, column in np.argwhere(segment > 0):
+        positions[row, column] = (segment[row, :column] == segment[row, column]).sum()
+    return jnp.array(positions)
+
+
+def hidden_of(model, tokens, segment):
+    tokens, segment = jnp.array(tokens), jnp.array(segment)
+    mask = qwen3.causal_mask(segment)
+    return np.asarray(forward(model, model.embed(tokens), counted(segment), mask)[0])
+
+
+# --- parity with transformers, module by module and whole
+
+
+def test_norm_equals_transformers(golden):
+    model, arrays, weights = golden
+    actual = qwen3.rms_norm(arrays["norm_in"], weights["attention_norm"], model.config.norm_eps)
+    close(actual, arrays["norm_out"])
+
+
+def test_rotary_equals_transformers(golden):
+    model, arrays, _ = golden
+    config = model.config
+    cos, sin = qwen3.rotary_angles(arrays["positions"], config.head_dim, config.rope_theta)
+    half = config.head_dim // 2
+    close(cos[:, :, 0], arrays["cos"][..., :half])
+    close(sin[:, :, 0], arrays["sin"][..., half:])
+
+
+def rotary_and_mask(model, arrays):
+    config = model.config
+    mask = qwen3.causal_mask(jnp.array(arrays["is_token"], jnp.int32))
+    return qwen3.rotary_angles(arrays["positions"], config.head_dim, config.rope_theta), mask
+
+
+def test_attention_equals_transformers(golden):
+    model, arrays, weights = golden
+    rotary, mask = rotary_and_mask(model, arrays)
+    x = jnp.array(arrays["attention_in"])
+    actual, _ = qwen3.attention(model.config, weights, x, rotary, mask, None, 0)
+    close(actual, arrays["attention_out"], where=arrays["is_token"])
+
+
+def test_mlp_equals_transformers(golden):
+    _, arrays, weights = golden
+    close(qwen3.swiglu(weights, jnp.array(arrays["mlp_in"])), arrays["mlp_out"])
+
+
+def test_layer_equals_transformers(golden):
+    model, arrays, weights = golden
+    rotary, mask = rotary_and_mask(model, arrays)
+    x = jnp.array(arrays["layer_in"])
+    actual, _ = qwen3.block(model.config, weights, x, rotary, mask, None, 0, None)
+    close(actual, arrays["layer_out"], where=arrays["is_token"])
+
+
+def test_hidden_states_and_logits_equal_transformers(golden):
+    model, arrays, _ = golden
+    _, mask = rotary_and_mask(model, arrays)
+    hidden, _ = forward(model, model.embed(arrays["tokens"]), jnp.array(arrays["positions"]), mask)
+    close(hidden, arrays["hidden"], where=arrays["is_token"], atol=1e-4)
+    close(model.logits(hidden), arrays["logits"], where=arrays["is_token"], atol=1e-4)
+    assert model.logits(hidden).dtype == jnp.float32
+
+
+def test_attend_equals_plain_loop():
+    keys = jax.random.split(jax.random.key(0), 4)
+    B, T, S, N, K, H = 2, 3, 5, 4, 2, 6
+    q = jax.random.normal(keys[0], (B, T, N, H))
+    k, v = (jax.random.normal(key, (B, S, K, H)) for key in keys[1:3])
+    mask = jax.random.bernoulli(keys[3], 0.6, (B, T, S)).at[1, 1].set(False)
+    actual = qwen3.attend(q, k, v, mask)
+    expected = np.zeros((B, T, N, H))
+    for b, t, n in np.ndindex(B, T, N):
+        seen = np.flatnonzero(mask[b, t])
+        if len(seen):
+            kept = np.asarray(k[b, seen, n // (N // K)], np.float64)
+            scores = kept @ np.asarray(q[b, t, n], np.float64) / np.sqrt(H)
+            share = np.exp(scores - scores.max())
+            share /= share.sum()
+            expected[b, t, n] = share @ np.asarray(v[b, seen, n // (N // K)], np.float64)
+    close(actual, expected)
+
+
+# --- masks
+
+
+def test_causal_mask_golden():
+    actual = qwen3.causal_mask(jnp.array([[0, 1, 1, 2, 2]]))[0].astype(int)
+    expected = [[0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_branch_mask_equals_its_formula():
+    rng = np.random.default_rng(0)
+    segment, branch = rng.integers(0, 3, (2, 9)), rng.integers(0, 3, (2, 9))
+    attach = np.where(branch > 0, rng.integers(0, 9, (2, 9)), 0)
+    actual = qwen3.branch_mask(*map(jnp.array, (segment, branch, attach)))
+    for b, i, j in np.ndindex(2, 9, 9):
+        sees = segment[b, i] == segment[b, j] > 0 and j <= i
+        sees &= branch[b, i] == branch[b, j] or (branch[b, j] == 0 and j < attach[b, i])
+        assert actual[b, i, j] == sees
+
+
+def test_padding_on_either_side_changes_nothing(model):
+    tokens = [[5, 6, 7, 8]]
+    plain = hidden_of(model, tokens, [[1, 1, 1, 1]])
+    left = hidden_of(model, [[1, 2, 5, 6, 7, 8]], [[0, 0, 1, 1, 1, 1]])
+    right = hidden_of(model, [[5, 6, 7, 8, 3]], [[1, 1, 1, 1, 0]])
+    close(left[:, 2:], plain)
+    close(right[:, :4], plain)
+
+
+def test_packed_segments_equal_separate_rows(model):
+    packed = hidden_of(model, [[1, 2, 3, 4, 5, 6, 7, 0]], [[1, 1, 1, 2, 2, 3, 3, 0]])
+    for start, end in ((0, 3), (3, 5), (5, 7)):
+        alone = hidden_of(model, [list(range(start + 1, end + 1))], [[1] * (end - start)])
+        close(packed[:, start:end], alone)
+
+
+def test_branches_equal_separate_sequences(model):
+    # context 1 2 3 4; branch 1 (10 11) after all of it, branch 2 (12 13 14) after 1 2; padding
+    tokens = jnp.array([[1, 2, 3, 4, 10, 11, 12, 13, 14, 0]])
+    segment = jnp.array([[1, 1, 1, 1, 1, 1, 1, 1, 1, 0]])
+    branch = jnp.array([[0, 0, 0, 0, 1, 1, 2, 2, 2, 0]])
+    attach = jnp.array([[0, 0, 0, 0, 4, 4, 2, 2, 2, 0]])
+    positions = jnp.array([[0, 1, 2, 3, 4, 5, 2, 3, 4, 0]])
+    mask = qwen3.branch_mask(segment, branch, attach)
+    together, _ = forward(model, model.embed(tokens), positions, mask)
+    first = hidden_of(model, [[1, 2, 3, 4, 10, 11]], [[1] * 6])
+    second = hidden_of(model, [[1, 2, 12, 13, 14]], [[1] * 5])
+    close(together[:, :6], first)
+    close(together[:, 6:9], second[:, 2:])
+
+
+def test_rows_that_see_nobody_are_finite_with_their_gradients(model):
+    graph, params = nnx.split(model)
+
+    def total(params, embeddings):
+        hidden, _ = nnx.merge(graph, params)(embeddings, jnp.zeros((1, 4), int), mask)
+        return hidden.sum()
+
+    mask = jnp.zeros((1, 4, 4), bool).at[0, 2, 1].set(True)
+    embeddings = model.embed(jnp.array([[1, 2, 3, 4]]))
+    both = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+    value, gradients = both(params, embeddings)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((value, gradients)))
+
+
+# --- cache
+
+SEGMENT = [[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1]]
+TOKENS = [[0, 0, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize("chunks", [(8,), (5, 3), (1, 4, 1, 2), (1,) * 8])
+def test_cache_in_chunks_equals_no_cache(model, chunks):
+    segment, tokens = jnp.array(SEGMENT), jnp.array(TOKENS)
+    mask = qwen3.pad_mask(qwen3.causal_mask(segment), 11)
+    cache, start, parts = KVCache.empty(CONFIG, 2, 11), 0, []
+    for chunk in chunks:
+        rows = slice(start, start + chunk)
+        positions = counted(segment)[:, rows]
+        hidden, cache = forward(
+            model, model.embed(tokens[:, rows]), positions, mask[:, rows], cache
+        )
+        parts.append(hidden)
+        start += chunk
+    assert int(cache.length) == 8
+    close(jnp.concatenate(parts, axis=1), hidden_of(model, TOKENS, SEGMENT))
+
+
+def test_extended_cache_continues_the_same_text(model):
+    segment, tokens = jnp.array(SEGMENT), jnp.array(TOKENS)
+    mask, positions = qwen3.causal_mask(segment), counted(segment)
+    cache = KVCache.empty(CONFIG, 2, 5)
+    _, cache = forward(model, model.embed(tokens[:, :5]), positions[:, :5], mask[:, :5, :5], cache)
+    cache = cache.extended(8)
+    hidden, cache = forward(model, model.embed(tokens[:, 5:]), positions[:, 5:], mask[:, 5:], cache)
+    close(hidden, hidden_of(model, TOKENS, SEGMENT)[:, 5:])
+
+
+def test_beams_share_one_prompt_by_mask_alone(model):
+    # prompt 1 2 3, then per step one token of each of two beams, in one row of the cache
+    prompt, beams = jnp.array([[1, 2, 3]]), [[10, 12], [11, 13]]
+    size = 7
+    sees = np.zeros((2, 1, 2, size), bool)
+    for step in range(2):
+        for beam in range(2):
+            sees[step, 0, beam, :3] = True
+            sees[step, 0, beam, [3 + 2 * past + beam for past in range(step + 1)]] = True
+    mask = qwen3.pad_mask(qwen3.causal_mask(jnp.ones((1, 3), jnp.int32)), size)
+    cache = KVCache.empty(CONFIG, 1, size)
+    _, cache = forward(model, model.embed(prompt), jnp.arange(3)[None], mask, cache)
+    for step in range(2):
+        positions = jnp.full((1, 2), 3 + step)
+        embeddings = model.embed(jnp.array([beams[step]]))
+        hidden, cache = forward(model, embeddings, positions, jnp.array(sees[step]), cache)
+    for beam in range(2):
+        alone = hidden_of(model, [[1, 2, 3, beams[0][beam], beams[1][beam]]], [[1] * 5])
+        close(hidden[:, beam], alone[:, -1])
+
+
+def test_cache_keeps_its_own_dtype(model):
+    cache = KVCache.empty(CONFIG, 1, 4, "bfloat16")
+    mask = qwen3.pad_mask(jnp.ones((1, 1, 1), bool), 4)
+    embeddings = model.embed(jnp.array([[3]]))
+    hidden, cache = forward(model, embeddings, jnp.zeros((1, 1), int), mask, cache)
+    assert cache.keys.dtype == jnp.bfloat16 and hidden.dtype == jnp.float32
+    assert int(cache.length) == 1
+    assert bool((cache.keys[:, :, 0] != 0).all()) and bool((cache.keys[:, :, 1:] == 0).all())
+
+
+def test_full_cache_refuses_more_rows(model):
+    cache = KVCache.empty(CONFIG, 1, 3)
+    embeddings, mask = model.embed(jnp.array([[1, 2]])), jnp.ones((1, 2, 3), bool)
+    _, cache = model(embeddings, jnp.array([[0, 1]]), mask, cache)
+    with pytest.raises(ValueError, match=r"2 new rows after 2 .* cache of 3; .*extended\(4\)"):
+        model(embeddings, jnp.array([[2, 3]]), mask, cache)
+    with pytest.raises(ValueError, match="size=2 is below the cache's 3 rows"):
+        cache.extended(2)
+
+
+# --- training
+
+
+def loss_and_gradients(config, key=None):
+    graph, params = nnx.split(made(config))
+    tokens, mask = jnp.array(TOKENS), qwen3.causal_mask(jnp.array(SEGMENT))
+
+    def loss(params):
+        model = nnx.merge(graph, params)
+        hidden, _ = model(model.embed(tokens), counted(SEGMENT), mask, key=key)
+        return (model.logits(hidden) ** 2).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def test_recomputing_layers_changes_no_gradient():
+    plain = loss_and_gradients(CONFIG)
+    again = loss_and_gradients(dataclasses.replace(CONFIG, remat="layer"))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_scanned_layers_equal_a_loop(model):
+    segment = jnp.array(SEGMENT)
+    mask = qwen3.causal_mask(segment)
+    rotary = qwen3.rotary_angles(counted(segment), CONFIG.head_dim, CONFIG.rope_theta)
+    x = model.embed(jnp.array(TOKENS))
+    for layer in range(CONFIG.num_layers):
+        weights = {name: weight[layer] for name, weight in model.layers.items()}
+        x, _ = qwen3.block(CONFIG, weights, x, rotary, mask, None, layer, None)
+    x = qwen3.rms_norm(x, model.final_norm[...], CONFIG.norm_eps)
+    close(x, hidden_of(model, TOKENS, SEGMENT))
+
+
+@pytest.mark.parametrize("remat", ["none", "layer"])
+def test_dropout_acts_only_with_a_key_and_repeats_with_it(remat):
+    config = dataclasses.replace(CONFIG, dropout=0.5, remat=remat)
+    assert loss_and_gradients(config)[0] == loss_and_gradients(CONFIG)[0]
+    first, again, other = (
+        loss_and_gradients(config, jax.random.key(seed))[0] for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share():
+    x = jnp.ones((1, 100, 100))
+    dropped = qwen3.drop(x, 0.25, jax.random.key(0))
+    assert abs(float(dropped.mean()) - 1) < 0.02
+    assert abs(float((dropped == 0).mean()) - 0.25) < 0.02
+
+
+def test_bfloat16_computes_near_float32_with_logits_in_float32():
+    narrow = dataclasses.replace(CONFIG, dtype="bfloat16", param_dtype="bfloat16")
+    model, narrow = made(CONFIG), made(narrow)
+    mask, positions = qwen3.causal_mask(jnp.array(SEGMENT)), counted(SEGMENT)
+    tokens = jnp.array(TOKENS)
+    wide = model.logits(forward(model, model.embed(tokens), positions, mask)[0])
+    hidden, _ = forward(narrow, narrow.embed(tokens), positions, mask)
+    assert hidden.dtype == jnp.bfloat16 and narrow.logits(hidden).dtype == jnp.float32
+    assert float(jnp.abs(narrow.logits(hidden) - wide).max()) < 0.1
+
+
+def test_program_does_not_grow_with_depth():
+    def lines(num_layers):
+        config = dataclasses.replace(CONFIG, num_layers=num_layers)
+        graph, params = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))
+
+        def run(params, tokens):
+            model = nnx.merge(graph, params)
+            mask = qwen3.causal_mask(jnp.ones_like(tokens))
+            return model(model.embed(tokens), jnp.zeros_like(tokens), mask)[0]
+
+        tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+        return jax.jit(run).lower(params, tokens).as_text().count("\n")
+
+    assert lines(2) == lines(20)
+
+
+def test_every_parameter_names_all_its_axes():
+    names = {"layers", "vocab", "embed", "mlp", "heads", "kv_heads", "head_dim"}
+    model = made(dataclasses.replace(CONFIG, is_tied=False))
+    axes = qwen3.logical_axes(model)
+    params = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    assert {path for path, _ in params} == axes.keys()
+    for path, param in params:
+        assert len(axes[path]) == param.ndim and set(axes[path]) <= names
+    assert set().union(*axes.values()) == names
+
+
+def test_ids_outside_the_text_table_are_clipped(model):
+    rows = model.embed(jnp.array([[-1, 0, 22, 23, 9999]]))[0]
+    np.testing.assert_array_equal(rows, model.embedding[...][jnp.array([0, 0, 22, 22, 22])])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_kv_heads": 3}, "num_heads=4 .* num_kv_heads=3"),
+        ({"head_dim": 5}, "head_dim=5"),
+        ({"num_layers": 0}, "num_layers=0"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"rope_theta": 0.0}, "rope_theta=0.0"),
+        ({"dtype": "int8"}, "dtype='int8' is unknown; use one of float32"),
+        ({"remat": "all"}, "remat='all'"),
+        ({"has_qk_norm": False, "width": 14}, "width=14 is no multiple of num_heads=4"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
