@@ -21,7 +21,7 @@ from sigma_jax.baselines.covisitation import CoVisitation
 from sigma_jax.baselines.own_frequent import OwnFrequent
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.sasrec import SasrecBaseline, load_sasrec
-from sigma_jax.evaluation.page import write_report
+from sigma_jax.evaluation.page import collect_figures, write_report
 from sigma_jax.evaluation.score import Results, score
 from sigma_jax.evaluation.table import render_table
 from sigma_jax.generation.generate import GenerationConfig, Generator, Recommendations
@@ -33,7 +33,7 @@ from sigma_jax.runtime.artifacts import (
     write_artifact,
 )
 from sigma_jax.runtime.config import to_dataclass
-from sigma_jax.schema import TASKS, PreparedData, Requests
+from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.sft.requests import make_requests
 from sigma_jax.sft.task import TrainedRecommender, load_recommender
 
@@ -89,7 +89,11 @@ def evaluate(config: Any, workdir: Path) -> Results:
             for stage in STAGES
             if (workdir / "train" / stage / "metrics.jsonl").exists()
         }
-        figures = {stage: manifest.figures for stage, manifest in manifests.items()}
+        figures = collect_figures(
+            PreparedData.load(workdir / "data"),
+            SemanticIds.load(workdir / "tokenizer"),
+            {stage: manifest.figures for stage, manifest in manifests.items()},
+        )
         write_report(results, metrics_files, figures, folder / "report.html")
         return {"seconds": time.monotonic() - began}
 
