@@ -11,10 +11,10 @@ from configs import common
 
 BASE = {
     "optimizer": common.optimizer(
-        2e-3, table_learning_rate=2e-3, weight_decay=0.01, warmup_steps=20, b2=0.98
+        2e-3, table_learning_rate=6e-3, weight_decay=0.01, warmup_steps=20, b2=0.98
     ),
-    "train": common.train(400, 64),
-    "model": {"width": 64, "layers": 2, "heads": 2, "history": 64, "dropout": 0.2},
+    "train": common.train(300, 64),
+    "model": {"width": 64, "layers": 2, "heads": 2, "history": 64, "dropout": 0.1},
     "loss_positions": 12,
     "targets_per_position": 8,
     "full_softmax_items": 200_000,
@@ -23,7 +23,7 @@ BASE = {
 }
 
 AMAZON = {
-    "train": common.train(1_000, 128),
+    "train": common.train(600, 128),
     "model": {"width": 64, "layers": 2, "heads": 2, "history": 20, "dropout": 0.4},
     "loss_positions": 6,
     "targets_per_position": 1,
@@ -33,7 +33,7 @@ PAPER = {
     "train": common.train(100_000, 8_192, log_every=100),
     "model": {"width": 128, "layers": 4, "heads": 4, "history": 128, "dropout": 0.1},
     "optimizer.learning_rate": 1e-3,
-    "optimizer.table_learning_rate": 1e-3,
+    "optimizer.table_learning_rate": 3e-3,
     "optimizer.warmup_steps": 2_000,
     "loss_positions": 128,
     "report_users": 10_000,
