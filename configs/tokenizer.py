@@ -12,11 +12,11 @@ from configs import common
 BASE = {
     "method": "rqvae",
     "optimizer": common.optimizer(1e-3, weight_decay=0.0, warmup_steps=20),
-    "train": common.train(600, 1024),
+    "train": common.train(400, 1024),
     "model": {
         "levels": 4,
         "codebook_size": 256,
-        "latent_size": 32,
+        "latent_size": 64,
         "hidden_sizes": (128,),
         "commitment": 0.25,
         "decay": 0.98,
@@ -45,7 +45,6 @@ CHANGES = {
         "train": common.train(20, 64),
         "optimizer.warmup_steps": 5,
         "model.codebook_size": 32,
-        "model.latent_size": 16,
         "model.hidden_sizes": (32,),
         "kmeans_iterations": 4,
         "min_code_use": 0.25,

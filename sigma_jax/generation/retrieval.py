@@ -11,10 +11,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sigma_jax.generation.trie import Trie, padded_size
+from sigma_jax.losses import unit
 
 CHUNK = 128
 
@@ -47,13 +47,6 @@ def build_index(trie: Trie, vectors: Float32[Array, "I D"], chunk: int = CHUNK) 
     )
 
 
-def unit(vectors: Float[Array, "*N D"]) -> Float32[Array, "*N D"]:
-    """Vectors of length 1, in float32 because cosines are compared; zero stays zero."""
-    vectors = vectors.astype(jnp.float32)
-    square = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
-    return vectors * jax.lax.rsqrt(jnp.maximum(square, np.finfo(np.float32).tiny))
-
-
 def search(
     index: PrefixIndex,
     queries: Float[Array, "*B M D"],
@@ -84,8 +77,9 @@ def search(
         positions = start[..., None] + offsets
         is_item = offsets < size[..., None]
         vectors = index.vectors.at[positions].get(mode="clip")
+        # Highest precision: a TPU would round the factors to bfloat16.
         cosines = jnp.einsum(
-            "...d,...cd->...c", queries, vectors, preferred_element_type=jnp.float32
+            "...D,...RD->...R", queries, vectors, precision=jax.lax.Precision.HIGHEST
         )
         part = jax.nn.logsumexp(cosines * sharpness, axis=-1, where=is_item)
         log_normaliser = jnp.logaddexp(log_normaliser, part)

@@ -3,6 +3,10 @@
 Section 2.2 of SIGMA. Codebooks follow running averages of the vectors given to each code, not
 gradients: they need no learning rate, and a code that nothing chooses can be set anew in the step
 that notices. Without encoder and decoder the same step is mini-batch residual k-means.
+
+Encoder and decoder are an MLP beside a linear path. The linear path starts at the principal axes of
+the data and the MLP at zero, so that training sets out from residual k-means and improves on it;
+from a random start it takes thousands of steps to get that far.
 """
 
 from __future__ import annotations
@@ -14,6 +18,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
+
+# Of products that choose a code: a TPU would round the factors to bfloat16 and choose others.
+HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +49,24 @@ class CodebookState(nnx.Variable):
     """Of a codebook; changed by the step itself, not by gradients."""
 
 
+class LinearAndMlp(nnx.Module):
+    """x W + MLP(x), the MLP's last layer starting at zero."""
+
+    def __init__(self, sizes: tuple[int, ...], *, rngs: nnx.Rngs):
+        init = nnx.initializers.lecun_normal()
+        self.linear = nnx.Param(init(rngs.params(), (sizes[0], sizes[-1])))
+        pairs = itertools.pairwise(sizes)
+        last = nnx.Linear(sizes[-2], sizes[-1], kernel_init=nnx.initializers.zeros, rngs=rngs)
+        inner = [nnx.Linear(before, after, rngs=rngs) for before, after in list(pairs)[:-1]]
+        self.layers = nnx.List([*inner, last])
+
+    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B H"]:
+        hidden = x
+        for number, layer in enumerate(self.layers):
+            hidden = layer(hidden if number == 0 else jax.nn.gelu(hidden))
+        return x @ self.linear[...] + hidden
+
+
 class RqVae(nnx.Module):
     """Encoder, residual quantiser, decoder."""
 
@@ -50,26 +75,39 @@ class RqVae(nnx.Module):
         self.input_size = input_size
         self.has_encoder = has_encoder
         self.latent_size = config.latent_size if has_encoder else input_size
-        sizes = (input_size, *config.hidden_sizes, config.latent_size) if has_encoder else ()
-        self.encoder = _mlp(sizes, rngs)
-        self.decoder = _mlp(sizes[::-1], rngs)
+        if has_encoder:
+            sizes = (input_size, *config.hidden_sizes, config.latent_size)
+            self.encoder = LinearAndMlp(sizes, rngs=rngs)
+            self.decoder = LinearAndMlp(sizes[::-1], rngs=rngs)
         shape = (config.levels, config.codebook_size)
         self.codebooks = CodebookState(jnp.zeros((*shape, self.latent_size)))
         self.counts = CodebookState(jnp.zeros(shape))  # average uses a step
 
     def encode(self, vectors: Float[Array, "B D"]) -> Float32[Array, "B H"]:
         """Latents."""
-        return _forward(self.encoder, vectors.astype(jnp.float32))
+        vectors = vectors.astype(jnp.float32)
+        return self.encoder(vectors) if self.has_encoder else vectors
 
     def decode(self, latents: Float[Array, "B H"]) -> Float32[Array, "B D"]:
         """Vectors."""
-        return _forward(self.decoder, latents)
+        return self.decoder(latents) if self.has_encoder else latents
 
     def assign(self, vectors: Float[Array, "B D"]) -> Int32[Array, "B L"]:
         """Codes."""
         return quantise(self.encode(vectors), self.codebooks[...])[0]
 
-    def start(self, codebooks: Float[Array, "L C H"], batch_rows: int) -> None:
+    def start_encoder(self, vectors: Float[Array, "N D"]) -> None:
+        """Sets the linear paths: onto the principal axes of `vectors`, and back."""
+        if not self.has_encoder:
+            return
+        vectors = vectors.astype(jnp.float32)
+        _, axes = jnp.linalg.eigh(jnp.matmul(vectors.T, vectors, precision=HIGHEST))
+        axes = axes[:, ::-1][:, : self.latent_size]  # the largest first
+        axes = jnp.pad(axes, ((0, 0), (0, self.latent_size - axes.shape[1])))
+        self.encoder.linear[...] = axes
+        self.decoder.linear[...] = axes.T
+
+    def start_codebooks(self, codebooks: Float[Array, "L C H"], batch_rows: int) -> None:
         """Sets the codebooks; each code counts as used evenly by a batch of `batch_rows`."""
         self.codebooks[...] = codebooks
         even = batch_rows / self.config.codebook_size
@@ -109,7 +147,7 @@ class RqVae(nnx.Module):
         config = self.config
         chosen = jax.nn.one_hot(codes, config.codebook_size)
         fresh_counts = chosen.sum(0)
-        sums = jnp.einsum("BLC,BLH->LCH", chosen, residuals, precision=jax.lax.Precision.HIGHEST)
+        sums = jnp.einsum("BLC,BLH->LCH", chosen, residuals, precision=HIGHEST)
         old_counts, books = self.counts[...], self.codebooks[...]
         counts = config.decay * old_counts + (1 - config.decay) * fresh_counts
         totals = config.decay * old_counts[..., None] * books + (1 - config.decay) * sums
@@ -134,8 +172,7 @@ def quantise(
     """
 
     def step(residual, codebook):
-        # Highest precision: a TPU would round the factors to bfloat16 and choose other codes.
-        products = jnp.matmul(residual, codebook.T, precision=jax.lax.Precision.HIGHEST)
+        products = jnp.matmul(residual, codebook.T, precision=HIGHEST)
         code = jnp.argmin(jnp.square(codebook).sum(-1) - 2 * products, axis=-1)
         left_over = residual - codebook[code]
         return left_over, (code.astype(jnp.int32), left_over)
@@ -148,14 +185,3 @@ def quantise(
 def _entropy(codes: Int32[Array, "B L"], size: int) -> Float[Array, " L"]:
     share = jax.nn.one_hot(codes, size).mean(0)
     return -(share * jnp.log(jnp.maximum(share, 1e-20))).sum(-1)
-
-
-def _mlp(sizes: tuple[int, ...], rngs: nnx.Rngs) -> nnx.List:
-    pairs = itertools.pairwise(sizes)
-    return nnx.List([nnx.Linear(before, after, rngs=rngs) for before, after in pairs])
-
-
-def _forward(layers: nnx.List, x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    for number, layer in enumerate(layers):
-        x = layer(x if number == 0 else jax.nn.gelu(x))
-    return x

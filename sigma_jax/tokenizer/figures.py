@@ -60,9 +60,3 @@ def neighbour_share(
         near = np.argpartition(-cosines, neighbours - 1, axis=1)[:, :neighbours]
         hits += (first_codes[near] == first_codes[rows, None]).sum()
     return float(hits / (len(queries) * neighbours))
-
-
-def distinct_rows(rows: Float[np.ndarray, "N D"], scale: float) -> int:
-    """How many rows differ, where differences below a ten-thousandth of `scale` do not count."""
-    steps = np.round(rows / max(scale * 1e-4, 1e-30)).astype(np.int64)
-    return len(np.unique(steps, axis=0))

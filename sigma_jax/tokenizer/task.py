@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
-from sigma_jax.models.rqvae import RqVae, RqVaeConfig, quantise
+from sigma_jax.models.rqvae import RqVae, RqVaeConfig
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig
 from sigma_jax.schema import SemanticIds, load_item_vectors
 from sigma_jax.tokenizer import figures
@@ -72,15 +72,17 @@ class TokenizerTask:
         return {"vectors": np.asarray(self.vectors[rows], np.float32)}
 
     def model(self, rngs: nnx.Rngs) -> RqVae:
-        """Fresh encoder and decoder; codebooks from k-means of the encoded vectors."""
+        """Starts encoder and decoder from principal axes, codebooks from k-means of the latents."""
         config = self.config
         model = RqVae(config.model, self.vectors.shape[1], config.method == "rqvae", rngs=rngs)
         sample = self.vectors[self._sample_rows(config.kmeans_rows)]
         if not np.isfinite(sample).all():
             raise ValueError("grounding/text_vectors.npy is not finite; run grounding again.")
-        latents = model.encode(jnp.asarray(sample))
+        sample = jnp.asarray(sample)
+        model.start_encoder(sample)
         sizes = (config.model.levels, config.model.codebook_size, config.kmeans_iterations)
-        model.start(residual_kmeans(latents, *sizes, rngs.params()), self.batch_rows)
+        codebooks = residual_kmeans(model.encode(sample), *sizes, rngs.params())
+        model.start_codebooks(codebooks, self.batch_rows)
         return model
 
     def tables(self) -> dict[str, np.ndarray]:
@@ -109,7 +111,7 @@ class TokenizerTask:
           ValueError: a level uses less than `min_code_use` of the codes it could use.
         """
         codes = assign_codes(model, self.vectors, self.config.encode_rows)
-        self._check_use(model, codes)
+        self._check_use(codes)
         SemanticIds(codes, self.config.model.codebook_size).save(folder)
         save_tokenizer(model, folder)
         sizes = figures.prefix_sizes(codes)
@@ -149,13 +151,12 @@ class TokenizerTask:
             "neighbour_share": figures.neighbour_share(vectors, codes[:, 0], queries),
         }
 
-    def _check_use(self, model: RqVae, codes: Int32[np.ndarray, "I L"]) -> None:
+    def _check_use(self, codes: Int32[np.ndarray, "I L"]) -> None:
         """ValueError if a level uses too few of its codes: the codebook collapsed."""
         config = self.config
         used, _ = figures.code_use(codes, config.model.codebook_size)
-        for level, (count, usable) in enumerate(
-            zip(used, self._usable_codes(model), strict=True), 1
-        ):
+        usable_codes = self._usable_codes(codes)
+        for level, (count, usable) in enumerate(zip(used, usable_codes, strict=True), 1):
             if count < config.min_code_use * usable:
                 raise ValueError(
                     f"level {level} of the SIDs uses {count} of {usable} usable codes, under "
@@ -163,22 +164,18 @@ class TokenizerTask:
                     "config.model.codebook_size or set config.method='kmeans'."
                 )
 
-    def _usable_codes(self, model: RqVae) -> list[int]:
-        """Codes each level could use: no more than it is given distinct vectors.
+    def _usable_codes(self, codes: Int32[np.ndarray, "I L"]) -> list[int]:
+        """Codes each level could use: no more than there are vectors left to tell apart.
 
-        Level 1 is judged by the items' own vectors, so that an encoder that maps all items to
-        one point does not excuse itself. Later levels of a small catalogue have little left over:
-        300 items over 256 codes leave most residuals 0.
+        Level 1 by the items' own vectors, later ones by those whose codes so far are shared: of
+        300 items over 256 codes most are alone after level 1. Counted over a sample, so rather
+        too low than too high.
         """
-        size = self.config.model.codebook_size
-        vectors = np.asarray(self.vectors[self._sample_rows(4 * size)], np.float32)
-        latents = model.encode(jnp.asarray(vectors))
-        _, residuals = map(np.asarray, quantise(latents, jnp.asarray(model.codebooks[...])))
-        scale = float(np.sqrt(np.square(residuals[:, 0]).sum(-1).mean()))
-        given = [vectors] + [residuals[:, level] for level in range(1, self.config.model.levels)]
-        scales = [float(np.sqrt(np.square(vectors).sum(-1).mean()))] + [scale] * len(given[1:])
-        pairs = zip(given, scales, strict=True)
-        return [min(size, figures.distinct_rows(rows, scale)) for rows, scale in pairs]
+        rows = self._sample_rows(self.config.report_rows)
+        _, first = np.unique(self.vectors[rows], axis=0, return_index=True)
+        sizes = figures.prefix_sizes(codes[rows[first]])
+        left = [len(first)] + [int(n[n > 1].sum()) for n in sizes[:-1]]
+        return [min(self.config.model.codebook_size, count) for count in left]
 
     def _sample_rows(self, count: int) -> np.ndarray:
         """At most `count` items, the same at each call; all of them where they are no more."""
