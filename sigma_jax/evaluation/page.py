@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def introduction(results: Results) -> str:
 
 def hit_rate_section(results: Results) -> str:
     """A plot a task, of all methods; item level first."""
-    tasks = [*tasks_in(results), "average"]
+    tasks = ["average", *tasks_in(results)]
     shown = []
     for level in LEVELS:
         drawn = [plots.hit_rates(results, task, "kept", level) for task in tasks]
@@ -117,18 +117,17 @@ def hit_rate_section(results: Results) -> str:
 
 
 def results_section(results: Results) -> str:
-    """Tables of all figures: a mode and level each, tasks inside."""
+    """Tables of all figures: averages in sight, tasks folded."""
     tables = []
     for mode in MODES:
-        if not methods_in(results, mode):
-            continue
         for level in LEVELS:
-            opened = " open" if (mode, level) == ("kept", "item") else ""
+            if not methods_in(results, mode):
+                continue
             title = html.escape(f"Hits by {LEVELS[level]}, {TITLES[mode]}")
-            tables.append(
-                f"<details{opened}><summary>{title}</summary>"
-                f"{results_table(results, mode, level)}</details>"
-            )
+            average = results_table(results, mode, level, ["average"])
+            by_task = results_table(results, mode, level, tasks_in(results))
+            folded = f"<details><summary>{title}: each task</summary>{by_task}</details>"
+            tables.append(f"<h3>{title}</h3>{average}{folded}")
     note = (
         "<p>Per cent. With one target a request Recall@K equals HR@K. <i>cover</i>, <i>tail</i> "
         "and <i>fits</i> look at the first ten items: the share of the catalogue that is shown, "
@@ -137,11 +136,11 @@ def results_section(results: Results) -> str:
     return note + "".join(tables)
 
 
-def results_table(results: Results, mode: str, level: str) -> str:
-    """One table: the average, then every task; a row a method."""
+def results_table(results: Results, mode: str, level: str, tasks: Sequence[str]) -> str:
+    """One table of `tasks` ("average" is one), a row a method."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in [*COLUMNS, "± HR@10", "n"])
     rows = [f"<tr><th>method</th>{head}</tr>"]
-    for task in ["average", *tasks_in(results)]:
+    for task in tasks:
         title = "average over tasks" if task == "average" else task
         rows.append(f'<tr class="task"><th colspan="{len(COLUMNS) + 3}">{title}</th></tr>')
         for method in methods_in(results, mode):
