@@ -123,7 +123,7 @@ def read_config(
     heads, width = size("num_attention_heads"), size("hidden_size")
     # What a file leaves out is what transformers takes for it.
     is_llama = kind == "llama"
-    return Qwen3Config(
+    fields = dict(
         vocab_size=size("vocab_size"),
         width=width,
         num_layers=size("num_hidden_layers"),
@@ -135,11 +135,13 @@ def read_config(
         norm_eps=_number(path, "rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
         is_tied=bool(raw.get("tie_word_embeddings", False)),
         has_qk_norm=HAS_QK_NORM[kind],
-        dropout=dropout,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        remat=remat,
     )
+    try:
+        return Qwen3Config(
+            **fields, dropout=dropout, dtype=dtype, param_dtype=param_dtype, remat=remat
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _number(path: Path, name: str, value: Any) -> float:
@@ -313,6 +315,7 @@ def save_backbone(model: Qwen3, folder: str | Path, *, shard_bytes: int = SHARD_
         file = "model.safetensors" if len(shards) == 1 else file
         tensors = {name: _stored(params[path], path, layer) for name, path, layer in shard}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # safetensors writes for its owner only
         weight_map |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         total = sum(_bytes(param) for param in params.values())
