@@ -61,6 +61,7 @@ BASE = {
         "min_count": 5,
         "shrinkage": 10.0,
         "min_lift": 1.3,
+        "min_sigma": 4.0,
         "items_per_theme": 300,
     },
     "memory_limit": "2GB",

@@ -18,23 +18,29 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 import numpy as np
+from absl import flags, logging
+from ml_collections import ConfigDict
 
-from sigma_jax.data import database, pairs, queries, splits, text, themes, vectors
+from sigma_jax.data import card, database, pairs, queries, splits, text, themes, vectors
 from sigma_jax.data.config import DataConfig
 from sigma_jax.data.sources import amazon, complete_journey, files
 from sigma_jax.data.tables import Checker, Tables
+from sigma_jax.runtime import artifacts, cli
+from sigma_jax.runtime.artifacts import Manifest, Recipe
+from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import (
     Catalogue,
-    Histories,
-    PreparedData,
     Queries,
     RelevancePairs,
     Themes,
-    Users,
     read_arrow,
 )
+from sigma_jax.sft.instructions import all_sentences
 
+FLAGS = flags.FLAGS
 SCRATCH = ".database"
+# Not part of what the data is made of: files are known by their content, machines differ.
+MACHINE_FIELDS = ("path", "files", "memory_limit", "threads")
 
 
 def prepare(
@@ -112,18 +118,73 @@ def _prepare(con, config: DataConfig, seed: int, folder: Path, extra_texts) -> d
     )
     figures = {
         "source": config.source,
-        "files": {name: checksum(name) for name in tables.files},
-        **_counts(con, catalogue, histories, interactions, item_texts, has_sessions),
+        "files": card.checksums(tables.files),
+        **card.counts(con, catalogue, histories, interactions, item_texts, has_sessions),
         "dropped_rows": checker.dropped,
-        "split": {"kind": config.split.kind, **_split_figures(histories)},
+        "split": {"kind": config.split.kind, **card.split_figures(histories)},
         "queries": len(found_queries.texts) if found_queries else 0,
         "themes": theme_figures,
         "vectors": widths,
-        "pairs": {name: _pair_figures(view, catalogue) for name, view in found_pairs.items()},
+        "pairs": {name: card.pair_figures(view, catalogue) for name, view in found_pairs.items()},
         "text_tokenizer": tokenizer,
-        "without_data": _without_data(tables, found_queries, found_themes, found_pairs, catalogue),
+        "without_data": card.without_data(
+            tables, found_queries, found_themes, found_pairs, catalogue
+        ),
     }
     return figures
+
+
+def prepare_workdir(config: ConfigDict, workdir: Path) -> Manifest:
+    """Makes WORKDIR/data of config.data where it is missing; its manifest either way.
+
+    ValueError if it is there, made of other tables or with other settings.
+    """
+    data = to_dataclass(DataConfig, config.data, "data")
+    sentences = all_sentences()
+    settings = artifacts.plain(data)
+    settings = {name: value for name, value in settings.items() if name not in MACHINE_FIELDS}
+    inputs = card.checksums(source_files(data))
+    inputs["instructions"] = hashlib.sha256("\n".join(sentences).encode()).hexdigest()
+    recipe = Recipe({"data": settings}, inputs, config.seed)
+    if artifacts.is_current(workdir, "data", recipe):
+        logging.info("data: done before, %s", workdir / "data")
+        return artifacts.read_manifest(workdir, "data")
+    logging.info("data: preparing %s", data.path or data.source)
+    manifest = artifacts.write_artifact(
+        workdir, "data", recipe, lambda folder: prepare(data, config.seed, folder, sentences)
+    )
+    log_card(manifest.figures)
+    return manifest
+
+
+def log_card(figures: dict[str, Any]) -> None:
+    """The data card in a few lines; all of it is in the manifest."""
+    logging.info(
+        "data: %d items, %d users, %d interactions in %d sessions, %d test targets, in %s s",
+        *(figures[name] for name in ("items", "users", "interactions", "sessions")),
+        figures["split"]["users_with_test_target"],
+        figures["seconds"],
+    )
+    for table, number in figures["dropped_rows"].items():
+        logging.warning("data: %d rows of %s left out, their item_id is unknown", number, table)
+    if figures["items_with_cut_text"]:
+        logging.warning("data: the text of %d items was cut", figures["items_with_cut_text"])
+    for view, found in figures["pairs"].items():
+        left, right = found["examples"][0]
+        logging.info("data: %d %s pairs, such as %r - %r", found["count"], view, left, right)
+    for name, why in figures["without_data"].items():
+        logging.info("data: without %s, since %s", name, why)
+
+
+def source_files(config: DataConfig) -> tuple[str, ...]:
+    """The files config.source will read. ValueError if one that is needed is missing."""
+    match config.source:
+        case "files":
+            return tuple(files.paths(config).values())
+        case "amazon":
+            return tuple(str(path) for path in amazon.paths(config).values())
+        case _:
+            return tuple(complete_journey.paths().values())
 
 
 def read_source(con: ibis.BaseBackend, config: DataConfig) -> Tables:
@@ -227,83 +288,14 @@ def _all_texts(
     yield from extra
 
 
-def checksum(name: str) -> str:
-    """SHA-256 of a file or URL, read in pieces."""
-    import fsspec
-
-    with fsspec.open(name, "rb") if database.is_url(name) else open(name, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _counts(
-    con, catalogue: Catalogue, histories: Histories, interactions, item_texts, has_sessions
-) -> dict[str, Any]:
-    num_events, num_users = len(histories.item), histories.num_users
-    sizes = np.diff(histories.offsets)
-    last = histories.offsets[1:][sizes > 0] - 1
-    num_sessions = int((histories.session[last] + 1).sum()) if len(last) else 0
-    cut = item_texts.filter(item_texts["num_cut"] > 0)
-    return {
-        "items": len(catalogue),
-        "items_in_source": database.count(con, item_texts),
-        "items_without_training_rows": int((catalogue.popularity == 0).sum()),
-        "users": num_users,
-        "users_without_history": int((sizes == 0).sum()),
-        "lines_in_source": database.count(con, interactions),
-        "interactions": num_events,
-        "sessions": num_sessions,
-        "interactions_per_user": round(num_events / max(num_users, 1), 2),
-        "interactions_per_session": round(num_events / max(num_sessions, 1), 2),
-        "sessions_hold_several_items": has_sessions,
-        "density": float(f"{num_events / max(num_users * len(catalogue), 1):.3g}"),
-        "first_time": int(histories.time.min()),
-        "last_time": int(histories.time.max()),
-        "categories": len(catalogue.categories),
-        "items_with_cut_text": database.count(con, cut),
-    }
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    del argv
+    workdir = Path(FLAGS.workdir) if FLAGS.workdir else cli.default_workdir()
+    prepare_workdir(FLAGS.config, workdir)
 
 
-def _split_figures(histories: Histories) -> dict[str, int]:
-    return {
-        "training_rows": int((histories.valid_start - histories.offsets[:-1]).sum()),
-        "users_with_validation_target": len(histories.valid_users()),
-        "users_with_test_target": len(histories.test_users()),
-    }
-
-
-def _pair_figures(view: RelevancePairs, catalogue: Catalogue) -> dict[str, Any]:
-    """Count, held-out count and three examples, evenly spread."""
-    rows = np.linspace(0, len(view.left) - 1, min(3, len(view.left))).astype(np.int64)
-    left = view.left[rows]
-    if view.left_texts is None:
-        texts = catalogue.titles(left)
-    else:
-        texts = view.left_texts.take(left).to_pylist()
-    right = catalogue.titles(view.right[rows])
-    return {
-        "count": len(view.left),
-        "heldout": int(view.is_heldout.sum()),
-        "examples": [list(pair) for pair in zip(texts, right, strict=True)],
-    }
-
-
-def _without_data(tables, found_queries, found_themes, found_pairs, catalogue) -> dict[str, str]:
-    """Tasks and views this data cannot serve, with the reason."""
-    kinds = set(found_themes.kinds.to_pylist()) if found_themes else set()
-    missing = {}
-    if not found_queries:
-        missing["Query"] = "there is no table of searches"
-    if not len(catalogue.categories):
-        missing["Category"] = "items have no category column"
-    why = "no theme of this kind has items" if tables.has_times else "interactions have no times"
-    for task in ("Season", "Holiday"):
-        if task.lower() not in kinds:
-            missing[task] = why
-    reasons = {
-        "search": "there is no table of searches",
-        "visual": "there are no visual vectors",
-        "theme": "no theme has items",
-        "co_occurrence": "no two items come together data.pairs.min_count times",
-    }
-    views = {f"{view} pairs": why for view, why in reasons.items() if view not in found_pairs}
-    return missing | views
+if __name__ == "__main__":
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "Where artifacts go; runs/STAGE-PRESET if not given.")
+    cli.run_command(main)

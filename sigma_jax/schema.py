@@ -139,7 +139,8 @@ class Histories:
     valid_start[u] only. The validation target is the session that starts at valid_start[u], the
     test target the one at test_start[u]; either equals offsets[u+1] where the user has no such
     target. Where the two are equal before offsets[u+1] (splits by time), that session is the test
-    target and there is no validation target. Rows of one session carry one time and no order, unless every session is one row.
+    target and there is no validation target. Rows of one session carry one time and no order,
+    unless every session is one row.
 
     Worked example, leave-last-session-out, one user with sessions [a b][c][d e]: session
     [0 0 1 2 2], valid_start 2, test_start 3; training a b; validation a b -> c;

@@ -81,6 +81,7 @@ class ThemesConfig:
     min_count: int  # training interactions of an item inside the theme's periods
     shrinkage: float  # prior interactions at the average share; larger trusts few events less
     min_lift: float  # share of an item's interactions inside the periods over the average share
+    min_sigma: float  # standard deviations of the count inside above what the average share gives
     items_per_theme: int
 
 

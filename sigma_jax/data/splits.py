@@ -185,7 +185,7 @@ def training_events(con: ibis.BaseBackend, events: ir.Table, cuts: ir.Table) -> 
 
 
 def target_times(con: ibis.BaseBackend, histories: Histories) -> ir.Table:
-    """user, cut: the time (seconds) of each user's first target, after which nothing may be seen."""
+    """user, cut: the time (seconds) of each user's first target; nothing later may be seen."""
     users = np.flatnonzero(histories.valid_start < histories.offsets[1:])
     cuts = histories.time[histories.valid_start[users]]
     return database.from_arrow(

@@ -1,4 +1,4 @@
-"""The border: tables a user brings are checked here and leave with ids as strings, times as seconds.
+"""The border: tables are checked here and leave with ids as strings and times as seconds.
 
 | table | columns needed | columns read where there |
 |---|---|---|

@@ -63,7 +63,7 @@ def user_texts(users: ir.Table, config: TextConfig) -> ir.Table:
 def linearise(values: dict[str, ir.Value], config: TextConfig) -> ir.StringValue:
     """One JSON object of the values in their order, empty ones left out; null if none is left.
 
-    Worked example: {"title": "Soap", "brand": null, "price": 2.5} -> {"title": "Soap", "price": 2.5}
+    Worked example: title Soap, brand null, price 2.5 -> {"title": "Soap", "price": 2.5}
     """
     if not values:
         return ibis.null("string")

@@ -1,11 +1,14 @@
 """Seasons, holidays and trends: given by the user's table, by the calendar, by seasonal lift.
 
-Lift of item i for theme t: the share of i's training interactions that fall into t's periods,
-shrunk to the average share b, over b: (inside + shrinkage * b) / (all + shrinkage) / b.
+Seasons and holidays, and themes without items of their own, get items by lift: the share of item
+i's training interactions that fall into theme t's periods, shrunk to the average share b, over b:
+(inside + shrinkage * b) / (all + shrinkage) / b. With thousands of items some are lifted by
+chance, so the count inside must also stand min_sigma deviations above what b gives.
 """
 
 from __future__ import annotations
 
+import bisect
 import datetime
 
 import ibis
@@ -20,7 +23,7 @@ from sigma_jax.schema import Links, Themes
 DAY = 86_400
 _SEASONS = {"spring": 3, "summer": 6, "fall": 9, "winter": 12}  # first month, north
 # Second days of one feast, and days moved to a weekday, would be themes of the same items.
-_LEFT_OUT = ("observed", "Eve", "Good Friday")
+_LEFT_OUT = ("observed", "Eve", "Good Friday", "Birthday of")
 _SHORT = {
     "Christmas Day": "Christmas",
     "Thanksgiving Day": "Thanksgiving",
@@ -55,13 +58,16 @@ def build_themes(
     if config.calendar and has_times:
         first, last = _time_range(con, training)
         for name, kind, start, end in calendar(config, first, last):
-            row = names.setdefault(_known_as(name, names), kind) and _known_as(name, names)
-            periods.append((row, start, end))
+            name = _known_as(name, names)
+            names.setdefault(name, kind)
+            periods.append((name, start, end))
     if not names:
         return None, {"count": 0}
     order = list(names)
     number = {name: index for index, name in enumerate(order)}
-    scored = _theme_items(con, given, items, training, number, periods, config)
+    own = set() if given is None else _with_own_items(con, given)
+    lifted = [row for row in periods if names[row[0]] != "trend" or row[0] not in own]
+    scored = _theme_items(con, given, items, training, number, lifted, config)
     columns = database.columns(
         con,
         scored.order_by("theme", "rank"),
@@ -118,7 +124,9 @@ def _holidays(country: str, years) -> dict[str, list[datetime.date]]:
             f"data.themes.country={country!r} is unknown to the holidays package; "
             "use a code such as US, DE, or set --config.data.themes.calendar=False."
         ) from error
-    found = kind(years=list(years), categories=kind.supported_categories, language=_english(kind))
+    # Days that people keep; the government's and the banks' own are left out.
+    kept = tuple(name for name in ("public", "unofficial") if name in kind.supported_categories)
+    found = kind(years=list(years), categories=kept, language=_english(kind))
     names: dict[str, list[datetime.date]] = {}
     for day, joined in sorted(found.items()):
         for name in joined.split("; "):
@@ -144,6 +152,11 @@ def _given_themes(con, given: ir.Table | None):
     for row in database.rows(con, dated.select("theme", "start", "end").distinct()):
         periods.append((row["theme"], row["start"], row["end"]))
     return names, periods
+
+
+def _with_own_items(con, given: ir.Table) -> set[str]:
+    rows = given.filter(given["item_id"].notnull()).select("theme").distinct()
+    return {row["theme"] for row in database.rows(con, rows)}
 
 
 def _known_as(name: str, names: dict[str, str]) -> str:
@@ -193,18 +206,23 @@ def _theme_items(con, given, items, training, number, periods, config) -> ir.Tab
 
 def _lifts(con, training, number, periods, config) -> ir.Table:
     """theme, item, lift of the items with enough events inside and lift of min_lift or more."""
-    spans = pa.table(
-        {
-            "theme": pa.array([number[name] for name, _, _ in periods], pa.int32()),
-            "start": pa.array([start for _, start, _ in periods], pa.int64()),
-            "end": pa.array([end for _, _, end in periods], pa.int64()),
-        }
+    edges = sorted({edge for _, start, end in periods for edge in (start, end)})
+    spans = [
+        (number[name], row)
+        for name, start, end in periods
+        for row in range(bisect.bisect_left(edges, start), bisect.bisect_left(edges, end))
+    ]
+    # Between two edges the same themes are on: events are counted by span, spans joined to themes.
+    edge_rows = pa.table(
+        {"time": pa.array(edges, pa.int64()), "span": pa.array(range(len(edges)), pa.int32())}
     )
-    spans = database.from_arrow(con, "theme_periods", spans)
-    events = training.group_by("item", "time").agg(events=training.count())
-    inside = events.join(spans, [events["time"] >= spans["start"], events["time"] < spans["end"]])
-    # A theme's periods may overlap: an event counts once.
-    inside = inside.select("theme", "item", "time", "events").distinct()
+    edge_table = database.from_arrow(con, "theme_edges", edge_rows)
+    columns = zip(*sorted(set(spans)), strict=True)
+    span_rows = pa.table([pa.array(c, pa.int32()) for c in columns], ["theme", "span"])
+    span_table = database.from_arrow(con, "theme_spans", span_rows)
+    events = training.select("item", "time").asof_join(edge_table, "time")
+    events = events.filter(events["span"].notnull()).group_by("item", "span")
+    inside = events.agg(events=lambda t: t.count()).inner_join(span_table, "span")
     item_totals = training.group_by("item").agg(all=training.count())
     per_theme = inside.group_by("theme").agg(theme_events=inside["events"].sum())
     pairs = inside.group_by("theme", "item").agg(inside=inside["events"].sum())
@@ -212,8 +230,13 @@ def _lifts(con, training, number, periods, config) -> ir.Table:
     total = training.count().as_scalar()
     share = pairs["theme_events"] / total
     shrunk = (pairs["inside"] + config.shrinkage * share) / (pairs["all"] + config.shrinkage)
-    lifts = pairs.select("theme", "item", "inside", lift=(shrunk / share).round(6))
+    expected = pairs["all"] * share
+    sigmas = (pairs["inside"] - expected) / (expected * (1 - share) + 1e-9).sqrt()
+    lifts = pairs.select(
+        "theme", "item", "inside", lift=(shrunk / share).round(6), sigmas=sigmas.round(6)
+    )
     enough = (lifts["inside"] >= config.min_count) & (lifts["lift"] >= config.min_lift)
+    enough = enough & (lifts["sigmas"] >= config.min_sigma)
     return lifts.filter(enough).select("theme", "item", "lift")
 
 

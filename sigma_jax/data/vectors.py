@@ -30,7 +30,7 @@ def _from_npy(con, path: str, all_items: ir.Table, items: ir.Table, target: Path
     total = database.count(con, all_items)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.number):
         raise ValueError(
-            f"{path}: shape {array.shape}, type {array.dtype}; give numbers of shape [items, width]."
+            f"{path}: shape {array.shape}, type {array.dtype}; give numbers, [items, width]."
         )
     if len(array) != total:
         raise ValueError(
@@ -114,8 +114,8 @@ def _write_lists(con, path: str, joined: ir.Table, count: int, target: Path) -> 
         wrong = np.flatnonzero(~np.isfinite(piece).all(1))
         if len(wrong):
             raise ValueError(
-                f"{path}: item_id={ids[int(wrong[0])].as_py()!r} has a vector with NaN or infinity; "
-                "replace it."
+                f"{path}: item_id={ids[int(wrong[0])].as_py()!r} has a vector with NaN or "
+                "infinity; replace it."
             )
         out[row : row + len(ids)] = piece
         row += len(ids)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import duckdb
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from sigma_jax.data import database
@@ -24,8 +25,13 @@ FIELDS = ("title", "brand", "price", "description")
 _COMMA = "\x1f"  # stands for ", " inside a category's name while paths are split at ","
 
 
-def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
-    """The tables of the one dataset in config.path. ValueError if there is none."""
+@ibis.udf.scalar.builtin(name="json_extract_string")
+def _json_strings(value: dt.JSON, path: str) -> dt.Array[dt.String]:
+    """The strings at a path with a star, by the database."""
+
+
+def paths(config: DataConfig) -> dict[str, Path]:
+    """Files by kind, of the one dataset in config.path. ValueError if there is none."""
     folder = Path(config.path)
     found = sorted(folder.glob("*.inter.json")) if config.path else []
     if len(found) != 1:
@@ -34,17 +40,23 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
             "--config.data.path to the folder of one dataset."
         )
     name = found[0].name.removesuffix(".inter.json")
-    paths = {
+    there = {
         kind: path
         for kind in ("inter.json", "item.json", "time.json", "cf32.npy")
         if (path := folder / f"{name}.{kind}").exists()
     }
     if not config.use_id_vectors:
-        paths.pop("cf32.npy", None)
-    interactions = _interactions(con, paths)
-    vectors = paths.get("cf32.npy")
+        there.pop("cf32.npy", None)
+    return there
+
+
+def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
+    """The tables of the one dataset in config.path. ValueError if there is none."""
+    found = paths(config)
+    interactions = _interactions(con, found)
+    vectors = found.get("cf32.npy")
     return Tables(
-        items=_items(con, paths, interactions),
+        items=_items(con, found, interactions),
         interactions=interactions,
         users=None,
         searches=None,
@@ -52,11 +64,11 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         id_vectors=str(vectors) if vectors else None,
         visual_vectors=None,
         names={
-            "items": str(paths.get("item.json", paths["inter.json"])),
-            "interactions": str(paths["inter.json"]),
+            "items": str(found.get("item.json", found["inter.json"])),
+            "interactions": str(found["inter.json"]),
         },
-        files=tuple(str(path) for path in paths.values()),
-        has_times="time.json" in paths,
+        files=tuple(str(path) for path in found.values()),
+        has_times="time.json" in found,
         has_composed_searches=False,
     )
 
@@ -106,10 +118,9 @@ def _items(con: ibis.BaseBackend, paths: dict[str, Path], interactions: ir.Table
 
 def _category_path(value: ir.JSONValue) -> ir.StringValue:
     """ "A > B > C" of [["A", "B", "C"]], ["A", "B", "C"] or "A,B,C"."""
-    nested = value[0].unwrap_as("array<string>")
-    flat = value.unwrap_as("array<string>")
+    nested, flat = (_json_strings(value, path).join(" > ") for path in ("$[0][*]", "$[*]"))
     joined = value.str.replace(", ", _COMMA).replace(",", " > ").replace(_COMMA, ", ")
-    return ibis.coalesce(nested.join(" > "), flat.join(" > "), joined)
+    return ibis.coalesce(nested.nullif(""), flat.nullif(""), joined)
 
 
 def _read_map(con: ibis.BaseBackend, path: Path, value_type: str) -> ir.Table:

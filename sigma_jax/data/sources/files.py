@@ -17,35 +17,38 @@ VECTOR_SUFFIXES = (".npy", ".parquet")
 VECTORS = ("id_vectors", "visual_vectors")
 
 
-def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
-    """Opens the files that are there. ValueError naming the file that cannot be read."""
-    if not database.is_url(config.path) and not Path(config.path).is_dir():
+def paths(config: DataConfig) -> dict[str, str]:
+    """Path or URL of each table that is there. ValueError if items or interactions are missing."""
+    if not config.path or not (database.is_url(config.path) or Path(config.path).is_dir()):
         raise ValueError(
             f"data.path={config.path!r} is not a folder; set --config.data.path to the folder "
             "of your items and interactions."
         )
-    paths = {
-        name: find(config.path, name, getattr(config.files, name), TABLE_SUFFIXES)
-        for name in TABLES
-    }
-    vectors = {
-        name: find(config.path, name, getattr(config.files, name), VECTOR_SUFFIXES)
-        for name in VECTORS
-    }
+    kinds = dict.fromkeys(TABLES, TABLE_SUFFIXES) | dict.fromkeys(VECTORS, VECTOR_SUFFIXES)
     if not config.use_id_vectors:
-        vectors["id_vectors"] = None
+        del kinds["id_vectors"]
+    found = {
+        name: find(config.path, name, getattr(config.files, name), suffixes)
+        for name, suffixes in kinds.items()
+    }
     for name in ("items", "interactions"):
-        if paths[name] is None:
+        if found[name] is None:
             raise ValueError(
                 f"{config.path}: no {name}.parquet, {name}.csv or {name}.jsonl; "
                 f"add one or set --config.data.files.{name}."
             )
-    opened = {name: open_table(con, path) for name, path in paths.items() if path}
+    return {name: path for name, path in found.items() if path}
+
+
+def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
+    """Opens the files that are there. ValueError naming the file that cannot be read."""
+    found = paths(config)
+    opened = {name: open_table(con, found[name]) for name in TABLES if name in found}
     return Tables(
         **{name: opened.get(name) for name in TABLES},
-        **vectors,
-        names={name: path for name, path in paths.items() if path},
-        files=tuple(path for path in (*paths.values(), *vectors.values()) if path),
+        **{name: found.get(name) for name in VECTORS},
+        names={name: found[name] for name in opened},
+        files=tuple(found.values()),
         has_times=True,
         has_composed_searches=False,
     )
