@@ -8,7 +8,7 @@ have the paper's settings and take `--config.backbone.hf_folder=FOLDER`.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, data, teacher
 
 BACKBONE = {
     "hf_folder": "",
@@ -108,3 +108,14 @@ CHANGES = {
 def stage_fields(preset: str) -> ConfigDict:
     """The fields of GroundingConfig (sigma_jax/grounding/task.py)."""
     return common.select(preset, BASE, CHANGES)
+
+
+def get_config(preset: str = "local") -> ConfigDict:
+    """This stage's fields, the run's, and under `upstream` the teacher's."""
+    config = stage_fields(preset)
+    config.stage = "grounding"
+    config.seed = 0
+    config.mesh = common.mesh()
+    config.data = data.data_fields(preset)
+    config.upstream = ConfigDict({"teacher": teacher.stage_fields(preset)})
+    return config.lock()

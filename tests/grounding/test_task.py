@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from configs import common
-from configs.grounding import stage_fields
+from configs.grounding import get_config, stage_fields
 from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask
 from sigma_jax.runtime.config import OptimizerConfig, to_dataclass
@@ -118,3 +118,4 @@ def test_text_embeddings_learn_at_their_own_rate(workdir):
 def test_every_preset_is_a_config(preset):
     config = to_dataclass(GroundingConfig, stage_fields(preset))
     assert config.encoder.width == 64 and config.temperature == 0.05
+    assert get_config(preset).upstream.keys() == {"teacher"}

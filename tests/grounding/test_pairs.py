@@ -1,0 +1,89 @@
+"""Batches depend on seed and step alone, hold training pairs only, in the mixture asked for."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sigma_jax.grounding.pairs import PairBatches, held_out, mixture
+from sigma_jax.grounding.texts import token_table
+from sigma_jax.schema import VIEWS
+
+BOTH = {"search": 3.0, "co_occurrence": 1.0, "theme": 5.0, "visual": 0.0}
+
+
+def make(data, tmp_path, pairs=64, seed=0):
+    table = token_table(data, tmp_path / "cache", 16, 1.0, "")
+    return PairBatches(data, table, mixture(BOTH, data), data.id_vectors, pairs, seed)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(data, tmp_path):
+    batches = make(data, tmp_path).dataset()
+    later = batches[5]
+    again = make(data, tmp_path).dataset()
+    again[0]
+    for name, array in again[5].items():
+        np.testing.assert_array_equal(array, later[name])
+    assert not np.array_equal(batches[6]["key"], later["key"])
+    assert not np.array_equal(make(data, tmp_path, seed=1).dataset()[5]["key"], later["key"])
+
+
+def test_a_run_can_start_in_the_middle(data, tmp_path):
+    batches = make(data, tmp_path).dataset()
+    iterator = iter(batches.to_iter_dataset())
+    iterator.set_state({"next_index": 7})
+    np.testing.assert_array_equal(next(iterator)["tokens"], batches[7]["tokens"])
+
+
+def test_pairs_are_training_pairs_of_their_view(data, tmp_path):
+    batches = make(data, tmp_path)
+    pairs = {}
+    for view in ("search", "co_occurrence"):
+        source = data.pairs[view]
+        offset = 48 if view == "search" else 0
+        keep = ~source.is_heldout
+        left, right = source.left[keep] + offset, source.right[keep]
+        pairs[VIEWS.index(view)] = set(zip(left, right, strict=True))
+    seen = []
+    for step in range(8):
+        for view, left, right in zip(*batches.draw(step), strict=True):
+            assert (left, right) in pairs[view]
+            seen.append(view)
+    assert abs(np.mean(np.array(seen) == VIEWS.index("search")) - 0.75) < 0.1
+
+
+def test_a_batch_says_what_its_rows_are(data, tmp_path):
+    batches = make(data, tmp_path)
+    view, left, right = batches.draw(3)
+    batch = batches.batch(3)
+    rows = np.concatenate([left, right])
+    assert {len(array) for array in batch.values()} == {128}
+    np.testing.assert_array_equal(batch["has_id"], rows < 48)  # queries have no ID vector
+    np.testing.assert_array_equal(batch["view"], np.concatenate([view, view]))
+    is_item = batch["has_id"]
+    np.testing.assert_array_equal(batch["id_vectors"][is_item], data.id_vectors[rows[is_item]])
+    assert not batch["id_vectors"][~is_item].any()
+    np.testing.assert_array_equal(batch["key"], np.where(rows == 47, 5, rows))  # one text
+
+
+def test_held_out_pairs_are_held_out(data, tmp_path):
+    table = make(data, tmp_path).table
+    left, right = held_out(data.pairs["search"], table, 10, 0)
+    source = data.pairs["search"]
+    known = zip(source.left[source.is_heldout] + 48, source.right[source.is_heldout], strict=True)
+    assert len(left) == 10 and set(zip(left, right, strict=True)) <= set(known)
+
+
+def test_the_mixture_is_over_views_that_exist(data):
+    assert mixture(BOTH, data) == {"search": 0.75, "co_occurrence": 0.25}
+    with pytest.raises(ValueError, match=r"mixture.searches is no view"):
+        mixture({"searches": 1.0}, data)
+    with pytest.raises(ValueError, match=r"mixture.search=-1.0 is negative"):
+        mixture({"search": -1.0}, data)
+    with pytest.raises(ValueError, match="no relevance pairs to train on"):
+        mixture({"theme": 1.0}, data)
+    pairs = data.pairs["search"]
+    held = dataclasses.replace(pairs, is_heldout=np.ones(len(pairs.right), bool))
+    only = dataclasses.replace(data, pairs={"search": held})
+    with pytest.raises(ValueError, match="no relevance pairs to train on"):
+        mixture({"search": 1.0}, only)

@@ -1,0 +1,39 @@
+"""Recall@k equals counting, with ties as their expectation."""
+
+import itertools
+
+import numpy as np
+
+from sigma_jax.grounding.recall import candidate_items, recalls
+
+
+def test_recall_equals_counting():
+    random = np.random.default_rng(0)
+    left, items = random.normal(size=(300, 4)), random.normal(size=(150, 4))
+    place, own = random.integers(0, 150, 300), random.integers(-1, 150, 300)
+    own[own == place] = -1
+    found = recalls(left.astype(np.float32), items.astype(np.float32), place, own)
+    for row in range(300):
+        scores = [(-left[row] @ items[i], i) for i in range(150) if i != own[row]]
+        rank = [i for _, i in sorted(scores)].index(place[row])
+        assert [found[k][row] for k in (1, 10, 100)] == [rank < k for k in (1, 10, 100)]
+
+
+def test_ties_count_as_their_expectation_over_all_orders():
+    left = np.ones((1, 1), np.float32)
+    items = np.array([[2.0], [1.0], [1.0], [1.0]] + [[0.0]] * 20, np.float32)
+    # k = 1: never; k = 10: always. Among the three equal ones alone, k = 1: a third.
+    found = recalls(left, items, np.array([2]), np.array([-1]))
+    assert found[1][0] == 0 and found[10][0] == 1
+    found = recalls(left, items[1:], np.array([1]), np.array([-1]))
+    orders = list(itertools.permutations(range(3)))
+    np.testing.assert_allclose(found[1][0], np.mean([order[0] == 1 for order in orders]))
+
+
+def test_candidates_hold_every_right_item():
+    right = np.array([90, 3, 3, 77])
+    chosen = candidate_items(right, 100, 10, seed=0)
+    assert len(chosen) == 10 and set(right) <= set(chosen) and (np.diff(chosen) > 0).all()
+    np.testing.assert_array_equal(candidate_items(right, 100, 0, 0), np.arange(100))
+    np.testing.assert_array_equal(candidate_items(right, 8, 10, 0), np.arange(8))
+    assert len(candidate_items(np.arange(20), 100, 10, 0)) == 20

@@ -1,0 +1,53 @@
+"""A backbone from scratch or from a folder, and a tokenizer that must match it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from sigma_jax.models.backbone import BackboneConfig, make_backbone
+from sigma_jax.models.hf import save_backbone
+
+SCRATCH = BackboneConfig(
+    "", 16, 2, 2, 1, 8, 32, 1e4, 1e-6, True, True, 0.1, "float32", "float32", "none"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_backbone(make_backbone(SCRATCH, 40, nnx.Rngs(3)), tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def write_tokenizer(folder, words):
+    folder.mkdir(exist_ok=True)
+    content = {"model": {"vocab": {word: i for i, word in enumerate(words)}}, "added_tokens": []}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_from_scratch_it_has_the_sizes_of_the_config():
+    config = make_backbone(SCRATCH, 40, nnx.Rngs(0)).config
+    assert (config.vocab_size, config.width, config.dropout) == (40, 16, 0.1)
+
+
+def test_from_a_folder_it_has_the_folder_s_weights_and_the_config_s_way_to_compute(folder):
+    config = dataclasses.replace(SCRATCH, hf_folder=str(folder), width=999, dtype="bfloat16")
+    loaded = make_backbone(config, 30, nnx.Rngs(0))  # fewer words than rows: tables are padded
+    saved = make_backbone(SCRATCH, 40, nnx.Rngs(3))
+    np.testing.assert_array_equal(loaded.embedding[...], saved.embedding[...])
+    assert (loaded.config.width, loaded.config.dtype) == (16, "bfloat16")
+
+
+def test_a_tokenizer_that_does_not_match_is_refused(folder, tmp_path):
+    config = dataclasses.replace(SCRATCH, hf_folder=str(folder))
+    with pytest.raises(ValueError, match=r"has 41 tokens.*40: a tokenizer that does not match"):
+        make_backbone(config, 41, nnx.Rngs(0))
+    write_tokenizer(folder, ["tea", "soap", "milk"])
+    same = write_tokenizer(tmp_path / "same", ["tea", "soap"])
+    other = write_tokenizer(tmp_path / "other", ["tea", "milk"])
+    make_backbone(config, 2, nnx.Rngs(0), same)
+    with pytest.raises(ValueError, match=r"has 'milk' as 1, .* as 2: a tokenizer that does not"):
+        make_backbone(config, 2, nnx.Rngs(0), other)
