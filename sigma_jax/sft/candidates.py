@@ -73,20 +73,25 @@ def is_longtail(popularity: Int[np.ndarray, " I"], share: float) -> Bool[np.ndar
 
 def _periods(themes: Themes) -> tuple[np.ndarray, np.ndarray]:
     """Periods so that one binary search tells whether a theme is on."""
-    theme = np.asarray(themes.period_theme, np.int64) << 40
-    key = theme + np.clip(themes.period_start, 0, (1 << 40) - 1)
+    key = _period_key(themes.period_theme, themes.period_start)
+    end = _period_key(themes.period_theme, themes.period_end)
     order = np.argsort(key, kind="stable")
-    end = theme + np.clip(themes.period_end, 0, (1 << 40) - 1)
     # Periods of one theme may overlap: the latest end so far decides. Themes ascend, so the running
     # maximum never carries an end over to the next theme unnoticed.
     return key[order], np.maximum.accumulate(end[order])
+
+
+def _period_key(theme: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Theme and time in one number that sorts as the pair does, 17,000 years around 1970."""
+    since = np.clip(np.asarray(time, np.int64) + (1 << 39), 0, (1 << 40) - 1)
+    return (np.asarray(theme, np.int64) << 40) + since
 
 
 def is_active(
     tables: TaskTables, theme: Int[np.ndarray, " n"], time: Int64[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
     """Whether each theme is on at its time; `Themes.active` for many at once."""
-    key = (np.asarray(theme, np.int64) << 40) + np.clip(time, 0, (1 << 40) - 1)
+    key = _period_key(theme, time)
     place = np.searchsorted(tables.period_key, key, side="right") - 1
     # An end of an earlier theme is below any key of this one, so `key < end` is enough.
     return (place >= 0) & (key < tables.period_end[np.maximum(place, 0)])

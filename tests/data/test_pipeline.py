@@ -3,7 +3,7 @@
 import grain
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigma_jax.data.pipeline import (
@@ -71,6 +71,7 @@ def test_first_fit_worked_example():
     assert grants[:, 0].tolist() == [6, 7, 4, 3]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 6)), min_size=1, max_size=12),
     st.integers(1, 4),

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigma_jax.schema import TASKS
@@ -85,6 +85,7 @@ def test_an_argument_without_words_is_no_target(shop):
         assert (2 in arguments) == has_two and {0, 1, 3, 4, 5} <= set(arguments)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-5, 300), min_size=1, max_size=20), st.integers(0, 1000))
 def test_is_active_agrees_with_themes_active(times, seed):
     rng = np.random.default_rng(seed)
@@ -121,6 +122,7 @@ def test_longtail_worked_example():
     assert not is_longtail([5, 5], 1.0).any()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.floats(0.1, 1.0))
 def test_longtail_leaves_the_smallest_head_of_its_share(popularity, share):
     popularity = np.array(popularity)

@@ -115,6 +115,23 @@ def test_targets_come_from_the_next_sessions(shop, config, lookahead):
     assert (from_later > 0) == (lookahead == 2)
 
 
+@pytest.mark.parametrize("lookahead", [1, 3])
+def test_held_out_rows_change_no_record(shop, config, lookahead):
+    """Whatever users do from their validation session on, training is the same."""
+    histories = shop.histories
+    user = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
+    is_held_out = np.arange(len(user)) >= histories.valid_start[user]
+    assert is_held_out.any()
+    item = np.where(is_held_out, (histories.item + 1) % 40, histories.item).astype(np.int32)
+    time = np.where(is_held_out, histories.time + 40 * 86_400, histories.time)
+    changed = dataclasses.replace(histories, item=item, time=time)
+    records = every(shop, config, lookahead_sessions=lookahead)
+    again = every(
+        dataclasses.replace(shop, histories=changed), config, lookahead_sessions=lookahead
+    )
+    assert [r.to_bytes() for r in again] == [r.to_bytes() for r in records]
+
+
 def test_without_cold_start_every_target_has_a_history(shop, config):
     assert any((record.attach == 0).any() for record in every(shop, config))
     assert all((record.attach > 0).all() for record in every(shop, config, cold_start_weight=0.0))
