@@ -46,26 +46,29 @@ RUN_FIELDS = (
 LOOP_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
-CONFIG = cli.define_config()
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where artifacts go; runs/STAGE-PRESET if not given."
-)
-ONLY = flags.DEFINE_bool("only", False, "Run this stage alone; its inputs must be there.")
-CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The command's flags; not at import, for other commands have flags of the same names."""
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "Where artifacts go; runs/STAGE-PRESET if not given.")
+    flags.DEFINE_bool("only", False, "Run this stage alone; what it reads must be there.")
+    flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     began = time.monotonic()
-    config = CONFIG.value
-    workdir = Path(WORKDIR.value) if WORKDIR.value else cli.default_workdir()
-    if CACHE.value:
+    config = FLAGS.config
+    workdir = Path(FLAGS.workdir) if FLAGS.workdir else cli.default_workdir()
+    if FLAGS.compilation_cache:
         cli.use_compilation_cache()
     mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"))
     cli.log_start(mesh, cli.find_field(config, "dtype") or "float32")
-    check_config(config, mesh)
+    logging.info("workdir: %s", workdir)
     with locked(workdir):
-        train(config, workdir, mesh)
+        train(config, workdir, mesh, FLAGS.only)
         if config.stage == "sft":
             from sigma_jax.evaluation.run import evaluate, show_recommendations
 
@@ -75,13 +78,14 @@ def main(argv: Sequence[str]) -> None:
     logging.info("%s: %s in all, peak memory %.0f MB", workdir, clock(seconds), peak_memory_mb())
 
 
-def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
-    """Runs the data, the stages before `config.stage` and that stage, each where it is missing."""
-    from sigma_jax.prepare import prepare
+def train(config: ConfigDict, workdir: Path, mesh: Mesh, only: bool = False) -> None:
+    """Runs the data, the stages before `config.stage` and that stage, each where it is missing.
 
-    if not ONLY.value:
-        prepare(config.data, workdir, config.seed)
-    inputs = {"data": artifacts.read_manifest(workdir, "data").fingerprint}
+    Args:
+      only: run `config.stage` alone; ValueError naming what is missing before it.
+    """
+    check_config(config, mesh)
+    inputs = {"data": prepare_data(config, workdir, only)}
     missing = []
     for stage in stages_until(config.stage):
         if stage == "teacher" and stage != config.stage and has_id_vectors(workdir):
@@ -89,18 +93,29 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
             continue
         fields = to_dataclass(task_classes(stage)[0], *stage_fields(config, stage))
         recipe = Recipe(recipe_config(fields), dict(inputs), config.seed)
+        inputs[stage] = recipe.fingerprint
         if artifacts.is_current(workdir, stage, recipe):
             logging.info("%s: done before, %s", stage, workdir / stage)
-        elif ONLY.value and stage != config.stage:
+        elif only and stage != config.stage:
             missing.append(stage)
-            continue
         elif missing:
             raise ValueError(
                 f"{workdir} lacks {', '.join(missing)}, which {stage} needs; run without --only."
             )
         else:
             run_stage(stage, fields, recipe, config, workdir, mesh)
-        inputs[stage] = recipe.fingerprint
+
+
+def prepare_data(config: ConfigDict, workdir: Path, only: bool) -> str:
+    """Makes WORKDIR/data where it is missing; its fingerprint.
+
+    ValueError if it was made with other settings or from other files.
+    """
+    from sigma_jax.prepare import prepare_workdir
+
+    if only:
+        return artifacts.read_manifest(workdir, "data").fingerprint
+    return prepare_workdir(config, workdir).fingerprint
 
 
 def run_stage(
@@ -281,4 +296,5 @@ def peak_memory_mb() -> float:
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run_command(main)

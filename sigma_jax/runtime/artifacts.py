@@ -128,10 +128,15 @@ def write_artifact(
     return manifest
 
 
+def to_json(value: Any) -> str:
+    """`value` as indented JSON text."""
+    return json.dumps(plain(value), indent=2, ensure_ascii=False)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON, beside and renamed."""
     beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+    beside.write_text(to_json(value) + "\n")
     _sync(beside)
     os.replace(beside, path)
 
