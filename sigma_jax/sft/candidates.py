@@ -83,7 +83,8 @@ def _periods(themes: Themes) -> tuple[np.ndarray, np.ndarray]:
 
 def _period_key(theme: np.ndarray, time: np.ndarray) -> np.ndarray:
     """Theme and time in one number that sorts as the pair does, 17,000 years around 1970."""
-    since = np.clip(np.asarray(time, np.int64) + (1 << 39), 0, (1 << 40) - 1)
+    era = 1 << 39
+    since = np.clip(np.asarray(time, np.int64), -era, era - 1) + era
     return (np.asarray(theme, np.int64) << 40) + since
 
 

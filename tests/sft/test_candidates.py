@@ -104,6 +104,7 @@ class Periods:
         self.theme = rng.integers(0, 4, 6)
         self.start = rng.integers(0, 250, 6)
         self.end = self.start + rng.integers(1, 80, 6)
+        self.end[rng.random(6) < 0.1] = np.iinfo(np.int64).max  # without end
 
     def active(self, time):
         return set(self.theme[(self.start <= time) & (time < self.end)].tolist())
