@@ -7,7 +7,7 @@ It runs before the other stages where the data brings no ID vectors of its own.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, data
 
 BASE = {
     "optimizer": common.optimizer(
@@ -55,3 +55,14 @@ CHANGES = {
 def stage_fields(preset: str) -> ConfigDict:
     """The fields of TeacherConfig (sigma_jax/baselines/task.py)."""
     return common.select(preset, BASE, CHANGES)
+
+
+def get_config(preset: str = "local") -> ConfigDict:
+    """This stage's fields and the run's."""
+    config = stage_fields(preset)
+    config.stage = "teacher"
+    config.seed = 0
+    config.mesh = common.mesh()
+    config.data = data.data_fields(preset)
+    config.upstream = ConfigDict()
+    return config.lock()

@@ -7,7 +7,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, data, grounding, teacher
 
 BASE = {
     "method": "rqvae",
@@ -57,3 +57,19 @@ CHANGES = {
 def stage_fields(preset: str) -> ConfigDict:
     """The fields of TokenizerConfig (sigma_jax/tokenizer/task.py)."""
     return common.select(preset, BASE, CHANGES)
+
+
+def get_config(preset: str = "local") -> ConfigDict:
+    """This stage's fields, the run's, and under `upstream` those of the stages before it."""
+    config = stage_fields(preset)
+    config.stage = "tokenizer"
+    config.seed = 0
+    config.mesh = common.mesh()
+    config.data = data.data_fields(preset)
+    config.upstream = ConfigDict(
+        {
+            "teacher": teacher.stage_fields(preset),
+            "grounding": grounding.stage_fields(preset),
+        }
+    )
+    return config.lock()
