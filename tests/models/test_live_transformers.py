@@ -113,9 +113,10 @@ def test_greedy_text_of_smollm2_equals_transformers(prompt):
     found, logits = greedy(model, tokens, 24)
     with torch.no_grad():
         given = torch.tensor([tokens])
-        text = other.generate(given, max_new_tokens=24, min_new_tokens=24, do_sample=False)
+        text = other.generate(given, max_new_tokens=24, do_sample=False)
         expected = other(given).logits[0].numpy()
     print(f"\n{prompt!r}: {tokenizer.decode(found)!r} {np.abs(logits - expected).max():.2e}")
-    assert found == text[0, len(tokens) :].tolist()
+    expected_text = text[0, len(tokens) :].tolist()  # ends early where the model says so
+    assert len(expected_text) > 4 and found[: len(expected_text)] == expected_text
     # 30 layers of random rounding on logits of size 20: a relative 1e-5
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
