@@ -1,0 +1,27 @@
+"""The README promises only what is there."""
+
+import re
+from pathlib import Path
+
+from configs.common import PRESETS
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_commands_and_configs_exist():
+    commands = set(re.findall(r"sigma_jax\.(\w+)", TEXT))
+    assert {"train", "prepare", "evaluate", "recommend"} <= commands
+    assert all((ROOT / "sigma_jax" / f"{name}.py").exists() for name in commands)
+    assert all((ROOT / path).exists() for path in re.findall(r"configs/\w+\.py", TEXT))
+
+
+def test_every_preset_is_explained():
+    assert all(f"`{preset}`" in TEXT for preset in PRESETS)
+
+
+def test_ci_runs_the_two_commands():
+    script = (ROOT / ".ci" / "run").read_text()
+    for block in re.findall(r"```bash\n(pip install .*)\n```", TEXT)[:2]:
+        for command in block.split(" && "):
+            assert command in script
