@@ -124,11 +124,11 @@ def write_tables(folder: Path, tables: dict[str, list[dict]]) -> Path:
     return folder
 
 
-def tiny_config(path: Path, **changes) -> DataConfig:
+def tiny_config(folder: Path, /, **changes) -> DataConfig:
     """Settings of own files for the tiny catalogue; keys of `changes` are dotted paths."""
     fields = data_fields("qwen3_0p6b")
     settings = {
-        "path": str(path),
+        "path": str(folder),
         "memory_limit": "500MB",
         "threads": 1,
         "text_tokenizer.vocab_size": 400,
@@ -163,3 +163,9 @@ def prepared(data_config, tmp_path_factory) -> PreparedData:
     folder.mkdir()
     prepare(data_config, 0, folder)
     return PreparedData.load(folder)
+
+
+@pytest.fixture(scope="session", name="tiny_config")
+def tiny_config_fixture():
+    """`tiny_config(folder, **changes)`: settings of own files; keys are dotted paths."""
+    return tiny_config

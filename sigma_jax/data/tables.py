@@ -6,7 +6,7 @@
 | interactions | user_id, item_id, timestamp | event, session_id |
 | users | user_id | any: they become the profile |
 | searches | query, item_id | clicks, user_id, timestamp |
-| themes | theme, kind (season, holiday, trend) | item_id, start, end |
+| themes | theme, kind (season, holiday, trend) | item_id, start, end (exclusive) |
 
 Whatever is wrong raises one ValueError line: file, row, field, value, remedy. Rows count from 1
 without the header.
@@ -49,6 +49,11 @@ class Tables:
     files: tuple[str, ...]  # read, for checksums
     has_times: bool  # if not, timestamps are null and the order of rows is the order of events
     has_composed_searches: bool  # by category or type; then clicks are the item's popularity
+
+
+@ibis.udf.scalar.builtin(name="json_extract_string")
+def _json_text(value: dt.JSON, path: str) -> str:
+    """The value at `path`, strings without their quotes, by the database."""
 
 
 class Checker:
@@ -174,6 +179,9 @@ class Checker:
         """Reads a table once and numbers its rows; refuses missing columns and empty tables."""
         table, file = getattr(self.tables, name), self.tables.names[name]
         self._need_columns(name, table, _NEEDED[name])
+        # JSON lines with values of several types arrive as JSON: take them as their text.
+        mixed = [column for column in table.columns if table[column].type().is_json()]
+        table = table.mutate(**{column: _json_text(table[column], "$") for column in mixed})
         try:
             kept = database.save(
                 self.con, f"raw_{name}", table.mutate(source_row=ibis.row_number().cast("int64"))
@@ -260,7 +268,8 @@ class Checker:
         found = database.rows(self.con, first)
         if found:
             value = found[0]["value"]
-            value = value[:80] if isinstance(value, str) else value
+            if not isinstance(value, int | float | None):
+                value = str(value)[:80]
             row = found[0]["source_row"] + 1
             raise ValueError(
                 f"{self.tables.names[name]}: row {row}: {field}={value!r} {complaint}."

@@ -1,0 +1,309 @@
+"""Each bad input gets one line that names the file, the row or field, the value and the remedy."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sigma_jax.prepare import prepare
+from sigma_jax.schema import PreparedData
+
+ITEMS = [{"item_id": name, "title": f"thing {name}", "category": "A > B"} for name in "abcd"]
+EVENTS = [
+    {"user_id": user, "item_id": item, "timestamp": 1_700_000_000 + 1000 * row}
+    for user in ("u1", "u2")
+    for row, item in enumerate("abcda")
+]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def run(folder, tiny_config, **changes):
+    out = folder / "out"
+    out.mkdir()
+    figures = prepare(tiny_config(folder, **changes), 0, out)
+    return PreparedData.load(out), figures
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_jsonl(tmp_path / "items.jsonl", ITEMS)
+    write_jsonl(tmp_path / "interactions.jsonl", EVENTS)
+    return tmp_path
+
+
+def changed(rows, row, **fields):
+    rows = [dict(entry) for entry in rows]
+    rows[row].update(fields)
+    return rows
+
+
+def without(rows, field):
+    return [{name: value for name, value in row.items() if name != field} for row in rows]
+
+
+BAD_TABLES = {
+    "missing column": (
+        "interactions",
+        without(EVENTS, "timestamp"),
+        ("interactions.jsonl", "'timestamp' is missing", "rename or add it"),
+    ),
+    "duplicate item": (
+        "items",
+        ITEMS + ITEMS[1:2],
+        ("items.jsonl: row 5", "item_id='b' is in row 2", "keep one row"),
+    ),
+    "null item": ("items", changed(ITEMS, 2, item_id=None), ("items.jsonl: row 3", "item_id=None")),
+    "blank user": (
+        "interactions",
+        changed(EVENTS, 3, user_id=" "),
+        ("interactions.jsonl: row 4", "user_id=' ' is empty", "delete the row"),
+    ),
+    "unknown item": (
+        "interactions",
+        changed(EVENTS, 6, item_id="zz"),
+        ("interactions.jsonl: row 7", "item_id='zz' is not in items", "unknown_items=drop"),
+    ),
+    "unparsable time": (
+        "interactions",
+        changed(EVENTS, 1, timestamp="tomorrow"),
+        ("interactions.jsonl: row 2", "timestamp='tomorrow' is not a time", "ISO 8601"),
+    ),
+    "unknown item in searches": (
+        "searches",
+        [{"query": "x", "item_id": "zz", "clicks": 1}],
+        ("searches.jsonl: row 1", "item_id='zz' is not in items"),
+    ),
+    "clicks that are no number": (
+        "searches",
+        [{"query": "x", "item_id": "a", "clicks": "many"}],
+        ("searches.jsonl: row 1", "clicks='many' is not a count"),
+    ),
+    "empty query": (
+        "searches",
+        [{"query": "", "item_id": "a", "clicks": 2}],
+        ("searches.jsonl: row 1", "query='' is empty"),
+    ),
+    "unknown kind of theme": (
+        "themes",
+        [{"theme": "sale", "kind": "event", "item_id": "a"}],
+        ("themes.jsonl: row 1", "kind='event' is unknown", "season, holiday, trend"),
+    ),
+    "unknown item in themes": (
+        "themes",
+        [{"theme": "sale", "kind": "trend", "item_id": "zz"}],
+        ("themes.jsonl: row 1", "item_id='zz' is not in items"),
+    ),
+    "theme that ends before it starts": (
+        "themes",
+        [{"theme": "sale", "kind": "trend", "start": "2024-02-01", "end": "2024-01-01"}],
+        ("themes.jsonl: row 1", "end='2024-01-01' is not after start"),
+    ),
+    "duplicate user": (
+        "users",
+        [{"user_id": "u1", "age": 3}, {"user_id": "u1", "age": 4}],
+        ("users.jsonl: row 2", "user_id='u1' is in row 1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_bad_table_gets_one_clear_line(folder, tiny_config, name):
+    table, rows, parts = BAD_TABLES[name]
+    write_jsonl(folder / f"{table}.jsonl", rows)
+    with pytest.raises(ValueError) as caught:
+        run(folder, tiny_config)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_missing_table_is_named(folder, tiny_config):
+    (folder / "interactions.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"no interactions.parquet, interactions.csv or"):
+        run(folder, tiny_config)
+
+
+def test_missing_folder_is_named(folder, tiny_config):
+    with pytest.raises(ValueError, match=r"data.path='.*nowhere' is not a folder; set --config"):
+        run(folder, tiny_config, path=str(folder / "nowhere"))
+
+
+def test_unsupported_file_is_named(folder, tiny_config):
+    with pytest.raises(ValueError, match=r"items.xlsx: this kind of file is not supported; use"):
+        run(folder, tiny_config, **{"files.items": "items.xlsx"})
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_empty_table_is_named(folder, tiny_config, suffix):
+    (folder / "items.jsonl").unlink()
+    if suffix == "csv":
+        (folder / "items.csv").write_text("item_id,title\n")
+    else:
+        table = pa.table({"item_id": pa.array([], pa.string())})
+        pq.write_table(table, folder / "items.parquet")
+    with pytest.raises(ValueError, match=rf"items.{suffix} has no rows"):
+        run(folder, tiny_config)
+
+
+def test_file_of_no_bytes_is_named(folder, tiny_config):
+    (folder / "items.jsonl").unlink()
+    (folder / "items.csv").write_text("")
+    with pytest.raises(ValueError, match=r"items.csv"):
+        run(folder, tiny_config)
+
+
+def test_file_that_is_not_utf8_is_named(folder, tiny_config):
+    (folder / "items.jsonl").unlink()
+    text = "item_id,title\n" + "".join(f"{name},Café\n" for name in "abcd")
+    (folder / "items.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"items.csv cannot be read \(.*; save it as UTF-8"
+    ) as caught:
+        run(folder, tiny_config)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_parquet_is_named(folder, tiny_config):
+    (folder / "items.jsonl").unlink()
+    (folder / "items.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ValueError, match=r"items.parquet cannot be read"):
+        run(folder, tiny_config)
+
+
+def test_unknown_items_are_dropped_and_counted_where_asked(folder, tiny_config):
+    write_jsonl(folder / "interactions.jsonl", changed(EVENTS, 6, item_id="zz"))
+    data, figures = run(folder, tiny_config, unknown_items="drop")
+    assert figures["dropped_rows"] == {"interactions": 1}
+    assert len(data.histories.item) == len(EVENTS) - 1
+
+
+TIMES = {
+    "seconds": 1_700_000_000,
+    "milliseconds": 1_700_000_000_123,
+    "text of seconds": "1700000000",
+    "iso": "2023-11-14T22:13:20Z",
+    "iso without zone is UTC": "2023-11-14 22:13:20",
+    "iso of another zone": "2023-11-15T00:13:20+02:00",
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times_are_unix_seconds(folder, tiny_config, name):
+    rows = [{"user_id": "u", "item_id": "a", "timestamp": TIMES[name]}]
+    write_jsonl(folder / "interactions.jsonl", rows)
+    data, _ = run(folder, tiny_config)
+    assert data.histories.time.tolist() == [1_700_000_000]
+
+
+def test_dates_and_timestamps_of_parquet_are_times(folder, tiny_config):
+    (folder / "interactions.jsonl").unlink()
+    table = pa.table(
+        {
+            "user_id": ["u"],
+            "item_id": ["a"],
+            "timestamp": pa.array([1_700_000_000_000_000], pa.timestamp("us")),
+        }
+    )
+    pq.write_table(table, folder / "interactions.parquet")
+    data, _ = run(folder, tiny_config)
+    assert data.histories.time.tolist() == [1_700_000_000]
+
+
+def test_ids_of_csv_keep_their_zeros(folder, tiny_config):
+    (folder / "items.jsonl").unlink()
+    (folder / "items.csv").write_text("item_id,title\n007,bond\n7,dwarfs\n")
+    rows = [{"user_id": "u", "item_id": "007", "timestamp": 1_700_000_000}]
+    write_jsonl(folder / "interactions.jsonl", rows)
+    data, _ = run(folder, tiny_config)
+    assert data.catalogue.ids(np.array([0, 1])) == ["007", "7"]
+    assert data.histories.item.tolist() == [0]
+
+
+def test_text_of_a_megabyte_is_cut_and_counted(folder, tiny_config):
+    write_jsonl(folder / "items.jsonl", changed(ITEMS, 1, title="long " * 220_000))
+    data, figures = run(folder, tiny_config, **{"text.max_chars": 500})
+    assert figures["items_with_cut_text"] == 1
+    assert max(map(len, data.catalogue.texts(np.arange(4)))) < 600
+    assert max(map(len, data.catalogue.titles(np.arange(4)))) <= 120
+
+
+def bad_vectors(vectors):
+    nan = vectors.copy()
+    nan[2, 1] = np.nan
+    return {
+        "NaN": (nan, r"id_vectors.npy: row 3: the vector has NaN or infinity; replace"),
+        "too few": (vectors[:3], r"id_vectors.npy: 3 vectors for 4 items; give one for each row"),
+        "one dimension": (vectors[:, 0], r"id_vectors.npy: shape \(4,\)"),
+        "strings": (vectors.astype(str), r"id_vectors.npy: shape \(4, 3\), type <U"),
+    }
+
+
+@pytest.mark.parametrize("name", ["NaN", "too few", "one dimension", "strings"])
+def test_bad_vectors_are_named(folder, tiny_config, name):
+    array, message = bad_vectors(np.arange(12, dtype=np.float32).reshape(4, 3))[name]
+    np.save(folder / "id_vectors.npy", array)
+    with pytest.raises(ValueError, match=message):
+        run(folder, tiny_config)
+
+
+def test_vectors_of_parquet_are_put_in_the_order_of_items(folder, tiny_config):
+    vectors = np.arange(12, dtype=np.float32).reshape(4, 3)
+    table = pa.table({"item_id": list("dcba"), "vector": list(vectors[::-1])})
+    pq.write_table(table, folder / "visual_vectors.parquet")
+    data, _ = run(folder, tiny_config)
+    np.testing.assert_array_equal(data.visual_vectors, vectors)
+
+
+def test_item_without_vector_is_named(folder, tiny_config):
+    table = pa.table({"item_id": ["a", "b"], "vector": [[1.0, 2.0], [3.0, 4.0]]})
+    pq.write_table(table, folder / "id_vectors.parquet")
+    with pytest.raises(ValueError, match=r"item_id='c' and 1 more items have no vector; add them"):
+        run(folder, tiny_config)
+
+
+def test_vectors_of_two_widths_are_named(folder, tiny_config):
+    table = pa.table({"item_id": list("abcd"), "vector": [[1.0, 2.0]] * 3 + [[3.0]]})
+    pq.write_table(table, folder / "id_vectors.parquet")
+    with pytest.raises(ValueError, match=r"item_id='d' has a vector of 1 numbers, others have 2"):
+        run(folder, tiny_config)
+
+
+def test_vectors_follow_the_items_that_are_kept(folder, tiny_config):
+    write_jsonl(folder / "interactions.jsonl", [row for row in EVENTS if row["item_id"] != "b"])
+    np.save(folder / "id_vectors.npy", np.arange(8, dtype=np.float64).reshape(4, 2))
+    data, _ = run(folder, tiny_config, min_item_count=1)
+    assert data.catalogue.ids(np.arange(3)) == ["a", "c", "d"]
+    np.testing.assert_array_equal(data.id_vectors, [[0, 1], [4, 5], [6, 7]])
+
+
+def test_object_store_urls_are_read(folder, tiny_config):
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for name in ("items", "interactions"):
+        memory.pipe(f"/shop/{name}.jsonl", (folder / f"{name}.jsonl").read_bytes())
+    data, _ = run(folder, tiny_config, path="memory://shop")
+    assert len(data.catalogue) == 4
+
+
+def test_events_of_other_kinds_are_left_out(folder, tiny_config):
+    rows = [row | {"event": "buy" if row["user_id"] == "u1" else "view"} for row in EVENTS]
+    write_jsonl(folder / "interactions.jsonl", rows)
+    data, _ = run(folder, tiny_config, events=("buy",))
+    assert data.histories.num_users == 1
+
+
+def test_same_folder_twice_gives_the_same_bytes(tables_folder, tiny_config, tmp_path):
+    files = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        prepare(tiny_config(tables_folder, threads=2), 0, tmp_path / name)
+        found = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        files.append({str(p.relative_to(tmp_path / name)): p.read_bytes() for p in found})
+    assert files[0].keys() == files[1].keys()
+    assert [name for name in files[0] if files[0][name] != files[1][name]] == []
