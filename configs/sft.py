@@ -65,7 +65,7 @@ BASE = {
         "history_targets": 40,
         "targets_per_boundary": 6,
         "history_weight": 1.0,
-        "row_tokens": 384,
+        "row_tokens": 352,
         "row_targets": 48,
         "pack_group_rows": 4,
         "contexts_per_group": 4,
@@ -83,6 +83,7 @@ BASE = {
 CHANGES = {
     "smoke": {
         "train": common.train(10, 8, eval_every=0),
+        "optimizer.warmup_steps": 2,
         "backbone": grounding.stage_fields("smoke").backbone,
         "report_requests": 20,
     },
@@ -99,7 +100,8 @@ CHANGES = {
         "prompt.targets_per_boundary": 1,
         "prompt.row_tokens": 256,
         "prompt.row_targets": 64,
-        "prompt.contexts_per_group": 12,
+        "prompt.pack_group_rows": 8,
+        "prompt.contexts_per_group": 38,
     },
     "qwen3_0p6b": {
         "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),

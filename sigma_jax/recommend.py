@@ -1,6 +1,6 @@
 """Recommends items to one user under an instruction.
 
-    python -m sigma_jax.recommend --workdir=runs/sft-local --user=1 --instruction="snacks for a party"
+    python -m sigma_jax.recommend --workdir=runs/sft-local --user=1 --instruction="party snacks"
 
 The user's whole history is read. Without --user, or for a user without history, the profile (if
 there is one) and the instruction alone decide. Every item printed is of the catalogue, with the

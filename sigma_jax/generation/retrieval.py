@@ -69,6 +69,7 @@ def search(
     size = jnp.where(is_valid, index.leaf_start[leaf + 1] - start, 0)
     queries = unit(queries)
     sharpness = sharpness[..., None, None]
+    excluded = None if excluded is None else jnp.sort(excluded, axis=-1)
     longest = size.max()
 
     def score_chunk(state):
@@ -84,8 +85,7 @@ def search(
         part = jax.nn.logsumexp(cosines * sharpness, axis=-1, where=is_item)
         log_normaliser = jnp.logaddexp(log_normaliser, part)
         if excluded is not None:
-            items = index.sorted_items.at[positions].get(mode="clip")
-            is_item &= ~jnp.any(items[..., None] == excluded[..., None, None, :], axis=-1)
+            is_item &= ~is_member(index.sorted_items.at[positions].get(mode="clip"), excluded)
         # Earlier rows stand first and are lower items: top_k then resolves ties as promised.
         pool = jnp.concatenate([best, jnp.where(is_item, cosines, -jnp.inf)], axis=-1)
         pool_rows = jnp.concatenate([rows, positions], axis=-1)
@@ -105,3 +105,17 @@ def search(
     )
     items = jnp.where(best > -jnp.inf, index.sorted_items[rows], -1)
     return items, best, log_normaliser
+
+
+def is_member(
+    items: Int32[Array, "*B M n"], sorted_rows: Int32[Array, "*B S"]
+) -> Bool[Array, "*B M n"]:
+    """Whether each item stands in its request's ascending row, by binary search.
+
+    Comparing all with all would cost S comparisons an item, and a history has thousands.
+    """
+    rows = sorted_rows.reshape(-1, sorted_rows.shape[-1])
+    flat = items.reshape(rows.shape[0], -1)
+    places = jax.vmap(jnp.searchsorted)(rows, flat)
+    found = jnp.take_along_axis(rows, jnp.minimum(places, rows.shape[1] - 1), axis=1)
+    return (found == flat).reshape(items.shape)

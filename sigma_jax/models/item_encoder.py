@@ -72,7 +72,7 @@ class ItemEncoder(nnx.Module):
         self.outer = nnx.Param(0.1 * init(rngs.params(), (config.hidden_width, config.fused_width)))
 
     def __call__(
-        self, items: Int[Array, "..."], tables: Mapping[str, Float[Array, "I D"]]
+        self, items: Int[Array, " *n"], tables: Mapping[str, Float[Array, "I D"]]
     ) -> Float[Array, "... D"]:
         """Fused vectors of `items`, not normalised. `tables` holds the frozen vectors."""
         parts = [

@@ -153,7 +153,7 @@ class Recommender(nnx.Module):
         """The query token's hidden state in the space of fused items, unit length (h of Eq. 5)."""
         return unit(hidden.astype(jnp.float32) @ self.query_head[...])
 
-    def item_vectors(self, items: Int[Array, "..."], tables: Tables) -> Float[Array, "... D"]:
+    def item_vectors(self, items: Int[Array, " *n"], tables: Tables) -> Float[Array, "... D"]:
         """Fused vectors of `items`, unit length (the fused v of Eq. 5)."""
         return unit(self.item_encoder(items, tables))
 

@@ -45,6 +45,7 @@ RECORD_FIELDS = (  # of PromptConfig: those that decide what the records hold
     "lookahead_sessions",
     "candidates_per_boundary",
     "longtail_share",
+    "cold_start_weight",
     "records_per_shard",
 )
 

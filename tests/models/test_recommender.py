@@ -1,0 +1,104 @@
+"""Hybrid item tokens, the heads, and who sees whom."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from small_recommender import CODES, LEVELS, NUM_ITEMS, VOCABULARY, prompts, recommender
+
+from sigma_jax.models.item_encoder import ItemEncoder, ItemEncoderConfig
+from sigma_jax.models.recommender import TokenSpace
+from sigma_jax.models.weights import load_weights, save_weights
+
+
+def test_token_space_is_without_holes_or_overlap():
+    space = TokenSpace(VOCABULARY, LEVELS, CODES)
+    ids = [space.code(level, code) for level in range(LEVELS) for code in range(CODES)]
+    ids += [space.item_slot, space.query]
+    assert ids == list(range(VOCABULARY, VOCABULARY + space.table_size))
+
+
+def test_an_item_is_its_slot_plus_its_projected_fused_vector():
+    model, tables = recommender()
+    space = model.space
+    tokens = jnp.array([[3, space.code(1, 2), space.item_slot]])
+    items = jnp.array([[-1, -1, 7]])
+    embedded = np.asarray(model.embed(tokens, items, tables))[0]
+    table = np.asarray(model.sid_table[...])
+    np.testing.assert_allclose(embedded[0], model.backbone.embed(tokens[:, :1])[0, 0], atol=1e-6)
+    np.testing.assert_allclose(embedded[1], table[CODES + 2], atol=1e-6)
+    fused = np.asarray(model.item_vectors(jnp.array([7]), tables))[0] * 12**0.5
+    expected = table[LEVELS * CODES] + fused @ np.asarray(model.up_projection[...])
+    np.testing.assert_allclose(embedded[2], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_code_log_probs_are_log_softmax_over_the_level_or_the_full_vocabulary(full):
+    model, _ = recommender(full_vocabulary=full)
+    model.code_bias[...] = jnp.arange(LEVELS * CODES, dtype=jnp.float32).reshape(LEVELS, CODES) / 9
+    hidden = jax.random.normal(jax.random.key(0), (4, 16))
+    table = np.asarray(model.sid_table[...], np.float64)
+    own = np.asarray(hidden, np.float64) @ table.T
+    own[:, : LEVELS * CODES] += np.asarray(model.code_bias[...]).reshape(-1)
+    text = np.asarray(model.backbone.logits(hidden), np.float64)
+    for level in range(LEVELS):
+        logits = own[:, level * CODES : (level + 1) * CODES]
+        pool = np.concatenate([text, own], axis=1) if full else logits
+        expected = logits - np.log(np.exp(pool).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(model.code_log_probs(hidden, level), expected, atol=1e-5)
+        labels = model.code_labels(jnp.arange(CODES)[:, None].repeat(LEVELS, 1))[:, level]
+        columns = model.code_logits(hidden[:, None].repeat(LEVELS, 1))[:, level]
+        np.testing.assert_allclose(columns[:, labels], logits, atol=1e-5)
+
+
+def test_frozen_vectors_get_no_gradient_and_trained_ones_do():
+    model, tables = recommender(trainable=("id",))
+    del tables["id"]
+
+    def score(model, tables):
+        return model.item_vectors(jnp.array([3]), tables).sum()
+
+    grads = nnx.grad(score)(model, tables)
+    moved = np.asarray(grads["item_encoder"]["trained"]["id"][...])
+    assert np.abs(moved[3]).max() > 0 and np.abs(np.delete(moved, 3, axis=0)).max() == 0
+    assert "text" not in grads["item_encoder"]["trained"]
+
+
+def test_an_item_encoder_without_any_vectors_says_what_there_is():
+    config = ItemEncoderConfig(4, 4, ("image",), ())
+    with pytest.raises(ValueError, match=r"inputs=\('image',\) but the data has \['text'\]"):
+        ItemEncoder(config, {"text": np.ones((3, 2), np.float32)}, rngs=nnx.Rngs(0))
+
+
+def test_weights_come_back_and_others_are_refused(tmp_path):
+    model, tables = recommender(trainable=("id",))
+    save_weights(model, tmp_path / "w.safetensors", without="backbone")
+    other, _ = recommender(trainable=("id",))
+    other.query_head[...] = other.query_head[...] + 1
+    load_weights(other, tmp_path / "w.safetensors", without="backbone")
+    np.testing.assert_array_equal(other.query_head[...], model.query_head[...])
+    strange, _ = recommender()
+    with pytest.raises(ValueError, match=r"does not match the config at 'item_encoder.trained.id'"):
+        load_weights(strange, tmp_path / "w.safetensors", without="backbone")
+    (tmp_path / "w.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"w.safetensors cannot be read"):
+        load_weights(other, tmp_path / "w.safetensors", without="backbone")
+
+
+def test_padding_behind_a_prompt_changes_nothing():
+    model, tables = recommender()
+    batch = prompts(lengths=(5,), length=5)
+    longer = prompts(lengths=(5,), length=9)
+    longer["tokens"][:, :5], longer["items"][:, :5] = batch["tokens"], batch["items"]
+    hidden = []
+    for prompt in (batch, longer):
+        size = prompt["tokens"].shape[1]
+        is_token = prompt["is_token"]
+        mask = np.tril(np.ones((size, size), bool)) & is_token[:, None] & is_token[:, :, None]
+        out, _ = model(
+            prompt["tokens"], prompt["items"], prompt["positions"], jnp.asarray(mask), tables
+        )
+        hidden.append(np.asarray(out)[:, :5])
+    np.testing.assert_allclose(hidden[0], hidden[1], atol=1e-5)
+    assert NUM_ITEMS > batch["items"].max()
