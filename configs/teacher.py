@@ -35,7 +35,7 @@ PAPER = {
     "optimizer.learning_rate": 1e-3,
     "optimizer.table_learning_rate": 3e-3,
     "optimizer.warmup_steps": 2_000,
-    "loss_positions": 128,
+    "loss_positions": 16,
     "report_users": 10_000,
 }
 

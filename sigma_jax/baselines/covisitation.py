@@ -46,7 +46,7 @@ class CoVisitation:
     def fit(cls, data: PreparedData, seed: int) -> CoVisitation:
         ties = count_ties(data.histories, len(data.catalogue))
         scale = 1 / np.sqrt(count_training_rows(data) + SMOOTHING)
-        ties = (ties @ sparse.diags(scale.astype(np.float32))).tocsr()
+        ties.data *= scale.astype(np.float32)[ties.indices]
         order = np.random.default_rng([seed, 1]).permutation(len(data.catalogue))
         return cls(ties, order.astype(np.int32), Popularity.fit(data, seed))
 

@@ -141,7 +141,7 @@ def full_softmax(
     bias: Float[Array, " I"],
     vectors: Float[Array, "B P D"],
     target: Int32[Array, "B P R"],
-) -> tuple[Float[Array, "B P R"], Float[Array, "B P R"]]:
+) -> tuple[Float[Array, "B P 1"], Float[Array, "B P R"]]:
     """log of the summed exponentials over all items, and the logits of the targets."""
     logits = jnp.einsum("BPD,ID->BPI", vectors, table, preferred_element_type=jnp.float32) + bias
     chosen = jnp.take_along_axis(logits, jnp.maximum(target, 0), axis=-1)
@@ -154,24 +154,32 @@ def sampled_softmax(
     vectors: Float[Array, "B P D"],
     target: Int32[Array, "B P R"],
     negatives: Int32[Array, " S"],
-) -> tuple[Float[Array, "B P R"], Float[Array, "B P R"]]:
-    """The same with the sum over items estimated from uniform draws, each standing for (I-1)/S.
+) -> tuple[Float[Array, "B P 1"], Float[Array, "B P R"]]:
+    """The same, with a position's targets summed exactly and all other items estimated.
 
-    A draw that is the target is masked out, and the others stand for the rest in its place.
+    The draws are uniform; those that are no target stand for all items that are none.
     """
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     known = jnp.maximum(target, 0)
     chosen = product("BPD,BPRD->BPR", vectors, table[known]) + bias[known]
     drawn = product("BPD,SD->BPS", vectors, table[negatives]) + bias[negatives]
-    is_other = negatives != target[..., None]
-    others = jnp.maximum(is_other.sum(-1), 1)
-    weight = jnp.log((table.shape[0] - 1) / others)
-    rest = jax.nn.logsumexp(jnp.where(is_other, drawn[:, :, None], -jnp.inf), axis=-1) + weight
-    return jnp.logaddexp(rest, chosen), chosen
+    is_target = jnp.zeros(drawn.shape, bool)
+    is_counted = []  # a basket may hold an item on two lines: it is summed once
+    for r in range(target.shape[-1]):  # one by one: [B, P, R, S] would not fit
+        here = target[..., r : r + 1]
+        is_target |= negatives == here
+        is_counted.append((here[..., 0] >= 0) & ~(target[..., :r] == here).any(-1))
+    counted = jnp.stack(is_counted, -1)
+    # A large finite number: the gradient of a sum over -inf alone is NaN.
+    exact = jax.nn.logsumexp(jnp.where(counted, chosen, -1e30), axis=-1)
+    rest = jax.nn.logsumexp(jnp.where(is_target, -1e30, drawn), axis=-1)
+    others = jnp.maximum((~is_target).sum(-1), 1)
+    rest += jnp.log((table.shape[0] - counted.sum(-1)) / others)
+    return jnp.logaddexp(rest, exact)[..., None], chosen
 
 
 def next_session_loss(
-    normaliser: Float[Array, "B P R"], target: Float[Array, "B P R"], is_target: Array
+    normaliser: Float[Array, "B P 1"], target: Float[Array, "B P R"], is_target: Array
 ) -> tuple[Array, dict[str, Array]]:
     """Cross-entropy, averaged over the targets of a position, then over positions."""
     weight = is_target / jnp.maximum(is_target.sum(-1, keepdims=True), 1)

@@ -24,7 +24,7 @@ SIZE = (5.2, 3.2)  # inches
 
 def new_axes(height: float = SIZE[1]):
     """A figure with one quiet pair of axes."""
-    figure = Figure(figsize=(SIZE[0], height), dpi=160, layout="constrained")
+    figure = Figure(figsize=(SIZE[0], height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

@@ -254,6 +254,26 @@ def test_loss_equals_plain_loop():
     assert float(sampled) == pytest.approx(float(loss), abs=1e-5)
 
 
+def test_sampled_loss_is_right_on_average_and_its_gradient_finite():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(ITEMS, 8)).astype(np.float32) * 0.3
+    bias = np.zeros(ITEMS, np.float32)
+    vectors = rng.normal(size=(2, 3, 8)).astype(np.float32)
+    table, bias, vectors = map(jnp.asarray, (table, bias, vectors))
+    target = np.array([[[1, 1], [2, 5], [3, -1]], [[4, 9], [-1, -1], [7, 8]]], np.int32)
+
+    def loss(table, negatives):
+        parts = sampled_softmax(table, bias, vectors, target, negatives)
+        return next_session_loss(*parts, target >= 0)[0]
+
+    draws = jnp.asarray(rng.integers(0, ITEMS, (400, 300)))
+    mean = float(jax.vmap(loss, (None, 0))(table, draws).mean())
+    expected = naive_loss(*map(np.asarray, (table, bias, vectors)), target)
+    assert mean == pytest.approx(expected, abs=0.01)  # fewer draws estimate too low
+    only_targets = jnp.array([1, 1])
+    assert np.isfinite(jax.grad(loss)(table, only_targets)).all()
+
+
 def test_a_batch_without_targets_has_loss_zero():
     target = np.full((2, 3, 1), -1, np.int32)
     zeros = np.zeros((2, 3, 1), np.float32)
