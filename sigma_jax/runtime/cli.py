@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from sigma_jax.runtime import artifacts
 from sigma_jax.runtime.config import nearest
 
+PACKAGE = Path(__file__).parents[1]
 TRACEBACK = "SIGMA_TRACEBACK"  # set to 1, it shows where an error came from
 
 
@@ -33,6 +35,7 @@ def run_command(main: Callable[[Sequence[str]], Any]) -> None:
     """Parses the flags, runs `main(argv)`, and turns users' errors into one line and status 1."""
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
+    logging.get_absl_handler().addFilter(_is_ours)
     try:
         app.run(main, flags_parser=_parse_flags)
     except KeyboardInterrupt:
@@ -43,6 +46,11 @@ def run_command(main: Callable[[Sequence[str]], Any]) -> None:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _is_ours(record: Any) -> bool:
+    """Libraries' warnings pass, their progress does not: Orbax alone writes 30 lines a save."""
+    return record.levelno >= WARNING or Path(record.pathname).is_relative_to(PACKAGE)
 
 
 def one_line(error: Exception) -> str:
