@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -306,7 +307,7 @@ for chunk in (100, 16):
 
 
 def test_eight_devices_give_the_loss_of_one():
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     run = subprocess.run([sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -1,6 +1,10 @@
 """The grounding stage as a whole: it learns, it says how well, its artifact can be used."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -118,4 +122,40 @@ def test_text_embeddings_learn_at_their_own_rate(workdir):
 def test_every_preset_is_a_config(preset):
     config = to_dataclass(GroundingConfig, stage_fields(preset))
     assert config.encoder.width == 64 and config.temperature == 0.05
-    assert get_config(preset).upstream.keys() == {"teacher"}
+    assert list(get_config(preset).upstream) == ["teacher"]
+
+
+EIGHT = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from flax import nnx
+from configs.grounding import stage_fields
+from sigma_jax.grounding.task import GroundingConfig, GroundingTask
+from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.runtime.sharding import place_batch
+
+fields = stage_fields("smoke")
+fields.encode_rows = fields.loss_rows = 16
+config, losses, reports = to_dataclass(GroundingConfig, fields), [], []
+for devices in (jax.devices()[:1], jax.devices()):
+    kinds = (jax.sharding.AxisType.Auto,) * 3
+    shape, names = (len(devices), 1, 1), ("data", "fsdp", "tensor")
+    mesh = jax.make_mesh(shape, names, axis_types=kinds, devices=devices)
+    task = GroundingTask(config, Path(sys.argv[1]), 0, mesh)
+    graph, params = nnx.split(task.model(nnx.Rngs(0)))
+    loss = jax.jit(lambda p, b: task.loss(nnx.merge(graph, p), {}, b, jax.random.key(0))[0])
+    params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.P()))
+    losses.append(loss(params, place_batch(task.batches()[0], mesh)))
+    reports.append(task.report(nnx.merge(graph, params), {}))
+np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+assert reports[0].keys() == reports[1].keys()
+"""
+
+
+def test_eight_devices_give_the_loss_of_one(workdir):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    command = [sys.executable, "-c", EIGHT, str(workdir)]
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
