@@ -87,11 +87,11 @@ class MetricWriter:
             self._told = now
             rate = (done - self._start) / max(now - self._began, 1e-9)
             logging.info(
-                "%s: step %d of %d, loss %.4g, %.3g steps/s, %s left",
+                "%s: step %d of %d, %s%.3g steps/s, %s left",
                 self._name,
                 done,
                 self._steps,
-                self._loss,
+                f"loss {self._loss:.4g}, " if math.isfinite(self._loss) else "",
                 rate,
                 clock((self._steps - done) / rate),
             )
