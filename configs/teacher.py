@@ -11,7 +11,7 @@ from configs import common, data
 
 BASE = {
     "optimizer": common.optimizer(
-        2e-3, table_learning_rate=6e-3, weight_decay=0.01, warmup_steps=20, b2=0.98
+        4e-3, table_learning_rate=1.5e-2, weight_decay=0.01, warmup_steps=20, b2=0.98
     ),
     "train": common.train(300, 64),
     "model": {"width": 64, "layers": 2, "heads": 2, "history": 64, "dropout": 0.1},
@@ -24,6 +24,8 @@ BASE = {
 
 AMAZON = {
     "train": common.train(600, 128),
+    "optimizer.learning_rate": 2e-3,
+    "optimizer.table_learning_rate": 6e-3,
     "model": {"width": 64, "layers": 2, "heads": 2, "history": 20, "dropout": 0.4},
     "loss_positions": 6,
     "targets_per_position": 1,
@@ -43,6 +45,7 @@ CHANGES = {
     "amazon": AMAZON,
     "smoke": {
         "train": common.train(20, 16),
+        "optimizer.warmup_steps": 5,
         "model": {"width": 16, "layers": 1, "heads": 2, "history": 32, "dropout": 0.1},
         "loss_positions": 4,
         "report_users": 100,
