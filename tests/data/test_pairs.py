@@ -1,0 +1,256 @@
+"""Pairs, queries and themes: right by a plain loop, and blind to everything held out."""
+
+import dataclasses
+import datetime
+import itertools
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from sigma_jax.data import pairs
+from sigma_jax.data.themes import calendar
+from sigma_jax.prepare import prepare
+from sigma_jax.schema import VIEWS, PreparedData
+
+LEARNT_FROM_TRAINING = (
+    "item_popularity.npy",
+    "theme_items.offsets.npy",
+    "theme_items.targets.npy",
+    "themes.arrow",
+    "query_items.targets.npy",
+    "queries.arrow",
+    *(f"pairs_{view}.arrow" for view in VIEWS),
+)
+
+
+def test_held_out_rows_change_nothing_that_is_learnt(tables_folder, tiny_config, tmp_path):
+    """Every item of the last two sessions of every user is swapped for another."""
+    for path in tables_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    table = pq.read_table(tables_folder / "interactions.parquet")
+    rows = table.to_pylist()
+    last = {}
+    for row in rows:
+        last.setdefault(row["user_id"], set()).add((row["timestamp"], row["session_id"]))
+    heldout = {user: {name for _, name in sorted(found)[-2:]} for user, found in last.items()}
+    swapped = [
+        row | {"item_id": f"i{(int(row['item_id'][1:]) * 7 + 31) % 60:03d}"}
+        if row["session_id"] in heldout[row["user_id"]]
+        else row
+        for row in rows
+    ]
+    assert swapped != rows
+    pq.write_table(type(table).from_pylist(swapped), tmp_path / "interactions.parquet")
+    outputs = []
+    for folder in (tables_folder, tmp_path):
+        out = tmp_path / f"out{len(outputs)}"
+        out.mkdir()
+        prepare(tiny_config(folder), 0, out)
+        outputs.append(out)
+    one, two = ((out / "history_item.npy").read_bytes() for out in outputs)
+    assert one != two
+    for name in LEARNT_FROM_TRAINING:
+        assert (outputs[0] / name).read_bytes() == (outputs[1] / name).read_bytes(), name
+
+
+def training_sessions(data):
+    histories = data.histories
+    for user in range(histories.num_users):
+        found = {}
+        for row in range(histories.offsets[user], histories.valid_start[user]):
+            found.setdefault(int(histories.session[row]), set()).add(int(histories.item[row]))
+        yield from found.values()
+
+
+def test_popularity_counts_training_rows(prepared):
+    counts = np.zeros(len(prepared.catalogue), np.int64)
+    for session in training_sessions(prepared):
+        counts[sorted(session)] += 1
+    np.testing.assert_array_equal(prepared.catalogue.popularity, counts)
+
+
+def test_co_occurrence_equals_a_plain_loop(prepared, data_config):
+    settings = data_config.pairs
+    count = {}
+    for session in training_sessions(prepared):
+        for left, right in itertools.permutations(session, 2):
+            count[left, right] = count.get((left, right), 0) + 1
+    want = set()
+    popularity = prepared.catalogue.popularity
+    for left in range(len(prepared.catalogue)):
+        scored = [
+            (-round(number / popularity[right] ** settings.popularity_power, 9), right)
+            for (first, right), number in count.items()
+            if first == left and number >= settings.min_count
+        ]
+        for _, right in sorted(scored)[: settings.per_item]:
+            want.add((min(left, right), max(left, right)))
+    view = prepared.pairs["co_occurrence"]
+    assert set(zip(view.left.tolist(), view.right.tolist(), strict=True)) == want
+
+
+def test_slices_of_the_join_change_nothing(prepared, data_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "PAIRS_AT_ONCE", 500)
+    prepare(data_config, 0, tmp_path)
+    name = "pairs_co_occurrence.arrow"
+    assert (tmp_path / name).read_bytes() == (prepared.folder / name).read_bytes()
+
+
+def test_single_item_sessions_pair_within_the_window(tables_folder, tiny_config, tmp_path):
+    changes = {"split.kind": "leave_one_out", "pairs.window": 2, "pairs.min_count": 1}
+    prepare(tiny_config(tables_folder, **changes, **{"pairs.per_item": 60}), 0, tmp_path)
+    data = PreparedData.load(tmp_path)
+    histories, want = data.histories, set()
+    for user in range(histories.num_users):
+        items = histories.before(user, histories.valid_start[user]).tolist()
+        for place, left in enumerate(items):
+            for right in items[place + 1 : place + 3]:
+                if left != right:
+                    want.add((min(left, right), max(left, right)))
+    view = data.pairs["co_occurrence"]
+    assert set(zip(view.left.tolist(), view.right.tolist(), strict=True)) == want
+
+
+def test_visual_pairs_are_the_nearest_neighbours(prepared, data_config):
+    vectors = np.asarray(prepared.visual_vectors, np.float64)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -2)
+    want = set()
+    for left, row in enumerate(cosine):
+        for right in np.argsort(-row)[: data_config.pairs.per_item]:
+            if row[right] >= data_config.pairs.min_cosine:
+                want.add((min(left, int(right)), max(left, int(right))))
+    view = prepared.pairs["visual"]
+    assert set(zip(view.left.tolist(), view.right.tolist(), strict=True)) == want
+
+
+def test_visual_cells_keep_most_neighbours_and_pair_no_item_with_itself(data_config, monkeypatch):
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(20, 16))
+    vectors = (centres[rng.integers(0, 20, 2000)] + 0.1 * rng.normal(size=(2000, 16))).astype("f4")
+    exact = pairs.visual_pairs(vectors, data_config.pairs, 0)
+    monkeypatch.setattr(pairs, "VISUAL_CELL", 300)
+    cells = pairs.visual_pairs(vectors, data_config.pairs, 0)
+    keys = [set(zip(v.left.tolist(), v.right.tolist(), strict=True)) for v in (exact, cells)]
+    assert len(keys[0] & keys[1]) > 0.6 * len(keys[0])
+    assert all(left != right for left, right in keys[1])
+
+
+def test_items_without_a_look_have_no_visual_pairs(data_config):
+    vectors = np.zeros((5, 3), np.float32)
+    assert pairs.visual_pairs(vectors, data_config.pairs, 0) is None
+
+
+def test_no_item_is_its_own_partner_and_no_pair_comes_twice(prepared):
+    assert set(prepared.pairs) == set(VIEWS)
+    for view in prepared.pairs.values():
+        keys = list(zip(view.left.tolist(), view.right.tolist(), strict=True))
+        assert len(set(keys)) == len(keys)
+        if view.left_texts is None:
+            assert all(left < right for left, right in keys)
+        else:
+            assert view.left.max() < len(view.left_texts)
+
+
+@pytest.mark.parametrize("view", ["co_occurrence", "theme"])
+def test_max_pairs_bounds_a_view(prepared, data_config, tmp_path, view):
+    settings = dataclasses.replace(data_config.pairs, max_pairs=20)
+    prepare(dataclasses.replace(data_config, pairs=settings), 0, tmp_path)
+    assert len(PreparedData.load(tmp_path).pairs[view].left) == 20
+
+
+def test_heldout_share_is_kept_and_the_same_on_every_run():
+    left, right = np.divmod(np.arange(100_000), 300)
+    one = pairs.is_heldout(left, right, 0.05)
+    assert abs(one.mean() - 0.05) < 0.003
+    np.testing.assert_array_equal(one[::-1], pairs.is_heldout(left[::-1], right[::-1], 0.05))
+    assert not pairs.is_heldout(left, right, 0.0).any()
+
+
+def test_queries_carry_their_items_most_clicked_first(prepared):
+    queries = prepared.queries
+    texts = queries.texts.to_pylist()
+    # Candles are the items 3, 9, ..., 57 and have 60 - row clicks.
+    assert queries.items.of(texts.index("candles")).tolist() == list(range(3, 60, 6))
+    assert len(set(texts)) == len(texts)
+
+
+def test_searches_after_the_users_target_are_not_seen(tables_folder, tiny_config, tmp_path):
+    for path in tables_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    row = {"query": "tea", "item_id": "i000", "clicks": 1, "user_id": "u00"}
+    lines = [row | {"timestamp": 1_600_000_000}]
+    lines += [row | {"query": "later", "item_id": "i006", "timestamp": 1_704_000_000}]
+    (tmp_path / "searches.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out"
+    out.mkdir()
+    prepare(tiny_config(tmp_path), 0, out)
+    assert PreparedData.load(out).queries.texts.to_pylist() == ["tea"]
+
+
+def test_given_theme_items_stand_first_and_trends_get_no_others(prepared):
+    themes = prepared.themes
+    names = themes.names.to_pylist()
+    christmas = themes.items.of(names.index("Christmas")).tolist()
+    assert set(christmas[:10]) == set(range(3, 60, 6))
+    assert set(themes.items.of(names.index("bath week"))) == {2, 8, 14, 20, 26}
+    assert dict(zip(names, themes.kinds.to_pylist(), strict=True))["Christmas"] == "holiday"
+
+
+def test_seasonal_lift_finds_what_sells_in_spring(prepared):
+    """Garden things (items 4, 10, ...) sell in March to May."""
+    names = prepared.themes.names.to_pylist()
+    spring = prepared.themes.items.of(names.index("spring"))
+    assert len(spring) and (spring % 6 == 4).all()
+
+
+def test_lift_equals_a_plain_loop(prepared, data_config):
+    settings = data_config.themes
+    histories, themes = prepared.histories, prepared.themes
+    row = themes.names.to_pylist().index("spring")
+    spans = [
+        (themes.period_start[k], themes.period_end[k])
+        for k in np.flatnonzero(themes.period_theme == row)
+    ]
+    inside, total = np.zeros((2, len(prepared.catalogue)))
+    for user in range(histories.num_users):
+        for event in range(histories.offsets[user], histories.valid_start[user]):
+            item, time = histories.item[event], histories.time[event]
+            total[item] += 1
+            inside[item] += any(start <= time < end for start, end in spans)
+    share = inside.sum() / total.sum()
+    lift = (inside + settings.shrinkage * share) / (total + settings.shrinkage) / share
+    expected = total * share
+    sigmas = (inside - expected) / np.sqrt(expected * (1 - share) + 1e-9)
+    kept = (inside >= settings.min_count) & (lift >= settings.min_lift)
+    kept &= sigmas >= settings.min_sigma
+    want = sorted(np.flatnonzero(kept), key=lambda item: (-round(lift[item], 6), item))
+    assert themes.items.of(row).tolist() == want
+
+
+def test_calendar_has_holidays_and_seasons_in_their_time(data_config):
+    rows = calendar(data_config.themes, 1_672_531_200, 1_703_980_800)  # 2023
+    found = {(name, kind) for name, kind, _, _ in rows}
+    for name in ("Christmas", "Easter", "Halloween", "Thanksgiving", "Valentine's Day"):
+        assert (name, "holiday") in found
+    ends = {end for name, _, _, end in rows if name == "Christmas"}
+    assert 1_703_548_800 in ends  # the day after 25 December 2023, 0 o'clock
+    winter = [(start, end) for name, _, start, end in rows if name == "winter"]
+    assert all(89 <= (end - start) / 86_400 <= 91 for start, end in winter)
+    settings = dataclasses.replace(data_config.themes, hemisphere="south")
+    south = calendar(settings, 1_672_531_200, 1_703_980_800)
+    months = {name: {_month(s) for n, _, s, _ in south if n == name} for name in ("winter", "fall")}
+    assert months == {"winter": {6}, "fall": {3}}
+
+
+def _month(seconds: int) -> int:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).month
+
+
+def test_unknown_country_is_named(data_config, tmp_path):
+    settings = dataclasses.replace(data_config.themes, country="Atlantis")
+    with pytest.raises(ValueError, match=r"data.themes.country='Atlantis' is unknown"):
+        prepare(dataclasses.replace(data_config, themes=settings), 0, tmp_path)

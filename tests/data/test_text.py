@@ -1,0 +1,103 @@
+"""Items as JSON text, and the tokenizer trained on it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from sigma_jax.data import text
+from sigma_jax.data.config import TextTokenizerConfig
+from sigma_jax.prepare import prepare
+from sigma_jax.schema import PreparedData
+
+ODD_ITEMS = [
+    {"item_id": "1", "name": 'say "hi"\n\\', "tags": ["x", "y"], "price": 2.5, "new": True},
+    {"item_id": "2", "name": "茶 ☕", "tags": None, "price": None, "new": None},
+    {"item_id": "3", "name": "", "tags": [], "price": None, "new": None},
+    {"item_id": "4", "name": "  plain  ", "tags": ["z"], "price": 3.0, "new": False},
+]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory, tiny_config):
+    folder = tmp_path_factory.mktemp("odd")
+    lines = "".join(json.dumps(row) + "\n" for row in ODD_ITEMS)
+    (folder / "items.jsonl").write_text(lines)
+    event = {"user_id": "u", "item_id": "1", "timestamp": 1_700_000_000}
+    (folder / "interactions.jsonl").write_text(json.dumps(event) + "\n")
+    out = folder / "out"
+    out.mkdir()
+    prepare(tiny_config(folder), 0, out)
+    return PreparedData.load(out)
+
+
+def test_item_text_is_json_of_what_is_known(odd):
+    texts = odd.catalogue.texts(np.arange(4))
+    want = [
+        {"name": 'say "hi"\n\\', "tags": "x, y", "price": 2.5, "new": "true"},
+        {"name": "茶 ☕"},
+        {"id": "3"},
+        {"name": "plain", "tags": "z", "price": 3.0, "new": "false"},
+    ]
+    assert [json.loads(found) for found in texts] == want
+    assert [list(json.loads(found)) for found in texts] == [list(row) for row in want]
+
+
+def test_title_falls_back_to_the_id(odd):
+    assert odd.catalogue.titles(np.array([1, 2])) == ["茶 ☕", "3"]
+
+
+def test_category_is_the_last_level_of_the_path(prepared):
+    names = prepared.catalogue.categories.to_pylist()
+    assert names == sorted(["Tea", "Coffee", "Soap", "Candles", "Garden", "Toys"])
+    assert [names[row] for row in prepared.catalogue.category[:3]] == ["Tea", "Coffee", "Soap"]
+
+
+def test_items_without_categories_have_none(odd):
+    assert odd.catalogue.category.tolist() == [-1] * 4
+    assert len(odd.catalogue.categories) == 0
+
+
+def test_columns_of_the_text_can_be_chosen(tables_folder, tiny_config, tmp_path):
+    prepare(tiny_config(tables_folder, **{"text.columns": ("brand", "title")}), 0, tmp_path)
+    first = PreparedData.load(tmp_path).catalogue.texts(np.array([0]))[0]
+    assert first == '{"brand": "brand 0", "title": "red tea no 0"}'
+
+
+def test_column_that_is_not_there_is_named(tables_folder, tiny_config, tmp_path):
+    with pytest.raises(ValueError, match=r"data.text.category_column: items have no column 'kind'"):
+        prepare(tiny_config(tables_folder, **{"text.category_column": "kind"}), 0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words", ["красный чай", "紅茶をください", "شاي", "🫖 tea\t\n", "\x00\x7f"]
+)
+def test_every_language_comes_back_from_the_trained_tokenizer(prepared, words):
+    tokenizer = AutoTokenizer.from_pretrained(prepared.text_tokenizer_folder)
+    ids = tokenizer(words, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == words
+
+
+def test_trained_tokenizer_learns_the_sentences_it_is_given():
+    settings = TextTokenizerConfig(name="", vocab_size=400, max_texts=10)
+    trained = text.train_tokenizer(settings, ["recommend something"] * 20)
+    assert len(trained("recommend something")["input_ids"]) <= 2
+    assert trained.pad_token_id == 0 and trained.eos_token_id == 1
+
+
+def test_tokenizer_of_a_folder_is_copied(prepared, data_config, tmp_path):
+    settings = TextTokenizerConfig(
+        name=str(prepared.text_tokenizer_folder), vocab_size=300, max_texts=1
+    )
+    prepare(dataclasses.replace(data_config, text_tokenizer=settings), 0, tmp_path)
+    loaded = [
+        AutoTokenizer.from_pretrained(p / "text_tokenizer") for p in (tmp_path, prepared.folder)
+    ]
+    assert loaded[0].get_vocab() == loaded[1].get_vocab()
+
+
+def test_tokenizer_that_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"data.text_tokenizer.name='.*nothing' cannot be loaded"):
+        text.load_tokenizer(tmp_path / "nothing")

@@ -1,0 +1,101 @@
+"""The command: all or nothing, done once, and one line for what is wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs.data import data_fields
+from sigma_jax.data.config import DataConfig
+from sigma_jax.prepare import prepare_workdir
+from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.schema import PreparedData
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def config(tables_folder):
+    fields = data_fields("qwen3_0p6b")
+    fields.path = str(tables_folder)
+    fields.memory_limit, fields.threads = "500MB", 1
+    fields.text_tokenizer.vocab_size = 400
+    return ConfigDict({"seed": 0, "data": fields})
+
+
+def test_second_run_does_nothing_and_other_settings_are_refused(config, tmp_path):
+    first = prepare_workdir(config, tmp_path)
+    before = (tmp_path / "data" / "manifest.json").stat().st_mtime_ns
+    assert prepare_workdir(config, tmp_path) == first
+    assert (tmp_path / "data" / "manifest.json").stat().st_mtime_ns == before
+    assert PreparedData.load(tmp_path / "data").catalogue.table.num_rows == first.figures["items"]
+    config.data.threads = 2  # decides nothing about the result
+    assert prepare_workdir(config, tmp_path) == first
+    config.data.pairs.min_count = 7
+    with pytest.raises(ValueError, match=r"min_count.*; use another --workdir or delete"):
+        prepare_workdir(config, tmp_path)
+
+
+def test_data_card_names_counts_checksums_and_examples(config, tmp_path):
+    figures = prepare_workdir(config, tmp_path).figures
+    assert len(figures["files"]["items.csv"]) == 64
+    for view in ("search", "visual", "theme", "co_occurrence"):
+        assert figures["pairs"][view]["count"] > 0
+        assert len(figures["pairs"][view]["examples"]) == 3
+    assert figures["split"]["users_with_test_target"] == 40
+    assert figures["users_without_history"] == 1
+    assert figures["without_data"] == {}
+
+
+def test_what_is_left_out_is_named_with_its_reason(config, tmp_path, tables_folder):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    for name in ("items.csv", "interactions.parquet"):
+        (folder / name).write_bytes((tables_folder / name).read_bytes())
+    config.data.path = str(folder)
+    config.data.themes.calendar = False
+    figures = prepare_workdir(config, tmp_path).figures
+    assert set(figures["without_data"]) == {
+        "Query",
+        "Season",
+        "Holiday",
+        "search pairs",
+        "visual pairs",
+        "theme pairs",
+    }
+
+
+@pytest.mark.parametrize("preset", ["local", "smoke", "amazon", "qwen3_0p6b", "qwen3_4b"])
+def test_every_preset_fills_the_dataclass(preset):
+    to_dataclass(DataConfig, data_fields(preset))
+
+
+def test_unknown_choice_is_named():
+    fields = data_fields("local")
+    fields.split.kind = "random"
+    with pytest.raises(ValueError, match=r"data.split.kind='random' is unknown; use one of leave"):
+        to_dataclass(DataConfig, fields)
+
+
+def test_failed_run_leaves_nothing_and_exits_with_one_line(tmp_path, tables_folder):
+    folder, workdir = tmp_path / "tables", tmp_path / "run"
+    folder.mkdir()
+    (folder / "items.csv").write_bytes((tables_folder / "items.csv").read_bytes())
+    (folder / "interactions.csv").write_text("user_id,item_id,timestamp\nu,nothing,1700000000\n")
+    command = [sys.executable, "-m", "sigma_jax.prepare", "--config=configs/sft.py:qwen3_0p6b"]
+    command += [f"--config.data.path={folder}", "--config.data.memory_limit=500MB"]
+    done = subprocess.run(
+        [*command, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "item_id='nothing' is not in items" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not list(workdir.glob("*"))
