@@ -22,8 +22,9 @@ from sigma_jax.schema import Links, Themes
 
 DAY = 86_400
 _SEASONS = {"spring": 3, "summer": 6, "fall": 9, "winter": 12}  # first month, north
-# Second days of one feast, and days moved to a weekday, would be themes of the same items.
-_LEFT_OUT = ("observed", "Eve", "Good Friday", "Birthday of")
+# Second days of one feast, and days moved to a weekday, would be themes of the same items; and
+# nobody shops for the rest.
+_LEFT_OUT = ("observed", "Eve", "Day After", "Good Friday", "Birthday of", "Groundhog", "Mourning")
 _SHORT = {
     "Christmas Day": "Christmas",
     "Thanksgiving Day": "Thanksgiving",

@@ -37,7 +37,10 @@ _WORDS = dict(
         "tiss=tissue snk=snack snks=snacks ckys=cookies crkr=crackers cndy=candy stk=stick "
         "nz=new-zealand smi=semi swt=sweet tndr=tender grnd=ground bnls=boneless "
         "ndairy=non-dairy hbc= ss=single-serve rts=ready-to-serve misc= miscellaneous= all= other= "
-        "otyher= incl= including= ex= carb=carbonated can= pk= n= t= o= s= w= w/= brands= etc= "
+        "otyher= incl= including= ex= carb=carbonated can= car= pk= n= t= o= s= w= "
+        "w/= brands= etc= sngl=single srv=serve sv= frk= minwtr=mineral-water bev=beverage "
+        "brd=breaded fre=fresh includi= chocola=chocolate beeralemalt=beer-ale-malt beerale=beer-ale types= "
+        "orgnzrs=organizers hngrs=hangers pkld=pickled dsh=dishes undergarmen=undergarments "
         "everyday= mainstream= regular= spec=specialty ent= dl= prep="
     ).split()
 )

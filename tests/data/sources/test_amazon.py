@@ -101,3 +101,16 @@ def test_folder_without_the_file_is_named(tmp_path):
 def test_split_by_time_without_times_is_refused(folder):
     with pytest.raises(ValueError, match=r"by_time' needs times, which .*Tiny.inter.json lacks"):
         run(folder, split={"kind": "by_time"})
+
+
+def test_clicks_of_composed_queries_are_blind_to_held_out_items(folder):
+    """The last two items of every user are swapped; queries and their pairs stay as they were."""
+    (folder / "Tiny.item.json").write_text(json.dumps(ITEMS))
+    run(folder)
+    (folder / "out").rename(folder / "before")
+    swapped = {user: items[:-2] + items[-1:] + items[-2:-1] for user, items in INTER.items()}
+    swapped["0"] = [3, 1, 1, 1]
+    (folder / "Tiny.inter.json").write_text(json.dumps(swapped))
+    run(folder)
+    for name in ("queries.arrow", "query_items.targets.npy", "pairs_search.arrow"):
+        assert (folder / "out" / name).read_bytes() == (folder / "before" / name).read_bytes()

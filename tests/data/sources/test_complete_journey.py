@@ -15,7 +15,7 @@ from sigma_jax.runtime.config import to_dataclass
     [
         ("FRZN JCE CONC/DRNKS", "frozen juice concentrate drinks"),
         ("CANDY BARS (SINGLES)(INCLUDING", "candy bars"),
-        ("SOFT DRINKS 12/18&15PK CAN CAR", "soft drinks car"),
+        ("SOFT DRINKS 12/18&15PK CAN CAR", "soft drinks"),
         ("SPICES & SEASONINGS", "spices & seasonings"),
         ("CHRISTMAS  SEASONAL", "christmas seasonal"),
         ("", ""),
