@@ -143,7 +143,7 @@ def visual_pairs(vectors: np.ndarray, config: PairsConfig, seed: int) -> Relevan
     Cells keep the cost in proportion to the catalogue: items go to the nearest of a few drawn
     anchors, and a neighbour in another cell is missed.
     """
-    found_left, found_right = [], []
+    found_left, found_right = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for cell in _cells(vectors, seed):
         unit = _unit(vectors[cell])
         count = min(config.per_item, len(cell) - 1)

@@ -254,3 +254,7 @@ def test_unknown_country_is_named(data_config, tmp_path):
     settings = dataclasses.replace(data_config.themes, country="Atlantis")
     with pytest.raises(ValueError, match=r"data.themes.country='Atlantis' is unknown"):
         prepare(dataclasses.replace(data_config, themes=settings), 0, tmp_path)
+
+
+def test_catalogue_of_one_item_has_no_visual_pairs(data_config):
+    assert pairs.visual_pairs(np.ones((1, 3), np.float32), data_config.pairs, 0) is None

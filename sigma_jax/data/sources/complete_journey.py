@@ -39,8 +39,9 @@ _WORDS = dict(
         "ndairy=non-dairy hbc= ss=single-serve rts=ready-to-serve misc= miscellaneous= all= other= "
         "otyher= incl= including= ex= carb=carbonated can= car= pk= n= t= o= s= w= "
         "w/= brands= etc= sngl=single srv=serve sv= frk= minwtr=mineral-water bev=beverage "
-        "brd=breaded fre=fresh includi= chocola=chocolate beeralemalt=beer-ale-malt beerale=beer-ale types= "
-        "orgnzrs=organizers hngrs=hangers pkld=pickled dsh=dishes undergarmen=undergarments "
+        "brd=breaded fre=fresh includi= chocola=chocolate beeralemalt=beer-ale-malt "
+        "beerale=beer-ale types= orgnzrs=organizers hngrs=hangers pkld=pickled dsh=dishes "
+        "undergarmen=undergarments "
         "everyday= mainstream= regular= spec=specialty ent= dl= prep="
     ).split()
 )
