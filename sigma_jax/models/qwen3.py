@@ -282,20 +282,21 @@ def table_weight(config: Qwen3Config) -> Weight:
 
 def layer_weights(config: Qwen3Config) -> dict[str, Weight]:
     """The weights of one layer. Deviation 1/sqrt(inputs); what is added to the residual stream
-    starts smaller by sqrt(2 * layers), so that its sum over depth keeps its scale."""
+    starts at the scale of the embeddings, and smaller by sqrt(2 * layers), so that over depth the
+    sum of all layers neither drowns the tokens themselves nor changes scale."""
     D, N, K = config.width, config.num_heads, config.num_kv_heads
     H, F = config.head_dim, config.mlp_width
-    depth = math.sqrt(2 * config.num_layers)
+    added = table_weight(config).deviation / math.sqrt(2 * config.num_layers)
     weights = {
         "attention_norm": Weight((D,), ("embed",), 0),
         "query": Weight((D, N, H), ("embed", "heads", "head_dim"), D**-0.5),
         "key": Weight((D, K, H), ("embed", "kv_heads", "head_dim"), D**-0.5),
         "value": Weight((D, K, H), ("embed", "kv_heads", "head_dim"), D**-0.5),
-        "out": Weight((N, H, D), ("heads", "head_dim", "embed"), (N * H) ** -0.5 / depth),
+        "out": Weight((N, H, D), ("heads", "head_dim", "embed"), (N * H) ** -0.5 * added),
         "mlp_norm": Weight((D,), ("embed",), 0),
         "gate": Weight((D, F), ("embed", "mlp"), D**-0.5),
         "up": Weight((D, F), ("embed", "mlp"), D**-0.5),
-        "down": Weight((F, D), ("mlp", "embed"), F**-0.5 / depth),
+        "down": Weight((F, D), ("mlp", "embed"), F**-0.5 * added),
     }
     if config.has_qk_norm:
         weights["query_norm"] = Weight((H,), ("head_dim",), 0)

@@ -69,9 +69,14 @@ def _target_rows(
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """Rows of the target sessions of `users`, and of each the first row of its session."""
     histories = data.histories
-    starts = histories.valid_start if split == "valid" else histories.test_start
+    starts = np.asarray(histories.test_start[users.start : users.stop])
+    if split == "valid":
+        # Split by time, a user may have a test target only: then both starts are the same row.
+        ends = np.asarray(histories.offsets[users.start + 1 : users.stop + 1])
+        valid = np.asarray(histories.valid_start[users.start : users.stop])
+        starts = np.where(valid < starts, valid, ends)
     offsets = np.asarray(histories.offsets[users.start : users.stop + 1])
-    start = np.repeat(np.asarray(starts[users.start : users.stop]), np.diff(offsets))
+    start = np.repeat(starts, np.diff(offsets))
     rows = np.arange(offsets[0], offsets[-1])
     session = np.asarray(histories.session[offsets[0] : offsets[-1]])
     # A start at the user's end means no target; no row of the user reaches it then.
