@@ -16,14 +16,20 @@ from absl import flags
 from sigma_jax.evaluation.run import evaluate
 from sigma_jax.runtime import cli
 
-CONFIG = cli.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Of the training; runs/STAGE-PRESET if not given.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """This command's flags; only where it runs as the command."""
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "Of the training; runs/STAGE-PRESET if not given.")
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    evaluate(CONFIG.value, Path(WORKDIR.value) if WORKDIR.value else cli.default_workdir())
+    evaluate(FLAGS.config, Path(FLAGS.workdir) if FLAGS.workdir else cli.default_workdir())
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run_command(main)

@@ -21,32 +21,52 @@ from sigma_jax.runtime import cli
 from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.sft.task import generation_config, load_recommender
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Of the training.", required=True)
-USER = flags.DEFINE_string("user", None, "The user's id; nobody in particular if not given.")
-INSTRUCTION = flags.DEFINE_string(
-    "instruction", "Recommend something for me.", "What is wanted, in your own words."
-)
-COUNT = flags.DEFINE_integer("count", 10, "Items to recommend.", lower_bound=1)
-BEAMS = flags.DEFINE_integer("beams", 32, "Prefixes to look into (K of Eq. 6).", lower_bound=1)
-KEEP_SEEN = flags.DEFINE_bool("keep_seen", True, "Whether items of the history may come again.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """This command's flags; only where it runs as the command."""
+    flags.DEFINE_string("workdir", None, "Of the training.", required=True)
+    flags.DEFINE_string("user", None, "The user's id; nobody in particular if not given.")
+    default = "Recommend something for me."
+    flags.DEFINE_string("instruction", default, "What is wanted, in your own words.")
+    flags.DEFINE_integer("count", 10, "Items to recommend.", lower_bound=1)
+    flags.DEFINE_integer("beams", 32, "Prefixes to look into (K of Eq. 6).", lower_bound=1)
+    flags.DEFINE_bool("keep_seen", True, "Whether items of the history may come again.")
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    workdir = Path(WORKDIR.value)
+    print(
+        recommend(
+            Path(FLAGS.workdir),
+            FLAGS.user,
+            FLAGS.instruction,
+            FLAGS.count,
+            FLAGS.beams,
+            FLAGS.keep_seen,
+        )
+    )
+
+
+def recommend(
+    workdir: Path, user: str | None, instruction: str, count: int, beams: int, keep_seen: bool
+) -> str:
+    """A printable table of `count` items. ValueError for a user who is not in the data."""
     data = PreparedData.load(workdir / "data")
-    request = one_request(data, USER.value, INSTRUCTION.value)
+    request = one_request(data, user, instruction)
     trained = load_recommender(workdir, data)
-    settings = generation_config(trained.config, BEAMS.value, batch_size=1)
-    settings = dataclasses.replace(settings, num_retrieved=max(COUNT.value, settings.num_retrieved))
+    settings = generation_config(trained.config, beams, batch_size=1)
+    settings = dataclasses.replace(settings, num_retrieved=max(count, settings.num_retrieved))
     generator = make_generator(trained, settings)
-    seen = None if KEEP_SEEN.value else seen_items(data, request)
-    found = generator(trained.prompts(request, data), COUNT.value, seen)
-    print(f'"{INSTRUCTION.value}", for {"user " + USER.value if USER.value else "anyone"}:')
-    print(describe(found, 0, data))
+    seen = None if keep_seen else seen_items(data, request)
+    found = generator(trained.prompts(request, data), count, seen)
+    shown = instruction if len(instruction) < 200 else instruction[:200] + " ..."
+    lines = [f'"{shown}", for {f"user {user}" if user else "anyone"}:', describe(found, 0, data)]
     number = int((found.items[0] >= 0).sum())
-    if number < COUNT.value:
-        print(f"{number} items instead of {COUNT.value}: no more under --beams={BEAMS.value}.")
+    if number < count:
+        lines.append(f"{number} items instead of {count}: no more under --beams={beams}.")
+    return "\n".join(lines)
 
 
 def one_request(data: PreparedData, user_id: str | None, instruction: str) -> Requests:
@@ -65,4 +85,5 @@ def one_request(data: PreparedData, user_id: str | None, instruction: str) -> Re
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run_command(main)

@@ -169,3 +169,17 @@ def prepared(data_config, tmp_path_factory) -> PreparedData:
 def tiny_config_fixture():
     """`tiny_config(folder, **changes)`: settings of own files; keys are dotted paths."""
     return tiny_config
+
+
+@pytest.fixture(scope="session")
+def trained(tables_folder, tmp_path_factory):
+    """(config, workdir) of all stages trained for a few steps on the tiny catalogue; read only."""
+    from tiny_run import tiny_run
+
+    from sigma_jax import train
+    from sigma_jax.runtime.config import MeshConfig
+    from sigma_jax.runtime.mesh import make_mesh
+
+    config, workdir = tiny_run(tables_folder), tmp_path_factory.mktemp("trained")
+    train.train(config, workdir, make_mesh(MeshConfig(-1, 1, 1)))
+    return config, workdir

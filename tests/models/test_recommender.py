@@ -72,7 +72,7 @@ def test_an_item_encoder_without_any_vectors_says_what_there_is():
 
 
 def test_weights_come_back_and_others_are_refused(tmp_path):
-    model, tables = recommender(trainable=("id",))
+    model, _ = recommender(trainable=("id",))
     save_weights(model, tmp_path / "w.safetensors", without="backbone")
     other, _ = recommender(trainable=("id",))
     other.query_head[...] = other.query_head[...] + 1

@@ -1,0 +1,182 @@
+"""Stage 3: its loss against plain float64 loops, one device against eight, and being killed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.schema import PreparedData, SemanticIds
+from sigma_jax.sft.layout import HISTORY_TASK
+from sigma_jax.sft.task import SftConfig, SftTask, hidden_states, load_recommender
+from sigma_jax.train import stage_fields
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_task(trained, **changes) -> SftTask:
+    config, workdir = trained
+    values, _ = stage_fields(config, "sft")
+    fields = to_dataclass(SftConfig, values | changes)
+    return SftTask(fields, workdir, config.seed)
+
+
+@pytest.fixture(scope="module")
+def task(trained) -> SftTask:
+    return make_task(trained)
+
+
+@pytest.fixture(scope="module")
+def model(task):
+    return task.model(nnx.Rngs(0))
+
+
+def placed(arrays) -> dict:
+    return {name: jnp.asarray(value) for name, value in arrays.items()}
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+
+
+def naive_losses(task, model, tables, batch) -> tuple[float, float]:
+    """Eq. 4 and Eq. 5, target by target, in float64."""
+    hidden = np.asarray(hidden_states(model, tables, batch), np.float64)
+    table = np.asarray(model.sid_table[...], np.float64)
+    bias = np.asarray(model.code_bias[...], np.float64)
+    levels, codes = task.config.prompt.sid_generated, task.semantic_ids.codes
+    items = np.arange(len(codes))
+    vectors = np.asarray(model.item_vectors(jnp.asarray(items), tables), np.float64)
+    size = task.semantic_ids.codebook_size
+    ntp, infonce, total = 0.0, 0.0, 0.0
+    weight = np.asarray(batch["target_weight"])
+    for row, place in zip(*np.nonzero(weight), strict=True):
+        target = int(batch["target_item"][row, place])
+        for level in range(levels):
+            h = hidden[row, batch["code_position"][row, place, level]]
+            logits = table[level * size : (level + 1) * size] @ h + bias[level]
+            ntp -= weight[row, place] * log_softmax(logits)[codes[target, level]] / levels
+        h = hidden[row, batch["query_position"][row, place]] @ np.asarray(model.query_head[...])
+        cosines = vectors @ (h / np.linalg.norm(h)) / task.config.temperature
+        shares = (codes[:, :levels] == codes[target, :levels]).all(axis=1)
+        pool = cosines[shares]  # the target is one of them
+        infonce -= weight[row, place] * (cosines[target] - np.log(np.exp(pool).sum()))
+        total += weight[row, place]
+    return ntp / total, infonce / total
+
+
+def test_loss_is_eq_4_plus_eq_5_over_items_of_the_targets_prefix(task, model):
+    tables = placed(task.tables())
+    batch = placed(task.batches()[0])
+    assert (np.asarray(batch["target_task"]) == HISTORY_TASK).any()
+    loss, figures = jax.jit(task.loss)(model, tables, batch, jax.random.key(0))
+    ntp, infonce = naive_losses(task, model, tables, jax.device_get(batch))
+    np.testing.assert_allclose(figures["ntp_loss"], ntp, rtol=1e-5)
+    np.testing.assert_allclose(figures["infonce_loss"], infonce, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loss, ntp + infonce, rtol=1e-5)
+
+
+def test_the_weights_of_both_losses_count(trained, task, model):
+    weighted = make_task(trained, ntp_weight=0.5, infonce_weight=2.0)
+    arguments = model, placed(task.tables()), placed(task.batches()[0]), jax.random.key(0)
+    loss, figures = jax.jit(weighted.loss)(*arguments)
+    expected = 0.5 * figures["ntp_loss"] + 2 * figures["infonce_loss"]
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_trained_tables_move_and_frozen_ones_do_not(trained, task):
+    _, workdir = trained
+    before = task.model(nnx.Rngs(0))
+    after = load_recommender(workdir, PreparedData.load(workdir / "data")).model
+    assert not np.array_equal(before.sid_table[...], after.sid_table[...])
+    trained_ids = before.item_encoder.trained["id"][...]
+    assert not np.array_equal(trained_ids, after.item_encoder.trained["id"][...])
+    assert "text" in task.tables() and "id" not in task.tables()
+    assert task.label(("item_encoder", "trained", "id")) == "table"
+
+
+def test_a_frozen_sid_table_is_labelled_so(trained, task):
+    model = dict(stage_fields(trained[0], "sft")[0]["model"].items()) | {
+        "is_sid_table_frozen": True
+    }
+    assert make_task(trained, model=model).label(("sid_table",)) == "frozen"
+    assert task.label(("sid_table",)) == "table"
+    assert task.label(("backbone", "embedding")) == "base"
+
+
+def test_report_gives_hit_rates_of_every_task_there_is(task, model):
+    figures = task.report(model, placed(task.tables()))
+    assert {"hr10_item", "hr10_sid", "hr10_item_JustForYou", "hr10_sid_Query"} <= figures.keys()
+    assert all(figures[f"hr10_sid{rest}"] >= figures[f"hr10_item{rest}"] for rest in ("", "_Query"))
+    assert all(0 <= value <= 1 for value in figures.values())
+
+
+def test_semantic_ids_of_another_catalogue_are_refused(trained, tmp_path):
+    config, workdir = trained
+    other = shutil.copytree(workdir, tmp_path / "other")
+    codes = SemanticIds.load(other / "tokenizer")
+    SemanticIds(np.asarray(codes.codes[:-1]), codes.codebook_size).save(other / "tokenizer")
+    with pytest.raises(ValueError, match=r"59 semantic IDs for 60 items"):
+        make_task((config, other)).batches()
+
+
+def run_stages(tables: Path, workdir: Path, die_at: int = 0, devices: int = 1) -> int:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    words = [sys.executable, str(ROOT / "tests" / "tiny_run.py"), tables, workdir, str(die_at)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, -9), done.stderr[-2000:]
+    return done.returncode
+
+
+def without_stage_3(trained, folder: Path) -> Path:
+    other = shutil.copytree(trained[1], folder / "again")
+    shutil.rmtree(other / "sft")
+    shutil.rmtree(other / "train" / "sft")
+    return other
+
+
+def weights(workdir: Path) -> dict[str, np.ndarray]:
+    own = load_file(workdir / "sft" / "weights.safetensors")
+    return own | load_file(workdir / "sft" / "backbone" / "model.safetensors")
+
+
+def test_stage_3_killed_in_between_ends_with_the_same_bits(trained, tables_folder, tmp_path):
+    other = without_stage_3(trained, tmp_path)
+    assert run_stages(tables_folder, other, die_at=8) == -9
+    assert not (other / "sft").exists()
+    assert run_stages(tables_folder, other) == 0
+    expected, found = weights(trained[1]), weights(other)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    metrics = [w / "train" / "sft" / "metrics.jsonl" for w in (trained[1], other)]
+    assert metrics[0].read_text().count("\n") == metrics[1].read_text().count("\n")
+
+
+def test_the_loss_on_eight_devices_is_that_on_one(trained, tables_folder, tmp_path):
+    import json
+
+    other = without_stage_3(trained, tmp_path)
+    assert run_stages(tables_folder, other, devices=8) == 0
+
+    def losses(workdir):
+        text = (workdir / "train" / "sft" / "metrics.jsonl").read_text()
+        rows = [json.loads(line) for line in text.splitlines()]
+        return [row["loss"] for row in rows if "loss" in row]
+
+    one, eight = losses(trained[1]), losses(other)
+    assert len(one) >= 2
+    np.testing.assert_allclose(eight[0], one[0], rtol=1e-5)

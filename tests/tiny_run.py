@@ -1,0 +1,92 @@
+"""All stages at the size of a test, over the tables of conftest.py.
+
+As a program it trains one stage and may be killed: tiny_run.py TABLES WORKDIR STAGE [DIE_AT].
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import sft
+
+TASKS = ("JustForYou", "Query", "Category", "Longtail", "Discover", "Season", "Holiday")
+
+
+def tiny_run(tables: Path, **changes) -> ConfigDict:
+    """The smoke preset over own files, smaller still; keys of `changes` are dotted paths."""
+    config = sft.get_config("smoke")
+    # The configs' fields for own files stand in the full-size presets.
+    with config.unlocked():
+        config.data = sft.data.data_fields("qwen3_0p6b")
+    settings = {
+        "data.path": str(tables),
+        "data.use_id_vectors": False,
+        "data.memory_limit": "500MB",
+        "data.threads": 1,
+        "data.text_tokenizer.vocab_size": 400,
+        "data.pairs.min_count": 2,
+        "data.pairs.heldout_share": 0.1,
+        "upstream.teacher.train.steps": 6,
+        "upstream.teacher.train.checkpoint_every": 3,
+        "upstream.grounding.train.steps": 4,
+        "upstream.grounding.backbone.width": 16,
+        "upstream.grounding.backbone.mlp_width": 32,
+        "upstream.grounding.backbone.head_dim": 8,
+        "upstream.tokenizer.train.steps": 6,
+        "upstream.tokenizer.train.checkpoint_every": 3,
+        "upstream.tokenizer.model.levels": 3,
+        "upstream.tokenizer.model.codebook_size": 8,
+        "backbone.width": 16,
+        "backbone.mlp_width": 32,
+        "backbone.head_dim": 8,
+        "train.steps": 10,
+        "train.log_every": 1,
+        "train.checkpoint_every": 5,
+        "prompt.history_length": 12,
+        "prompt.num_favourites": 4,
+        "prompt.window_stride": 6,
+        "prompt.row_tokens": 192,
+        "prompt.row_targets": 24,
+        "num_negatives": 100,
+        "report_requests": 8,
+        "report_beams": 4,
+        "evaluation.generation.num_beams": 4,
+        "evaluation.generation.batch_size": 16,
+        "evaluation.requests": ConfigDict(dict.fromkeys(TASKS, 12)),
+    }
+    for name, value in (settings | changes).items():
+        *parents, last = name.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return config
+
+
+def main(tables: str, workdir: str, die_at: int) -> None:
+    """Trains all stages; with `die_at`, SIGKILL before that step of stage 3."""
+    import jax
+
+    from sigma_jax import train
+    from sigma_jax.runtime.config import MeshConfig
+    from sigma_jax.runtime.mesh import make_mesh
+
+    assert jax.device_count() >= 1
+    original = train.numbered_batches
+
+    def dying(task, start, steps, mesh):
+        for done, batch in original(task, start, steps, mesh):
+            if die_at and done == die_at and type(task).__name__ == "SftTask":
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield done, batch
+
+    train.numbered_batches = dying
+    config = tiny_run(Path(tables))
+    train.train(config, Path(workdir), make_mesh(MeshConfig(-1, 1, 1)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
