@@ -94,13 +94,14 @@ def coverage(rankings: Int[np.ndarray, "N K"], num_items: int) -> float:
     return float((shown >= 0).sum() / num_items) if num_items else 0.0
 
 
-def long_tail(popularity: Int64[np.ndarray, " I"], head_share: float) -> Bool[np.ndarray, " I"]:
+def long_tail(popularity: Int[np.ndarray, " I"], head_share: float) -> Bool[np.ndarray, " I"]:
     """Which items are the long tail: all but the most popular ones that hold `head_share`.
 
     popularity [5, 3, 1, 1], head_share 0.8 -> the head is items 0 and 1 (8 of 10 interactions),
     the tail items 2 and 3. Items nobody took belong to the tail.
     """
-    order = np.argsort(-np.asarray(popularity), kind="stable")
+    popularity = np.asarray(popularity, np.int64)
+    order = np.argsort(-popularity, kind="stable")
     held = np.cumsum(popularity[order])
     before = np.concatenate([[0], held[:-1]])
     is_head = (before < head_share * held[-1]) & (popularity[order] > 0)
@@ -142,7 +143,7 @@ def leave_one_out_gap(
     """None where the four figures can come from one ranking, otherwise what is wrong.
 
     With one target a request, what lies at ranks 6 to 10 adds between 1/log2(11) = 0.289 and
-    1/log2(7) = 0.356 to NDCG for each hit it adds to recall (NOTES.md section 3).
+    1/log2(7) = 0.356 to NDCG for each hit it adds to recall whatever the method.
     `tolerance` is the rounding of the figures, 0.5e-4 for four decimals.
     """
     low, high = LEAVE_ONE_OUT_BAND

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from sigma_jax.data import database
 from sigma_jax.data.config import PairsConfig
+from sigma_jax.data.vectors import unit_rows
 from sigma_jax.schema import Links, RelevancePairs
 
 PAIRS_AT_ONCE = 10_000_000  # rows of the self-join held at a time
@@ -145,10 +146,10 @@ def visual_pairs(vectors: np.ndarray, config: PairsConfig, seed: int) -> Relevan
     """
     found_left, found_right = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for cell in _cells(vectors, seed):
-        unit = _unit(vectors[cell])
+        rows = unit_rows(vectors[cell])
         count = min(config.per_item, len(cell) - 1)
         for start in range(0, len(cell) if count > 0 else 0, 1024):
-            cosines = unit[start : start + 1024] @ unit.T
+            cosines = rows[start : start + 1024] @ rows.T
             here = np.arange(len(cosines))
             cosines[here, start + here] = -np.inf  # not its own partner
             near = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
@@ -170,11 +171,11 @@ def _cells(vectors: np.ndarray, seed: int) -> list[np.ndarray]:
         return [np.arange(total)]
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.choice(total, 2 * (1 + total // VISUAL_CELL), replace=False))
-    anchors = _unit(vectors[drawn])
+    anchors = unit_rows(vectors[drawn])
     nearest = np.empty(total, np.int32)
     for start in range(0, total, 65_536):
         nearest[start : start + 65_536] = (
-            _unit(vectors[start : start + 65_536]) @ anchors.T
+            unit_rows(vectors[start : start + 65_536]) @ anchors.T
         ).argmax(1)
     order = np.argsort(nearest, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(nearest[order])) + 1)
@@ -183,9 +184,3 @@ def _cells(vectors: np.ndarray, seed: int) -> list[np.ndarray]:
         for group in groups
         for start in range(0, len(group), VISUAL_CELL)
     ]
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float32)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(norms, 1e-12)

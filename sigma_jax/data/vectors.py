@@ -9,11 +9,19 @@ import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float, Float32
 
 from sigma_jax.data import database
 from sigma_jax.data.sources.files import open_table
 
 ROWS = 65_536
+
+
+def unit_rows(vectors: Float[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
+    """`vectors` in float32 at length 1 on the host (losses.unit does it on the device); zero
+    vectors stay zero."""
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def save_vectors(

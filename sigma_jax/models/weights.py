@@ -11,11 +11,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 
-def save_weights(module: nnx.Module, path: Path, without: str = "") -> None:
-    """Writes every parameter of `module`, except those under the attribute `without`."""
+def save_weights(
+    module: nnx.Module, path: Path, without: str = "", metadata: dict[str, str] | None = None
+) -> None:
+    """Writes every parameter of `module`, except those under the attribute `without`.
+
+    `metadata` goes into the file's header.
+    """
     flat = dict(nnx.to_flat_state(nnx.state(module, nnx.Param)))
     names = {".".join(map(str, key)): value for key, value in flat.items() if key[0] != without}
-    save_file({name: np.asarray(value[...]) for name, value in names.items()}, path)
+    save_file({name: np.asarray(value[...]) for name, value in names.items()}, path, metadata)
 
 
 def load_weights(module: nnx.Module, path: Path, without: str = "") -> None:

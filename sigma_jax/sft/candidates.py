@@ -17,6 +17,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
+from sigma_jax import metrics
 from sigma_jax.schema import TASKS, Links, PreparedData, Themes
 from sigma_jax.sft.instructions import SLOTS, argument_texts, available_tasks
 
@@ -53,22 +54,8 @@ class TaskTables:
             task: np.array([text != "" for text in argument_texts(data, task)], bool)
             for task in SLOTS
         }
-        longtail = is_longtail(data.catalogue.popularity, longtail_share)
+        longtail = metrics.long_tail(data.catalogue.popularity, longtail_share)
         return cls(tasks, named, longtail, queries, *fields)
-
-
-def is_longtail(popularity: Int[np.ndarray, " I"], share: float) -> Bool[np.ndarray, " I"]:
-    """True for items outside the head: the fewest items that make up `share` of all interactions.
-
-    Worked example, share 0.8: popularity [50, 1, 30, 19] -> head items 0 and 2 (80 of 100), long
-    tail items 1 and 3.
-    """
-    popularity = np.asarray(popularity, np.int64)
-    order = np.argsort(-popularity, kind="stable")
-    before = np.cumsum(popularity[order]) - popularity[order]
-    longtail = np.ones(len(popularity), bool)
-    longtail[order[before < share * popularity.sum()]] = False
-    return longtail
 
 
 def _periods(themes: Themes) -> tuple[np.ndarray, np.ndarray]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
-from sigma_jax.schema import TASKS, Links, PreparedData, Requests
+from sigma_jax.schema import TASKS, PreparedData, Requests
 from sigma_jax.sft import instructions
 from sigma_jax.sft.candidates import (
-    TASK_INDEX,
     Candidates,
     TaskTables,
     find_candidates,
@@ -192,27 +191,3 @@ def prompt_plan(
         np.ones(1, np.float32),
         has_target=False,
     )
-
-
-def allowed_items(requests: Requests, data: PreparedData) -> Links:
-    """Per request, the items that satisfy its constraint; an empty row where there is none.
-
-    Query: items clicked for it. Category: its items. Season, Holiday: the theme's items.
-    """
-    by_task: dict[int, Links] = {}
-    if data.queries is not None:
-        by_task[TASK_INDEX["Query"]] = data.queries.items
-    if data.themes is not None:
-        by_task[TASK_INDEX["Season"]] = by_task[TASK_INDEX["Holiday"]] = data.themes.items
-    if (requests.task == TASK_INDEX["Category"]).any():
-        known = np.flatnonzero(data.catalogue.category >= 0)
-        category = np.asarray(data.catalogue.category)[known]
-        by_task[TASK_INDEX["Category"]] = Links.from_edges(
-            category, known, len(data.catalogue.categories)
-        )
-    rows = []
-    for task, argument in zip(requests.task.tolist(), requests.argument.tolist(), strict=True):
-        has_constraint = task in by_task and argument >= 0
-        rows.append(by_task[task].of(argument) if has_constraint else np.zeros(0, np.int32))
-    offsets = np.cumsum([0] + [len(row) for row in rows]).astype(np.int64)
-    return Links(offsets, np.concatenate([*rows, np.zeros(0, np.int32)]).astype(np.int32))

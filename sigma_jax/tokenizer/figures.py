@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
+from sigma_jax.data.vectors import unit_rows
+
 HISTOGRAM_BINS = 10  # the last counts "that many or more"
 
 
@@ -52,7 +54,7 @@ def neighbour_share(
     neighbours = min(neighbours, len(vectors) - 1)
     if neighbours < 1:
         return 1.0
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    unit = unit_rows(vectors)
     hits = 0
     for rows in np.array_split(queries, -(-len(queries) // 256)):  # memory [256, N]
         cosines = unit[rows] @ unit.T

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sigma_jax.metrics import long_tail
 from sigma_jax.schema import TASKS
 from sigma_jax.sft.candidates import (
     TaskTables,
     find_candidates,
     first_touch,
     is_active,
-    is_longtail,
     keep_few,
     mix,
 )
@@ -119,15 +119,15 @@ class Periods:
 
 
 def test_longtail_worked_example():
-    assert is_longtail([50, 1, 30, 19], 0.8).tolist() == [False, True, False, True]
-    assert not is_longtail([5, 5], 1.0).any()
+    assert long_tail([50, 1, 30, 19], 0.8).tolist() == [False, True, False, True]
+    assert not long_tail([5, 5], 1.0).any()
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.floats(0.1, 1.0))
 def test_longtail_leaves_the_smallest_head_of_its_share(popularity, share):
     popularity = np.array(popularity)
-    head = ~is_longtail(popularity, share)
+    head = ~long_tail(popularity, share)
     total = popularity.sum()
     assert popularity[head].sum() >= share * total - 1e-9
     if head.any():

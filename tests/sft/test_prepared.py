@@ -4,13 +4,14 @@ import dataclasses
 
 import numpy as np
 
+from sigma_jax.baselines.candidates import allowed_items
 from sigma_jax.schema import TASKS, SemanticIds
 from sigma_jax.sft.assemble import batches
 from sigma_jax.sft.instructions import available_tasks
 from sigma_jax.sft.layout import HISTORY_TASK
 from sigma_jax.sft.prompt import PromptTables
 from sigma_jax.sft.records import write_records
-from sigma_jax.sft.requests import allowed_items, assemble_prompts, make_requests
+from sigma_jax.sft.requests import assemble_prompts, make_requests
 
 
 def test_prepared_data_become_batches_and_prompts(prepared, config, tmp_path):
@@ -41,6 +42,6 @@ def test_prepared_data_become_batches_and_prompts(prepared, config, tmp_path):
     requests = make_requests(prepared, "test", 0, 50, config.longtail_share)
     prompts = assemble_prompts(requests, prepared, tables, config, 200)
     assert (prompts["length"] > 0).all()
-    allowed = allowed_items(requests, prepared)
-    for row in np.flatnonzero(np.diff(allowed.offsets)):
+    allowed = allowed_items(prepared, requests)
+    for row in np.flatnonzero(allowed.row >= 0):
         assert requests.target[row] in allowed.of(row)

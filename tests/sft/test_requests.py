@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from sigma_jax.baselines.candidates import allowed_items
 from sigma_jax.schema import TASKS, Requests
 from sigma_jax.sft.candidates import TaskTables
 from sigma_jax.sft.instructions import (
@@ -14,7 +15,7 @@ from sigma_jax.sft.instructions import (
     render,
 )
 from sigma_jax.sft.prompt import PromptTables
-from sigma_jax.sft.requests import allowed_items, assemble_prompts, make_requests
+from sigma_jax.sft.requests import assemble_prompts, make_requests
 
 V = 450
 
@@ -44,7 +45,7 @@ def test_targets_satisfy_their_task(shop, requests):
     histories, longtail = shop.histories, TaskTables.make(shop, 0.8).is_longtail
     category = shop.catalogue.category
     _, requests = requests
-    allowed = allowed_items(requests, shop)
+    allowed = allowed_items(shop, requests)
     for row in range(len(requests)):
         user, cut, target = (int(getattr(requests, n)[row]) for n in ("user", "cut", "target"))
         task, argument = TASKS[requests.task[row]], int(requests.argument[row])
@@ -54,7 +55,7 @@ def test_targets_satisfy_their_task(shop, requests):
             case "Query" | "Category" | "Season" | "Holiday":
                 assert target in allowed.of(row)
             case _:
-                assert argument == -1 and len(allowed.of(row)) == 0
+                assert argument == -1 and allowed.of(row) is None
         if task == "Category":
             assert (category[allowed.of(row)] == argument).all()
             assert len(allowed.of(row)) == (category == argument).sum()
