@@ -2,7 +2,7 @@
 
     python -m sigma_jax.evaluate --config=configs/sft.py --workdir=runs/sft-local
 
-Writes WORKDIR/evaluation (results.json, table.txt, report.html) and prints the table. How to
+Writes WORKDIR/evaluation (results.json, table.txt, report.html) and prints a summary. How to
 generate may be changed without training again: --config.evaluation.generation.num_beams=64
 """
 

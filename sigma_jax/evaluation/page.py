@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sigma_jax.evaluation import plots
-from sigma_jax.evaluation.score import MODES, Results
+from sigma_jax.evaluation.score import FILTERED, MODES, Results
 from sigma_jax.evaluation.table import COLUMNS, LEVELS, TITLES, cells, methods_in, tasks_in
 from sigma_jax.schema import PreparedData, SemanticIds
 
@@ -31,6 +31,7 @@ th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e3e
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; max-width: 28rem;
   position: static; }
+td.fact { max-width: 46rem; }
 tr.ours td { font-weight: 600; } tr.task th { text-align: left; color: #5b6472; }
 .warning { background: #fdf0e7; border-left: .3rem solid #c2571a; padding: .4rem .8rem; }
 .muted { color: #5b6472; } code { overflow-wrap: anywhere; background: #f3f5f8; padding: 0 .2rem; }
@@ -99,8 +100,10 @@ def introduction(results: Results) -> str:
     return (
         f"{results['requests']:,} requests over {results['items']:,} items, each with one held-out "
         f"item that should be among the recommendations. In {share:.0f} % of them the user had "
-        "not had that item before. An item-level hit is that very item; an ID-level hit is any "
-        "item with the same semantic ID. Bars and ± show one standard error."
+        "not had that item before. A hit by items is that very item; a hit by semantic IDs is "
+        "any item with the same semantic ID. Black lines and ± show one standard error. "
+        f"Baselines with “{FILTERED.strip()}” choose only among the items that the query, category "
+        "or theme of the instruction allows; the others, and SIGMA, choose among all."
     )
 
 
@@ -131,7 +134,8 @@ def results_section(results: Results) -> str:
     note = (
         "<p>Per cent. With one target a request Recall@K equals HR@K. <i>cover</i>, <i>tail</i> "
         "and <i>fits</i> look at the first ten items: the share of the catalogue that is shown, "
-        "of long-tail items, and of items that satisfy the constraint.</p>"
+        "of long-tail items, and of items that satisfy the constraint. With seen items left out, "
+        "nothing is left of the user's own most frequent items, so popularity stands in.</p>"
     )
     return note + "".join(tables)
 
@@ -166,8 +170,9 @@ def sigma_section(results: Results) -> str:
     if image is None:
         return missing("sigma of the beam scores")
     note = (
-        "The deviation of the beam scores sharpens (large) or flattens (small) the choice among "
-        "the items of a prefix (Eq. 11). The box holds the middle half, the line is the median."
+        "Sigma is the standard deviation of the beam scores, the log-probabilities of the "
+        "generated prefixes. It sharpens (large) or flattens (small) the choice among the items of "
+        "a prefix (Eq. 11 of SIGMA). The box holds the middle half, the line is the median."
     )
     return f'<p>{note}</p><div class="plots">{image}</div>'
 
@@ -226,9 +231,8 @@ def fact_table(facts: Mapping[str, Any]) -> str:
     for name, value in facts.items():
         text = f"{value:.5g}" if isinstance(value, float) else str(value)
         text = html.escape(text if len(text) <= 400 else text[:400] + " ...")
-        rows += (
-            f'<tr><td>{html.escape(str(name))}</td><td class="text"><code>{text}</code></td></tr>'
-        )
+        name = html.escape(str(name))
+        rows += f'<tr><td>{name}</td><td class="text fact"><code>{text}</code></td></tr>'
     return f'<div class="wide"><table>{rows}</table></div>'
 
 

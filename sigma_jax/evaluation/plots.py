@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sigma_jax.evaluation.score import Results
+from sigma_jax.evaluation.score import FILTERED, Results
 
 INK, MUTED, MAIN, OTHER, GRID = "#1d2430", "#5b6472", "#1f5fa8", "#a9b4c2", "#e3e7ec"
 SERIES = ("#1f5fa8", "#c2571a", "#2d8659", "#7d4fa3", "#a3333d", "#5b6472", "#a88a1f", "#2a8f9c")
@@ -63,7 +63,9 @@ def read_figures(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def loss_curve(stage: str, path: Path) -> str | None:
     """The losses of one stage's metrics.jsonl; None where it holds none."""
     figures = read_figures(path)
-    losses = {name: curve for name, curve in figures.items() if "loss" in name.lower()}
+    losses = {name: figures[name] for name in sorted(figures) if "loss" in name.lower()}
+    # The whole first, then its parts.
+    losses = {name: losses[name] for name in sorted(losses, key=lambda name: name != "loss")}
     if not losses:
         return None
     figure, axes = new_axes()
@@ -71,19 +73,25 @@ def loss_curve(stage: str, path: Path) -> str | None:
         axes.plot(steps, values, color=color, linewidth=1.6, label=name)
     axes.set_xlabel("step", color=INK)
     axes.set_title(stage, color=INK, loc="left", fontsize=12)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    # Above the axes, where no curve runs through it.
+    place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(losses)}
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, columnspacing=1, **place)
     ends = "; ".join(f"{n} from {v[0]:.3g} to {v[-1]:.3g}" for n, (_, v) in losses.items())
     return as_image(figure, f"Loss of stage {stage} by step: {ends}.")
 
 
 def hit_rates(results: Results, task: str, mode: str, level: str) -> str | None:
-    """HR@10 of every method on one task ("average" for all), with standard errors."""
+    """HR@10 of every method on one task ("average" for all), with standard errors.
+
+    A filtered baseline is shown only where the task has something to filter by.
+    """
     names, figures = [], []
     for method, modes in results["methods"].items():
         summary = modes.get(mode)
         by_task = {} if summary is None else summary["tasks"] | {"average": summary["average"]}
         figure = by_task.get(task, {}).get(f"{level}.HR@10")
-        if figure:
+        is_same = method.endswith(FILTERED) and names and figure == figures[-1]
+        if figure and not is_same:
             names.append(method)
             figures.append(figure)
     if not names:

@@ -22,8 +22,8 @@ from sigma_jax.baselines.own_frequent import OwnFrequent
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.sasrec import SasrecBaseline, load_sasrec
 from sigma_jax.evaluation.page import collect_figures, write_report
-from sigma_jax.evaluation.score import Results, score
-from sigma_jax.evaluation.table import render_table
+from sigma_jax.evaluation.score import FILTERED, Results, score
+from sigma_jax.evaluation.table import render_summary, render_table, write_json
 from sigma_jax.generation.generate import GenerationConfig, Generator, Recommendations
 from sigma_jax.runtime.artifacts import (
     Recipe,
@@ -52,7 +52,7 @@ class EvaluationConfig:
 
 
 def evaluate(config: Any, workdir: Path) -> Results:
-    """Writes WORKDIR/evaluation: results.json, table.txt and report.html; prints the table.
+    """Writes WORKDIR/evaluation: results.json, table.txt and report.html; prints a summary.
 
     Args:
       config: a config with `seed` and `evaluation`, of the run that made the workdir.
@@ -66,8 +66,9 @@ def evaluate(config: Any, workdir: Path) -> Results:
     recipe = Recipe(dataclasses.asdict(settings), inputs, config.seed)
     if is_current_evaluation(workdir, recipe):
         logging.info("evaluation: done before, %s", workdir / "evaluation")
-        print((workdir / "evaluation" / "table.txt").read_text())
-        return json.loads((workdir / "evaluation" / "results.json").read_text())
+        results = json.loads((workdir / "evaluation" / "results.json").read_text())
+        print(render_summary(results, workdir / "evaluation"))
+        return results
     began = time.monotonic()
     results = judge(workdir, settings, config.seed)
     results["run"] = {
@@ -79,11 +80,10 @@ def evaluate(config: Any, workdir: Path) -> Results:
         "num_beams": settings.generation.num_beams,
         "seconds": time.monotonic() - began,
     }
-    table = render_table(results)
 
     def write(folder: Path) -> dict[str, Any]:
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        (folder / "table.txt").write_text(table + "\n")
+        write_json(results, folder / "results.json")
+        (folder / "table.txt").write_text(render_table(results))
         metrics_files = {
             stage: workdir / "train" / stage / "metrics.jsonl"
             for stage in STAGES
@@ -98,8 +98,7 @@ def evaluate(config: Any, workdir: Path) -> Results:
         return {"seconds": time.monotonic() - began}
 
     write_artifact(workdir, "evaluation", recipe, write)
-    print(table)
-    logging.info("evaluation: %s", workdir / "evaluation" / "report.html")
+    print(render_summary(results, workdir / "evaluation"))
     return results
 
 
@@ -186,7 +185,7 @@ def baseline_rankings(
     allowed = allowed_items(data, requests)
     rankings = {}
     for name, baseline in baselines.items():
-        for suffix, limit in (("", None), (" + filter", allowed))[: 1 + is_filtered_too]:
+        for suffix, limit in (("", None), (FILTERED, allowed))[: 1 + is_filtered_too]:
             rankings[name + suffix] = {
                 mode: baseline.recommend(data, requests, LIST, mode == "kept", limit)
                 for mode in ("kept", "left_out")

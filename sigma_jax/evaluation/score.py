@@ -32,6 +32,7 @@ MODES = ("kept", "left_out", "new")
 HIT_RATES = (1, 5, 10, 20)
 GAINS = (5, 10)
 LIST = 10  # length of the lists that coverage and shares look at
+FILTERED = " + filter"  # behind the name of a baseline that sees only what is allowed
 HEAD_SHARE = 0.8  # interactions of the head; the rest of the catalogue is the long tail
 
 Results = dict[str, Any]
@@ -152,7 +153,7 @@ def _average(figures: list[dict[str, float]]) -> dict[str, float]:
 
 
 def check(summary: dict[str, Any], name: str) -> list[str]:
-    """What is wrong with the figures of one method, by the inequality of NOTES.md section 3."""
+    """What is wrong with the figures of one method, by `metrics.leave_one_out_gap`."""
     found = []
     for task, figures in [*summary["tasks"].items(), ("average", summary["average"])]:
         for level in ("item", "sid"):

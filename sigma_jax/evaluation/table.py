@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sigma_jax.evaluation.score import MODES, Results
+from sigma_jax.evaluation.score import FILTERED, MODES, Results
 
 COLUMNS = {
     "HR@1": "{level}.HR@1",
@@ -28,22 +28,44 @@ NAME_WIDTH = 30
 SHORT = {"JustForYou": "ForYou", "Category": "Categ.", "Longtail": "Tail", "Discover": "Disc."}
 
 
+def render_summary(results: Results, folder: Path) -> str:
+    """What the terminal shows of `render_table`: hits by items, and where the rest is."""
+    lines = introduction(results)
+    for mode in ("kept", "left_out"):
+        lines += ["", *render_average(results, mode, "item")]
+    lines += ["", *render_tasks(results, "kept", "item")]
+    lines += ["", *warnings(results), f"All figures: {folder / 'table.txt'}"]
+    lines += [f"With plots: {folder / 'report.html'}"]
+    return "\n".join(lines) + "\n"
+
+
 def render_table(results: Results) -> str:
-    """The averages over tasks and HR@10 of each task, in per cent, for the terminal."""
-    lines = [
-        f"{results['requests']:,} requests, {results['items']:,} items; figures in per cent. "
-        "HR@K of one target equals Recall@K.",
-        "cover, tail, fits, in the first 10: share of the catalogue shown, of long-tail items, "
-        "of items as asked for.",
-    ]
+    """The averages over tasks and HR@10 of each task, of every mode and level, in per cent."""
+    lines = introduction(results)
     for mode in MODES:
         for level in LEVELS:
             lines += ["", *render_average(results, mode, level)]
     for mode in MODES:
         for level in LEVELS:
             lines += ["", *render_tasks(results, mode, level)]
-    lines += [""] + [f"WARNING: {warning}" for warning in results["warnings"]]
+    lines += ["", *warnings(results)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def introduction(results: Results) -> list[str]:
+    """What the figures are, in lines."""
+    return [
+        f"{results['requests']:,} requests, {results['items']:,} items; figures in per cent. "
+        "HR@K of one target equals Recall@K.",
+        "cover, tail, fits, in the first 10: share of the catalogue shown, of long-tail items, "
+        "of items as asked for.",
+        f'"{FILTERED.strip()}": only items that the query, category or theme asked for allows.',
+    ]
+
+
+def warnings(results: Results) -> list[str]:
+    """A line a warning."""
+    return [f"WARNING: {warning}" for warning in results["warnings"]]
 
 
 def methods_in(results: Results, mode: str) -> list[str]:
@@ -103,5 +125,5 @@ def render_tasks(results: Results, mode: str, level: str) -> list[str]:
 
 
 def write_json(results: Results, path: Path) -> None:
-    """`results` as JSON with sorted keys."""
-    path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    """`results` as JSON, methods and tasks in their order."""
+    path.write_text(json.dumps(results, indent=1) + "\n")

@@ -11,9 +11,9 @@ import pytest
 
 from sigma_jax import metrics
 from sigma_jax.evaluation.page import SECTIONS, collect_figures, write_report
-from sigma_jax.evaluation.plots import perplexities, read_figures
+from sigma_jax.evaluation.plots import hit_rates, perplexities, read_figures
 from sigma_jax.evaluation.score import HIT_RATES, score, targets_are_new
-from sigma_jax.evaluation.table import render_table, write_json
+from sigma_jax.evaluation.table import render_summary, render_table, write_json
 from sigma_jax.schema import (
     TASKS,
     Catalogue,
@@ -166,6 +166,38 @@ def test_table_is_narrow_and_holds_every_method_task_and_level(results, tmp_path
     assert "WARNING: odd" in warned
     write_json(results, tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_summary_is_a_part_of_the_table_and_says_where_the_rest_is(results, tmp_path):
+    summary = render_summary(results | {"warnings": ["odd"]}, tmp_path)
+    table = render_table(results).splitlines()
+    added = [line for line in summary.splitlines() if line not in table]
+    assert added == [
+        "WARNING: odd",
+        f"All figures: {tmp_path / 'table.txt'}",
+        f"With plots: {tmp_path / 'report.html'}",
+    ]
+    assert "semantic IDs" not in summary
+    assert summary.count("Average over tasks") == 2 and summary.count("HR@10 by task") == 1
+
+
+def test_order_of_methods_survives_the_file(results, tmp_path):
+    write_json(results, tmp_path / "results.json")
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert render_table(stored) == render_table(results)
+
+
+def test_plot_shows_a_filtered_baseline_where_the_filter_does_something(
+    rankings, requests, data, semantic_ids
+):
+    is_query = (requests.task == TASKS.index("Query"))[:, None]
+    filtered = np.where(
+        is_query, np.sort(requests.target)[::-1][:, None], rankings["SIGMA"]["kept"]
+    )
+    both = {"Popularity": rankings["SIGMA"], "Popularity + filter": {"kept": filtered}}
+    results = score(both, requests, data, semantic_ids)
+    assert "+ filter" in hit_rates(results, "Query", "kept", "item")
+    assert "+ filter" not in hit_rates(results, "JustForYou", "kept", "item")
 
 
 @pytest.fixture(scope="module")
