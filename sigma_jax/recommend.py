@@ -18,6 +18,7 @@ from absl import flags
 
 from sigma_jax.evaluation.run import describe, make_generator, seen_items
 from sigma_jax.runtime import cli
+from sigma_jax.runtime.artifacts import check_inputs
 from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.sft.task import generation_config, load_recommender
 
@@ -52,7 +53,13 @@ def main(argv: Sequence[str]) -> None:
 def recommend(
     workdir: Path, user: str | None, instruction: str, count: int, beams: int, keep_seen: bool
 ) -> str:
-    """A printable table of `count` items. ValueError for a user who is not in the data."""
+    """A printable table of `count` items.
+
+    Raises:
+      ValueError: the user is not in the data, the instruction is empty or not text, or WORKDIR is
+        not trained.
+    """
+    check_inputs(workdir, "sft")
     data = PreparedData.load(workdir / "data")
     request = one_request(data, user, instruction)
     trained = load_recommender(workdir, data)
@@ -61,7 +68,7 @@ def recommend(
     generator = make_generator(trained, settings)
     seen = None if keep_seen else seen_items(data, request)
     found = generator(trained.prompts(request, data), count, seen)
-    shown = instruction if len(instruction) < 200 else instruction[:200] + " ..."
+    shown = " ".join(instruction[:200].split()) + (" ..." if len(instruction) > 200 else "")
     lines = [f'"{shown}", for {f"user {user}" if user else "anyone"}:', describe(found, 0, data)]
     number = int((found.items[0] >= 0).sum())
     if number < count:
@@ -70,7 +77,13 @@ def recommend(
 
 
 def one_request(data: PreparedData, user_id: str | None, instruction: str) -> Requests:
-    """All of a user's history and an instruction. ValueError for an unknown user."""
+    """All of a user's history and an instruction. ValueError for an unknown user or no text."""
+    if not instruction.strip():
+        raise ValueError("--instruction is empty; say what is wanted, or leave the flag out.")
+    try:
+        instruction.encode()
+    except UnicodeEncodeError:
+        raise ValueError("--instruction is not UTF-8; check the terminal's encoding.") from None
     user = -1 if user_id is None else data.users.row(user_id)
     cut = 0 if user < 0 else int(data.histories.offsets[user + 1])
     none = np.full(1, -1, np.int32)

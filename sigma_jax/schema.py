@@ -26,7 +26,7 @@ def write_arrow(table: pa.Table, path: Path) -> None:
 def read_arrow(path: Path) -> pa.Table:
     """The table at `path`, memory-mapped. ValueError if the file is missing or damaged."""
     if not path.exists():
-        raise ValueError(f"{path} is missing; run `python -m sigma_jax.prepare` again.")
+        raise ValueError(f"{path} is missing; delete its folder and run again.")
     try:
         return feather.read_table(str(path), memory_map=True)
     except (pa.ArrowInvalid, OSError) as error:
@@ -38,7 +38,7 @@ def read_arrow(path: Path) -> pa.Table:
 def read_npy(path: Path, ndim: int) -> np.ndarray:
     """The array at `path`, memory-mapped. ValueError if missing, damaged or of other rank."""
     if not path.exists():
-        raise ValueError(f"{path} is missing; run the stage that writes it again.")
+        raise ValueError(f"{path} is missing; delete its folder and run again.")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -31,6 +31,7 @@ from sigma_jax.runtime.artifacts import Recipe
 from sigma_jax.runtime.checkpoint import Checkpoints
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig, to_dataclass
 from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.optimizer import schedule
 from sigma_jax.runtime.state import init_state, make_step
 from sigma_jax.runtime.writer import MetricWriter, clock
 
@@ -256,9 +257,11 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
         values, where = stage_fields(config, stage)
         fields = to_dataclass(task_classes(stage)[0], values, where)
         sharding.check_rows(fields.train.batch_size, mesh)
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(fields.train, name) < 1:
-                raise ValueError(f"{stage}: train.{name} is less than 1; give at least 1.")
+        schedule(fields.optimizer, 1.0, fields.train.steps)
+    if config.stage == "sft":
+        from sigma_jax.evaluation.run import EvaluationConfig
+
+        to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
 
 
 def has_id_vectors(workdir: Path) -> bool:
@@ -269,7 +272,10 @@ def has_id_vectors(workdir: Path) -> bool:
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Keeps two runs out of one workdir. ValueError if another run is at work in it."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"--workdir={workdir} is a file; name a folder.") from None
     if jax.process_index() > 0:
         yield
         return

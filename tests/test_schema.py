@@ -89,9 +89,9 @@ def test_unknown_user_is_named(prepared):
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"x.npy is missing; run"):
+    with pytest.raises(ValueError, match=r"x.npy is missing; delete its folder and run"):
         read_npy(tmp_path / "x.npy", 1)
-    with pytest.raises(ValueError, match=r"x.arrow is missing; run"):
+    with pytest.raises(ValueError, match=r"x.arrow is missing; delete its folder and run"):
         read_arrow(tmp_path / "x.arrow")
     for name, read in (("y.npy", lambda p: read_npy(p, 1)), ("y.arrow", read_arrow)):
         (tmp_path / name).write_bytes(b"no such format")

@@ -110,14 +110,18 @@ class DataConfig:
         _check_choice("data.split.kind", self.split.kind, SPLITS)
         _check_choice("data.unknown_items", self.unknown_items, ("error", "drop"))
         _check_choice("data.themes.hemisphere", self.themes.hemisphere, ("north", "south"))
-        positive = {
-            "data.text.max_chars": self.text.max_chars,
-            "data.text_tokenizer.vocab_size": self.text_tokenizer.vocab_size - 260,
-            "data.threads": self.threads,
+        least = {
+            "data.text.max_chars": (self.text.max_chars, 1),
+            "data.text_tokenizer.vocab_size": (self.text_tokenizer.vocab_size, 261),
+            "data.threads": (self.threads, 1),
+            "data.pairs.min_count": (self.pairs.min_count, 1),
         }
-        for name, value in positive.items():
-            if value < 1:
-                raise ValueError(f"{name} is too small; increase it.")
+        for name, (value, minimum) in least.items():
+            if value < minimum:
+                raise ValueError(f"{name}={value} is too small; use {minimum} or more.")
+        if not 0 <= self.pairs.heldout_share < 1:
+            share = self.pairs.heldout_share
+            raise ValueError(f"data.pairs.heldout_share={share} is no share; use 0 <= it < 1.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -26,12 +26,18 @@ _FSSPEC_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs"
 def open_database(folder: Path, memory_limit: str, threads: int):
     """A DuckDB in `folder`, which is made and left to the caller to remove."""
     folder.mkdir(parents=True, exist_ok=True)
-    con = ibis.duckdb.connect(
-        folder / "tables.duckdb",
-        memory_limit=memory_limit,
-        threads=threads,
-        temp_directory=str(folder / "spill"),
-    )
+    try:
+        con = ibis.duckdb.connect(
+            folder / "tables.duckdb",
+            memory_limit=memory_limit,
+            threads=threads,
+            temp_directory=str(folder / "spill"),
+        )
+    except duckdb.ParserException as error:
+        raise ValueError(
+            f"data.memory_limit={memory_limit!r} is no size ({first_line(error)}); "
+            "give one such as 2GB."
+        ) from error
     con.raw_sql("SET TimeZone = 'UTC'")  # times without a zone are UTC, on every machine
     try:
         yield con

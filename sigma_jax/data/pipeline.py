@@ -47,7 +47,13 @@ def open_shards(folder: Path, name: str) -> grain.sources.ArrayRecordDataSource:
         raise ValueError(
             f"{folder} holds no {name}-*.arrayrecord; delete the folder and run its stage again."
         )
-    return grain.sources.ArrayRecordDataSource(paths)
+    try:
+        return grain.sources.ArrayRecordDataSource(paths)
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or ["cut short"])[0][:200]
+        raise ValueError(
+            f"{folder}/{name}-*.arrayrecord is damaged ({reason}); delete {folder} and run again."
+        ) from error
 
 
 def shuffled_forever(source: Sequence, seed: int) -> grain.MapDataset:

@@ -27,6 +27,7 @@ from sigma_jax.evaluation.table import render_summary, render_table, write_json
 from sigma_jax.generation.generate import GenerationConfig, Generator, Recommendations
 from sigma_jax.runtime.artifacts import (
     Recipe,
+    check_inputs,
     command_line,
     is_current,
     read_manifest,
@@ -39,6 +40,7 @@ from sigma_jax.sft.task import TrainedRecommender, load_recommender
 
 STAGES = ("data", "teacher", "grounding", "tokenizer", "records", "sft")
 LIST = 20  # items a request
+FILES = ("results.json", "table.txt", "report.html")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,14 @@ class EvaluationConfig:
     requests: dict[str, int]  # task -> at most this many requests
     generation: GenerationConfig
     has_filtered_baselines: bool  # also the baselines restricted to what an instruction allows
+
+    def __post_init__(self):
+        if unknown := set(self.requests) - set(TASKS):
+            raise ValueError(
+                f"evaluation.requests names {sorted(unknown)}; known are {', '.join(TASKS)}."
+            )
+        if min(self.requests.values(), default=0) < 0:
+            raise ValueError(f"evaluation.requests={self.requests}; use 0 or more.")
 
 
 def evaluate(config: Any, workdir: Path) -> Results:
@@ -61,6 +71,7 @@ def evaluate(config: Any, workdir: Path) -> Results:
       ValueError: a stage's artifact is missing, or the split has no request.
     """
     settings = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
+    check_inputs(workdir, "sft")
     manifests = {s: read_manifest(workdir, s) for s in STAGES if (workdir / s).exists()}
     inputs = {stage: manifest.fingerprint for stage, manifest in manifests.items()}
     recipe = Recipe(dataclasses.asdict(settings), inputs, config.seed)
@@ -104,6 +115,8 @@ def evaluate(config: Any, workdir: Path) -> Results:
 
 def is_current_evaluation(workdir: Path, recipe: Recipe) -> bool:
     """Whether these very settings were judged before. Others replace the figures, never clash."""
+    if not all((workdir / "evaluation" / name).exists() for name in FILES):
+        return False
     try:
         return is_current(workdir, "evaluation", recipe)
     except ValueError:

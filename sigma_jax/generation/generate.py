@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -45,6 +46,16 @@ class GenerationConfig:
         for name in ("num_beams", "num_retrieved", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"generation.{name}={getattr(self, name)}; use at least 1.")
+        if self.sigma != "deviation" and not (
+            isinstance(self.sigma, int | float) and 0 < self.sigma < math.inf
+        ):
+            raise ValueError(
+                f'generation.sigma={self.sigma!r} is unknown; use "deviation" or a number above 0.'
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"generation.temperature={self.temperature}; the paper uses 0.05.")
+        if not self.sigma_floor >= 0:
+            raise ValueError(f"generation.sigma_floor={self.sigma_floor}; use 0 or more.")
 
 
 @jax.tree_util.register_dataclass

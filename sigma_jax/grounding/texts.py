@@ -29,7 +29,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(
-            f"{path} is no tokenizer ({error}); run `python -m sigma_jax.prepare` again."
+            f"{path} is no tokenizer ({error}); delete {path.parents[1]} and run again."
         ) from error
     tokenizer.no_padding()
     return tokenizer

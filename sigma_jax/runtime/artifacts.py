@@ -13,11 +13,13 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+TRAIN = "train"  # WORKDIR/train/STAGE: a run under way
+RUN = "run.json"  # in it: what the run is made from
 PACKAGES = ("sigma_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
 
 
@@ -146,7 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing; run the stage that writes it.") from None
+        raise ValueError(f"{path} is missing; delete {path.parent} and run again.") from None
     except (ValueError, OSError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); delete {path.parent} and run again."
@@ -181,26 +183,61 @@ def is_current(workdir: Path, stage: str, recipe: Recipe) -> bool:
     """
     if not (workdir / stage).exists():
         return False
+    if not (workdir / stage / MANIFEST).exists():
+        raise ValueError(
+            f"{workdir / stage} has no {MANIFEST}, so no run finished it; "
+            f"delete {workdir / stage} and run again."
+        )
     manifest = read_manifest(workdir, stage)
     if manifest.fingerprint == recipe.fingerprint:
         return True
     made = {"config": manifest.config, "inputs": manifest.inputs, "seed": manifest.seed}
     wanted = {"config": recipe.config, "inputs": recipe.inputs, "seed": recipe.seed}
-    check_same(made, wanted, workdir / stage)
+    check_same(made, wanted, workdir / stage, made_from(workdir, stage))
     raise ValueError(
         f"{workdir / stage / MANIFEST} does not match its own fingerprint; "
         f"delete {workdir / stage} and run again."
     )
 
 
-def check_same(made: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """ValueError naming the first field where what made `folder` differs from what is wanted."""
+def check_inputs(workdir: Path, stage: str) -> None:
+    """ValueError if WORKDIR/STAGE is missing, or an artifact it was made from is not that one."""
+    for name, wanted in read_manifest(workdir, stage).inputs.items():
+        if read_manifest(workdir, name).fingerprint != wanted:
+            raise ValueError(
+                f"{workdir / stage} was made from another {workdir / name}; "
+                f"delete {workdir / stage} and {workdir / TRAIN / stage} and train again."
+            )
+
+
+def made_from(workdir: Path, stage: str) -> list[Path]:
+    """Folders in `workdir` that hold `stage` or what was made from it, finished or under way."""
+    found = []
+    for path in (*workdir.glob(f"*/{MANIFEST}"), *workdir.glob(f"{TRAIN}/*/{RUN}")):
+        try:
+            inputs = read_json(path).get("inputs", {})
+        except ValueError:
+            inputs = {}  # damaged: told where it is read for its own sake
+        if path.parent.name == stage or stage in inputs:
+            found.append(path.parent)
+    return sorted(found)
+
+
+def check_same(
+    made: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path, stale: Sequence[Path] = ()
+) -> None:
+    """ValueError naming the first field where what made `folder` differs from what is wanted.
+
+    Args:
+      stale: the folders to delete for `wanted` to be made; `folder` alone if not given.
+    """
     difference = first_difference(plain(made), plain(wanted))
     if difference:
         name, old, new = difference
         raise ValueError(
             f"{folder} was made with {name} = {old}, this run has {new}; "
-            f"use another --workdir or delete {folder}."
+            f"use another --workdir or delete {' '.join(map(str, stale or [folder]))}"
+            " and run again."
         )
 
 

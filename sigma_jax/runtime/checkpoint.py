@@ -20,7 +20,6 @@ from orbax.checkpoint import v1 as ocp
 from sigma_jax.runtime import artifacts
 
 T = TypeVar("T")
-RUN = "run.json"
 FOLDER = "checkpoints"
 CHECKSUM = "checksum"
 
@@ -112,7 +111,7 @@ class Checkpoints:
 
 
 def _check_run(folder: Path, recipe: artifacts.Recipe) -> None:
-    path = folder / RUN
+    path = folder / artifacts.RUN
     wanted = artifacts.plain(
         {"config": recipe.config, "inputs": recipe.inputs, "seed": recipe.seed}
     )

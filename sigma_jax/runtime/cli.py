@@ -55,6 +55,9 @@ def _is_ours(record: Any) -> bool:
 
 def one_line(error: Exception) -> str:
     """An error's message as one line; only those of libraries have more."""
+    if isinstance(error, OSError) and error.filename:
+        reason = (error.strerror or type(error).__name__).lower()
+        return f"{error.filename}: {reason}; check the path and who may write there."
     lines = [line for line in str(error).splitlines() if line.strip()]
     if len(lines) == 1:
         return lines[0]

@@ -6,8 +6,10 @@ value of another type are errors that name the field.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -30,6 +32,14 @@ class OptimizerConfig:
     b1: float
     b2: float
 
+    def __post_init__(self):
+        for name in ("learning_rate", "table_learning_rate", "weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)}; use 0 or more.")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)}; use 0 <= {name} < 1.")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -41,6 +51,13 @@ class TrainConfig:
     eval_every: int  # 0: only at the end
     checkpoint_every: int
     keep_checkpoints: int
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            least = 0 if field.name in ("steps", "eval_every") else 1
+            if getattr(self, field.name) < least:
+                value = getattr(self, field.name)
+                raise ValueError(f"train.{field.name}={value}; use {least} or more.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +133,10 @@ def _convert_union(arguments: tuple, value: Any, name: str) -> Any:
     if value is None and type(None) in arguments:
         return None
     choices = [argument for argument in arguments if argument is not type(None)]
+    if float in choices and isinstance(value, str):
+        # The command line keeps the type of what it overrides: "deviation" makes of 1.0 "1.0".
+        with contextlib.suppress(ValueError):
+            return float(value)
     for choice in choices[:-1]:
         try:
             return _convert(choice, value, name)

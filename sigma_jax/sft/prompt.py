@@ -63,6 +63,9 @@ class PromptConfig:
         unknown = set(self.task_weights) - set(TASKS)
         if unknown:
             raise ValueError(f"task_weights names {sorted(unknown)}; known are {', '.join(TASKS)}.")
+        for name in ("cold_start_weight", "history_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}; use 0 or more.")
         if any(weight < 0 for weight in self.task_weights.values()):
             raise ValueError(f"task_weights={self.task_weights}; use 0 or more.")
         # One branch and one item must fit even if all else is given up.
@@ -72,6 +75,18 @@ class PromptConfig:
 
 
 _MAY_BE_ZERO = ("num_favourites", "history_targets", "profile_tokens", "branches_per_context")
+
+
+def load_text_tokenizer(data: PreparedData) -> PreTrainedTokenizerBase:
+    """The data's tokenizer. ValueError if its folder is missing or damaged."""
+    folder = data.text_tokenizer_folder
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # tokenizers raises plain Exceptions
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"{folder} is missing or damaged ({reason}); delete {data.folder} and run again."
+        ) from error
 
 
 class TextEncoder:
@@ -87,7 +102,7 @@ class TextEncoder:
 
     @classmethod
     def load(cls, data: PreparedData, vocab_size: int) -> TextEncoder:
-        return cls(AutoTokenizer.from_pretrained(str(data.text_tokenizer_folder)), vocab_size)
+        return cls(load_text_tokenizer(data), vocab_size)
 
     def encode(self, texts: Sequence[str], most: int) -> list[Int32[np.ndarray, " n"]]:
         """The first `most` tokens of each text; of a very long text only the start is looked at."""

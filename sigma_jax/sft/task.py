@@ -18,13 +18,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
-from transformers import AutoTokenizer
 
 from sigma_jax import metrics
 from sigma_jax.generation.generate import GenerationConfig, Generator
 from sigma_jax.losses import next_token_loss, prefix_infonce, weighted_mean
-from sigma_jax.models.backbone import BackboneConfig, make_backbone
-from sigma_jax.models.hf import save_backbone
+from sigma_jax.models.backbone import HOW, BackboneConfig, make_backbone
+from sigma_jax.models.hf import read_config, save_backbone
 from sigma_jax.models.item_encoder import TABLES
 from sigma_jax.models.qwen3 import branch_mask
 from sigma_jax.models.recommender import Recommender, RecommenderConfig, TokenSpace
@@ -34,7 +33,7 @@ from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, to_dataclass
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds, load_item_vectors
 from sigma_jax.sft.assemble import batches
 from sigma_jax.sft.layout import HISTORY_TASK
-from sigma_jax.sft.prompt import PromptConfig, PromptTables
+from sigma_jax.sft.prompt import PromptConfig, PromptTables, load_text_tokenizer
 from sigma_jax.sft.records import write_records
 from sigma_jax.sft.requests import assemble_prompts, make_requests
 
@@ -68,6 +67,22 @@ class SftConfig:
     label_smoothing: float  # of Eq. 4
     report_requests: int  # validation requests a task, while training
     report_beams: int
+
+    def __post_init__(self):
+        for name, least in (("num_negatives", 1), ("report_requests", 0), ("report_beams", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}; use {least} or more.")
+        for name in ("ntp_weight", "infonce_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}; use 0 or more.")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature}; use more than 0, such as 0.05.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing}; use 0 <= it < 1.")
+        if unknown := set(self.model.item_encoder.inputs) - set(TABLES):
+            raise ValueError(
+                f"model.item_encoder.inputs names {sorted(unknown)}; known are {', '.join(TABLES)}."
+            )
 
 
 class SftTask:
@@ -259,6 +274,12 @@ def item_vectors(data: PreparedData, workdir: Path) -> dict[str, np.ndarray]:
         vectors["id"] = load_item_vectors(workdir / "teacher" / "id_vectors.npy")
     if data.visual_vectors is not None:
         vectors["image"] = data.visual_vectors
+    for name, rows in vectors.items():
+        if len(rows) != len(data.catalogue):
+            raise ValueError(
+                f"{workdir} has {len(rows)} {name} vectors for {len(data.catalogue)} items; "
+                "delete the folder of the stage that made them and run again."
+            )
     return vectors
 
 
@@ -271,8 +292,9 @@ def backbone_source(
         folder = workdir / "grounding" / "backbone"
         backbone = dataclasses.replace(backbone, hf_folder=str(folder))
     if backbone.hf_folder:
-        return backbone, int(read_json(Path(backbone.hf_folder) / "config.json")["vocab_size"])
-    return backbone, len(AutoTokenizer.from_pretrained(str(data.text_tokenizer_folder)))
+        how = {name: getattr(backbone, name) for name in HOW}
+        return backbone, read_config(backbone.hf_folder, **how).vocab_size
+    return backbone, len(load_text_tokenizer(data))
 
 
 def make_recommender(
