@@ -30,12 +30,13 @@ from sigma_jax.runtime.artifacts import Manifest, Recipe
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import (
     Catalogue,
+    PreparedData,
     Queries,
     RelevancePairs,
     Themes,
     read_arrow,
 )
-from sigma_jax.sft.instructions import all_sentences
+from sigma_jax.sft.instructions import all_sentences, available_tasks
 
 FLAGS = flags.FLAGS
 SCRATCH = ".database"
@@ -79,9 +80,7 @@ def _prepare(con, config: DataConfig, seed: int, folder: Path, extra_texts) -> d
 
     item_texts = database.save(con, "item_texts", text.item_texts(raw_items, config.text))
     items = splits.number_items(con, item_texts, interactions, config.min_item_count)
-    profiles = None
-    if raw_users is not None:
-        profiles = text.user_texts(raw_users, config.text)
+    profiles = None if raw_users is None else text.user_texts(raw_users, config.text)
     users = splits.number_users(con, interactions, profiles)
     events, has_sessions = _events(con, tables, config, interactions, items, users)
     cuts = database.save(con, "cuts", splits.user_cuts(con, events, config.split))
@@ -101,11 +100,7 @@ def _prepare(con, config: DataConfig, seed: int, folder: Path, extra_texts) -> d
     for part in (found_queries, found_themes):
         if part is not None:
             part.save(folder)
-    widths = {}
-    for name in ("id_vectors", "visual_vectors"):
-        if path := getattr(tables, name):
-            target = folder / f"{name}.npy"
-            widths[name] = vectors.save_vectors(con, path, raw_items, items, target)
+    widths = _save_vectors(con, tables, raw_items, items, folder)
     found_pairs = _pairs(
         con, config, seed, folder, training, has_sessions, found_queries, found_themes, widths
     )
@@ -127,9 +122,13 @@ def _prepare(con, config: DataConfig, seed: int, folder: Path, extra_texts) -> d
         "vectors": widths,
         "pairs": {name: card.pair_figures(view, catalogue) for name, view in found_pairs.items()},
         "text_tokenizer": tokenizer,
-        "without_data": card.without_data(
-            tables, found_queries, found_themes, found_pairs, catalogue
-        ),
+        "without_data": {
+            # What stage 3 will leave out; the tables often tell the reason more exactly.
+            **{
+                task: why for task, why in available_tasks(PreparedData.load(folder)).items() if why
+            },
+            **card.without_data(tables, found_queries, found_themes, found_pairs, catalogue),
+        },
     }
     return figures
 
@@ -235,6 +234,16 @@ def save_catalogue(
     catalogue = Catalogue(read_arrow(texts), categories=categories.combine_chunks(), **columns)
     catalogue.save(folder)
     return Catalogue.load(folder)
+
+
+def _save_vectors(con, tables: Tables, raw_items, items, folder: Path) -> dict[str, int]:
+    """Writes the vectors the source has; the width of each."""
+    found = {name: getattr(tables, name) for name in ("id_vectors", "visual_vectors")}
+    return {
+        name: vectors.save_vectors(con, path, raw_items, items, folder / f"{name}.npy")
+        for name, path in found.items()
+        if path
+    }
 
 
 def _queries(con, tables, config, searches, items, users, training, histories) -> Queries | None:

@@ -13,6 +13,7 @@ from sigma_jax.data.config import DataConfig
 from sigma_jax.prepare import prepare_workdir
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import PreparedData
+from sigma_jax.sft.instructions import available_tasks
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,6 +67,22 @@ def test_what_is_left_out_is_named_with_its_reason(config, tmp_path, tables_fold
         "visual pairs",
         "theme pairs",
     }
+
+
+def test_card_names_every_task_that_stage_3_leaves_out(config, tmp_path, tables_folder):
+    """A season without dates makes no request, though the theme is there."""
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    for name in ("items.csv", "interactions.parquet"):
+        (folder / name).write_bytes((tables_folder / name).read_bytes())
+    item = (folder / "items.csv").read_text().splitlines()[1].split(",")[0]
+    (folder / "themes.csv").write_text(f"theme,kind,item_id\nspring,season,{item}\n")
+    config.data.path = str(folder)
+    config.data.themes.calendar = False
+    figures = prepare_workdir(config, tmp_path).figures
+    left_out = available_tasks(PreparedData.load(tmp_path / "data"))
+    assert left_out["Season"] and figures["without_data"]["Season"] == left_out["Season"]
+    assert {task for task, why in left_out.items() if why} <= set(figures["without_data"])
 
 
 @pytest.mark.parametrize("preset", ["local", "smoke", "amazon", "qwen3_0p6b", "qwen3_4b"])
