@@ -1,4 +1,4 @@
-"""Item co-visitation, the simple method that beats most printed figures (NOTES.md section 7).
+"""Item co-visitation, a simple method that is hard to beat.
 
 Two lines of one user at distance d <= 20 tie their items with weight 1/d from the earlier item to
 the later and half of that backwards. A request adds up the ties of its last five sessions,

@@ -3,7 +3,8 @@
 Nodes are numbered within their level, in sorted order: 0 at level 0 is the root, and node p at the
 deepest level is prefix (leaf) p. Counted over all levels, the edge into the next node is the next
 edge, so a node's children are one contiguous run of edges, and a step gathers a burst of fixed
-width (as STATIC does, NOTES.md section 4) without a table of next states.
+width, as in STATIC ("Sparse Transition Matrix-Accelerated Trie Index for Constrained Decoding"),
+without a table of next states.
 
 Worked example, depth 2, SIDs of items 0..3 = (3,1) (0,2) (3,1) (3,0):
 level 1 has nodes 0 = (0) 1 = (3); level 2 has leaves 0 = (0,2) 1 = (3,0) 2 = (3,1);
@@ -31,10 +32,7 @@ MAX_CODEBOOK_SIZE = 65_536
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trie:
-    """A pytree; arrays are padded to few distinct sizes: similar catalogues share one compile.
-
-    The active-items mask of a growing catalogue will be one more array beside `sorted_items`.
-    """
+    """A pytree; arrays are padded to few distinct sizes: similar catalogues share one compile."""
 
     edge_start: Int32[Array, " inner+1"]  # edges of the v-th node: edge_start[v]..edge_start[v + 1]
     edge_code: Int[Array, " E"]  # uint16; padding 0
