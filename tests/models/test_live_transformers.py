@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small_recommender import backbone_config
 
 from sigma_jax.models import qwen3
 from sigma_jax.models.hf import load_backbone, save_backbone
-from sigma_jax.models.qwen3 import KVCache, Qwen3, Qwen3Config
+from sigma_jax.models.qwen3 import KVCache, Qwen3
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -24,7 +25,7 @@ PROMPTS = (
     "To bake bread, you need",
     "Once upon a time, there was a",
 )
-QWEN3 = Qwen3Config(
+QWEN3 = backbone_config(
     vocab_size=31,
     width=24,
     num_layers=3,
@@ -33,13 +34,6 @@ QWEN3 = Qwen3Config(
     head_dim=10,
     mlp_width=20,
     rope_theta=1e6,
-    norm_eps=1e-6,
-    is_tied=True,
-    has_qk_norm=True,
-    dropout=0.0,
-    dtype="float32",
-    param_dtype="float32",
-    remat="none",
 )
 
 

@@ -9,29 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small_recommender import backbone_config
 
 from sigma_jax.models import qwen3
 from sigma_jax.models.hf import load_backbone
-from sigma_jax.models.qwen3 import KVCache, Qwen3, Qwen3Config
+from sigma_jax.models.qwen3 import KVCache, Qwen3
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS = ("qwen3_tied", "qwen3_untied", "llama_tied", "llama_untied")
-CONFIG = Qwen3Config(
-    vocab_size=23,
-    width=12,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    mlp_width=16,
-    rope_theta=10000.0,
-    norm_eps=1e-6,
-    is_tied=True,
-    has_qk_norm=True,
-    dropout=0.0,
-    dtype="float32",
-    param_dtype="float32",
-    remat="none",
+CONFIG = backbone_config(
+    vocab_size=23, width=12, num_heads=4, num_kv_heads=2, head_dim=6, mlp_width=16
 )
 
 

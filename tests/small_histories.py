@@ -1,0 +1,67 @@
+"""Histories small enough to be read, and a SASRec and a teacher's config to go with them."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+from flax import nnx
+
+from configs import teacher
+from sigma_jax.baselines.sasrec import Sasrec, SasrecConfig
+from sigma_jax.baselines.task import TeacherConfig
+from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.schema import Catalogue, Histories, PreparedData, Requests, Users
+
+ITEMS = 30
+SHAPE = SasrecConfig(width=8, layers=2, heads=2, history=10, dropout=0.0)
+
+
+def histories_of(users: list[list[list[int]]]) -> Histories:
+    """Users as sessions of items; the last session is the test, the one before validation."""
+    item = [i for user in users for session in user for i in session]
+    session = [n for user in users for n, items in enumerate(user) for _ in items]
+    sizes = [[len(items) for items in user] for user in users]
+    offsets = np.concatenate([[0], np.cumsum([sum(s) for s in sizes])])
+    test = np.array([end - s[-1] for end, s in zip(offsets[1:], sizes, strict=True)])
+    valid = np.array([start - s[-2] for start, s in zip(test, sizes, strict=True)])
+    session = np.array(session, np.int32)
+    return Histories(
+        np.array(item, np.int32), session.astype(np.int64), session, offsets, valid, test
+    )
+
+
+def random_users(baskets: bool, users: int = 12) -> list[list[list[int]]]:
+    rng = np.random.default_rng(0)
+    sizes = [rng.integers(1, 5, rng.integers(4, 12)) if baskets else np.ones(8, int)] * users
+    return [[rng.integers(0, ITEMS, size).tolist() for size in s] for s in sizes]
+
+
+def save_data(folder, histories: Histories) -> PreparedData:
+    names = [str(item) for item in range(ITEMS)]
+    table = pa.table({"item_id": names, "text": names, "title": names})
+    popularity = np.bincount(histories.item, minlength=ITEMS)
+    category = (np.arange(ITEMS) % 3).astype(np.int32)
+    (folder / "data").mkdir()
+    Catalogue(table, category, pa.array(list("abc")), popularity).save(folder / "data")
+    histories.save(folder / "data")
+    ids = [str(user) for user in range(histories.num_users)]
+    Users(pa.table({"user_id": ids, "profile": ids})).save(folder / "data")
+    return PreparedData.load(folder / "data")
+
+
+def config(**changes) -> TeacherConfig:
+    fields = to_dataclass(TeacherConfig, teacher.stage_fields("smoke"))
+    changes = {"model": SHAPE, "loss_positions": 5, "targets_per_position": 2} | changes
+    return dataclasses.replace(fields, **changes)
+
+
+def plain_requests(histories: Histories, cut=None) -> Requests:
+    users = np.append(np.arange(histories.num_users), -1).astype(np.int32)
+    cut = np.append(histories.test_start if cut is None else cut, 0)
+    empty = np.full(len(users), -1, np.int32)
+    return Requests(users, cut, np.zeros_like(users), empty, empty, [""] * len(users))
+
+
+@nnx.jit
+def vectors_of(model: Sasrec, item, key=None):
+    return model(item, key)
