@@ -237,6 +237,7 @@ def fact_table(facts: Mapping[str, Any]) -> str:
 
 
 def missing(what: str) -> str:
+    """A line in place of figures that a run does not have."""
     return f'<p class="muted">This run has no figures of {what}.</p>'
 
 

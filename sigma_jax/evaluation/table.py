@@ -91,6 +91,7 @@ def cells(figures: dict, level: str) -> list[str]:
 
 
 def percent(figure: dict | None) -> str:
+    """The mean in per cent, two decimals; "-" where there is no figure."""
     return f"{100 * figure['mean']:.2f}" if figure else "-"
 
 

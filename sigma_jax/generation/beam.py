@@ -11,22 +11,17 @@ from b, both may look at row b and neither at row a; nothing is copied.
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.generation.trie import Trie, children
-from sigma_jax.models.qwen3 import KVCache
+from sigma_jax.models.qwen3 import KVCache, causal_mask, pad_mask
 from sigma_jax.models.recommender import Recommender, Tables
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["tokens", "items", "positions", "is_token", "lengths"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prompts:
     """Prompts in ordinary order, padded on the right."""
@@ -38,11 +33,7 @@ class Prompts:
     lengths: Int[Array, " B"]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["codes", "scores", "is_valid", "leaves", "queries"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Beams:
     """The best SID prefixes, best first; invalid ones (fewer paths than beams) come last."""
@@ -54,11 +45,7 @@ class Beams:
     queries: Float[Array, "B M D"]  # h of Eq. 8 in the space of fused items, unit length
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["scores", "nodes", "codes", "ancestors"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BeamState:
     """Beams between two steps."""
@@ -110,15 +97,11 @@ def beam_search(
 
 def _read_prompt(model, tables, prompts: Prompts, cache: KVCache):
     """Fills the cache; the hidden state [B, D] of each prompt's last token."""
-    batch, length = prompts.tokens.shape
-    own_rows = cache.keys.shape[2] - length
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    mask = causal & prompts.is_token[:, None, :] & prompts.is_token[:, :, None]
-    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, own_rows)))
+    mask = pad_mask(causal_mask(prompts.is_token.astype(jnp.int32)), cache.size)
     hidden, cache = model(
         prompts.tokens, prompts.items, prompts.positions, mask, tables, cache=cache
     )
-    return hidden[jnp.arange(batch), prompts.lengths - 1], cache
+    return hidden[jnp.arange(len(hidden)), prompts.lengths - 1], cache
 
 
 def _select(

@@ -23,7 +23,7 @@ def make(folder, shop, semantic_ids, config, **changes):
 
 
 def visible(batch, row, index):
-    """Indices that the token at `index` sees: the contract's mask, spelt out."""
+    """Indices that the token at `index` sees: the mask of branches, spelt out."""
     segment, branch, attach = (batch[name][row] for name in ("segment", "branch", "attach"))
     return [
         j
