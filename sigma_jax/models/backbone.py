@@ -84,8 +84,14 @@ def check_tokenizer(tokenizer_folder: Path, hf_folder: Path) -> None:
 
 def vocabulary(path: Path) -> dict[str, int]:
     """Words and ids of a `tokenizer.json`, added tokens included."""
-    stored = json.loads(path.read_text())
-    words = stored["model"]["vocab"]
+    try:
+        stored = json.loads(path.read_text())
+        words = stored["model"]["vocab"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete the folder of the stage that wrote it and run "
+            "again, or fetch it again."
+        ) from error
     if isinstance(words, list):  # Unigram: [word, score] in order
         words = {word: number for number, (word, _) in enumerate(words)}
     return {**words, **{t["content"]: t["id"] for t in stored.get("added_tokens", ())}}

@@ -65,6 +65,18 @@ def test_mistake_names_its_field(change, message):
         to_dataclass(Outer, {**GOOD, **change})
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"), [("deviation", "deviation"), ("1.0", 1.0), (2, 2.0), (0.5, 0.5)]
+)
+def test_numbers_of_the_command_line_are_numbers_where_text_may_stand_too(given, wanted):
+    @dataclasses.dataclass(frozen=True)
+    class Either:
+        sigma: str | float
+
+    made = to_dataclass(Either, {"sigma": given}).sigma
+    assert (made, type(made)) == (wanted, type(wanted))
+
+
 def test_shared_fields_fit_their_dataclasses():
     assert to_dataclass(TrainConfig, common.train(10, 4, log_every=2)).log_every == 2
     assert to_dataclass(OptimizerConfig, common.optimizer(1e-3)).learning_rate == 1e-3
