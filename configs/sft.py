@@ -29,7 +29,7 @@ TASK_WEIGHTS = {
 
 BASE = {
     "optimizer": common.optimizer(
-        2e-3, table_learning_rate=2e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
+        1e-3, table_learning_rate=1e-2, weight_decay=0.01, warmup_steps=30, b2=0.98
     ),
     "train": common.train(500, 16, eval_every=0, checkpoint_every=100),
     "backbone": grounding.stage_fields("local").backbone,
@@ -37,7 +37,7 @@ BASE = {
     "model": {
         "item_encoder": {
             "fused_width": 128,
-            "hidden_width": 256,
+            "hidden_width": 128,
             "inputs": ("id", "text", "image"),
             "trainable": ("id",),
         },
@@ -71,7 +71,8 @@ BASE = {
         "contexts_per_group": 4,
     },
     "temperature": TAU,
-    "num_negatives": 4_096,
+    "negatives_per_target": 64,
+    "num_negatives": 100_000,
     "uses_prefix_condition": True,
     "ntp_weight": 1.0,
     "infonce_weight": 1.0,
@@ -107,13 +108,13 @@ CHANGES = {
         "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),
         "train": common.train(32_000, 4_096, log_every=20, eval_every=4_000, checkpoint_every=500),
         "backbone": grounding.stage_fields("qwen3_0p6b").backbone,
-        "num_negatives": 100_000,
+        "negatives_per_target": 0,
     },
     "qwen3_4b": {
         "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),
         "train": common.train(32_000, 4_096, log_every=20, eval_every=4_000, checkpoint_every=500),
         "backbone": grounding.stage_fields("qwen3_4b").backbone,
-        "num_negatives": 100_000,
+        "negatives_per_target": 0,
     },
 }
 

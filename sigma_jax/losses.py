@@ -254,3 +254,38 @@ def prefix_infonce(
         "negatives": weighted_mean(count, weights),
     }
     return weighted_mean(-likelihood, weights), figures
+
+
+def own_negatives_infonce(
+    queries: Float[Array, "Q D"],
+    target_vectors: Float[Array, "Q D"],
+    negative_vectors: Float[Array, "Q R D"],
+    is_negative: Bool[Array, "Q R"],
+    num_others: Int[Array, " Q"],
+    temperature: float | Float[Array, ""],
+    weights: Float[Array, " Q"],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Eq. 5 of SIGMA with negatives of each target's own; weighted mean over targets.
+
+    `num_others` counts the items a target's negatives were drawn from. The drawn ones stand for all
+    of them: each counts num_others / number drawn times, so that e^(cos / tau) over the denominator
+    estimates the P(id | prefix) of Eq. 11, and is exact where all were taken. Returns the loss
+    and figures as `prefix_infonce` does.
+    """
+    queries, target_vectors = unit(queries), unit(target_vectors)
+    weights = weights.astype(jnp.float32)
+    positive = jnp.sum(queries * target_vectors, axis=-1) / temperature
+    cosine = jnp.matmul(
+        unit(negative_vectors), queries[:, :, None], precision=jax.lax.Precision.HIGHEST
+    )[..., 0]
+    count = is_negative.sum(axis=1)
+    share = jnp.log(jnp.maximum(num_others, 1)) - jnp.log(jnp.maximum(count, 1))
+    logits = jnp.where(is_negative, cosine / temperature, LOG_ZERO)
+    others = jax.nn.logsumexp(logits, axis=1) + share
+    likelihood = positive - jnp.logaddexp(positive, others)
+    is_first = positive >= logits.max(axis=1)
+    figures = {
+        "accuracy": weighted_mean(is_first, weights * (count > 0)),
+        "negatives": weighted_mean(count, weights),
+    }
+    return weighted_mean(-likelihood, weights), figures

@@ -20,7 +20,7 @@ from sigma_jax.evaluation.run import describe, make_generator, seen_items
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.artifacts import check_inputs
 from sigma_jax.schema import PreparedData, Requests
-from sigma_jax.sft.task import generation_config, load_recommender
+from sigma_jax.sft.trained import generation_config, load_recommender
 
 FLAGS = flags.FLAGS
 

@@ -223,7 +223,8 @@ def task_classes(stage: str) -> tuple[type, type]:
 
             return TokenizerConfig, TokenizerTask
         case "sft":
-            from sigma_jax.sft.task import SftConfig, SftTask
+            from sigma_jax.sft.config import SftConfig
+            from sigma_jax.sft.task import SftTask
 
             return SftConfig, SftTask
     raise ValueError(f"config.stage={stage!r} is unknown; use one of {', '.join(STAGES)}.")

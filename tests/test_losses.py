@@ -311,3 +311,35 @@ def test_eight_devices_give_the_loss_of_one():
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     run = subprocess.run([sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("num_others", [5, 12])
+def test_own_negatives_stand_for_all_they_were_drawn_from(num_others):
+    """Eq. 5 with each drawn negative counted num_others / drawn times, by a float64 loop."""
+    rng = np.random.default_rng(0)
+    queries, targets = rng.normal(size=(2, 6, 8))
+    negatives = rng.normal(size=(6, 5, 8))
+    is_negative = rng.random((6, 5)) < 0.7
+    is_negative[2] = False
+    weights = rng.random(6)
+    loss, figures = losses.own_negatives_infonce(
+        *(jnp.asarray(a, jnp.float32) for a in (queries, targets, negatives)),
+        jnp.asarray(is_negative),
+        jnp.full(6, num_others),
+        0.1,
+        jnp.asarray(weights, jnp.float32),
+    )
+
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    total = 0.0
+    for q in range(6):
+        positive = np.exp(cosine(queries[q], targets[q]) / 0.1)
+        drawn = [np.exp(cosine(queries[q], v) / 0.1) for v in negatives[q][is_negative[q]]]
+        others = sum(drawn) * num_others / len(drawn) if drawn else 0.0
+        total -= weights[q] * np.log(positive / (positive + others))
+    np.testing.assert_allclose(loss, total / weights.sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        figures["negatives"], (is_negative.sum(axis=1) * weights).sum() / weights.sum(), rtol=1e-5
+    )

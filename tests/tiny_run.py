@@ -50,7 +50,6 @@ def tiny_run(tables: Path, **changes) -> ConfigDict:
         "prompt.window_stride": 6,
         "prompt.row_tokens": 192,
         "prompt.row_targets": 24,
-        "num_negatives": 100,
         "report_requests": 8,
         "report_beams": 4,
         "evaluation.generation.num_beams": 4,

@@ -113,16 +113,3 @@ def without_data(
     }
     views = {f"{view} pairs": why for view, why in reasons.items() if view not in found_pairs}
     return missing | views
-
-
-def main(argv: Sequence[str]) -> None:
-    """The command."""
-    workdir = Path(flags.FLAGS.workdir) if flags.FLAGS.workdir else cli.default_workdir()
-    manifest = prepare_workdir(flags.FLAGS.config, workdir)
-    print(artifacts.to_json(manifest.figures))
-
-
-if __name__ == "__main__":
-    cli.define_config()
-    flags.DEFINE_string("workdir", None, "Where artifacts go; runs/STAGE-PRESET if not given.")
-    cli.run_command(main)

@@ -36,7 +36,7 @@ from sigma_jax.runtime.artifacts import (
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.sft.requests import make_requests
-from sigma_jax.sft.task import TrainedRecommender, load_recommender
+from sigma_jax.sft.trained import TrainedRecommender, load_recommender
 
 STAGES = ("data", "teacher", "grounding", "tokenizer", "records", "sft")
 LIST = 20  # items a request

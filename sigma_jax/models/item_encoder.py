@@ -56,7 +56,7 @@ class ItemEncoder(nnx.Module):
                 "name one that exists."
             )
         shapes = {name: getattr(vectors[name], "shape", vectors[name]) for name in self.names}
-        # Scaled so that rows have unit length on average: the tables meet on equal terms.
+        # Every row at unit length: the tables meet on equal terms.
         self.trained = nnx.Dict(
             {
                 name: nnx.Param(_start(vectors[name], shapes[name]), axes=("items", None))

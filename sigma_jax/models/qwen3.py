@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -283,7 +284,8 @@ def table_weight(config: Qwen3Config) -> Weight:
 def layer_weights(config: Qwen3Config) -> dict[str, Weight]:
     """The weights of one layer. Deviation 1/sqrt(inputs); what is added to the residual stream
     starts at the scale of the embeddings, and smaller by sqrt(2 * layers), so that over depth the
-    sum of all layers neither drowns the tokens themselves nor changes scale."""
+    sum of all layers neither drowns the tokens themselves nor changes scale. `align_attention`
+    then ties queries to keys and outputs to values."""
     D, N, K = config.width, config.num_heads, config.num_kv_heads
     H, F = config.head_dim, config.mlp_width
     added = table_weight(config).deviation / math.sqrt(2 * config.num_layers)
@@ -310,6 +312,21 @@ def stacked(weight: Weight, config: Qwen3Config) -> Weight:
     return Weight(shape, axes, weight.deviation)
 
 
+def align_attention(layers: Mapping[str, nnx.Param], config: Qwen3Config) -> None:
+    """Lets attention start by copying what is alike (mimetic start, Trockman and Kolter 2023).
+
+    Each query head starts half as its key head: tokens look at tokens like them. The output starts
+    as the transpose of the value: what is looked at arrives as it was. A recommender repeats items
+    and codes of its prompt, and would have to learn to copy first. Weights from a folder replace it.
+    """
+    group = config.num_heads // config.num_kv_heads
+    key = jnp.repeat(layers["key"][...], group, axis=2)
+    layers["query"][...] = (layers["query"][...] + key) * 0.5**0.5
+    value = jnp.repeat(layers["value"][...], group, axis=2)
+    scale = table_weight(config).deviation / (group * math.sqrt(config.num_layers))
+    layers["out"][...] = (value * scale).transpose(0, 2, 3, 1)
+
+
 class Qwen3(nnx.Module):
     """A decoder over embeddings: text tokens are embedded by `embed`, others by the caller.
 
@@ -321,6 +338,7 @@ class Qwen3(nnx.Module):
         self.embedding = table_weight(config).param(config, rngs)
         layers = layer_weights(config).items()
         self.layers = nnx.Dict({n: stacked(w, config).param(config, rngs) for n, w in layers})
+        align_attention(self.layers, config)
         self.final_norm = Weight((config.width,), ("embed",), 0).param(config, rngs)
         if not config.is_tied:
             self.head = table_weight(config).param(config, rngs)

@@ -83,10 +83,11 @@ class Recommender(nnx.Module):
         table = jax.random.normal(rngs.params(), (space.table_size, width))
         self.sid_table = nnx.Param(text_scale * table, axes=("codes", "embed"))
         self.code_bias = nnx.Param(jnp.zeros((space.levels, space.codebook_size)))
-        init = nnx.initializers.lecun_normal()
-        up = init(rngs.params(), (fused, width))
+        # A query starts as the way back from a slot: an item that attention copies from the prompt
+        # is at once near itself among the candidates (the same idea as `align_attention`).
+        up = nnx.initializers.orthogonal()(rngs.params(), (fused, width))
         self.up_projection = nnx.Param(text_scale * up, axes=(None, "embed"))
-        self.query_head = nnx.Param(init(rngs.params(), (width, fused)), axes=("embed", None))
+        self.query_head = nnx.Param(up.T, axes=("embed", None))
 
     def embed(
         self, tokens: Int[Array, "B T"], items: Int[Array, "B T"], tables: Tables
@@ -132,7 +133,7 @@ class Recommender(nnx.Module):
             return jnp.concatenate([self.backbone.logits(hidden), own], axis=-1)
         shape = (self.space.levels, self.space.codebook_size, -1)
         by_level = table[:codes].reshape(shape)[first : first + levels]
-        return jnp.einsum("...yd,ycd->...yc", hidden, by_level) + bias[first : first + levels]
+        return jnp.einsum("...LD,LCD->...LC", hidden, by_level) + bias[first : first + levels]
 
     def code_labels(self, codes: Int[Array, "... y"]) -> Int[Array, "... y"]:
         """Column of `code_logits` for each code, levels 0..y-1 in the last axis."""

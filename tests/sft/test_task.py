@@ -15,8 +15,10 @@ from safetensors.numpy import load_file
 
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import PreparedData, SemanticIds
+from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.layout import HISTORY_TASK
-from sigma_jax.sft.task import SftConfig, SftTask, hidden_states, load_recommender
+from sigma_jax.sft.task import SftTask, draw_places, hidden_states
+from sigma_jax.sft.trained import load_recommender
 from sigma_jax.train import stage_fields
 
 ROOT = Path(__file__).parents[2]
@@ -180,3 +182,21 @@ def test_the_loss_on_eight_devices_is_that_on_one(trained, tables_folder, tmp_pa
     one, eight = losses(trained[1]), losses(other)
     assert len(one) >= 2
     np.testing.assert_allclose(eight[0], one[0], rtol=1e-5)
+
+
+def test_negatives_are_different_places_and_all_where_they_fit():
+    size = jnp.array([1, 3, 8, 9, 40])
+    for seed in range(20):
+        places, is_real = draw_places(jax.random.key(seed), size, 8)
+        for row, count in enumerate(size.tolist()):
+            chosen = np.asarray(places[row])[np.asarray(is_real[row])]
+            assert len(set(chosen.tolist())) == len(chosen) == min(count, 8)
+            assert chosen.min() >= 0 and chosen.max() < count
+
+
+def test_shared_negatives_of_the_whole_catalogue_give_the_same_loss(trained, task, model):
+    """Eq. 5 as printed (drawn once, masked by prefix) against negatives drawn by prefix."""
+    shared = make_task(trained, negatives_per_target=0, num_negatives=1_000)
+    arguments = model, placed(task.tables()), placed(task.batches()[0]), jax.random.key(0)
+    own, batch = (jax.jit(t.loss)(*arguments)[1]["infonce_loss"] for t in (task, shared))
+    np.testing.assert_allclose(own, batch, rtol=1e-5)

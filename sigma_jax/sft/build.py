@@ -1,0 +1,87 @@
+"""A recommender put together from what the earlier stages left: vectors, SIDs, backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from sigma_jax.models.backbone import HOW, BackboneConfig, make_backbone
+from sigma_jax.models.hf import read_config
+from sigma_jax.models.item_encoder import TABLES
+from sigma_jax.models.recommender import Recommender, TokenSpace
+from sigma_jax.schema import PreparedData, SemanticIds, load_item_vectors
+from sigma_jax.sft.config import SftConfig
+from sigma_jax.sft.prompt import load_text_tokenizer
+
+
+def item_vectors(data: PreparedData, workdir: Path) -> dict[str, np.ndarray]:
+    """The pre-trained item vectors there are: id (given, or the teacher's), text, image."""
+    vectors = {"text": load_item_vectors(workdir / "grounding" / "text_vectors.npy")}
+    if data.id_vectors is not None:
+        vectors["id"] = data.id_vectors
+    elif (workdir / "teacher" / "id_vectors.npy").exists():
+        vectors["id"] = load_item_vectors(workdir / "teacher" / "id_vectors.npy")
+    if data.visual_vectors is not None:
+        vectors["image"] = data.visual_vectors
+    for name, rows in vectors.items():
+        if len(rows) != len(data.catalogue):
+            raise ValueError(
+                f"{workdir} has {len(rows)} {name} vectors for {len(data.catalogue)} items; "
+                "delete the folder of the stage that made them and run again."
+            )
+    return vectors
+
+
+def backbone_source(
+    config: SftConfig, workdir: Path, data: PreparedData
+) -> tuple[BackboneConfig, int]:
+    """Where the backbone comes from, and V: the rows of its text table."""
+    backbone = config.backbone
+    if config.starts_from_grounding:
+        folder = workdir / "grounding" / "backbone"
+        backbone = dataclasses.replace(backbone, hf_folder=str(folder))
+    if backbone.hf_folder:
+        how = {name: getattr(backbone, name) for name in HOW}
+        return backbone, read_config(backbone.hf_folder, **how).vocab_size
+    return backbone, len(load_text_tokenizer(data))
+
+
+def make_recommender(
+    config: SftConfig,
+    workdir: Path,
+    data: PreparedData,
+    semantic_ids: SemanticIds,
+    vectors: Mapping[str, np.ndarray],
+    rngs: nnx.Rngs,
+) -> Recommender:
+    """A recommender over `vectors`; its backbone as `config` says."""
+    source, vocab_size = backbone_source(config, workdir, data)
+    backbone = make_backbone(source, vocab_size, rngs, data.text_tokenizer_folder)
+    space = TokenSpace(backbone.config.vocab_size, semantic_ids.levels, semantic_ids.codebook_size)
+    return Recommender(config.model, backbone, space, vectors, rngs=rngs)
+
+
+def frozen_tables(
+    config: SftConfig, vectors: Mapping[str, np.ndarray], semantic_ids: SemanticIds
+) -> dict[str, np.ndarray]:
+    """Arrays by item that the model reads and does not train."""
+    encoder = config.model.item_encoder
+    tables = {
+        name: np.asarray(vectors[name], np.float32)
+        for name in TABLES
+        if name in vectors and name in encoder.inputs and name not in encoder.trainable
+    }
+    codes = np.asarray(semantic_ids.codes, np.int32)
+    prefix = np.unique(codes[:, : config.prompt.sid_generated], axis=0, return_inverse=True)[1]
+    prefix = prefix.reshape(-1).astype(np.int32)
+    return {
+        **tables,
+        "codes": codes,
+        "prefix": prefix,
+        "prefix_start": np.concatenate([[0], np.cumsum(np.bincount(prefix))]).astype(np.int32),
+        "by_prefix": np.argsort(prefix, kind="stable").astype(np.int32),
+    }

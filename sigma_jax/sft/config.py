@@ -1,0 +1,53 @@
+"""Settings of stage 3."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sigma_jax.models.backbone import BackboneConfig
+from sigma_jax.models.item_encoder import TABLES
+from sigma_jax.models.recommender import RecommenderConfig
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig
+from sigma_jax.sft.prompt import PromptConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """Everything about stage 3."""
+
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    backbone: BackboneConfig
+    starts_from_grounding: bool  # the backbone of stage 1 instead of `backbone`'s own start
+    model: RecommenderConfig
+    prompt: PromptConfig
+    temperature: float  # tau of Eq. 5
+    negatives_per_target: int  # drawn from the target's own prefix; 0: shared by the batch instead
+    num_negatives: int  # drawn once a step for the whole batch (Eq. 5); 100,000 in the paper
+    uses_prefix_condition: bool  # negatives share the target's SID prefix (Eq. 5)
+    ntp_weight: float  # of Eq. 4
+    infonce_weight: float  # of Eq. 5
+    label_smoothing: float  # of Eq. 4
+    report_requests: int  # validation requests a task, while training
+    report_beams: int
+
+    def __post_init__(self):
+        for name, least in (
+            ("negatives_per_target", 0),
+            ("num_negatives", 1),
+            ("report_requests", 0),
+            ("report_beams", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}; use {least} or more.")
+        for name in ("ntp_weight", "infonce_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}; use 0 or more.")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature}; use more than 0, such as 0.05.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing}; use 0 <= it < 1.")
+        if unknown := set(self.model.item_encoder.inputs) - set(TABLES):
+            raise ValueError(
+                f"model.item_encoder.inputs names {sorted(unknown)}; known are {', '.join(TABLES)}."
+            )

@@ -1,0 +1,103 @@
+"""A finished stage 3: loaded, prompted, judged."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from sigma_jax import metrics
+from sigma_jax.generation.generate import GenerationConfig
+from sigma_jax.models.recommender import Recommender
+from sigma_jax.models.weights import load_weights
+from sigma_jax.runtime.artifacts import read_json
+from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
+from sigma_jax.sft.build import frozen_tables, item_vectors, make_recommender
+from sigma_jax.sft.config import SftConfig
+from sigma_jax.sft.prompt import PromptConfig, PromptTables
+from sigma_jax.sft.requests import assemble_prompts
+
+
+def generation_config(config: SftConfig, num_beams: int, batch_size: int) -> GenerationConfig:
+    """Generation as Eq. 6-11 have it, at the temperature of training."""
+    return GenerationConfig(
+        num_beams=num_beams,
+        num_retrieved=20,
+        temperature=config.temperature,
+        sigma="deviation",
+        sigma_floor=0.1,
+        normaliser="exact",
+        ranking="fused",
+        batch_size=batch_size,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRecommender:
+    """A finished stage 3 with what it takes to prompt it."""
+
+    config: SftConfig
+    model: Recommender
+    tables: dict[str, np.ndarray]
+    semantic_ids: SemanticIds
+    prompt_tables: PromptTables
+
+    def prompts(self, requests: Requests, data: PreparedData) -> dict[str, np.ndarray]:
+        """Prompts of `requests` as the generator takes them."""
+        return prompts_of(requests, data, self.prompt_tables, self.config.prompt)
+
+
+def load_recommender(workdir: Path, data: PreparedData) -> TrainedRecommender:
+    """The recommender in WORKDIR/sft. ValueError where a file is missing or does not fit."""
+    folder = workdir / "sft"
+    config = to_dataclass(SftConfig, read_json(folder / "config.json"))
+    semantic_ids = SemanticIds.load(workdir / "tokenizer")
+    vectors = item_vectors(data, workdir)
+    stored = dataclasses.replace(config.backbone, hf_folder=str(folder / "backbone"))
+    stored_config = dataclasses.replace(config, backbone=stored, starts_from_grounding=False)
+    model = make_recommender(stored_config, workdir, data, semantic_ids, vectors, nnx.Rngs(0))
+    load_weights(model, folder / "weights.safetensors", without="backbone")
+    return TrainedRecommender(
+        config,
+        model,
+        frozen_tables(config, vectors, semantic_ids),
+        semantic_ids,
+        PromptTables.make(data, semantic_ids, config.prompt, model.space.vocab_size),
+    )
+
+
+def prompts_of(
+    requests: Requests, data: PreparedData, tables: PromptTables, config: PromptConfig
+) -> dict[str, np.ndarray]:
+    """Prompts of `requests` with the field names of the generator, cut to the longest."""
+    prompts = assemble_prompts(requests, data, tables, config, config.row_tokens)
+    # Few distinct lengths, so that other requests do not compile another program.
+    longest = int(prompts["length"].max(initial=1))
+    length = min(config.row_tokens, -(-longest // 32) * 32)
+    return {
+        "tokens": prompts["token"][:, :length],
+        "items": prompts["item"][:, :length],
+        "positions": prompts["position"][:, :length],
+        "is_token": prompts["segment"][:, :length] > 0,
+        "lengths": prompts["length"],
+    }
+
+
+def hit_rates(items: np.ndarray, requests: Requests, semantic_ids: SemanticIds) -> dict[str, float]:
+    """HR@10 by task, and averaged over tasks, at item and at SID level."""
+    found = {}
+    for level, ranks in (
+        ("item", metrics.item_ranks(items, requests.target)),
+        ("sid", metrics.sid_ranks(items, requests.target, semantic_ids.codes)),
+    ):
+        hits = metrics.hits(ranks, 10)
+        by_task = {
+            TASKS[task]: float(hits[requests.task == task].mean())
+            for task in np.unique(requests.task)
+        }
+        found |= {f"hr10_{level}_{task}": value for task, value in by_task.items()}
+        found[f"hr10_{level}"] = float(np.mean(list(by_task.values())))
+    return found
