@@ -37,7 +37,9 @@ def semantic_ids(seed: int = 0, num_items: int = NUM_ITEMS) -> SemanticIds:
     return SemanticIds(rng.integers(0, CODES, (num_items, LEVELS)).astype(np.int32), CODES)
 
 
-def recommender(trainable=(), full_vocabulary=False) -> tuple[Recommender, dict]:
+def recommender(
+    trainable=(), full_vocabulary=False, copies_history=True
+) -> tuple[Recommender, dict]:
     """The model with its frozen tables."""
     rng = np.random.default_rng(1)
     tables = {
@@ -45,7 +47,7 @@ def recommender(trainable=(), full_vocabulary=False) -> tuple[Recommender, dict]
         "text": rng.normal(size=(NUM_ITEMS, 8)).astype(np.float32),
     }
     encoder = ItemEncoderConfig(12, 16, ("id", "text", "image"), tuple(trainable))
-    config = RecommenderConfig(encoder, False, full_vocabulary)
+    config = RecommenderConfig(encoder, False, full_vocabulary, copies_history)
     rngs = nnx.Rngs(0)
     backbone = Qwen3(backbone_config(), rngs=rngs)
     space = TokenSpace(VOCABULARY, LEVELS, CODES)

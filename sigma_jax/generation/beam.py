@@ -91,7 +91,7 @@ def beam_search(
         scores=state.scores,
         is_valid=jnp.isfinite(state.scores),
         leaves=state.nodes,
-        queries=model.query(hidden),
+        queries=model.query(hidden, prompts.items, prompts.is_token[:, None], tables),
     )
 
 

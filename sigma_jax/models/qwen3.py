@@ -283,9 +283,8 @@ def table_weight(config: Qwen3Config) -> Weight:
 
 def layer_weights(config: Qwen3Config) -> dict[str, Weight]:
     """The weights of one layer. Deviation 1/sqrt(inputs); what is added to the residual stream
-    starts at the scale of the embeddings, and smaller by sqrt(2 * layers), so that over depth the
-    sum of all layers neither drowns the tokens themselves nor changes scale. `align_attention`
-    then ties queries to keys and outputs to values."""
+    starts at the scale of the embeddings and smaller by sqrt(2 * layers), so that all layers do not
+    drown the tokens themselves. `align_attention` then ties queries to keys, outputs to values."""
     D, N, K = config.width, config.num_heads, config.num_kv_heads
     H, F = config.head_dim, config.mlp_width
     added = table_weight(config).deviation / math.sqrt(2 * config.num_layers)
@@ -317,7 +316,7 @@ def align_attention(layers: Mapping[str, nnx.Param], config: Qwen3Config) -> Non
 
     Each query head starts half as its key head: tokens look at tokens like them. The output starts
     as the transpose of the value: what is looked at arrives as it was. A recommender repeats items
-    and codes of its prompt, and would have to learn to copy first. Weights from a folder replace it.
+    and codes of its prompt; otherwise it learns to copy first. Weights from a folder replace this.
     """
     group = config.num_heads // config.num_kv_heads
     key = jnp.repeat(layers["key"][...], group, axis=2)

@@ -58,6 +58,7 @@ class RecommenderConfig:
     item_encoder: ItemEncoderConfig
     is_sid_table_frozen: bool
     uses_full_vocabulary: bool  # SID logits over text and all codes (the paper's letter)
+    copies_history: bool  # the query may point at items of the prompt (False: the paper's letter)
 
 
 class Recommender(nnx.Module):
@@ -88,6 +89,9 @@ class Recommender(nnx.Module):
         up = nnx.initializers.orthogonal()(rngs.params(), (fused, width))
         self.up_projection = nnx.Param(text_scale * up, axes=(None, "embed"))
         self.query_head = nnx.Param(up.T, axes=("embed", None))
+        if config.copies_history:
+            self.pointer_head = nnx.Param(up.T, axes=("embed", None))
+            self.pointer_scale = nnx.Param(jnp.array([10.0, 0.0, 1.0]))
 
     def embed(
         self, tokens: Int[Array, "B T"], items: Int[Array, "B T"], tables: Tables
@@ -97,10 +101,29 @@ class Recommender(nnx.Module):
         text = self.backbone.embed(jnp.where(is_text, tokens, 0))
         rows = jnp.where(is_text, 0, tokens - self.space.vocab_size)
         own = jnp.take(self.sid_table[...], rows, axis=0)
+        # q says "the item that follows this code": it carries the code before it, so that it can
+        # look for items of the prefix at once instead of looking for its own prefix first.
+        before = jnp.pad(own, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        own = own + jnp.where((tokens == self.space.query)[..., None], before, 0)
         # Rows of fused vectors have any length; the slot wants one the backbone can rely on.
         fused = unit(self.item_encoder(jnp.maximum(items, 0), tables)) * self._root_fused
         slot = jnp.where((items >= 0)[..., None], fused @ self.up_projection[...], 0)
         return jnp.where(is_text[..., None], text, (own + slot).astype(text.dtype))
+
+    def start_codes(
+        self, codes: Int[Array, "n L"], items: Int[Array, " n"], tables: Tables
+    ) -> None:
+        """Starts each code at the mean slot of those of `items` that have it; `codes` are theirs.
+
+        So a code is from the first step on like the items it stands for, and unlike others.
+        """
+        slots = self.item_vectors(items, tables) @ self.up_projection[...]
+        rows = self.space.code(jnp.arange(codes.shape[1]), codes) - self.space.vocab_size
+        table = self.sid_table[...]
+        total = jnp.zeros_like(table).at[rows].add(slots[:, None].astype(table.dtype))
+        length = jnp.linalg.norm(table, axis=1, keepdims=True)
+        is_used = jnp.any(total != 0, axis=1, keepdims=True)
+        self.sid_table[...] = jnp.where(is_used, unit(total) * length, table)
 
     def __call__(
         self,
@@ -150,9 +173,38 @@ class Recommender(nnx.Module):
         start = self.space.code(level, 0)
         return log_probs[..., start : start + self.space.codebook_size]
 
-    def query(self, hidden: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        """The query token's hidden state in the space of fused items, unit length (h of Eq. 5)."""
-        return unit(hidden.astype(jnp.float32) @ self.query_head[...])
+    def query(
+        self,
+        hidden: Float[Array, "B N D"],
+        items: Int[Array, "B T"],
+        is_seen: Bool[Array, "B N T"],
+        tables: Tables,
+    ) -> Float[Array, "B N D"]:
+        """The query token's hidden state in the space of fused items, unit length (h of Eq. 5).
+
+        With `copies_history` it also points: it attends to the items of the prompt in their own
+        space and adds what it finds, or nothing where none is near. Repeating a certain item of the
+        history takes a language model of few layers thousands of steps to learn otherwise.
+
+        Args:
+          hidden: of N query tokens.
+          items: the row's items at their slots, else -1.
+          is_seen: which positions of the row each query token sees.
+        """
+        hidden = hidden.astype(jnp.float32)
+        query = unit(hidden @ self.query_head[...])
+        if not self.config.copies_history:
+            return query
+        sharpness, nothing, gain = self.pointer_scale[...]
+        vectors = self.item_vectors(jnp.maximum(items, 0), tables)
+        pointer = unit(hidden @ self.pointer_head[...])
+        near = sharpness * jnp.einsum("BND,BTD->BNT", pointer, vectors)
+        near = jnp.where(is_seen & (items >= 0)[:, None], near, -jnp.inf)
+        # One more candidate, of vector 0: a prompt without items gives it all the weight.
+        near = jnp.pad(near, ((0, 0), (0, 0), (0, 1)), constant_values=0.0)
+        near = near.at[..., -1].set(nothing)
+        found = jnp.einsum("BNT,BTD->BND", jax.nn.softmax(near, axis=-1)[..., :-1], vectors)
+        return unit(query + gain * found)
 
     def item_vectors(self, items: Int[Array, " *n"], tables: Tables) -> Float[Array, "... D"]:
         """Fused vectors of `items`, unit length (the fused v of Eq. 5)."""

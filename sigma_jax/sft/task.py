@@ -83,9 +83,14 @@ class SftTask:
 
     def model(self, rngs: nnx.Rngs) -> Recommender:
         """The recommender before its first step."""
-        return make_recommender(
+        model = make_recommender(
             self.config, self.workdir, self.data, self.semantic_ids, self.vectors, rngs
         )
+        # A sample of the catalogue suffices for means.
+        rows = np.arange(0, len(self.data.catalogue), 1 + len(self.data.catalogue) // 200_000)
+        codes = np.asarray(self.semantic_ids.codes)[rows]
+        model.start_codes(jnp.asarray(codes), jnp.asarray(rows), self.tables())
+        return model
 
     def tables(self) -> dict[str, np.ndarray]:
         """Frozen item vectors, the codes of all items, and their prefix's number."""
@@ -136,7 +141,9 @@ class SftTask:
 
     def item_loss(self, model: Recommender, tables, batch, hidden, key):
         """Eq. 5: InfoNCE against items of the target's prefix."""
-        queries = model.query(_rows_at(hidden, batch["query_position"]))
+        positions = batch["query_position"]
+        is_seen = jnp.take_along_axis(mask_of(batch), positions[..., None], axis=1)
+        queries = model.query(_rows_at(hidden, positions), batch["item"], is_seen, tables)
         queries = queries.reshape(-1, queries.shape[-1])
         targets = batch["target_item"].reshape(-1)
         weights = batch["target_weight"].reshape(-1)
@@ -216,9 +223,15 @@ class SftTask:
 
 def hidden_states(model: Recommender, tables, batch, key=None) -> Float[Array, "B T D"]:
     """Of contexts and branches, each branch seeing its context and itself."""
-    mask = branch_mask(batch["segment"], batch["branch"], batch["attach"])
-    hidden, _ = model(batch["token"], batch["item"], batch["position"], mask, tables, key=key)
+    hidden, _ = model(
+        batch["token"], batch["item"], batch["position"], mask_of(batch), tables, key=key
+    )
     return hidden
+
+
+def mask_of(batch: Mapping[str, Array]) -> Bool[Array, "B T T"]:
+    """Which positions of its row each position sees."""
+    return branch_mask(batch["segment"], batch["branch"], batch["attach"])
 
 
 def draw_places(

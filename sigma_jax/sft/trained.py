@@ -28,7 +28,7 @@ def generation_config(config: SftConfig, num_beams: int, batch_size: int) -> Gen
         num_retrieved=20,
         temperature=config.temperature,
         sigma="deviation",
-        sigma_floor=0.1,
+        sigma_floor=1.0,  # as flat as trained at most: Eq. 5 is Eq. 11 with sigma 1
         normaliser="exact",
         ranking="fused",
         batch_size=batch_size,
