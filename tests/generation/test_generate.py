@@ -44,9 +44,12 @@ def score_paths(model, tables, batch, row, paths) -> dict:
         tokens[place, length : length + depth] = [
             model.space.code(level, code) for level, code in enumerate(path)
         ]
-    tokens[:, length + depth] = model.space.query
+    last = length + depth
+    tokens[:, last] = model.space.query
     hidden = forward(model, tables, tokens, items)
-    queries = np.asarray(model.query(hidden[:, length + depth]), np.float64)
+    is_seen = jnp.broadcast_to(jnp.arange(12) <= last, (NUM_ITEMS, 1, 12))
+    queries = model.query(hidden[:, last : last + 1], jnp.asarray(items), is_seen, tables)
+    queries = np.asarray(queries[:, 0], np.float64)
     scores = np.zeros(NUM_ITEMS)
     for level in range(depth):
         log_probs = np.asarray(model.code_log_probs(hidden[:, length - 1 + level], level))

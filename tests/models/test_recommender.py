@@ -102,3 +102,45 @@ def test_padding_behind_a_prompt_changes_nothing():
         hidden.append(np.asarray(out)[:, :5])
     np.testing.assert_allclose(hidden[0], hidden[1], atol=1e-5)
     assert NUM_ITEMS > batch["items"].max()
+
+
+def test_a_query_without_items_to_see_points_at_nothing():
+    model, tables = recommender()
+    hidden = jax.random.normal(jax.random.key(3), (2, 3, 16))
+    items = jnp.array([[4, -1, 9, 4], [-1, -1, -1, -1]])
+    nothing = model.query(hidden, items, jnp.zeros((2, 3, 4), bool), tables)
+    everything = model.query(hidden, items, jnp.ones((2, 3, 4), bool), tables)
+    plain, _ = recommender(copies_history=False)
+    plain.query_head[...] = model.query_head[...]
+    expected = plain.query(hidden, items, jnp.ones((2, 3, 4), bool), tables)
+    np.testing.assert_allclose(nothing, expected, atol=1e-6)
+    np.testing.assert_allclose(everything[1], expected[1], atol=1e-6)
+    # What is seen twice pulls the query towards itself.
+    vector = np.asarray(model.item_vectors(jnp.array([4]), tables))[0]
+    assert ((everything[0] - nothing[0]) @ vector > 0).all()
+
+
+def test_codes_start_at_the_mean_slot_of_their_items():
+    model, tables = recommender()
+    codes, items = jnp.array([[0, 2, 1], [0, 3, 1], [4, 3, 1]]), jnp.array([5, 6, 7])
+    before = np.asarray(model.sid_table[...])
+    slots = np.asarray(model.item_vectors(items, tables) @ model.up_projection[...])
+    model.start_codes(codes, items, tables)
+    after = np.asarray(model.sid_table[...])
+    for row, members in ((0, [0, 1]), (4, [2]), (CODES + 3, [1, 2]), (2 * CODES + 1, [0, 1, 2])):
+        mean = slots[members].mean(axis=0)
+        np.testing.assert_allclose(
+            after[row] / np.linalg.norm(after[row]), mean / np.linalg.norm(mean), atol=1e-5
+        )
+        np.testing.assert_allclose(
+            np.linalg.norm(after[row]), np.linalg.norm(before[row]), rtol=1e-5
+        )
+    np.testing.assert_array_equal(after[1], before[1])  # no item has code 1 of level 0
+
+
+def test_the_query_token_carries_the_code_before_it():
+    model, tables = recommender()
+    tokens = jnp.array([[2, model.space.code(0, 3), model.space.query]])
+    embedded = np.asarray(model.embed(tokens, jnp.full((1, 3), -1), tables))[0]
+    own = np.asarray(model.sid_table[...])[-1]
+    np.testing.assert_allclose(embedded[2], own + embedded[1], atol=1e-6)

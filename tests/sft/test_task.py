@@ -17,7 +17,7 @@ from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import PreparedData, SemanticIds
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.layout import HISTORY_TASK
-from sigma_jax.sft.task import SftTask, draw_places, hidden_states
+from sigma_jax.sft.task import SftTask, draw_places, hidden_states, mask_of
 from sigma_jax.sft.trained import load_recommender
 from sigma_jax.train import stage_fields
 
@@ -49,6 +49,22 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
 
 
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def naive_query(model, hidden, row_items, seen, vectors) -> np.ndarray:
+    """The query, with what it points at among the items of the row that it sees."""
+    sharpness, nothing, gain = np.asarray(model.pointer_scale[...], np.float64)
+    pointer = unit(hidden @ np.asarray(model.pointer_head[...]))
+    weights, found = [np.exp(nothing)], np.zeros(vectors.shape[1])
+    for place in np.flatnonzero(seen & (row_items >= 0)):
+        near = np.exp(sharpness * vectors[row_items[place]] @ pointer)
+        weights.append(near)
+        found += near * vectors[row_items[place]]
+    return unit(unit(hidden @ np.asarray(model.query_head[...])) + gain * found / sum(weights))
+
+
 def naive_losses(task, model, tables, batch) -> tuple[float, float]:
     """Eq. 4 and Eq. 5, target by target, in float64."""
     hidden = np.asarray(hidden_states(model, tables, batch), np.float64)
@@ -56,6 +72,7 @@ def naive_losses(task, model, tables, batch) -> tuple[float, float]:
     bias = np.asarray(model.code_bias[...], np.float64)
     levels, codes = task.config.prompt.sid_generated, task.semantic_ids.codes
     items = np.arange(len(codes))
+    mask = np.asarray(mask_of(batch))
     vectors = np.asarray(model.item_vectors(jnp.asarray(items), tables), np.float64)
     size = task.semantic_ids.codebook_size
     ntp, infonce, total = 0.0, 0.0, 0.0
@@ -66,8 +83,11 @@ def naive_losses(task, model, tables, batch) -> tuple[float, float]:
             h = hidden[row, batch["code_position"][row, place, level]]
             logits = table[level * size : (level + 1) * size] @ h + bias[level]
             ntp -= weight[row, place] * log_softmax(logits)[codes[target, level]] / levels
-        h = hidden[row, batch["query_position"][row, place]] @ np.asarray(model.query_head[...])
-        cosines = vectors @ (h / np.linalg.norm(h)) / task.config.temperature
+        position = batch["query_position"][row, place]
+        h = naive_query(
+            model, hidden[row, position], batch["item"][row], mask[row, position], vectors
+        )
+        cosines = vectors @ h / task.config.temperature
         shares = (codes[:, :levels] == codes[target, :levels]).all(axis=1)
         pool = cosines[shares]  # the target is one of them
         infonce -= weight[row, place] * (cosines[target] - np.log(np.exp(pool).sum()))
