@@ -145,14 +145,7 @@ EVALUATION = {
     "has_filtered_baselines": True,
 }
 
-EVALUATION_  # The paper's letter where the defaults do what serves small catalogues and short trainings better.
-LETTER = {
-    "model.item_encoder.trainable": (),
-    "model.copies_history": False,
-    "negatives_per_target": 0,  # 100,000 shared by the batch instead
-}
-
-CHANGES = {
+EVALUATION_CHANGES = {
     "smoke": {"requests": {task: 20 for task in TASK_WEIGHTS}},
     "amazon": {"requests": {task: 10_000 for task in TASK_WEIGHTS}},
 }
