@@ -35,6 +35,7 @@ from sigma_jax.runtime.artifacts import (
 )
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
+from sigma_jax.sft import instructions
 from sigma_jax.sft.requests import make_requests
 from sigma_jax.sft.trained import TrainedRecommender, load_recommender
 
@@ -137,6 +138,10 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     prompts = trained.prompts(requests, data)
     kept, left_out = generator.variants(prompts, LIST, [None, seen_items(data, requests)])
     rankings = {"SIGMA": {"kept": kept.items, "left_out": left_out.items}}
+    unseen = draw_requests(data, trained, settings, seed, instructions.HELDOUT_PHRASINGS)
+    assert np.array_equal(unseen.target, requests.target)
+    prompts = trained.prompts(unseen, data)
+    rankings["SIGMA, unseen wording"] = {"kept": generator(prompts, LIST).items}
     rankings |= baseline_rankings(workdir, data, requests, settings.has_filtered_baselines, seed)
     results = score(rankings, requests, data, trained.semantic_ids)
     results["sigma"] = {
@@ -146,12 +151,19 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
 
 
 def draw_requests(
-    data: PreparedData, trained: TrainedRecommender, settings: EvaluationConfig, seed: int
+    data: PreparedData,
+    trained: TrainedRecommender,
+    settings: EvaluationConfig,
+    seed: int,
+    phrasings: Mapping[str, tuple[str, ...]] = instructions.TRAIN_PHRASINGS,
 ) -> Requests:
-    """The split's requests, at most so many a task as the config says, drawn by the seed."""
+    """The split's requests, at most so many a task as the config says, drawn by the seed.
+
+    Other phrasings of the instructions leave all else as it is.
+    """
     share = trained.config.prompt.longtail_share
     most = max(settings.requests.values(), default=0)
-    requests = make_requests(data, settings.split, seed, most, share)
+    requests = make_requests(data, settings.split, seed, most, share, phrasings)
     rng = np.random.default_rng(seed)
     rows = []
     for number, task in enumerate(TASKS):

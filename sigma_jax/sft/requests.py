@@ -30,7 +30,7 @@ def make_requests(
     seed: int,
     max_per_task: int,
     longtail_share: float,
-    phrasings: dict[str, tuple[str, ...]] = instructions.HELDOUT_PHRASINGS,
+    phrasings: dict[str, tuple[str, ...]] = instructions.TRAIN_PHRASINGS,
 ) -> Requests:
     """One request per user and task whose target session holds an item the task can aim at.
 
