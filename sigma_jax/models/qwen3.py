@@ -396,6 +396,4 @@ class Qwen3(nnx.Module):
 def logical_axes(module: nnx.Module) -> dict[tuple, tuple[str, ...]]:
     """Path -> logical axes of every parameter of `module` that declares them."""
     params = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    return {
-        path: param.get_metadata("axes") for path, param in params if "axes" in param.get_metadata()
-    }
+    return {path: p.get_metadata("axes") for path, p in params if "axes" in p.get_metadata()}
