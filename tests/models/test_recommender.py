@@ -107,7 +107,7 @@ def test_padding_behind_a_prompt_changes_nothing():
 def test_a_query_without_items_to_see_points_at_nothing():
     model, tables = recommender()
     hidden = jax.random.normal(jax.random.key(3), (2, 3, 16))
-    items = jnp.array([[4, -1, 9, 4], [-1, -1, -1, -1]])
+    items = jnp.array([[4, -1, -1, 4], [-1, -1, -1, -1]])
     nothing = model.query(hidden, items, jnp.zeros((2, 3, 4), bool), tables)
     everything = model.query(hidden, items, jnp.ones((2, 3, 4), bool), tables)
     plain, _ = recommender(copies_history=False)
@@ -115,7 +115,7 @@ def test_a_query_without_items_to_see_points_at_nothing():
     expected = plain.query(hidden, items, jnp.ones((2, 3, 4), bool), tables)
     np.testing.assert_allclose(nothing, expected, atol=1e-6)
     np.testing.assert_allclose(everything[1], expected[1], atol=1e-6)
-    # What is seen twice pulls the query towards itself.
+    # What is seen pulls the query towards itself.
     vector = np.asarray(model.item_vectors(jnp.array([4]), tables))[0]
     assert ((everything[0] - nothing[0]) @ vector > 0).all()
 
