@@ -29,7 +29,7 @@ def define_flags() -> None:
     """This command's flags; only where it runs as the command."""
     flags.DEFINE_string("workdir", None, "Of the training.", required=True)
     flags.DEFINE_string("user", None, "The user's id; nobody in particular if not given.")
-    default = "Recommend something for me."
+    default = "recommend something for me"  # a wording of training
     flags.DEFINE_string("instruction", default, "What is wanted, in your own words.")
     flags.DEFINE_integer("count", 10, "Items to recommend.", lower_bound=1)
     flags.DEFINE_integer("beams", 32, "Prefixes to look into (K of Eq. 6).", lower_bound=1)
