@@ -147,7 +147,7 @@ EVALUATION = {
 
 EVALUATION_CHANGES = {
     "smoke": {"requests": {task: 20 for task in TASK_WEIGHTS}},
-    "amazon": {"requests": {task: 10_000 for task in TASK_WEIGHTS}},
+    "amazon": {"requests.JustForYou": 10_000},
 }
 
 
