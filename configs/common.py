@@ -85,3 +85,15 @@ def train(steps: int, batch_size: int, **changes: Any) -> ConfigDict:
 def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> ConfigDict:
     """Devices along each axis; -1 takes all that remain (sigma_jax.runtime.config.MeshConfig)."""
     return ConfigDict({"data": data, "fsdp": fsdp, "tensor": tensor})
+
+
+def run_config(
+    stage: str, own: ConfigDict, data: ConfigDict, upstream: Mapping[str, ConfigDict]
+) -> ConfigDict:
+    """A stage's `own` fields with those of the run; `upstream`: fields of the stages before it."""
+    own.stage = stage
+    own.seed = 0
+    own.mesh = mesh()
+    own.data = data
+    own.upstream = ConfigDict(upstream)
+    return own

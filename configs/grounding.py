@@ -114,10 +114,8 @@ def stage_fields(preset: str) -> ConfigDict:
 
 def get_config(preset: str = "local") -> ConfigDict:
     """This stage's fields, the run's, and under `upstream` the teacher's."""
-    config = stage_fields(preset)
-    config.stage = "grounding"
-    config.seed = 0
-    config.mesh = common.mesh()
-    config.data = data.data_fields(preset)
-    config.upstream = ConfigDict({"teacher": teacher.stage_fields(preset)})
+    upstream = {"teacher": teacher.stage_fields(preset)}
+    config = common.run_config(
+        "grounding", stage_fields(preset), data.data_fields(preset), upstream
+    )
     return config.lock()

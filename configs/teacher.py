@@ -62,10 +62,6 @@ def stage_fields(preset: str) -> ConfigDict:
 
 def get_config(preset: str = "local") -> ConfigDict:
     """This stage's fields and the run's."""
-    config = stage_fields(preset)
-    config.stage = "teacher"
-    config.seed = 0
-    config.mesh = common.mesh()
-    config.data = data.data_fields(preset)
-    config.upstream = ConfigDict()
+    upstream = {}
+    config = common.run_config("teacher", stage_fields(preset), data.data_fields(preset), upstream)
     return config.lock()

@@ -61,15 +61,11 @@ def stage_fields(preset: str) -> ConfigDict:
 
 def get_config(preset: str = "local") -> ConfigDict:
     """This stage's fields, the run's, and under `upstream` those of the stages before it."""
-    config = stage_fields(preset)
-    config.stage = "tokenizer"
-    config.seed = 0
-    config.mesh = common.mesh()
-    config.data = data.data_fields(preset)
-    config.upstream = ConfigDict(
-        {
-            "teacher": teacher.stage_fields(preset),
-            "grounding": grounding.stage_fields(preset),
-        }
+    upstream = {
+        "teacher": teacher.stage_fields(preset),
+        "grounding": grounding.stage_fields(preset),
+    }
+    config = common.run_config(
+        "tokenizer", stage_fields(preset), data.data_fields(preset), upstream
     )
     return config.lock()
