@@ -287,6 +287,7 @@ def test_evaluate_writes_figures_table_and_page(evaluated):
     assert names == {"manifest.json", "results.json", "table.txt", "report.html"}
     assert results["run"]["split"] == "test" and len(results["run"]["data_hash"]) == 12
     assert "SIGMA" in (workdir / "evaluation" / "table.txt").read_text()
+    assert {"SIGMA", "SIGMA without prior", "SIGMA, unseen wording"} < set(results["methods"])
 
 
 def test_evaluate_again_prints_the_same_and_other_settings_replace_it(evaluated, capsys):

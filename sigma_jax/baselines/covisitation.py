@@ -63,7 +63,7 @@ class CoVisitation:
         starts, ends = history_ranges(data.histories, requests)
         for first in range(0, len(requests), REQUESTS_A_STEP):
             rows = np.arange(first, min(first + REQUESTS_A_STEP, len(requests)))
-            recent = self._recent(data.histories, starts[rows], ends[rows])
+            recent = recent_items(data.histories, starts[rows], ends[rows], self.ties.shape[0])
             scores = (recent @ self.ties).tocsr()
             for row in rows:
                 entries = slice(*scores.indptr[row - first : row - first + 2])
@@ -74,20 +74,42 @@ class CoVisitation:
                 rankings[row, : len(chosen)] = chosen
         return self.popularity.complete(rankings, data, requests, keep_seen, allowed)
 
-    def _recent(self, histories: Histories, starts, ends) -> sparse.csr_matrix:
-        """[n, I]: weight of each item in the last sessions, 1 for the last, then 0.7, 0.49 ..."""
-        counts = np.maximum(ends - starts, 0)
-        lines = ragged(starts, ends)
-        request = np.repeat(np.arange(len(starts)), counts)
-        last = np.zeros(len(starts), np.int64)
-        has_history = counts > 0
-        last[has_history] = histories.session[ends[has_history] - 1]
-        age = last[request] - histories.session[lines]
-        keep = age < SESSIONS
-        weights = DECAY ** age[keep].astype(np.float64)
-        shape = (len(starts), self.ties.shape[0])
-        entries = (weights.astype(np.float32), (request[keep], histories.item[lines[keep]]))
-        return sparse.csr_matrix(entries, shape=shape)
+
+def recent_items(
+    histories: Histories,
+    starts,
+    ends,
+    num_items: int,
+    decay: float = DECAY,
+    sessions: int | None = SESSIONS,
+) -> sparse.csr_matrix:
+    """float32 [N, I]: the items of each history's last `sessions` (None: all of them).
+
+    A line weighs 1 in the last session, then `decay`, its square ...; lines of one item add up.
+    """
+    counts = np.maximum(ends - starts, 0)
+    lines = ragged(starts, ends)
+    request = np.repeat(np.arange(len(starts)), counts)
+    last = np.zeros(len(starts), np.int64)
+    has_history = counts > 0
+    last[has_history] = histories.session[ends[has_history] - 1]
+    age = last[request] - histories.session[lines]
+    if sessions is not None:
+        keep = age < sessions
+        age, request, lines = age[keep], request[keep], lines[keep]
+    weights = (decay ** age.astype(np.float64)).astype(np.float32)
+    shape = (len(starts), num_items)
+    return sparse.csr_matrix((weights, (request, histories.item[lines])), shape=shape)
+
+
+def strongest(table: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
+    """The `count` largest entries of each row, the lower column on ties."""
+    table = table.tocsr()
+    row = np.repeat(np.arange(table.shape[0]), np.diff(table.indptr))
+    order = np.lexsort((table.indices, -table.data, row))
+    keep = order[np.arange(len(row)) - table.indptr[row] < count]  # `order` goes row by row
+    entries = (table.data[keep], (row[keep], table.indices[keep]))
+    return sparse.csr_matrix(entries, shape=table.shape)
 
 
 def count_ties(histories: Histories, num_items: int) -> sparse.csr_matrix:

@@ -24,7 +24,7 @@ from sigma_jax.baselines.sasrec import SasrecBaseline, load_sasrec
 from sigma_jax.evaluation.page import collect_figures, write_report
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
-from sigma_jax.generation.generate import GenerationConfig, Generator, Recommendations
+from sigma_jax.generation.generate import Choice, GenerationConfig, Generator, Recommendations
 from sigma_jax.runtime.artifacts import (
     Recipe,
     check_inputs,
@@ -51,6 +51,7 @@ class EvaluationConfig:
     split: str  # "test", or "valid" while settings are chosen
     requests: dict[str, int]  # task -> at most this many requests
     generation: GenerationConfig
+    uses_prior: bool  # what counts say, with the sigma fitted beside it (sigma_jax/sft/prior.py)
     has_filtered_baselines: bool  # also the baselines restricted to what an instruction allows
 
     def __post_init__(self):
@@ -136,12 +137,26 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     logging.info("evaluation: %d requests", len(requests))
     generator = make_generator(trained, settings.generation)
     prompts = trained.prompts(requests, data)
-    kept, left_out = generator.variants(prompts, LIST, [None, seen_items(data, requests)])
-    rankings = {"SIGMA": {"kept": kept.items, "left_out": left_out.items}}
+    seen = seen_items(data, requests)
+    choices = {
+        "SIGMA": [
+            trained.choice(requests, data, settings.generation, settings.uses_prior, s)
+            for s in (None, seen)
+        ]
+    }
+    if settings.uses_prior and trained.prior:
+        choices["SIGMA without prior"] = [Choice(None), Choice(seen)]
+    found = generator.variants(prompts, LIST, [c for pair in choices.values() for c in pair])
+    kept = found[0]
+    rankings = {
+        name: {"kept": found[2 * number].items, "left_out": found[2 * number + 1].items}
+        for number, name in enumerate(choices)
+    }
     unseen = draw_requests(data, trained, settings, seed, instructions.HELDOUT_PHRASINGS)
     assert np.array_equal(unseen.target, requests.target)
     prompts = trained.prompts(unseen, data)
-    rankings["SIGMA, unseen wording"] = {"kept": generator(prompts, LIST).items}
+    [other] = generator.variants(prompts, LIST, choices["SIGMA"][:1])
+    rankings["SIGMA, unseen wording"] = {"kept": other.items}
     rankings |= baseline_rankings(workdir, data, requests, settings.has_filtered_baselines, seed)
     results = score(rankings, requests, data, trained.semantic_ids)
     results["sigma"] = {
@@ -227,7 +242,8 @@ def show_recommendations(config: Any, workdir: Path, users: int = 2, count: int 
     wanted = example_rows(requests, users)
     requests = requests.take(wanted)
     generator = make_generator(trained, settings.generation)
-    found = generator(trained.prompts(requests, data), count)
+    choice = trained.choice(requests, data, settings.generation, settings.uses_prior)
+    [found] = generator.variants(trained.prompts(requests, data), count, [choice])
     for row in range(len(requests)):
         user = data.users.table["user_id"][int(requests.user[row])].as_py()
         print(f'\nuser {user}: "{requests.instruction[row]}"')

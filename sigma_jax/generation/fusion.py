@@ -77,6 +77,19 @@ def fuse(
     return jnp.where(is_valid, log_prob, -jnp.inf)
 
 
+def add_bias(
+    log_prob: Float32[Array, "*B M R"], bias: Float32[Array, "*B M R"]
+) -> Float32[Array, "*B M R"]:
+    """Log-probability proportional to p e^bias, with the sum over all items as the denominator.
+
+    That sum is 1 + sum of p (e^bias - 1) over the items that have a bias; of those only the
+    retrieved ones are known here.
+    """
+    prob = jnp.exp(log_prob)
+    total = 1 + (prob * jnp.expm1(bias)).sum((-2, -1), keepdims=True)
+    return log_prob + bias - jnp.log(jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
+
+
 def keep_first_prefix(
     log_prob: Float32[Array, "*B M R"],
     beam_scores: Float32[Array, "*B M"],

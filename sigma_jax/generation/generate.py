@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams, Prompts, beam_search
-from sigma_jax.generation.retrieval import PrefixIndex, build_index, search
+from sigma_jax.generation.retrieval import ItemBias, PrefixIndex, build_index, search
 from sigma_jax.generation.trie import Trie, build_trie
 from sigma_jax.models.recommender import Recommender, Tables
 from sigma_jax.schema import SemanticIds
@@ -64,11 +64,20 @@ class Recommendations:
     """Items for each prompt, best first; -1 where fewer exist. N prompts, n items."""
 
     items: Int[Array, "N n"]
-    log_probs: Float[Array, "N n"]  # Eq. 10; -inf where there is no item
+    log_probs: Float[Array, "N n"]  # Eq. 10, and the bias; -inf where there is no item
     beam_scores: Float[Array, "N n"]  # phi of the item's prefix (Eq. 7)
     beams: Int[Array, "N n"]  # rank of the item's prefix among the beams
     cosines: Float[Array, "N n"]  # of query and item (Eq. 9)
     sigma: Float[Array, " N"]  # of Eq. 11
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One way to rank what the beams have found."""
+
+    seen: Int[np.ndarray, "N S"] | None = None  # items to leave out, padded with -1
+    bias: ItemBias | None = None  # of N requests, NumPy arrays
+    config: GenerationConfig | None = None  # other than the generator's; its beams stay
 
 
 class Generator:
@@ -108,20 +117,17 @@ class Generator:
 
         `prompts` has the fields of `Prompts`. `seen` is padded with -1; None keeps all items.
         """
-        return self.variants(prompts, count, [seen])[0]
+        return self.variants(prompts, count, [Choice(seen)])[0]
 
     def variants(
-        self,
-        prompts: Mapping[str, np.ndarray],
-        count: int,
-        seen: Sequence[Int[np.ndarray, "N S"] | None],
+        self, prompts: Mapping[str, np.ndarray], count: int, choices: Sequence[Choice]
     ) -> list[Recommendations]:
-        """One result for each entry of `seen`; the model reads the prompts only once for all."""
+        """One result for each of `choices`; the model reads the prompts only once for all."""
         total, size = len(prompts["lengths"]), self.config.batch_size
         parts = []
         for start in range(0, total, size):
             rows = np.arange(start, start + size) % total  # the last batch is filled by the first
-            batch = Prompts(**{name: jnp.asarray(value[rows]) for name, value in prompts.items()})
+            batch = Prompts(**take_rows(dict(prompts), rows))
             beams = _search_beams(
                 self.graphdef, self.state, self.tables, self.trie, batch, self.config
             )
@@ -129,14 +135,20 @@ class Generator:
                 _rank(
                     self.index,
                     beams,
-                    None if left_out is None else jnp.asarray(left_out[rows]),
-                    self.config,
+                    take_rows(choice.seen, rows),
+                    take_rows(choice.bias, rows),
+                    choice.config or self.config,
                     count,
                 )
-                for left_out in seen
+                for choice in choices
             ]
             parts.append(jax.device_get(ranked))
         return jax.tree.map(lambda *values: np.concatenate(values)[:total], *parts)
+
+
+def take_rows(tree, rows: np.ndarray):
+    """The rows of every array of `tree`, on the device; None stays None."""
+    return jax.tree.map(lambda table: jnp.asarray(table[rows]), tree)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -147,22 +159,36 @@ def _search_beams(
     return beam_search(model, tables, prompts, trie, config.num_beams)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def _rank(
-    index: PrefixIndex, beams: Beams, seen: Array | None, config: GenerationConfig, count: int
+    index: PrefixIndex,
+    beams: Beams,
+    seen: Array | None,
+    bias: ItemBias | None,
+    config: GenerationConfig,
+    count: int,
 ) -> Recommendations:
     """Eq. 9-11: items of each prefix, fused into one ranking."""
     sharpness = fusion.sharpness(
         beams.scores, beams.is_valid, config.temperature, config.sigma, config.sigma_floor
     )
     items, cosines, log_normaliser = search(
-        index, beams.queries, beams.leaves, beams.is_valid, config.num_retrieved, sharpness, seen
+        index,
+        beams.queries,
+        beams.leaves,
+        beams.is_valid,
+        config.num_retrieved,
+        sharpness,
+        seen,
+        bias,
     )
     if config.normaliser == "retrieved":
         log_normaliser = fusion.retrieved_log_normaliser(cosines, items >= 0, sharpness)
     log_probs = fusion.fuse(
         beams.scores, beams.is_valid, cosines, items >= 0, log_normaliser, sharpness
     )
+    if bias is not None:
+        log_probs = fusion.add_bias(log_probs, jnp.where(items >= 0, bias.of(items), 0.0))
     if config.ranking == "first_prefix":
         log_probs = fusion.keep_first_prefix(log_probs, beams.scores, beams.is_valid)
     batch = items.shape[0]

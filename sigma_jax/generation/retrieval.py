@@ -3,6 +3,8 @@
 Items lie sorted by prefix, so V_k is one contiguous range. A search walks all ranges of a batch in
 step, a chunk of rows at a time, keeping the best so far and the running log-sum-exp: memory is
 [beams, chunk, D] however large a prefix is, and the walk ends with the longest range asked for.
+
+Axes: B requests, M beams, R items retrieved for a beam, S items with a bias or left out.
 """
 
 from __future__ import annotations
@@ -47,6 +49,22 @@ def build_index(trie: Trie, vectors: Float32[Array, "I D"], chunk: int = CHUNK) 
     )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ItemBias:
+    """What some items of each request have beside their probability, added to its logarithm."""
+
+    items: Int32[Array, "*B S"]  # ascending, none twice; padded with the largest int32
+    values: Float32[Array, "*B S"]
+
+    def of(self, items: Int32[Array, "*B M n"]) -> Float32[Array, "*B M n"]:
+        """The bias of each item, 0 for those without."""
+        places, is_listed = find(items, self.items)
+        values = self.values.reshape(-1, self.values.shape[-1])
+        found = jnp.take_along_axis(values, places.reshape(values.shape[0], -1), axis=1)
+        return jnp.where(is_listed, found.reshape(items.shape), 0.0)
+
+
 def search(
     index: PrefixIndex,
     queries: Float[Array, "*B M D"],
@@ -55,13 +73,15 @@ def search(
     count: int,
     sharpness: Float32[Array, "*B"],
     excluded: Int32[Array, "*B S"] | None = None,
+    bias: ItemBias | None = None,
 ) -> tuple[Int32[Array, "*B M R"], Float32[Array, "*B M R"], Float32[Array, "*B M"]]:
     """The `count` items of each prefix nearest to its query: (items, cosines, log_normaliser).
 
-    Best first, the lower item on ties; item -1 and cosine -inf where the prefix has fewer, or the
-    beam is not valid. `log_normaliser` is logsumexp(cos * sharpness) over all of V_k, the exact
-    denominator of Eq. 11 (-inf for beams that are not valid). Items in `excluded` (padded with
-    -1) are not returned but count in the denominator, since the model gives them probability.
+    Best first by cos * sharpness + bias, the lower item on ties; item -1 and cosine -inf where the
+    prefix has fewer, or the beam is not valid. `log_normaliser` is logsumexp(cos * sharpness) over
+    all of V_k, the exact denominator of Eq. 11 (-inf for beams that are not valid). Items in
+    `excluded` (padded with -1) are not returned but count in the denominator, since the model
+    gives them probability.
     """
     is_valid = is_valid & (leaves >= 0)
     leaf = jnp.where(is_valid, leaves, 0)
@@ -69,11 +89,12 @@ def search(
     size = jnp.where(is_valid, index.leaf_start[leaf + 1] - start, 0)
     queries = unit(queries)
     sharpness = sharpness[..., None, None]
-    excluded = None if excluded is None else jnp.sort(excluded, axis=-1)
+    if excluded is not None:
+        excluded = jnp.sort(excluded, axis=-1)
     longest = size.max()
 
     def score_chunk(state):
-        first, best, rows, log_normaliser = state
+        first, best, kept, rows, log_normaliser = state
         offsets = first + jnp.arange(index.chunk, dtype=jnp.int32)
         positions = start[..., None] + offsets
         is_item = offsets < size[..., None]
@@ -84,38 +105,47 @@ def search(
         )
         part = jax.nn.logsumexp(cosines * sharpness, axis=-1, where=is_item)
         log_normaliser = jnp.logaddexp(log_normaliser, part)
+        scores = cosines
+        if excluded is not None or bias is not None:
+            items = index.sorted_items.at[positions].get(mode="clip")
         if excluded is not None:
-            is_item &= ~is_member(index.sorted_items.at[positions].get(mode="clip"), excluded)
+            is_item &= ~find(items, excluded)[1]
+        if bias is not None:
+            scores = cosines + bias.of(items) / sharpness
         # Earlier rows stand first and are lower items: top_k then resolves ties as promised.
-        pool = jnp.concatenate([best, jnp.where(is_item, cosines, -jnp.inf)], axis=-1)
-        pool_rows = jnp.concatenate([rows, positions], axis=-1)
+        pool = jnp.concatenate([best, jnp.where(is_item, scores, -jnp.inf)], axis=-1)
         best, chosen = jax.lax.top_k(pool, count)
-        rows = jnp.take_along_axis(pool_rows, chosen, axis=-1)
-        return first + index.chunk, best, rows, log_normaliser
+        kept, rows = (
+            jnp.take_along_axis(jnp.concatenate(parts, axis=-1), chosen, axis=-1)
+            for parts in ((kept, cosines), (rows, positions))
+        )
+        return first + index.chunk, best, kept, rows, log_normaliser
 
     shape = (*leaves.shape, count)
     state = (
         jnp.int32(0),
         jnp.full(shape, -jnp.inf, jnp.float32),
+        jnp.full(shape, -jnp.inf, jnp.float32),
         jnp.zeros(shape, jnp.int32),
         jnp.full(leaves.shape, -jnp.inf, jnp.float32),
     )
-    _, best, rows, log_normaliser = jax.lax.while_loop(
+    _, best, cosines, rows, log_normaliser = jax.lax.while_loop(
         lambda state: state[0] < longest, score_chunk, state
     )
-    items = jnp.where(best > -jnp.inf, index.sorted_items[rows], -1)
-    return items, best, log_normaliser
+    is_found = best > -jnp.inf
+    items = jnp.where(is_found, index.sorted_items[rows], -1)
+    return items, jnp.where(is_found, cosines, -jnp.inf), log_normaliser
 
 
-def is_member(
+def find(
     items: Int32[Array, "*B M n"], sorted_rows: Int32[Array, "*B S"]
-) -> Bool[Array, "*B M n"]:
-    """Whether each item stands in its request's ascending row, by binary search.
+) -> tuple[Int32[Array, "*B M n"], Bool[Array, "*B M n"]]:
+    """Where each item stands in its request's ascending row, and whether it does: binary search.
 
     Comparing all with all would cost S comparisons an item, and a history has thousands.
     """
     rows = sorted_rows.reshape(-1, sorted_rows.shape[-1])
     flat = items.reshape(rows.shape[0], -1)
-    places = jax.vmap(jnp.searchsorted)(rows, flat)
-    found = jnp.take_along_axis(rows, jnp.minimum(places, rows.shape[1] - 1), axis=1)
-    return (found == flat).reshape(items.shape)
+    places = jnp.minimum(jax.vmap(jnp.searchsorted)(rows, flat), rows.shape[1] - 1)
+    found = jnp.take_along_axis(rows, places, axis=1)
+    return places.reshape(items.shape), (found == flat).reshape(items.shape)

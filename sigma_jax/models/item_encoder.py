@@ -32,8 +32,9 @@ class ItemEncoderConfig:
 class ItemEncoder(nnx.Module):
     """Item rows to fused vectors, by a two-layer MLP beside a linear path.
 
-    The linear path lets a vector through unchanged in kind from the first step on; the paper
-    leaves the shape of the MLP open.
+    The linear path starts as a rotation (or a projection, where fused vectors are shorter): items
+    near each other as they come in are near each other from the first step on. The paper leaves
+    the shape of the MLP open.
     """
 
     def __init__(
@@ -66,7 +67,8 @@ class ItemEncoder(nnx.Module):
         )
         width = sum(shape[1] for shape in shapes.values())
         init = nnx.initializers.lecun_normal()
-        self.linear = nnx.Param(init(rngs.params(), (width, config.fused_width)))
+        straight = nnx.initializers.orthogonal()
+        self.linear = nnx.Param(straight(rngs.params(), (width, config.fused_width)))
         self.inner = nnx.Param(init(rngs.params(), (width, config.hidden_width)))
         self.inner_bias = nnx.Param(jnp.zeros((config.hidden_width,)))
         self.outer = nnx.Param(0.1 * init(rngs.params(), (config.hidden_width, config.fused_width)))

@@ -8,6 +8,7 @@ from sigma_jax.models.backbone import BackboneConfig
 from sigma_jax.models.item_encoder import TABLES
 from sigma_jax.models.recommender import RecommenderConfig
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig
+from sigma_jax.sft.prior import PriorConfig
 from sigma_jax.sft.prompt import PromptConfig
 
 
@@ -28,6 +29,7 @@ class SftConfig:
     ntp_weight: float  # of Eq. 4
     infonce_weight: float  # of Eq. 5
     label_smoothing: float  # of Eq. 4
+    prior: PriorConfig  # fitted when training is done
     report_requests: int  # validation requests a task, while training
     report_beams: int
 

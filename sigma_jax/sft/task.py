@@ -30,11 +30,12 @@ from sigma_jax.models.qwen3 import branch_mask
 from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import save_weights
 from sigma_jax.runtime.artifacts import Recipe, is_current, plain, read_json, write_artifact
-from sigma_jax.schema import PreparedData, SemanticIds
+from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.sft.assemble import batches
 from sigma_jax.sft.build import backbone_source, frozen_tables, item_vectors, make_recommender
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.layout import HISTORY_TASK
+from sigma_jax.sft.prior import fit_prior, training_ties
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
 from sigma_jax.sft.records import write_records
 from sigma_jax.sft.requests import make_requests
@@ -50,6 +51,8 @@ RECORD_FIELDS = (  # of PromptConfig: those that decide what the records hold
     "cold_start_weight",
     "records_per_shard",
 )
+
+FIT_BEAMS = 32  # when the prior is fitted
 
 
 class SftTask:
@@ -199,26 +202,53 @@ class SftTask:
         """HR@10 at item and SID level on validation requests, by task and on average."""
         if not self.config.report_requests:
             return {}
-        prompt = self.config.prompt
-        requests = make_requests(
-            self.data, "valid", self.seed, self.config.report_requests, prompt.longtail_share
-        )
+        most = dict.fromkeys(TASKS, self.config.report_requests)
+        requests, prompts = self.validation(most)
         if not len(requests):
             return {}
-        generation = generation_config(self.config, self.config.report_beams, batch_size=32)
-        generator = Generator.create(
-            model, tables, self.semantic_ids, prompt.sid_generated, generation
-        )
-        prompt_tables = PromptTables.make(self.data, self.semantic_ids, prompt, self.vocab_size)
-        found = generator(prompts_of(requests, self.data, prompt_tables, prompt), 10, None)
+        found = self.generator(model, tables, self.config.report_beams)(prompts, 10, None)
         return hit_rates(found.items, requests, self.semantic_ids)
 
+    def validation(self, most: Mapping[str, int]) -> tuple[Requests, dict[str, np.ndarray]]:
+        """At most so many validation requests of each task, and their prompts."""
+        prompt = self.config.prompt
+        requests = make_requests(
+            self.data, "valid", self.seed, max(most.values()), prompt.longtail_share
+        )
+        of_task = [np.flatnonzero(requests.task == number) for number in range(len(TASKS))]
+        rows = [here[: most[task]] for here, task in zip(of_task, TASKS, strict=True)]
+        requests = requests.take(np.concatenate(rows))
+        if not len(requests):
+            return requests, {}
+        tables = PromptTables.make(self.data, self.semantic_ids, prompt, self.vocab_size)
+        return requests, prompts_of(requests, self.data, tables, prompt)
+
+    def generator(self, model: Recommender, tables: Mapping[str, Array], beams: int) -> Generator:
+        """Over the whole catalogue, as trained."""
+        config = generation_config(self.config, beams, batch_size=32)
+        depth = self.config.prompt.sid_generated
+        return Generator.create(model, tables, self.semantic_ids, depth, config)
+
+    def fit_prior(self, model: Recommender, tables: Mapping[str, Array], folder: Path) -> dict:
+        """Fits and writes what counts say beside the model, on requests mixed as in training."""
+        weights = self.config.prompt.task_weights
+        share = self.config.prior.fit_requests / max(weights.values())
+        most = {task: int(share * weights.get(task, 0)) for task in TASKS}
+        requests, prompts = self.validation(most)
+        if not self.config.prior.neighbours or not len(requests):
+            return {}
+        ties = training_ties(self.data, self.config.prior.neighbours, self.seed)
+        generator = self.generator(model, tables, FIT_BEAMS)
+        prior, figures = fit_prior(generator, prompts, requests, self.data.histories, ties)
+        prior.save(folder)
+        return figures
+
     def finish(self, model: Recommender, tables: Mapping[str, Array], folder: Path) -> dict:
-        """Writes the weights, the backbone as a Hugging Face folder, and the config."""
+        """Writes the weights, the backbone as a Hugging Face folder, the config and the prior."""
         save_weights(model, folder / "weights.safetensors", without="backbone")
         save_backbone(model.backbone, folder / "backbone")
         (folder / "config.json").write_text(json.dumps(plain(self.config), indent=1))
-        return {}
+        return self.fit_prior(model, tables, folder)
 
 
 def hidden_states(model: Recommender, tables, batch, key=None) -> Float[Array, "B T D"]:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from sigma_jax import metrics
-from sigma_jax.generation.generate import GenerationConfig
+from sigma_jax.generation.generate import Choice, GenerationConfig
 from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import load_weights
 from sigma_jax.runtime.artifacts import read_json
@@ -17,6 +17,7 @@ from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.sft.build import frozen_tables, item_vectors, make_recommender
 from sigma_jax.sft.config import SftConfig
+from sigma_jax.sft.prior import Prior
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
 from sigma_jax.sft.requests import assemble_prompts
 
@@ -44,10 +45,25 @@ class TrainedRecommender:
     tables: dict[str, np.ndarray]
     semantic_ids: SemanticIds
     prompt_tables: PromptTables
+    prior: Prior | None
 
     def prompts(self, requests: Requests, data: PreparedData) -> dict[str, np.ndarray]:
         """Prompts of `requests` as the generator takes them."""
         return prompts_of(requests, data, self.prompt_tables, self.config.prompt)
+
+    def choice(
+        self,
+        requests: Requests,
+        data: PreparedData,
+        config: GenerationConfig,
+        uses_prior: bool = True,
+        seen: np.ndarray | None = None,
+    ) -> Choice:
+        """How to rank for `requests`: as `config` says, with the prior where there is one."""
+        if not uses_prior or self.prior is None:
+            return Choice(seen, config=config)
+        config = dataclasses.replace(config, sigma=self.prior.weights.sigma)
+        return Choice(seen, self.prior.bias(requests, data.histories), config)
 
 
 def load_recommender(workdir: Path, data: PreparedData) -> TrainedRecommender:
@@ -66,6 +82,7 @@ def load_recommender(workdir: Path, data: PreparedData) -> TrainedRecommender:
         frozen_tables(config, vectors, semantic_ids),
         semantic_ids,
         PromptTables.make(data, semantic_ids, config.prompt, model.space.vocab_size),
+        Prior.load(folder),
     )
 
 

@@ -10,7 +10,8 @@ import pytest
 from small_recommender import CODES, NUM_ITEMS, prompts, recommender, semantic_ids
 
 from sigma_jax.generation.beam import Prompts, beam_search
-from sigma_jax.generation.generate import GenerationConfig, Generator
+from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
+from sigma_jax.generation.retrieval import ItemBias
 from sigma_jax.generation.trie import build_trie
 from sigma_jax.models.qwen3 import causal_mask
 
@@ -124,6 +125,38 @@ def test_seen_items_are_left_out_and_others_move_up():
     for row in range(3):
         assert not set(left_out.items[row]) & set(kept.items[row, :3])
         assert set(kept.items[row, 3:6]) <= set(left_out.items[row])
+
+
+def test_bias_multiplies_probabilities_and_decides_what_is_retrieved():
+    model, tables = recommender()
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
+    generator = Generator.create(model, tables, semantic_ids(), 1, config)
+    batch = prompts()
+    plain = generator(batch, NUM_ITEMS, None)
+    rng = np.random.default_rng(0)
+    listed = [np.sort(rng.choice(NUM_ITEMS, 8, replace=False)) for _ in range(3)]
+    items = np.full((3, 16), np.iinfo(np.int32).max, np.int32)
+    items[:, :8] = listed
+    values = np.where(np.arange(16) < 8, rng.normal(0, 3, (3, 16)), 0).astype(np.float32)
+    few = dataclasses.replace(config, num_retrieved=2)
+    choices = [Choice(bias=ItemBias(items, values), config=c) for c in (config, few)]
+    biased, short = generator.variants(batch, NUM_ITEMS, choices)
+    codes = semantic_ids().codes[:, 0]
+    for row in range(3):
+        prob = np.zeros(NUM_ITEMS)
+        prob[plain.items[row]] = np.exp(plain.log_probs[row].astype(np.float64))
+        prob[listed[row]] *= np.exp(values[row, :8].astype(np.float64))
+        prob /= prob.sum()
+        assert (biased.items[row] == np.argsort(-prob)).all()
+        np.testing.assert_allclose(
+            biased.log_probs[row], np.log(prob[biased.items[row]]), atol=1e-4
+        )
+        best = {
+            item
+            for c in set(codes)
+            for item in sorted(np.flatnonzero(codes == c), key=lambda item: -prob[item])[:2]
+        }
+        assert set(short.items[row][short.items[row] >= 0]) == best
 
 
 def test_a_padded_last_batch_changes_nothing():

@@ -1,0 +1,215 @@
+"""What counts say about a request, fused with the model's probability.
+
+A model that meets an item a dozen times knows less about it than plain counts do: which items are
+bought together, and whether people here come back to what they had. APF multiplies the prefix's
+probability by the item's (Eq. 10 of SIGMA); this multiplies one more factor to it,
+
+    log p(i) + a * log(1 + ties(i) / 0.1) + b * log(1 + own(i) / 0.1)
+
+ties(i): of i to the last sessions of the history, as co-visitation counts them
+         (sigma_jax/baselines/covisitation.py), from training rows only
+own(i):  the lines of the history with i, each decayed by 0.9 a session
+
+a, b and the sigma of Eq. 11 are fitted on validation requests: they maximise the probability of
+their targets among the items retrieved. Where nobody takes an item twice b comes out far below 0,
+where people buy the same milk every week above it.
+
+Axes: N requests, C candidates of a request, S items of a request that have a bias, I items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sparse
+from jaxtyping import Float32, Float64, Int32
+from scipy.optimize import minimize
+
+from sigma_jax.baselines.candidates import history_ranges
+from sigma_jax.baselines.covisitation import CoVisitation, recent_items, strongest
+from sigma_jax.generation.generate import Choice, Generator
+from sigma_jax.generation.retrieval import ItemBias
+from sigma_jax.schema import Histories, PreparedData, Requests
+
+UNIT = 0.1  # of ties and of decayed lines: what makes a difference from none
+DECAY = 0.9  # of a session in own(i)
+MOST_TIED = 1_024  # items of a request whose ties count: the strongest
+SIGMAS = (0.35, 0.5, 0.7, 1.0)  # constants tried beside the one configured
+SHRINKAGE = 1e-3  # of the weights; keeps them finite where no target repeats
+LEAST_TRUST = 0.05  # in the model, so that its weight can divide
+PADDING = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorConfig:
+    """How much counts may say."""
+
+    neighbours: int  # ties an item, the strongest; 0: no prior, and the configured sigma
+    fit_requests: int  # validation requests of the task with the highest weight
+
+    def __post_init__(self):
+        if self.neighbours < 0:
+            raise ValueError(f"prior.neighbours={self.neighbours}; use 0 or more.")
+        if self.fit_requests < 1:
+            raise ValueError(f"prior.fit_requests={self.fit_requests}; use 1 or more.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorWeights:
+    """What is fitted."""
+
+    sigma: str | float  # of Eq. 11
+    ties: float
+    own: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """Fitted weights with the ties they go with."""
+
+    weights: PriorWeights
+    ties: sparse.csr_matrix  # float32 [I, I]; row: item of the history
+
+    def bias(self, requests: Requests, histories: Histories) -> ItemBias:
+        """The prior of each request, as the generator takes it."""
+        items, *features = request_features(requests, histories, self.ties)
+        weights = (self.weights.ties, self.weights.own)
+        values = sum(w * f for w, f in zip(weights, features, strict=True))
+        return ItemBias(items, np.asarray(values, np.float32))
+
+    def save(self, folder: Path) -> None:
+        """Writes prior.json and ties.npz."""
+        (folder / "prior.json").write_text(json.dumps(dataclasses.asdict(self.weights)))
+        sparse.save_npz(folder / "ties.npz", self.ties)
+
+    @classmethod
+    def load(cls, folder: Path) -> Prior | None:
+        """What `save` wrote; None where nothing was. ValueError where a file is damaged."""
+        path = folder / "prior.json"
+        if not path.exists():
+            return None
+        try:
+            weights = PriorWeights(**json.loads(path.read_text()))
+            return cls(weights, sparse.load_npz(folder / "ties.npz"))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{folder}: prior.json or ties.npz is damaged ({error}); delete {folder} and "
+                "run the stage again."
+            ) from error
+
+
+def training_ties(data: PreparedData, neighbours: int, seed: int) -> sparse.csr_matrix:
+    """The strongest ties of each item, from training rows."""
+    return strongest(CoVisitation.fit(data, seed).ties, neighbours)
+
+
+def request_features(
+    requests: Requests, histories: Histories, ties: sparse.csr_matrix
+) -> tuple[Int32[np.ndarray, "N S"], Float32[np.ndarray, "N S"], Float32[np.ndarray, "N S"]]:
+    """Items of each request that counts know of, ascending, with log(1 + ties / 0.1) and own."""
+    starts, ends = history_ranges(histories, requests)
+    tied = (recent_items(histories, starts, ends, ties.shape[0]) @ ties).tocsr()
+    tied = strongest(tied, MOST_TIED)
+    own = own_items(histories, starts, ends, ties.shape[0])
+    listed = (tied + own).tocsr()  # all of either, none twice
+    listed.sort_indices()
+    width = max(1, int(np.diff(listed.indptr).max(initial=0)))
+    width = 1 << (width - 1).bit_length()  # few distinct shapes: few compilations
+    items = np.full((len(requests), width), PADDING, np.int32)
+    features = np.zeros((2, len(requests), width), np.float32)
+    for row in range(len(requests)):
+        here = listed.indices[listed.indptr[row] : listed.indptr[row + 1]]
+        items[row, : len(here)] = here
+        for feature, counts in zip(features, (tied, own), strict=True):
+            columns = slice(*counts.indptr[row : row + 2])
+            places = np.searchsorted(here, counts.indices[columns])
+            feature[row, places] = np.log1p(counts.data[columns] / UNIT)
+    return items, features[0], features[1]
+
+
+def own_items(histories: Histories, starts, ends, num_items: int) -> sparse.csr_matrix:
+    """[N, I]: lines of each history with the item, decayed by the age of their session."""
+    return recent_items(histories, starts, ends, num_items, DECAY, sessions=None)
+
+
+def fit_prior(
+    generator: Generator,
+    prompts: dict[str, np.ndarray],
+    requests: Requests,
+    histories: Histories,
+    ties: sparse.csr_matrix,
+) -> tuple[Prior, dict[str, float]]:
+    """The weights that serve `requests` best, and figures: log-loss before and after."""
+    config = generator.config
+    items, *features = request_features(requests, histories, ties)
+    configs = [dataclasses.replace(config, sigma=s) for s in (config.sigma, *SIGMAS)]
+    count = config.num_beams * config.num_retrieved
+    found = generator.variants(prompts, count, [Choice(config=c) for c in configs])
+    fits = []
+    for choice, result in zip(configs, found, strict=True):
+        known = np.flatnonzero((result.items == requests.target[:, None]).any(axis=1))
+        if not len(known):
+            continue
+        candidates = result.items[known]
+        target = (candidates == requests.target[known, None]).argmax(axis=1)
+        columns = [np.where(candidates >= 0, result.log_probs[known], -1e9)]
+        columns += [listed_at(candidates, items[known], feature[known]) for feature in features]
+        loss, weights, plain = fit_weights(columns, target)
+        fits.append((loss, choice.sigma, weights, plain))
+    if not fits:  # nothing to learn from: the model alone
+        return Prior(PriorWeights(config.sigma, 0.0, 0.0), ties), {"prior_requests": 0}
+    loss, sigma, weights, _ = min(fits, key=lambda fit: fit[0])
+    trust = max(float(weights[0]), LEAST_TRUST)
+    fitted = PriorWeights(sigma, float(weights[1]) / trust, float(weights[2]) / trust)
+    figures = {
+        "prior_requests": len(requests),
+        "prior_ties": fitted.ties,
+        "prior_own": fitted.own,
+        "prior_loss": loss,
+        "model_loss": fits[0][3],
+    }
+    return Prior(fitted, ties), figures
+
+
+def listed_at(
+    candidates: Int32[np.ndarray, "N C"],
+    items: Int32[np.ndarray, "N S"],
+    feature: Float32[np.ndarray, "N S"],
+) -> Float32[np.ndarray, "N C"]:
+    """The feature of each candidate, 0 where it is not listed."""
+    values = np.zeros(candidates.shape, np.float32)
+    for row, (wanted, listed) in enumerate(zip(candidates, items, strict=True)):
+        places = np.minimum(np.searchsorted(listed, wanted), len(listed) - 1)
+        values[row] = np.where(listed[places] == wanted, feature[row, places], 0)
+    return values
+
+
+def fit_weights(
+    columns: Sequence[Float32[np.ndarray, "N C"]], target: Int32[np.ndarray, " N"]
+) -> tuple[float, Float64[np.ndarray, " F"], float]:
+    """Weights of the columns under which the softmax over candidates gives `target` most.
+
+    Returns the mean log-loss, the weights, and the log-loss of the first column alone.
+    """
+    values = np.stack(columns, axis=-1).astype(np.float64)
+    rows = np.arange(len(target))
+    right = values[rows, target]
+
+    def loss(weights):
+        scores = values @ weights
+        scores -= scores.max(axis=1, keepdims=True)
+        share = np.exp(scores)
+        total = share.sum(axis=1, keepdims=True)
+        mean = (np.log(total[:, 0]) - scores[rows, target]).mean()
+        expected = np.einsum("nc,ncf->nf", share / total, values)
+        slope = (expected - right).mean(axis=0)
+        return mean + SHRINKAGE * (weights**2).sum() / 2, slope + SHRINKAGE * weights
+
+    start = np.zeros(values.shape[-1])
+    start[0] = 1.0
+    result = minimize(loss, start, jac=True, method="L-BFGS-B")
+    return float(result.fun), result.x, float(loss(start)[0])

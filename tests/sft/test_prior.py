@@ -1,0 +1,160 @@
+"""Promises of sigma_jax/sft/prior.py."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse as sparse
+from small_histories import ITEMS, histories_of, plain_requests, random_users
+from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
+
+from sigma_jax.baselines.covisitation import count_ties, strongest
+from sigma_jax.generation.generate import GenerationConfig, Generator
+from sigma_jax.schema import Requests
+from sigma_jax.sft.prior import (
+    DECAY,
+    PADDING,
+    UNIT,
+    Prior,
+    PriorConfig,
+    PriorWeights,
+    fit_prior,
+    fit_weights,
+    listed_at,
+    request_features,
+)
+
+GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["lines", "baskets"])
+def histories(request):
+    return histories_of(random_users(request.param))
+
+
+def own_counts(histories, request: int, requests: Requests) -> np.ndarray:
+    """Decayed lines of each item, by a plain loop."""
+    counts, user = np.zeros(ITEMS), requests.user[request]
+    if user >= 0:
+        rows = range(histories.offsets[user], requests.cut[request])
+        last = histories.session[requests.cut[request] - 1]
+        for row in rows:
+            counts[histories.item[row]] += DECAY ** (last - histories.session[row])
+    return counts
+
+
+def tie_sums(histories, request: int, requests: Requests, ties: np.ndarray) -> np.ndarray:
+    """Ties to the items of the last five sessions, decayed by 0.7, by a plain loop."""
+    sums, user = np.zeros(ITEMS), requests.user[request]
+    if user >= 0:
+        last = histories.session[requests.cut[request] - 1]
+        for row in range(histories.offsets[user], requests.cut[request]):
+            age = last - histories.session[row]
+            if age < 5:
+                sums += 0.7**age * ties[histories.item[row]]
+    return sums
+
+
+def test_features_equal_plain_loops(histories):
+    ties = count_ties(histories, ITEMS)
+    requests = plain_requests(histories)
+    items, tied, own = request_features(requests, histories, ties)
+    assert len(items) == len(requests) and requests.user[-1] == -1
+    for row in range(len(requests)):
+        here = items[row][items[row] < PADDING]
+        assert (np.diff(here) > 0).all() and (items[row, len(here) :] == PADDING).all()
+        expected = tie_sums(histories, row, requests, ties.toarray())
+        counted = own_counts(histories, row, requests)
+        assert set(here) == set(np.flatnonzero((expected > 0) | (counted > 0)))
+        np.testing.assert_allclose(tied[row, : len(here)], np.log1p(expected[here] / UNIT), 1e-5)
+        np.testing.assert_allclose(own[row, : len(here)], np.log1p(counted[here] / UNIT), 1e-5)
+
+
+def test_validation_and_test_targets_do_not_reach_the_ties():
+    users = [[[1], [2], [3], [4]], [[5], [6], [7], [8]]]
+    ties = count_ties(histories_of(users), ITEMS).toarray()
+    assert ties[1, 2] > 0 and ties[5, 6] > 0
+    assert not ties[[3, 4, 7, 8]].any() and not ties[:, [3, 4, 7, 8]].any()
+
+
+def test_strongest_entries_of_each_row_stay():
+    table = np.random.default_rng(0).integers(0, 6, (20, 15)).astype(np.float32)
+    kept = strongest(sparse.csr_matrix(table), 4).toarray()
+    for row, values in enumerate(table):
+        order = np.lexsort((np.arange(15), -values))[:4]
+        expected = np.zeros(15)
+        expected[order] = values[order]
+        np.testing.assert_array_equal(kept[row], expected)
+
+
+def test_features_of_candidates_are_found_by_item():
+    items = np.array([[2, 5, 9, PADDING]], np.int32)
+    feature = np.array([[0.1, 0.2, 0.3, 0.0]], np.float32)
+    values = listed_at(np.array([[9, 1, -1, 2, 30]], np.int32), items, feature)
+    np.testing.assert_allclose(values, [[0.3, 0, 0, 0.1, 0]])
+
+
+def test_fitted_weights_are_those_the_targets_were_drawn_with():
+    rng = np.random.default_rng(0)
+    columns = [rng.normal(size=(4_000, 12)).astype(np.float32) for _ in range(3)]
+    truth = np.array([0.8, 1.5, -2.0])
+    scores = sum(w * c for w, c in zip(truth, columns, strict=True))
+    target = (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)
+    loss, weights, plain = fit_weights(columns, target)
+    np.testing.assert_allclose(weights, truth, atol=0.1)
+    assert loss < plain
+    alone = columns[0] - np.log(np.exp(columns[0]).sum(axis=1, keepdims=True))
+    assert plain == pytest.approx(-alone[np.arange(4_000), target].mean(), abs=1e-2)
+
+
+def fitted(repeats: bool):
+    """A prior fitted where every target is, or is not, of the user's own items."""
+    users = [[[i % 30], [(i + 1) % 30], [(i + 2) % 30], [(i + 3) % 30]] for i in range(24)]
+    histories = histories_of(users)
+    requests = plain_requests(histories).take(np.arange(24))
+    rng = np.random.default_rng(0)
+    own = [histories.item[a:b] for a, b in zip(histories.offsets[:-1], requests.cut, strict=True)]
+    others = [np.setdiff1d(np.arange(NUM_ITEMS), items) for items in own]
+    target = [rng.choice(items) for items in (own if repeats else others)]
+    requests = dataclasses.replace(requests, target=np.array(target, np.int32))
+    model, tables = recommender()
+    generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
+    batch = {name: np.resize(table, (24, *table.shape[1:])) for name, table in prompts().items()}
+    ties = strongest(count_ties(histories, NUM_ITEMS), 5)
+    return fit_prior(generator, batch, requests, histories, ties)
+
+
+def test_repeats_are_wanted_only_where_people_repeat():
+    wanted, figures = fitted(True)
+    assert wanted.weights.own > 0.5
+    assert figures["prior_loss"] < figures["model_loss"] and figures["prior_requests"] == 24
+    unwanted, _ = fitted(False)
+    assert unwanted.weights.own < -0.5
+
+
+def test_saved_prior_is_the_same(tmp_path, histories):
+    prior = Prior(PriorWeights("deviation", 0.5, -2.0), count_ties(histories, ITEMS))
+    prior.save(tmp_path)
+    loaded = Prior.load(tmp_path)
+    assert loaded.weights == prior.weights
+    requests = plain_requests(histories)
+    mine, other = (p.bias(requests, histories) for p in (prior, loaded))
+    np.testing.assert_array_equal(mine.items, other.items)
+    np.testing.assert_array_equal(mine.values, other.values)
+    (tmp_path / "ties.npz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="damaged"):
+        Prior.load(tmp_path)
+    (tmp_path / "prior.json").write_text(json.dumps({"ties": 1.0}))
+    with pytest.raises(ValueError, match="damaged"):
+        Prior.load(tmp_path)
+
+
+def test_workdir_without_a_prior_has_none(tmp_path):
+    assert Prior.load(tmp_path) is None
+
+
+@pytest.mark.parametrize("changes", [{"neighbours": -1}, {"fit_requests": 0}])
+def test_impossible_settings_are_named(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        PriorConfig(**({"neighbours": 5, "fit_requests": 10} | changes))
