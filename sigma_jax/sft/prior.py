@@ -38,7 +38,7 @@ from sigma_jax.schema import Histories, PreparedData, Requests
 UNIT = 0.1  # of ties and of decayed lines: what makes a difference from none
 DECAY = 0.9  # of a session in own(i)
 MOST_TIED = 1_024  # items of a request whose ties count: the strongest
-SIGMAS = (0.35, 0.5, 0.7, 1.0)  # constants tried beside the one configured
+SIGMAS = (0.25, 0.35, 0.5, 0.7, 1.0)  # constants tried beside the one configured
 SHRINKAGE = 1e-3  # of the weights; keeps them finite where no target repeats
 LEAST_TRUST = 0.05  # in the model, so that its weight can divide
 PADDING = np.iinfo(np.int32).max
