@@ -68,20 +68,6 @@ def reciprocal_ranks(ranks: Int[np.ndarray, " N"], k: int) -> Float64[np.ndarray
     return np.where(ranks < k, 1 / (ranks + 1.0), 0.0)
 
 
-def recall(rankings: Int[np.ndarray, "N K"], relevant: Links, k: int) -> Float64[np.ndarray, " N"]:
-    """Recall@k of each request: the share of its relevant items among the first k.
-
-    With one relevant item it equals HR@k. A request without relevant items has NaN. Relevant
-    items are taken once each; a ranking is expected to name an item once.
-    """
-    found = np.zeros(len(rankings))
-    for row in range(len(rankings)):
-        wanted = np.unique(relevant.of(row))
-        top = np.unique(rankings[row, :k])
-        found[row] = np.isin(top, wanted).sum() / len(wanted) if len(wanted) else np.nan
-    return found
-
-
 def standard_error(values: Float64[np.ndarray, " N"]) -> float:
     """Standard error of the mean over requests (sample deviation); 0 for fewer than two."""
     count = len(values)

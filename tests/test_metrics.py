@@ -68,26 +68,6 @@ def test_unknown_target_is_no_hit_of_a_missing_item():
     assert metrics.sid_ranks(rankings, target, np.zeros((3, 2), np.int32)).tolist() == [4, 4]
 
 
-def test_recall_equals_plain_loop_and_hit_rate_for_one_target(world):
-    rankings, target, _ = world
-    rng = np.random.default_rng(4)
-    sets = [rng.choice(ITEMS, rng.integers(0, 6), replace=False) for _ in range(REQUESTS)]
-    rows = np.repeat(np.arange(REQUESTS), [len(s) for s in sets])
-    relevant = Links.from_edges(rows, np.concatenate(sets), REQUESTS)
-    for k in (5, 10):
-        got = metrics.recall(rankings, relevant, k)
-        for row, wanted in enumerate(sets):
-            if len(wanted) == 0:
-                assert np.isnan(got[row])
-            else:
-                found = len(set(rankings[row, :k]) & set(wanted))
-                assert got[row] == pytest.approx(found / len(wanted))
-        known = np.flatnonzero(target >= 0)
-        single = Links.from_edges(np.arange(len(known)), target[known], len(known))
-        hit = metrics.hits(metrics.item_ranks(rankings[known], target[known]), k)
-        np.testing.assert_array_equal(metrics.recall(rankings[known], single, k), hit)
-
-
 def test_coverage_and_shares_equal_plain_loops(world):
     rankings, _, _ = world
     rng = np.random.default_rng(5)

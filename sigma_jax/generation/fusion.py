@@ -4,7 +4,7 @@ Safeguards beyond the paper's letter: deviation over valid beams only (a beam of
 make it NaN), a floor under it (one beam, or equal scores, would make every item equally likely),
 and either normaliser of Eq. 11: over all of V_k ("exact") or over the retrieved ("retrieved").
 
-Axes: M beams, R items retrieved for a beam, n items recommended, S items seen; `*B` any requests.
+Axes: M beams, R items retrieved for a beam, n items recommended; `*B` any requests.
 """
 
 from __future__ import annotations
@@ -105,30 +105,23 @@ def merge(
     items: Int32[Array, "*B MR"],
     log_prob: Float32[Array, "*B MR"],
     count: int,
-    seen: Int32[Array, "*B S"] | None = None,
 ) -> tuple[Int32[Array, "*B n"], Float32[Array, "*B n"], Int32[Array, "*B n"]]:
     """The best `count` items, best first: (items, log_prob, their index among the candidates).
 
-    An item given twice keeps its best entry; items in `seen` (padded with -1) are left out; equal
-    probabilities go to the lower item. Where fewer than `count` remain the rest is item -1,
-    log_prob -inf, index -1.
+    An item given twice keeps its best entry; equal probabilities go to the lower item. Where fewer
+    than `count` remain the rest is item -1, log_prob -inf, index -1.
 
-    Worked example: items [4, 7, 4], probabilities [.1, .2, .3], seen [7], count 2
-    -> items [4, -1], probabilities [.3, 0], index [2, -1].
+    Worked example: items [4, 7, 4], probabilities [.1, .2, .3], count 3
+    -> items [4, 7, -1], probabilities [.3, .2, 0], index [2, 1, -1].
     """
     index = jnp.broadcast_to(jnp.arange(items.shape[-1], dtype=jnp.int32), items.shape)
     # A valid entry has a finite probability; NaN would otherwise float to the top of top_k.
     log_prob = jnp.where((items >= 0) & (log_prob > -jnp.inf), log_prob, -jnp.inf)
     cost = -log_prob
-    if seen is not None:
-        # A seen item enters with cost -inf: it leads its group, and only leaders can be kept.
-        items = jnp.concatenate([items, seen.astype(items.dtype)], axis=-1)
-        cost = jnp.concatenate([cost, jnp.full(seen.shape, -jnp.inf)], axis=-1)
-        index = jnp.concatenate([index, jnp.full(seen.shape, -1, jnp.int32)], axis=-1)
     items, cost, index = jax.lax.sort((items, cost, index), dimension=-1, num_keys=2)
     is_repeat = jnp.pad(items[..., 1:] == items[..., :-1], [(0, 0)] * (items.ndim - 1) + [(1, 0)])
     # jax's top_k takes the lower index on ties, and the entries now stand by item.
-    is_kept = ~is_repeat & (index >= 0) & jnp.isfinite(cost)
+    is_kept = ~is_repeat & jnp.isfinite(cost)
     score = jnp.where(is_kept, -cost, -jnp.inf)
     missing = count - score.shape[-1]
     best, rows = jax.lax.top_k(score, min(count, score.shape[-1]))

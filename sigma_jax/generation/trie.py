@@ -48,11 +48,6 @@ class Trie:
         return len(self.widths)
 
     @property
-    def first_level_mask(self) -> Bool[Array, " C"]:
-        """Which first codes occur."""
-        return self.first_nodes >= 0
-
-    @property
     def num_leaves(self) -> int:
         """Number of distinct prefixes (host only)."""
         return int(self.level_start[-1] - self.level_start[-2])
@@ -152,15 +147,6 @@ def children(
     # Edge e leads to the (e + 1)-th node counted over all levels: the root has no edge to it.
     next_nodes = edges + 1 - level_start[level + 1]
     return jnp.where(is_valid, codes, -1), jnp.where(is_valid, next_nodes, -1), is_valid
-
-
-def leaf_of_items(trie: Trie) -> Int32[np.ndarray, " I"]:
-    """The leaf of every item (host only), for negatives under the prefix condition of Eq. 5."""
-    counts = np.diff(np.asarray(trie.leaf_start[: trie.num_leaves + 1]))
-    leaf = np.empty(trie.num_items, np.int32)
-    items = np.asarray(trie.sorted_items[: trie.num_items])
-    leaf[items] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return leaf
 
 
 def _check(codes: np.ndarray, depth: int, codebook_size: int) -> None:
