@@ -32,6 +32,7 @@ DECAY = 0.7
 SMOOTHING = 5.0
 SESSIONS_A_STEP = 200_000  # bounds the memory of one sparse product
 REQUESTS_A_STEP = 512
+ROWS_A_STEP = 4_096  # of a table being cut down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +106,15 @@ def recent_items(
 def strongest(table: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
     """The `count` largest entries of each row, the lower column on ties."""
     table = table.tocsr()
-    row = np.repeat(np.arange(table.shape[0]), np.diff(table.indptr))
-    order = np.lexsort((table.indices, -table.data, row))
-    keep = order[np.arange(len(row)) - table.indptr[row] < count]  # `order` goes row by row
-    entries = (table.data[keep], (row[keep], table.indices[keep]))
-    return sparse.csr_matrix(entries, shape=table.shape)
+    parts = []
+    for first in range(0, table.shape[0], ROWS_A_STEP):
+        part = table[first : first + ROWS_A_STEP]
+        row = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
+        order = np.lexsort((part.indices, -part.data, row))
+        keep = order[np.arange(len(row)) - part.indptr[row] < count]  # `order` goes row by row
+        entries = (part.data[keep], (row[keep], part.indices[keep]))
+        parts.append(sparse.csr_matrix(entries, shape=part.shape))
+    return sparse.vstack(parts, format="csr")
 
 
 def count_ties(histories: Histories, num_items: int) -> sparse.csr_matrix:

@@ -58,7 +58,7 @@ def write_report(
     """Writes the page; a section without figures says so.
 
     Args:
-      results: of evaluation/score.py, with results["sigma"] {task: sigma of each request} and
+      results: of evaluation/score.py, with results["deviation"] {task: that of each request} and
         results["run"] {name: value} (command, hashes, seed) where they are known.
       metrics_files: stage -> its metrics.jsonl.
       figures: any of
@@ -165,8 +165,8 @@ def results_table(results: Results, mode: str, level: str, tasks: Sequence[str])
 
 
 def sigma_section(results: Results) -> str:
-    """The distribution of Eq. 11's sigma."""
-    image = plots.sigma_by_task(results.get("sigma", {}))
+    """The distribution of Eq. 11's sigma, and what was used in its place."""
+    image = plots.sigma_by_task(results.get("deviation", {}))
     if image is None:
         return missing("sigma of the beam scores")
     note = (
@@ -174,6 +174,9 @@ def sigma_section(results: Results) -> str:
         "generated prefixes. It sharpens (large) or flattens (small) the choice among the items of "
         "a prefix (Eq. 11 of SIGMA). The box holds the middle half, the line is the median."
     )
+    used = results.get("sigma", "deviation")
+    if used != "deviation":
+        note += f" The lists of this page were ranked with {used} in its place."
     return f'<p>{note}</p><div class="plots">{image}</div>'
 
 

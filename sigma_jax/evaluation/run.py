@@ -91,6 +91,7 @@ def evaluate(config: Any, workdir: Path) -> Results:
         "seed": config.seed,
         "split": settings.split,
         "num_beams": settings.generation.num_beams,
+        "sigma": results["sigma"],
         "seconds": time.monotonic() - began,
     }
 
@@ -126,7 +127,7 @@ def is_current_evaluation(workdir: Path, recipe: Recipe) -> bool:
 
 
 def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
-    """Scores of SIGMA and the baselines, and sigma of Eq. 11 by task."""
+    """Scores of SIGMA and the baselines, and the deviation of the beam scores by task."""
     data = PreparedData.load(workdir / "data")
     trained = load_recommender(workdir, data)
     requests = draw_requests(data, trained, settings, seed)
@@ -138,13 +139,9 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     generator = make_generator(trained, settings.generation)
     prompts = trained.prompts(requests, data)
     seen = seen_items(data, requests)
-    choices = {
-        "SIGMA": [
-            trained.choice(requests, data, settings.generation, settings.uses_prior, s)
-            for s in (None, seen)
-        ]
-    }
-    if settings.uses_prior and trained.prior:
+    choice = trained.choice(requests, data, settings.generation, settings.uses_prior)
+    choices = {"SIGMA": [choice, dataclasses.replace(choice, seen=seen)]}
+    if choice.bias is not None:
         choices["SIGMA without prior"] = [Choice(None), Choice(seen)]
     found = generator.variants(prompts, LIST, [c for pair in choices.values() for c in pair])
     kept = found[0]
@@ -159,9 +156,15 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     rankings["SIGMA, unseen wording"] = {"kept": other.items}
     rankings |= baseline_rankings(workdir, data, requests, settings.has_filtered_baselines, seed)
     results = score(rankings, requests, data, trained.semantic_ids)
-    results["sigma"] = {
-        TASKS[task]: kept.sigma[requests.task == task].tolist() for task in np.unique(requests.task)
+    results["deviation"] = {
+        TASKS[task]: kept.deviation[requests.task == task].tolist()
+        for task in np.unique(requests.task)
     }
+    results["sigma"] = choice.config.sigma
+    if choice.bias is not None and settings.split == "valid":
+        results["warnings"].append(
+            "the prior was fitted on requests of this split: judge it on the test split"
+        )
     return results
 
 

@@ -82,12 +82,13 @@ def add_bias(
 ) -> Float32[Array, "*B M R"]:
     """Log-probability proportional to p e^bias, with the sum over all items as the denominator.
 
-    That sum is 1 + sum of p (e^bias - 1) over the items that have a bias; of those only the
-    retrieved ones are known here.
+    Items that were not retrieved enter the sum without a bias, since none is known here.
     """
-    prob = jnp.exp(log_prob)
-    total = 1 + (prob * jnp.expm1(bias)).sum((-2, -1), keepdims=True)
-    return log_prob + bias - jnp.log(jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
+    total = jax.nn.logsumexp(log_prob, axis=(-2, -1), keepdims=True)
+    rest = jnp.log1p(-jnp.minimum(jnp.exp(total), 1 - jnp.finfo(jnp.float32).eps))
+    biased = log_prob + bias
+    total = jnp.logaddexp(rest, jax.nn.logsumexp(biased, axis=(-2, -1), keepdims=True))
+    return biased - total
 
 
 def keep_first_prefix(

@@ -68,7 +68,8 @@ class Recommendations:
     beam_scores: Float[Array, "N n"]  # phi of the item's prefix (Eq. 7)
     beams: Int[Array, "N n"]  # rank of the item's prefix among the beams
     cosines: Float[Array, "N n"]  # of query and item (Eq. 9)
-    sigma: Float[Array, " N"]  # of Eq. 11
+    sigma: Float[Array, " N"]  # of Eq. 11, as used
+    deviation: Float[Array, " N"]  # of the beam scores: sigma as Eq. 11 has it, without a floor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +209,7 @@ def _rank(
         beams=jnp.where(is_found, beam, -1),
         cosines=at(cosines, jnp.maximum(place, 0), -jnp.inf),
         sigma=sharpness * config.temperature,
+        deviation=fusion.beam_deviation(beams.scores, beams.is_valid, 0.0),
     )
 
 

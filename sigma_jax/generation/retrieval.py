@@ -111,7 +111,7 @@ def search(
         if excluded is not None:
             is_item &= ~find(items, excluded)[1]
         if bias is not None:
-            scores = cosines + bias.of(items) / sharpness
+            scores = cosines * sharpness + bias.of(items)
         # Earlier rows stand first and are lower items: top_k then resolves ties as promised.
         pool = jnp.concatenate([best, jnp.where(is_item, scores, -jnp.inf)], axis=-1)
         best, chosen = jax.lax.top_k(pool, count)

@@ -10,9 +10,10 @@ ties(i): of i to the last sessions of the history, as co-visitation counts them
          (sigma_jax/baselines/covisitation.py), from training rows only
 own(i):  the lines of the history with i, each decayed by 0.9 a session
 
-a, b and the sigma of Eq. 11 are fitted on validation requests: they maximise the probability of
-their targets among the items retrieved. Where nobody takes an item twice b comes out far below 0,
-where people buy the same milk every week above it.
+a, b and the sigma of Eq. 11 are fitted on validation requests, together with a weight of log p,
+so that the targets are most probable among the items the model retrieves; a and b are what
+remains when all is divided by that weight, which changes no ranking. Where nobody takes an item
+twice b comes out far below 0, where people buy the same milk every week above it.
 
 Axes: N requests, C candidates of a request, S items of a request that have a bias, I items.
 """
@@ -21,6 +22,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,9 +42,13 @@ UNIT = 0.1  # of ties and of decayed lines: what makes a difference from none
 DECAY = 0.9  # of a session in own(i)
 MOST_TIED = 1_024  # items of a request whose ties count: the strongest
 SIGMAS = (0.25, 0.35, 0.5, 0.7, 1.0)  # constants tried beside the one configured
-SHRINKAGE = 1e-3  # of the weights; keeps them finite where no target repeats
-LEAST_TRUST = 0.05  # in the model, so that its weight can divide
+SHRINKAGE = 1.0  # of the weights to those of the model alone, over all targets: as one more target
+LEAST_TRUST = 0.05  # the least weight of the model, so that it can divide
+LEAST_TARGETS = 30  # among the retrieved items: fewer teach nothing
+REQUESTS_A_STEP = 512
+ABSENT = -1e4  # log-probability where a request has fewer candidates
 PADDING = np.iinfo(np.int32).max
+DAMAGE = (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +94,15 @@ class Prior:
         sparse.save_npz(folder / "ties.npz", self.ties)
 
     @classmethod
-    def load(cls, folder: Path) -> Prior | None:
-        """What `save` wrote; None where nothing was. ValueError where a file is damaged."""
-        path = folder / "prior.json"
-        if not path.exists():
-            return None
+    def load(cls, folder: Path) -> Prior:
+        """What `save` wrote. ValueError where a file is missing or damaged."""
         try:
-            weights = PriorWeights(**json.loads(path.read_text()))
+            weights = PriorWeights(**json.loads((folder / "prior.json").read_text()))
             return cls(weights, sparse.load_npz(folder / "ties.npz"))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except DAMAGE as error:
             raise ValueError(
-                f"{folder}: prior.json or ties.npz is damaged ({error}); delete {folder} and "
-                "run the stage again."
+                f"{folder}: prior.json or ties.npz is damaged ({error}); delete {folder} and run "
+                "again, which goes on from the last checkpoint."
             ) from error
 
 
@@ -112,8 +116,12 @@ def request_features(
 ) -> tuple[Int32[np.ndarray, "N S"], Float32[np.ndarray, "N S"], Float32[np.ndarray, "N S"]]:
     """Items of each request that counts know of, ascending, with log(1 + ties / 0.1) and own."""
     starts, ends = history_ranges(histories, requests)
-    tied = (recent_items(histories, starts, ends, ties.shape[0]) @ ties).tocsr()
-    tied = strongest(tied, MOST_TIED)
+    parts = []
+    for first in range(0, len(requests), REQUESTS_A_STEP):
+        rows = slice(first, first + REQUESTS_A_STEP)
+        recent = recent_items(histories, starts[rows], ends[rows], ties.shape[0])
+        parts.append(strongest((recent @ ties).tocsr(), MOST_TIED))
+    tied = sparse.vstack(parts, format="csr")
     own = own_items(histories, starts, ends, ties.shape[0])
     listed = (tied + own).tocsr()  # all of either, none twice
     listed.sort_indices()
@@ -133,7 +141,9 @@ def request_features(
 
 def own_items(histories: Histories, starts, ends, num_items: int) -> sparse.csr_matrix:
     """[N, I]: lines of each history with the item, decayed by the age of their session."""
-    return recent_items(histories, starts, ends, num_items, DECAY, sessions=None)
+    own = recent_items(histories, starts, ends, num_items, DECAY, sessions=None)
+    own.eliminate_zeros()  # a thousand sessions ago
+    return own
 
 
 def fit_prior(
@@ -143,34 +153,36 @@ def fit_prior(
     histories: Histories,
     ties: sparse.csr_matrix,
 ) -> tuple[Prior, dict[str, float]]:
-    """The weights that serve `requests` best, and figures: log-loss before and after."""
+    """The weights that serve `requests` best, and figures: log-loss before and after.
+
+    The model alone where too few targets are among the items it retrieves.
+    """
     config = generator.config
     items, *features = request_features(requests, histories, ties)
     configs = [dataclasses.replace(config, sigma=s) for s in (config.sigma, *SIGMAS)]
     count = config.num_beams * config.num_retrieved
     found = generator.variants(prompts, count, [Choice(config=c) for c in configs])
+    # Another sigma orders a prefix's items alike: all choices have the same candidates.
+    known = np.flatnonzero((found[0].items == requests.target[:, None]).any(axis=1))
+    if len(known) < LEAST_TARGETS:
+        weights = PriorWeights(config.sigma, 0.0, 0.0)
+        return Prior(weights, ties), {"prior_targets": len(known)}
     fits = []
     for choice, result in zip(configs, found, strict=True):
-        known = np.flatnonzero((result.items == requests.target[:, None]).any(axis=1))
-        if not len(known):
-            continue
         candidates = result.items[known]
         target = (candidates == requests.target[known, None]).argmax(axis=1)
-        columns = [np.where(candidates >= 0, result.log_probs[known], -1e9)]
+        columns = [np.where(candidates >= 0, result.log_probs[known], ABSENT)]
         columns += [listed_at(candidates, items[known], feature[known]) for feature in features]
-        loss, weights, plain = fit_weights(columns, target)
-        fits.append((loss, choice.sigma, weights, plain))
-    if not fits:  # nothing to learn from: the model alone
-        return Prior(PriorWeights(config.sigma, 0.0, 0.0), ties), {"prior_requests": 0}
-    loss, sigma, weights, _ = min(fits, key=lambda fit: fit[0])
-    trust = max(float(weights[0]), LEAST_TRUST)
-    fitted = PriorWeights(sigma, float(weights[1]) / trust, float(weights[2]) / trust)
+        fits.append((*fit_weights(columns, target), choice.sigma))
+    loss, weights, _, sigma = min(fits, key=lambda fit: fit[0])
+    trust, of_ties, of_own = map(float, weights)
+    fitted = PriorWeights(sigma, of_ties / trust, of_own / trust)
     figures = {
-        "prior_requests": len(requests),
+        "prior_targets": len(known),
         "prior_ties": fitted.ties,
         "prior_own": fitted.own,
         "prior_loss": loss,
-        "model_loss": fits[0][3],
+        "model_loss": fits[0][2],
     }
     return Prior(fitted, ties), figures
 
@@ -193,11 +205,14 @@ def fit_weights(
 ) -> tuple[float, Float64[np.ndarray, " F"], float]:
     """Weights of the columns under which the softmax over candidates gives `target` most.
 
-    Returns the mean log-loss, the weights, and the log-loss of the first column alone.
+    The first column is the model's log-probability; its weight is at least LEAST_TRUST. Returns
+    the mean log-loss, the weights, and the log-loss of the first column alone.
     """
     values = np.stack(columns, axis=-1).astype(np.float64)
     rows = np.arange(len(target))
     right = values[rows, target]
+    start = np.eye(values.shape[-1])[0]
+    shrinkage = SHRINKAGE / len(target)
 
     def loss(weights):
         scores = values @ weights
@@ -206,10 +221,13 @@ def fit_weights(
         total = share.sum(axis=1, keepdims=True)
         mean = (np.log(total[:, 0]) - scores[rows, target]).mean()
         expected = np.einsum("nc,ncf->nf", share / total, values)
-        slope = (expected - right).mean(axis=0)
-        return mean + SHRINKAGE * (weights**2).sum() / 2, slope + SHRINKAGE * weights
+        return mean, (expected - right).mean(axis=0)
 
-    start = np.zeros(values.shape[-1])
-    start[0] = 1.0
-    result = minimize(loss, start, jac=True, method="L-BFGS-B")
-    return float(result.fun), result.x, float(loss(start)[0])
+    def penalised(weights):
+        mean, slope = loss(weights)
+        away = weights - start
+        return mean + shrinkage * (away**2).sum() / 2, slope + shrinkage * away
+
+    bounds = [(LEAST_TRUST, None)] + [(None, None)] * (len(start) - 1)
+    result = minimize(penalised, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    return float(loss(result.x)[0]), result.x, float(loss(start)[0])

@@ -90,7 +90,7 @@ class SftTask:
             self.config, self.workdir, self.data, self.semantic_ids, self.vectors, rngs
         )
         # A sample of the catalogue suffices for means.
-        rows = np.arange(0, len(self.data.catalogue), 1 + len(self.data.catalogue) // 200_000)
+        rows = np.arange(0, len(self.data.catalogue), 1 + len(self.data.catalogue) // 20_000)
         codes = np.asarray(self.semantic_ids.codes)[rows]
         model.start_codes(jnp.asarray(codes), jnp.asarray(rows), self.tables())
         return model
@@ -232,10 +232,12 @@ class SftTask:
     def fit_prior(self, model: Recommender, tables: Mapping[str, Array], folder: Path) -> dict:
         """Fits and writes what counts say beside the model, on requests mixed as in training."""
         weights = self.config.prompt.task_weights
+        if not self.config.prior.neighbours or not any(weights.values()):
+            return {}
         share = self.config.prior.fit_requests / max(weights.values())
         most = {task: int(share * weights.get(task, 0)) for task in TASKS}
         requests, prompts = self.validation(most)
-        if not self.config.prior.neighbours or not len(requests):
+        if not len(requests):
             return {}
         ties = training_ties(self.data, self.config.prior.neighbours, self.seed)
         generator = self.generator(model, tables, FIT_BEAMS)
@@ -284,7 +286,10 @@ def draw_places(
 
 
 def write_record_shards(data: PreparedData, prompt: PromptConfig, workdir: Path, seed: int) -> Path:
-    """WORKDIR/records: the training contexts, made where they are missing or of other settings."""
+    """WORKDIR/records: the training contexts, made where they are missing.
+
+    ValueError if they were made with other settings.
+    """
     settings = {name: getattr(prompt, name) for name in RECORD_FIELDS}
     inputs = {"data": read_json(data.folder / "manifest.json")["fingerprint"]}
     recipe = Recipe(settings, inputs, seed)

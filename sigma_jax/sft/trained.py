@@ -12,7 +12,7 @@ from sigma_jax import metrics
 from sigma_jax.generation.generate import Choice, GenerationConfig
 from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import load_weights
-from sigma_jax.runtime.artifacts import read_json
+from sigma_jax.runtime.artifacts import read_json, read_manifest
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.sft.build import frozen_tables, item_vectors, make_recommender
@@ -59,17 +59,28 @@ class TrainedRecommender:
         uses_prior: bool = True,
         seen: np.ndarray | None = None,
     ) -> Choice:
-        """How to rank for `requests`: as `config` says, with the prior where there is one."""
+        """How to rank for `requests`: as `config` says, with the prior where there is one.
+
+        The sigma fitted with the prior stands in for "deviation", not for a number in `config`.
+        """
         if not uses_prior or self.prior is None:
             return Choice(seen, config=config)
-        config = dataclasses.replace(config, sigma=self.prior.weights.sigma)
+        if config.sigma == "deviation":
+            config = dataclasses.replace(config, sigma=self.prior.weights.sigma)
         return Choice(seen, self.prior.bias(requests, data.histories), config)
 
 
 def load_recommender(workdir: Path, data: PreparedData) -> TrainedRecommender:
     """The recommender in WORKDIR/sft. ValueError where a file is missing or does not fit."""
     folder = workdir / "sft"
-    config = to_dataclass(SftConfig, read_json(folder / "config.json"))
+    try:
+        config = to_dataclass(SftConfig, read_json(folder / "config.json"))
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is damaged or of another version ({error}); delete {folder} "
+            f"and {workdir / 'train' / 'sft'} and train again."
+        ) from error
+    has_prior = "prior_targets" in read_manifest(workdir, "sft").figures
     semantic_ids = SemanticIds.load(workdir / "tokenizer")
     vectors = item_vectors(data, workdir)
     stored = dataclasses.replace(config.backbone, hf_folder=str(folder / "backbone"))
@@ -82,7 +93,7 @@ def load_recommender(workdir: Path, data: PreparedData) -> TrainedRecommender:
         frozen_tables(config, vectors, semantic_ids),
         semantic_ids,
         PromptTables.make(data, semantic_ids, config.prompt, model.space.vocab_size),
-        Prior.load(folder),
+        Prior.load(folder) if has_prior else None,
     )
 
 

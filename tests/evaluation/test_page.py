@@ -212,7 +212,12 @@ def page(results, data, semantic_ids, tmp_path_factory):
     run = {"command": f"python -m sigma_jax.evaluate {NASTY}", "data_hash": "feed1234"}
     figures = collect_figures(data, semantic_ids, {"tokenizer": {"error": 0.25}})
     figures["recommendations"] = [{"user": "7", "instruction": NASTY, "items": [NASTY, "b"]}]
-    write_report(results | {"sigma": sigma, "run": run}, files, figures, folder / "report.html")
+    write_report(
+        results | {"deviation": sigma, "sigma": 0.7, "run": run},
+        files,
+        figures,
+        folder / "report.html",
+    )
     return (folder / "report.html").read_text()
 
 

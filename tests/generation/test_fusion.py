@@ -86,6 +86,27 @@ def test_zero_sigma_and_absent_items_give_no_nan():
     np.testing.assert_allclose(log_prob, [[[-1.0, -np.inf]]])
 
 
+def test_bias_equals_float64_at_the_extremes():
+    rng = np.random.default_rng(0)
+    prob = rng.dirichlet(np.ones(25), 4)[:, :24]  # an item of each row is not retrieved
+    prob[1] *= 1e-30  # nearly all probability is elsewhere
+    prob[2] /= prob[2].sum()  # nothing is
+    bias = rng.choice([0, -200, 200, -3, 5], (4, 24)).astype(np.float64)
+    bias[3] = -200
+    rest = np.maximum(1 - prob.sum(axis=1, keepdims=True), 0)
+    total = np.logaddexp(
+        np.log(np.maximum(rest, 1e-300)), np.logaddexp.reduce(np.log(prob) + bias, axis=1)[:, None]
+    )
+    got = fusion.add_bias(
+        jnp.asarray(np.log(prob).reshape(4, 6, 4), jnp.float32),
+        jnp.asarray(bias.reshape(4, 6, 4), jnp.float32),
+    )
+    expected = np.log(prob) + bias - total
+    np.testing.assert_allclose(got.reshape(4, 24), expected, rtol=1e-4, atol=1e-4)
+    nothing = fusion.add_bias(jnp.full((1, 2, 2), -jnp.inf), jnp.zeros((1, 2, 2)))
+    assert (np.asarray(nothing) == -np.inf).all()
+
+
 def test_bad_settings_are_named():
     scores, is_valid = np.zeros((1, 2), np.float32), np.ones((1, 2), bool)
     with pytest.raises(ValueError, match="sigma='std'"):

@@ -14,6 +14,8 @@ from sigma_jax.generation.generate import GenerationConfig, Generator
 from sigma_jax.schema import Requests
 from sigma_jax.sft.prior import (
     DECAY,
+    LEAST_TARGETS,
+    LEAST_TRUST,
     PADDING,
     UNIT,
     Prior,
@@ -25,6 +27,7 @@ from sigma_jax.sft.prior import (
     request_features,
 )
 
+REQUESTS = LEAST_TARGETS + 10
 GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3)
 
 
@@ -108,11 +111,11 @@ def test_fitted_weights_are_those_the_targets_were_drawn_with():
     assert plain == pytest.approx(-alone[np.arange(4_000), target].mean(), abs=1e-2)
 
 
-def fitted(repeats: bool):
+def fitted(repeats: bool, count: int = REQUESTS):
     """A prior fitted where every target is, or is not, of the user's own items."""
-    users = [[[i % 30], [(i + 1) % 30], [(i + 2) % 30], [(i + 3) % 30]] for i in range(24)]
+    users = [[[i % 30], [(i + 1) % 30], [(i + 2) % 30], [(i + 3) % 30]] for i in range(count)]
     histories = histories_of(users)
-    requests = plain_requests(histories).take(np.arange(24))
+    requests = plain_requests(histories).take(np.arange(count))
     rng = np.random.default_rng(0)
     own = [histories.item[a:b] for a, b in zip(histories.offsets[:-1], requests.cut, strict=True)]
     others = [np.setdiff1d(np.arange(NUM_ITEMS), items) for items in own]
@@ -120,7 +123,7 @@ def fitted(repeats: bool):
     requests = dataclasses.replace(requests, target=np.array(target, np.int32))
     model, tables = recommender()
     generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
-    batch = {name: np.resize(table, (24, *table.shape[1:])) for name, table in prompts().items()}
+    batch = {name: np.resize(table, (count, *table.shape[1:])) for name, table in prompts().items()}
     ties = strongest(count_ties(histories, NUM_ITEMS), 5)
     return fit_prior(generator, batch, requests, histories, ties)
 
@@ -128,9 +131,23 @@ def fitted(repeats: bool):
 def test_repeats_are_wanted_only_where_people_repeat():
     wanted, figures = fitted(True)
     assert wanted.weights.own > 0.5
-    assert figures["prior_loss"] < figures["model_loss"] and figures["prior_requests"] == 24
+    assert figures["prior_loss"] < figures["model_loss"] and figures["prior_targets"] == REQUESTS
     unwanted, _ = fitted(False)
     assert unwanted.weights.own < -0.5
+
+
+def test_too_few_targets_leave_the_model_alone():
+    prior, figures = fitted(True, count=8)
+    assert prior.weights == PriorWeights(GENERATION.sigma, 0.0, 0.0)
+    assert figures == {"prior_targets": 8}
+
+
+def test_a_model_without_knowledge_keeps_a_positive_weight():
+    rng = np.random.default_rng(0)
+    columns = [rng.normal(size=(200, 8)).astype(np.float32) for _ in range(3)]
+    target = (columns[1] - columns[0]).argmax(axis=1)
+    loss, weights, plain = fit_weights(columns, target)
+    assert weights[0] == LEAST_TRUST and weights[1] > 1 and loss < plain
 
 
 def test_saved_prior_is_the_same(tmp_path, histories):
@@ -142,16 +159,18 @@ def test_saved_prior_is_the_same(tmp_path, histories):
     mine, other = (p.bias(requests, histories) for p in (prior, loaded))
     np.testing.assert_array_equal(mine.items, other.items)
     np.testing.assert_array_equal(mine.values, other.values)
-    (tmp_path / "ties.npz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="damaged"):
-        Prior.load(tmp_path)
+    whole = (tmp_path / "ties.npz").read_bytes()
+    for part in (b"no archive", whole[: len(whole) // 2], whole[:60] + b"?" * 60 + whole[120:]):
+        (tmp_path / "ties.npz").write_bytes(part)
+        with pytest.raises(ValueError, match="damaged"):
+            Prior.load(tmp_path)
+    (tmp_path / "ties.npz").write_bytes(whole)
     (tmp_path / "prior.json").write_text(json.dumps({"ties": 1.0}))
     with pytest.raises(ValueError, match="damaged"):
         Prior.load(tmp_path)
-
-
-def test_workdir_without_a_prior_has_none(tmp_path):
-    assert Prior.load(tmp_path) is None
+    (tmp_path / "prior.json").unlink()
+    with pytest.raises(ValueError, match=r"prior\.json"):
+        Prior.load(tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{"neighbours": -1}, {"fit_requests": 0}])
