@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-PRESETS = ("local", "smoke", "amazon", "qwen3_0p6b", "qwen3_4b")
+PRESETS = ("local", "smoke", "amazon", "files", "qwen3_0p6b", "qwen3_4b")
 
 
 def select(

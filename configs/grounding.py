@@ -2,8 +2,9 @@
 
     python -m sigma_jax.train --config=configs/grounding.py --workdir=runs/demo
 
-Presets: `local` (Complete Journey, two CPU cores), `amazon`, `smoke`; `qwen3_0p6b` and `qwen3_4b`
-have the paper's settings and take `--config.backbone.hf_folder=FOLDER`.
+Presets: `local` (Complete Journey, two CPU cores), `files` (the same for own tables), `amazon`,
+`smoke`; `qwen3_0p6b` and `qwen3_4b` have the paper's settings and take
+`--config.backbone.hf_folder=FOLDER`.
 """
 
 from ml_collections import ConfigDict
