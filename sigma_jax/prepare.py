@@ -175,15 +175,18 @@ def log_card(figures: dict[str, Any]) -> None:
         logging.info("data: without %s, since %s", name, why)
 
 
-def source_files(config: DataConfig) -> tuple[str, ...]:
-    """The files config.source will read. ValueError if one that is needed is missing."""
+def source_files(config: DataConfig) -> dict[str, str]:
+    """The files config.source will read, by what they are used as.
+
+    ValueError if one that is needed is missing.
+    """
     match config.source:
         case "files":
-            return tuple(files.paths(config).values())
+            return files.paths(config)
         case "amazon":
-            return tuple(str(path) for path in amazon.paths(config).values())
+            return {kind: str(path) for kind, path in amazon.paths(config).items()}
         case _:
-            return tuple(complete_journey.paths().values())
+            return complete_journey.paths()
 
 
 def read_source(con: ibis.BaseBackend, config: DataConfig) -> Tables:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from configs.common import PRESETS
 from configs.data import data_fields
 from sigma_jax.data.config import DataConfig
 from sigma_jax.prepare import prepare_workdir
@@ -42,13 +43,50 @@ def test_second_run_does_nothing_and_other_settings_are_refused(config, tmp_path
 
 def test_data_card_names_counts_checksums_and_examples(config, tmp_path):
     figures = prepare_workdir(config, tmp_path).figures
-    assert len(figures["files"]["items.csv"]) == 64
+    assert len(figures["files"]["items"]) == 64
     for view in ("search", "visual", "theme", "co_occurrence"):
         assert figures["pairs"][view]["count"] > 0
         assert len(figures["pairs"][view]["examples"]) == 3
     assert figures["split"]["users_with_test_target"] == 40
     assert figures["users_without_history"] == 1
     assert figures["without_data"] == {}
+
+
+def test_preset_files_takes_tables_without_title_and_category(config, tmp_path):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    (folder / "items.csv").write_text("item_id,label,colour\n1,tea pot,red\n2,cup,blue\n")
+    lines = [f"u,{item},{1_700_000_000 + time}" for time, item in enumerate((1, 2, 1, 2))]
+    text = "\n".join(["user_id,item_id,timestamp", *lines])
+    (folder / "interactions.csv").write_text(text + "\n")
+    config.data = data_fields("files")
+    config.data.path = str(folder)
+    config.data.memory_limit, config.data.threads = "500MB", 1
+    figures = prepare_workdir(config, tmp_path).figures
+    assert figures["items"] == 2
+    assert PreparedData.load(tmp_path / "data").catalogue.titles([0, 1]) == ["tea pot", "cup"]
+
+
+def test_files_are_known_by_their_use(config, tmp_path, tables_folder):
+    """Two files share a name, and swapping them is another recipe."""
+    folder = tmp_path / "tables"
+    for name in ("items.csv", "interactions.parquet"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes((tables_folder / name).read_bytes())
+    for name in ("id", "visual"):
+        (folder / name).mkdir()
+        vectors = (tables_folder / f"{name}_vectors.npy").read_bytes()
+        (folder / name / "vectors.npy").write_bytes(vectors)
+    config.data.path = str(folder)
+    config.data.files.id_vectors = "id/vectors.npy"
+    config.data.files.visual_vectors = "visual/vectors.npy"
+    found = prepare_workdir(config, tmp_path).figures["files"]
+    assert set(found) == {"items", "interactions", "id_vectors", "visual_vectors"}
+    assert found["id_vectors"] != found["visual_vectors"]
+    config.data.files.id_vectors = "visual/vectors.npy"
+    config.data.files.visual_vectors = "id/vectors.npy"
+    with pytest.raises(ValueError, match=r"inputs.*_vectors.*; use another --workdir or delete"):
+        prepare_workdir(config, tmp_path)
 
 
 def test_what_is_left_out_is_named_with_its_reason(config, tmp_path, tables_folder):
@@ -85,7 +123,7 @@ def test_card_names_every_task_that_stage_3_leaves_out(config, tmp_path, tables_
     assert {task for task, why in left_out.items() if why} <= set(figures["without_data"])
 
 
-@pytest.mark.parametrize("preset", ["local", "smoke", "amazon", "qwen3_0p6b", "qwen3_4b"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_fills_the_dataclass(preset):
     to_dataclass(DataConfig, data_fields(preset))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import ibis
@@ -15,9 +15,9 @@ from sigma_jax.data.tables import Tables
 from sigma_jax.schema import Catalogue, Histories, Queries, RelevancePairs, Themes
 
 
-def checksums(names: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of each file or URL, by its name without folder."""
-    return {name.rsplit("/", 1)[-1]: checksum(name) for name in names}
+def checksums(files: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of each file or URL, by what it is used as, such as items: two may share a name."""
+    return {use: checksum(path) for use, path in files.items()}
 
 
 def checksum(name: str) -> str:
@@ -97,8 +97,11 @@ def without_data(
     """Tasks and views this data cannot serve, with the reason."""
     kinds = set(found_themes.kinds.to_pylist()) if found_themes else set()
     missing = {}
+    no_search = "there is no table of searches"
+    if tables.searches is not None:
+        no_search = "no search with clicks stands before its user's targets"
     if not found_queries:
-        missing["Query"] = "there is no table of searches"
+        missing["Query"] = no_search
     if not len(catalogue.categories):
         missing["Category"] = "items have no category column"
     why = "no theme of this kind has items" if tables.has_times else "interactions have no times"
@@ -106,7 +109,7 @@ def without_data(
         if task.lower() not in kinds:
             missing[task] = why
     reasons = {
-        "search": "there is no table of searches",
+        "search": no_search,
         "visual": "there are no visual vectors",
         "theme": "no theme has items",
         "co_occurrence": "no two items come together data.pairs.min_count times",

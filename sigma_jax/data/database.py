@@ -24,7 +24,12 @@ _FSSPEC_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs"
 
 @contextlib.contextmanager
 def open_database(folder: Path, memory_limit: str, threads: int):
-    """A DuckDB in `folder`, which is made and left to the caller to remove."""
+    """A DuckDB in `folder`, which is made and left to the caller to remove.
+
+    Raises:
+      ValueError: DuckDB failed, here or in the body: memory_limit is no size or too little, or a
+        step met a value it cannot use. One line.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         con = ibis.duckdb.connect(
@@ -41,8 +46,34 @@ def open_database(folder: Path, memory_limit: str, threads: int):
     con.raw_sql("SET TimeZone = 'UTC'")  # times without a zone are UTC, on every machine
     try:
         yield con
+    except duckdb.Error as error:
+        if _is_out_of_memory(error):
+            raise ValueError(
+                f"data.memory_limit={memory_limit!r} is too little ({first_line(error)}); give a "
+                "larger --config.data.memory_limit, or fewer --config.data.threads."
+            ) from error
+        raise ValueError(
+            f"the data cannot be prepared ({first_line(error)}); correct the tables, or see with "
+            "SIGMA_TRACEBACK=1 which step it was."
+        ) from error
     finally:
         con.disconnect()
+
+
+@contextlib.contextmanager
+def reading(file: str, remedy: str):
+    """What DuckDB says of `file` in the body, as ValueError; out of memory is not its fault."""
+    try:
+        yield
+    except duckdb.Error as error:
+        if _is_out_of_memory(error):
+            raise
+        raise ValueError(f"{file} cannot be read ({first_line(error)}); {remedy}.") from error
+
+
+def _is_out_of_memory(error: duckdb.Error) -> bool:
+    # By its text: at a commit it is a TransactionException, while streaming an OperationalError.
+    return any(words in str(error) for words in ("Out of Memory", "failed to pin block"))
 
 
 def is_url(path: str) -> bool:
@@ -80,8 +111,11 @@ def from_arrow(con: ibis.BaseBackend, name: str, table: pa.Table) -> ir.Table:
 
 
 def batches(con: ibis.BaseBackend, table: ir.Table) -> Iterator[pa.RecordBatch]:
-    """The rows of `table`, a batch at a time."""
-    yield from con.to_pyarrow_batches(table, chunk_size=BATCH_ROWS)
+    """The rows of `table`, a batch at a time. duckdb.Error where DuckDB fails on the way."""
+    try:
+        yield from con.to_pyarrow_batches(table, chunk_size=BATCH_ROWS)
+    except (OSError, pa.ArrowException) as error:  # how Arrow passes on what DuckDB says
+        raise duckdb.OperationalError(first_line(error)) from error
 
 
 def rows(con: ibis.BaseBackend, table: ir.Table) -> list[dict]:

@@ -13,10 +13,11 @@ from sigma_jax.schema import Links, Queries
 def clicks_of_searches(
     searches: ir.Table, users: ir.Table, cut_times: ir.Table, latest: int | None
 ) -> ir.Table:
-    """query, item_id, clicks of the searches that training may see.
+    """query, item_id, clicks of the searches with clicks that training may see.
 
-    A search counts if it has no time, or stands before its user's validation target; by_time also
-    before the cut, whoever searched. cut_times: user, cut (seconds).
+    A search without clicks only showed its item. Others count if they have no time, or stand
+    before their user's validation target; by_time also before the cut, whoever searched.
+    cut_times: user, cut (seconds).
     """
     known = searches.left_join(users.select("user_id", "user"), "user_id")
     known = known.select("query", "item_id", "clicks", "time", user=known["user"])
@@ -24,7 +25,7 @@ def clicks_of_searches(
     is_late = (known["time"] >= known["cut"]).fill_null(False)
     if latest is not None:
         is_late = is_late | (known["time"] >= latest).fill_null(False)
-    return known.filter(~is_late).select("query", "item_id", "clicks")
+    return known.filter(~is_late & (known["clicks"] > 0)).select("query", "item_id", "clicks")
 
 
 def clicks_by_popularity(searches: ir.Table, items: ir.Table, training: ir.Table) -> ir.Table:

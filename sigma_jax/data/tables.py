@@ -8,6 +8,9 @@
 | searches | query, item_id | clicks, user_id, timestamp |
 | themes | theme, kind (season, holiday, trend) | item_id, start, end (exclusive) |
 
+Times are ISO 8601, unix seconds (or ms, us, ns: see unix_seconds) or timestamps of Parquet. A
+column whose numbers are all days such as 20240501, or years as text such as 2024, has dates.
+
 Whatever is wrong raises one ValueError line: file, row, field, value, remedy. Rows count from 1
 without the header.
 """
@@ -16,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import duckdb
 import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
@@ -46,7 +48,7 @@ class Tables:
     id_vectors: str | None  # .npy in row order of items, or Parquet with item_id
     visual_vectors: str | None
     names: dict[str, str]  # of the file of each table, for messages
-    files: tuple[str, ...]  # read, for checksums
+    files: dict[str, str]  # what each file read is used as -> its path, for checksums
     has_times: bool  # if not, timestamps are null and the order of rows is the order of events
     has_composed_searches: bool  # by category or type; then clicks are the item's popularity
 
@@ -69,7 +71,7 @@ class Checker:
     def items(self) -> ir.Table:
         """item_id, source_row and the columns of the source."""
         table = self._load("items")
-        table = self._check_ids("items", self._as_id("items", table, "item_id"), "item_id")
+        table = self._check_ids("items", as_id(table, "item_id"), "item_id")
         return self._check_unique("items", table, "item_id")
 
     def users(self) -> ir.Table | None:
@@ -77,7 +79,7 @@ class Checker:
         if self.tables.users is None:
             return None
         table = self._load("users")
-        table = self._check_ids("users", self._as_id("users", table, "user_id"), "user_id")
+        table = self._check_ids("users", as_id(table, "user_id"), "user_id")
         return self._check_unique("users", table, "user_id")
 
     def interactions(self, items: ir.Table, events: tuple[str, ...]) -> ir.Table:
@@ -93,7 +95,7 @@ class Checker:
         kept["session_id"] = table["session_id"] if has_sessions else ibis.null(dt.string)
         table = table.select(**kept)
         for name in ("user_id", "item_id") + (("session_id",) if has_sessions else ()):
-            table = self._check_ids("interactions", self._as_id("interactions", table, name), name)
+            table = self._check_ids("interactions", as_id(table, name), name)
         if self.tables.has_times:
             table = self._with_time("interactions", table, "given", "time", "timestamp")
         else:
@@ -112,7 +114,7 @@ class Checker:
         if self.tables.searches is None:
             return None
         table = self._load("searches")
-        table = self._check_ids("searches", self._as_id("searches", table, "item_id"), "item_id")
+        table = self._check_ids("searches", as_id(table, "item_id"), "item_id")
         query = table["query"].cast("string").strip().re_replace(r"\s+", " ").lower()
         table = table.mutate(query=query[: self.max_chars])
         table = self._check_ids("searches", table, "query")
@@ -124,9 +126,7 @@ class Checker:
         has_time = "timestamp" in table.columns
         columns["when"] = table["timestamp"] if has_time else ibis.null(dt.int64)
         table = table.select(**columns)
-        table = table.mutate(
-            clicks=table["given"].try_cast("float64"), user_id=table["user_id"].cast("string")
-        )
+        table = as_id(table, "user_id").mutate(clicks=table["given"].try_cast("float64"))
         self._forbid(
             "searches",
             table.filter(~(table["clicks"] >= 0).fill_null(False) | table["clicks"].isnan()),
@@ -154,7 +154,7 @@ class Checker:
             columns[f"given_{name}"] = table[name] if there else ibis.null(dt.int64)
         table = table.select("source_row", **columns)
         if has_items:
-            table = self._as_id("themes", table, "item_id")
+            table = as_id(table, "item_id")
         table = self._check_ids("themes", table, "theme")
         self._forbid(
             "themes",
@@ -182,15 +182,9 @@ class Checker:
         # JSON lines with values of several types arrive as JSON: take them as their text.
         mixed = [column for column in table.columns if table[column].type().is_json()]
         table = table.mutate(**{column: _json_text(table[column], "$") for column in mixed})
-        try:
-            kept = database.save(
-                self.con, f"raw_{name}", table.mutate(source_row=ibis.row_number().cast("int64"))
-            )
-        except duckdb.Error as error:
-            message = database.first_line(error)
-            raise ValueError(
-                f"{file} cannot be read ({message}); save it as UTF-8 CSV, JSON lines or Parquet."
-            ) from error
+        table = table.mutate(source_row=ibis.row_number().cast("int64"))
+        with database.reading(file, "save it as UTF-8 CSV, JSON lines or Parquet"):
+            kept = database.save(self.con, f"raw_{name}", table)
         if not database.count(self.con, kept):
             raise ValueError(
                 f"{file} has no rows; a table needs one row at least, or leave it out."
@@ -204,15 +198,6 @@ class Checker:
                 f"{self.tables.names[name]}: column {missing[0]!r} is missing "
                 f"(found: {', '.join(table.columns)}); rename or add it."
             )
-
-    def _as_id(self, name: str, table: ir.Table, column: str) -> ir.Table:
-        """Ids as strings; 7.0, which is how a column of integers with gaps arrives, is 7."""
-        value = table[column]
-        if value.type().is_floating():
-            value = (value == value.floor()).ifelse(
-                value.try_cast("int64").cast("string"), value.cast("string")
-            )
-        return table.mutate(**{column: value.cast("string")})
 
     def _check_ids(self, name: str, table: ir.Table, column: str) -> ir.Table:
         empty = table.filter(table[column].isnull() | (table[column].strip() == ""))
@@ -236,7 +221,13 @@ class Checker:
     def _with_time(
         self, name: str, table: ir.Table, source: str, target: str, field: str, nullable=False
     ) -> ir.Table:
-        table = table.mutate(**{target: unix_seconds(table[source])})
+        seconds = unix_seconds(table[source])
+        dates = date_seconds(table[source])
+        # Seconds, if other numbers stand in the column: a log may count from 0, past 20,240,501.
+        others = table.filter(as_number(table[source]).notnull() & dates.isnull())
+        if not database.rows(self.con, others.select("source_row").limit(1)):
+            seconds = ibis.coalesce(dates, seconds)
+        table = table.mutate(**{target: seconds})
         wrong = table.filter(table[target].isnull())
         if nullable:
             wrong = wrong.filter(wrong[source].notnull())
@@ -276,6 +267,48 @@ class Checker:
             )
 
 
+def as_id(table: ir.Table, column: str) -> ir.Table:
+    """`table` with ids as strings."""
+    return table.mutate(**{column: whole_text(table[column])})
+
+
+def whole_text(value: ir.Value) -> ir.StringValue:
+    """A value as text; 7.0, which is how a column of integers with gaps arrives, is 7."""
+    text = value.cast("string")
+    if value.type().is_floating():
+        return (value == value.floor()).ifelse(value.try_cast("int64").cast("string"), text)
+    return text
+
+
+def as_number(value: ir.Value) -> ir.FloatingValue:
+    """A number, or the text of one, as float64; null for all else."""
+    if value.type().is_numeric():
+        return value.try_cast("float64")
+    return value.cast("string").strip().try_cast("float64")
+
+
+def date_seconds(value: ir.Value) -> ir.IntegerValue:
+    """Seconds since 1970, UTC, of 20240501 (number or text) and of text 2024; null for all else.
+
+    Years go from 1900 to 2100; a year is its 1 January. 20240230, which is no day, is null.
+    """
+    number = as_number(value)
+    is_whole = number == number.floor()
+    digits = number.try_cast("int64").cast("string")
+    date = ibis.cases(
+        (
+            is_whole & number.between(19_000_101, 21_001_231),
+            digits[:4] + "-" + digits[4:6] + "-" + digits[6:8],
+        ),
+        (
+            is_whole & number.between(1_900, 2_100) & ibis.literal(value.type().is_string()),
+            digits + "-01-01",
+        ),
+        else_=ibis.null(dt.string),
+    )
+    return date.try_cast("date").cast("timestamp").epoch_seconds().cast("int64")
+
+
 def unix_seconds(value: ir.Value) -> ir.Value:
     """Seconds since 1970, UTC, of dates, ISO strings, seconds, ms, us or ns; null if none of these.
 
@@ -285,11 +318,11 @@ def unix_seconds(value: ir.Value) -> ir.Value:
     kind = value.type()
     if kind.is_timestamp() or kind.is_date():
         return value.cast("timestamp").epoch_seconds().cast("int64")
+    seconds = _numeric_seconds(as_number(value))
     if kind.is_numeric():
-        return _numeric_seconds(value.try_cast("float64"))
-    text = value.cast("string").strip()
-    iso = text.try_cast(dt.Timestamp(timezone="UTC")).epoch_seconds().cast("int64")
-    return ibis.coalesce(_numeric_seconds(text.try_cast("float64")), iso)
+        return seconds
+    iso = value.cast("string").strip().try_cast(dt.Timestamp(timezone="UTC"))
+    return ibis.coalesce(seconds, iso.epoch_seconds().cast("int64"))
 
 
 def _numeric_seconds(number: ir.FloatingValue) -> ir.IntegerValue:

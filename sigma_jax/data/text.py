@@ -11,6 +11,7 @@ import ibis
 import ibis.expr.types as ir
 
 from sigma_jax.data.config import TextConfig, TextTokenizerConfig
+from sigma_jax.data.tables import whole_text
 
 PAD, END = "<|pad|>", "<|end|>"
 MAX_TITLE_CHARS = 120
@@ -36,10 +37,11 @@ def item_texts(items: ir.Table, config: TextConfig) -> ir.Table:
     category_column = _pick(items, config.category_column, "category_column", _CATEGORIES)
     title = ibis.null("string")
     if title_column:
-        title = plain(items[title_column], separator, False)[:MAX_TITLE_CHARS].nullif("")
+        title = whole_text(plain(items[title_column], separator, False))
+        title = title[:MAX_TITLE_CHARS].nullif("")
     category = ibis.null("string")
     if category_column:
-        path = plain(items[category_column], separator, True).split(separator)
+        path = whole_text(plain(items[category_column], separator, True)).split(separator)
         category = path[path.length() - 1].strip()[:MAX_TITLE_CHARS].nullif("")
     return items.select(
         "item_id",
@@ -117,9 +119,10 @@ def _text_columns(items: ir.Table, config: TextConfig) -> list[str]:
 
 def _pick(items: ir.Table, given: str, field: str, usual: tuple[str, ...]) -> str | None:
     if given and given not in items.columns:
+        remedy = "'' chooses one that is there" if usual else "() takes all"
         raise ValueError(
             f"data.text.{field}: items have no column {given!r} "
-            f"(found: {', '.join(items.columns)}); correct it."
+            f"(found: {', '.join(items.columns)}); correct it, or {remedy}."
         )
     return given or next((name for name in usual if name in items.columns), None)
 

@@ -96,11 +96,11 @@ def build_themes(
 
 
 def calendar(config: ThemesConfig, first: int, last: int) -> list[tuple[str, str, int, int]]:
-    """(name, kind, start, end) of seasons and holidays from the year of `first` to that of `last`.
+    """(name, kind, start, end) of seasons and holidays from `first` to a year after `last`.
 
     Holidays last from config.lead_days before the day to its end, since people shop ahead.
     """
-    years = range(_date(first).year - 1, _date(last).year + 1)
+    years = range(_date(first).year - 1, _date(last).year + 2)
     found = []
     for year in years:
         for name, month in _SEASONS.items():

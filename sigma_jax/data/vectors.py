@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32
 
 from sigma_jax.data import database
 from sigma_jax.data.sources.files import open_table
+from sigma_jax.data.tables import as_id
 
 ROWS = 65_536
 
@@ -73,7 +74,7 @@ def _from_parquet(con, path: str, items: ir.Table, target: Path) -> int:
     table = open_table(con, path)
     if "item_id" not in table.columns:
         raise ValueError(f"{path}: column 'item_id' is missing; add it beside the vectors.")
-    table = table.mutate(item_id=table["item_id"].cast("string"))
+    table = as_id(table, "item_id")
     lists = [name for name in table.columns if table[name].type().is_array()]
     if lists:
         vector = table[lists[0]].cast("array<float32>")
@@ -82,7 +83,7 @@ def _from_parquet(con, path: str, items: ir.Table, target: Path) -> int:
         if not numbers:
             raise ValueError(f"{path}: no column holds vectors; add a list column 'vector'.")
         vector = ibis.array([table[name].cast("float32") for name in numbers])
-    table = database.save(con, Path(path).stem, table.select("item_id", vector=vector))
+    table = database.save(con, target.stem, table.select("item_id", vector=vector))
     twice = table.group_by("item_id").agg(n=table.count())
     twice = database.rows(con, twice.filter(twice["n"] > 1).order_by("item_id").limit(1))
     if twice:

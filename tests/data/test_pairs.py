@@ -6,6 +6,7 @@ import itertools
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -191,6 +192,41 @@ def test_searches_after_the_users_target_are_not_seen(tables_folder, tiny_config
     assert PreparedData.load(out).queries.texts.to_pylist() == ["tea"]
 
 
+def test_searches_of_float_user_ids_are_not_seen_after_the_target(tiny_config, tmp_path):
+    """Integers with a gap are float64 in the Parquet that pandas writes: 7.0 is user 7."""
+    (tmp_path / "items.csv").write_text("item_id,title\na,tea\nb,soap\n")
+    lines = [f"7,{item},{1000 * time + 10**9}" for time, item in enumerate("abab")]
+    text = "\n".join(["user_id,item_id,timestamp", *lines])
+    (tmp_path / "interactions.csv").write_text(text + "\n")
+    searches = {
+        "query": ["early", "late", "anyone"],
+        "item_id": ["a", "a", "b"],
+        "user_id": [7.0, 7.0, None],
+        "timestamp": [10**9, 10**9 + 2000, 10**9 + 5000],
+    }
+    pq.write_table(pa.table(searches), tmp_path / "searches.parquet")
+    out = tmp_path / "out"
+    out.mkdir()
+    prepare(tiny_config(tmp_path), 0, out)
+    assert PreparedData.load(out).queries.texts.to_pylist() == ["anyone", "early"]
+
+
+def test_searches_without_clicks_are_no_positives(tables_folder, tiny_config, tmp_path):
+    for path in tables_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    rows = [("tea", "i000", 2), ("tea", "i006", 0), ("soap", "i002", 0)]
+    lines = [
+        json.dumps(dict(zip(("query", "item_id", "clicks"), row, strict=True))) for row in rows
+    ]
+    (tmp_path / "searches.jsonl").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    prepare(tiny_config(tmp_path), 0, out)
+    queries = PreparedData.load(out).queries
+    assert queries.texts.to_pylist() == ["tea"]
+    assert queries.items.of(0).tolist() == [0]
+
+
 def test_given_theme_items_stand_first_and_trends_get_no_others(prepared):
     themes = prepared.themes
     names = themes.names.to_pylist()
@@ -244,6 +280,18 @@ def test_calendar_has_holidays_and_seasons_in_their_time(data_config):
     south = calendar(settings, 1_672_531_200, 1_703_980_800)
     months = {name: {_month(s) for n, _, s, _ in south if n == name} for name in ("winter", "fall")}
     assert months == {"winter": {6}, "fall": {3}}
+
+
+def test_calendar_goes_on_for_a_year_after_the_last_row(data_config):
+    """New Year's shopping begins in December, and requests come after training."""
+    last = 1_703_980_800  # 2023-12-31
+    starts = {}
+    for name, _, start, _ in calendar(data_config.themes, 1_672_531_200, last):
+        starts.setdefault(name, []).append(start)
+    assert any(last - 14 * 86_400 <= start <= last for start in starts["New Year"])
+    for name in ("summer", "Easter", "Halloween"):
+        assert max(starts[name]) > last
+    assert max(map(max, starts.values())) <= last + 366 * 86_400
 
 
 def _month(seconds: int) -> int:

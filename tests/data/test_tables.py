@@ -201,6 +201,26 @@ def test_times_are_unix_seconds(folder, tiny_config, name):
     assert data.histories.time.tolist() == [1_700_000_000]
 
 
+DAYS = {
+    "number": ([20240501, 20231231], [1_714_521_600, 1_703_980_800]),
+    "text": (["20240501", "2023-12-31"], [1_714_521_600, 1_703_980_800]),
+    "year as text": (["2024", "20231231"], [1_704_067_200, 1_703_980_800]),
+    "number that counts from 0": ([20240501, 30000000], [20_240_501, 30_000_000]),
+    "number that is no day": ([20240501, 20240230], [20_240_501, 20_240_230]),
+    "text that counts from 0": (["2024", "7"], [2024, 7]),
+    "small number": ([2024, 7], [2024, 7]),
+}
+
+
+@pytest.mark.parametrize("name", DAYS)
+def test_days_and_years_are_dates_unless_the_column_counts_seconds(folder, tiny_config, name):
+    given, want = DAYS[name]
+    rows = [{"user_id": f"u{row}", "item_id": "a", "timestamp": t} for row, t in enumerate(given)]
+    write_jsonl(folder / "interactions.jsonl", rows)
+    data, _ = run(folder, tiny_config)
+    assert data.histories.time.tolist() == want
+
+
 def test_dates_and_timestamps_of_parquet_are_times(folder, tiny_config):
     (folder / "interactions.jsonl").unlink()
     table = pa.table(
@@ -257,6 +277,19 @@ def test_vectors_of_parquet_are_put_in_the_order_of_items(folder, tiny_config):
     table = pa.table({"item_id": list("dcba"), "vector": list(vectors[::-1])})
     pq.write_table(table, folder / "visual_vectors.parquet")
     data, _ = run(folder, tiny_config)
+    np.testing.assert_array_equal(data.visual_vectors, vectors)
+
+
+def test_vectors_of_float_ids_and_of_a_name_in_use_are_read(folder, tiny_config):
+    """7.0 is item 7; the file is called items, as a table of our own is."""
+    vectors = np.arange(8, dtype=np.float32).reshape(4, 2)
+    write_jsonl(folder / "items.jsonl", [row | {"item_id": n} for n, row in enumerate(ITEMS)])
+    rows = [row | {"item_id": "abcd".index(row["item_id"])} for row in EVENTS]
+    write_jsonl(folder / "interactions.jsonl", rows)
+    (folder / "looks").mkdir()
+    table = pa.table({"item_id": [0.0, 1.0, 2.0, 3.0], "vector": list(vectors)})
+    pq.write_table(table, folder / "looks" / "items.parquet")
+    data, _ = run(folder, tiny_config, **{"files.visual_vectors": "looks/items.parquet"})
     np.testing.assert_array_equal(data.visual_vectors, vectors)
 
 

@@ -4,6 +4,8 @@ import dataclasses
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
@@ -60,6 +62,21 @@ def test_items_without_categories_have_none(odd):
     assert len(odd.catalogue.categories) == 0
 
 
+def test_numbers_serve_as_title_and_category(tiny_config, tmp_path):
+    """A column of integers with a gap is float64 in the Parquet that pandas writes."""
+    items = {"item_id": [1, 2, 3], "title": [1984, 2001, 42], "category": [7.0, None, 12.0]}
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    event = {"user_id": "u", "item_id": "1", "timestamp": 1_700_000_000}
+    (tmp_path / "interactions.jsonl").write_text(json.dumps(event) + "\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    prepare(tiny_config(tmp_path), 0, out)
+    catalogue = PreparedData.load(out).catalogue
+    assert catalogue.titles(np.arange(3)) == ["1984", "2001", "42"]
+    assert catalogue.categories.to_pylist() == ["12", "7"]
+    assert catalogue.category.tolist() == [1, -1, 0]
+
+
 def test_columns_of_the_text_can_be_chosen(tables_folder, tiny_config, tmp_path):
     prepare(tiny_config(tables_folder, **{"text.columns": ("brand", "title")}), 0, tmp_path)
     first = PreparedData.load(tmp_path).catalogue.texts(np.array([0]))[0]
@@ -67,7 +84,7 @@ def test_columns_of_the_text_can_be_chosen(tables_folder, tiny_config, tmp_path)
 
 
 def test_column_that_is_not_there_is_named(tables_folder, tiny_config, tmp_path):
-    with pytest.raises(ValueError, match=r"data.text.category_column: items have no column 'kind'"):
+    with pytest.raises(ValueError, match=r"items have no column 'kind'.*, or '' chooses one"):
         prepare(tiny_config(tables_folder, **{"text.category_column": "kind"}), 0, tmp_path)
 
 

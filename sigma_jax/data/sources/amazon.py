@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import duckdb
 import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
@@ -67,7 +66,7 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
             "items": str(found.get("item.json", found["inter.json"])),
             "interactions": str(found["inter.json"]),
         },
-        files=tuple(str(path) for path in found.values()),
+        files={kind: str(path) for kind, path in found.items()},
         has_times="time.json" in found,
         has_composed_searches=False,
     )
@@ -133,9 +132,5 @@ def _read_map(con: ibis.BaseBackend, path: Path, value_type: str) -> ir.Table:
         f"columns = {{'json': 'MAP(VARCHAR, {value_type})'}})"
     )
     table = entries.select(key=entries["entry"]["key"], value=entries["entry"]["value"])
-    try:
+    with database.reading(str(path), "it must be one JSON object"):
         return database.save(con, "amazon_" + path.name.replace(".", "_"), table)
-    except duckdb.Error as error:
-        raise ValueError(
-            f"{path} cannot be read ({database.first_line(error)}); it must be one JSON object."
-        ) from error

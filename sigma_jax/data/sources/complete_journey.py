@@ -86,7 +86,7 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
             "searches": found["products"],
             "themes": found["coupons"],
         },
-        files=tuple(found.values()),
+        files=found,
         has_times=True,
         has_composed_searches=True,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import duckdb
 import ibis
 import ibis.expr.types as ir
 
@@ -48,7 +47,7 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         **{name: opened.get(name) for name in TABLES},
         **{name: found.get(name) for name in VECTORS},
         names={name: found[name] for name in opened},
-        files=tuple(found.values()),
+        files=found,
         has_times=True,
         has_composed_searches=False,
     )
@@ -73,18 +72,13 @@ def open_table(con: ibis.BaseBackend, path: str) -> ir.Table:
     """The file at `path` as a table; nothing but its header is read yet."""
     if database.is_url(path):
         database.register_url(con, path)
-    try:
+    with database.reading(path, "save it as UTF-8 CSV, JSON lines or Parquet"):
         if path.endswith(".parquet"):
             return con.read_parquet(path)
         if path.endswith(".csv"):
             # Strings only: an id of 007 must not become 7.
             return con.read_csv(path, all_varchar=True, header=True)
         return con.read_json(path, format="newline_delimited")
-    except duckdb.Error as error:
-        message = database.first_line(error)
-        raise ValueError(
-            f"{path} cannot be read ({message}); save it as UTF-8 CSV, JSON lines or Parquet."
-        ) from error
 
 
 def _join(folder: str, name: str) -> str:
