@@ -6,8 +6,11 @@ Runs every stage that is missing before it. Presets:
 
     local       Complete Journey, a year of grocery shopping; about ten minutes on two CPU cores
     smoke       the same path in a minute, to see that all is installed; its figures mean nothing
+    files       as local, over your own tables: --config.data.path=FOLDER
     amazon      Amazon reviews: --config.data.path=FOLDER (see configs/data.py)
-    qwen3_0p6b  the paper's setting, Qwen3-0.6B: --config.backbone.hf_folder=FOLDER
+    qwen3_0p6b  the paper's setting, Qwen3-0.6B, over your own tables: --config.data.path=FOLDER
+                --config.upstream.grounding.backbone.hf_folder=QWEN3
+                --config.data.text_tokenizer.name=QWEN3
     qwen3_4b    the same with Qwen3-4B
 """
 
@@ -140,7 +143,7 @@ EVALUATION = {
         "num_beams": 32,
         "num_retrieved": 20,
         "temperature": TAU,
-        "sigma": "deviation",
+        "sigma": "deviation",  # or what the prior's fit has chosen; a number stays as given
         # Never flatter than the softmax that Eq. 5 trains, which is Eq. 11 with sigma 1. Validation
         # HR@10 of JustForYou is .158 so, .143 with the bare deviation of these beams (about .5).
         "sigma_floor": 1.0,

@@ -4,7 +4,8 @@
 
 The user's whole history is read. Without --user, or for a user without history, the profile (if
 there is one) and the instruction alone decide. Every item printed is of the catalogue, with the
-rank of its prefix among the beams, its cosine and its probability (Eq. 7, 9 and 10 of SIGMA).
+rank of its prefix among the beams, its cosine (Eq. 7 and 9 of SIGMA) and its probability: that of
+Eq. 10 with what counts say (sigma_jax/sft/prior.py).
 """
 
 from __future__ import annotations
