@@ -37,3 +37,10 @@ def test_candidates_hold_every_right_item():
     np.testing.assert_array_equal(candidate_items(right, 100, 0, 0), np.arange(100))
     np.testing.assert_array_equal(candidate_items(right, 8, 10, 0), np.arange(8))
     assert len(candidate_items(np.arange(20), 100, 10, 0)) == 20
+
+
+def test_other_candidates_come_from_the_whole_catalogue():
+    right = np.arange(900)
+    others = np.setdiff1d(candidate_items(right, 10_000, 1_000, seed=0), right)
+    assert len(others) == 100
+    assert 30 < (others >= 5_000).sum() < 70
