@@ -67,9 +67,12 @@ class TextVectors:
     tokenizer_folder: Path
     encoder: BatchEncoder
     length: int  # tokens of a text that count
+    query_instruction: str  # put before queries and themes, as in training
 
-    def __call__(self, texts: list[str]) -> Float32[np.ndarray, "n D"]:
-        """Unit vectors of `texts`."""
+    def __call__(self, texts: list[str], are_queries: bool = False) -> Float32[np.ndarray, "n D"]:
+        """Unit vectors of `texts`: of items, or of queries and themes."""
+        if are_queries:
+            texts = [self.query_instruction + text for text in texts]
         tokenizer = load_tokenizer(self.tokenizer_folder)
         vectors = np.empty((len(texts), self.encoder.width), np.float32)
         for start in range(0, len(texts), self.encoder.batch_size):
@@ -118,4 +121,5 @@ def load_encoder(folder: Path, batch_size: int = 64, mesh: Mesh | None = None) -
     backbone = make_backbone(config, vocab_size, rngs)
     model = TextEncoder(TextEncoderConfig(**settings["encoder"]), backbone, rngs=rngs)
     load_weights(model, folder / "weights.safetensors", without="backbone")
-    return TextVectors(backbone_folder, BatchEncoder(model, batch_size, mesh), settings["length"])
+    encoder = BatchEncoder(model, batch_size, mesh)
+    return TextVectors(backbone_folder, encoder, settings["length"], settings["query_instruction"])

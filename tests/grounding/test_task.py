@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs import common
 from configs.grounding import get_config, stage_fields
-from sigma_jax.grounding.encode import load_encoder
+from sigma_jax.grounding.encode import BatchEncoder, load_encoder
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask
 from sigma_jax.runtime.config import OptimizerConfig, to_dataclass
 from sigma_jax.runtime.state import init_state, make_step
@@ -64,7 +64,8 @@ def test_it_learns_which_items_belong_together(workdir, mesh):
 
 
 def test_the_artifact_encodes_texts_to_the_vectors_it_holds(workdir, mesh, tmp_path):
-    config = make_config(eval_batch_size=20)  # 48 items: the last batch is not full
+    # 48 items: the last batch is not full.
+    config = make_config(eval_batch_size=20, query_instruction="find ")
     task = GroundingTask(config, workdir, 0, mesh)
     model = task.model(nnx.Rngs(1))
     folder = tmp_path / "grounding"
@@ -77,6 +78,11 @@ def test_the_artifact_encodes_texts_to_the_vectors_it_holds(workdir, mesh, tmp_p
     encoder = load_encoder(folder, batch_size=7)
     again = encoder(task.data.catalogue.texts(np.arange(48)))
     np.testing.assert_allclose(again, stored, atol=1e-5)
+    texts = task.data.pairs["search"].left_texts.to_pylist()
+    rows = task.table.first_row["search"] + np.arange(len(texts))
+    trained = BatchEncoder(model, 8).rows(task.table, rows)
+    np.testing.assert_allclose(encoder(texts, are_queries=True), trained, atol=1e-5)
+    assert np.abs(encoder(texts) - trained).max() > 1e-2
 
 
 def test_encoding_in_chunks_changes_neither_loss_nor_gradient(workdir, mesh):
