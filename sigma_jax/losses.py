@@ -77,7 +77,8 @@ def _anchors(vectors, *others) -> tuple[Array, ...]:
 
 
 def _in_batch_rows(anchors, vectors, keys, temperature) -> Float[Array, "R 2B"]:
-    """Log probabilities of Eq. 1 for some rows of `_anchors(vectors, keys, keys of partners)`."""
+    """log P(i, j) of Eq. 1 for some rows i of `_anchors(vectors, keys, keys of partners)`, the
+    anchor itself (j = i) and what the keys show to be relevant left out as -inf."""
     rows, own_vectors, *own_keys = anchors
     partners, half = _partners(vectors.shape[0]), vectors.shape[0] // 2
     column = jnp.arange(vectors.shape[0])[None]
@@ -94,31 +95,21 @@ def _key_rows(keys) -> tuple[Array, ...]:
     return () if keys is None else (keys, jnp.roll(keys, keys.shape[0] // 2))
 
 
-def in_batch_log_probabilities(
-    vectors: Float[Array, "2B D"], temperature: float, keys: Int[Array, " 2B"] | None = None
-) -> Float[Array, "2B 2B"]:
-    """Eq. 1 of SIGMA: log P(i, j) over the batch, the anchor itself (j = i) left out as -inf.
-
-    The B left sides come first, then the B right sides. `keys` number what a row stands for (an
-    item or a text). With them, entries the batch itself shows to be relevant are left out too,
-    the positive never: j that is the anchor again, the positive again, or another thing
-    paired with the anchor. Without keys it is the paper's letter.
-    Worked example, pairs (q, a) (q, b) (c, a): anchor row 0 (q) with positive a leaves out row 1
-    (q again), row 5 (a again) and row 4 (b, paired with q); row 2 (c) remains as a negative.
-    """
-    vectors = unit(vectors)
-    return _in_batch_rows(_anchors(vectors, *_key_rows(keys)), vectors, keys, temperature)
-
-
 def contrastive_loss(
     vectors: Float[Array, "2B D"],
     temperature: float,
     keys: Int[Array, " 2B"] | None = None,
     chunk_size: int = 4096,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Eq. 2 of SIGMA and the share of anchors whose positive comes first in the batch.
+    """Eq. 2 of SIGMA, with P(i, j) of Eq. 1 over the batch, and the share of anchors whose
+    positive comes first in it.
 
-    `keys` as in `in_batch_log_probabilities`; None masks no false negatives.
+    The B left sides come first, then the B right sides. `keys` number what a row stands for (an
+    item or a text). With them, entries the batch itself shows to be relevant are no candidates,
+    the positive always is one: j that is the anchor again, the positive again, or another thing
+    paired with the anchor. Without keys it is the paper's letter.
+    Worked example, pairs (q, a) (q, b) (c, a): anchor row 0 (q) with positive a leaves out row 1
+    (q again), row 5 (a again) and row 4 (b, paired with q); row 2 (c) remains as a negative.
     """
     vectors = unit(vectors)
     partners = _partners(vectors.shape[0])
@@ -216,7 +207,6 @@ def prefix_infonce(
     temperature: float | Float[Array, ""],
     weights: Float[Array, " Q"],
     use_prefix_condition: bool = True,
-    negative_log_q: Float[Array, " N"] | None = None,
     chunk_size: int = 1024,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Eq. 5 of SIGMA with one set of negatives drawn for the batch; weighted mean over targets.
@@ -224,8 +214,7 @@ def prefix_infonce(
     Target q meets the negatives of its own SID prefix (`target_prefix`, any numbering of
     prefixes; all negatives with `use_prefix_condition=False`), never its own item. An item
     drawn several times counts once, so that the set is a set as in the paper; negative_items < 0
-    are padding. `negative_log_q`, the log probability with which each was drawn, is subtracted from
-    the logits of negatives where given. A target without negatives has loss 0 and no gradient.
+    are padding. A target without negatives has loss 0 and no gradient.
     Returns the loss with `accuracy` (the target comes first among its candidates; over targets
     that have a negative) and `negatives` (mean number per target).
     """
@@ -238,8 +227,6 @@ def prefix_infonce(
     def targets(rows):
         query, positive, item, prefix = rows
         logits = cosines(query, negative_vectors) / temperature
-        if negative_log_q is not None:
-            logits = logits - negative_log_q.astype(jnp.float32)
         is_negative = is_usable & (negative_items != item[:, None])
         if use_prefix_condition:
             is_negative &= negative_prefix == prefix[:, None]
