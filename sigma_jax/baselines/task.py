@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int32
 from sigma_jax import metrics
 from sigma_jax.baselines.candidates import training_rows
 from sigma_jax.baselines.sasrec import Sasrec, SasrecConfig, rank_windows, save_sasrec, window
-from sigma_jax.runtime.config import OptimizerConfig, TrainConfig
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
 from sigma_jax.schema import Histories, PreparedData, Requests
 
 
@@ -45,6 +45,16 @@ class TeacherConfig:
     sampled_negatives: int  # shared by the batch
     report_users: int  # validation users in a report, drawn once
 
+    def __post_init__(self):
+        check_least(1, self, "loss_positions", "targets_per_position", "sampled_negatives")
+        check_least(0, self, "full_softmax_items", "report_users")
+        check_least(1, self.model, "width", "heads", "history", group="model.")
+        if self.model.width % self.model.heads:
+            raise ValueError(
+                f"model.width={self.model.width} does not divide into {self.model.heads} heads; "
+                f"use a multiple of {self.model.heads}."
+            )
+
 
 class TeacherTask:
     """SASRec with full-softmax cross-entropy."""
@@ -58,16 +68,11 @@ class TeacherTask:
         data = PreparedData.load(workdir / "data")
         self.histories = data.histories
         self.num_items = len(data.catalogue)
-        if config.model.width % config.model.heads:
-            raise ValueError(
-                f"config.model.width={config.model.width} does not divide into "
-                f"{config.model.heads} heads; use a multiple."
-            )
         self.first_window = count_windows(self.histories, config.model.history)
         if self.first_window[-1] == 0 and config.train.steps > 0:
             raise ValueError(
                 "no user has two sessions in the training part, so SASRec has nothing to learn; "
-                "set config.train.steps=0."
+                "set train.steps=0."
             )
 
     def batches(self) -> grain.MapDataset:

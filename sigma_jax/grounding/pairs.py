@@ -16,17 +16,22 @@ Batch = dict[str, np.ndarray]
 FOREVER = 2**40  # steps; nobody gets there
 
 
-def mixture(views: Mapping[str, float], data: PreparedData) -> dict[str, float]:
-    """Share of each view that has training pairs and a weight, summing to 1.
-
-    Raises:
-      ValueError: a weight is negative or names no view, or nothing is left.
-    """
+def check_mixture(views: Mapping[str, float]) -> None:
+    """ValueError if a weight is negative or names no view, or all are 0."""
     for view, weight in views.items():
         if view not in VIEWS:
             raise ValueError(f"mixture.{view} is no view; use {', '.join(VIEWS)}.")
-        if weight < 0:
-            raise ValueError(f"mixture.{view}={weight} is negative; use 0 to leave a view out.")
+        if not weight >= 0:
+            raise ValueError(f"mixture.{view}={weight}; use 0 to leave a view out, or more.")
+    if not any(views.values()):
+        raise ValueError(f"mixture={dict(views)} weighs no view; give one a weight above 0.")
+
+
+def mixture(views: Mapping[str, float], data: PreparedData) -> dict[str, float]:
+    """Share of each view that has training pairs and a weight, summing to 1.
+
+    ValueError if the data has no training pairs of those views.
+    """
     usable = {
         view: weight
         for view, weight in views.items()

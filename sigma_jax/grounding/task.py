@@ -17,12 +17,12 @@ from jaxtyping import Array, Float
 
 from sigma_jax import losses
 from sigma_jax.grounding.encode import BatchEncoder, save_encoder
-from sigma_jax.grounding.pairs import PairBatches, held_out, mixture
+from sigma_jax.grounding.pairs import PairBatches, check_mixture, held_out, mixture
 from sigma_jax.grounding.recall import candidate_items, recalls
 from sigma_jax.grounding.texts import load_tokenizer, token_table
 from sigma_jax.models.backbone import BackboneConfig, make_backbone
 from sigma_jax.models.text_encoder import TextEncoder, TextEncoderConfig
-from sigma_jax.runtime.config import OptimizerConfig, TrainConfig
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
 from sigma_jax.schema import PreparedData, load_item_vectors
 
 
@@ -47,6 +47,16 @@ class GroundingConfig:
     eval_pairs: int  # held-out pairs of a view in a report, at most
     eval_candidates: int  # items ranked in a report, at most; 0: all
     eval_batch_size: int  # texts encoded at a time outside of training
+
+    def __post_init__(self):
+        check_mixture(self.mixture)
+        check_least(1, self, "max_tokens", "loss_rows", "eval_pairs", "eval_batch_size")
+        check_least(0, self, "kd_weight", "encode_rows", "eval_candidates")
+        for name in ("temperature", "id_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}; use more than 0, such as 0.05.")
+        if not 0 < self.token_quantile <= 1:
+            raise ValueError(f"token_quantile={self.token_quantile}; use a share, such as 0.99.")
 
 
 class GroundingTask:

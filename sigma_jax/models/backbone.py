@@ -31,6 +31,15 @@ class BackboneConfig:
     param_dtype: str
     remat: str
 
+    def __post_init__(self):
+        self.scratch(vocab_size=1)  # ValueError for sizes that cannot be
+
+    def scratch(self, vocab_size: int) -> Qwen3Config:
+        """The sizes of a start from scratch."""
+        fields = {field.name for field in dataclasses.fields(Qwen3Config)}
+        sizes = {k: v for k, v in dataclasses.asdict(self).items() if k in fields}
+        return Qwen3Config(vocab_size=vocab_size, **sizes)
+
 
 # What a folder's config.json cannot say: how to compute.
 HOW = ("dropout", "dtype", "param_dtype", "remat")
@@ -49,9 +58,7 @@ def make_backbone(
         `tokenizer_folder` is given and the folder holds a tokenizer) other ids for the same words.
     """
     if not config.hf_folder:
-        fields = {field.name for field in dataclasses.fields(Qwen3Config)}
-        sizes = {k: v for k, v in dataclasses.asdict(config).items() if k in fields}
-        return Qwen3(Qwen3Config(vocab_size=vocab_size, **sizes), rngs=rngs)
+        return Qwen3(config.scratch(vocab_size), rngs=rngs)
     from sigma_jax.models.hf import load_backbone
 
     folder = Path(config.hf_folder)
@@ -60,7 +67,8 @@ def make_backbone(
     if vocab_size > rows:
         raise ValueError(
             f"the tokenizer has {vocab_size} tokens, the backbone {folder} {rows}: a tokenizer "
-            "that does not match; prepare the data with the tokenizer of that folder."
+            f"that does not match; prepare the data with --config.data.text_tokenizer.name={folder}"
+            " in another --workdir."
         )
     if tokenizer_folder is not None:
         check_tokenizer(tokenizer_folder, folder)
@@ -77,8 +85,8 @@ def check_tokenizer(tokenizer_folder: Path, hf_folder: Path) -> None:
         if theirs.get(word) != number:
             raise ValueError(
                 f"the data's tokenizer has {word!r} as {number}, the backbone {hf_folder} as "
-                f"{theirs.get(word)}: a tokenizer that does not match; prepare the data with the "
-                "tokenizer of that folder."
+                f"{theirs.get(word)}: a tokenizer that does not match; prepare the data with "
+                f"--config.data.text_tokenizer.name={hf_folder} in another --workdir."
             )
 
 

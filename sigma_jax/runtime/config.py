@@ -55,9 +55,7 @@ class TrainConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             least = 0 if field.name in ("steps", "eval_every") else 1
-            if getattr(self, field.name) < least:
-                value = getattr(self, field.name)
-                raise ValueError(f"train.{field.name}={value}; use {least} or more.")
+            check_least(least, self, field.name, group="train.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +65,18 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
+
+
+def check_least(least: float, config: Any, *names: str, group: str = "") -> None:
+    """ValueError naming the first of a dataclass's fields `names` that is under `least`, or NaN.
+
+    Args:
+      group: stands before the name in the message: "train.".
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least:
+            raise ValueError(f"{group}{name}={value}; use {least} or more.")
 
 
 def to_dataclass(cls: type[T], config: Mapping[str, Any], name: str = "") -> T:

@@ -42,14 +42,10 @@ def batches(
     that found no room in that row.
 
     Raises:
-      ValueError: batch_rows is no multiple of pack_group_rows, groups do not divide over the
-        processes, there are no records, or the settings cannot work (PromptConfig.check).
+      ValueError: groups do not divide over the processes, there are no records, or the SIDs have
+        fewer levels than the prompts need.
     """
-    if batch_rows % config.pack_group_rows:
-        raise ValueError(
-            f"batch_size={batch_rows} is no multiple of pack_group_rows={config.pack_group_rows}; "
-            "change one of them."
-        )
+    assert batch_rows % config.pack_group_rows == 0  # told by SftConfig
     tables = PromptTables.make(data, semantic_ids, config, vocab_size)
     task_weight = np.array([config.task_weights.get(task, 0.0) for task in TASKS])
 

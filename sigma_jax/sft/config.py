@@ -7,7 +7,7 @@ import dataclasses
 from sigma_jax.models.backbone import BackboneConfig
 from sigma_jax.models.item_encoder import TABLES
 from sigma_jax.models.recommender import RecommenderConfig
-from sigma_jax.runtime.config import OptimizerConfig, TrainConfig
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
 from sigma_jax.sft.prior import PriorConfig
 from sigma_jax.sft.prompt import PromptConfig
 
@@ -34,17 +34,9 @@ class SftConfig:
     report_beams: int
 
     def __post_init__(self):
-        for name, least in (
-            ("negatives_per_target", 0),
-            ("num_negatives", 1),
-            ("report_requests", 0),
-            ("report_beams", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}; use {least} or more.")
-        for name in ("ntp_weight", "infonce_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}; use 0 or more.")
+        names = ("negatives_per_target", "report_requests", "ntp_weight", "infonce_weight")
+        check_least(0, self, *names)
+        check_least(1, self, "num_negatives", "report_beams")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}; use more than 0, such as 0.05.")
         if not 0 <= self.label_smoothing < 1:
@@ -52,4 +44,17 @@ class SftConfig:
         if unknown := set(self.model.item_encoder.inputs) - set(TABLES):
             raise ValueError(
                 f"model.item_encoder.inputs names {sorted(unknown)}; known are {', '.join(TABLES)}."
+            )
+        rows, group = self.train.batch_size, self.prompt.pack_group_rows
+        if rows % group:
+            raise ValueError(
+                f"train.batch_size={rows} is no multiple of prompt.pack_group_rows={group}; "
+                "change one of them."
+            )
+        folder = self.backbone.hf_folder
+        if folder and self.starts_from_grounding:
+            raise ValueError(
+                f"backbone.hf_folder={folder} would not be read: the backbone is grounding's, "
+                f"which starts from it by --config.upstream.grounding.backbone.hf_folder={folder} "
+                f"--config.data.text_tokenizer.name={folder}; give these two instead."
             )

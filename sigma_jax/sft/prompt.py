@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from sigma_jax.runtime.config import check_least
 from sigma_jax.schema import TASKS, Links, PreparedData, SemanticIds
 from sigma_jax.sft import instructions
 
@@ -50,28 +51,31 @@ class PromptConfig:
     pack_group_rows: int  # contexts are packed in groups of this many rows ...
     contexts_per_group: int  # ... which get this many contexts
 
-    def check(self, levels: int) -> None:
-        """ValueError naming the field if the settings cannot work with SIDs of `levels` codes."""
-        for name in ("sid_in_prompt", "sid_generated"):
-            if not 1 <= getattr(self, name) <= levels:
-                raise ValueError(f"{name}={getattr(self, name)}; use 1 to {levels}.")
+    def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in _MAY_BE_ZERO else 1
-            if field.type == "int" and value < least:
-                raise ValueError(f"{field.name}={value}; use {least} or more.")
+            if field.type == "int":
+                least = 0 if field.name in _MAY_BE_ZERO else 1
+                check_least(least, self, field.name, group="prompt.")
+        check_least(0, self, "cold_start_weight", "history_weight", group="prompt.")
         unknown = set(self.task_weights) - set(TASKS)
         if unknown:
-            raise ValueError(f"task_weights names {sorted(unknown)}; known are {', '.join(TASKS)}.")
-        for name in ("cold_start_weight", "history_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}; use 0 or more.")
+            raise ValueError(
+                f"prompt.task_weights names {sorted(unknown)}; known are {', '.join(TASKS)}."
+            )
         if any(weight < 0 for weight in self.task_weights.values()):
-            raise ValueError(f"task_weights={self.task_weights}; use 0 or more.")
+            raise ValueError(f"prompt.task_weights={self.task_weights}; use 0 or more.")
         # One branch and one item must fit even if all else is given up.
         least = self.instruction_tokens + self.sid_generated + self.sid_in_prompt + 32
         if self.row_tokens < least:
-            raise ValueError(f"row_tokens={self.row_tokens}; these prompts need {least} or more.")
+            raise ValueError(
+                f"prompt.row_tokens={self.row_tokens}; these prompts need {least} or more."
+            )
+
+    def check(self, levels: int) -> None:
+        """ValueError naming the field if the settings cannot work with SIDs of `levels` codes."""
+        for name in ("sid_in_prompt", "sid_generated"):
+            if getattr(self, name) > levels:
+                raise ValueError(f"prompt.{name}={getattr(self, name)}; use 1 to {levels}.")
 
 
 _MAY_BE_ZERO = ("num_favourites", "history_targets", "profile_tokens", "branches_per_context")

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
 from sigma_jax.models.rqvae import RqVae, RqVaeConfig
-from sigma_jax.runtime.config import OptimizerConfig, TrainConfig
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
 from sigma_jax.schema import SemanticIds, load_item_vectors
 from sigma_jax.tokenizer import figures
 from sigma_jax.tokenizer.assign import assign_codes, save_tokenizer
@@ -42,6 +42,12 @@ class TokenizerConfig:
     report_rows: int  # items, drawn once, of the sampled figures
     min_code_use: float  # least share of the usable codes of a level at the end; 0: any
 
+    def __post_init__(self):
+        check_least(1, self, "kmeans_rows", "encode_rows", "report_rows")
+        check_least(0, self, "kmeans_iterations")
+        if not 0 <= self.min_code_use <= 1:
+            raise ValueError(f"min_code_use={self.min_code_use}; use a share, 0 to 1.")
+
 
 class TokenizerTask:
     """RQ-VAE or residual k-means over the catalogue's vectors."""
@@ -56,11 +62,6 @@ class TokenizerTask:
         self.vectors = load_item_vectors(path)
         if len(self.vectors) == 0:
             raise ValueError(f"{path} holds no item; run the grounding stage again.")
-        for name in ("kmeans_rows", "encode_rows", "report_rows"):
-            if getattr(config, name) < 1:
-                raise ValueError(f"config.{name}={getattr(config, name)}; use 1 or more.")
-        if not 0 <= config.min_code_use <= 1:
-            raise ValueError(f"config.min_code_use={config.min_code_use}; use a share, 0 to 1.")
 
     def batches(self) -> grain.MapDataset:
         """vectors [B, D] of items drawn at random."""
@@ -160,8 +161,8 @@ class TokenizerTask:
             if count < config.min_code_use * usable:
                 raise ValueError(
                     f"level {level} of the SIDs uses {count} of {usable} usable codes, under "
-                    f"config.min_code_use={config.min_code_use}; train longer, lower "
-                    "config.model.codebook_size or set config.method='kmeans'."
+                    f"min_code_use={config.min_code_use}; train longer, lower "
+                    "model.codebook_size or set method='kmeans'."
                 )
 
     def _usable_codes(self, codes: Int32[np.ndarray, "I L"]) -> list[int]:

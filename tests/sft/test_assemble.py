@@ -262,8 +262,6 @@ def test_one_context_a_row(records, shop, semantic_ids, config):
 
 
 def test_batch_that_does_not_divide_is_refused(records, shop, semantic_ids, config):
-    with pytest.raises(ValueError, match="batch_size=3 is no multiple of pack_group_rows=2"):
-        make(records, shop, semantic_ids, config, batch_rows=3)
     with pytest.raises(ValueError, match="does not divide over 3 processes"):
         make(records, shop, semantic_ids, config, batch_rows=8, processes=3)
 
