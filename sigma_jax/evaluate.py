@@ -14,7 +14,8 @@ from pathlib import Path
 from absl import flags
 
 from sigma_jax.evaluation.run import evaluate
-from sigma_jax.runtime import cli
+from sigma_jax.runtime import artifacts, cli
+from sigma_jax.runtime.lock import locked
 
 FLAGS = flags.FLAGS
 
@@ -27,7 +28,10 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    evaluate(FLAGS.config, Path(FLAGS.workdir) if FLAGS.workdir else cli.default_workdir())
+    workdir = Path(FLAGS.workdir) if FLAGS.workdir else cli.default_workdir()
+    artifacts.read_manifest(workdir, "sft")  # a mistyped workdir is told, not made for its lock
+    with locked(workdir):
+        evaluate(FLAGS.config, workdir)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ same command skips what is done and continues what is not.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import resource
 import sys
 import time
@@ -30,6 +29,7 @@ from sigma_jax.runtime import artifacts, cli, sharding
 from sigma_jax.runtime.artifacts import Recipe
 from sigma_jax.runtime.checkpoint import Checkpoints
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig, to_dataclass
+from sigma_jax.runtime.lock import locked
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.runtime.optimizer import schedule
 from sigma_jax.runtime.state import init_state, make_step
@@ -45,6 +45,7 @@ RUN_FIELDS = (
     "evaluation",
 )  # of a config; not a stage's
 LOOP_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+FINISH_FIELDS = ("prior",)  # of a stage; read by `finish` alone, when training is over
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 FLAGS = flags.FLAGS
@@ -68,7 +69,8 @@ def main(argv: Sequence[str]) -> None:
     mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"))
     cli.log_start(mesh, cli.find_field(config, "dtype") or "float32")
     logging.info("workdir: %s", workdir)
-    with locked(workdir):
+    # One lock for all processes: the first one writes.
+    with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         train(config, workdir, mesh, FLAGS.only)
         if config.stage == "sft":
             from sigma_jax.evaluation.run import evaluate, show_recommendations
@@ -93,7 +95,7 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh, only: bool = False) -> 
             logging.info("teacher: skipped, the data brings ID vectors")
             continue
         fields = to_dataclass(task_classes(stage)[0], *stage_fields(config, stage))
-        recipe = Recipe(recipe_config(fields), dict(inputs), config.seed)
+        recipe = Recipe(recipe_config(fields), dict(inputs), config.seed, FINISH_FIELDS)
         inputs[stage] = recipe.fingerprint
         if artifacts.is_current(workdir, stage, recipe):
             logging.info("%s: done before, %s", stage, workdir / stage)
@@ -104,7 +106,8 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh, only: bool = False) -> 
                 f"{workdir} lacks {', '.join(missing)}, which {stage} needs; run without --only."
             )
         else:
-            run_stage(stage, fields, recipe, config, workdir, mesh)
+            with named_fields(stage, config):
+                run_stage(stage, fields, recipe, config, workdir, mesh)
 
 
 def prepare_data(config: ConfigDict, workdir: Path, only: bool) -> str:
@@ -245,6 +248,21 @@ def stage_fields(config: ConfigDict, stage: str) -> tuple[dict[str, Any], str]:
     return dict(config.upstream[stage].items()), f"upstream.{stage}"
 
 
+@contextlib.contextmanager
+def named_fields(stage: str, config: ConfigDict) -> Iterator[None]:
+    """Says of a ValueError from an upstream stage where that stage's fields stand.
+
+    `lower optimizer.learning_rate` alone would be followed with the last stage's.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if stage == config.stage:
+            raise
+        where = f"stage {stage} (its fields: --config.upstream.{stage}.*)"
+        raise ValueError(f"{where}: {error}") from error
+
+
 def recipe_config(fields: Any) -> dict[str, Any]:
     """A stage's config without what does not change its result: how often it logs and saves."""
     plain = artifacts.plain(fields)
@@ -256,38 +274,20 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
     """ValueError for a mistake in any stage's fields, before hours are spent on the first."""
     for stage in stages_until(config.stage):
         values, where = stage_fields(config, stage)
-        fields = to_dataclass(task_classes(stage)[0], values, where)
-        sharding.check_rows(fields.train.batch_size, mesh)
-        schedule(fields.optimizer, 1.0, fields.train.steps)
-    if config.stage == "sft":
-        from sigma_jax.evaluation.run import EvaluationConfig
+        with named_fields(stage, config):
+            fields = to_dataclass(task_classes(stage)[0], values, where)
+            sharding.check_rows(fields.train.batch_size, mesh)
+            schedule(fields.optimizer, 1.0, fields.train.steps)
+        if stage == "sft":
+            from sigma_jax.evaluation.run import EvaluationConfig
 
-        to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
+            fields.prompt.check(config.upstream.tokenizer.model.levels)
+            to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
 
 
 def has_id_vectors(workdir: Path) -> bool:
     """Whether the user's data brings collaborative vectors, so that no teacher is trained."""
     return (workdir / "data" / "id_vectors.npy").exists()
-
-
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Keeps two runs out of one workdir. ValueError if another run is at work in it."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ValueError(f"--workdir={workdir} is a file; name a folder.") from None
-    if jax.process_index() > 0:
-        yield
-        return
-    with open(workdir / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another run is at work in {workdir}; wait for it or use another --workdir."
-            ) from None
-        yield
 
 
 def log_figures(name: str, step: int, figures: dict[str, float]) -> None:

@@ -18,7 +18,9 @@ from sigma_jax import train
 from sigma_jax.evaluation.run import evaluate
 from sigma_jax.recommend import recommend
 from sigma_jax.runtime import cli
+from sigma_jax.runtime.artifacts import read_manifest
 from sigma_jax.runtime.config import MeshConfig
+from sigma_jax.runtime.lock import locked
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.schema import PreparedData
 
@@ -230,6 +232,19 @@ def test_unfinished_folder_of_a_stage_is_named(trained, workdir):
         ("evaluation.generation.temperature", 0.0, "generation.temperature=0.0; the paper uses"),
         ("evaluation.requests", {"Foo": 3}, "evaluation.requests names ['Foo']; known are"),
         ("evaluation.requests", {"Query": -3}, "evaluation.requests={'Query': -3}; use 0 or more"),
+        ("backbone.hf_folder", "qwen", "give these two instead."),
+        ("backbone.head_dim", 3, "head_dim=3 has no rotary halves"),
+        ("prompt.sid_generated", 4, "prompt.sid_generated=4; use 1 to 3."),
+        ("prompt.sid_in_prompt", 0, "prompt.sid_in_prompt=0; use 1 or more."),
+        ("prompt.row_tokens", 40, "prompt.row_tokens=40; these prompts need 58 or more."),
+        ("prompt.pack_group_rows", 3, "train.batch_size=8 is no multiple of prompt.pack_group_r"),
+        ("upstream.teacher.model.heads", 3, "model.width=16 does not divide into 3 heads; use"),
+        ("upstream.tokenizer.kmeans_rows", 0, "kmeans_rows=0; use 1 or more."),
+        ("upstream.tokenizer.min_code_use", 1.5, "min_code_use=1.5; use a share, 0 to 1."),
+        ("upstream.grounding.mixture", {"searches": 1.0}, "mixture.searches is no view; use"),
+        ("upstream.grounding.mixture", {"search": -1.0}, "mixture.search=-1.0; use 0 to leave"),
+        ("upstream.grounding.mixture", {"search": 0.0}, "mixture={'search': 0.0} weighs no view"),
+        ("upstream.grounding.temperature", 0.0, "temperature=0.0; use more than 0"),
         ("data.memory_limit", "much", "data.memory_limit='much' is no size"),
         ("data.pairs.heldout_share", 1.5, "data.pairs.heldout_share=1.5 is no share"),
         ("data.text_tokenizer.vocab_size", 9, "vocab_size=9 is too small; use 261 or more."),
@@ -238,8 +253,25 @@ def test_unfinished_folder_of_a_stage_is_named(trained, workdir):
 )
 def test_mistaken_settings_are_told_before_any_work(tables_folder, tmp_path, field, value, message):
     config = tiny_run(tables_folder, **{field: value})
-    assert message in complaint(run_train, config, tmp_path / "run")
+    line = complaint(run_train, config, tmp_path / "run")
+    assert message in line
+    upstream, _, stage = field.rpartition(".")[0].partition("upstream.")
+    if stage and not upstream:
+        assert f"(its fields: --config.upstream.{stage.partition('.')[0]}.*): " in line
     assert not list(tmp_path.rglob("run/*"))
+
+
+def test_an_error_of_an_upstream_stage_says_where_its_fields_stand(trained, workdir, monkeypatch):
+    def fail(*_):
+        raise ValueError("loss is nan; lower optimizer.learning_rate.")
+
+    monkeypatch.setattr(train, "run_stage", fail)
+    shutil.rmtree(workdir / "sft")
+    message = "loss is nan; lower optimizer.learning_rate."
+    assert complaint(run_train, trained[0], workdir) == message
+    shutil.rmtree(workdir / "tokenizer")
+    where = "stage tokenizer (its fields: --config.upstream.tokenizer.*): "
+    assert complaint(run_train, trained[0], workdir) == where + message
 
 
 @pytest.mark.parametrize(
@@ -267,18 +299,25 @@ def test_other_settings_name_every_folder_to_delete(
     assert ran == stages
 
 
+def test_another_prior_is_fitted_without_training_again(tables_folder, workdir, monkeypatch):
+    metrics = workdir / "train" / "sft" / "metrics.jsonl"
+    before = metrics.read_text()
+    config = tiny_run(tables_folder, **{"prior.neighbours": 7})
+    line = complaint(run_train, config, workdir)
+    assert "made with config.prior.neighbours = 100, this run has 7;" in line
+    assert line.endswith(f"or delete {workdir / 'sft'} and run again.")
+    shutil.rmtree(workdir / "sft")
+    monkeypatch.setattr(train, "make_step", lambda *_: pytest.fail)  # nothing is trained
+    run_train(config, workdir)
+    assert read_manifest(workdir, "sft").config["prior"]["neighbours"] == 7
+    assert metrics.read_text() == before
+
+
 def test_a_stage_alone_says_what_is_missing_before_it(trained, workdir):
     for stage in ("grounding", "sft"):
         shutil.rmtree(workdir / stage)
     line = complaint(run_train, trained[0], workdir, only=True)
     assert line == f"{workdir} lacks grounding, which sft needs; run without --only."
-
-
-def test_a_workdir_that_is_no_folder(tmp_path):
-    (tmp_path / "file").write_text("")
-    assert "is a file; name a folder." in complaint(train.locked(tmp_path / "file").__enter__)
-    line = complaint(train.locked(tmp_path / "file" / "run").__enter__)
-    assert line.endswith("/file/run: not a directory; check the path and who may write there.")
 
 
 def test_evaluate_writes_figures_table_and_page(evaluated):
@@ -305,6 +344,7 @@ def test_evaluate_again_prints_the_same_and_other_settings_replace_it(evaluated,
     assert "Popularity + filter" in str(results) and "+ filter" not in path.read_text()
 
 
+TEACHER = "--config.upstream.teacher."
 CONFIG = """
 from pathlib import Path
 from tiny_run import tiny_run
@@ -322,8 +362,9 @@ def get_config(preset="tiny"):
             "user 'nobody' is not in the data; check --user.",
         ),
         (
-            ["train", "--config=CONFIG", "--workdir=NEW", "--config.train.batch_size=30"],
-            "batch_size=30 does not divide over 4 devices; use a multiple of 4.",
+            ["train", "--config=CONFIG", "--workdir=NEW", TEACHER + "train.batch_size=30"],
+            "stage teacher (its fields: --config.upstream.teacher.*): batch_size=30 does not divide"
+            " over 4 devices; use a multiple of 4.",
         ),
         (
             ["train", "--config=CONFIG", "--workdir=RUN", "--config.train.steps=11"],
@@ -341,6 +382,13 @@ def test_commands_end_with_one_line_and_status_1(workdir, tables_folder, words, 
         [re.sub("RUN|CONFIG|NEW", lambda found: places[found[0]], word) for word in group]
         for group in (words, [message])
     )
+    assert last_line(words).startswith(f"error: {message}")
+    made = [path.name for path in new.iterdir()] if new.exists() else []
+    assert made == ([".lock"] if words[0] == "train" and str(new) in words[2] else [])
+
+
+def last_line(words: list[str]) -> str:
+    """Of what a command that ends with status 1 says."""
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
@@ -352,6 +400,13 @@ def test_commands_end_with_one_line_and_status_1(workdir, tables_folder, words, 
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
     assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
-    assert not new.exists() or [path.name for path in new.iterdir()] == [".lock"]
+    return done.stderr.splitlines()[-1]
+
+
+def test_evaluate_keeps_out_of_a_workdir_where_another_is_at_work(workdir, tables_folder):
+    config = workdir.parent / "tiny.py"
+    config.write_text(CONFIG.format(tables=str(tables_folder)))
+    with locked(workdir):
+        line = last_line(["evaluate", f"--config={config}", f"--workdir={workdir}"])
+    assert line.startswith(f"error: another run is at work in {workdir}; wait for it")

@@ -129,15 +129,6 @@ def test_reports_come_with_the_steps_they_belong_to(tmp_path):
     assert figures == {"calls": 10}
 
 
-def test_two_runs_do_not_share_a_workdir(tmp_path):
-    with (
-        train.locked(tmp_path),
-        pytest.raises(ValueError, match="another run is at work"),
-        train.locked(tmp_path),
-    ):
-        pass
-
-
 def test_unknown_stage_is_named():
     with pytest.raises(ValueError, match=r"config\.stage='sfd' is unknown"):
         train.task_classes("sfd")

@@ -30,11 +30,21 @@ class Recipe:
     config: Mapping[str, Any]  # nested dicts of plain values
     inputs: Mapping[str, str]  # name -> fingerprint of an earlier artifact, or hash of a file
     seed: int
+    finish_fields: tuple[str, ...] = ()  # of config, where read only when training is over
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the recipe."""
         return fingerprint(self.config, self.inputs, self.seed)
+
+    def of_artifact(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return plain({"config": self.config, "inputs": self.inputs, "seed": self.seed})
+
+    def of_training(self) -> dict[str, Any]:
+        """The same without `finish_fields`: what decides the checkpoints of a run."""
+        config = {k: v for k, v in self.config.items() if k not in self.finish_fields}
+        return plain({"config": config, "inputs": self.inputs, "seed": self.seed})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +78,6 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
         return value.tolist()
     return str(value) if isinstance(value, Path) else value
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -192,8 +196,7 @@ def is_current(workdir: Path, stage: str, recipe: Recipe) -> bool:
     if manifest.fingerprint == recipe.fingerprint:
         return True
     made = {"config": manifest.config, "inputs": manifest.inputs, "seed": manifest.seed}
-    wanted = {"config": recipe.config, "inputs": recipe.inputs, "seed": recipe.seed}
-    check_same(made, wanted, workdir / stage, made_from(workdir, stage))
+    check_same(made, recipe.of_artifact(), workdir / stage, stale_folders(workdir, stage, recipe))
     raise ValueError(
         f"{workdir / stage / MANIFEST} does not match its own fingerprint; "
         f"delete {workdir / stage} and run again."
@@ -210,15 +213,17 @@ def check_inputs(workdir: Path, stage: str) -> None:
             )
 
 
-def made_from(workdir: Path, stage: str) -> list[Path]:
-    """Folders in `workdir` that hold `stage` or what was made from it, finished or under way."""
+def stale_folders(workdir: Path, stage: str, recipe: Recipe) -> list[Path]:
+    """Folders that hold `stage` or what was made from it, finished or under way, and have to go
+    for `recipe` to be followed. The stage's own checkpoints stay where only its end differs."""
     found = []
     for path in (*workdir.glob(f"*/{MANIFEST}"), *workdir.glob(f"{TRAIN}/*/{RUN}")):
         try:
-            inputs = read_json(path).get("inputs", {})
+            made = read_json(path)
         except ValueError:
-            inputs = {}  # damaged: told where it is read for its own sake
-        if path.parent.name == stage or stage in inputs:
+            made = {}  # damaged: told where it is read for its own sake
+        is_own = path.parent.name == stage and made != recipe.of_training()
+        if is_own or stage in made.get("inputs", {}):
             found.append(path.parent)
     return sorted(found)
 

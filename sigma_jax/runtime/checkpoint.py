@@ -112,9 +112,7 @@ class Checkpoints:
 
 def _check_run(folder: Path, recipe: artifacts.Recipe) -> None:
     path = folder / artifacts.RUN
-    wanted = artifacts.plain(
-        {"config": recipe.config, "inputs": recipe.inputs, "seed": recipe.seed}
-    )
+    wanted = recipe.of_training()
     if path.exists():
         artifacts.check_same(artifacts.read_json(path), wanted, folder)
     elif jax.process_index() == 0:

@@ -29,7 +29,7 @@ class MetricWriter:
 
     def __init__(self, folder: Path, start: int, steps: int, name: str):
         folder.mkdir(parents=True, exist_ok=True)
-        self._name, self._start, self._steps = name, start, steps
+        self._folder, self._name, self._start, self._steps = folder, name, start, steps
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._loss = math.nan
         self._is_writer = jax.process_index() == 0
@@ -71,7 +71,8 @@ class MetricWriter:
         if not math.isfinite(values.get("loss", 0.0)):
             raise ValueError(
                 f"loss is {values['loss']} at step {step} of {self._name}; "
-                "lower optimizer.learning_rate, or set optimizer.clip_norm=1."
+                "lower optimizer.learning_rate or set optimizer.clip_norm=1, delete "
+                f"{self._folder} and run again."
             )
 
     def tick(self, done: int) -> None:

@@ -94,8 +94,3 @@ def test_edited_manifest_is_noticed(tmp_path):
 def test_missing_manifest_says_what_makes_it(tmp_path):
     with pytest.raises(ValueError, match="without --only"):
         read_manifest(tmp_path, "grounding")
-
-
-def test_hash_of_a_file(tmp_path):
-    (tmp_path / "x").write_bytes(b"abc")
-    assert artifacts.hash_file(tmp_path / "x").startswith("ba7816bf8f01cfea")

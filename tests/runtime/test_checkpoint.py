@@ -99,6 +99,13 @@ def test_half_saved_checkpoint_is_not_seen(tmp_path):
     assert restored(tmp_path)[1] == 3
 
 
+def test_fields_read_after_training_may_change(tmp_path):
+    for prior in (1, 2):
+        Checkpoints(tmp_path, 2, Recipe({"width": 8, "prior": prior}, {}, 0, ("prior",)))
+    with pytest.raises(ValueError, match=r"made with config.width = 8, this run has 16"):
+        Checkpoints(tmp_path, 2, Recipe({"width": 16, "prior": 2}, {}, 0, ("prior",)))
+
+
 def test_another_recipe_is_refused(tmp_path):
     saved(tmp_path)
     other = Recipe({"width": 16}, {"data": "abc"}, 0)
