@@ -28,6 +28,7 @@ from sigma_jax.data.tables import Checker, Tables
 from sigma_jax.runtime import artifacts, cli
 from sigma_jax.runtime.artifacts import Manifest, Recipe
 from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.runtime.lock import locked
 from sigma_jax.schema import (
     Catalogue,
     PreparedData,
@@ -304,7 +305,8 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     del argv
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else cli.default_workdir()
-    prepare_workdir(FLAGS.config, workdir)
+    with locked(workdir):
+        prepare_workdir(FLAGS.config, workdir)
 
 
 if __name__ == "__main__":
