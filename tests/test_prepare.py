@@ -153,4 +153,4 @@ def test_failed_run_leaves_nothing_and_exits_with_one_line(tmp_path, tables_fold
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "item_id='nothing' is not in items" in errors[0]
     assert "Traceback" not in done.stderr
-    assert not list(workdir.glob("*"))
+    assert [path.name for path in workdir.iterdir()] == [".lock"]
