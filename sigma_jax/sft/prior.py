@@ -33,7 +33,12 @@ from jaxtyping import Float32, Float64, Int32
 from scipy.optimize import minimize
 
 from sigma_jax.baselines.candidates import history_ranges
-from sigma_jax.baselines.covisitation import CoVisitation, recent_items, strongest
+from sigma_jax.baselines.covisitation import (
+    REQUESTS_A_STEP,
+    CoVisitation,
+    recent_items,
+    strongest,
+)
 from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.retrieval import ItemBias
 from sigma_jax.schema import Histories, PreparedData, Requests
@@ -45,7 +50,6 @@ SIGMAS = (0.25, 0.35, 0.5, 0.7, 1.0)  # constants tried beside the one configure
 SHRINKAGE = 1.0  # of the weights to those of the model alone, over all targets: as one more target
 LEAST_TRUST = 0.05  # the least weight of the model, so that it can divide
 LEAST_TARGETS = 30  # among the retrieved items: fewer teach nothing
-REQUESTS_A_STEP = 512
 ABSENT = -1e4  # log-probability where a request has fewer candidates
 PADDING = np.iinfo(np.int32).max
 DAMAGE = (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
