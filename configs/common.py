@@ -71,11 +71,13 @@ def train(steps: int, batch_size: int, **changes: Any) -> ConfigDict:
     fields = ConfigDict(
         {
             "steps": steps,
+            "epochs": 0.0,
             "batch_size": batch_size,
             "log_every": 10,
             "eval_every": max(steps // 4, 1),
             "checkpoint_every": max(steps // 4, 1),
             "keep_checkpoints": 2,
+            "keep_best": "",
         }
     ).lock()
     fields.update(changes)

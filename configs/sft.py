@@ -47,10 +47,13 @@ BASE = {
         "is_sid_table_frozen": False,
         "uses_full_vocabulary": False,
         "copies_history": True,
+        "has_open_query": True,
     },
     "prompt": {
         "sid_in_prompt": 1,
+        "slot_in_prompt": True,
         "sid_generated": 1,
+        "generates_item": True,
         "history_length": 64,
         "num_favourites": 16,
         "session_marker": True,
@@ -90,6 +93,7 @@ BASE = {
 LETTER = {
     "model.item_encoder.trainable": (),
     "model.copies_history": False,
+    "model.has_open_query": False,
     "negatives_per_target": 0,  # 100,000 shared by the batch instead
     "prior.neighbours": 0,
 }
@@ -104,23 +108,44 @@ CHANGES = {
     },
     # Eight items a user: what is not held back learns them by heart.
     "amazon": {
-        "train": common.train(450, 16, eval_every=150, checkpoint_every=150),
-        "backbone": grounding.stage_fields("amazon").backbone,
-        "backbone.dropout": 0.3,
-        "model.item_encoder.trainable": (),
-        "label_smoothing": 0.1,
+        "optimizer": common.optimizer(
+            1e-3, table_learning_rate=1e-3, weight_decay=0.01, warmup_steps=50, b2=0.98
+        ),
+        "train": common.train(
+            0, 64, epochs=12.0, eval_every=100, checkpoint_every=100, keep_best="ndcg10_item"
+        ),
+        "backbone": {
+            **grounding.BACKBONE,
+            "width": 256,
+            "num_layers": 2,
+            "num_heads": 4,
+            "num_kv_heads": 4,
+            "mlp_width": 512,
+            "dropout": 0.2,
+            "remat": "none",
+        },
+        "starts_from_grounding": False,
+        "model.item_encoder": {
+            "fused_width": 256,
+            "hidden_width": 256,
+            "inputs": ("text",),
+            "trainable": ("text",),
+        },
+        "temperature": 0.1,
+        "report_requests": 2_000,
         "prompt.history_length": 20,
         "prompt.num_favourites": 0,
         "prompt.session_marker": False,
         "prompt.shuffle_sessions": False,
         "prompt.window_stride": 20,
-        "prompt.branches_per_context": 2,
-        "prompt.history_targets": 12,
+        "prompt.branches_per_context": 0,
+        "prompt.history_targets": 20,
         "prompt.targets_per_boundary": 1,
-        "prompt.row_tokens": 256,
-        "prompt.row_targets": 64,
-        "prompt.pack_group_rows": 8,
-        "prompt.contexts_per_group": 38,
+        "prompt.row_tokens": 128,
+        "prompt.row_targets": 32,
+        "prompt.pack_group_rows": 16,
+        "prompt.contexts_per_group": 0,
+        "prior.fit_requests": 3_000,
     },
     "qwen3_0p6b": {
         "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),
@@ -152,12 +177,13 @@ EVALUATION = {
         "batch_size": 32,
     },
     "uses_prior": True,
+    "has_baselines": True,
     "has_filtered_baselines": True,
 }
 
 EVALUATION_CHANGES = {
     "smoke": {"requests": {task: 20 for task in TASK_WEIGHTS}},
-    "amazon": {"requests.JustForYou": 10_000},
+    "amazon": {"requests": {"JustForYou": 100_000}, "generation.temperature": 0.1},
 }
 
 

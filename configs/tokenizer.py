@@ -11,6 +11,7 @@ from configs import common, data, grounding, teacher
 
 BASE = {
     "method": "rqvae",
+    "inputs": ("text",),
     "optimizer": common.optimizer(1e-3, weight_decay=0.0, warmup_steps=20),
     "train": common.train(400, 1024),
     "model": {

@@ -21,15 +21,16 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from sigma_jax.data import card, database, pairs, queries, splits, text, themes, vectors
+from sigma_jax.data import card, database, pairs, queries, sentences, splits, text, themes, vectors
 from sigma_jax.data.config import DataConfig
 from sigma_jax.data.sources import amazon, complete_journey, files
 from sigma_jax.data.tables import Checker, Tables
 from sigma_jax.runtime import artifacts, cli
-from sigma_jax.runtime.artifacts import Manifest, Recipe
+from sigma_jax.runtime.artifacts import UNSHARED, Manifest, Pool, Recipe
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.runtime.lock import locked
 from sigma_jax.schema import (
+    VECTORS,
     Catalogue,
     PreparedData,
     Queries,
@@ -102,6 +103,7 @@ def _prepare(con, config: DataConfig, seed: int, folder: Path, extra_texts) -> d
         if part is not None:
             part.save(folder)
     widths = _save_vectors(con, tables, raw_items, items, folder)
+    widths |= _encode_texts(config, catalogue, folder)
     found_pairs = _pairs(
         con, config, seed, folder, training, has_sessions, found_queries, found_themes, widths
     )
@@ -118,6 +120,7 @@ def _prepare(con, config: DataConfig, seed: int, folder: Path, extra_texts) -> d
         **card.counts(con, catalogue, histories, interactions, item_texts, has_sessions),
         "dropped_rows": checker.dropped,
         "split": {"kind": config.split.kind, **card.split_figures(histories)},
+        "texts": card.count_texts(catalogue),
         "queries": len(found_queries.texts) if found_queries else 0,
         "themes": theme_figures,
         "vectors": widths,
@@ -134,7 +137,7 @@ def _prepare(con, config: DataConfig, seed: int, folder: Path, extra_texts) -> d
     return figures
 
 
-def prepare_workdir(config: ConfigDict, workdir: Path) -> Manifest:
+def prepare_workdir(config: ConfigDict, workdir: Path, pool: Pool = UNSHARED) -> Manifest:
     """Makes WORKDIR/data of config.data where it is missing; its manifest either way.
 
     ValueError if it is there, made of other tables or with other settings.
@@ -146,6 +149,7 @@ def prepare_workdir(config: ConfigDict, workdir: Path) -> Manifest:
     inputs = card.checksums(source_files(data))
     inputs["instructions"] = hashlib.sha256("\n".join(sentences).encode()).hexdigest()
     recipe = Recipe({"data": settings}, inputs, config.seed)
+    pool.take(workdir, "data", recipe)
     if artifacts.is_current(workdir, "data", recipe):
         logging.info("data: done before, %s", workdir / "data")
         return artifacts.read_manifest(workdir, "data")
@@ -154,6 +158,7 @@ def prepare_workdir(config: ConfigDict, workdir: Path) -> Manifest:
         workdir, "data", recipe, lambda folder: prepare(data, config.seed, folder, sentences)
     )
     log_card(manifest.figures)
+    pool.give(workdir, "data", recipe)
     return manifest
 
 
@@ -242,12 +247,25 @@ def save_catalogue(
 
 def _save_vectors(con, tables: Tables, raw_items, items, folder: Path) -> dict[str, int]:
     """Writes the vectors the source has; the width of each."""
-    found = {name: getattr(tables, name) for name in ("id_vectors", "visual_vectors")}
+    found = {name: getattr(tables, name) for name in VECTORS}
     return {
         name: vectors.save_vectors(con, path, raw_items, items, folder / f"{name}.npy")
         for name, path in found.items()
         if path
     }
+
+
+def _encode_texts(config: DataConfig, catalogue: Catalogue, folder: Path) -> dict[str, int]:
+    """Writes the vectors of the encoder that the config names; their width."""
+    if not config.text_encoder:
+        return {}
+    if (folder / "text_vectors.npy").exists():
+        raise ValueError(
+            f"data.text_encoder={config.text_encoder!r}, but the source brings text vectors; "
+            "leave one of them out."
+        )
+    encode = sentences.load_encoder(config.text_encoder)
+    return {"text_vectors": sentences.save_text_vectors(encode, catalogue, folder)}
 
 
 def _queries(con, tables, config, searches, items, users, training, histories) -> Queries | None:

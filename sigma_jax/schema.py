@@ -299,6 +299,7 @@ class RelevancePairs:
         return cls(view, left, right, texts, table["is_heldout"].to_numpy())
 
 
+VECTORS = ("id_vectors", "visual_vectors", "text_vectors")
 VIEWS = ("search", "visual", "theme", "co_occurrence")
 
 
@@ -315,6 +316,7 @@ class PreparedData:
     pairs: dict[str, RelevancePairs]  # by view; views without pairs are absent
     id_vectors: Float32[np.ndarray, "I D"] | None  # given by the user
     visual_vectors: Float32[np.ndarray, "I D"] | None
+    text_vectors: Float32[np.ndarray, "I D"] | None  # given, in place of stage 1's
 
     @property
     def text_tokenizer_folder(self) -> Path:
@@ -328,7 +330,7 @@ class PreparedData:
             name: load_item_vectors(folder / f"{name}.npy")
             if (folder / f"{name}.npy").exists()
             else None
-            for name in ("id_vectors", "visual_vectors")
+            for name in VECTORS
         }
         return cls(
             folder,

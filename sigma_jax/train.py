@@ -3,14 +3,16 @@
     python -m sigma_jax.train --config=configs/sft.py:local --workdir=runs/demo
 
 Every stage is a task (`sigma_jax/STAGE/task.py`) with the same few functions, and this file knows
-no more of it: `batches`, `model`, `tables`, `label`, `loss`, `report`, `finish`. A stage trains in
-WORKDIR/train/STAGE and leaves its artifact in WORKDIR/STAGE. Run again after any kind of end, the
-same command skips what is done and continues what is not.
+no more of it: `batches`, `epoch_steps`, `model`, `tables`, `label`, `loss`, `report`, `finish`. A
+stage trains in WORKDIR/train/STAGE and leaves its artifact in WORKDIR/STAGE. Run again after any
+kind of end, the same command skips what is done and continues what is not.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import resource
 import sys
 import time
@@ -26,7 +28,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sigma_jax.runtime import artifacts, cli, sharding
-from sigma_jax.runtime.artifacts import Recipe
+from sigma_jax.runtime.artifacts import UNSHARED, Pool, Recipe
+from sigma_jax.runtime.best import Best
 from sigma_jax.runtime.checkpoint import Checkpoints
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig, to_dataclass
 from sigma_jax.runtime.lock import locked
@@ -55,6 +58,9 @@ def define_flags() -> None:
     """The command's flags; not at import, for other commands have flags of the same names."""
     cli.define_config()
     flags.DEFINE_string("workdir", None, "Where artifacts go; runs/STAGE-PRESET if not given.")
+    flags.DEFINE_string(
+        "artifacts", None, "A folder for finished artifacts, shared by workdirs of like settings."
+    )
     flags.DEFINE_bool("only", False, "Run this stage alone; what it reads must be there.")
     flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 
@@ -71,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     logging.info("workdir: %s", workdir)
     # One lock for all processes: the first one writes.
     with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        train(config, workdir, mesh, FLAGS.only)
+        train(config, workdir, mesh, FLAGS.only, Pool(FLAGS.artifacts and Path(FLAGS.artifacts)))
         if config.stage == "sft":
             from sigma_jax.evaluation.run import evaluate, show_recommendations
 
@@ -81,22 +87,30 @@ def main(argv: Sequence[str]) -> None:
     logging.info("%s: %s in all, peak memory %.0f MB", workdir, clock(seconds), peak_memory_mb())
 
 
-def train(config: ConfigDict, workdir: Path, mesh: Mesh, only: bool = False) -> None:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    only: bool = False,
+    pool: Pool = UNSHARED,
+) -> None:
     """Runs the data, the stages before `config.stage` and that stage, each where it is missing.
 
     Args:
       only: run `config.stage` alone; ValueError naming what is missing before it.
+      pool: artifacts of other workdirs.
     """
     check_config(config, mesh)
-    inputs = {"data": prepare_data(config, workdir, only)}
+    inputs = {"data": prepare_data(config, workdir, only, pool)}
     missing = []
-    for stage in stages_until(config.stage):
-        if stage == "teacher" and stage != config.stage and has_id_vectors(workdir):
-            logging.info("teacher: skipped, the data brings ID vectors")
+    for stage in stages_until(config):
+        if stage != config.stage and (reason := needless(stage, workdir)):
+            logging.info("%s: skipped, %s", stage, reason)
             continue
         fields = to_dataclass(task_classes(stage)[0], *stage_fields(config, stage))
         recipe = Recipe(recipe_config(fields), dict(inputs), config.seed, FINISH_FIELDS)
         inputs[stage] = recipe.fingerprint
+        pool.take(workdir, stage, recipe)
         if artifacts.is_current(workdir, stage, recipe):
             logging.info("%s: done before, %s", stage, workdir / stage)
         elif only and stage != config.stage:
@@ -108,9 +122,10 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh, only: bool = False) -> 
         else:
             with named_fields(stage, config):
                 run_stage(stage, fields, recipe, config, workdir, mesh)
+            pool.give(workdir, stage, recipe)
 
 
-def prepare_data(config: ConfigDict, workdir: Path, only: bool) -> str:
+def prepare_data(config: ConfigDict, workdir: Path, only: bool, pool: Pool) -> str:
     """Makes WORKDIR/data where it is missing; its fingerprint.
 
     ValueError if it was made with other settings or from other files.
@@ -119,7 +134,7 @@ def prepare_data(config: ConfigDict, workdir: Path, only: bool) -> str:
 
     if only:
         return artifacts.read_manifest(workdir, "data").fingerprint
-    return prepare_workdir(config, workdir).fingerprint
+    return prepare_workdir(config, workdir, pool).fingerprint
 
 
 def run_stage(
@@ -164,6 +179,8 @@ def fit(
       the trained model, the task's tables on the mesh, the figures of the last report.
     """
     loop: TrainConfig = fields.train
+    if loop.epochs:
+        loop = dataclasses.replace(loop, steps=math.ceil(loop.epochs * task.epoch_steps), epochs=0)
     optimizer_config: OptimizerConfig = fields.optimizer
     sharding.check_rows(task.batch_rows, mesh)
     tables = sharding.place_tables(task.tables(), mesh)
@@ -174,6 +191,7 @@ def fit(
     figures = None
     with Checkpoints(folder, loop.keep_checkpoints, recipe) as checkpoints:
         state, start = checkpoints.restore(state)
+        best = Best(folder, recipe, loop.keep_best, state)
         if start:
             logging.info("%s: continues after step %d of %d", name, start, loop.steps)
         with contextlib.closing(MetricWriter(folder, start, loop.steps, name)) as writer:
@@ -185,12 +203,14 @@ def fit(
                 figures = None
                 if is_last or (loop.eval_every and done % loop.eval_every == 0):
                     figures = task.report(template.merge(state.params, state.rest), tables)
+                    best.offer(done, figures, state)
                     writer.write(done, {f"eval/{key}": value for key, value in figures.items()})
                     log_figures(name, done, figures)
                 if is_last or done % loop.checkpoint_every == 0:
                     writer.flush()  # a loss that is not finite is told before it is saved
                     checkpoints.save(done, state)
                 writer.tick(done)
+        state = best.close(state)
     model = template.merge(state.params, state.rest)
     return model, tables, task.report(model, tables) if figures is None else figures
 
@@ -233,18 +253,17 @@ def task_classes(stage: str) -> tuple[type, type]:
     raise ValueError(f"config.stage={stage!r} is unknown; use one of {', '.join(STAGES)}.")
 
 
-def stages_until(stage: str) -> tuple[str, ...]:
-    """The stages up to and with `stage`."""
-    task_classes(stage)  # ValueError if it is unknown
-    return STAGES[: STAGES.index(stage) + 1]
+def stages_until(config: ConfigDict) -> tuple[str, ...]:
+    """The stages up to and with `config.stage`; of those before it, what `config.upstream` has."""
+    task_classes(config.stage)  # ValueError if it is unknown
+    before = STAGES[: STAGES.index(config.stage)]
+    return (*(stage for stage in before if stage in config.upstream), config.stage)
 
 
 def stage_fields(config: ConfigDict, stage: str) -> tuple[dict[str, Any], str]:
     """A stage's own fields, and where in the config they stand."""
     if stage == config.stage:
         return {key: value for key, value in config.items() if key not in RUN_FIELDS}, ""
-    if stage not in config.upstream:
-        raise ValueError(f"config.upstream.{stage} is missing; add it to the config file.")
     return dict(config.upstream[stage].items()), f"upstream.{stage}"
 
 
@@ -272,7 +291,7 @@ def recipe_config(fields: Any) -> dict[str, Any]:
 
 def check_config(config: ConfigDict, mesh: Mesh) -> None:
     """ValueError for a mistake in any stage's fields, before hours are spent on the first."""
-    for stage in stages_until(config.stage):
+    for stage in stages_until(config):
         values, where = stage_fields(config, stage)
         with named_fields(stage, config):
             fields = to_dataclass(task_classes(stage)[0], values, where)
@@ -285,9 +304,15 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
             to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
 
 
-def has_id_vectors(workdir: Path) -> bool:
-    """Whether the user's data brings collaborative vectors, so that no teacher is trained."""
-    return (workdir / "data" / "id_vectors.npy").exists()
+def needless(stage: str, workdir: Path) -> str | None:
+    """Why the data makes a stage needless; None where it is needed."""
+    if stage == "teacher" and (workdir / "data" / "id_vectors.npy").exists():
+        return "the data brings ID vectors"
+    if stage == "grounding" and (workdir / "data" / "text_vectors.npy").exists():
+        return "the data brings text vectors"
+    if stage == "grounding" and not artifacts.read_manifest(workdir, "data").figures["texts"]:
+        return "the items have no texts"
+    return None
 
 
 def log_figures(name: str, step: int, figures: dict[str, float]) -> None:

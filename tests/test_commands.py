@@ -234,7 +234,7 @@ def test_unfinished_folder_of_a_stage_is_named(trained, workdir):
         ("evaluation.requests", {"Query": -3}, "evaluation.requests={'Query': -3}; use 0 or more"),
         ("backbone.hf_folder", "qwen", "give these two instead."),
         ("backbone.head_dim", 3, "head_dim=3 has no rotary halves"),
-        ("prompt.sid_generated", 4, "prompt.sid_generated=4; use 1 to 3."),
+        ("prompt.sid_generated", 4, "prompt.sid_generated=4; use 0 to 3."),
         ("prompt.sid_in_prompt", 0, "prompt.sid_in_prompt=0; use 1 or more."),
         ("prompt.row_tokens", 40, "prompt.row_tokens=40; these prompts need 58 or more."),
         ("prompt.pack_group_rows", 3, "train.batch_size=8 is no multiple of prompt.pack_group_r"),

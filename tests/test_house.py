@@ -27,7 +27,7 @@ FLOORS = (
     ("tokenizer",),
     ("sft",),
     ("evaluation",),
-    ("prepare", "train", "evaluate", "recommend"),
+    ("prepare", "train", "evaluate", "recommend", "benchmark"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -93,7 +93,7 @@ def test_every_preset_becomes_its_dataclasses(path, preset):
     assert isinstance(config.seed, int)
     to_dataclass(MeshConfig, config.mesh, "mesh")
     to_dataclass(DataConfig, config.data, "data")
-    for stage in stages_until(config.stage):
+    for stage in stages_until(config):
         to_dataclass(task_classes(stage)[0], *stage_fields(config, stage))
 
 

@@ -88,6 +88,11 @@ class TeacherTask:
         place = number - int(self.first_window[user])
         return training_row(self.histories, user, place, self.config, rng)
 
+    @property
+    def epoch_steps(self) -> float:
+        """Steps in which every window comes once."""
+        return int(self.first_window[-1]) / self.batch_rows
+
     def model(self, rngs: nnx.Rngs) -> Sasrec:
         """A fresh SASRec whose bias is the log share of each item in the training part."""
         model = Sasrec(self.config.model, self.num_items, rngs)

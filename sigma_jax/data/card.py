@@ -9,6 +9,7 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 import numpy as np
+import pyarrow.compute as pc
 
 from sigma_jax.data import database
 from sigma_jax.data.tables import Tables
@@ -116,3 +117,9 @@ def without_data(
     }
     views = {f"{view} pairs": why for view, why in reasons.items() if view not in found_pairs}
     return missing | views
+
+
+def count_texts(catalogue: Catalogue) -> int:
+    """Items of which more is known than their id."""
+    bare = pc.binary_join_element_wise('{"id": "', catalogue.table["item_id"], '"}', "")
+    return int(pc.sum(pc.not_equal(catalogue.table["text"], bare)).as_py() or 0)

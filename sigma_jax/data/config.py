@@ -22,6 +22,7 @@ class FilesConfig:
     themes: str
     id_vectors: str
     visual_vectors: str
+    text_vectors: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,7 @@ class DataConfig:
     path: str  # folder or URL; not read by complete_journey
     files: FilesConfig
     use_id_vectors: bool  # take ID vectors the source brings, instead of training a teacher
+    text_encoder: str  # a sentence-transformers model in place of stage 1, name or folder; or ""
     unknown_items: str  # "error", or "drop" rows whose item_id is not in items
     min_item_count: int  # items with fewer interactions are left out of the catalogue
     events: tuple[str, ...]  # kinds of interaction kept, of column `event`; () keeps all

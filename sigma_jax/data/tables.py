@@ -47,6 +47,7 @@ class Tables:
     themes: ir.Table | None
     id_vectors: str | None  # .npy in row order of items, or Parquet with item_id
     visual_vectors: str | None
+    text_vectors: str | None
     names: dict[str, str]  # of the file of each table, for messages
     files: dict[str, str]  # what each file read is used as -> its path, for checksums
     has_times: bool  # if not, timestamps are null and the order of rows is the order of events

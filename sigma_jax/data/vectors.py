@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ibis
@@ -14,8 +15,29 @@ from jaxtyping import Float, Float32
 from sigma_jax.data import database
 from sigma_jax.data.sources.files import open_table
 from sigma_jax.data.tables import as_id
+from sigma_jax.schema import PreparedData, load_item_vectors
 
 ROWS = 65_536
+
+
+def item_vectors(data: PreparedData, workdir: Path) -> dict[str, Float32[np.ndarray, "I D"]]:
+    """The pre-trained item vectors there are: text (given, or stage 1's), id (given, or the
+    teacher's), image. ValueError if some were made for another catalogue."""
+    given = {"text": data.text_vectors, "id": data.id_vectors, "image": data.visual_vectors}
+    made = {"text": "grounding/text_vectors.npy", "id": "teacher/id_vectors.npy"}
+    found = {}
+    for name, vectors in given.items():
+        if vectors is None and name in made and (workdir / made[name]).exists():
+            vectors = load_item_vectors(workdir / made[name])
+        if vectors is not None:
+            found[name] = vectors
+    for name, rows in found.items():
+        if len(rows) != len(data.catalogue):
+            raise ValueError(
+                f"{workdir} has {len(rows)} {name} vectors for {len(data.catalogue)} items; "
+                "delete the folder of the stage that made them and run again."
+            )
+    return found
 
 
 def unit_rows(vectors: Float[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
@@ -23,6 +45,34 @@ def unit_rows(vectors: Float[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
     vectors stay zero."""
     vectors = np.asarray(vectors, np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinedVectors:
+    """Tables of vectors side by side, each row of each at unit length; read a piece at a time."""
+
+    tables: tuple[Float[np.ndarray, "I D"], ...]
+
+    ndim = 2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.tables[0]), sum(table.shape[1] for table in self.tables)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> Float32[np.ndarray, "n D"]:
+        return np.concatenate([unit_rows(table[rows]) for table in self.tables], axis=1)
+
+
+def join_vectors(
+    tables: Mapping[str, Float[np.ndarray, "I D"]],
+) -> Float[np.ndarray, "I D"] | JoinedVectors | None:
+    """The vectors to work with: the one table as it is, several side by side, None of none."""
+    if len(tables) <= 1:
+        return next(iter(tables.values()), None)
+    return JoinedVectors(tuple(tables.values()))
 
 
 def save_vectors(

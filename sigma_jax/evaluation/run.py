@@ -52,6 +52,7 @@ class EvaluationConfig:
     requests: dict[str, int]  # task -> at most this many requests
     generation: GenerationConfig
     uses_prior: bool  # what counts say, with the sigma fitted beside it (sigma_jax/sft/prior.py)
+    has_baselines: bool  # the methods of sigma_jax/baselines beside SIGMA
     has_filtered_baselines: bool  # also the baselines restricted to what an instruction allows
 
     def __post_init__(self):
@@ -149,12 +150,15 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
         name: {"kept": found[2 * number].items, "left_out": found[2 * number + 1].items}
         for number, name in enumerate(choices)
     }
-    unseen = draw_requests(data, trained, settings, seed, instructions.HELDOUT_PHRASINGS)
-    assert np.array_equal(unseen.target, requests.target)
-    prompts = trained.prompts(unseen, data)
-    [other] = generator.variants(prompts, LIST, choices["SIGMA"][:1])
-    rankings["SIGMA, unseen wording"] = {"kept": other.items}
-    rankings |= baseline_rankings(workdir, data, requests, settings.has_filtered_baselines, seed)
+    if trained.config.prompt.phrasings is not instructions.WITHOUT_WORDS:
+        unseen = draw_requests(data, trained, settings, seed, instructions.HELDOUT_PHRASINGS)
+        assert np.array_equal(unseen.target, requests.target)
+        prompts = trained.prompts(unseen, data)
+        [other] = generator.variants(prompts, LIST, choices["SIGMA"][:1])
+        rankings["SIGMA, unseen wording"] = {"kept": other.items}
+    if settings.has_baselines:
+        is_filtered_too = settings.has_filtered_baselines
+        rankings |= baseline_rankings(workdir, data, requests, is_filtered_too, seed)
     results = score(rankings, requests, data, trained.semantic_ids)
     results["deviation"] = {
         TASKS[task]: kept.deviation[requests.task == task].tolist()
@@ -173,7 +177,7 @@ def draw_requests(
     trained: TrainedRecommender,
     settings: EvaluationConfig,
     seed: int,
-    phrasings: Mapping[str, tuple[str, ...]] = instructions.TRAIN_PHRASINGS,
+    phrasings: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Requests:
     """The split's requests, at most so many a task as the config says, drawn by the seed.
 
@@ -181,6 +185,7 @@ def draw_requests(
     """
     share = trained.config.prompt.longtail_share
     most = max(settings.requests.values(), default=0)
+    phrasings = phrasings or trained.config.prompt.phrasings
     requests = make_requests(data, settings.split, seed, most, share, phrasings)
     rng = np.random.default_rng(seed)
     rows = []
@@ -198,6 +203,7 @@ def make_generator(trained: TrainedRecommender, config: GenerationConfig) -> Gen
         trained.semantic_ids,
         trained.config.prompt.sid_generated,
         config,
+        trained.config.prompt.generates_item,
     )
 
 

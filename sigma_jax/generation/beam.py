@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sigma_jax.generation.evidence import ItemEvidence
 from sigma_jax.generation.trie import Trie, children
+from sigma_jax.losses import LOG_ZERO
 from sigma_jax.models.qwen3 import KVCache, causal_mask, pad_mask
 from sigma_jax.models.recommender import Recommender, Tables
 
@@ -42,7 +44,7 @@ class Beams:
     scores: Float[Array, "B M"]  # phi of Eq. 7; -inf where invalid
     is_valid: Bool[Array, "B M"]
     leaves: Int[Array, "B M"]  # the prefix's number in the trie, -1 where invalid
-    queries: Float[Array, "B M D"]  # h of Eq. 8 in the space of fused items, unit length
+    queries: Float[Array, "B M D"]  # h of Eq. 8 in the space of fused items (Recommender.query)
 
 
 @jax.tree_util.register_dataclass
@@ -57,12 +59,23 @@ class BeamState:
 
 
 def beam_search(
-    model: Recommender, tables: Tables, prompts: Prompts, trie: Trie, num_beams: int
+    model: Recommender,
+    tables: Tables,
+    prompts: Prompts,
+    trie: Trie,
+    num_beams: int,
+    has_query: bool = True,
+    evidence: ItemEvidence | None = None,
 ) -> Beams:
     """Eq. 6-8 of SIGMA: the `num_beams` likeliest prefixes of real items and their queries.
 
     Scores are exact log-probabilities: each path scored on its own gives the same. Every prefix
-    is a path of the trie, so it belongs to at least one item. Traced under `jax.jit`.
+    is a path of the trie, so it belongs to at least one item. Traced under `jax.jit`. A trie of
+    depth 0 gives one beam, the root.
+
+    Args:
+      has_query: off: no item is asked for, and queries are 0.
+      evidence: of a model with an open query.
     """
     depth = trie.depth
     batch, length = prompts.tokens.shape
@@ -76,22 +89,35 @@ def beam_search(
         ancestors=jnp.zeros((batch, 1, own_rows), bool),
     )
     hidden = hidden[:, None]
+    looked_at = (prompts.items, prompts.is_token[:, None], tables)
+    opened, below = None, [None] * depth
+    if evidence is not None:
+        opened = model.open_query(hidden, *looked_at)
+        below = evidence.node_scores(opened[:, 0])
     for level in range(depth):
         log_probs = model.code_log_probs(hidden, level)
-        state = _select(state, log_probs, trie, level, num_beams)
+        state = _select(state, log_probs, trie, level, num_beams, below[level])
         last = state.codes[:, :, -1]
         tokens = jnp.where(jnp.isfinite(state.scores), model.space.code(level, last), 0)[..., None]
         if level == depth - 1:
+            if not has_query:
+                break
             # The last code and the query token go through the backbone together.
             query = jnp.full_like(tokens, model.space.query)
             tokens = jnp.concatenate([tokens, query], axis=-1)
         hidden, state, cache = _extend(model, tables, prompts, state, tokens, level, cache)
+    if depth and has_query:
+        queries = model.query(hidden, *looked_at, opened)
+    elif has_query:
+        queries = opened
+    else:
+        queries = jnp.zeros((*state.scores.shape, model.config.item_encoder.fused_width))
     return Beams(
         codes=state.codes,
         scores=state.scores,
         is_valid=jnp.isfinite(state.scores),
         leaves=state.nodes,
-        queries=model.query(hidden, prompts.items, prompts.is_token[:, None], tables),
+        queries=queries,
     )
 
 
@@ -105,11 +131,23 @@ def _read_prompt(model, tables, prompts: Prompts, cache: KVCache):
 
 
 def _select(
-    state: BeamState, log_probs: Float[Array, "B M C"], trie: Trie, level: int, num_beams: int
+    state: BeamState,
+    log_probs: Float[Array, "B M C"],
+    trie: Trie,
+    level: int,
+    num_beams: int,
+    below: Float[Array, "B n"] | None,
 ) -> BeamState:
-    """The best `num_beams` children of all beams; -inf where there are fewer."""
+    """The best `num_beams` children of all beams; -inf where there are fewer.
+
+    `below`: the evidence of each node of the next level; with it only children share probability.
+    """
     codes, nodes, is_child = children(trie, level, state.nodes)
     step = jnp.take_along_axis(log_probs, jnp.where(is_child, codes, 0), axis=-1)
+    if below is not None:
+        flat = jnp.where(is_child, nodes, 0).reshape(len(nodes), -1)
+        step += jnp.take_along_axis(below, flat, axis=1).reshape(nodes.shape)
+        step = jax.nn.log_softmax(jnp.where(is_child, step, LOG_ZERO), axis=-1)
     scores = jnp.where(is_child, state.scores[..., None] + step, -jnp.inf)
     batch, parents, width = scores.shape
     flat = scores.reshape(batch, -1)

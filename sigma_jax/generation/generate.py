@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams, Prompts, beam_search
+from sigma_jax.generation.evidence import ItemEvidence, make_evidence
 from sigma_jax.generation.retrieval import ItemBias, PrefixIndex, build_index, search
 from sigma_jax.generation.trie import Trie, build_trie
 from sigma_jax.models.recommender import Recommender, Tables
@@ -87,13 +88,24 @@ class Generator:
     Compiles once for each shape of prompts; a batch that is not full is padded.
     """
 
-    def __init__(self, model: Recommender, tables: Tables, trie: Trie, config: GenerationConfig):
+    def __init__(
+        self,
+        model: Recommender,
+        tables: Tables,
+        trie: Trie,
+        config: GenerationConfig,
+        generates_item: bool,
+    ):
         self.config = config
+        self.generates_item = generates_item
         self.tables = {name: jnp.asarray(table) for name, table in tables.items()}
         self.trie = jax.tree.map(jnp.asarray, trie)
         self.graphdef, self.state = nnx.split(model)
         vectors = all_item_vectors(model, self.tables, trie.num_items)
         self.index = build_index(trie, vectors)
+        self.evidence = None
+        if model.config.has_open_query:
+            self.evidence = make_evidence(trie, self.index.vectors, config.temperature)
 
     @classmethod
     def create(
@@ -103,10 +115,14 @@ class Generator:
         semantic_ids: SemanticIds,
         depth: int,
         config: GenerationConfig,
+        generates_item: bool = True,
     ) -> Generator:
-        """Over all items of `semantic_ids`; prefixes are `depth` codes long."""
+        """Over all items of `semantic_ids`; prefixes are `depth` codes long.
+
+        Without `generates_item` all items of a prefix are equally likely.
+        """
         trie = build_trie(semantic_ids.codes, depth, semantic_ids.codebook_size)
-        return cls(model, tables, trie, config)
+        return cls(model, tables, trie, config, generates_item)
 
     def __call__(
         self,
@@ -130,7 +146,14 @@ class Generator:
             rows = np.arange(start, start + size) % total  # the last batch is filled by the first
             batch = Prompts(**take_rows(dict(prompts), rows))
             beams = _search_beams(
-                self.graphdef, self.state, self.tables, self.trie, batch, self.config
+                self.graphdef,
+                self.state,
+                self.tables,
+                self.trie,
+                self.evidence,
+                batch,
+                self.config,
+                self.generates_item,
             )
             ranked = [
                 _rank(
@@ -152,12 +175,19 @@ def take_rows(tree, rows: np.ndarray):
     return jax.tree.map(lambda table: jnp.asarray(table[rows]), tree)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
+@functools.partial(jax.jit, static_argnums=(0, 6, 7))
 def _search_beams(
-    graphdef, state, tables: Tables, trie: Trie, prompts: Prompts, config: GenerationConfig
+    graphdef,
+    state,
+    tables: Tables,
+    trie: Trie,
+    evidence: ItemEvidence | None,
+    prompts: Prompts,
+    config: GenerationConfig,
+    generates_item: bool,
 ) -> Beams:
     model = nnx.merge(graphdef, state)
-    return beam_search(model, tables, prompts, trie, config.num_beams)
+    return beam_search(model, tables, prompts, trie, config.num_beams, generates_item, evidence)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -197,6 +227,7 @@ def _rank(
     found, best, place = fusion.merge(items.reshape(batch, -1), log_probs.reshape(batch, -1), count)
     beam = jnp.maximum(place, 0) // config.num_retrieved
     is_found = found >= 0
+    lengths = jnp.maximum(jnp.linalg.norm(beams.queries, axis=-1, keepdims=True), 1e-9)
 
     def at(values: Array, rows: Array, missing: float) -> Array:
         values = jnp.take_along_axis(values.reshape(batch, -1), rows, axis=1)
@@ -207,7 +238,7 @@ def _rank(
         log_probs=best,
         beam_scores=at(beams.scores, beam, -jnp.inf),
         beams=jnp.where(is_found, beam, -1),
-        cosines=at(cosines, jnp.maximum(place, 0), -jnp.inf),
+        cosines=at(cosines / lengths, jnp.maximum(place, 0), -jnp.inf),
         sigma=sharpness * config.temperature,
         deviation=fusion.beam_deviation(beams.scores, beams.is_valid, 0.0),
     )

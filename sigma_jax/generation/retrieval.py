@@ -77,17 +77,16 @@ def search(
 ) -> tuple[Int32[Array, "*B M R"], Float32[Array, "*B M R"], Float32[Array, "*B M"]]:
     """The `count` items of each prefix nearest to its query: (items, cosines, log_normaliser).
 
-    Best first by cos * sharpness + bias, the lower item on ties; item -1 and cosine -inf where the
-    prefix has fewer, or the beam is not valid. `log_normaliser` is logsumexp(cos * sharpness) over
-    all of V_k, the exact denominator of Eq. 11 (-inf for beams that are not valid). Items in
-    `excluded` (padded with -1) are not returned but count in the denominator, since the model
-    gives them probability.
+    Cosines are of queries of unit length; others are as sharp as they are long. Best first by
+    cos * sharpness + bias, the lower item on ties; item -1 and cosine -inf where the prefix has
+    fewer, or the beam is not valid. `log_normaliser` is logsumexp(cos * sharpness) over all of V_k,
+    the exact denominator of Eq. 11 (-inf for beams that are not valid). Items in `excluded` (padded
+    with -1) are not returned but count in the denominator, since the model gives them probability.
     """
     is_valid = is_valid & (leaves >= 0)
     leaf = jnp.where(is_valid, leaves, 0)
     start = jnp.where(is_valid, index.leaf_start[leaf], 0)
     size = jnp.where(is_valid, index.leaf_start[leaf + 1] - start, 0)
-    queries = unit(queries)
     sharpness = sharpness[..., None, None]
     if excluded is not None:
         excluded = jnp.sort(excluded, axis=-1)

@@ -91,7 +91,10 @@ def padded_size(size: int) -> int:
 
 
 def build_trie(codes: Int32[np.ndarray, "I L"], depth: int, codebook_size: int) -> Trie:
-    """The trie over the first `depth` codes of every item; order and repeats do not matter."""
+    """The trie over the first `depth` codes of every item; order and repeats do not matter.
+
+    Depth 0 is one leaf with all items.
+    """
     codes = np.asarray(codes)
     _check(codes, depth, codebook_size)
     order = _sort_order(codes[:, :depth], codebook_size)
@@ -112,13 +115,14 @@ def build_trie(codes: Int32[np.ndarray, "I L"], depth: int, codebook_size: int) 
     counts = np.array([1] + [len(rows) for rows in node_rows])
     level_start = np.concatenate([[0], np.cumsum(counts)])
     degrees = [np.bincount(p, minlength=n) for p, n in zip(parents, counts, strict=False)]
-    edge_start = np.concatenate([[0], np.cumsum(np.concatenate(degrees))])
+    edge_start = np.concatenate([[0], np.cumsum(np.concatenate([*degrees, []]))])
     first_nodes = np.full(codebook_size, -1, np.int32)
-    first_nodes[level_codes[0]] = np.arange(counts[1])
-    leaf_start = np.concatenate([node_rows[-1], [len(codes)]])
+    if depth:
+        first_nodes[level_codes[0]] = np.arange(counts[1])
+    leaf_start = np.concatenate([node_rows[-1] if depth else [0], [len(codes)]])
     return Trie(
         edge_start=_pad(edge_start, edge_start[-1], np.int32),
-        edge_code=_pad(np.concatenate(level_codes), 0, np.uint16),
+        edge_code=_pad(np.concatenate([*level_codes, []]), 0, np.uint16),
         level_start=level_start.astype(np.int32),
         first_nodes=first_nodes,
         leaf_start=_pad(leaf_start, len(codes), np.int32),
@@ -159,8 +163,8 @@ def _check(codes: np.ndarray, depth: int, codebook_size: int) -> None:
         raise ValueError("There are no items; the trie needs at least one.")
     if not 1 <= levels <= MAX_LEVELS:
         raise ValueError(f"SIDs have {levels} levels; use 1 to {MAX_LEVELS}.")
-    if not 1 <= depth <= levels:
-        raise ValueError(f"depth={depth} does not fit SIDs of {levels} levels; use 1 to {levels}.")
+    if not 0 <= depth <= levels:
+        raise ValueError(f"depth={depth} does not fit SIDs of {levels} levels; use 0 to {levels}.")
     if not 1 <= codebook_size <= MAX_CODEBOOK_SIZE:
         raise ValueError(f"codebook_size={codebook_size}; use 1 to {MAX_CODEBOOK_SIZE}.")
     if codes.min() < 0 or codes.max() >= codebook_size:
@@ -173,6 +177,8 @@ def _check(codes: np.ndarray, depth: int, codebook_size: int) -> None:
 def _sort_order(codes: np.ndarray, codebook_size: int) -> Int[np.ndarray, " I"]:
     """Rows in order of their codes, then of their number."""
     bits = max(int(codebook_size - 1).bit_length(), 1)
+    if not codes.shape[1]:
+        return np.arange(len(codes))
     if bits * codes.shape[1] > 63:
         return np.lexsort(codes.T[::-1])  # stable
     key = np.zeros(len(codes), np.int64)  # one integer a row sorts several times faster

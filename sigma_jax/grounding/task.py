@@ -109,6 +109,12 @@ class GroundingTask:
     def batches(self) -> grain.MapDataset:
         return self.pairs.dataset()
 
+    @property
+    def epoch_steps(self) -> float:
+        """Steps in which as many pairs are drawn as there are."""
+        pairs = sum(len(self.data.pairs[view].right) for view in self.pairs.shares)
+        return pairs / self.config.train.batch_size
+
     def model(self, rngs: nnx.Rngs) -> TextEncoder:
         folder = self.data.text_tokenizer_folder
         vocab_size = load_tokenizer(folder).get_vocab_size()

@@ -91,4 +91,6 @@ class ItemEncoder(nnx.Module):
 def _start(vectors, shape: tuple[int, int]) -> Float[Array, "I D"]:
     if isinstance(vectors, tuple):
         return jnp.zeros(shape, jnp.float32)
-    return unit(jnp.asarray(vectors))
+    # Sentence encoders put all texts into one corner, where cosines tell little apart.
+    vectors = jnp.asarray(vectors)
+    return unit(vectors - vectors.mean(axis=0))

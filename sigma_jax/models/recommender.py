@@ -59,6 +59,9 @@ class RecommenderConfig:
     is_sid_table_frozen: bool
     uses_full_vocabulary: bool  # SID logits over text and all codes (the paper's letter)
     copies_history: bool  # the query may point at items of the prompt (False: the paper's letter)
+    # Items are scored before any code is chosen, and these scores enter codes and prefixes, so that
+    # both steps rank by one distribution over items (False: the paper's letter).
+    has_open_query: bool
 
 
 class Recommender(nnx.Module):
@@ -89,6 +92,9 @@ class Recommender(nnx.Module):
         up = nnx.initializers.orthogonal()(rngs.params(), (fused, width))
         self.up_projection = nnx.Param(text_scale * up, axes=(None, "embed"))
         self.query_head = nnx.Param(up.T, axes=("embed", None))
+        if config.has_open_query:
+            self.open_head = nnx.Param(up.T, axes=("embed", None))
+            self.query_gain = nnx.Param(jnp.array(0.1))
         if config.copies_history:
             self.pointer_head = nnx.Param(up.T, axes=("embed", None))
             self.pointer_scale = nnx.Param(jnp.array([10.0, 0.0, 1.0]))
@@ -173,26 +179,51 @@ class Recommender(nnx.Module):
         start = self.space.code(level, 0)
         return log_probs[..., start : start + self.space.codebook_size]
 
-    def query(
+    def open_query(
         self,
         hidden: Float[Array, "B N D"],
         items: Int[Array, "B T"],
         is_seen: Bool[Array, "B N T"],
         tables: Tables,
     ) -> Float[Array, "B N D"]:
-        """The query token's hidden state in the space of fused items, unit length (h of Eq. 5).
+        """What is looked for before any code is chosen, in the space of fused items, unit length.
 
-        With `copies_history` it also points: it attends to the items of the prompt in their own
-        space and adds what it finds, or nothing where none is near. Repeating a certain item of the
-        history takes a language model of few layers thousands of steps to learn otherwise.
+        Args:
+          hidden: at the N positions that predict the first code.
+          items: the row's items at their slots, else -1.
+          is_seen: which positions of the row each of the N sees.
+        """
+        hidden = hidden.astype(jnp.float32)
+        return self._pointing(unit(hidden @ self.open_head[...]), hidden, items, is_seen, tables)
+
+    def query(
+        self,
+        hidden: Float[Array, "B N D"],
+        items: Int[Array, "B T"],
+        is_seen: Bool[Array, "B N T"],
+        tables: Tables,
+        opened: Float[Array, "B N D"] | None = None,
+    ) -> Float[Array, "B N D"]:
+        """The query token's hidden state in the space of fused items (h of Eq. 5), unit length.
+
+        With an open query `opened` it is a correction to it, and what it says inside a prefix goes
+        without saying outside: their sum comes back, of any length.
 
         Args:
           hidden: of N query tokens.
-          items: the row's items at their slots, else -1.
-          is_seen: which positions of the row each query token sees.
+          items, is_seen: as in `open_query`.
         """
         hidden = hidden.astype(jnp.float32)
         query = unit(hidden @ self.query_head[...])
+        query = self._pointing(query, hidden, items, is_seen, tables)
+        return query if opened is None else opened + self.query_gain[...] * query
+
+    def _pointing(self, query, hidden, items, is_seen, tables) -> Float[Array, "B N D"]:
+        """`query`, and with `copies_history` what it points at: it attends to the items of the
+        prompt in their own space and adds what it finds, or nothing where none is near. Repeating a
+        certain item of the history takes a language model of few layers thousands of steps to
+        learn otherwise.
+        """
         if not self.config.copies_history:
             return query
         sharpness, nothing, gain = self.pointer_scale[...]

@@ -203,6 +203,42 @@ def is_current(workdir: Path, stage: str, recipe: Recipe) -> bool:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """A folder of finished artifacts by recipe, shared by workdirs that differ in later stages."""
+
+    folder: Path | None  # None: nothing is shared
+
+    def take(self, workdir: Path, stage: str, recipe: Recipe) -> None:
+        """Makes WORKDIR/STAGE of the pool's artifact of this recipe, where that is to be had."""
+        if self.folder and not (workdir / stage).exists() and self._place(stage, recipe).exists():
+            _link_tree(self._place(stage, recipe), workdir / stage)
+
+    def give(self, workdir: Path, stage: str, recipe: Recipe) -> None:
+        """Shares WORKDIR/STAGE, which `recipe` has made."""
+        if self.folder and not self._place(stage, recipe).exists():
+            _link_tree(workdir / stage, self._place(stage, recipe))
+
+    def _place(self, stage: str, recipe: Recipe) -> Path:
+        return self.folder / f"{stage}-{recipe.fingerprint[:20]}"
+
+
+UNSHARED = Pool(None)
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """`target` with the files of `source`, whole or not at all; linked, where that can be."""
+    beside = target.with_name(f".{target.name}.linking")
+    shutil.rmtree(beside, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(source, beside, copy_function=os.link)
+    except (OSError, shutil.Error):  # another file system
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(source, beside)
+    os.replace(beside, target)
+
+
 def check_inputs(workdir: Path, stage: str) -> None:
     """ValueError if WORKDIR/STAGE is missing, or an artifact it was made from is not that one."""
     for name, wanted in read_manifest(workdir, stage).inputs.items():

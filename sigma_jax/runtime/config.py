@@ -45,17 +45,24 @@ class OptimizerConfig:
 class TrainConfig:
     """The training loop (sigma_jax/train.py)."""
 
-    steps: int  # 0: nothing to train
+    steps: int  # 0: nothing to train, or as many as `epochs` come to
+    epochs: float  # passes over the stage's examples, where `steps` is 0
     batch_size: int  # rows of the global batch
     log_every: int
     eval_every: int  # 0: only at the end
     checkpoint_every: int
     keep_checkpoints: int
+    keep_best: str  # figure of the reports whose highest decides what is kept; "": the last step
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            least = 0 if field.name in ("steps", "eval_every") else 1
+        for field in dataclasses.fields(self)[:-1]:
+            least = 0 if field.name in ("steps", "epochs", "eval_every") else 1
             check_least(least, self, field.name, group="train.")
+        if self.steps and self.epochs:
+            raise ValueError(
+                f"train.steps={self.steps} and train.epochs={self.epochs} both say how long to "
+                "train; set one of them to 0."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

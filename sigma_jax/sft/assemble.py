@@ -20,6 +20,8 @@ from sigma_jax.sft.layout import HISTORY_TASK, Example, Plan, fit, lay_out, plan
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
 from sigma_jax.sft.records import RECORDS, Record
 
+SAMPLED_CONTEXTS = 1_000
+FILL = 0.9
 TOKEN_FIELDS = ("token", "item", "position", "branch", "attach")
 
 
@@ -37,9 +39,9 @@ def batches(
     """Endless training batches from the records in `folder`; element s is the batch of step s.
 
     A batch is a dict of arrays with `batch_rows / processes` rows each: token, item, position,
-    segment, branch, attach [B, T], target_item, target_task, target_weight, query_position [B, N],
-    code_position [B, N, y], and `dropped` [B, 3]: items of context, targets and whole contexts
-    that found no room in that row.
+    segment, branch, attach [B, T], target_item, target_task, target_weight, start_position,
+    query_position [B, N], code_position [B, N, y], and `dropped` [B, 3]: items of context, targets
+    and whole contexts that found no room in that row.
 
     Raises:
       ValueError: groups do not divide over the processes, there are no records, or the SIDs have
@@ -47,10 +49,7 @@ def batches(
     """
     assert batch_rows % config.pack_group_rows == 0  # told by SftConfig
     tables = PromptTables.make(data, semantic_ids, config, vocab_size)
-    task_weight = np.array([config.task_weights.get(task, 0.0) for task in TASKS])
-
-    def plan(record: bytes, rng: np.random.Generator) -> Plan:
-        return draw_plan(Record.from_bytes(record), config, tables, task_weight, rng)
+    plan = planner(config, tables)
 
     def pack(plans: Sequence[Plan]) -> dict[str, np.ndarray]:
         return pack_group(plans, config, tables)
@@ -62,6 +61,37 @@ def batches(
     return step_batches(
         groups, batch_rows // config.pack_group_rows, stack_rows, process, processes
     )
+
+
+def planner(config: PromptConfig, tables: PromptTables):
+    """The function of a stored record and a random generator that draws its plan."""
+    task_weight = np.array([config.task_weights.get(task, 0.0) for task in TASKS])
+
+    def plan(record: bytes, rng: np.random.Generator) -> Plan:
+        return draw_plan(Record.from_bytes(record), config, tables, task_weight, rng)
+
+    return plan
+
+
+def contexts_that_fit(
+    folder: Path,
+    data: PreparedData,
+    semantic_ids: SemanticIds,
+    config: PromptConfig,
+    vocab_size: int,
+) -> int:
+    """Contexts of the records in `folder` that fill a group of rows, by the mean of a sample.
+
+    A tenth of the tokens and targets stays free, so that hardly any context has to be cut.
+    """
+    tables = PromptTables.make(data, semantic_ids, config, vocab_size)
+    plan, source = planner(config, tables), open_shards(folder, RECORDS)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, len(source), SAMPLED_CONTEXTS)
+    plans = [plan(source[int(row)], rng) for row in rows]
+    sizes = np.array([(plan_size(p, tables), len(p.instruction)) for p in plans]).mean(axis=0)
+    room = np.array([config.row_tokens, config.row_targets]) * config.pack_group_rows
+    return max(int((FILL * room / np.maximum(sizes, 1e-9)).min()), 1)
 
 
 def stack_rows(groups: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -213,7 +243,7 @@ class Group:
         rows, tokens, targets = config.pack_group_rows, config.row_tokens, config.row_targets
         arrays = {name: np.zeros((rows, tokens), np.int32) for name in (*TOKEN_FIELDS, "segment")}
         arrays["item"][:] = -1
-        for name in ("target_item", "target_task", "query_position"):
+        for name in ("target_item", "target_task", "start_position", "query_position"):
             arrays[name] = np.zeros((rows, targets), np.int32)
         arrays["target_weight"] = np.zeros((rows, targets), np.float32)
         arrays["code_position"] = np.zeros((rows, targets, config.sid_generated), np.int32)
@@ -246,6 +276,7 @@ class Group:
         arrays["target_item"][row, there] = example.target
         arrays["target_task"][row, there] = example.task
         arrays["target_weight"][row, there] = example.weight
+        arrays["start_position"][row, there] = example.start_position + start
         arrays["code_position"][row, there] = example.code_position + start
         arrays["query_position"][row, there] = example.query_position + start
         self.used[row] += len(example.token)

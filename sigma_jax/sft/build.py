@@ -13,27 +13,9 @@ from sigma_jax.models.backbone import HOW, BackboneConfig, make_backbone
 from sigma_jax.models.hf import read_config
 from sigma_jax.models.item_encoder import TABLES
 from sigma_jax.models.recommender import Recommender, TokenSpace
-from sigma_jax.schema import PreparedData, SemanticIds, load_item_vectors
+from sigma_jax.schema import PreparedData, SemanticIds
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.prompt import load_text_tokenizer
-
-
-def item_vectors(data: PreparedData, workdir: Path) -> dict[str, np.ndarray]:
-    """The pre-trained item vectors there are: id (given, or the teacher's), text, image."""
-    vectors = {"text": load_item_vectors(workdir / "grounding" / "text_vectors.npy")}
-    if data.id_vectors is not None:
-        vectors["id"] = data.id_vectors
-    elif (workdir / "teacher" / "id_vectors.npy").exists():
-        vectors["id"] = load_item_vectors(workdir / "teacher" / "id_vectors.npy")
-    if data.visual_vectors is not None:
-        vectors["image"] = data.visual_vectors
-    for name, rows in vectors.items():
-        if len(rows) != len(data.catalogue):
-            raise ValueError(
-                f"{workdir} has {len(rows)} {name} vectors for {len(data.catalogue)} items; "
-                "delete the folder of the stage that made them and run again."
-            )
-    return vectors
 
 
 def backbone_source(

@@ -51,6 +51,20 @@ class SftConfig:
                 f"train.batch_size={rows} is no multiple of prompt.pack_group_rows={group}; "
                 "change one of them."
             )
+        if self.model.has_open_query and self.model.uses_full_vocabulary:
+            raise ValueError(
+                "model.has_open_query=True needs code logits over one level; set "
+                "model.uses_full_vocabulary=False."
+            )
+        if not self.prompt.sid_generated and not self.model.has_open_query:
+            raise ValueError(
+                "prompt.sid_generated=0 generates no code: only an open query can find items then; "
+                "set model.has_open_query=True."
+            )
+        if not self.prompt.generates_item and self.model.has_open_query:
+            raise ValueError(
+                "prompt.generates_item=False asks for no item; set model.has_open_query=False."
+            )
         folder = self.backbone.hf_folder
         if folder and self.starts_from_grounding:
             raise ValueError(

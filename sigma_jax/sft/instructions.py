@@ -157,6 +157,9 @@ HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
     "Holiday": ("suggest things that go with {theme}", "what should i get before {theme} begins?"),
 }
 
+# Of a model trained on histories alone: nothing is said, what comes next is meant.
+WITHOUT_WORDS = TRAIN_PHRASINGS | {"JustForYou": ("",)}
+
 # Text between the parts of a prompt (sft/prompt.py).
 FAVOURITES_TEXT = "\nbought most often: "
 HISTORY_TEXT = "\nbought lately: "

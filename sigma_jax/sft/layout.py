@@ -5,6 +5,8 @@
 
 An item slot is x code tokens (levels 1..x) and the slot token itself. Branches see the context up
 to where they are attached, and themselves. A history-supervision branch has no instruction.
+Either part of a slot, and the codes or the query token of a branch, may be left out by the config;
+a branch without any token is a target of the context's own last token.
 """
 
 from __future__ import annotations
@@ -48,13 +50,14 @@ class Example:
     target: Int32[np.ndarray, " K"]
     task: Int32[np.ndarray, " K"]
     weight: Float32[np.ndarray, " K"]
-    code_position: Int32[np.ndarray, "K y"]
-    query_position: Int32[np.ndarray, " K"]
+    start_position: Int32[np.ndarray, " K"]  # where the target is predicted from
+    code_position: Int32[np.ndarray, "K y"]  # where each of its codes is predicted
+    query_position: Int32[np.ndarray, " K"]  # of q, or the branch's last token
 
 
 def branch_lengths(plan: Plan, tables: PromptTables) -> Int[np.ndarray, " K"]:
     """Tokens of each branch."""
-    tail = tables.sid_generated + 1 if plan.has_target else 0
+    tail = tables.target_width if plan.has_target else 0
     return np.fromiter(map(len, plan.instruction), np.int64, len(plan.instruction)) + tail
 
 
@@ -62,7 +65,7 @@ def _ends(plan: Plan, tables: PromptTables) -> Int[np.ndarray, " n+1"]:
     """Tokens of the first r items of the history and the ends of their sessions, r = 0..n."""
     is_end = np.ones(len(plan.history), np.int64)
     is_end[:-1] = plan.session[1:] != plan.session[:-1]
-    width = tables.sid_in_prompt + 1 + is_end * len(tables.session_end)
+    width = tables.item_width + is_end * len(tables.session_end)
     return np.concatenate([[0], np.cumsum(width)])
 
 
@@ -71,7 +74,7 @@ def plan_size(plan: Plan, tables: PromptTables) -> int:
     context = len(plan.profile) + int(_ends(plan, tables)[-1])
     if len(plan.favourites):
         context += len(tables.favourites_text)
-        context += len(plan.favourites) * (tables.sid_in_prompt + 1)
+        context += len(plan.favourites) * tables.item_width
     if len(plan.history):
         context += len(tables.history_text)
     return context + int(branch_lengths(plan, tables).sum())
@@ -99,7 +102,7 @@ def fit(plan: Plan, tables: PromptTables, most_tokens: int, most_targets: int) -
         plan = _drop_oldest(plan, tables, excess)
         excess = plan_size(plan, tables) - most_tokens
     if excess > 0 and len(plan.favourites):
-        gone = min(-(-excess // (tables.sid_in_prompt + 1)), len(plan.favourites))
+        gone = min(-(-excess // tables.item_width), len(plan.favourites))
         kept = plan.favourites[: len(plan.favourites) - gone]
         plan = dataclasses.replace(plan, favourites=kept)
         excess = plan_size(plan, tables) - most_tokens
@@ -160,7 +163,7 @@ def lay_out(plan: Plan, tables: PromptTables) -> Example:
     if len(plan.favourites):
         add_text(tables.favourites_text)
         parts.append(tables.slots(plan.favourites).ravel())
-        items.append(_slot_items(plan.favourites, tables.sid_in_prompt))
+        items.append(_slot_items(plan.favourites, tables))
     before_history = sum(map(len, parts))
     if len(plan.history):
         add_text(tables.history_text)
@@ -176,22 +179,24 @@ def lay_out(plan: Plan, tables: PromptTables) -> Example:
     return _add_branches(plan, tables, context, np.concatenate(items), cuts)
 
 
-def _slot_items(items: np.ndarray, codes: int) -> np.ndarray:
+def _slot_items(items: np.ndarray, tables: PromptTables) -> np.ndarray:
     """-1 for each code token, the item for its slot: [5, 8], 1 code -> [-1, 5, -1, 8]."""
-    out = np.full((len(items), codes + 1), -1, np.int32)
-    out[:, -1] = items
+    out = np.full((len(items), tables.item_width), -1, np.int32)
+    if tables.config.slot_in_prompt:
+        out[:, -1] = items
     return out.ravel()
 
 
 def _history(plan: Plan, tables: PromptTables, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and items of the history, with the marks after its sessions."""
-    width = tables.sid_in_prompt + 1
+    width = tables.item_width
     if not len(tables.session_end):
-        return tables.slots(plan.history).ravel(), _slot_items(plan.history, width - 1)
+        return tables.slots(plan.history).ravel(), _slot_items(plan.history, tables)
     token = np.zeros(ends[-1], np.int32)
     item = np.full(ends[-1], -1, np.int32)
     token[ends[:-1, None] + np.arange(width)] = tables.slots(plan.history)
-    item[ends[:-1] + width - 1] = plan.history
+    if tables.config.slot_in_prompt:
+        item[ends[:-1] + width - 1] = plan.history
     closed = ends[1:][np.diff(ends) > width]
     mark = len(tables.session_end)
     token[(closed - mark)[:, None] + np.arange(mark)] = tables.session_end
@@ -201,7 +206,7 @@ def _history(plan: Plan, tables: PromptTables, ends: np.ndarray) -> tuple[np.nda
 def _add_branches(
     plan: Plan, tables: PromptTables, context: np.ndarray, items: np.ndarray, cuts: np.ndarray
 ) -> Example:
-    count, size, codes = len(plan.instruction), len(context), tables.sid_generated
+    count, size, codes = len(plan.instruction), len(context), tables.config.sid_generated
     lengths = branch_lengths(plan, tables)
     finish = size + np.cumsum(lengths)
     begin = finish - lengths
@@ -215,15 +220,18 @@ def _add_branches(
     position[size:] += np.repeat(cuts - begin, lengths).astype(np.int32)
     for start, text in zip(begin.tolist(), plan.instruction, strict=True):
         token[start : start + len(text)] = text
-    query = finish - 1
-    code = query[:, None] - codes + np.arange(codes)  # row index of c_1..c_y
-    predicting = code - 1
+    tail = tables.target_width if plan.has_target else 0
+    first = finish - tail  # the row after the instruction
+    # Without an instruction the last token of the context predicts the target.
+    predicting = np.where(lengths == tail, cuts - 1, first - 1)
+    code = first[:, None] + np.arange(codes)  # rows of c_1..c_y
+    code_position = code - 1
+    if codes:
+        code_position[:, 0] = predicting
     if plan.has_target:
         token[code] = tables.codes(plan.target, codes)
-        token[query] = tables.query_token
-        # Without an instruction the last token of the context predicts the first code.
-        is_bare = lengths == codes + 1
-        predicting[:, 0] = np.where(is_bare, cuts - 1, predicting[:, 0])
+        if tables.config.has_query_token:
+            token[finish - 1] = tables.query_token
     return Example(
         token,
         item,
@@ -234,5 +242,6 @@ def _add_branches(
         plan.task,
         plan.weight,
         predicting.astype(np.int32),
-        query.astype(np.int32),
+        code_position.astype(np.int32),
+        np.where(lengths > 0, finish - 1, predicting).astype(np.int32),
     )

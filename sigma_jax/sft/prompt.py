@@ -26,8 +26,10 @@ CHARACTERS_PER_TOKEN = 32
 class PromptConfig:
     """What a prompt holds, which targets a training context carries, and how contexts fill rows."""
 
-    sid_in_prompt: int  # x: code tokens before each item slot, 1..L
-    sid_generated: int  # y: code tokens generated, 1..L
+    sid_in_prompt: int  # x: code tokens of each item, 0..L
+    slot_in_prompt: bool  # after these the item slot, which carries the fused vector
+    sid_generated: int  # y: code tokens generated, 0..L
+    generates_item: bool  # after these an item; off: all items of the codes alike, as in GR(SID)
     history_length: int  # items of the history in a prompt
     num_favourites: int  # the user's most frequent items before the history; 0: none
     session_marker: bool  # a line break token after each session
@@ -49,7 +51,7 @@ class PromptConfig:
     row_tokens: int  # T
     row_targets: int  # N
     pack_group_rows: int  # contexts are packed in groups of this many rows ...
-    contexts_per_group: int  # ... which get this many contexts
+    contexts_per_group: int  # ... which get this many contexts; 0: as many as they can hold
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -64,6 +66,16 @@ class PromptConfig:
             )
         if any(weight < 0 for weight in self.task_weights.values()):
             raise ValueError(f"prompt.task_weights={self.task_weights}; use 0 or more.")
+        if not self.sid_in_prompt and not self.slot_in_prompt:
+            raise ValueError(
+                "prompt.sid_in_prompt=0 and prompt.slot_in_prompt=False leave no token for an "
+                "item; change one of them."
+            )
+        if not self.sid_generated and not self.generates_item:
+            raise ValueError(
+                "prompt.sid_generated=0 and prompt.generates_item=False leave nothing to predict; "
+                "change one of them."
+            )
         # One branch and one item must fit even if all else is given up.
         least = self.instruction_tokens + self.sid_generated + self.sid_in_prompt + 32
         if self.row_tokens < least:
@@ -75,10 +87,40 @@ class PromptConfig:
         """ValueError naming the field if the settings cannot work with SIDs of `levels` codes."""
         for name in ("sid_in_prompt", "sid_generated"):
             if getattr(self, name) > levels:
-                raise ValueError(f"prompt.{name}={getattr(self, name)}; use 1 to {levels}.")
+                raise ValueError(f"prompt.{name}={getattr(self, name)}; use 0 to {levels}.")
+
+    @property
+    def has_words(self) -> bool:
+        """Whether anything is asked for; without, prompts are histories and nothing else."""
+        return self.branches_per_context > 0
+
+    @property
+    def asked_tasks(self) -> dict[str, float]:
+        """The tasks a model so trained can be asked for, with their weights."""
+        if not self.has_words:
+            return {"JustForYou": 1.0}
+        return {task: weight for task, weight in self.task_weights.items() if weight > 0}
+
+    @property
+    def phrasings(self) -> dict[str, tuple[str, ...]]:
+        """How requests are worded: as in training."""
+        return instructions.TRAIN_PHRASINGS if self.has_words else instructions.WITHOUT_WORDS
+
+    @property
+    def has_query_token(self) -> bool:
+        """Whether an item is asked for after codes."""
+        return self.generates_item and self.sid_generated > 0
 
 
-_MAY_BE_ZERO = ("num_favourites", "history_targets", "profile_tokens", "branches_per_context")
+_MAY_BE_ZERO = (
+    "num_favourites",
+    "history_targets",
+    "profile_tokens",
+    "branches_per_context",
+    "sid_in_prompt",
+    "sid_generated",
+    "contexts_per_group",
+)
 
 
 def load_text_tokenizer(data: PreparedData) -> PreTrainedTokenizerBase:
@@ -129,8 +171,7 @@ class PromptTables:
 
     semantic_ids: SemanticIds
     vocab_size: int
-    sid_in_prompt: int
-    sid_generated: int
+    config: PromptConfig
     encoder: TextEncoder
     profiles: Links  # distinct profiles -> tokens
     profile_of: Int32[np.ndarray, " U"]  # user -> row of `profiles`
@@ -168,13 +209,13 @@ class PromptTables:
         def pieces(task: str, phrasing: str) -> tuple[np.ndarray, np.ndarray]:
             return tuple(encoder.encode(instructions.split(task, phrasing), most))
 
-        fixed = (instructions.FAVOURITES_TEXT, instructions.HISTORY_TEXT)
+        before_history = instructions.HISTORY_TEXT if config.has_words else ""
+        fixed = (instructions.FAVOURITES_TEXT, before_history)
         marker = instructions.SESSION_END_TEXT
         return cls(
             semantic_ids,
             vocab_size,
-            config.sid_in_prompt,
-            config.sid_generated,
+            config,
             encoder,
             encoder.table(texts, config.profile_tokens),
             distinct.indices.to_numpy(zero_copy_only=False).astype(np.int32),
@@ -202,10 +243,21 @@ class PromptTables:
         first = self.vocab_size + np.arange(levels) * self.semantic_ids.codebook_size
         return (self.semantic_ids.codes[items, :levels] + first).astype(np.int32)
 
-    def slots(self, items: Int[np.ndarray, " n"]) -> Int32[np.ndarray, "n x+1"]:
+    @property
+    def item_width(self) -> int:
+        """Tokens of an item in a prompt."""
+        return self.config.sid_in_prompt + self.config.slot_in_prompt
+
+    @property
+    def target_width(self) -> int:
+        """Tokens of a target: its codes, and the query token."""
+        return self.config.sid_generated + self.config.has_query_token
+
+    def slots(self, items: Int[np.ndarray, " n"]) -> Int32[np.ndarray, "n width"]:
         """Token ids of `items` as they stand in a prompt: codes, then the slot token."""
-        tokens = np.full((len(items), self.sid_in_prompt + 1), self.slot_token, np.int32)
-        tokens[:, :-1] = self.codes(items, self.sid_in_prompt)
+        tokens = np.full((len(items), self.item_width), self.slot_token, np.int32)
+        codes = self.config.sid_in_prompt
+        tokens[:, :codes] = self.codes(items, codes)
         return tokens
 
     def profile(self, user: int) -> Int32[np.ndarray, " n"]:

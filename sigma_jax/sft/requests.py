@@ -176,7 +176,7 @@ def prompt_plan(
     first = int(histories.offsets[user]) if user >= 0 else cut
     start = max(first, cut - config.history_length)
     history = np.asarray(histories.item[start:cut], np.int32)
-    if not len(instruction):
+    if not len(instruction) and not len(history):
         # Something must be predicted from even if nothing was said and nothing is known.
         instruction = tables.encoder.encode([instructions.SESSION_END_TEXT], 1)[0]
     return Plan(

@@ -6,6 +6,7 @@ the loss Eq. 4 + Eq. 5, and hit rates on validation requests while it trains.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from sigma_jax.data.pipeline import open_shards
+from sigma_jax.data.vectors import item_vectors
 from sigma_jax.generation.generate import Generator
 from sigma_jax.losses import (
+    Candidates,
+    JointTargets,
+    joint_loss,
     next_token_loss,
     own_negatives_infonce,
     prefix_infonce,
@@ -31,13 +37,13 @@ from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import save_weights
 from sigma_jax.runtime.artifacts import Recipe, is_current, plain, read_json, write_artifact
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
-from sigma_jax.sft.assemble import batches
-from sigma_jax.sft.build import backbone_source, frozen_tables, item_vectors, make_recommender
+from sigma_jax.sft.assemble import batches, contexts_that_fit
+from sigma_jax.sft.build import backbone_source, frozen_tables, make_recommender
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.layout import HISTORY_TASK
 from sigma_jax.sft.prior import fit_prior, training_ties
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
-from sigma_jax.sft.records import write_records
+from sigma_jax.sft.records import RECORDS, write_records
 from sigma_jax.sft.requests import make_requests
 from sigma_jax.sft.trained import generation_config, hit_rates, prompts_of
 
@@ -66,6 +72,12 @@ class SftTask:
         self.vectors = item_vectors(self.data, workdir)
         self.vocab_size = backbone_source(config, workdir, self.data)[1]
         self.records = write_record_shards(self.data, config.prompt, workdir, seed)
+        self.prompt = config.prompt
+        if not config.prompt.contexts_per_group:
+            most = contexts_that_fit(
+                self.records, self.data, self.semantic_ids, config.prompt, self.vocab_size
+            )
+            self.prompt = dataclasses.replace(config.prompt, contexts_per_group=most)
 
     @property
     def batch_rows(self) -> int:
@@ -78,11 +90,17 @@ class SftTask:
             self.records,
             self.data,
             self.semantic_ids,
-            self.config.prompt,
+            self.prompt,
             self.vocab_size,
             self.seed,
             self.batch_rows,
         )
+
+    @property
+    def epoch_steps(self) -> float:
+        """Steps in which every context comes once."""
+        groups = self.batch_rows // self.prompt.pack_group_rows
+        return len(open_shards(self.records, RECORDS)) / (groups * self.prompt.contexts_per_group)
 
     def model(self, rngs: nnx.Rngs) -> Recommender:
         """The recommender before its first step."""
@@ -112,8 +130,8 @@ class SftTask:
         """Eq. 4 + Eq. 5 of SIGMA over all targets of the batch."""
         dropout_key, negative_key = jax.random.split(key)
         hidden = hidden_states(model, tables, batch, dropout_key)
-        ntp, code_figures = self.code_loss(model, tables, batch, hidden)
-        infonce, item_figures = self.item_loss(model, tables, batch, hidden, negative_key)
+        losses = self.joint_loss if self.config.model.has_open_query else self.separate_losses
+        ntp, infonce, more = losses(model, tables, batch, hidden, negative_key)
         loss = self.config.ntp_weight * ntp + self.config.infonce_weight * infonce
         figures = {
             "ntp_loss": ntp,
@@ -121,10 +139,67 @@ class SftTask:
             "targets": (batch["target_weight"] > 0).sum(),
             "dropped_items": batch["dropped"][:, 0].sum(),
             "dropped_targets": batch["dropped"][:, 1].sum(),
-            **{f"code_{name}": value for name, value in code_figures.items()},
-            **{f"item_{name}": value for name, value in item_figures.items()},
+            **more,
         }
         return loss, figures
+
+    def joint_loss(self, model: Recommender, tables, batch, hidden, key):
+        """Eq. 4 and 5 over one set of item scores (losses.joint_loss)."""
+        prompt = self.config.prompt
+        start, end = batch["start_position"], batch["query_position"]
+        mask = mask_of(batch)
+
+        def seen_from(positions):
+            return jnp.take_along_axis(mask, positions[..., None], axis=1)
+
+        opened = model.open_query(_rows_at(hidden, start), batch["item"], seen_from(start), tables)
+        queries = opened
+        if prompt.has_query_token:
+            at_queries = _rows_at(hidden, end)
+            queries = model.query(at_queries, batch["item"], seen_from(end), tables, opened)
+        logits = model.code_logits(_rows_at(hidden, batch["code_position"]))
+        num_items = tables["codes"].shape[0]
+        candidates = self.candidates(num_items, key)
+        vectors = model.item_vectors(candidates, tables)
+        items = batch["target_item"].reshape(-1)
+        codes = tables["codes"][:, : prompt.sid_generated]
+        of_targets = (
+            jnp.take(vectors, items, axis=0)
+            if len(candidates) == num_items
+            else model.item_vectors(items, tables)
+        )
+        targets = JointTargets(
+            items=items,
+            codes=jnp.take(codes, items, axis=0),
+            vectors=of_targets,
+            open_queries=opened.reshape(-1, opened.shape[-1]),
+            code_logits=logits.reshape(-1, *logits.shape[2:]),
+            queries=queries.reshape(-1, queries.shape[-1]),
+        )
+        return joint_loss(
+            targets,
+            Candidates(candidates, jnp.take(codes, candidates, axis=0), vectors),
+            num_items,
+            self.config.temperature,
+            batch["target_weight"].reshape(-1),
+            self.config.label_smoothing,
+            self.config.uses_prefix_condition,
+        )
+
+    def candidates(self, num_items: int, key) -> Int[Array, " N"]:
+        """All items, or `num_negatives` of them drawn for the batch."""
+        if self.config.num_negatives >= num_items:
+            return jnp.arange(num_items)
+        return jax.random.randint(key, (self.config.num_negatives,), 0, num_items)
+
+    def separate_losses(self, model: Recommender, tables, batch, hidden, key):
+        """Eq. 4 and Eq. 5 as the paper has them, each over scores of its own."""
+        ntp, code_figures = self.code_loss(model, tables, batch, hidden)
+        infonce, item_figures = jnp.zeros(()), {}
+        if self.config.prompt.generates_item:
+            infonce, item_figures = self.item_loss(model, tables, batch, hidden, key)
+        figures = {f"code_{name}": value for name, value in code_figures.items()}
+        return ntp, infonce, figures | {f"item_{k}": value for k, value in item_figures.items()}
 
     def code_loss(self, model: Recommender, tables, batch, hidden: Float[Array, "B T D"]):
         """Eq. 4: next-token loss over the y codes of each target."""
@@ -152,11 +227,7 @@ class SftTask:
         weights = batch["target_weight"].reshape(-1)
         if self.config.negatives_per_target and self.config.uses_prefix_condition:
             return self.own_negatives_loss(model, tables, queries, targets, weights, key)
-        num_items = tables["codes"].shape[0]
-        if self.config.num_negatives >= num_items:
-            negatives = jnp.arange(num_items)
-        else:
-            negatives = jax.random.randint(key, (self.config.num_negatives,), 0, num_items)
+        negatives = self.candidates(tables["codes"].shape[0], key)
         return prefix_infonce(
             queries,
             model.item_vectors(targets, tables),
@@ -202,7 +273,7 @@ class SftTask:
         """HR@10 at item and SID level on validation requests, by task and on average."""
         if not self.config.report_requests:
             return {}
-        most = dict.fromkeys(TASKS, self.config.report_requests)
+        most = dict.fromkeys(self.config.prompt.asked_tasks, self.config.report_requests)
         requests, prompts = self.validation(most)
         if not len(requests):
             return {}
@@ -213,10 +284,15 @@ class SftTask:
         """At most so many validation requests of each task, and their prompts."""
         prompt = self.config.prompt
         requests = make_requests(
-            self.data, "valid", self.seed, max(most.values()), prompt.longtail_share
+            self.data,
+            "valid",
+            self.seed,
+            max(most.values()),
+            prompt.longtail_share,
+            prompt.phrasings,
         )
         of_task = [np.flatnonzero(requests.task == number) for number in range(len(TASKS))]
-        rows = [here[: most[task]] for here, task in zip(of_task, TASKS, strict=True)]
+        rows = [here[: most.get(task, 0)] for here, task in zip(of_task, TASKS, strict=True)]
         requests = requests.take(np.concatenate(rows))
         if not len(requests):
             return requests, {}
@@ -227,15 +303,17 @@ class SftTask:
         """Over the whole catalogue, as trained."""
         config = generation_config(self.config, beams, batch_size=32)
         depth = self.config.prompt.sid_generated
-        return Generator.create(model, tables, self.semantic_ids, depth, config)
+        return Generator.create(
+            model, tables, self.semantic_ids, depth, config, self.config.prompt.generates_item
+        )
 
     def fit_prior(self, model: Recommender, tables: Mapping[str, Array], folder: Path) -> dict:
         """Fits and writes what counts say beside the model, on requests mixed as in training."""
-        weights = self.config.prompt.task_weights
-        if not self.config.prior.neighbours or not any(weights.values()):
+        weights = self.config.prompt.asked_tasks
+        if not self.config.prior.neighbours or not weights:
             return {}
         share = self.config.prior.fit_requests / max(weights.values())
-        most = {task: int(share * weights.get(task, 0)) for task in TASKS}
+        most = {task: int(share * weight) for task, weight in weights.items()}
         requests, prompts = self.validation(most)
         if not len(requests):
             return {}

@@ -9,13 +9,14 @@ import numpy as np
 from flax import nnx
 
 from sigma_jax import metrics
+from sigma_jax.data.vectors import item_vectors
 from sigma_jax.generation.generate import Choice, GenerationConfig
 from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import load_weights
 from sigma_jax.runtime.artifacts import read_json, read_manifest
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
-from sigma_jax.sft.build import frozen_tables, item_vectors, make_recommender
+from sigma_jax.sft.build import frozen_tables, make_recommender
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.prior import Prior
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
@@ -128,4 +129,5 @@ def hit_rates(items: np.ndarray, requests: Requests, semantic_ids: SemanticIds) 
         }
         found |= {f"hr10_{level}_{task}": value for task, value in by_task.items()}
         found[f"hr10_{level}"] = float(np.mean(list(by_task.values())))
+        found[f"ndcg10_{level}"] = float(metrics.ndcg(ranks, 10).mean())
     return found

@@ -1,7 +1,8 @@
 """Stage `tokenizer`: item vectors to semantic IDs by RQ-VAE or residual k-means (section 2.2).
 
-Reads grounding/text_vectors.npy. Leaves SemanticIds, codebooks.npy and the encoder, which gives
-later items their SIDs (assign.py).
+The vectors are those of the texts (the paper), collaborative ones, or both side by side: then
+items share codes that are alike and are taken by the same people. Leaves SemanticIds,
+codebooks.npy and the encoder, which gives later items their SIDs (assign.py).
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
+from sigma_jax.data.vectors import item_vectors, join_vectors
+from sigma_jax.models.item_encoder import TABLES
 from sigma_jax.models.rqvae import RqVae, RqVaeConfig
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
-from sigma_jax.schema import SemanticIds, load_item_vectors
+from sigma_jax.schema import PreparedData, SemanticIds
 from sigma_jax.tokenizer import figures
 from sigma_jax.tokenizer.assign import assign_codes, save_tokenizer
 from sigma_jax.tokenizer.kmeans import residual_kmeans
@@ -33,6 +36,7 @@ class TokenizerConfig:
     """Fields of configs/tokenizer.py."""
 
     method: Literal["rqvae", "kmeans"]  # kmeans: no encoder; steps refine by mini-batches
+    inputs: tuple[str, ...]  # of "text", "id", "image": what there is of these is joined
     optimizer: OptimizerConfig
     train: TrainConfig
     model: RqVaeConfig
@@ -45,6 +49,8 @@ class TokenizerConfig:
     def __post_init__(self):
         check_least(1, self, "kmeans_rows", "encode_rows", "report_rows")
         check_least(0, self, "kmeans_iterations")
+        if unknown := set(self.inputs) - set(TABLES):
+            raise ValueError(f"inputs names {sorted(unknown)}; known are {', '.join(TABLES)}.")
         if not 0 <= self.min_code_use <= 1:
             raise ValueError(f"min_code_use={self.min_code_use}; use a share, 0 to 1.")
 
@@ -58,10 +64,13 @@ class TokenizerTask:
         self.config = config
         self.seed = seed
         self.batch_rows = config.train.batch_size
-        path = workdir / "grounding" / "text_vectors.npy"
-        self.vectors = load_item_vectors(path)
-        if len(self.vectors) == 0:
-            raise ValueError(f"{path} holds no item; run the grounding stage again.")
+        found = item_vectors(PreparedData.load(workdir / "data"), workdir)
+        self.vectors = join_vectors({name: found[name] for name in config.inputs if name in found})
+        if self.vectors is None:
+            raise ValueError(
+                f"inputs={config.inputs} but {workdir} has vectors of {sorted(found)}; run the "
+                "stages before this one, or name vectors that exist."
+            )
 
     def batches(self) -> grain.MapDataset:
         """vectors [B, D] of items drawn at random."""
@@ -72,13 +81,20 @@ class TokenizerTask:
         rows = rng.integers(0, len(self.vectors), self.batch_rows)
         return {"vectors": np.asarray(self.vectors[rows], np.float32)}
 
+    @property
+    def epoch_steps(self) -> float:
+        """Steps in which as many items are drawn as there are."""
+        return len(self.vectors) / self.batch_rows
+
     def model(self, rngs: nnx.Rngs) -> RqVae:
         """Starts encoder and decoder from principal axes, codebooks from k-means of the latents."""
         config = self.config
         model = RqVae(config.model, self.vectors.shape[1], config.method == "rqvae", rngs=rngs)
         sample = self.vectors[self._sample_rows(config.kmeans_rows)]
         if not np.isfinite(sample).all():
-            raise ValueError("grounding/text_vectors.npy is not finite; run grounding again.")
+            raise ValueError(
+                f"the vectors of {self.config.inputs} are not finite; make them again."
+            )
         sample = jnp.asarray(sample)
         model.start_encoder(sample)
         sizes = (config.model.levels, config.model.codebook_size, config.kmeans_iterations)

@@ -69,6 +69,7 @@ def make_data(histories: Histories, items: int = ITEMS) -> PreparedData:
         {},
         None,
         None,
+        None,
     )  # fmt: skip
 
 

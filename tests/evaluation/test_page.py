@@ -60,7 +60,9 @@ def data(tmp_path_factory):
     users = Users(pa.table({"user_id": [str(u) for u in range(USERS)]}))
     queries = Queries(pa.array(list("wxyz")), links)
     folder = tmp_path_factory.mktemp("data")
-    return PreparedData(folder, catalogue, histories, users, queries, themes, pairs, None, None)
+    return PreparedData(
+        folder, catalogue, histories, users, queries, themes, pairs, None, None, None
+    )
 
 
 @pytest.fixture(scope="module")

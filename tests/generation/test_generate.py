@@ -167,3 +167,64 @@ def test_a_padded_last_batch_changes_nothing():
     other = Generator.create(model, tables, semantic_ids(), 2, config)(batch, 5, None)
     np.testing.assert_array_equal(one.items, other.items)
     np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
+
+
+def naive_joint(model, tables, batch, row, depth, temperature) -> np.ndarray:
+    """log P of every item by the open query, code logits and queries, each path on its own."""
+    codes = semantic_ids().codes[:, :depth]
+    vectors = np.asarray(model.item_vectors(jnp.arange(NUM_ITEMS), tables), np.float64)
+    length = int(batch["lengths"][row])
+    tokens = np.zeros((NUM_ITEMS, 12), np.int32)
+    items = np.full(tokens.shape, -1, np.int32)
+    tokens[:, :length] = batch["tokens"][row, :length]
+    items[:, :length] = batch["items"][row, :length]
+    tokens[:, length : length + depth] = np.asarray(model.space.code(np.arange(depth), codes))
+    tokens[:, length + depth] = model.space.query
+    hidden = forward(model, tables, tokens, items)
+
+    def looked(place):
+        is_seen = jnp.broadcast_to(jnp.arange(12) <= place, (NUM_ITEMS, 1, 12))
+        return hidden[:, place : place + 1], jnp.asarray(items), is_seen, tables
+
+    opened = model.open_query(*looked(length - 1))
+    queries = model.query(*looked(length + depth), opened) if depth else opened
+    opened, queries = (np.asarray(q[:, 0], np.float64) for q in (opened, queries))
+    mass = np.exp(vectors @ opened[0] / temperature)
+    log_p = np.zeros(NUM_ITEMS)
+    for item in range(NUM_ITEMS):
+        below = np.ones(NUM_ITEMS, bool)
+        for level in range(depth):
+            logits = model.code_log_probs(hidden[item, length - 1 + level], level)
+            share = np.array([mass[below & (codes[:, level] == c)].sum() for c in range(CODES)])
+            shares = np.exp(np.asarray(logits, np.float64)) * share
+            log_p[item] += np.log(shares[codes[item, level]] / shares.sum())
+            below &= codes[:, level] == codes[item, level]
+        scores = vectors @ queries[item] / temperature
+        log_p[item] += scores[item] - np.log(np.exp(scores[below]).sum())
+    return log_p
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_with_an_open_query_items_have_the_probability_of_the_joint_loss(depth):
+    model, tables = recommender(open_query=True)
+    model.query_gain[...] = jnp.array(0.7)
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
+    batch = prompts()
+    found = Generator.create(model, tables, semantic_ids(), depth, config)(batch, NUM_ITEMS)
+    for row in range(3):
+        log_p = naive_joint(model, tables, batch, row, depth, config.temperature)
+        np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-6)
+        assert sorted(found.items[row]) == list(range(NUM_ITEMS))
+        np.testing.assert_allclose(found.log_probs[row], log_p[found.items[row]], atol=2e-4)
+
+
+def test_without_an_item_query_all_items_of_a_prefix_are_alike():
+    model, tables = recommender()
+    sids = semantic_ids()
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS)
+    generator = Generator.create(model, tables, sids, 3, config, generates_item=False)
+    found = generator(prompts(), NUM_ITEMS)
+    _, inverse, sizes = np.unique(sids.codes, axis=0, return_inverse=True, return_counts=True)
+    for row in range(3):
+        expected = found.beam_scores[row] - np.log(sizes[inverse.reshape(-1)[found.items[row]]])
+        np.testing.assert_allclose(found.log_probs[row], expected, atol=1e-4)

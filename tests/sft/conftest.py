@@ -94,6 +94,7 @@ def make_shop(folder: Path, users: int = 30, items: int = 40, seed: int = 0) -> 
         {},
         None,
         None,
+        None,
     )
 
 
@@ -113,6 +114,8 @@ def config() -> PromptConfig:
     return PromptConfig(
         sid_in_prompt=1,
         sid_generated=2,
+        slot_in_prompt=True,
+        generates_item=True,
         history_length=6,
         num_favourites=2,
         session_marker=True,

@@ -58,12 +58,22 @@ def end_row(shop, record, attach):
     raise AssertionError("the record is no part of the training rows")
 
 
-@pytest.mark.parametrize("shared", [True, False])
+ID_ONLY = {"sid_in_prompt": 0, "sid_generated": 0}
+SID_ONLY = {
+    "sid_in_prompt": 3,
+    "slot_in_prompt": False,
+    "sid_generated": 3,
+    "generates_item": False,
+}
+
+
+@pytest.mark.parametrize("shared, parts", [(True, {}), (False, {}), (1, ID_ONLY), (1, SID_ONLY)])
 def test_each_branch_with_its_context_is_the_prompt_of_that_cut(
-    records, shop, semantic_ids, config, shared
+    records, shop, semantic_ids, config, shared, parts
 ):
     """Token by token, position by position, where the window begins at the same row."""
-    config = plain(config, shared_contexts=shared, num_favourites=0, history_length=100)
+    changes = {"shared_contexts": bool(shared), "num_favourites": 0, "history_length": 100}
+    config = plain(config, **changes, **parts)
     tables = PromptTables.make(shop, semantic_ids, config, V)
     compared = [0, 0]
     for record, plan in drawn_plans(records, config, tables):
@@ -75,20 +85,22 @@ def test_each_branch_with_its_context_is_the_prompt_of_that_cut(
             is_bare = group["target_task"][0, k] == HISTORY_TASK
             query = group["query_position"][0, k]
             seen = visible(group, 0, query)
-            prefix = config.sid_generated + 1
+            codes = config.sid_generated
             attach = int(plan.attach[k])
-            text = "z" if is_bare else tables.encoder.tokenizer.decode(plan.instruction[k])
+            text = "" if is_bare else tables.encoder.tokenizer.decode(plan.instruction[k])
             one = np.array([0])
             request = Requests(np.array([record.user]), one + start + attach, one, one, one, [text])
             prompt = assemble_prompts(request, shop, tables, config, 200)
-            # History supervision has no instruction: its one token is left out.
-            size = prompt["length"][0] - is_bare
-            assert len(seen) == size + prefix
+            size = int(prompt["length"][0])
+            has_query = config.generates_item and codes > 0
+            assert len(seen) == size + codes + has_query
             for name in ("token", "item", "position"):
                 got = group[name][0, seen]
                 assert np.array_equal(got[:size], prompt[name][0, :size]), name
-            code = tables.codes(group["target_item"][0, [k]], config.sid_generated)[0]
-            assert group["token"][0, seen[size:]].tolist() == [*code, tables.query_token]
+            code = tables.codes(group["target_item"][0, [k]], codes)[0]
+            query_token = [tables.query_token] * has_query
+            assert group["token"][0, seen[size:]].tolist() == [*code, *query_token]
+            assert group["start_position"][0, k] == seen[size - 1]
             assert np.array_equal(group["position"][0, seen], np.arange(len(seen)))
             assert group["code_position"][0, k].tolist() == seen[size - 1 : size - 1 + len(code)]
             compared[int(is_bare)] += 1
@@ -268,7 +280,7 @@ def test_batch_that_does_not_divide_is_refused(records, shop, semantic_ids, conf
 
 def test_settings_that_cannot_work_are_refused(shop, semantic_ids, config):
     for change, message in (
-        ({"sid_generated": 4}, "sid_generated=4; use 1 to 3"),
+        ({"sid_generated": 4}, "sid_generated=4; use 0 to 3"),
         ({"history_length": 0}, "history_length=0; use 1 or more"),
         ({"row_tokens": 20}, "row_tokens=20"),
         ({"task_weights": {"Surprise": 1.0}}, "Surprise"),

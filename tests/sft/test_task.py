@@ -41,6 +41,21 @@ def model(task):
     return task.model(nnx.Rngs(0))
 
 
+def model_fields(trained, **changes) -> dict:
+    return dict(stage_fields(trained[0], "sft")[0]["model"].items()) | changes
+
+
+@pytest.fixture(scope="module")
+def letter(trained) -> SftTask:
+    """Eq. 4 and 5 as printed, each over scores of its own."""
+    return make_task(trained, model=model_fields(trained, has_open_query=False))
+
+
+@pytest.fixture(scope="module")
+def letter_model(letter):
+    return letter.model(nnx.Rngs(0))
+
+
 def placed(arrays) -> dict:
     return {name: jnp.asarray(value) for name, value in arrays.items()}
 
@@ -53,8 +68,8 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def naive_query(model, hidden, row_items, seen, vectors) -> np.ndarray:
-    """The query, with what it points at among the items of the row that it sees."""
+def naive_query(model, head, hidden, row_items, seen, vectors) -> np.ndarray:
+    """The query of a head, with what it points at among the items of the row that it sees."""
     sharpness, nothing, gain = np.asarray(model.pointer_scale[...], np.float64)
     pointer = unit(hidden @ np.asarray(model.pointer_head[...]))
     weights, found = [np.exp(nothing)], np.zeros(vectors.shape[1])
@@ -62,7 +77,7 @@ def naive_query(model, hidden, row_items, seen, vectors) -> np.ndarray:
         near = np.exp(sharpness * vectors[row_items[place]] @ pointer)
         weights.append(near)
         found += near * vectors[row_items[place]]
-    return unit(unit(hidden @ np.asarray(model.query_head[...])) + gain * found / sum(weights))
+    return unit(unit(hidden @ np.asarray(head[...])) + gain * found / sum(weights))
 
 
 def naive_losses(task, model, tables, batch) -> tuple[float, float]:
@@ -85,7 +100,12 @@ def naive_losses(task, model, tables, batch) -> tuple[float, float]:
             ntp -= weight[row, place] * log_softmax(logits)[codes[target, level]] / levels
         position = batch["query_position"][row, place]
         h = naive_query(
-            model, hidden[row, position], batch["item"][row], mask[row, position], vectors
+            model,
+            model.query_head,
+            hidden[row, position],
+            batch["item"][row],
+            mask[row, position],
+            vectors,
         )
         cosines = vectors @ h / task.config.temperature
         shares = (codes[:, :levels] == codes[target, :levels]).all(axis=1)
@@ -95,7 +115,53 @@ def naive_losses(task, model, tables, batch) -> tuple[float, float]:
     return ntp / total, infonce / total
 
 
-def test_loss_is_eq_4_plus_eq_5_over_items_of_the_targets_prefix(task, model):
+def naive_joint_losses(task, model, tables, batch) -> tuple[float, float]:
+    """Code and item losses over one set of item scores, target by target, in float64."""
+    hidden = np.asarray(hidden_states(model, tables, batch), np.float64)
+    mask, weight = np.asarray(mask_of(batch)), np.asarray(batch["target_weight"])
+    vectors = np.asarray(model.item_vectors(jnp.arange(len(task.data.catalogue)), tables))
+    vectors, codes = vectors.astype(np.float64), task.semantic_ids.codes
+    table, bias = (np.asarray(p[...], np.float64) for p in (model.sid_table, model.code_bias))
+    size, levels = task.semantic_ids.codebook_size, task.config.prompt.sid_generated
+    tau, gain = task.config.temperature, float(model.query_gain[...])
+    ntp, infonce = 0.0, 0.0
+    for row, place in zip(*np.nonzero(weight), strict=True):
+        target = int(batch["target_item"][row, place])
+
+        def looked(head, where, row=row, place=place):
+            position = batch[where][row, place]
+            seen = row, position
+            items = batch["item"][row]
+            return naive_query(model, head, hidden[seen], items, mask[seen], vectors)
+
+        opened = looked(model.open_head, "start_position")
+        query = opened + gain * looked(model.query_head, "query_position")
+        mass = np.exp(vectors @ opened / tau)
+        below = np.ones(len(codes), bool)
+        for level in range(levels):
+            h = hidden[row, batch["code_position"][row, place, level]]
+            logits = table[level * size : (level + 1) * size] @ h + bias[level]
+            share = np.array([mass[below & (codes[:, level] == c)].sum() for c in range(size)])
+            shares = np.exp(logits) * share
+            right = shares[codes[target, level]] / shares.sum()
+            ntp -= weight[row, place] * np.log(right) / levels
+            below &= codes[:, level] == codes[target, level]
+        scores = vectors @ query / tau
+        infonce -= weight[row, place] * (scores[target] - np.log(np.exp(scores[below]).sum()))
+    return ntp / weight.sum(), infonce / weight.sum()
+
+
+def test_with_an_open_query_both_losses_are_over_its_item_scores(task, model):
+    tables, batch = placed(task.tables()), placed(task.batches()[0])
+    loss, figures = jax.jit(task.loss)(model, tables, batch, jax.random.key(0))
+    ntp, infonce = naive_joint_losses(task, model, tables, jax.device_get(batch))
+    np.testing.assert_allclose(figures["ntp_loss"], ntp, rtol=1e-5)
+    np.testing.assert_allclose(figures["infonce_loss"], infonce, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loss, ntp + infonce, rtol=1e-5)
+
+
+def test_loss_is_eq_4_plus_eq_5_over_items_of_the_targets_prefix(letter, letter_model):
+    task, model = letter, letter_model
     tables = placed(task.tables())
     batch = placed(task.batches()[0])
     assert (np.asarray(batch["target_task"]) == HISTORY_TASK).any()
@@ -126,9 +192,7 @@ def test_trained_tables_move_and_frozen_ones_do_not(trained, task):
 
 
 def test_a_frozen_sid_table_is_labelled_so(trained, task):
-    model = dict(stage_fields(trained[0], "sft")[0]["model"].items()) | {
-        "is_sid_table_frozen": True
-    }
+    model = model_fields(trained, is_sid_table_frozen=True)
     assert make_task(trained, model=model).label(("sid_table",)) == "frozen"
     assert task.label(("sid_table",)) == "table"
     assert task.label(("backbone", "embedding")) == "base"
@@ -214,9 +278,11 @@ def test_negatives_are_different_places_and_all_where_they_fit():
             assert chosen.min() >= 0 and chosen.max() < count
 
 
-def test_shared_negatives_of_the_whole_catalogue_give_the_same_loss(trained, task, model):
+def test_shared_negatives_of_the_whole_catalogue_give_the_same_loss(trained, letter, letter_model):
     """Eq. 5 as printed (drawn once, masked by prefix) against negatives drawn by prefix."""
-    shared = make_task(trained, negatives_per_target=0, num_negatives=1_000)
-    arguments = model, placed(task.tables()), placed(task.batches()[0]), jax.random.key(0)
-    own, batch = (jax.jit(t.loss)(*arguments)[1]["infonce_loss"] for t in (task, shared))
+    fields = model_fields(trained, has_open_query=False)
+    shared = make_task(trained, model=fields, negatives_per_target=0, num_negatives=1_000)
+    tables, batch = placed(letter.tables()), placed(letter.batches()[0])
+    arguments = letter_model, tables, batch, jax.random.key(0)
+    own, batch = (jax.jit(t.loss)(*arguments)[1]["infonce_loss"] for t in (letter, shared))
     np.testing.assert_allclose(own, batch, rtol=1e-5)

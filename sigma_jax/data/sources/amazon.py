@@ -4,6 +4,7 @@ NAME.inter.json   {"user": [item, ...]} in order of time
 NAME.item.json    {"item": {"title", "brand", "description", "categories", ...}}    optional
 NAME.time.json    {"user": [unix seconds, ...]}, parallel to inter                  optional
 NAME.cf32.npy     float32 [items, 32], ID vectors, row i = item i                   optional
+NAME.text.npy     float32 [items, width], text vectors, row i = item i              optional
 
 Users and items are numbers from 0. Without times the order of the file is the order of events.
 """
@@ -41,11 +42,13 @@ def paths(config: DataConfig) -> dict[str, Path]:
     name = found[0].name.removesuffix(".inter.json")
     there = {
         kind: path
-        for kind in ("inter.json", "item.json", "time.json", "cf32.npy")
+        for kind in ("inter.json", "item.json", "time.json", "cf32.npy", "text.npy")
         if (path := folder / f"{name}.{kind}").exists()
     }
     if not config.use_id_vectors:
         there.pop("cf32.npy", None)
+    if config.files.text_vectors:
+        there["text.npy"] = Path(config.files.text_vectors)
     return there
 
 
@@ -53,7 +56,7 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
     """The tables of the one dataset in config.path. ValueError if there is none."""
     found = paths(config)
     interactions = _interactions(con, found)
-    vectors = found.get("cf32.npy")
+    vectors, texts = found.get("cf32.npy"), found.get("text.npy")
     return Tables(
         items=_items(con, found, interactions),
         interactions=interactions,
@@ -62,6 +65,7 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         themes=None,
         id_vectors=str(vectors) if vectors else None,
         visual_vectors=None,
+        text_vectors=str(texts) if texts else None,
         names={
             "items": str(found.get("item.json", found["inter.json"])),
             "interactions": str(found["inter.json"]),

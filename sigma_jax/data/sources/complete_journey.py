@@ -79,6 +79,7 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         themes=_coupon_themes(con, table, labels),
         id_vectors=None,
         visual_vectors=None,
+        text_vectors=None,
         names={
             "items": found["products"],
             "interactions": found["transactions"],

@@ -13,7 +13,7 @@ from sigma_jax.data.tables import TABLES, Tables
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")
 VECTOR_SUFFIXES = (".npy", ".parquet")
-VECTORS = ("id_vectors", "visual_vectors")
+VECTORS = ("id_vectors", "visual_vectors", "text_vectors")
 
 
 def paths(config: DataConfig) -> dict[str, str]:

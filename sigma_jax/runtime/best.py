@@ -1,0 +1,74 @@
+"""The parameters with the best report of a run, kept beside its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from sigma_jax.runtime.artifacts import Recipe
+from sigma_jax.runtime.checkpoint import Checkpoints
+from sigma_jax.runtime.state import TrainState
+
+FOLDER = "best"
+
+
+class Best:
+    """What is kept in FOLDER/best: parameters by the highest value of one figure of the reports.
+
+    A run that was killed and goes on reports the same value at the same step again, which is no
+    improvement on what lies there: so the choice does not depend on interruptions.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, figure: str, state: TrainState):
+        """`figure` "" keeps nothing; `state` lays out what is restored."""
+        self._figure = figure
+        self._value = -math.inf
+        if not figure:
+            return
+        self._store = Checkpoints(folder / FOLDER, 1, recipe)
+        self._kept, self.step = self._store.restore(_content(state, -math.inf))
+        self._value = float(self._kept["value"])
+
+    def offer(self, step: int, figures: Mapping[str, float], state: TrainState) -> None:
+        """Keeps `state` if its figure is higher than all before.
+
+        ValueError if the report has no such figure.
+        """
+        if not self._figure:
+            return
+        if self._figure not in figures:
+            raise ValueError(
+                f"train.keep_best={self._figure!r} is no figure of the report; use one of "
+                f"{', '.join(figures) or 'none: it is empty'}."
+            )
+        value = float(figures[self._figure])
+        if value > self._value:
+            # A copy: the next step donates its state while this is being written.
+            self._kept = jax.tree.map(jnp.copy, _content(state, value))
+            self._value, self.step = value, step
+            self._store.save(step, self._kept)
+
+    def close(self, state: TrainState) -> TrainState:
+        """`state` with the parameters that were kept, where any were."""
+        if not self._figure:
+            return state
+        self._store.__exit__()
+        if not math.isfinite(self._value):
+            return state
+        logging.info("best %s %.4g at step %d: kept", self._figure, self._value, self.step)
+        return dataclasses.replace(state, params=self._kept["params"], rest=self._kept["rest"])
+
+
+def _content(state: TrainState, value: float) -> dict:
+    where = state.step.sharding
+    return {
+        "params": state.params,
+        "rest": state.rest,
+        "value": jax.device_put(jnp.float32(value), where),
+    }
