@@ -210,7 +210,8 @@ def fit(
                     writer.flush()  # a loss that is not finite is told before it is saved
                     checkpoints.save(done, state)
                 writer.tick(done)
-        state = best.close(state)
+        state, is_earlier = best.close(state)
+        figures = None if is_earlier else figures
     model = template.merge(state.params, state.rest)
     return model, tables, task.report(model, tables) if figures is None else figures
 

@@ -129,6 +129,59 @@ def test_reports_come_with_the_steps_they_belong_to(tmp_path):
     assert figures == {"calls": 10}
 
 
+class Peaked(LinearTask):
+    """Reports that are best after four steps; dies when asked for batch `die_at`."""
+
+    epoch_steps = 4.0
+
+    def __init__(self, die_at: int = 10**6):
+        super().__init__()
+        self.die_at = die_at
+
+    def make_batch(self, step):
+        if step >= self.die_at:
+            raise RuntimeError("cut off")
+        return super().make_batch(step)
+
+    def report(self, model, tables):
+        calls = int(model.calls[...])
+        return {"calls": calls, "score": -abs(calls - 4)}
+
+
+def test_the_best_report_decides_what_is_kept(tmp_path):
+    model, _, figures = fit(Peaked(), tmp_path, eval_every=2, keep_best="score")
+    assert int(model.calls[...]) == 4
+    assert figures == {"calls": 4, "score": 0}
+    last, _, _ = fit(Peaked(), tmp_path / "last", eval_every=2)
+    assert int(last.calls[...]) == 10
+    early, _, _ = fit(Peaked(), tmp_path / "early", steps=4)
+    assert not np.array_equal(model.weight[...], last.weight[...])
+    assert early.weight[...].shape == model.weight[...].shape
+
+
+@pytest.mark.parametrize("die_at", [5, 7])
+def test_a_kill_does_not_change_what_is_kept(tmp_path, die_at):
+    settings = {"eval_every": 2, "keep_best": "score", "checkpoint_every": 3}
+    with pytest.raises(Exception, match="cut off"):
+        fit(Peaked(die_at), tmp_path, **settings)
+    model, _, _ = fit(Peaked(), tmp_path, **settings)
+    whole, _, _ = fit(Peaked(), tmp_path / "whole", **settings)
+    np.testing.assert_array_equal(model.weight[...], whole.weight[...])
+    assert int(model.calls[...]) == 4
+
+
+def test_an_unknown_figure_to_keep_by_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"keep_best='hits' is no figure .*calls, score"):
+        fit(Peaked(), tmp_path, eval_every=2, keep_best="hits")
+
+
+def test_epochs_are_steps_by_the_size_of_the_data(tmp_path):
+    model, _, _ = fit(Peaked(), tmp_path, steps=0, epochs=1.5)
+    assert int(model.calls[...]) == 6
+    with pytest.raises(ValueError, match=r"train.steps=3 and train.epochs=1.0 both say"):
+        linear_config(3, epochs=1.0)
+
+
 def test_unknown_stage_is_named():
     with pytest.raises(ValueError, match=r"config\.stage='sfd' is unknown"):
         train.task_classes("sfd")

@@ -84,7 +84,8 @@ def get_suite() -> dict[str, Any]:
             for name, fields in METHODS.items()
         },
         "modes": ("left_out", "kept"),
-        "level": "item",
+        "levels": ("item",),
+        "published_level": "item",
         "columns": COLUMNS,
         "published": {
             data: {name: dict(zip(COLUMNS, row, strict=True)) for name, row in rows.items()}

@@ -7,6 +7,7 @@ own, whose evaluation is read here. Rows are means and sample deviations over se
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import statistics
@@ -16,11 +17,13 @@ from typing import Any
 
 from sigma_jax import metrics
 from sigma_jax.evaluation.score import MODES
-from sigma_jax.evaluation.table import TITLES
+from sigma_jax.evaluation.table import LEVELS, TITLES
+from sigma_jax.schema import TASKS
 
 OURS = "SIGMA"  # what a run's own model is called in its results
 VARIANTS = {"SIGMA without prior": " without counts"}  # other rankings by the same model
 ROUNDING = 1e-9
+NAME, CELL = 34, 16  # widths of a table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +52,10 @@ class Suite:
     data: dict[str, Source]
     methods: dict[str, Method]
     modes: tuple[str, ...]  # of MODES, in the order of the tables
-    level: str  # "item" or "sid"
+    levels: tuple[str, ...]  # "item", "sid"
     columns: tuple[str, ...]  # figures of a row, such as Recall@10
-    published: dict[str, dict[str, dict[str, float]]]  # data or "" -> row -> column -> per cent
+    published: dict[str, dict[str, dict[str, float]]]  # data -> row -> column -> per cent
+    published_level: str  # of their hits
 
     def __post_init__(self):
         if unknown := set(self.modes) - set(MODES):
@@ -126,10 +130,13 @@ class Row:
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def collect(suite: Suite, folder: Path, data: str, mode: str, task: str = "average") -> list[Row]:
+def collect(
+    suite: Suite, folder: Path, data: str, mode: str, level: str, task: str = "average"
+) -> list[Row]:
     """The rows of one table from what is finished: baselines first, then the suite's methods.
 
     Args:
+      level: "item" or "sid".
       task: one of TASKS, or "average" over those that were judged.
     """
     rows: dict[str, list[Mapping]] = {}
@@ -139,17 +146,17 @@ def collect(suite: Suite, folder: Path, data: str, mode: str, task: str = "avera
             if results is None:
                 continue
             for name, modes in results["methods"].items():
-                shown = _row_name(name, method, settings.has_baselines)
+                shown = row_name(name, method, settings.has_baselines)
                 if shown is not None and mode in modes:
                     summary = modes[mode]
                     found = summary["average"] if task == "average" else summary["tasks"].get(task)
                     if found:
                         rows.setdefault(shown, []).append(found)
-    made = [_row(suite, name, found) for name, found in rows.items()]
+    made = [make_row(suite, level, name, found) for name, found in rows.items()]
     return sorted(made, key=lambda row: row.method.split(" without")[0] in suite.methods)
 
 
-def _row_name(name: str, method: str, has_baselines: bool) -> str | None:
+def row_name(name: str, method: str, has_baselines: bool) -> str | None:
     """What a ranking of a run is called in the table of the suite; None: it is left out."""
     if name == OURS:
         return method
@@ -158,58 +165,98 @@ def _row_name(name: str, method: str, has_baselines: bool) -> str | None:
     return name if has_baselines and not name.startswith(OURS) else None
 
 
-def _row(suite: Suite, name: str, found: Sequence[Mapping]) -> Row:
-    level = suite.level
-    keys = {column: f"{level}.{column}" for column in suite.columns}
-    figures = {
-        column: [summary[key]["mean"] for summary in found]
-        for column, key in keys.items()
-        if all(key in summary for summary in found)
-    }
-    warnings = []
-    for seed, summary in enumerate(found):
+def make_row(suite: Suite, level: str, name: str, found: Sequence[Mapping]) -> Row:
+    """A row of summaries (score.summarise), one a seed."""
+    figures, warnings = {}, []
+    for column in suite.columns:
+        key = f"{level}.{column}" if f"{level}.{column}" in found[0] else column
+        if all(key in summary for summary in found):
+            figures[column] = [summary[key]["mean"] for summary in found]
+    for number, summary in enumerate(found):
         four = [f"{level}.{gain}@{k}" for gain in ("Recall", "NDCG") for k in (5, 10)]
         if all(key in summary for key in four):
             wrong = metrics.leave_one_out_gap(*(summary[k]["mean"] for k in four), ROUNDING)
-            if wrong:
-                warnings.append(f"{name}, run {seed}: {wrong}")
+            warnings += [f"{name}, run {number}: {wrong}"] if wrong else []
     return Row(name, figures, warnings)
+
+
+def tasks_judged(suite: Suite, folder: Path, data: str) -> list[str]:
+    """The tasks that finished runs have figures of, in their usual order."""
+    found = set()
+    for run in planned(suite):
+        results = read_results(run, folder) if run.data == data else None
+        for modes in (results or {"methods": {}})["methods"].values():
+            found |= {task for summary in modes.values() for task in summary["tasks"]}
+    return [task for task in TASKS if task in found]
 
 
 def render(suite: Suite, folder: Path) -> str:
     """All tables as text."""
     lines = [suite.title, *suite.protocol, ""]
     for data in suite.data:
-        for mode in suite.modes:
-            lines += render_rows(
-                suite, f"{data}, {TITLES[mode]}", collect(suite, folder, data, mode)
-            )
-            for name, figures in suite.published.get(data, {}).items():
-                if mode == "kept":
-                    cells = "".join(f"{_published(figures, c):>18}" for c in suite.columns)
-                    lines.append(f"{name[:31]:32}{cells}  published")
+        tasks = tasks_judged(suite, folder, data)
+        for mode, level in itertools.product(suite.modes, suite.levels):
+            title = f"{data}, hits by {LEVELS[level]}, {TITLES[mode]}"
+            rows = collect(suite, folder, data, mode, level)
+            lines += render_rows(suite, title, rows, suite.published.get(data, {}), level)
+            if len(tasks) > 1:
+                lines += ["", *render_by_task(suite, folder, data, mode, level, tasks)]
             lines.append("")
     lines += provenance(suite, folder)
     return "\n".join(lines) + "\n"
 
 
-def render_rows(suite: Suite, title: str, rows: Sequence[Row]) -> list[str]:
-    """A title, a head and a line a row: per cent, mean and deviation over seeds."""
-    lines = [title, f"{'':32}" + "".join(f"{column:>18}" for column in suite.columns)]
+def render_rows(
+    suite: Suite,
+    title: str,
+    rows: Sequence[Row],
+    published: Mapping[str, Mapping[str, float]],
+    level: str,
+) -> list[str]:
+    """A title, a head and a line a row: per cent, mean and deviation over seeds.
+
+    Published figures stand below, those of a row of the same name behind it.
+    """
+    lines = [title, f"{'':{NAME}}" + "".join(f"{column:>{CELL}}" for column in suite.columns)]
     for row in rows:
-        cells = [
-            f"{100 * row.mean(c):.2f} ± {100 * row.deviation(c):.2f}" if c in row.figures else "-"
-            for c in suite.columns
-        ]
         count = len(next(iter(row.figures.values()), []))
         seeds = "" if count == len(suite.seeds) else f"  ({count} of {len(suite.seeds)} seeds)"
-        lines.append(f"{row.method[:31]:32}" + "".join(f"{cell:>18}" for cell in cells) + seeds)
+        cells = "".join(f"{cell(row, column):>{CELL}}" for column in suite.columns)
+        lines.append(f"{row.method[: NAME - 1]:{NAME}}{cells}{seeds}")
         lines += [f"  WARNING: {warning}" for warning in row.warnings]
+    if level == suite.published_level:
+        for name, figures in published.items():
+            shown = [f"{figures[c]:.2f}       " if c in figures else "-" for c in suite.columns]
+            cells = "".join(f"{text:>{CELL}}" for text in shown)
+            lines.append(f"{'  published: ' + name:{NAME}}{cells}")
     return lines
 
 
-def _published(figures: Mapping[str, float], column: str) -> str:
-    return f"{figures[column]:.2f}       " if column in figures else "-       "
+def cell(row: Row, column: str) -> str:
+    """Mean and deviation in per cent; "-" where the row has no such figure."""
+    if column not in row.figures:
+        return "-"
+    return f"{100 * row.mean(column):.2f} ± {100 * row.deviation(column):.2f}"
+
+
+def render_by_task(
+    suite: Suite, folder: Path, data: str, mode: str, level: str, tasks: Sequence[str]
+) -> list[str]:
+    """HR@10 of each task."""
+    column = "HR@10"
+    by_task = {task: collect(suite, folder, data, mode, level, task) for task in tasks}
+    names = list(dict.fromkeys(row.method for rows in by_task.values() for row in rows))
+    title = f"{data}, {column} by task, hits by {LEVELS[level]}, {TITLES[mode]}"
+    lines = [title, f"{'':{NAME}}" + "".join(f"{task:>{CELL}}" for task in tasks)]
+    one = dataclasses.replace(suite, columns=(column,))
+    by_task = {task: collect(one, folder, data, mode, level, task) for task in tasks}
+    for name in names:
+        shown = ""
+        for rows in by_task.values():
+            row = next((row for row in rows if row.method == name), None)
+            shown += f"{cell(row, column) if row else '-':>{CELL}}"
+        lines.append(f"{name[: NAME - 1]:{NAME}}{shown}")
+    return lines
 
 
 def provenance(suite: Suite, folder: Path) -> list[str]:
@@ -229,19 +276,14 @@ def provenance(suite: Suite, folder: Path) -> list[str]:
 
 
 def as_json(suite: Suite, folder: Path) -> dict[str, Any]:
-    """data -> mode -> row -> column -> {"mean", "deviation", "seeds"}; figures are fractions."""
+    """data -> mode -> level -> row -> column -> one figure a seed, as fractions."""
     return {
         data: {
             mode: {
-                row.method: {
-                    column: {
-                        "mean": row.mean(column),
-                        "deviation": row.deviation(column),
-                        "seeds": values,
-                    }
-                    for column, values in row.figures.items()
+                level: {
+                    row.method: row.figures for row in collect(suite, folder, data, mode, level)
                 }
-                for row in collect(suite, folder, data, mode)
+                for level in suite.levels
             }
             for mode in suite.modes
         }

@@ -16,7 +16,9 @@ from jaxtyping import Array, Float, Int
 
 from sigma_jax.losses import unit
 
-TABLES = ("id", "text", "image")
+PRETRAINED = ("id", "text", "image")
+OWN = "own"  # learnt from scratch: without pre-trained vectors, or beside them
+TABLES = (*PRETRAINED, OWN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,8 @@ class ItemEncoder(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        """`vectors` gives each table to be used, or its shape when values are restored later.
+        """`vectors` gives each table to be used, or its shape when values are restored later
+        (of the table "own" always: it starts at random).
 
         Raises:
           ValueError: no table that the config names is given.
@@ -60,7 +63,7 @@ class ItemEncoder(nnx.Module):
         # Every row at unit length: the tables meet on equal terms.
         self.trained = nnx.Dict(
             {
-                name: nnx.Param(_start(vectors[name], shapes[name]), axes=("items", None))
+                name: nnx.Param(_start(vectors[name], shapes[name], rngs), axes=("items", None))
                 for name in self.names
                 if name in config.trainable
             }
@@ -88,9 +91,9 @@ class ItemEncoder(nnx.Module):
         return x @ self.linear[...] + hidden @ self.outer[...]
 
 
-def _start(vectors, shape: tuple[int, int]) -> Float[Array, "I D"]:
+def _start(vectors, shape: tuple[int, int], rngs: nnx.Rngs) -> Float[Array, "I D"]:
     if isinstance(vectors, tuple):
-        return jnp.zeros(shape, jnp.float32)
+        return unit(jax.random.normal(rngs.params(), shape))
     # Sentence encoders put all texts into one corner, where cosines tell little apart.
     vectors = jnp.asarray(vectors)
     return unit(vectors - vectors.mean(axis=0))

@@ -54,15 +54,16 @@ class Best:
             self._value, self.step = value, step
             self._store.save(step, self._kept)
 
-    def close(self, state: TrainState) -> TrainState:
-        """`state` with the parameters that were kept, where any were."""
+    def close(self, state: TrainState) -> tuple[TrainState, bool]:
+        """`state` with the parameters that were kept, and whether they are of an earlier step."""
         if not self._figure:
-            return state
+            return state, False
         self._store.__exit__()
         if not math.isfinite(self._value):
-            return state
+            return state, False
         logging.info("best %s %.4g at step %d: kept", self._figure, self._value, self.step)
-        return dataclasses.replace(state, params=self._kept["params"], rest=self._kept["rest"])
+        kept = dataclasses.replace(state, params=self._kept["params"], rest=self._kept["rest"])
+        return kept, self.step < int(state.step)
 
 
 def _content(state: TrainState, value: float) -> dict:

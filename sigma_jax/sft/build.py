@@ -11,7 +11,7 @@ from flax import nnx
 
 from sigma_jax.models.backbone import HOW, BackboneConfig, make_backbone
 from sigma_jax.models.hf import read_config
-from sigma_jax.models.item_encoder import TABLES
+from sigma_jax.models.item_encoder import OWN, TABLES
 from sigma_jax.models.recommender import Recommender, TokenSpace
 from sigma_jax.schema import PreparedData, SemanticIds
 from sigma_jax.sft.config import SftConfig
@@ -44,7 +44,8 @@ def make_recommender(
     source, vocab_size = backbone_source(config, workdir, data)
     backbone = make_backbone(source, vocab_size, rngs, data.text_tokenizer_folder)
     space = TokenSpace(backbone.config.vocab_size, semantic_ids.levels, semantic_ids.codebook_size)
-    return Recommender(config.model, backbone, space, vectors, rngs=rngs)
+    own = {OWN: (len(data.catalogue), config.model.item_encoder.fused_width)}
+    return Recommender(config.model, backbone, space, {**vectors, **own}, rngs=rngs)
 
 
 def frozen_tables(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sigma_jax.models.backbone import BackboneConfig
-from sigma_jax.models.item_encoder import TABLES
+from sigma_jax.models.item_encoder import OWN, TABLES
 from sigma_jax.models.recommender import RecommenderConfig
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
 from sigma_jax.sft.prior import PriorConfig
@@ -44,6 +44,12 @@ class SftConfig:
         if unknown := set(self.model.item_encoder.inputs) - set(TABLES):
             raise ValueError(
                 f"model.item_encoder.inputs names {sorted(unknown)}; known are {', '.join(TABLES)}."
+            )
+        encoder = self.model.item_encoder
+        if OWN in encoder.inputs and OWN not in encoder.trainable:
+            raise ValueError(
+                f"model.item_encoder.inputs has {OWN!r}, which starts at random; put it into "
+                "model.item_encoder.trainable too."
             )
         rows, group = self.train.batch_size, self.prompt.pack_group_rows
         if rows % group:

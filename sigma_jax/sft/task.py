@@ -157,7 +157,10 @@ class SftTask:
         if prompt.has_query_token:
             at_queries = _rows_at(hidden, end)
             queries = model.query(at_queries, batch["item"], seen_from(end), tables, opened)
-        logits = model.code_logits(_rows_at(hidden, batch["code_position"]))
+        size = model.space.codebook_size
+        logits = jnp.zeros((*start.shape, 0, size))
+        if prompt.sid_generated:
+            logits = model.code_logits(_rows_at(hidden, batch["code_position"]))
         num_items = tables["codes"].shape[0]
         candidates = self.candidates(num_items, key)
         vectors = model.item_vectors(candidates, tables)
@@ -173,7 +176,7 @@ class SftTask:
             codes=jnp.take(codes, items, axis=0),
             vectors=of_targets,
             open_queries=opened.reshape(-1, opened.shape[-1]),
-            code_logits=logits.reshape(-1, *logits.shape[2:]),
+            code_logits=logits.reshape(items.size, *logits.shape[2:]),
             queries=queries.reshape(-1, queries.shape[-1]),
         )
         return joint_loss(

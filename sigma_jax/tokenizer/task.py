@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
 from sigma_jax.data.vectors import item_vectors, join_vectors
-from sigma_jax.models.item_encoder import TABLES
+from sigma_jax.models.item_encoder import PRETRAINED
 from sigma_jax.models.rqvae import RqVae, RqVaeConfig
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
 from sigma_jax.schema import PreparedData, SemanticIds
@@ -49,8 +49,8 @@ class TokenizerConfig:
     def __post_init__(self):
         check_least(1, self, "kmeans_rows", "encode_rows", "report_rows")
         check_least(0, self, "kmeans_iterations")
-        if unknown := set(self.inputs) - set(TABLES):
-            raise ValueError(f"inputs names {sorted(unknown)}; known are {', '.join(TABLES)}.")
+        if unknown := set(self.inputs) - set(PRETRAINED):
+            raise ValueError(f"inputs names {sorted(unknown)}; known are {', '.join(PRETRAINED)}.")
         if not 0 <= self.min_code_use <= 1:
             raise ValueError(f"min_code_use={self.min_code_use}; use a share, 0 to 1.")
 

@@ -1,13 +1,21 @@
 """Artifacts: whole or absent, known by their recipe."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from sigma_jax.runtime import artifacts
-from sigma_jax.runtime.artifacts import Recipe, is_current, read_manifest, write_artifact
+from sigma_jax.runtime.artifacts import (
+    UNSHARED,
+    Pool,
+    Recipe,
+    is_current,
+    read_manifest,
+    write_artifact,
+)
 
 RECIPE = Recipe({"train": {"steps": 5}, "widths": (1, 2)}, {"data": "abc"}, 7)
 
@@ -94,3 +102,28 @@ def test_edited_manifest_is_noticed(tmp_path):
 def test_missing_manifest_says_what_makes_it(tmp_path):
     with pytest.raises(ValueError, match="without --only"):
         read_manifest(tmp_path, "grounding")
+
+
+def test_a_pool_gives_what_another_workdir_has_made(tmp_path):
+    recipe, other = Recipe({"size": 3}, {}, 0), Recipe({"size": 4}, {}, 0)
+    pool = Pool(tmp_path / "pool")
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    write_artifact(first, "data", recipe, write)
+    pool.give(first, "data", recipe)
+    pool.give(first, "data", recipe)  # what is there stays
+    pool.take(second, "data", other)
+    assert not (second / "data").exists()
+    pool.take(second, "data", recipe)
+    assert is_current(second, "data", recipe)
+    assert (second / "data" / "deep" / "values.txt").read_text() == "1 2 3"
+    shutil.rmtree(first)
+    pool.take(second, "data", recipe)
+    assert read_manifest(second, "data").figures["count"] == 3
+
+
+def test_without_a_pool_nothing_is_shared(tmp_path):
+    recipe = Recipe({}, {}, 0)
+    UNSHARED.give(tmp_path, "data", recipe)
+    UNSHARED.take(tmp_path, "data", recipe)
+    assert not list(tmp_path.iterdir())
