@@ -15,26 +15,35 @@ from jaxtyping import Float, Float32
 from sigma_jax.data import database
 from sigma_jax.data.sources.files import open_table
 from sigma_jax.data.tables import as_id
-from sigma_jax.schema import PreparedData, load_item_vectors
+from sigma_jax.schema import load_item_vectors
 
 ROWS = 65_536
 
 
-def item_vectors(data: PreparedData, workdir: Path) -> dict[str, Float32[np.ndarray, "I D"]]:
-    """The pre-trained item vectors there are: text (given, or stage 1's), id (given, or the
-    teacher's), image. ValueError if some were made for another catalogue."""
-    given = {"text": data.text_vectors, "id": data.id_vectors, "image": data.visual_vectors}
-    made = {"text": "grounding/text_vectors.npy", "id": "teacher/id_vectors.npy"}
+# Where each kind of vectors lies in a workdir: what the data brings, before what a stage has made.
+PLACES = {
+    "text": ("data/text_vectors.npy", "grounding/text_vectors.npy"),
+    "id": ("data/id_vectors.npy", "teacher/id_vectors.npy"),
+    "image": ("data/visual_vectors.npy",),
+}
+
+
+def item_vectors(workdir: Path, count: int | None = None) -> dict[str, Float32[np.ndarray, "I D"]]:
+    """The pre-trained item vectors there are, by kind, memory-mapped.
+
+    ValueError if some are not of `count` items (None: as many as the others): they were made for
+    another catalogue.
+    """
     found = {}
-    for name, vectors in given.items():
-        if vectors is None and name in made and (workdir / made[name]).exists():
-            vectors = load_item_vectors(workdir / made[name])
-        if vectors is not None:
-            found[name] = vectors
+    for name, places in PLACES.items():
+        there = [workdir / place for place in places if (workdir / place).exists()]
+        if there:
+            found[name] = load_item_vectors(there[0])
     for name, rows in found.items():
-        if len(rows) != len(data.catalogue):
+        count = len(rows) if count is None else count
+        if len(rows) != count:
             raise ValueError(
-                f"{workdir} has {len(rows)} {name} vectors for {len(data.catalogue)} items; "
+                f"{workdir} has {len(rows)} {name} vectors for {count} items; "
                 "delete the folder of the stage that made them and run again."
             )
     return found

@@ -23,7 +23,7 @@ def backbone_source(
 ) -> tuple[BackboneConfig, int]:
     """Where the backbone comes from, and V: the rows of its text table."""
     backbone = config.backbone
-    if config.starts_from_grounding:
+    if config.starts_from_grounding and (workdir / "grounding").exists():
         folder = workdir / "grounding" / "backbone"
         backbone = dataclasses.replace(backbone, hf_folder=str(folder))
     if backbone.hf_folder:

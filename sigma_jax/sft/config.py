@@ -19,7 +19,7 @@ class SftConfig:
     optimizer: OptimizerConfig
     train: TrainConfig
     backbone: BackboneConfig
-    starts_from_grounding: bool  # the backbone of stage 1 instead of `backbone`'s own start
+    starts_from_grounding: bool  # with the backbone of stage 1, where that was trained
     model: RecommenderConfig
     prompt: PromptConfig
     temperature: float  # tau of Eq. 5

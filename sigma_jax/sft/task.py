@@ -69,7 +69,7 @@ class SftTask:
         self.data = PreparedData.load(workdir / "data")
         self.semantic_ids = SemanticIds.load(workdir / "tokenizer")
         config.prompt.check(self.semantic_ids.levels)
-        self.vectors = item_vectors(self.data, workdir)
+        self.vectors = item_vectors(workdir, len(self.data.catalogue))
         self.vocab_size = backbone_source(config, workdir, self.data)[1]
         self.records = write_record_shards(self.data, config.prompt, workdir, seed)
         self.prompt = config.prompt

@@ -83,7 +83,7 @@ def load_recommender(workdir: Path, data: PreparedData) -> TrainedRecommender:
         ) from error
     has_prior = "prior_targets" in read_manifest(workdir, "sft").figures
     semantic_ids = SemanticIds.load(workdir / "tokenizer")
-    vectors = item_vectors(data, workdir)
+    vectors = item_vectors(workdir, len(data.catalogue))
     stored = dataclasses.replace(config.backbone, hf_folder=str(folder / "backbone"))
     stored_config = dataclasses.replace(config, backbone=stored, starts_from_grounding=False)
     model = make_recommender(stored_config, workdir, data, semantic_ids, vectors, nnx.Rngs(0))

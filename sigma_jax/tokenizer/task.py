@@ -23,7 +23,7 @@ from sigma_jax.data.vectors import item_vectors, join_vectors
 from sigma_jax.models.item_encoder import PRETRAINED
 from sigma_jax.models.rqvae import RqVae, RqVaeConfig
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
-from sigma_jax.schema import PreparedData, SemanticIds
+from sigma_jax.schema import SemanticIds
 from sigma_jax.tokenizer import figures
 from sigma_jax.tokenizer.assign import assign_codes, save_tokenizer
 from sigma_jax.tokenizer.kmeans import residual_kmeans
@@ -64,13 +64,15 @@ class TokenizerTask:
         self.config = config
         self.seed = seed
         self.batch_rows = config.train.batch_size
-        found = item_vectors(PreparedData.load(workdir / "data"), workdir)
+        found = item_vectors(workdir)
         self.vectors = join_vectors({name: found[name] for name in config.inputs if name in found})
         if self.vectors is None:
             raise ValueError(
                 f"inputs={config.inputs} but {workdir} has vectors of {sorted(found)}; run the "
                 "stages before this one, or name vectors that exist."
             )
+        if len(self.vectors) == 0:
+            raise ValueError(f"vectors of {config.inputs} hold no item; make them again.")
 
     def batches(self) -> grain.MapDataset:
         """vectors [B, D] of items drawn at random."""
