@@ -85,6 +85,7 @@ BASE = {
     "infonce_weight": 1.0,
     "label_smoothing": 0.0,
     "prior": {"neighbours": 100, "fit_requests": 600},
+    "refits": False,
     "report_requests": 200,
     "report_beams": 16,
 }
@@ -109,10 +110,10 @@ CHANGES = {
     # Eight items a user: what is not held back learns them by heart.
     "amazon": {
         "optimizer": common.optimizer(
-            1e-3, table_learning_rate=1e-3, weight_decay=0.01, warmup_steps=50, b2=0.98
+            5e-4, table_learning_rate=1e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
         ),
         "train": common.train(
-            0, 64, epochs=12.0, eval_every=100, checkpoint_every=100, keep_best="ndcg10_item"
+            0, 64, epochs=8.0, eval_every=40, checkpoint_every=100, keep_best="ndcg10_item"
         ),
         "backbone": {
             **grounding.BACKBONE,
@@ -121,7 +122,7 @@ CHANGES = {
             "num_heads": 4,
             "num_kv_heads": 4,
             "mlp_width": 512,
-            "dropout": 0.2,
+            "dropout": 0.3,
             "remat": "none",
         },
         "starts_from_grounding": False,
@@ -132,7 +133,9 @@ CHANGES = {
             "trainable": ("text",),
         },
         "temperature": 0.1,
-        "report_requests": 2_000,
+        "model.copies_history": False,  # nobody takes an item twice
+        "report_requests": 4_000,
+        "report_beams": 64,
         "prompt.history_length": 20,
         "prompt.num_favourites": 0,
         "prompt.session_marker": False,
@@ -183,7 +186,11 @@ EVALUATION = {
 
 EVALUATION_CHANGES = {
     "smoke": {"requests": {task: 20 for task in TASK_WEIGHTS}},
-    "amazon": {"requests": {"JustForYou": 100_000}, "generation.temperature": 0.1},
+    "amazon": {
+        "requests": {"JustForYou": 100_000},
+        "generation.temperature": 0.1,
+        "generation.num_beams": 128,
+    },
 }
 
 

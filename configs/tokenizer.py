@@ -42,6 +42,8 @@ PAPER = {
 }
 
 CHANGES = {
+    # As many prefixes as items of each: the beams can look into all of them.
+    "amazon": {"model.codebook_size": 128},
     "smoke": {
         "train": common.train(20, 64),
         "optimizer.warmup_steps": 5,

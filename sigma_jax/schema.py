@@ -323,6 +323,11 @@ class PreparedData:
         """A Hugging Face tokenizer folder."""
         return self.folder / "text_tokenizer"
 
+    def with_validation(self) -> PreparedData:
+        """The same with the validation targets as training rows, and without any of validation."""
+        histories = dataclasses.replace(self.histories, valid_start=self.histories.test_start)
+        return dataclasses.replace(self, histories=histories)
+
     @classmethod
     def load(cls, folder: Path) -> PreparedData:
         views = [view for view in VIEWS if (folder / f"pairs_{view}.arrow").exists()]

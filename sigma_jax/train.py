@@ -145,11 +145,24 @@ def run_stage(
     task = task_classes(stage)[1](fields, workdir, config.seed, mesh)
     folder = workdir / "train" / stage
     model, tables, figures = fit(task, fields, recipe, folder, mesh, config.seed, stage)
+    again = task.refit() if getattr(fields, "refits", False) else None
+    if again is not None:
+        share = figures["kept_step"] / figures["steps"] if "kept_step" in figures else 1.0
+        loop = dataclasses.replace(fields.train, keep_best="", eval_every=0)
+        fields = dataclasses.replace(fields, train=loop)
+        place = (recipe, folder / "refit", mesh, config.seed, f"{stage}, refit")
+        refitted = fit(again, fields, *place, share)[0]
+
+    def finish(beside: Path) -> dict[str, Any]:
+        made = task.finish(model, tables, beside)
+        if again is not None:
+            again.finish_refit(refitted, beside)
+        return made
 
     def write(beside: Path) -> dict[str, Any]:
         return {
             **figures,
-            **task.finish(model, tables, beside),
+            **finish(beside),
             "seconds": time.monotonic() - began,  # of the run that finished it
             "peak_memory_mb": peak_memory_mb(),
         }
@@ -168,12 +181,20 @@ def run_stage(
 
 
 def fit(
-    task: Any, fields: Any, recipe: Recipe, folder: Path, mesh: Mesh, seed: int, name: str
+    task: Any,
+    fields: Any,
+    recipe: Recipe,
+    folder: Path,
+    mesh: Mesh,
+    seed: int,
+    name: str,
+    share: float = 1.0,
 ) -> tuple[nnx.Module, dict[str, jax.Array], dict[str, float]]:
     """Trains `task` from its newest checkpoint in `folder`, or from the start.
 
     Args:
       fields: the stage's config, with `train: TrainConfig` and `optimizer: OptimizerConfig`.
+      share: of the steps after which to stop; the schedule stays that of all.
 
     Returns:
       the trained model, the task's tables on the mesh, the figures of the last report.
@@ -195,9 +216,10 @@ def fit(
         if start:
             logging.info("%s: continues after step %d of %d", name, start, loop.steps)
         with contextlib.closing(MetricWriter(folder, start, loop.steps, name)) as writer:
-            for done, batch in numbered_batches(task, start, loop.steps, mesh):
+            until = math.ceil(share * loop.steps)
+            for done, batch in numbered_batches(task, start, until, mesh):
                 state, metrics = step_fn(state, tables, batch)
-                is_last = done == loop.steps
+                is_last = done == until
                 if is_last or done % loop.log_every == 0:
                     writer.write(done, metrics)
                 figures = None
@@ -213,7 +235,10 @@ def fit(
         state, is_earlier = best.close(state)
         figures = None if is_earlier else figures
     model = template.merge(state.params, state.rest)
-    return model, tables, task.report(model, tables) if figures is None else figures
+    figures = task.report(model, tables) if figures is None else figures
+    if loop.keep_best:
+        figures = {**figures, "kept_step": best.step, "steps": loop.steps}
+    return model, tables, figures
 
 
 def numbered_batches(

@@ -151,7 +151,7 @@ class Peaked(LinearTask):
 def test_the_best_report_decides_what_is_kept(tmp_path):
     model, _, figures = fit(Peaked(), tmp_path, eval_every=2, keep_best="score")
     assert int(model.calls[...]) == 4
-    assert figures == {"calls": 4, "score": 0}
+    assert figures == {"calls": 4, "score": 0, "kept_step": 4, "steps": 10}
     last, _, _ = fit(Peaked(), tmp_path / "last", eval_every=2)
     assert int(last.calls[...]) == 10
     early, _, _ = fit(Peaked(), tmp_path / "early", steps=4)
@@ -173,6 +173,15 @@ def test_a_kill_does_not_change_what_is_kept(tmp_path, die_at):
 def test_an_unknown_figure_to_keep_by_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"keep_best='hits' is no figure .*calls, score"):
         fit(Peaked(), tmp_path, eval_every=2, keep_best="hits")
+
+
+def test_a_share_of_the_steps_ends_as_the_whole_run_passed_there(tmp_path):
+    settings = linear_config(eval_every=2, keep_best="score")
+    mesh = make_mesh(MeshConfig(-1, 1, 1))
+    kept = train.fit(Peaked(), settings, recipe(), tmp_path / "a", mesh, 0, "linear")[0]
+    plain = linear_config()
+    part = train.fit(Peaked(), plain, recipe(), tmp_path / "b", mesh, 0, "linear", 0.4)[0]
+    np.testing.assert_array_equal(part.weight[...], kept.weight[...])
 
 
 def test_epochs_are_steps_by_the_size_of_the_data(tmp_path):

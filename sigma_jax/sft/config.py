@@ -30,6 +30,7 @@ class SftConfig:
     infonce_weight: float  # of Eq. 5
     label_smoothing: float  # of Eq. 4
     prior: PriorConfig  # fitted when training is done
+    refits: bool  # then train anew, as long as was best, on the validation targets too
     report_requests: int  # validation requests a task, while training
     report_beams: int
 

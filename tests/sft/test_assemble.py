@@ -7,7 +7,14 @@ import pytest
 
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.schema import TASKS, Requests
-from sigma_jax.sft.assemble import batches, candidate_weights, draw_plan, pack_group, stack_rows
+from sigma_jax.sft.assemble import (
+    batches,
+    candidate_weights,
+    contexts_that_fit,
+    draw_plan,
+    pack_group,
+    stack_rows,
+)
 from sigma_jax.sft.layout import HISTORY_TASK, lay_out
 from sigma_jax.sft.prompt import PromptTables
 from sigma_jax.sft.records import RECORDS, Record
@@ -223,6 +230,23 @@ def test_packing_loses_nothing_uncounted(records, shop, semantic_ids, config, ro
         assert sum(row.max() for row in group["segment"]) == 5 - dropped[2]
         lost += dropped[0]
     assert (lost > 0) == (row_tokens < 400)
+
+
+def test_as_many_contexts_as_fit_fill_the_rows_and_lose_little(records, shop, semantic_ids, config):
+    config = dataclasses.replace(
+        config, row_tokens=320, row_targets=40, pack_group_rows=8, contexts_per_group=0
+    )
+    count = contexts_that_fit(records, shop, semantic_ids, config, V)
+    config = dataclasses.replace(config, contexts_per_group=count)
+    data = make(records, shop, semantic_ids, config, batch_rows=8)
+    used, targets, dropped = 0.0, 0.0, 0
+    for step in range(12):
+        batch = data[step]
+        used += (batch["segment"] > 0).mean() / 12
+        targets += (batch["target_weight"] > 0).mean() / 12
+        dropped += batch["dropped"][:, 2].sum()
+    assert 0.75 < max(used, targets) <= 1.0
+    assert dropped < 0.02 * 12 * count
 
 
 def test_rows_hold_whole_contexts_side_by_side(records, shop, semantic_ids, config):

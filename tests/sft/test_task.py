@@ -13,13 +13,18 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.data.pipeline import open_shards
+from sigma_jax.runtime.config import MeshConfig, to_dataclass
+from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.schema import PreparedData, SemanticIds
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.layout import HISTORY_TASK
-from sigma_jax.sft.task import SftTask, draw_places, hidden_states, mask_of
+from sigma_jax.sft.loss import draw_places, hidden_states, mask_of
+from sigma_jax.sft.records import RECORDS, Record
+from sigma_jax.sft.task import SftTask
 from sigma_jax.sft.trained import load_recommender
 from sigma_jax.train import stage_fields
+from sigma_jax.train import train as train_stages
 
 ROOT = Path(__file__).parents[2]
 
@@ -266,6 +271,47 @@ def test_the_loss_on_eight_devices_is_that_on_one(trained, tables_folder, tmp_pa
     one, eight = losses(trained[1]), losses(other)
     assert len(one) >= 2
     np.testing.assert_allclose(eight[0], one[0], rtol=1e-5)
+
+
+def test_refitting_sees_validation_targets_and_no_test_target(trained):
+    task = make_task(trained, refits=True)
+    again = task.refit()
+    assert make_task(trained).refit() is None
+    histories = task.data.histories
+
+    def lines(folder):
+        """Per user, the items of its longest record, targets included."""
+        shards = open_shards(folder, RECORDS)
+        found = {}
+        for number in range(len(shards)):
+            record = Record.from_bytes(shards[number])
+            found[record.user] = max(found.get(record.user, 0), len(record.item))
+        return found
+
+    before, after = lines(task.records), lines(again.records)
+    grown = 0
+    for user, count in after.items():
+        most = histories.test_start[user] - histories.offsets[user]
+        assert count <= most
+        grown += count > before.get(user, 0)
+    assert grown > 10
+    assert not len(again.validation({"JustForYou": 50})[0])
+
+
+def test_a_refitted_stage_keeps_the_prior_and_changes_weights_and_ties(trained, tmp_path):
+    config, _ = trained
+    other = without_stage_3(trained, tmp_path)
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.refits = True
+    train_stages(changed, other, make_mesh(MeshConfig(-1, 1, 1)))
+    assert (other / "train" / "sft" / "refit" / "checkpoints").exists()
+    expected, found = weights(trained[1]), weights(other)
+    assert any(not np.array_equal(found[name], value) for name, value in expected.items())
+    data = PreparedData.load(other / "data")
+    before, after = (load_recommender(w, data).prior for w in (trained[1], other))
+    assert before.weights == after.weights
+    assert after.ties.sum() > before.ties.sum()
 
 
 def test_negatives_are_different_places_and_all_where_they_fit():
