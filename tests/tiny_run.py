@@ -50,6 +50,7 @@ def tiny_run(tables: Path, **changes) -> ConfigDict:
         "prompt.window_stride": 6,
         "prompt.row_tokens": 192,
         "prompt.row_targets": 24,
+        "model.has_open_query": True,
         "report_requests": 8,
         "report_beams": 4,
         "evaluation.generation.num_beams": 4,

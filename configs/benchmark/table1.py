@@ -20,18 +20,21 @@ METHODS = {
         "model.item_encoder.trainable": ("own",),
     },
     "- prefix condition": {"uses_prefix_condition": False},
-    "- a tenth of the negatives": {"num_negatives": 1_334},
-    "- item scores before codes": {"model.has_open_query": False},
+    "- a tenth of the negatives": {"negatives_per_target": 6},
+    "+ item scores before codes": {"model.has_open_query": True},
     "GR(SID)": {
         "prompt.sid_in_prompt": 4,
         "prompt.slot_in_prompt": False,
         "prompt.sid_generated": 4,
         "prompt.generates_item": False,
         "prompt.row_tokens": 512,
-        "model.has_open_query": False,
         "model.copies_history": False,
     },
-    "GR(ID)": {"prompt.sid_in_prompt": 0, "prompt.sid_generated": 0},
+    "GR(ID)": {
+        "prompt.sid_in_prompt": 0,
+        "prompt.sid_generated": 0,
+        "model.has_open_query": True,
+    },
 }
 
 COLUMNS = ("HR@1", "HR@5", "HR@10", "HR@20")

@@ -20,25 +20,26 @@ from sigma_jax.schema import load_item_vectors
 ROWS = 65_536
 
 
-# Where each kind of vectors lies in a workdir: what the data brings, before what a stage has made.
+# Kind -> what the data may bring into a workdir, and what a stage makes otherwise.
 PLACES = {
     "text": ("data/text_vectors.npy", "grounding/text_vectors.npy"),
     "id": ("data/id_vectors.npy", "teacher/id_vectors.npy"),
-    "image": ("data/visual_vectors.npy",),
+    "image": ("data/visual_vectors.npy", None),
 }
 
 
 def item_vectors(workdir: Path, count: int | None = None) -> dict[str, Float32[np.ndarray, "I D"]]:
     """The pre-trained item vectors there are, by kind, memory-mapped.
 
-    ValueError if some are not of `count` items (None: as many as the others): they were made for
-    another catalogue.
+    ValueError if a stage has left none, or some are not of `count` items (None: as many as the
+    others): they were made for another catalogue.
     """
     found = {}
-    for name, places in PLACES.items():
-        there = [workdir / place for place in places if (workdir / place).exists()]
-        if there:
-            found[name] = load_item_vectors(there[0])
+    for name, (given, made) in PLACES.items():
+        if (workdir / given).exists():
+            found[name] = load_item_vectors(workdir / given)
+        elif made and (workdir / made).parent.exists():
+            found[name] = load_item_vectors(workdir / made)
     for name, rows in found.items():
         count = len(rows) if count is None else count
         if len(rows) != count:

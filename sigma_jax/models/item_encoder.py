@@ -19,6 +19,7 @@ from sigma_jax.losses import unit
 PRETRAINED = ("id", "text", "image")
 OWN = "own"  # learnt from scratch: without pre-trained vectors, or beside them
 TABLES = (*PRETRAINED, OWN)
+AXES = ("items", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ItemEncoder(nnx.Module):
         # Every row at unit length: the tables meet on equal terms.
         self.trained = nnx.Dict(
             {
-                name: nnx.Param(_start(vectors[name], shapes[name], rngs), axes=("items", None))
+                name: nnx.Param(_start(name, vectors[name], shapes[name], rngs), axes=AXES)
                 for name in self.names
                 if name in config.trainable
             }
@@ -91,9 +92,11 @@ class ItemEncoder(nnx.Module):
         return x @ self.linear[...] + hidden @ self.outer[...]
 
 
-def _start(vectors, shape: tuple[int, int], rngs: nnx.Rngs) -> Float[Array, "I D"]:
+def _start(name: str, vectors, shape: tuple[int, int], rngs: nnx.Rngs) -> Float[Array, "I D"]:
     if isinstance(vectors, tuple):
         return unit(jax.random.normal(rngs.params(), shape))
-    # Sentence encoders put all texts into one corner, where cosines tell little apart.
     vectors = jnp.asarray(vectors)
-    return unit(vectors - vectors.mean(axis=0))
+    if name == "text":
+        # Sentence encoders put all texts into one corner, where cosines tell little apart.
+        vectors = vectors - vectors.mean(axis=0)
+    return unit(vectors)

@@ -21,6 +21,8 @@ def world():
     codes[[3, 5, 7], 0] = 0
     queries = rng.normal(size=(3, 4, D)).astype(np.float32)
     queries[0, 0] = vectors[5]
+    queries /= np.linalg.norm(queries, axis=-1, keepdims=True)
+    queries[1, 1] *= 1.5  # of an open query: as sharp as it is long
     leaves = np.int32([[0, 1, 2, 3], [4, 0, 1, -1], [2, 3, 4, 0]])
     leaves[0, 0] = 0
     is_valid = np.ones((3, 4), bool)
@@ -29,7 +31,7 @@ def world():
 
 
 def naive(world, sharpness, excluded):
-    """Cosines in float64: {(b, m): (ranked items, cosine by item, log_normaliser)}."""
+    """Products in float64: {(b, m): (ranked items, product by item, log_normaliser)}."""
     codes, vectors, queries, leaves, is_valid = world
     prefixes = sorted(set(codes[:, 0].tolist()))
     out = {}
@@ -38,7 +40,7 @@ def naive(world, sharpness, excluded):
             continue
         inside = np.flatnonzero(codes[:, 0] == prefixes[leaves[b, m]])
         q, v = np.float64(queries[b, m]), np.float64(vectors[inside])
-        cosines = v @ q / np.linalg.norm(q) / np.linalg.norm(v, axis=1)
+        cosines = v @ q / np.linalg.norm(v, axis=1)
         normaliser = np.log(np.exp(cosines * sharpness[b]).sum())
         cosine_of = dict(zip(inside.tolist(), cosines, strict=True))
         ranked = sorted(inside.tolist(), key=lambda i: (-round(cosine_of[i], 6), i))
