@@ -9,7 +9,6 @@ results.json after every run. --runs=Beauty/SIGMA/0 runs only those whose name b
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 import time
@@ -64,15 +63,8 @@ def main(argv: Sequence[str]) -> None:
 
 def load_suite(path: str) -> Suite:
     """The suite of a file. ValueError if it is none."""
-    if not Path(path).is_file():
-        known = [str(p) for p in sorted(Path(path).parent.glob("*.py")) if "__" not in p.name]
-        raise ValueError(f"--suite={path} is not there; {nearest(path, known)}")
-    spec = importlib.util.spec_from_file_location("sigma_jax_suite", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_suite"):
-        raise ValueError(f"--suite={path} has no get_suite(); name a file of configs/benchmark.")
-    return to_dataclass(Suite, module.get_suite(), "suite")
+    remedy = "(); name a file of configs/benchmark."
+    return to_dataclass(Suite, cli.load_function("suite", path, "get_suite", remedy)(), "suite")
 
 
 def chosen(runs: Sequence[Run], prefixes: Sequence[str]) -> list[Run]:

@@ -146,16 +146,25 @@ def _check_config_words(words: Sequence[str]) -> None:
 
 def _load_config(argument: str) -> ConfigDict:
     path, _, preset = argument.partition(":")
+    get_config = load_function("config", path, "get_config", "(preset); name a stage's file.")
+    return get_config(preset) if preset else get_config()
+
+
+def load_function(flag: str, path: str, name: str, remedy: str) -> Callable:
+    """The function `name` of the Python file that --FLAG=PATH names.
+
+    ValueError naming the nearest file if there is no such file, or that it has no such function.
+    """
     if not Path(path).is_file():
         folder = Path(path).parent
         known = [str(found) for found in sorted(folder.glob("*.py")) if "__" not in found.name]
-        raise ValueError(f"--config={path} is not there; {nearest(path, known)}")
-    spec = importlib.util.spec_from_file_location("sigma_jax_config", path)
+        raise ValueError(f"--{flag}={path} is not there; {nearest(path, known)}")
+    spec = importlib.util.spec_from_file_location(f"sigma_jax_{flag}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"--config={path} has no get_config(preset); name a stage's file.")
-    return module.get_config(preset) if preset else module.get_config()
+    if not hasattr(module, name):
+        raise ValueError(f"--{flag}={path} has no {name}{remedy}")
+    return getattr(module, name)
 
 
 def _check_field(config: ConfigDict, field: str) -> None:
