@@ -1,0 +1,61 @@
+"""GR(ID), GR(SID) and SIGMA without words: settings of one model, trained and judged end to end."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tiny_run import tiny_run
+
+from sigma_jax import train
+from sigma_jax.evaluation.run import evaluate
+from sigma_jax.runtime.config import MeshConfig
+from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.schema import PreparedData
+from sigma_jax.sft.trained import load_recommender
+
+GR_ID = {"prompt.sid_in_prompt": 0, "prompt.sid_generated": 0}
+GR_SID = {
+    "prompt.sid_in_prompt": 3,
+    "prompt.slot_in_prompt": False,
+    "prompt.sid_generated": 3,
+    "prompt.generates_item": False,
+    "model.has_open_query": False,
+    "model.copies_history": False,
+}
+WITHOUT_WORDS = {
+    "prompt.branches_per_context": 0,
+    "prompt.contexts_per_group": 0,
+    "model.item_encoder.inputs": ("own",),
+    "model.item_encoder.trainable": ("own",),
+    "train.steps": 0,
+    "train.epochs": 1.0,
+    "train.eval_every": 4,
+    "train.keep_best": "ndcg10_item",
+    "optimizer.warmup_steps": 1,
+}
+
+
+@pytest.mark.parametrize("changes", [GR_ID, GR_SID, WITHOUT_WORDS], ids=["id", "sid", "bare"])
+def test_settings_make_methods(trained, tables_folder, tmp_path, changes):
+    workdir = shutil.copytree(trained[1], tmp_path / "run")
+    for name in ("sft", "train/sft", "records"):
+        shutil.rmtree(workdir / name)
+    config = tiny_run(tables_folder, **changes, **{"evaluation.has_baselines": False})
+    train.train(config, workdir, make_mesh(MeshConfig(-1, 1, 1)))
+    evaluate(config, workdir)
+    results = json.loads((workdir / "evaluation" / "results.json").read_text())
+    methods = results["methods"]
+    assert "SIGMA" in methods and "Popularity" not in methods
+    has_words = changes is not WITHOUT_WORDS
+    assert ("SIGMA, unseen wording" in methods) == has_words
+    assert not results["warnings"]
+    model = load_recommender(workdir, PreparedData.load(workdir / "data")).model
+    assert hasattr(model, "open_head") == (changes is not GR_SID)
+    if changes is WITHOUT_WORDS:
+        own = np.asarray(model.item_encoder.trained["own"][...])
+        assert model.item_encoder.names == ("own",)
+        # Trained rows have left the unit length they started with.
+        assert not np.allclose(np.linalg.norm(own, axis=1), 1, atol=1e-6)
+        kept = json.loads((workdir / "sft" / "manifest.json").read_text())["figures"]
+        assert kept["kept_step"] <= kept["steps"]
