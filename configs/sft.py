@@ -49,7 +49,7 @@ BASE = {
         "copies_history": True,
         # Costs as much again as all else of a step, for the softmax over items. Worth it where
         # histories say which item is next; here half the time goes to instructions: 23.7 instead of
-        # 22.3 on average over the tasks, but 16.5 instead of 17.5 for JustForYou.
+        # 22.0 on average over the tasks, but 16.5 instead of 17.0 for JustForYou.
         "has_open_query": False,
     },
     "prompt": {
