@@ -193,6 +193,7 @@ EVALUATION_CHANGES = {
         "requests": {"JustForYou": 100_000},
         "generation.temperature": 0.1,
         "generation.num_beams": 128,
+        "has_filtered_baselines": False,  # nothing is asked for
     },
 }
 

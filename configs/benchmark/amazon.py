@@ -70,7 +70,7 @@ def get_suite() -> dict[str, Any]:
             "Histories of at most 20 items; every user with three interactions is judged.",
             "Trained on what comes before the validation item; checkpoint, fusion and counts'",
             "weights chosen on validation; the test items looked at once, after that.",
-            "SIGMA looks into 256 prefixes (all there are) and 20 items of each.",
+            "SIGMA looks into 128 prefixes (all there are) and 20 items of each.",
             "Per cent; mean and sample deviation over seeds. Published figures keep seen items",
             "unless their authors say otherwise.",
         ),
