@@ -7,6 +7,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# Methods that are settings of stage 3, for suites: item vectors alone, and semantic IDs alone.
+GR_ID = {
+    "prompt.sid_in_prompt": 0,
+    "prompt.sid_generated": 0,
+    "model.has_open_query": True,
+}
+GR_SID = {
+    "prompt.sid_in_prompt": 4,
+    "prompt.slot_in_prompt": False,
+    "prompt.sid_generated": 4,
+    "prompt.generates_item": False,
+    "model.has_open_query": False,
+    "model.copies_history": False,
+}
+
 PRESETS = ("local", "smoke", "amazon", "files", "qwen3_0p6b", "qwen3_4b")
 
 

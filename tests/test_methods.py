@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny_run
 
+from configs import common
 from sigma_jax import train
 from sigma_jax.evaluation.run import evaluate
 from sigma_jax.runtime.config import MeshConfig
@@ -14,15 +15,7 @@ from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.schema import PreparedData
 from sigma_jax.sft.trained import load_recommender
 
-GR_ID = {"prompt.sid_in_prompt": 0, "prompt.sid_generated": 0}
-GR_SID = {
-    "prompt.sid_in_prompt": 3,
-    "prompt.slot_in_prompt": False,
-    "prompt.sid_generated": 3,
-    "prompt.generates_item": False,
-    "model.has_open_query": False,
-    "model.copies_history": False,
-}
+GR_SID = common.GR_SID | {"prompt.sid_in_prompt": 3, "prompt.sid_generated": 3}
 WITHOUT_WORDS = {
     "prompt.branches_per_context": 0,
     "prompt.contexts_per_group": 0,
@@ -36,7 +29,9 @@ WITHOUT_WORDS = {
 }
 
 
-@pytest.mark.parametrize("changes", [GR_ID, GR_SID, WITHOUT_WORDS], ids=["id", "sid", "bare"])
+@pytest.mark.parametrize(
+    "changes", [common.GR_ID, GR_SID, WITHOUT_WORDS], ids=["id", "sid", "bare"]
+)
 def test_settings_make_methods(trained, tables_folder, tmp_path, changes):
     workdir = shutil.copytree(trained[1], tmp_path / "run")
     for name in ("sft", "train/sft", "records"):

@@ -8,21 +8,15 @@ stands beside the others, SIGMA takes its text vectors instead of training stage
 
 from typing import Any
 
+from configs import common
+
 CONFIG = "configs/sft.py:amazon"
 
 # Every method is a setting of one model.
 METHODS = {
     "SIGMA": {},
-    "GR(ID)": {"prompt.sid_in_prompt": 0, "prompt.sid_generated": 0, "prompt.row_tokens": 64},
-    "GR(SID)": {
-        "prompt.sid_in_prompt": 4,
-        "prompt.slot_in_prompt": False,
-        "prompt.sid_generated": 4,
-        "prompt.generates_item": False,
-        "prompt.row_tokens": 192,
-        "model.has_open_query": False,
-        "model.copies_history": False,
-    },
+    "GR(ID)": common.GR_ID | {"prompt.row_tokens": 64},
+    "GR(SID)": common.GR_SID | {"prompt.row_tokens": 192},
     "SIGMA, the paper's letter": {
         "model.has_open_query": False,
         "model.copies_history": False,

@@ -7,6 +7,8 @@ Every row is a setting of one model; the paper's own figures stand beside ours.
 
 from typing import Any
 
+from configs import common
+
 SID4 = {"prompt.sid_in_prompt": 4, "prompt.row_tokens": 640, "prompt.contexts_per_group": 4}
 
 METHODS = {
@@ -22,19 +24,8 @@ METHODS = {
     "- prefix condition": {"uses_prefix_condition": False},
     "- a tenth of the negatives": {"negatives_per_target": 6},
     "+ item scores before codes": {"model.has_open_query": True},
-    "GR(SID)": {
-        "prompt.sid_in_prompt": 4,
-        "prompt.slot_in_prompt": False,
-        "prompt.sid_generated": 4,
-        "prompt.generates_item": False,
-        "prompt.row_tokens": 512,
-        "model.copies_history": False,
-    },
-    "GR(ID)": {
-        "prompt.sid_in_prompt": 0,
-        "prompt.sid_generated": 0,
-        "model.has_open_query": True,
-    },
+    "GR(SID)": common.GR_SID | {"prompt.row_tokens": 512},
+    "GR(ID)": common.GR_ID,
 }
 
 COLUMNS = ("HR@1", "HR@5", "HR@10", "HR@20")

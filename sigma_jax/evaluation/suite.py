@@ -7,6 +7,7 @@ own, whose evaluation is read here. Rows are means and sample deviations over se
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -110,7 +111,13 @@ def arguments(suite: Suite, run: Run, data_folder: str, workdir: Path, pool: Pat
 def read_results(run: Run, folder: Path) -> dict[str, Any] | None:
     """The results of a finished run; None where it is not finished."""
     path = run.workdir(folder) / "evaluation" / "results.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return _load(path, path.stat().st_mtime_ns) if path.exists() else None
+
+
+@functools.cache
+def _load(path: Path, written: int) -> dict[str, Any]:
+    """A file as it was when `written`: every table of a suite looks into every run."""
+    return json.loads(path.read_text())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,10 +220,8 @@ def render_rows(
     published: Mapping[str, Mapping[str, float]],
     level: str,
 ) -> list[str]:
-    """A title, a head and a line a row: per cent, mean and deviation over seeds.
-
-    Published figures stand below, those of a row of the same name behind it.
-    """
+    """A title, a head and a line a row: per cent, mean and deviation over seeds; then the published
+    figures, where their hits are of this level."""
     lines = [title, f"{'':{NAME}}" + "".join(f"{column:>{CELL}}" for column in suite.columns)]
     for row in rows:
         count = len(next(iter(row.figures.values()), []))
@@ -244,12 +249,11 @@ def render_by_task(
 ) -> list[str]:
     """HR@10 of each task."""
     column = "HR@10"
-    by_task = {task: collect(suite, folder, data, mode, level, task) for task in tasks}
+    one = dataclasses.replace(suite, columns=(column,))
+    by_task = {task: collect(one, folder, data, mode, level, task) for task in tasks}
     names = list(dict.fromkeys(row.method for rows in by_task.values() for row in rows))
     title = f"{data}, {column} by task, hits by {LEVELS[level]}, {TITLES[mode]}"
     lines = [title, f"{'':{NAME}}" + "".join(f"{task:>{CELL}}" for task in tasks)]
-    one = dataclasses.replace(suite, columns=(column,))
-    by_task = {task: collect(one, folder, data, mode, level, task) for task in tasks}
     for name in names:
         shown = ""
         for rows in by_task.values():

@@ -49,10 +49,13 @@ class Best:
             )
         value = float(figures[self._figure])
         if value > self._value:
-            # A copy: the next step donates its state while this is being written.
+            # A copy: the next step donates its state.
             self._kept = jax.tree.map(jnp.copy, _content(state, value))
             self._value, self.step = value, step
             self._store.save(step, self._kept)
+            # On disk before the checkpoint of this step is: a run that goes on from that one does
+            # not report the step again.
+            self._store.steps()
 
     def close(self, state: TrainState) -> tuple[TrainState, bool]:
         """`state` with the parameters that were kept, and whether they are of an earlier step."""
