@@ -17,7 +17,7 @@ GR_SID = {
     "prompt.sid_in_prompt": 4,
     "prompt.slot_in_prompt": False,
     "prompt.sid_generated": 4,
-    "prompt.generates_item": False,
+    "prompt.item_query": "none",
     "model.has_open_query": False,
     "model.copies_history": False,
 }

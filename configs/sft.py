@@ -47,16 +47,15 @@ BASE = {
         "is_sid_table_frozen": False,
         "uses_full_vocabulary": False,
         "copies_history": True,
-        # Costs as much again as all else of a step, for the softmax over items. Worth it where
-        # histories say which item is next; here half the time goes to instructions: 23.7 instead of
-        # 22.0 on average over the tasks, but 16.5 instead of 17.0 for JustForYou.
+        # A softmax over all items for every target. Worth its time where histories say which item
+        # is next; here half of them are there for instructions.
         "has_open_query": False,
     },
     "prompt": {
         "sid_in_prompt": 1,
         "slot_in_prompt": True,
         "sid_generated": 1,
-        "generates_item": True,
+        "item_query": "token",
         "history_length": 64,
         "num_favourites": 16,
         "session_marker": True,
@@ -139,6 +138,7 @@ CHANGES = {
         "model.has_open_query": True,
         "report_requests": 4_000,
         "report_beams": 64,
+        "prompt.item_query": "code",  # contexts hold every target's code: half the tokens
         "prompt.history_length": 20,
         "prompt.num_favourites": 0,
         "prompt.session_marker": False,
@@ -147,7 +147,7 @@ CHANGES = {
         "prompt.branches_per_context": 0,
         "prompt.history_targets": 20,
         "prompt.targets_per_boundary": 1,
-        "prompt.row_tokens": 128,
+        "prompt.row_tokens": 80,
         "prompt.row_targets": 32,
         "prompt.pack_group_rows": 16,
         "prompt.contexts_per_group": 0,

@@ -10,7 +10,6 @@ gathered (they are narrow) and each device works on its own rows.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -277,95 +276,3 @@ def own_negatives_infonce(
         "negatives": weighted_mean(count, weights),
     }
     return weighted_mean(-likelihood, weights), figures
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class JointTargets:
-    """Q targets with what the model says about them."""
-
-    items: Int[Array, " Q"]
-    codes: Int[Array, "Q y"]
-    vectors: Float[Array, "Q D"]  # of the targets, unit length
-    open_queries: Float[Array, "Q D"]  # before any code is chosen, unit length
-    code_logits: Float[Array, "Q y C"]
-    queries: Float[Array, "Q D"]  # after the codes
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Candidates:
-    """N items that targets are told apart from: all, or a draw; items < 0 are padding."""
-
-    items: Int[Array, " N"]
-    codes: Int[Array, "N y"]
-    vectors: Float[Array, "N D"]  # unit length
-
-
-def joint_loss(
-    targets: JointTargets,
-    candidates: Candidates,
-    num_items: int,
-    temperature: float,
-    weights: Float[Array, " Q"],
-    label_smoothing: float = 0.0,
-    uses_prefix_condition: bool = True,
-    chunk_size: int = 1024,
-) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Eq. 4 and 5 of SIGMA over one set of item scores: the losses of codes and of the item.
-
-    With s(i) = open query . v_i / tau, the score of an item before any code is chosen,
-
-        P(c_t | c_<t)      ~ exp(code logit) * sum of exp s(i) over the items below c_<t, c_t
-        P(i | c_1 .. c_y)  ~ exp(query . v_i / tau)
-
-    Sums are over `candidates`. Where these are drawn, they stand for all `num_items`, as in
-    `own_negatives_infonce`. Without levels (y = 0) the item is chosen among all. Code losses are
-    means over the y codes, both losses weighted means over targets.
-    """
-    weights = weights.astype(jnp.float32)
-    is_used = (candidates.items >= 0) & is_first_draw(candidates.items)
-    vectors = candidates.vectors.astype(jnp.float32)
-
-    def likelihoods(rows: JointTargets):
-        is_other = is_used[:, None] & (candidates.items[:, None] != rows.items)  # [N, R]
-        share = jnp.log(max(num_items - 1, 1) / jnp.maximum(is_other.sum(axis=0), 1))
-
-        def scores(queries):
-            of_others = cosines(vectors, queries) / temperature + share
-            return of_others, jnp.sum(queries * rows.vectors, axis=-1) / temperature
-
-        others, own = scores(rows.open_queries)
-        top = jax.lax.stop_gradient(jnp.maximum(others.max(axis=0), own))
-        mass, own_mass = jnp.where(is_other, jnp.exp(others - top), 0), jnp.exp(own - top)
-        levels, size = rows.code_logits.shape[1:]
-        codes_right = jnp.ones(rows.items.shape, bool)
-        code_likelihood = jnp.zeros(rows.items.shape)
-        is_below = is_other
-        for level in range(levels):
-            code = rows.codes[:, level]
-            below = jax.ops.segment_sum(mass * is_below, candidates.codes[:, level], size).T
-            below += own_mass[:, None] * jax.nn.one_hot(code, size)
-            evidence = jnp.where(below > 0, jnp.log(jnp.maximum(below, 1e-37)), LOG_ZERO)
-            log_p = jax.nn.log_softmax(rows.code_logits[:, level] + evidence, axis=-1)
-            of_code = jnp.take_along_axis(log_p, code[:, None], axis=-1)[:, 0]
-            if label_smoothing:
-                usual = jnp.where(below > 0, log_p, 0).sum(axis=-1) / (below > 0).sum(axis=-1)
-                of_code = (1 - label_smoothing) * of_code + label_smoothing * usual
-            code_likelihood += of_code / levels
-            codes_right &= log_p.argmax(axis=-1) == code
-            is_below = is_below & (candidates.codes[:, level, None] == code)
-        others, own = scores(rows.queries)
-        is_negative = is_below if uses_prefix_condition else is_other
-        others = jnp.where(is_negative, others, LOG_ZERO)
-        item_likelihood = own - jnp.logaddexp(own, jax.nn.logsumexp(others, axis=0))
-        is_first = own >= others.max(axis=0)
-        return code_likelihood, item_likelihood, codes_right, is_first, is_negative.sum(axis=0)
-
-    code, item, is_right, is_first, count = map_row_chunks(likelihoods, targets, chunk_size)
-    figures = {
-        "code_accuracy": weighted_mean(is_right, weights),
-        "item_accuracy": weighted_mean(is_first, weights * (count > 0)),
-        "item_negatives": weighted_mean(count, weights),
-    }
-    return weighted_mean(-code, weights), weighted_mean(-item, weights), figures

@@ -1,6 +1,5 @@
 """Eq. 1-5 against plain float64 loops, chunked against whole, 8 devices against 1."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -337,91 +336,3 @@ def test_own_negatives_stand_for_all_they_were_drawn_from(num_others):
     np.testing.assert_allclose(
         figures["negatives"], (is_negative.sum(axis=1) * weights).sum() / weights.sum(), rtol=1e-5
     )
-
-
-def joint_case(levels: int, seed: int = 0):
-    """Targets and a catalogue of 40 items under SIDs of `levels` codes out of 4."""
-    rng = np.random.default_rng(seed)
-    items, targets, size, width = 40, 9, 4, 6
-    codes = rng.integers(0, size, (items, levels)).astype(np.int32)
-    vectors = np.array(losses.unit(jnp.asarray(rng.normal(size=(items, width)))))
-    rows = rng.integers(0, items, targets)
-    opened = np.array(losses.unit(jnp.asarray(rng.normal(size=(targets, width)))))
-    queries = rng.normal(size=(targets, width)).astype(np.float32)
-    logits = rng.normal(size=(targets, levels, size)).astype(np.float32)
-    made = losses.JointTargets(rows, codes[rows], vectors[rows], opened, logits, queries)
-    return jax.tree.map(jnp.asarray, (made, losses.Candidates(np.arange(items), codes, vectors)))
-
-
-def naive_joint(targets, candidates, temperature, weights, smoothing, uses_prefix):
-    """The sums of the docstring, target by target, in float64."""
-    targets, candidates = jax.tree.map(lambda a: np.asarray(a, np.float64), (targets, candidates))
-    codes = candidates.codes
-    code_loss = item_loss = 0.0
-    for q, weight in enumerate(weights):
-        mass = np.exp(candidates.vectors @ targets.open_queries[q] / temperature)
-        below = np.ones(len(mass), bool)
-        levels, size = targets.code_logits[q].shape
-        likelihood = 0.0
-        for level in range(levels):
-            share = np.array([mass[below & (codes[:, level] == c)].sum() for c in range(size)])
-            shares = np.exp(targets.code_logits[q, level]) * share
-            log_p = np.log(shares[shares > 0] / shares.sum())
-            own = np.log(shares[int(targets.codes[q, level])] / shares.sum())
-            likelihood += (1 - smoothing) * own + smoothing * log_p.mean()
-            below &= codes[:, level] == targets.codes[q, level]
-        pool = below if uses_prefix else np.ones(len(mass), bool)
-        scores = candidates.vectors @ targets.queries[q] / temperature
-        item = scores[int(targets.items[q])] - np.log(np.exp(scores[pool]).sum())
-        code_loss -= weight * likelihood / max(levels, 1)
-        item_loss -= weight * item
-    return code_loss / weights.sum(), item_loss / weights.sum()
-
-
-@pytest.mark.parametrize("levels", [0, 1, 3])
-@pytest.mark.parametrize("smoothing, uses_prefix", [(0.0, True), (0.2, True), (0.0, False)])
-def test_joint_losses_are_sums_over_the_items_of_each_prefix(levels, smoothing, uses_prefix):
-    targets, candidates = joint_case(levels)
-    weights = np.array([1, 0, 2, 1, 1, 0.5, 1, 1, 3.0])
-    code, item, figures = losses.joint_loss(
-        targets, candidates, 40, 0.2, jnp.asarray(weights), smoothing, uses_prefix, chunk_size=4
-    )
-    expected = naive_joint(targets, candidates, 0.2, weights, smoothing, uses_prefix)
-    np.testing.assert_allclose((code, item), expected, rtol=1e-5)
-    assert figures["item_negatives"] <= 39
-
-
-def test_open_query_alone_is_one_softmax_over_items_whatever_the_codes():
-    # Without code logits, and with the open query inside the prefix, P(codes) P(i | codes) is the
-    # softmax over the catalogue: the hybrid holds GR(ID).
-    targets, candidates = joint_case(2)
-    same = dataclasses.replace(
-        targets, code_logits=0 * targets.code_logits, queries=targets.open_queries
-    )
-    code, item, _ = losses.joint_loss(same, candidates, 40, 0.2, jnp.ones(9))
-    scores = np.asarray(candidates.vectors @ targets.open_queries.T, np.float64) / 0.2
-    log_p = scores - np.log(np.exp(scores).sum(axis=0))
-    expected = -log_p[np.asarray(targets.items), np.arange(9)].mean()
-    np.testing.assert_allclose(2 * code + item, expected, rtol=1e-5)
-
-
-def test_drawn_candidates_estimate_the_losses_over_all():
-    targets, candidates = joint_case(1)
-    whole = losses.joint_loss(targets, candidates, 40, 0.5, jnp.ones(9))[:2]
-    rng = np.random.default_rng(1)
-    drawn = []
-    for _ in range(300):
-        rows = rng.permutation(40)[:30]
-        part = jax.tree.map(lambda a, rows=rows: a[rows], candidates)
-        drawn.append(losses.joint_loss(targets, part, 40, 0.5, jnp.ones(9))[:2])
-    np.testing.assert_allclose(np.mean(drawn, axis=0), whole, rtol=0.03)
-
-
-def test_a_repeated_candidate_counts_once_and_padding_never():
-    targets, candidates = joint_case(2)
-    expected = losses.joint_loss(targets, candidates, 40, 0.2, jnp.ones(9))[:2]
-    rows = np.concatenate([np.arange(40), [3, 3, 7]])
-    more = jax.tree.map(lambda a: a[rows], candidates)
-    more = dataclasses.replace(more, items=more.items.at[-1].set(-1))
-    found = losses.joint_loss(targets, more, 40, 0.2, jnp.ones(9))[:2]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -100,6 +100,28 @@ def fit(task, folder: Path, **changes):
     return train.fit(task, linear_config(**changes), recipe(), folder, mesh, 0, "linear")
 
 
+def test_the_step_is_compiled_once(tmp_path):
+    class Counted(LinearTask):
+        traces = 0
+
+        def model(self, rngs):
+            model = super().model(rngs)
+            model.scale = nnx.Param(jax.numpy.array(0.1))  # of a weak type
+            return model
+
+        def label(self, path):
+            return "base" if path == ("scale",) else super().label(path)
+
+        def loss(self, model, tables, batch, key):
+            self.traces += 1
+            value, parts = super().loss(model, tables, batch, key)
+            return value + model.scale[...] ** 2, parts
+
+    task = Counted()
+    fit(task, tmp_path, steps=4)
+    assert task.traces == 1
+
+
 def test_short_data_is_an_error(tmp_path):
     class Short(LinearTask):
         def batches(self):

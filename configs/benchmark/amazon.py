@@ -15,8 +15,8 @@ CONFIG = "configs/sft.py:amazon"
 # Every method is a setting of one model.
 METHODS = {
     "SIGMA": {},
-    "GR(ID)": common.GR_ID | {"prompt.row_tokens": 64},
-    "GR(SID)": common.GR_SID | {"prompt.row_tokens": 192},
+    "GR(ID)": common.GR_ID | {"prompt.row_tokens": 40},
+    "GR(SID)": common.GR_SID | {"prompt.row_tokens": 144},
     "SIGMA, the paper's letter": {
         "model.has_open_query": False,
         "model.copies_history": False,

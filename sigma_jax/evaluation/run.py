@@ -203,7 +203,7 @@ def make_generator(trained: TrainedRecommender, config: GenerationConfig) -> Gen
         trained.semantic_ids,
         trained.config.prompt.sid_generated,
         config,
-        trained.config.prompt.generates_item,
+        trained.config.prompt.item_query,
     )
 
 

@@ -64,7 +64,7 @@ def beam_search(
     prompts: Prompts,
     trie: Trie,
     num_beams: int,
-    has_query: bool = True,
+    item_query: str = "token",
     evidence: ItemEvidence | None = None,
 ) -> Beams:
     """Eq. 6-8 of SIGMA: the `num_beams` likeliest prefixes of real items and their queries.
@@ -74,7 +74,7 @@ def beam_search(
     depth 0 gives one beam, the root.
 
     Args:
-      has_query: off: no item is asked for, and queries are 0.
+      item_query: what asks for the item (see PromptConfig); queries are 0 where "none" does.
       evidence: of a model with an open query.
     """
     depth = trie.depth
@@ -96,20 +96,22 @@ def beam_search(
         below = evidence.node_scores(opened[:, 0])
     for level in range(depth):
         log_probs = model.code_log_probs(hidden, level)
+        if evidence is not None:
+            log_probs *= model.code_gain[...]
         state = _select(state, log_probs, trie, level, num_beams, below[level])
         last = state.codes[:, :, -1]
         tokens = jnp.where(jnp.isfinite(state.scores), model.space.code(level, last), 0)[..., None]
         if level == depth - 1:
-            if not has_query:
+            if item_query == "none":
                 break
-            # The last code and the query token go through the backbone together.
-            query = jnp.full_like(tokens, model.space.query)
-            tokens = jnp.concatenate([tokens, query], axis=-1)
+            if item_query == "token":  # it goes through the backbone together with the last code
+                query = jnp.full_like(tokens, model.space.query)
+                tokens = jnp.concatenate([tokens, query], axis=-1)
         hidden, state, cache = _extend(model, tables, prompts, state, tokens, level, cache)
-    if depth and has_query:
-        queries = model.query(hidden, *looked_at, opened)
-    elif has_query:
-        queries = opened
+    if item_query != "none":
+        queries = model.query(hidden, *looked_at) if depth else opened
+        if depth and evidence is not None:
+            queries = opened + model.query_gain[...] * queries
     else:
         queries = jnp.zeros((*state.scores.shape, model.config.item_encoder.fused_width))
     return Beams(

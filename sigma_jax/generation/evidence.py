@@ -2,9 +2,9 @@
 distribution over items as the second.
 
 A model with an open query scores every item before any code is chosen. A prefix is worth the sum of
-its items' exponentials, and the model's own code logits are added to its logarithm; the training
-loss is `losses.joint_loss`. On a CPU this is one matrix product a request over the catalogue; the
-paper's letter does without it.
+its items' exponentials; to its logarithm the log-probabilities of the codes are added, as far as
+validation trusts them (sft/gains.py). On a CPU this is one matrix product a request over the
+catalogue; the paper's letter does without it.
 
 Axes: B requests, I items in the order of the trie's leaves, n nodes of a level.
 """

@@ -94,10 +94,10 @@ class Generator:
         tables: Tables,
         trie: Trie,
         config: GenerationConfig,
-        generates_item: bool,
+        item_query: str,
     ):
         self.config = config
-        self.generates_item = generates_item
+        self.item_query = item_query
         self.tables = {name: jnp.asarray(table) for name, table in tables.items()}
         self.trie = jax.tree.map(jnp.asarray, trie)
         self.graphdef, self.state = nnx.split(model)
@@ -115,14 +115,14 @@ class Generator:
         semantic_ids: SemanticIds,
         depth: int,
         config: GenerationConfig,
-        generates_item: bool = True,
+        item_query: str = "token",
     ) -> Generator:
         """Over all items of `semantic_ids`; prefixes are `depth` codes long.
 
-        Without `generates_item` all items of a prefix are equally likely.
+        Where `item_query` is "none" all items of a prefix are equally likely.
         """
         trie = build_trie(semantic_ids.codes, depth, semantic_ids.codebook_size)
-        return cls(model, tables, trie, config, generates_item)
+        return cls(model, tables, trie, config, item_query)
 
     def __call__(
         self,
@@ -153,7 +153,7 @@ class Generator:
                 self.evidence,
                 batch,
                 self.config,
-                self.generates_item,
+                self.item_query,
             )
             ranked = [
                 _rank(
@@ -184,10 +184,10 @@ def _search_beams(
     evidence: ItemEvidence | None,
     prompts: Prompts,
     config: GenerationConfig,
-    generates_item: bool,
+    item_query: str,
 ) -> Beams:
     model = nnx.merge(graphdef, state)
-    return beam_search(model, tables, prompts, trie, config.num_beams, generates_item, evidence)
+    return beam_search(model, tables, prompts, trie, config.num_beams, item_query, evidence)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))

@@ -59,8 +59,8 @@ class RecommenderConfig:
     is_sid_table_frozen: bool
     uses_full_vocabulary: bool  # SID logits over text and all codes (the paper's letter)
     copies_history: bool  # the query may point at items of the prompt (False: the paper's letter)
-    # Items are scored before any code is chosen, and these scores enter codes and prefixes, so that
-    # both steps rank by one distribution over items (False: the paper's letter).
+    # A third head scores items before any code is chosen; its scores enter codes and prefixes, so
+    # that both steps rank by one distribution over items (False: the paper's letter).
     has_open_query: bool
 
 
@@ -94,6 +94,8 @@ class Recommender(nnx.Module):
         self.query_head = nnx.Param(up.T, axes=("embed", None))
         if config.has_open_query:
             self.open_head = nnx.Param(up.T, axes=("embed", None))
+            # How much codes and queries add to it; fitted after training (sft/gains.py).
+            self.code_gain = nnx.Param(jnp.array(0.2))
             self.query_gain = nnx.Param(jnp.array(0.1))
         if config.copies_history:
             self.pointer_head = nnx.Param(up.T, axes=("embed", None))
@@ -202,21 +204,15 @@ class Recommender(nnx.Module):
         items: Int[Array, "B T"],
         is_seen: Bool[Array, "B N T"],
         tables: Tables,
-        opened: Float[Array, "B N D"] | None = None,
     ) -> Float[Array, "B N D"]:
         """The query token's hidden state in the space of fused items (h of Eq. 5), unit length.
-
-        With an open query `opened` it is a correction to it, and what it says inside a prefix goes
-        without saying outside: their sum comes back, of any length.
 
         Args:
           hidden: of N query tokens.
           items, is_seen: as in `open_query`.
         """
         hidden = hidden.astype(jnp.float32)
-        query = unit(hidden @ self.query_head[...])
-        query = self._pointing(query, hidden, items, is_seen, tables)
-        return query if opened is None else opened + self.query_gain[...] * query
+        return self._pointing(unit(hidden @ self.query_head[...]), hidden, items, is_seen, tables)
 
     def _pointing(self, query, hidden, items, is_seen, tables) -> Float[Array, "B N D"]:
         """`query`, and with `copies_history` what it points at: it attends to the items of the

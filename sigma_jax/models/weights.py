@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -50,3 +51,10 @@ def load_weights(module: nnx.Module, path: Path, without: str = "") -> None:
                 " use the config that the weights were trained with."
             )
         param[...] = jnp.asarray(stored[name], param.dtype)
+
+
+def copy_weights(module: nnx.Module, path: Path, names: Sequence[str]) -> None:
+    """Sets the named parameters of `module` to those of the file, which has them."""
+    stored = load_file(path)
+    for name in names:
+        getattr(module, name)[...] = jnp.asarray(stored[name])

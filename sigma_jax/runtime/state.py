@@ -118,8 +118,9 @@ def init_state(
 
 
 def _put(value: Array, where: NamedSharding) -> Array:
-    # A copy always: the step donates its state, and `value` may be shared with the task.
-    return jax.device_put(jnp.copy(value), where)
+    # A copy always: the step donates its state, and `value` may be shared with the task. Its type
+    # named, as it is in the state that comes back: a weak one would be compiled for again.
+    return jax.device_put(jnp.array(value, dtype=value.dtype), where)
 
 
 def make_step(

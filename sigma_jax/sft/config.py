@@ -70,7 +70,7 @@ class SftConfig:
             )
         if not self.prompt.generates_item and self.model.has_open_query:
             raise ValueError(
-                "prompt.generates_item=False asks for no item; set model.has_open_query=False."
+                'prompt.item_query="none" asks for no item; set model.has_open_query=False.'
             )
         folder = self.backbone.hf_folder
         if folder and self.starts_from_grounding:

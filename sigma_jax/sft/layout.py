@@ -5,8 +5,10 @@
 
 An item slot is x code tokens (levels 1..x) and the slot token itself. Branches see the context up
 to where they are attached, and themselves. A history-supervision branch has no instruction.
-Either part of a slot, and the codes or the query token of a branch, may be left out by the config;
-a branch without any token is a target of the context's own last token.
+Either part of a slot, and the codes or the query token of a branch, may be left out by the config.
+A branch without any token is a target of the context's own last token. So is, where the last code
+asks for the item, history supervision whose target stands next in the context: its codes stand
+there already.
 """
 
 from __future__ import annotations
@@ -52,13 +54,30 @@ class Example:
     weight: Float32[np.ndarray, " K"]
     start_position: Int32[np.ndarray, " K"]  # where the target is predicted from
     code_position: Int32[np.ndarray, "K y"]  # where each of its codes is predicted
-    query_position: Int32[np.ndarray, " K"]  # of q, or the branch's last token
+    query_position: Int32[np.ndarray, " K"]  # of q, or else of the last code
 
 
 def branch_lengths(plan: Plan, tables: PromptTables) -> Int[np.ndarray, " K"]:
     """Tokens of each branch."""
     tail = tables.target_width if plan.has_target else 0
-    return np.fromiter(map(len, plan.instruction), np.int64, len(plan.instruction)) + tail
+    return _words(plan) + tail * ~stands_next(plan, tables)
+
+
+def _words(plan: Plan) -> Int[np.ndarray, " K"]:
+    return np.fromiter(map(len, plan.instruction), np.int64, len(plan.instruction))
+
+
+def stands_next(plan: Plan, tables: PromptTables) -> Bool[np.ndarray, " K"]:
+    """Which targets need no branch: the codes asked for come next in the context as it is."""
+    config = tables.config
+    if (
+        not plan.has_target
+        or config.has_query_token
+        or not 0 < config.sid_generated <= config.sid_in_prompt
+    ):
+        return np.zeros(len(plan.attach), bool)
+    following = np.append(plan.history, -1)[plan.attach]
+    return (_words(plan) == 0) & (plan.attach > 0) & (following == plan.target)
 
 
 def _ends(plan: Plan, tables: PromptTables) -> Int[np.ndarray, " n+1"]:
@@ -152,6 +171,12 @@ def lay_out(plan: Plan, tables: PromptTables) -> Example:
         attach    0  0  0  0 | 2  2 | 4 4 4  4
         position  0  1  2  3 | 2  3 | 4 5 6  7
         code_position [[1], [7]]    query_position [5, 9]
+
+    Without q the history branch goes, as item 8 stands next in the context:
+
+        index     0  1  2  3 | 4 5 6
+        token     c5 #  c8 # | i j c9
+        code_position [[1], [5]]    query_position [2, 6]
     """
     ends = _ends(plan, tables)
     parts, items = [plan.profile], [np.full(len(plan.profile), -1, np.int32)]
@@ -221,15 +246,16 @@ def _add_branches(
     for start, text in zip(begin.tolist(), plan.instruction, strict=True):
         token[start : start + len(text)] = text
     tail = tables.target_width if plan.has_target else 0
-    first = finish - tail  # the row after the instruction
+    is_own = ~stands_next(plan, tables)
+    first = np.where(is_own, finish - tail, cuts)  # the row after the instruction
     # Without an instruction the last token of the context predicts the target.
-    predicting = np.where(lengths == tail, cuts - 1, first - 1)
+    predicting = np.where(_words(plan) == 0, cuts - 1, first - 1)
     code = first[:, None] + np.arange(codes)  # rows of c_1..c_y
     code_position = code - 1
     if codes:
         code_position[:, 0] = predicting
     if plan.has_target:
-        token[code] = tables.codes(plan.target, codes)
+        token[code[is_own]] = tables.codes(plan.target[is_own], codes)
         if tables.config.has_query_token:
             token[finish - 1] = tables.query_token
     return Example(
@@ -243,5 +269,5 @@ def _add_branches(
         plan.weight,
         predicting.astype(np.int32),
         code_position.astype(np.int32),
-        np.where(lengths > 0, finish - 1, predicting).astype(np.int32),
+        (first + tail - 1 if tail else predicting).astype(np.int32),
     )

@@ -1,17 +1,14 @@
-"""The loss of stage 3: Eq. 4 and Eq. 5 of SIGMA over all targets of a batch."""
+"""The loss of stage 3 over all targets of a batch: Eq. 4, Eq. 5 of SIGMA and the open query's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.losses import (
-    Candidates,
-    JointTargets,
-    joint_loss,
     next_token_loss,
     own_negatives_infonce,
     prefix_infonce,
@@ -30,68 +27,31 @@ def recommender_loss(
     batch: Mapping[str, Array],
     key,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Eq. 4 + Eq. 5 of SIGMA over all targets of the batch."""
-    dropout_key, negative_key = jax.random.split(key)
+    """Eq. 4 + Eq. 5 of SIGMA over all targets of the batch, and the open query's loss.
+
+    Figures: the losses, how often each is right, `targets`, and what was dropped in packing.
+    """
+    dropout_key, negative_key, open_key = jax.random.split(key, 3)
     hidden = hidden_states(model, tables, batch, dropout_key)
-    losses = joint_losses if config.model.has_open_query else separate_losses
-    ntp, infonce, more = losses(config, model, tables, batch, hidden, negative_key)
-    loss = config.ntp_weight * ntp + config.infonce_weight * infonce
-    figures = {
-        "ntp_loss": ntp,
-        "infonce_loss": infonce,
+    loss, figures = jnp.zeros(()), {}
+    if config.prompt.sid_generated:
+        ntp, more = code_loss(config, model, tables, batch, hidden)
+        loss += config.ntp_weight * ntp
+        figures |= {"ntp_loss": ntp} | {f"code_{name}": value for name, value in more.items()}
+    if config.prompt.sid_generated and config.prompt.generates_item:
+        infonce, more = item_loss(config, model, tables, batch, hidden, negative_key)
+        loss += config.infonce_weight * infonce
+        figures |= {"infonce_loss": infonce} | {f"item_{key}": more[key] for key in more}
+    if config.model.has_open_query:
+        opened, more = open_loss(config, model, tables, batch, hidden, open_key)
+        loss += opened
+        figures |= {"open_loss": opened, "open_accuracy": more["accuracy"]}
+    figures |= {
         "targets": (batch["target_weight"] > 0).sum(),
         "dropped_items": batch["dropped"][:, 0].sum(),
         "dropped_targets": batch["dropped"][:, 1].sum(),
-        **more,
     }
     return loss, figures
-
-
-def joint_losses(config: SftConfig, model: Recommender, tables, batch, hidden, key):
-    """Eq. 4 and 5 over one set of item scores (losses.joint_loss)."""
-    prompt = config.prompt
-    start, end = batch["start_position"], batch["query_position"]
-    mask = mask_of(batch)
-
-    def seen_from(positions):
-        return jnp.take_along_axis(mask, positions[..., None], axis=1)
-
-    opened = model.open_query(_rows_at(hidden, start), batch["item"], seen_from(start), tables)
-    queries = opened
-    if prompt.has_query_token:
-        at_queries = _rows_at(hidden, end)
-        queries = model.query(at_queries, batch["item"], seen_from(end), tables, opened)
-    size = model.space.codebook_size
-    logits = jnp.zeros((*start.shape, 0, size))
-    if prompt.sid_generated:
-        logits = model.code_logits(_rows_at(hidden, batch["code_position"]))
-    num_items = tables["codes"].shape[0]
-    candidates = candidate_items(config, num_items, key)
-    vectors = model.item_vectors(candidates, tables)
-    items = batch["target_item"].reshape(-1)
-    codes = tables["codes"][:, : prompt.sid_generated]
-    of_targets = (
-        jnp.take(vectors, items, axis=0)
-        if len(candidates) == num_items
-        else model.item_vectors(items, tables)
-    )
-    targets = JointTargets(
-        items=items,
-        codes=jnp.take(codes, items, axis=0),
-        vectors=of_targets,
-        open_queries=opened.reshape(-1, opened.shape[-1]),
-        code_logits=logits.reshape(items.size, *logits.shape[2:]),
-        queries=queries.reshape(-1, queries.shape[-1]),
-    )
-    return joint_loss(
-        targets,
-        Candidates(candidates, jnp.take(codes, candidates, axis=0), vectors),
-        num_items,
-        config.temperature,
-        batch["target_weight"].reshape(-1),
-        config.label_smoothing,
-        config.uses_prefix_condition,
-    )
 
 
 def candidate_items(config: SftConfig, num_items: int, key) -> Int[Array, " N"]:
@@ -99,16 +59,6 @@ def candidate_items(config: SftConfig, num_items: int, key) -> Int[Array, " N"]:
     if config.num_negatives >= num_items:
         return jnp.arange(num_items)
     return jax.random.randint(key, (config.num_negatives,), 0, num_items)
-
-
-def separate_losses(config: SftConfig, model: Recommender, tables, batch, hidden, key):
-    """Eq. 4 and Eq. 5 as the paper has them, each over scores of its own."""
-    ntp, code_figures = code_loss(config, model, tables, batch, hidden)
-    infonce, item_figures = jnp.zeros(()), {}
-    if config.prompt.generates_item:
-        infonce, item_figures = item_loss(config, model, tables, batch, hidden, key)
-    figures = {f"code_{name}": value for name, value in code_figures.items()}
-    return ntp, infonce, figures | {f"item_{k}": value for k, value in item_figures.items()}
 
 
 def code_loss(config: SftConfig, model: Recommender, tables, batch, hidden: Float[Array, "B T D"]):
@@ -130,26 +80,56 @@ def code_loss(config: SftConfig, model: Recommender, tables, batch, hidden: Floa
 
 def item_loss(config: SftConfig, model: Recommender, tables, batch, hidden, key):
     """Eq. 5: InfoNCE against items of the target's prefix."""
-    positions = batch["query_position"]
-    is_seen = jnp.take_along_axis(mask_of(batch), positions[..., None], axis=1)
-    queries = model.query(_rows_at(hidden, positions), batch["item"], is_seen, tables)
-    queries = queries.reshape(-1, queries.shape[-1])
     targets = batch["target_item"].reshape(-1)
     weights = batch["target_weight"].reshape(-1)
+    queries = queries_at(model.query, batch["query_position"], tables, batch, hidden)
     if config.negatives_per_target and config.uses_prefix_condition:
         return own_negatives_loss(config, model, tables, queries, targets, weights, key)
-    negatives = candidate_items(config, tables["codes"].shape[0], key)
+    return shared_negatives_loss(
+        config, model, tables, queries, targets, weights, key, config.uses_prefix_condition
+    )
+
+
+def open_loss(config: SftConfig, model: Recommender, tables, batch, hidden, key):
+    """InfoNCE of the open query, before any code is chosen: against items of all prefixes."""
+    targets = batch["target_item"].reshape(-1)
+    weights = batch["target_weight"].reshape(-1)
+    queries = queries_at(model.open_query, batch["start_position"], tables, batch, hidden)
+    return shared_negatives_loss(config, model, tables, queries, targets, weights, key, False)
+
+
+def queries_at(
+    query: Callable[..., Array], positions: Int[Array, "B N"], tables, batch, hidden
+) -> Float[Array, "Q D"]:
+    """What `query` (of the model) looks for at `positions`, of all rows in one."""
+    is_seen = jnp.take_along_axis(mask_of(batch), positions[..., None], axis=1)
+    found = query(_rows_at(hidden, positions), batch["item"], is_seen, tables)
+    return found.reshape(-1, found.shape[-1])
+
+
+def shared_negatives_loss(
+    config: SftConfig, model: Recommender, tables, queries, targets, weights, key, has_condition
+):
+    """InfoNCE against one set of items for the batch, with or without the prefix condition."""
+    num_items = tables["codes"].shape[0]
+    negatives = candidate_items(config, num_items, key)
+    vectors = model.item_vectors(negatives, tables)
+    of_targets = (
+        jnp.take(vectors, targets, axis=0)
+        if len(negatives) == num_items
+        else model.item_vectors(targets, tables)
+    )
     return prefix_infonce(
         queries,
-        model.item_vectors(targets, tables),
+        of_targets,
         targets,
         jnp.take(tables["prefix"], targets),
-        model.item_vectors(negatives, tables),
+        vectors,
         negatives,
         jnp.take(tables["prefix"], negatives),
         config.temperature,
         weights,
-        config.uses_prefix_condition,
+        has_condition,
     )
 
 

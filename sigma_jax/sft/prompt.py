@@ -21,6 +21,9 @@ from sigma_jax.sft import instructions
 # so that a text of a megabyte costs no more than a long one.
 CHARACTERS_PER_TOKEN = 32
 
+ITEM_QUERIES = ("token", "code", "none")
+FIXED_TEXT = 30  # tokens, at most, of what announces favourites and history
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
@@ -29,7 +32,9 @@ class PromptConfig:
     sid_in_prompt: int  # x: code tokens of each item, 0..L
     slot_in_prompt: bool  # after these the item slot, which carries the fused vector
     sid_generated: int  # y: code tokens generated, 0..L
-    generates_item: bool  # after these an item; off: all items of the codes alike, as in GR(SID)
+    # What asks for the item: a "token" of its own after the codes, the last "code" itself, or
+    # "none": then all items of the codes are alike, as in GR(SID).
+    item_query: str
     history_length: int  # items of the history in a prompt
     num_favourites: int  # the user's most frequent items before the history; 0: none
     session_marker: bool  # a line break token after each session
@@ -71,13 +76,18 @@ class PromptConfig:
                 "prompt.sid_in_prompt=0 and prompt.slot_in_prompt=False leave no token for an "
                 "item; change one of them."
             )
+        if self.item_query not in ITEM_QUERIES:
+            raise ValueError(
+                f"prompt.item_query={self.item_query!r} is unknown; use one of {ITEM_QUERIES}."
+            )
         if not self.sid_generated and not self.generates_item:
             raise ValueError(
-                "prompt.sid_generated=0 and prompt.generates_item=False leave nothing to predict; "
+                'prompt.sid_generated=0 and prompt.item_query="none" leave nothing to predict; '
                 "change one of them."
             )
         # One branch and one item must fit even if all else is given up.
-        least = self.instruction_tokens + self.sid_generated + self.sid_in_prompt + 32
+        words = self.instruction_tokens + FIXED_TEXT if self.has_words else 0
+        least = words + self.sid_in_prompt + self.slot_in_prompt + self.sid_generated + 1
         if self.row_tokens < least:
             raise ValueError(
                 f"prompt.row_tokens={self.row_tokens}; these prompts need {least} or more."
@@ -107,9 +117,14 @@ class PromptConfig:
         return instructions.TRAIN_PHRASINGS if self.has_words else instructions.WITHOUT_WORDS
 
     @property
+    def generates_item(self) -> bool:
+        """Whether items are told apart beyond their codes."""
+        return self.item_query != "none"
+
+    @property
     def has_query_token(self) -> bool:
-        """Whether an item is asked for after codes."""
-        return self.generates_item and self.sid_generated > 0
+        """Whether a token after codes asks for an item."""
+        return self.item_query == "token" and self.sid_generated > 0
 
 
 _MAY_BE_ZERO = (

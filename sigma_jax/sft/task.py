@@ -23,9 +23,10 @@ from sigma_jax.data.vectors import item_vectors
 from sigma_jax.generation.generate import Generator
 from sigma_jax.models.hf import save_backbone
 from sigma_jax.models.recommender import Recommender
-from sigma_jax.models.weights import save_weights
+from sigma_jax.models.weights import copy_weights, save_weights
 from sigma_jax.runtime.artifacts import Recipe, is_current, plain, read_json, write_artifact
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
+from sigma_jax.sft import gains
 from sigma_jax.sft.assemble import batches, contexts_that_fit
 from sigma_jax.sft.build import backbone_source, frozen_tables, make_recommender
 from sigma_jax.sft.config import SftConfig
@@ -48,6 +49,7 @@ RECORD_FIELDS = (  # of PromptConfig: those that decide what the records hold
 )
 
 FIT_BEAMS = 32  # when the prior is fitted
+WEIGHTS = "weights.safetensors"
 
 
 class SftTask:
@@ -121,6 +123,8 @@ class SftTask:
         """Group of the optimizer: SID table, code bias and trained vectors are tables."""
         if path[0] == "sid_table" and self.config.model.is_sid_table_frozen:
             return "frozen"
+        if path[0] in gains.NAMES:
+            return "frozen"
         is_table = path[0] in ("sid_table", "code_bias") or path[:2] == ("item_encoder", "trained")
         return "table" if is_table else "base"
 
@@ -138,8 +142,32 @@ class SftTask:
         requests, prompts = self.validation(most)
         if not len(requests):
             return {}
+        self.fit_gains(model, tables, requests, prompts)
         found = self.generator(model, tables, self.config.report_beams)(prompts, 10, None)
         return hit_rates(found.items, requests, self.semantic_ids)
+
+    def fit_gains(
+        self,
+        model: Recommender,
+        tables: Mapping[str, Array],
+        requests: Requests,
+        prompts: Mapping[str, np.ndarray],
+    ) -> dict[str, float]:
+        """Puts the gains that serve `requests` best into a model with an open query; figures."""
+        prompt = self.config.prompt
+        if not self.config.model.has_open_query or not prompt.sid_generated:
+            return {}
+        fitted = gains.fit_gains(
+            model,
+            tables,
+            prompts,
+            requests.target,
+            prompt.sid_generated,
+            prompt.item_query,
+            self.config.temperature,
+        )
+        fitted.put_into(model)
+        return {f"gain_{name}": value for name, value in dataclasses.asdict(fitted).items()}
 
     def validation(self, most: Mapping[str, int]) -> tuple[Requests, dict[str, np.ndarray]]:
         """At most so many validation requests of each task, and their prompts."""
@@ -165,18 +193,25 @@ class SftTask:
         config = generation_config(self.config, beams, batch_size=32)
         depth = self.config.prompt.sid_generated
         return Generator.create(
-            model, tables, self.semantic_ids, depth, config, self.config.prompt.generates_item
+            model, tables, self.semantic_ids, depth, config, self.config.prompt.item_query
         )
 
-    def fit_prior(self, model: Recommender, tables: Mapping[str, Array], folder: Path) -> dict:
-        """Fits and writes what counts say beside the model, on requests mixed as in training."""
+    def fit_requests(self) -> tuple[Requests, dict[str, np.ndarray]]:
+        """Validation requests mixed as in training, and their prompts."""
         weights = self.config.prompt.asked_tasks
-        if not self.config.prior.neighbours or not weights:
-            return {}
         share = self.config.prior.fit_requests / max(weights.values())
-        most = {task: int(share * weight) for task, weight in weights.items()}
-        requests, prompts = self.validation(most)
-        if not len(requests):
+        return self.validation({task: int(share * weight) for task, weight in weights.items()})
+
+    def fit_prior(
+        self,
+        model: Recommender,
+        tables: Mapping[str, Array],
+        requests: Requests,
+        prompts: dict[str, np.ndarray],
+        folder: Path,
+    ) -> dict[str, float]:
+        """Fits and writes what counts say beside the model; figures."""
+        if not self.config.prior.neighbours:
             return {}
         ties = training_ties(self.data, self.config.prior.neighbours, self.seed)
         generator = self.generator(model, tables, FIT_BEAMS)
@@ -196,6 +231,8 @@ class SftTask:
 
         What was fitted on validation requests stays.
         """
+        if self.config.model.has_open_query:
+            copy_weights(model, folder / WEIGHTS, gains.NAMES)
         self.write_weights(model, folder)
         if (folder / "prior.json").exists():
             weights = Prior.load(folder).weights
@@ -204,14 +241,19 @@ class SftTask:
 
     def write_weights(self, model: Recommender, folder: Path) -> None:
         """The weights, the backbone as a Hugging Face folder."""
-        save_weights(model, folder / "weights.safetensors", without="backbone")
+        save_weights(model, folder / WEIGHTS, without="backbone")
         save_backbone(model.backbone, folder / "backbone")
 
     def finish(self, model: Recommender, tables: Mapping[str, Array], folder: Path) -> dict:
         """Writes the weights, the backbone as a Hugging Face folder, the config and the prior."""
+        requests, prompts = self.fit_requests() if self.config.prompt.asked_tasks else ([], {})
+        figures = {}
+        if len(requests):
+            figures |= self.fit_gains(model, tables, requests, prompts)
+            figures |= self.fit_prior(model, tables, requests, prompts, folder)
         self.write_weights(model, folder)
         (folder / "config.json").write_text(json.dumps(plain(self.config), indent=1))
-        return self.fit_prior(model, tables, folder)
+        return figures
 
 
 def write_record_shards(

@@ -14,6 +14,7 @@ from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
 from sigma_jax.generation.retrieval import ItemBias
 from sigma_jax.generation.trie import build_trie
 from sigma_jax.models.qwen3 import causal_mask
+from sigma_jax.sft.gains import GRID, Gains, fit_gains
 
 CONFIG = GenerationConfig(
     num_beams=4,
@@ -169,8 +170,9 @@ def test_a_padded_last_batch_changes_nothing():
     np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
 
 
-def naive_joint(model, tables, batch, row, depth, temperature) -> np.ndarray:
-    """log P of every item by the open query, code logits and queries, each path on its own."""
+def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np.ndarray:
+    """log P of every item by open query, codes and queries with their gains, path by path."""
+    asking = depth if item_query == "token" else depth - 1  # tokens after the prompt
     codes = semantic_ids().codes[:, :depth]
     vectors = np.asarray(model.item_vectors(jnp.arange(NUM_ITEMS), tables), np.float64)
     length = int(batch["lengths"][row])
@@ -179,7 +181,8 @@ def naive_joint(model, tables, batch, row, depth, temperature) -> np.ndarray:
     tokens[:, :length] = batch["tokens"][row, :length]
     items[:, :length] = batch["items"][row, :length]
     tokens[:, length : length + depth] = np.asarray(model.space.code(np.arange(depth), codes))
-    tokens[:, length + depth] = model.space.query
+    if item_query == "token":
+        tokens[:, length + depth] = model.space.query
     hidden = forward(model, tables, tokens, items)
 
     def looked(place):
@@ -187,7 +190,10 @@ def naive_joint(model, tables, batch, row, depth, temperature) -> np.ndarray:
         return hidden[:, place : place + 1], jnp.asarray(items), is_seen, tables
 
     opened = model.open_query(*looked(length - 1))
-    queries = model.query(*looked(length + depth), opened) if depth else opened
+    code_gain, query_gain = (float(gain[...]) for gain in (model.code_gain, model.query_gain))
+    queries = opened
+    if depth:
+        queries = opened + query_gain * model.query(*looked(length + asking))
     opened, queries = (np.asarray(q[:, 0], np.float64) for q in (opened, queries))
     mass = np.exp(vectors @ opened[0] / temperature)
     log_p = np.zeros(NUM_ITEMS)
@@ -196,7 +202,7 @@ def naive_joint(model, tables, batch, row, depth, temperature) -> np.ndarray:
         for level in range(depth):
             logits = model.code_log_probs(hidden[item, length - 1 + level], level)
             share = np.array([mass[below & (codes[:, level] == c)].sum() for c in range(CODES)])
-            shares = np.exp(np.asarray(logits, np.float64)) * share
+            shares = np.exp(np.asarray(logits, np.float64)) ** code_gain * share
             log_p[item] += np.log(shares[codes[item, level]] / shares.sum())
             below &= codes[:, level] == codes[item, level]
         scores = vectors @ queries[item] / temperature
@@ -204,25 +210,54 @@ def naive_joint(model, tables, batch, row, depth, temperature) -> np.ndarray:
     return log_p
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2])
-def test_with_an_open_query_items_have_the_probability_of_the_joint_loss(depth):
+@pytest.mark.parametrize(
+    "depth, item_query", [(0, "token"), (1, "token"), (2, "token"), (2, "code")]
+)
+def test_with_an_open_query_all_three_heads_make_one_distribution(depth, item_query):
     model, tables = recommender(open_query=True)
-    model.query_gain[...] = jnp.array(0.7)
+    model.code_gain[...], model.query_gain[...] = jnp.array(0.4), jnp.array(0.7)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
     batch = prompts()
-    found = Generator.create(model, tables, semantic_ids(), depth, config)(batch, NUM_ITEMS)
+    generator = Generator.create(model, tables, semantic_ids(), depth, config, item_query)
+    found = generator(batch, NUM_ITEMS)
     for row in range(3):
-        log_p = naive_joint(model, tables, batch, row, depth, config.temperature)
+        log_p = naive_log_p(model, tables, batch, row, depth, config.temperature, item_query)
         np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-6)
         assert sorted(found.items[row]) == list(range(NUM_ITEMS))
         np.testing.assert_allclose(found.log_probs[row], log_p[found.items[row]], atol=2e-4)
+
+
+@pytest.mark.parametrize("depth, item_query", [(1, "code"), (2, "token")])
+def test_gains_are_those_under_which_the_targets_are_likeliest(depth, item_query):
+    model, tables = recommender(open_query=True)
+    batch, targets = prompts(), np.array([3, 17, 8], np.int32)
+
+    def mean_log_p(code_gain, query_gain):
+        Gains(code_gain, query_gain, 0.0, 0.0).put_into(model)
+        temperature = CONFIG.temperature
+        rows = [
+            naive_log_p(model, tables, batch, row, depth, temperature, item_query)[target]
+            for row, target in enumerate(targets)
+        ]
+        return np.mean(rows)
+
+    settings = depth, item_query, CONFIG.temperature
+    with_codes = {**tables, "codes": jnp.asarray(semantic_ids().codes, jnp.int32)}
+    fitted = fit_gains(model, with_codes, batch, targets, *settings)
+    best = mean_log_p(fitted.code, fitted.query)
+    np.testing.assert_allclose(fitted.log_p, best, rtol=1e-4)
+    np.testing.assert_allclose(fitted.open_log_p, mean_log_p(0.0, 0.0), rtol=1e-4)
+    for gain in GRID:
+        assert mean_log_p(gain, fitted.query) <= best + 1e-5
+        assert mean_log_p(fitted.code, gain) <= best + 1e-5
+    assert fitted.log_p > fitted.open_log_p
 
 
 def test_without_an_item_query_all_items_of_a_prefix_are_alike():
     model, tables = recommender()
     sids = semantic_ids()
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS)
-    generator = Generator.create(model, tables, sids, 3, config, generates_item=False)
+    generator = Generator.create(model, tables, sids, 3, config, item_query="none")
     found = generator(prompts(), NUM_ITEMS)
     _, inverse, sizes = np.unique(sids.codes, axis=0, return_inverse=True, return_counts=True)
     for row in range(3):

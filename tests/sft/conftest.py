@@ -115,7 +115,7 @@ def config() -> PromptConfig:
         sid_in_prompt=1,
         sid_generated=2,
         slot_in_prompt=True,
-        generates_item=True,
+        item_query="token",
         history_length=6,
         num_favourites=2,
         session_marker=True,

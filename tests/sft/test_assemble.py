@@ -15,7 +15,7 @@ from sigma_jax.sft.assemble import (
     pack_group,
     stack_rows,
 )
-from sigma_jax.sft.layout import HISTORY_TASK, lay_out
+from sigma_jax.sft.layout import HISTORY_TASK, Plan, branch_lengths, lay_out, plan_size
 from sigma_jax.sft.prompt import PromptTables
 from sigma_jax.sft.records import RECORDS, Record
 from sigma_jax.sft.requests import assemble_prompts
@@ -70,11 +70,17 @@ SID_ONLY = {
     "sid_in_prompt": 3,
     "slot_in_prompt": False,
     "sid_generated": 3,
-    "generates_item": False,
+    "item_query": "none",
 }
 
 
-@pytest.mark.parametrize("shared, parts", [(True, {}), (False, {}), (1, ID_ONLY), (1, SID_ONLY)])
+NO_QUERY_TOKEN = {"item_query": "code"}
+
+
+@pytest.mark.parametrize(
+    "shared, parts",
+    [(True, {}), (False, {}), (1, ID_ONLY), (1, SID_ONLY), (1, NO_QUERY_TOKEN)],
+)
 def test_each_branch_with_its_context_is_the_prompt_of_that_cut(
     records, shop, semantic_ids, config, shared, parts
 ):
@@ -99,7 +105,7 @@ def test_each_branch_with_its_context_is_the_prompt_of_that_cut(
             request = Requests(np.array([record.user]), one + start + attach, one, one, one, [text])
             prompt = assemble_prompts(request, shop, tables, config, 200)
             size = int(prompt["length"][0])
-            has_query = config.generates_item and codes > 0
+            has_query = config.has_query_token
             assert len(seen) == size + codes + has_query
             for name in ("token", "item", "position"):
                 got = group[name][0, seen]
@@ -112,6 +118,40 @@ def test_each_branch_with_its_context_is_the_prompt_of_that_cut(
             assert group["code_position"][0, k].tolist() == seen[size - 1 : size - 1 + len(code)]
             compared[int(is_bare)] += 1
     assert min(compared) > 20 or not shared
+
+
+def test_without_a_query_token_history_supervision_needs_no_branch(shop, semantic_ids, config):
+    """The worked example of `lay_out`, and a target that does not stand next."""
+    config = plain(config, session_marker=False, sid_in_prompt=1, sid_generated=1, **NO_QUERY_TOKEN)
+    tables = dataclasses.replace(
+        PromptTables.make(shop, semantic_ids, config, V), history_text=np.zeros(0, np.int32)
+    )
+    words, bare = np.array([7, 9], np.int32), np.zeros(0, np.int32)
+    numbers = np.zeros(3, np.int32)
+    plan = Plan(
+        profile=bare,
+        favourites=bare,
+        history=np.array([5, 8], np.int32),
+        session=np.array([0, 1], np.int32),
+        instruction=[bare, bare, words],
+        attach=np.array([1, 1, 2], np.int32),
+        target=np.array([8, 6, 4], np.int32),
+        task=numbers,
+        weight=numbers.astype(np.float32),
+        has_target=True,
+    )
+    assert branch_lengths(plan, tables).tolist() == [0, 1, 3]
+    assert plan_size(plan, tables) == 8
+    example = lay_out(plan, tables)
+    c5, c8, c6, c4 = tables.codes(np.array([5, 8, 6, 4]), 1)[:, 0]
+    slot = tables.slot_token
+    assert example.token.tolist() == [c5, slot, c8, slot, c6, 7, 9, c4]
+    assert example.branch.tolist() == [0, 0, 0, 0, 2, 3, 3, 3]
+    assert example.attach.tolist() == [0, 0, 0, 0, 2, 4, 4, 4]
+    assert example.position.tolist() == [0, 1, 2, 3, 2, 4, 5, 6]
+    assert example.start_position.tolist() == [1, 1, 6]
+    assert example.code_position.tolist() == [[1], [1], [6]]
+    assert example.query_position.tolist() == [2, 4, 7]
 
 
 def config_one(config):

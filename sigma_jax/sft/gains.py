@@ -1,0 +1,164 @@
+"""How much a prefix and the query after it add to the open query, fitted on validation requests.
+
+A model with an open query has three opinions of an item, each trained with a loss of its own: the
+open query's over all items, Eq. 4's of its prefix, Eq. 5's inside the prefix. They rank together as
+
+    P(c_t | c_<t)      ~ P_Eq4(c_t | c_<t)^a * sum of exp(s(i)) over the items below c_<t, c_t
+    P(i | c_1 .. c_y)  ~ exp(s(i) + b * query . v_i / tau),    s(i) = open query . v_i / tau
+
+so that a = b = 0 is one softmax over items. What a and b are worth depends on the catalogue and the
+log, not on the training loss, which has learnt by heart what codes say of it: log P is a sum of a
+part with a alone and one with b alone, and each is chosen from a grid under which the targets of
+validation requests are likeliest.
+
+Axes: N requests, T tokens, I items, G values of a gain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from sigma_jax.generation.beam import Prompts
+from sigma_jax.generation.generate import all_item_vectors, take_rows
+from sigma_jax.losses import LOG_ZERO, cosines
+from sigma_jax.models.qwen3 import causal_mask
+from sigma_jax.models.recommender import Recommender, Tables
+
+GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 1.0)
+SCORES_A_STEP = 2**22  # of items, for the requests looked at together
+NAMES = ("code_gain", "query_gain")  # parameters of the Recommender
+
+
+@dataclasses.dataclass(frozen=True)
+class Gains:
+    """What is fitted, and the mean log P of the targets with it and with the open query alone."""
+
+    code: float  # a
+    query: float  # b
+    log_p: float
+    open_log_p: float
+
+    def put_into(self, model: Recommender) -> None:
+        """Sets the model's gains."""
+        model.code_gain[...] = jnp.float32(self.code)
+        model.query_gain[...] = jnp.float32(self.query)
+
+
+def fit_gains(
+    model: Recommender,
+    tables: Tables,
+    prompts: Mapping[str, np.ndarray],
+    targets: Int[np.ndarray, " N"],
+    depth: int,
+    item_query: str,
+    temperature: float,
+) -> Gains:
+    """The gains under which `targets` are likeliest after `prompts` (fields of `Prompts`).
+
+    `depth` is the number of codes generated, at least 1; `item_query` as in PromptConfig.
+    """
+    num_items = tables["codes"].shape[0]
+    vectors = jnp.asarray(all_item_vectors(model, tables, num_items))
+    graphdef, state = nnx.split(model)
+    total, size = len(targets), min(64, max(SCORES_A_STEP // num_items, 1))
+    sums = np.zeros((2, len(GRID)))
+    for start in range(0, total, size):
+        rows = np.arange(start, start + size)
+        batch = Prompts(**take_rows(dict(prompts), rows % total))
+        wanted = jnp.asarray(targets[rows % total])
+        of_rows = _log_p(
+            graphdef, state, tables, vectors, batch, wanted, depth, item_query, temperature
+        )
+        sums += np.asarray(of_rows, np.float64)[:, rows < total].sum(axis=1)
+    means = sums / max(total, 1)
+    best = means.argmax(axis=1)
+    return Gains(
+        *(GRID[place] for place in best), float(means.max(axis=1).sum()), float(means[:, 0].sum())
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))
+def _log_p(
+    graphdef,
+    state,
+    tables: Tables,
+    vectors: Float[Array, "I D"],
+    prompts: Prompts,
+    targets: Int[Array, " N"],
+    depth: int,
+    item_query: str,
+    temperature: float,
+) -> Float[Array, "2 N G"]:
+    """log P of each target's codes for every a, and of the target among their items for every b."""
+    model = nnx.merge(graphdef, state)
+    codes = jnp.take(tables["codes"], targets, axis=0)[:, :depth]
+    tokens = model.space.code(jnp.arange(depth), codes)
+    if item_query == "token":
+        tokens = jnp.pad(tokens, ((0, 0), (0, 1)), constant_values=model.space.query)
+    hidden, items = _read(model, tables, prompts, tokens)
+
+    def looked_at(offset: int):
+        """Arguments of a query at the `offset`-th token after the prompt's last."""
+        place = (prompts.lengths - 1 + offset)[:, None]
+        is_seen = jnp.arange(items.shape[1])[None, None] <= place[..., None]
+        at = jnp.take_along_axis(hidden, place[..., None], axis=1)
+        return at, items, is_seen, tables
+
+    def scores(query) -> Float[Array, "N I"]:
+        return cosines(query[:, 0], vectors) / temperature
+
+    opened = scores(model.open_query(*looked_at(0)))
+    mass = jnp.exp(opened - opened.max(axis=1, keepdims=True))
+    is_below = jnp.ones(mass.shape, bool)
+    of_codes = jnp.zeros((len(targets), len(GRID)))
+    for level in range(depth):
+        log_probs = model.code_log_probs(looked_at(level)[0][:, 0], level)
+        below = jax.ops.segment_sum(
+            (mass * is_below).T, tables["codes"][:, level], log_probs.shape[-1]
+        ).T
+        evidence = jnp.where(below > 0, jnp.log(jnp.maximum(below, 1e-37)), LOG_ZERO)
+        parts = [_of(codes[:, level], gain * log_probs + evidence) for gain in GRID]
+        of_codes += jnp.stack(parts, axis=1)
+        is_below &= tables["codes"][None, :, level] == codes[:, level, None]
+    of_items = jnp.zeros_like(of_codes)
+    if item_query != "none":
+        asked = scores(model.query(*looked_at(tokens.shape[1])))
+        parts = [
+            _of(targets, jnp.where(is_below, opened + gain * asked, LOG_ZERO)) for gain in GRID
+        ]
+        of_items = jnp.stack(parts, axis=1)
+    return jnp.stack([of_codes, of_items])
+
+
+def _of(places: Int[Array, " N"], logits: Float[Array, "N n"]) -> Float[Array, " N"]:
+    """Log-probability of the place of each row."""
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return jnp.take_along_axis(log_p, places[:, None], axis=-1)[:, 0]
+
+
+def _read(
+    model: Recommender, tables: Tables, prompts: Prompts, tokens: Int[Array, "N t"]
+) -> tuple[Float[Array, "N T D"], Int[Array, "N T"]]:
+    """Hidden states of the prompts with `tokens` behind them, and the items of these rows."""
+    count, more = tokens.shape
+    room = ((0, 0), (0, more))
+    rows = jnp.arange(count)[:, None]
+    behind = prompts.lengths[:, None] + jnp.arange(more)
+    items = jnp.pad(prompts.items, room, constant_values=-1)
+    is_token = jnp.pad(prompts.is_token, room).at[rows, behind].set(True)
+    hidden, _ = model(
+        jnp.pad(prompts.tokens, room).at[rows, behind].set(tokens),
+        items,
+        jnp.pad(prompts.positions, room).at[rows, behind].set(behind),
+        causal_mask(is_token.astype(jnp.int32)),
+        tables,
+    )
+    return hidden, items
