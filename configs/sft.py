@@ -111,10 +111,10 @@ CHANGES = {
     # Eight items a user: what is not held back learns them by heart.
     "amazon": {
         "optimizer": common.optimizer(
-            5e-4, table_learning_rate=1e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
+            1e-3, table_learning_rate=1e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
         ),
         "train": common.train(
-            0, 64, epochs=8.0, eval_every=40, checkpoint_every=100, keep_best="ndcg10_item"
+            0, 64, epochs=10.0, eval_every=40, checkpoint_every=100, keep_best="ndcg10_item"
         ),
         "backbone": {
             **grounding.BACKBONE,
@@ -123,7 +123,7 @@ CHANGES = {
             "num_heads": 4,
             "num_kv_heads": 4,
             "mlp_width": 512,
-            "dropout": 0.3,
+            "dropout": 0.2,
             "remat": "none",
         },
         "starts_from_grounding": False,
@@ -136,8 +136,9 @@ CHANGES = {
         "temperature": 0.1,
         "model.copies_history": False,  # nobody takes an item twice
         "model.has_open_query": True,
-        "report_requests": 4_000,
-        "report_beams": 64,
+        "negatives_per_target": 16,
+        "report_requests": 3_000,
+        "report_beams": 16,
         "prompt.item_query": "code",  # contexts hold every target's code: half the tokens
         "prompt.history_length": 20,
         "prompt.num_favourites": 0,
@@ -192,7 +193,6 @@ EVALUATION_CHANGES = {
     "amazon": {
         "requests": {"JustForYou": 100_000},
         "generation.temperature": 0.1,
-        "generation.num_beams": 128,
         "has_filtered_baselines": False,  # nothing is asked for
     },
 }

@@ -19,7 +19,8 @@ METHODS = {
     "GR(SID)": common.GR_SID | {"prompt.row_tokens": 144},
     "SIGMA, the paper's letter": {
         "model.has_open_query": False,
-        "model.copies_history": False,
+        "prompt.item_query": "token",
+        "prompt.row_tokens": 128,
         "negatives_per_target": 0,
         "prior.neighbours": 0,
         "evaluation.generation.sigma_floor": 0.0,
@@ -64,7 +65,7 @@ def get_suite() -> dict[str, Any]:
             "Histories of at most 20 items; every user with three interactions is judged.",
             "Trained on what comes before the validation item; checkpoint, fusion and counts'",
             "weights chosen on validation; the test items looked at once, after that.",
-            "SIGMA looks into 128 prefixes (all there are) and 20 items of each.",
+            "SIGMA looks into 32 prefixes and 20 items of each; of its SIDs one code is generated.",
             "Per cent; mean and sample deviation over seeds. Published figures keep seen items",
             "unless their authors say otherwise.",
         ),
