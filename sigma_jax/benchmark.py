@@ -19,6 +19,7 @@ from absl import flags, logging
 
 from sigma_jax.evaluation import suite as suites
 from sigma_jax.evaluation.suite import Run, Suite
+from sigma_jax.evaluation.suite_page import write_suite_page
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.artifacts import write_json
 from sigma_jax.runtime.config import nearest, to_dataclass
@@ -103,9 +104,10 @@ def run_one(suite: Suite, run: Run, workdir: Path) -> str | None:
 
 
 def write_tables(suite: Suite, workdir: Path) -> None:
-    """WORKDIR/table.txt and results.json of what is finished."""
+    """WORKDIR/table.txt, results.json, report.html and plots/ of what is finished."""
     (workdir / "table.txt").write_text(suites.render(suite, workdir))
     write_json(workdir / "results.json", suites.as_json(suite, workdir))
+    write_suite_page(suite, workdir)
 
 
 if __name__ == "__main__":

@@ -86,4 +86,22 @@ def get_suite() -> dict[str, Any]:
             data: {name: dict(zip(COLUMNS, row, strict=True)) for name, row in rows.items()}
             for data, rows in PUBLISHED.items()
         },
+        "headline": "NDCG@10",
+        "sweeps": {
+            "prefixes K": {
+                "method": "SIGMA",
+                "fields": ("evaluation.generation.num_beams",),
+                "values": (1, 2, 4, 8, 16, 32, 64, 128),
+            },
+            "items of a prefix M": {
+                "method": "SIGMA",
+                "fields": ("evaluation.generation.num_retrieved",),
+                "values": (1, 2, 5, 10, 20),
+            },
+            "temperature tau": {
+                "method": "SIGMA",
+                "fields": ("temperature", "evaluation.generation.temperature"),
+                "values": (0.05, 0.07, 0.1, 0.15),
+            },
+        },
     }

@@ -17,4 +17,5 @@ def get_suite() -> dict[str, Any]:
         "seeds": (0,),
         "data": {"Complete Journey": {"config": "configs/sft.py:smoke", "fields": {}}},
         "methods": {name: suite["methods"][name] for name in methods},
+        "sweeps": {"prefixes K": suite["sweeps"]["prefixes K"] | {"values": (2, 8)}},
     }

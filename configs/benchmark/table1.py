@@ -69,4 +69,17 @@ def get_suite() -> dict[str, Any]:
             }
         },
         "published_level": "sid",
+        "headline": "HR@10",
+        "sweeps": {
+            "prefixes K": {
+                "method": "SIGMA (SID1 ID -> SID1 ID)",
+                "fields": ("evaluation.generation.num_beams",),
+                "values": (1, 2, 4, 8, 16, 32, 64),
+            },
+            "items of a prefix M": {
+                "method": "SIGMA (SID1 ID -> SID1 ID)",
+                "fields": ("evaluation.generation.num_retrieved",),
+                "values": (1, 2, 5, 10, 20),
+            },
+        },
     }

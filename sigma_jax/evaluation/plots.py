@@ -6,6 +6,7 @@ Matplotlib draws; every plot is drawn narrow, so that its text is legible on a p
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -35,11 +36,31 @@ def new_axes(height: float = SIZE[1]):
     return figure, axes
 
 
-def as_image(figure: Figure, alternative: str) -> str:
-    """`<img>` with the PNG inside it."""
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A plot, and a sentence in its place."""
+
+    figure: Figure
+    alternative: str
+
+    def as_image(self) -> str:
+        """`<img>` with the PNG inside it."""
+        return as_image(self.figure, self.alternative)
+
+    def save(self, path: Path) -> None:
+        """Writes the PNG."""
+        path.write_bytes(png(self.figure))
+
+
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def as_image(figure: Figure, alternative: str) -> str:
+    """`<img>` with the PNG inside it."""
+    data = base64.b64encode(png(figure)).decode()
     text = alternative.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return f'<img alt="{text}" src="data:image/png;base64,{data}">'
 
@@ -96,9 +117,21 @@ def hit_rates(results: Results, task: str, mode: str, level: str) -> str | None:
             figures.append(figure)
     if not names:
         return None
+    count = figures[0]["n"]
+    means, errors = ([100 * f[part] for f in figures] for part in ("mean", "error"))
+    return bar_chart(names, means, errors, f"{task}  (n = {count:,})", "HR@10, %").as_image()
+
+
+def bar_chart(
+    names: Sequence[str],
+    means: Sequence[float],
+    errors: Sequence[float],
+    title: str,
+    label: str,
+) -> Picture:
+    """A bar a method with its error; SIGMA's in another colour."""
     figure, axes = new_axes(0.9 + 0.34 * len(names))
-    means = np.array([100 * f["mean"] for f in figures])
-    errors = np.array([100 * f["error"] for f in figures])
+    means, errors = np.asarray(means), np.asarray(errors)
     colors = [MAIN if name.lower().startswith("sigma") else OTHER for name in names]
     places = np.arange(len(names))[::-1]
     axes.barh(places, means, xerr=errors, color=colors, height=0.68, ecolor=INK, capsize=2.5)
@@ -108,12 +141,47 @@ def hit_rates(results: Results, task: str, mode: str, level: str) -> str | None:
     axes.set_xlim(0, room * 1.2)
     for place, mean, error in zip(places, means, errors, strict=True):
         axes.text(mean + error + room * 0.02, place, f"{mean:.1f}", va="center", fontsize=9)
-    count = figures[0]["n"]
-    axes.set_title(f"{task}  (n = {count:,})", color=INK, loc="left", fontsize=12)
-    axes.set_xlabel("HR@10, %", color=INK)
+    axes.set_title(title, color=INK, loc="left", fontsize=12)
+    axes.set_xlabel(label, color=INK)
     listed = zip(names, means, errors, strict=True)
     text = ", ".join(f"{name} {mean:.2f} ± {error:.2f}" for name, mean, error in listed)
-    return as_image(figure, f"HR@10 in per cent, {task}, {count} requests: {text}.")
+    return Picture(figure, f"{title}, {label}: {text}.")
+
+
+def points(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x: str, y: str
+) -> Picture:
+    """A point for each pair of a series, a colour and a mark for each series."""
+    figure, axes = new_axes()
+    told = []
+    marks = "osD^vPX*"
+    for number, (name, (xs, ys)) in enumerate(series.items()):
+        style = {"color": SERIES[number % len(SERIES)], "marker": marks[number % len(marks)]}
+        axes.scatter(xs, ys, s=36, label=name, **style)
+        told += [f"{name} {a:.3g}, {b:.2f}" for a, b in zip(xs, ys, strict=True)]
+    finish_axes(axes, title, x, y)
+    axes.set_xlim(0, None)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    return Picture(figure, f"{title}: {y} against {x}: {'; '.join(told)}.")
+
+
+def line(xs: Sequence[float], ys: Sequence[float], title: str, x: str, y: str) -> Picture:
+    """One line with its points; a logarithmic axis where the largest x is ten times the least."""
+    figure, axes = new_axes()
+    axes.plot(xs, ys, color=MAIN, marker="o", linewidth=1.8)
+    finish_axes(axes, title, x, y)
+    if min(xs) > 0 and max(xs) >= 10 * min(xs):
+        axes.set_xscale("log")
+    axes.set_xticks(xs, [f"{value:g}" for value in xs])
+    axes.minorticks_off()
+    told = ", ".join(f"{a:g}: {b:.2f}" for a, b in zip(xs, ys, strict=True))
+    return Picture(figure, f"{title}: {y} by {x}: {told}.")
+
+
+def finish_axes(axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, color=INK, loc="left", fontsize=12)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK, fontsize=8)
 
 
 def sigma_by_task(sigma: Mapping[str, np.ndarray]) -> str | None:

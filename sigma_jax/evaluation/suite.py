@@ -44,6 +44,19 @@ class Method:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A method under several values of one setting, for a plot; with the first seed only."""
+
+    method: str
+    fields: tuple[str, ...]  # of the config; each gets the value
+    values: tuple[Any, ...]  # numbers
+
+    def run_name(self, name: str, value: float) -> str:
+        """What the method is called in runs of the sweep `name`."""
+        return f"{self.method}, {name} {value:g}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Suite:
     """Fields of configs/benchmark/*.py."""
 
@@ -57,6 +70,8 @@ class Suite:
     columns: tuple[str, ...]  # figures of a row, such as Recall@10
     published: dict[str, dict[str, dict[str, float]]]  # data -> row -> column -> per cent
     published_level: str  # of their hits
+    headline: str  # the figure that is plotted
+    sweeps: dict[str, Sweep]  # what the setting is called -> its values
 
     def __post_init__(self):
         if unknown := set(self.modes) - set(MODES):
@@ -64,6 +79,20 @@ class Suite:
         for name in ("seeds", "data", "methods"):
             if not getattr(self, name):
                 raise ValueError(f"suite.{name} is empty; name at least one.")
+        for name, sweep in self.sweeps.items():
+            if sweep.method not in self.methods:
+                raise ValueError(f"suite.sweeps[{name!r}] names no method of the suite.")
+
+    def fields_of(self, method: str) -> Method:
+        """A method, or one that a sweep makes of it."""
+        if method in self.methods:
+            return self.methods[method]
+        for name, sweep in self.sweeps.items():
+            for value in sweep.values:
+                if method == sweep.run_name(name, value):
+                    changed = dict.fromkeys(sweep.fields, value)
+                    return Method(self.methods[sweep.method].fields | changed, False)
+        raise KeyError(method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,18 +115,25 @@ class Run:
 
 
 def planned(suite: Suite) -> list[Run]:
-    """All runs: seed by seed, so that a suite that was stopped has whole tables of few seeds."""
-    return [
+    """All runs: seed by seed, so that a suite that was stopped has whole tables of few seeds; then
+    those of the sweeps."""
+    runs = [
         Run(data, method, seed)
         for seed in suite.seeds
         for data in suite.data
         for method in suite.methods
     ]
+    return runs + [
+        Run(data, sweep.run_name(name, value), suite.seeds[0])
+        for name, sweep in suite.sweeps.items()
+        for data in suite.data
+        for value in sweep.values
+    ]
 
 
 def arguments(suite: Suite, run: Run, data_folder: str, workdir: Path, pool: Path) -> list[str]:
     """The arguments of `python -m sigma_jax.train` that make `run`."""
-    source, method = suite.data[run.data], suite.methods[run.method]
+    source, method = suite.data[run.data], suite.fields_of(run.method)
     fields = {**source.fields, **method.fields}
     fields["seed"] = run.seed
     fields["evaluation.has_baselines"] = method.has_baselines

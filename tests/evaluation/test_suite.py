@@ -1,13 +1,13 @@
 """Benchmark suites: their commands, their tables, and that their settings are settings."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
+from tiny_suite import tiny_suite, write_results
 
 from sigma_jax import benchmark, train
 from sigma_jax.evaluation import suite as suites
@@ -17,38 +17,6 @@ from sigma_jax.runtime.mesh import make_mesh
 
 ROOT = Path(__file__).parents[2]
 SUITES = sorted(p for p in (ROOT / "configs" / "benchmark").glob("*.py") if "__" not in p.name)
-
-
-def tiny_suite(**changes) -> suites.Suite:
-    fields = {
-        "title": "Tiny",
-        "protocol": ("One line.",),
-        "seeds": (0, 1),
-        "data": {"A": suites.Source("configs/sft.py:smoke", {"data.path": "{data}/A"})},
-        "methods": {
-            "SIGMA": suites.Method({}, True),
-            "GR(ID)": suites.Method({"prompt.sid_generated": 0}, False),
-        },
-        "modes": ("left_out",),
-        "levels": ("item",),
-        "columns": ("Recall@5", "Recall@10", "NDCG@5", "NDCG@10"),
-        "published": {"A": {"TIGER": {"Recall@10": 6.48}}},
-        "published_level": "item",
-    }
-    return suites.Suite(**fields | changes)
-
-
-def write_results(folder, run, recall_10, method="SIGMA", ndcg_gain=0.032, **more):
-    figures = {"Recall@5": recall_10 - 0.1, "Recall@10": recall_10, "NDCG@5": 0.02}
-    figures["NDCG@10"] = 0.02 + ndcg_gain
-    summary = {f"item.{name}": {"mean": value} for name, value in figures.items()}
-    summary["item.HR@10"] = summary["item.Recall@10"]
-    methods = {method: {"left_out": {"tasks": {"JustForYou": summary}, "average": summary}}}
-    made = {"config_hash": "c0ffee", "data_hash": "da7a", "seconds": 7.0, "command": "python -m x"}
-    place = run.workdir(folder) / "evaluation"
-    place.mkdir(parents=True)
-    results = {"methods": methods | more, "run": made}
-    (place / "results.json").write_text(json.dumps(results))
 
 
 def test_rows_are_means_and_deviations_over_seeds(tmp_path):

@@ -1,0 +1,72 @@
+"""The page of a suite: its tables, its plots, its sweeps."""
+
+import pytest
+from tiny_suite import tiny_suite, write_results
+
+from sigma_jax.evaluation import suite as suites
+from sigma_jax.evaluation.suite import Run, Sweep
+from sigma_jax.evaluation.suite_page import quality_by_time, write_suite_page
+from sigma_jax.runtime.artifacts import Recipe, write_artifact
+
+SWEEP = Sweep("SIGMA", ("evaluation.generation.num_beams", "report_beams"), (1, 4))
+
+
+@pytest.fixture
+def suite():
+    return tiny_suite(sweeps={"prefixes K": SWEEP})
+
+
+def write_stages(folder, run, seconds):
+    """Manifests of two stages, as a run leaves them."""
+    for stage, spent in seconds.items():
+        workdir = run.workdir(folder)
+        workdir.mkdir(parents=True, exist_ok=True)
+        figures = {"seconds": spent}
+        write_artifact(workdir, stage, Recipe({}, {}, 0), lambda beside, made=figures: made)
+
+
+def test_a_sweep_runs_each_value_once_and_stays_out_of_the_tables(suite, tmp_path):
+    names = [run.name for run in suites.planned(suite)]
+    assert names[-2:] == ["A/SIGMA, prefixes K 1/0", "A/SIGMA, prefixes K 4/0"]
+    run = suites.planned(suite)[-1]
+    words = suites.arguments(suite, run, "D", tmp_path, tmp_path / "pool")
+    assert "--config.evaluation.generation.num_beams=4" in words
+    assert "--config.report_beams=4" in words
+    assert "--config.evaluation.has_baselines=False" in words
+    write_results(tmp_path, run, 0.3)
+    assert suites.collect(suite, tmp_path, "A", "left_out", "item") == []
+
+
+def test_a_sweep_of_no_method_is_named():
+    with pytest.raises(ValueError, match=r"sweeps\['K'\] names no method"):
+        tiny_suite(sweeps={"K": Sweep("SIGNA", ("seed",), (1,))})
+
+
+def test_the_page_holds_tables_and_plots_of_what_is_finished(suite, tmp_path):
+    run = Run("A", "SIGMA", 0)
+    write_suite_page(suite, tmp_path)
+    assert "No run of it is finished" in (tmp_path / "report.html").read_text()
+    write_results(tmp_path, run, 0.20)
+    write_results(tmp_path, Run("A", "SIGMA", 1), 0.24)
+    write_results(tmp_path, Run("A", "GR(ID)", 0), 0.15)
+    for seed, (_, figure) in enumerate([(1, 0.2), (4, 0.22)]):
+        write_results(tmp_path, suites.planned(suite)[-2 + seed], figure)
+    write_suite_page(suite, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "22.00 ± 2.83" in page and "published: TIGER" in page and "A/GR(ID)/1: not run" in page
+    assert "SIGMA 22.00 ± 2.83, GR(ID) 15.00 ± 0.00" in page  # said for those who cannot see it
+    assert "1: 20.00, 4: 22.00" in page
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        "a-methods-average.png",
+        "a-time.png",
+        "a-sweep-prefixes-k.png",
+    }
+    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in (tmp_path / "plots").iterdir())
+
+
+def test_time_is_that_of_all_stages(suite, tmp_path):
+    run = Run("A", "SIGMA", 1)
+    write_results(tmp_path, run, 0.24)
+    write_stages(tmp_path, run, {"tokenizer": 60.0, "sft": 120.0})
+    found = quality_by_time(suite, tmp_path, "A", "left_out", "item")
+    assert found == {"SIGMA": ([3.0], [pytest.approx(24.0)])}
