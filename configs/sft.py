@@ -186,10 +186,11 @@ EVALUATION = {
     "uses_prior": True,
     "has_baselines": True,
     "has_filtered_baselines": True,
+    "followed_requests": 200,
 }
 
 EVALUATION_CHANGES = {
-    "smoke": {"requests": {task: 20 for task in TASK_WEIGHTS}},
+    "smoke": {"requests": {task: 20 for task in TASK_WEIGHTS}, "followed_requests": 10},
     "amazon": {
         "requests": {"JustForYou": 100_000},
         "generation.temperature": 0.1,

@@ -11,7 +11,16 @@ import numpy as np
 
 from sigma_jax.evaluation import plots
 from sigma_jax.evaluation.score import FILTERED, MODES, Results
-from sigma_jax.evaluation.table import COLUMNS, LEVELS, TITLES, cells, methods_in, tasks_in
+from sigma_jax.evaluation.table import (
+    COLUMNS,
+    FOLLOWED,
+    LEVELS,
+    TITLES,
+    cells,
+    methods_in,
+    percent,
+    tasks_in,
+)
 from sigma_jax.schema import PreparedData, SemanticIds
 
 STYLE = """
@@ -41,6 +50,7 @@ summary { cursor: pointer; margin: .6rem 0; }
 SECTIONS = {
     "hit-rate": "Hit rate by task and method",
     "results": "All results",
+    "followed": "Instructions followed",
     "sigma": "Sigma by task",
     "loss": "Loss curves",
     "codebooks": "Semantic IDs",
@@ -72,6 +82,7 @@ def write_report(
     bodies = {
         "hit-rate": hit_rate_section(results),
         "results": results_section(results),
+        "followed": followed_section(results),
         "sigma": sigma_section(results),
         "loss": loss_section(metrics_files),
         "codebooks": codebook_section(figures),
@@ -162,6 +173,27 @@ def results_table(results: Results, mode: str, level: str, tasks: Sequence[str])
             filled = "".join(f"<td>{value}</td>" for value in values)
             rows.append(f"<tr{ours}><td>{html.escape(method)}</td>{filled}</tr>")
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+
+
+def followed_section(results: Results) -> str:
+    """What lists show when asked for something, beside those of users asked for nothing."""
+    found = results.get("followed")
+    if not found:
+        return missing("instructions followed")
+    note = (
+        "Share of the first ten items that satisfy what was asked for; how popular they are (share "
+        "of the catalogue that is taken less often); share from categories the user never had; "
+        "share that the same user's JustForYou list has too. <i>Unasked</i> is that list; <i>out "
+        "of season</i> asks for a season or holiday of another time of the year; <i>combined</i> "
+        "for a theme within a category. Per cent."
+    )
+    head = "".join(f"<th>{name}</th>" for name in FOLLOWED)
+    rows = [f"<tr><th>asked for</th>{head}</tr>"]
+    for task, sets in found.items():
+        for name, figures in sets.items():
+            cells = "".join(f"<td>{percent(figures.get(figure))}</td>" for figure in FOLLOWED)
+            rows.append(f"<tr><td>{html.escape(f'{task}, {name}')}</td>{cells}</tr>")
+    return f'<p>{note}</p><div class="wide"><table>{"".join(rows)}</table></div>'
 
 
 def sigma_section(results: Results) -> str:

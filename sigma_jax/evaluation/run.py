@@ -21,6 +21,7 @@ from sigma_jax.baselines.covisitation import CoVisitation
 from sigma_jax.baselines.own_frequent import OwnFrequent
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.sasrec import SasrecBaseline, load_sasrec
+from sigma_jax.evaluation.followed import followed, followed_requests
 from sigma_jax.evaluation.page import collect_figures, write_report
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
@@ -33,7 +34,7 @@ from sigma_jax.runtime.artifacts import (
     read_manifest,
     write_artifact,
 )
-from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.runtime.config import check_least, to_dataclass
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.sft import instructions
 from sigma_jax.sft.requests import make_requests
@@ -54,6 +55,7 @@ class EvaluationConfig:
     uses_prior: bool  # what counts say, with the sigma fitted beside it (sigma_jax/sft/prior.py)
     has_baselines: bool  # the methods of sigma_jax/baselines beside SIGMA
     has_filtered_baselines: bool  # also the baselines restricted to what an instruction allows
+    followed_requests: int  # of each task, to see whether instructions are followed; 0: not looked
 
     def __post_init__(self):
         if unknown := set(self.requests) - set(TASKS):
@@ -62,6 +64,7 @@ class EvaluationConfig:
             )
         if min(self.requests.values(), default=0) < 0:
             raise ValueError(f"evaluation.requests={self.requests}; use 0 or more.")
+        check_least(0, self, "followed_requests", group="evaluation.")
 
 
 def evaluate(config: Any, workdir: Path) -> Results:
@@ -150,12 +153,17 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
         name: {"kept": found[2 * number].items, "left_out": found[2 * number + 1].items}
         for number, name in enumerate(choices)
     }
+    sets = {}
     if trained.config.prompt.phrasings is not instructions.WITHOUT_WORDS:
         unseen = draw_requests(data, trained, settings, seed, instructions.HELDOUT_PHRASINGS)
         assert np.array_equal(unseen.target, requests.target)
         prompts = trained.prompts(unseen, data)
         [other] = generator.variants(prompts, LIST, choices["SIGMA"][:1])
         rankings["SIGMA, unseen wording"] = {"kept": other.items}
+        if settings.followed_requests:
+            sets = followed_requests(
+                requests, data, settings.followed_requests, trained.config.prompt.phrasings
+            )
     if settings.has_baselines:
         is_filtered_too = settings.has_filtered_baselines
         rankings |= baseline_rankings(workdir, data, requests, is_filtered_too, seed)
@@ -165,11 +173,31 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
         for task in np.unique(requests.task)
     }
     results["sigma"] = choice.config.sigma
+    if sets:
+        results["followed"] = followed(
+            lists_of(trained, generator, settings, sets, data), sets, data
+        )
     if choice.bias is not None and settings.split == "valid":
         results["warnings"].append(
             "the prior was fitted on requests of this split: judge it on the test split"
         )
     return results
+
+
+def lists_of(
+    trained: TrainedRecommender,
+    generator: Generator,
+    settings: EvaluationConfig,
+    sets: Mapping[str, tuple[np.ndarray, Requests]],
+    data: PreparedData,
+) -> dict[str, Int32[np.ndarray, "n K"]]:
+    """What SIGMA recommends to the requests of each set, seen items kept."""
+    lists = {}
+    for name, (_, requests) in sets.items():
+        choice = trained.choice(requests, data, settings.generation, settings.uses_prior)
+        [found] = generator.variants(trained.prompts(requests, data), LIST, [choice])
+        lists[name] = found.items
+    return lists
 
 
 def draw_requests(

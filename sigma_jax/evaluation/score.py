@@ -123,7 +123,7 @@ def summarise(
         here = rows & (requests.task == number)
         if not here.any():
             continue
-        by_task[task] = {name: _figure(column[here]) for name, column in values.items()}
+        by_task[task] = {name: summary_of(column[here]) for name, column in values.items()}
         by_task[task] = {name: figure for name, figure in by_task[task].items() if figure["n"]}
         covered = metrics.coverage(rankings[here, :LIST], num_items)
         by_task[task][f"coverage@{LIST}"] = {"mean": covered, "error": 0.0, "n": int(here.sum())}
@@ -137,7 +137,8 @@ def summarise(
     return {"tasks": by_task, "average": average | {f"coverage@{LIST}": total}}
 
 
-def _figure(values: np.ndarray) -> dict[str, float]:
+def summary_of(values: np.ndarray) -> dict[str, float]:
+    """Mean, standard error and number of the values that are not NaN."""
     values = values[~np.isnan(values)]
     mean = float(values.mean()) if len(values) else 0.0
     return {"mean": mean, "error": metrics.standard_error(values), "n": len(values)}

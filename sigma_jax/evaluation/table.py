@@ -24,6 +24,7 @@ TITLES = {
     "left_out": "seen items left out",
     "new": "seen items left out, requests for a new item only",
 }
+FOLLOWED = ("fits", "popularity", "new category", "overlap")  # of evaluation/followed.py
 NAME_WIDTH = 30
 SHORT = {"JustForYou": "ForYou", "Category": "Categ.", "Longtail": "Tail", "Discover": "Disc."}
 
@@ -34,7 +35,12 @@ def render_summary(results: Results, folder: Path) -> str:
     for mode in ("kept", "left_out"):
         lines += ["", *render_average(results, mode, "item")]
     lines += ["", *render_tasks(results, "kept", "item")]
-    lines += ["", *warnings(results), f"All figures: {folder / 'table.txt'}"]
+    lines += [
+        "",
+        *render_followed(results),
+        *warnings(results),
+        f"All figures: {folder / 'table.txt'}",
+    ]
     lines += [f"With plots: {folder / 'report.html'}"]
     return "\n".join(lines) + "\n"
 
@@ -48,7 +54,7 @@ def render_table(results: Results) -> str:
     for mode in MODES:
         for level in LEVELS:
             lines += ["", *render_tasks(results, mode, level)]
-    lines += ["", *warnings(results)]
+    lines += ["", *render_followed(results), *warnings(results)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -123,6 +129,19 @@ def render_tasks(results: Results, mode: str, level: str) -> list[str]:
             row += f"{text:>12}"
         lines.append(f"{method[:NAME_WIDTH]:{NAME_WIDTH}}" + row)
     return lines
+
+
+def render_followed(results: Results) -> list[str]:
+    """Whether instructions are followed (sigma_jax/evaluation/followed.py)."""
+    if not results.get("followed"):
+        return []
+    lines = ["Instructions followed, first 10 items of SIGMA, seen items kept"]
+    lines.append(f"{'':{NAME_WIDTH}}" + "".join(f"{name:>14}" for name in FOLLOWED))
+    for task, sets in results["followed"].items():
+        for name, figures in sets.items():
+            row = "".join(f"{percent(figures.get(figure)):>14}" for figure in FOLLOWED)
+            lines.append(f"{task + ', ' + name:{NAME_WIDTH}}" + row)
+    return [*lines, ""]
 
 
 def write_json(results: Results, path: Path) -> None:

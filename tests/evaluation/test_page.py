@@ -29,6 +29,7 @@ from sigma_jax.schema import (
 )
 
 ITEMS, USERS = 60, 30
+FOLLOWED = {"Holiday": {"asked": {"fits": {"mean": 0.1625}}, "unasked": {}}}
 NASTY = 'x <script src="//evil"> & "y"'
 
 
@@ -215,7 +216,7 @@ def page(results, data, semantic_ids, tmp_path_factory):
     figures = collect_figures(data, semantic_ids, {"tokenizer": {"error": 0.25}})
     figures["recommendations"] = [{"user": "7", "instruction": NASTY, "items": [NASTY, "b"]}]
     write_report(
-        results | {"deviation": sigma, "sigma": 0.7, "run": run},
+        results | {"deviation": sigma, "sigma": 0.7, "run": run, "followed": FOLLOWED},
         files,
         figures,
         folder / "report.html",
@@ -227,6 +228,7 @@ def test_page_contains_every_section_with_figures(page, results):
     for key, title in SECTIONS.items():
         assert f'<section id="{key}"><h2>{html.escape(title)}' in page
     assert "This run has no figures" not in page
+    assert "<td>Holiday, asked</td><td>16.25</td><td>-</td>" in page
     for expected in (*TASKS, "feed1234", "Loss of stage grounding", "perplexity", "co_occurrence"):
         assert expected in page
     for mode in ("kept", "left_out", "new"):
@@ -258,7 +260,7 @@ def test_every_plot_has_an_alternative_text_with_its_figures(page, results):
 def test_page_says_what_is_missing(results, tmp_path):
     write_report(results, {}, {}, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("This run has no figures") == 5
+    assert page.count("This run has no figures") == 6
     assert all(f'<section id="{key}">' in page for key in SECTIONS)
 
 
