@@ -30,7 +30,7 @@ class GenerationConfig:
     """How to generate."""
 
     num_beams: int  # K of Eq. 6
-    num_retrieved: int  # M of Eq. 9, for each prefix
+    num_retrieved: int  # M of Eq. 9, for each prefix; without codes num_beams times as many
     temperature: float  # tau of Eq. 11
     sigma: str | float  # "deviation" of the beam scores (Eq. 11), or a constant in its place
     sigma_floor: float
@@ -161,13 +161,19 @@ class Generator:
                     beams,
                     take_rows(choice.seen, rows),
                     take_rows(choice.bias, rows),
-                    choice.config or self.config,
+                    self._per_prefix(choice.config or self.config),
                     count,
                 )
                 for choice in choices
             ]
             parts.append(jax.device_get(ranked))
         return jax.tree.map(lambda *values: np.concatenate(values)[:total], *parts)
+
+    def _per_prefix(self, config: GenerationConfig) -> GenerationConfig:
+        """`config`; where no code is generated, the one prefix gives the items of all beams."""
+        if self.trie.depth:
+            return config
+        return dataclasses.replace(config, num_retrieved=config.num_beams * config.num_retrieved)
 
 
 def take_rows(tree, rows: np.ndarray):

@@ -227,6 +227,20 @@ def test_with_an_open_query_all_three_heads_make_one_distribution(depth, item_qu
         np.testing.assert_allclose(found.log_probs[row], log_p[found.items[row]], atol=2e-4)
 
 
+def test_without_codes_the_one_prefix_gives_the_items_of_all_beams():
+    model, tables = recommender(open_query=True)
+    config = dataclasses.replace(CONFIG, num_beams=3, num_retrieved=4)
+    found = Generator.create(model, tables, semantic_ids(), 0, config)(prompts(), NUM_ITEMS)
+    assert ((found.items >= 0).sum(axis=1) == 12).all()
+    favoured = found.items[:, 11]  # the last
+    bias = ItemBias(favoured[:, None], np.full((3, 1), 50.0, np.float32))
+    choice = Choice(None, bias, dataclasses.replace(config, sigma=1.0))
+    [biased] = Generator.create(model, tables, semantic_ids(), 0, config).variants(
+        prompts(), 1, [choice]
+    )
+    assert np.array_equal(biased.items[:, 0], favoured)
+
+
 @pytest.mark.parametrize("depth, item_query", [(1, "code"), (2, "token")])
 def test_gains_are_those_under_which_the_targets_are_likeliest(depth, item_query):
     model, tables = recommender(open_query=True)
