@@ -16,10 +16,13 @@ CONFIG = "configs/sft.py:amazon"
 METHODS = {
     "SIGMA": {},
     "GR(ID)": common.GR_ID | {"prompt.row_tokens": 40},
-    "GR(SID)": common.GR_SID | {"prompt.row_tokens": 144},
+    "GR(SID)": common.GR_SID | {"prompt.row_tokens": 144, "ntp_weight": 1.0},
     "SIGMA, the paper's letter": {
         "model.has_open_query": False,
+        "prompt.sid_in_prompt": 1,
         "prompt.item_query": "token",
+        "ntp_weight": 1.0,
+        "infonce_weight": 1.0,
         "prompt.row_tokens": 128,
         "negatives_per_target": 0,
         "prior.neighbours": 0,
@@ -65,7 +68,7 @@ def get_suite() -> dict[str, Any]:
             "Histories of at most 20 items; every user with three interactions is judged.",
             "Trained on what comes before the validation item; checkpoint, fusion and counts'",
             "weights chosen on validation; the test items looked at once, after that.",
-            "SIGMA looks into 32 prefixes and 20 items of each; of its SIDs one code is generated.",
+            "SIGMA looks into 32 prefixes (of one code) and 20 items of each, GR(ID) at 640 items.",
             "Per cent; mean and sample deviation over seeds. Published figures keep seen items",
             "unless their authors say otherwise.",
         ),
