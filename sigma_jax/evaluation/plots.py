@@ -160,7 +160,7 @@ def points(
         axes.scatter(xs, ys, s=36, label=name, **style)
         told += [f"{name} {a:.3g}, {b:.2f}" for a, b in zip(xs, ys, strict=True)]
     finish_axes(axes, title, x, y)
-    axes.set_xlim(0, None)
+    axes.set_xlim(0, 1.08 * max(1e-9, *(max(xs) for xs, _ in series.values())))
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     return Picture(figure, f"{title}: {y} against {x}: {'; '.join(told)}.")
 

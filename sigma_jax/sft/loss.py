@@ -31,7 +31,8 @@ def recommender_loss(
 
     Figures: the losses, how often each is right, `targets`, and what was dropped in packing.
     """
-    dropout_key, negative_key, open_key = jax.random.split(key, 3)
+    # A head that is not there takes no key: the others draw what they draw without it.
+    dropout_key, negative_key, *open_keys = jax.random.split(key, 2 + config.model.has_open_query)
     hidden = hidden_states(model, tables, batch, dropout_key)
     loss, figures = jnp.zeros(()), {}
     if config.prompt.sid_generated:
@@ -43,7 +44,7 @@ def recommender_loss(
         loss += config.infonce_weight * infonce
         figures |= {"infonce_loss": infonce} | {f"item_{key}": more[key] for key in more}
     if config.model.has_open_query:
-        opened, more = open_loss(config, model, tables, batch, hidden, open_key)
+        opened, more = open_loss(config, model, tables, batch, hidden, *open_keys)
         loss += opened
         figures |= {"open_loss": opened, "open_accuracy": more["accuracy"]}
     figures |= {
