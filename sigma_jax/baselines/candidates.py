@@ -20,6 +20,13 @@ class Allowed:
     items: Links  # constraint -> items
     row: Int32[np.ndarray, " N"]  # constraint of each request, -1 for none
 
+    @classmethod
+    def from_lists(cls, lists: list[np.ndarray], row: Int32[np.ndarray, " N"]) -> Allowed:
+        """With the items of each constraint as a list."""
+        rows = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
+        targets = np.concatenate(lists) if lists else np.zeros(0, np.int32)
+        return cls(Links.from_edges(rows, targets, len(lists)), row)
+
     def of(self, request: int) -> Int32[np.ndarray, " n"] | None:
         """The items request number `request` may get; None where it may get any."""
         return None if self.row[request] < 0 else self.items.of(self.row[request])
@@ -46,9 +53,7 @@ def allowed_items(data: PreparedData, requests: Requests) -> Allowed:
                 lists.append(data.themes.items.of(argument))
     row = np.full(len(requests), -1, np.int32)
     row[bound] = inverse.reshape(-1)
-    rows = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
-    targets = np.concatenate(lists) if lists else np.zeros(0, np.int32)
-    return Allowed(Links.from_edges(rows, targets, len(lists)), row)
+    return Allowed.from_lists(lists, row)
 
 
 CONSTRAINED_TASKS = ("Query", "Category", "Season", "Holiday")

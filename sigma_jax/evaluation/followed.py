@@ -18,8 +18,8 @@ Figures {"mean", "error", "n"} of the first ten items:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int32
@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float64, Int32
 from sigma_jax import metrics
 from sigma_jax.baselines.candidates import Allowed, allowed_items, history_ranges
 from sigma_jax.evaluation.score import LIST, summary_of
-from sigma_jax.schema import TASKS, Links, PreparedData, Requests
+from sigma_jax.schema import TASKS, PreparedData, Requests
 from sigma_jax.sft import instructions
 
 THEMED = ("Season", "Holiday")
@@ -43,7 +43,8 @@ def followed_requests(
     rows = np.concatenate([np.flatnonzero(requests.task == number)[:most] for number in tasks])
     asked = requests.take(rows)
     words = phrasings["JustForYou"]
-    unasked = _with(asked, instruction=[words[row % len(words)] for row in range(len(asked))])
+    spoken = [words[row % len(words)] for row in range(len(asked))]
+    unasked = dataclasses.replace(asked, instruction=spoken)
     found = {"asked": (rows, asked), UNASKED: (rows, unasked)}
     is_themed = np.isin(asked.task, [TASKS.index(task) for task in THEMED]) & (asked.argument >= 0)
     themed = np.flatnonzero(is_themed)
@@ -57,7 +58,7 @@ def followed_requests(
         instructions.render(TASKS[task], names[TASKS[task]][theme], phrasings[TASKS[task]][0])
         for task, theme in zip(out.task, other[usable], strict=True)
     ]
-    out = _with(out, argument=other[usable], instruction=spoken)
+    out = dataclasses.replace(out, argument=other[usable], instruction=spoken)
     found[OUT_OF_SEASON] = (rows[themed[usable]], out)
     category = np.array([category_of(asked.argument[row], data) for row in themed], np.int32)
     usable = category >= 0
@@ -67,13 +68,8 @@ def followed_requests(
         COMBINED.format(theme=names[TASKS[task]][theme], category=categories[chosen])
         for task, theme, chosen in zip(both.task, both.argument, category[usable], strict=True)
     ]
-    found[BOTH] = (rows[themed[usable]], _with(both, instruction=spoken))
+    found[BOTH] = (rows[themed[usable]], dataclasses.replace(both, instruction=spoken))
     return found
-
-
-def _with(requests: Requests, **changes: Any) -> Requests:
-    values = {name: getattr(requests, name) for name in vars(requests)}
-    return Requests(**values | changes)
 
 
 def theme_not_on(requests: Requests, row: int, data: PreparedData) -> int:
@@ -104,10 +100,8 @@ def both_allowed(requests: Requests, data: PreparedData) -> Allowed:
     for theme in themes:
         items = data.themes.items.of(int(theme))
         lists.append(items[data.catalogue.category[items] == category_of(theme, data)])
-    rows = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
-    targets = np.concatenate(lists) if lists else np.zeros(0, np.int32)
-    links = Links.from_edges(rows, targets, len(lists))
-    return Allowed(links, np.searchsorted(themes, requests.argument).astype(np.int32))
+    row = np.searchsorted(themes, requests.argument).astype(np.int32)
+    return Allowed.from_lists(lists, row)
 
 
 def followed(
