@@ -92,6 +92,7 @@ def train(steps: int, batch_size: int, **changes: Any) -> ConfigDict:
             "eval_every": max(steps // 4, 1),
             "checkpoint_every": max(steps // 4, 1),
             "keep_checkpoints": 2,
+            "average_over": 0.0,
             "keep_best": "",
         }
     ).lock()

@@ -206,9 +206,23 @@ def fit(
     sharding.check_rows(task.batch_rows, mesh)
     tables = sharding.place_tables(task.tables(), mesh)
     state, template, optimizer = init_state(
-        task.model(nnx.Rngs(seed)), task.label, optimizer_config, loop.steps, mesh
+        task.model(nnx.Rngs(seed)),
+        task.label,
+        optimizer_config,
+        loop.steps,
+        mesh,
+        loop.average_over > 0,
     )
-    step_fn = make_step(task.loss, template, optimizer, optimizer_config, loop.steps, seed, state)
+    step_fn = make_step(
+        task.loss,
+        template,
+        optimizer,
+        optimizer_config,
+        loop.steps,
+        seed,
+        state,
+        loop.average_over,
+    )
     figures = None
     with Checkpoints(folder, loop.keep_checkpoints, recipe) as checkpoints:
         state, start = checkpoints.restore(state)
@@ -224,7 +238,7 @@ def fit(
                     writer.write(done, metrics)
                 figures = None
                 if is_last or (loop.eval_every and done % loop.eval_every == 0):
-                    figures = task.report(template.merge(state.params, state.rest), tables)
+                    figures = task.report(template.merge(state.kept_params, state.rest), tables)
                     best.offer(done, figures, state)
                     writer.write(done, {f"eval/{key}": value for key, value in figures.items()})
                     log_figures(name, done, figures)
@@ -234,7 +248,7 @@ def fit(
                 writer.tick(done)
         state, is_earlier = best.close(state)
         figures = None if is_earlier else figures
-    model = template.merge(state.params, state.rest)
+    model = template.merge(state.kept_params, state.rest)
     figures = task.report(model, tables) if figures is None else figures
     if loop.keep_best:
         figures = {**figures, "kept_step": best.step, "steps": loop.steps}

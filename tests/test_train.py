@@ -183,7 +183,7 @@ def test_the_best_report_decides_what_is_kept(tmp_path):
 
 @pytest.mark.parametrize("die_at", [5, 7])
 def test_a_kill_does_not_change_what_is_kept(tmp_path, die_at):
-    settings = {"eval_every": 2, "keep_best": "score", "checkpoint_every": 3}
+    settings = {"eval_every": 2, "keep_best": "score", "checkpoint_every": 3, "average_over": 0.3}
     with pytest.raises(Exception, match="cut off"):
         fit(Peaked(die_at), tmp_path, **settings)
     model, _, _ = fit(Peaked(), tmp_path, **settings)
@@ -204,6 +204,23 @@ def test_a_share_of_the_steps_ends_as_the_whole_run_passed_there(tmp_path):
     plain = linear_config()
     part = train.fit(Peaked(), plain, recipe(), tmp_path / "b", mesh, 0, "linear", 0.4)[0]
     np.testing.assert_array_equal(part.weight[...], kept.weight[...])
+
+
+def after(folder: Path, share: float, **changes) -> np.ndarray:
+    """The weight after a share of ten steps."""
+    mesh = make_mesh(MeshConfig(-1, 1, 1))
+    config = linear_config(**changes)
+    model = train.fit(Peaked(), config, recipe(), folder, mesh, 0, "linear", share)[0]
+    return np.asarray(model.weight[...])
+
+
+def test_the_average_is_of_the_share_of_steps(tmp_path):
+    weights = [after(tmp_path / str(step), step / 10) for step in range(1, 5)]
+    of_all = after(tmp_path / "all", 0.4, average_over=1.0)
+    np.testing.assert_allclose(of_all, np.mean(weights, axis=0), rtol=1e-6)
+    of_two = after(tmp_path / "two", 0.4, average_over=0.2)
+    halves = np.average(weights, axis=0, weights=[1 / 8, 1 / 8, 1 / 4, 1 / 2])
+    np.testing.assert_allclose(of_two, halves, rtol=1e-6)
 
 
 def test_epochs_are_steps_by_the_size_of_the_data(tmp_path):

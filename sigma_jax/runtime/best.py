@@ -65,14 +65,16 @@ class Best:
         if not math.isfinite(self._value):
             return state, False
         logging.info("best %s %.4g at step %d: kept", self._figure, self._value, self.step)
-        kept = dataclasses.replace(state, params=self._kept["params"], rest=self._kept["rest"])
+        kept = dataclasses.replace(
+            state, params=self._kept["params"], rest=self._kept["rest"], average={}
+        )
         return kept, self.step < int(state.step)
 
 
 def _content(state: TrainState, value: float) -> dict:
     where = state.step.sharding
     return {
-        "params": state.params,
+        "params": state.kept_params,
         "rest": state.rest,
         "value": jax.device_put(jnp.float32(value), where),
     }

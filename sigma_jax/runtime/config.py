@@ -52,12 +52,16 @@ class TrainConfig:
     eval_every: int  # 0: only at the end
     checkpoint_every: int
     keep_checkpoints: int
+    # Share of the steps whose parameters are averaged for reports and for what is kept; 0: none.
+    average_over: float
     keep_best: str  # figure of the reports whose highest decides what is kept; "": the last step
 
     def __post_init__(self):
         for field in dataclasses.fields(self)[:-1]:
-            least = 0 if field.name in ("steps", "epochs", "eval_every") else 1
+            least = 0 if field.name in ("steps", "epochs", "eval_every", "average_over") else 1
             check_least(least, self, field.name, group="train.")
+        if self.average_over > 1:
+            raise ValueError(f"train.average_over={self.average_over}; use a share, 0 to 1.")
         if self.steps and self.epochs:
             raise ValueError(
                 f"train.steps={self.steps} and train.epochs={self.epochs} both say how long to "

@@ -34,6 +34,12 @@ class TrainState:
     params: Arrays  # trained
     rest: Arrays  # frozen parameters and the model's other variables
     opt_state: PyTree
+    average: Arrays  # of the parameters over past steps; empty where none is kept
+
+    @property
+    def kept_params(self) -> Arrays:
+        """What is reported on and kept: the average where there is one."""
+        return self.average or self.params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +103,12 @@ def shardings(template: Template, mesh: Mesh) -> dict[str, NamedSharding]:
 
 
 def init_state(
-    model: nnx.Module, label: LabelFn, config: OptimizerConfig, steps: int, mesh: Mesh
+    model: nnx.Module,
+    label: LabelFn,
+    config: OptimizerConfig,
+    steps: int,
+    mesh: Mesh,
+    has_average: bool = False,
 ) -> tuple[TrainState, Template, optax.GradientTransformation]:
     """State before the first step, placed on the mesh."""
     template, params, rest = take_apart(model, label)
@@ -114,7 +125,8 @@ def init_state(
     )
     opt_state = jax.jit(optimizer.init, out_shardings=opt_where)(params)
     step = jax.device_put(jnp.zeros((), jnp.int32), whole)
-    return TrainState(step, params, rest, opt_state), template, optimizer
+    average = {name: _put(value, where[name]) for name, value in params.items() if has_average}
+    return TrainState(step, params, rest, opt_state, average), template, optimizer
 
 
 def _put(value: Array, where: NamedSharding) -> Array:
@@ -131,11 +143,14 @@ def make_step(
     steps: int,
     seed: int,
     state: TrainState,
+    average_over: float = 0.0,
 ) -> Callable[[TrainState, Mapping, Mapping], tuple[TrainState, Arrays]]:
     """The jitted step (state, tables, batch) -> (state, metrics).
 
     `loss(model, tables, batch, key)` gives a scalar and its named parts. The key depends on the
-    seed and the number of the step only. The state comes back where it lay.
+    seed and the number of the step only. The state comes back where it lay. A state with an average
+    keeps it of all steps so far, and from `average_over` * steps of them on of about that many of
+    the last (a mean with exponential weights: Polyak and Juditsky 1992 where weights are equal).
     """
     rate = schedule(config, config.learning_rate, steps)
     table_rate = schedule(config, config.table_learning_rate, steps)
@@ -151,6 +166,10 @@ def make_step(
         (value, (parts, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        window = jnp.clip(state.step + 1, 1, max(average_over * steps, 1))
+        average = (
+            optax.incremental_update(params, state.average, 1 / window) if state.average else {}
+        )
         metrics = {
             "loss": value,
             **parts,
@@ -159,7 +178,7 @@ def make_step(
             "learning_rate": jnp.asarray(rate(state.step)),
             "table_learning_rate": jnp.asarray(table_rate(state.step)),
         }
-        return TrainState(state.step + 1, params, rest, opt_state), metrics
+        return TrainState(state.step + 1, params, rest, opt_state, average), metrics
 
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(step_fn, donate_argnums=0, out_shardings=(where, None))
