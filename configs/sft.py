@@ -85,6 +85,7 @@ BASE = {
     "uses_prefix_condition": True,
     "ntp_weight": 1.0,
     "infonce_weight": 1.0,
+    "constraint_weight": 0.0,
     "label_smoothing": 0.0,
     "prior": {"neighbours": 100, "fit_requests": 600},
     "refits": False,

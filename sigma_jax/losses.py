@@ -207,6 +207,7 @@ def prefix_infonce(
     temperature: float | Float[Array, ""],
     weights: Float[Array, " Q"],
     use_prefix_condition: bool = True,
+    constraints: tuple[Int[Array, " Q"], Int[Array, "N M"]] | None = None,
     chunk_size: int = 1024,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Eq. 5 of SIGMA with one set of negatives drawn for the batch; weighted mean over targets.
@@ -215,8 +216,13 @@ def prefix_infonce(
     prefixes; all negatives with `use_prefix_condition=False`), never its own item. An item
     drawn several times counts once, so that the set is a set as in the paper; negative_items < 0
     are padding. A target without negatives has loss 0 and no gradient.
+    `constraints`: the number of what each target's instruction demands (-1: of nothing), and the
+    numbers of what each negative satisfies; the target satisfies its own.
     Returns the loss with `accuracy` (the target comes first among its candidates; over targets
-    that have a negative) and `negatives` (mean number per target).
+    that have a negative) and `negatives` (mean number per target). With constraints also
+    `constraint_loss`: -log of the share of e^(cos / tau) that falls to the target and the negatives
+    that satisfy its constraint, 0 where nothing is demanded, weighted mean over all targets; and
+    `satisfied`: that share, over targets with a constraint.
     """
     queries, target_vectors = unit(queries), unit(target_vectors)
     negative_vectors = unit(negative_vectors)
@@ -225,21 +231,32 @@ def prefix_infonce(
     positives = jnp.sum(queries * target_vectors, axis=-1) / temperature
 
     def targets(rows):
-        query, positive, item, prefix = rows
+        query, positive, item, prefix, *demanded = rows
         logits = cosines(query, negative_vectors) / temperature
         is_negative = is_usable & (negative_items != item[:, None])
         if use_prefix_condition:
             is_negative &= negative_prefix == prefix[:, None]
         logits = jnp.where(is_negative, logits, LOG_ZERO)
         normaliser = jnp.logaddexp(positive, jax.nn.logsumexp(logits, axis=1))
-        return positive - normaliser, positive >= logits.max(axis=1), is_negative.sum(axis=1)
+        out = (positive - normaliser, positive >= logits.max(axis=1), is_negative.sum(axis=1))
+        if constraints is None:
+            return out
+        does_satisfy = (constraints[1][None] == demanded[0][:, None, None]).any(axis=-1)
+        others = jax.nn.logsumexp(jnp.where(does_satisfy, logits, LOG_ZERO), axis=1)
+        return *out, jnp.logaddexp(positive, others) - normaliser
 
     rows = (queries, positives, target_items, target_prefix)
-    likelihood, is_first, count = map_row_chunks(targets, rows, chunk_size)
+    if constraints is not None:
+        rows = (*rows, constraints[0])
+    likelihood, is_first, count, *log_share = map_row_chunks(targets, rows, chunk_size)
     figures = {
         "accuracy": weighted_mean(is_first, weights * (count > 0)),
         "negatives": weighted_mean(count, weights),
     }
+    if constraints is not None:
+        is_demanded = constraints[0] >= 0
+        figures["constraint_loss"] = weighted_mean(-log_share[0] * is_demanded, weights)
+        figures["satisfied"] = weighted_mean(jnp.exp(log_share[0]), weights * is_demanded)
     return weighted_mean(-likelihood, weights), figures
 
 

@@ -174,6 +174,43 @@ def test_eq5_equals_a_float64_loop(use_prefix_condition):
     np.testing.assert_allclose(figures["accuracy"], first / contested, rtol=1e-5)
 
 
+def test_constraints_equal_a_float64_loop():
+    batch, rng = infonce_batch(), np.random.default_rng(5)
+    queries, negatives = len(batch["weights"]), len(batch["negative_items"])
+    demanded = np.where(np.arange(queries) % 3 == 0, -1, np.arange(queries) % 4).astype(np.int32)
+    satisfies = rng.integers(-1, 4, (20, 2)).astype(np.int32)  # of each item
+    by_negative = satisfies[batch["negative_items"]]
+    total, share, bound = 0.0, 0.0, 0.0
+    for q, weight in enumerate(batch["weights"]):
+        if demanded[q] < 0:
+            continue
+        all_of_them = {batch["target_items"][q]: batch["target_vectors"][q]}
+        for n, item in enumerate(batch["negative_items"]):
+            if item >= 0:
+                all_of_them.setdefault(item, batch["negative_vectors"][n])
+        mass = {i: np.exp(cosine(batch["queries"][q], v) / 0.2) for i, v in all_of_them.items()}
+        fits = [
+            value
+            for item, value in mass.items()
+            if item == batch["target_items"][q] or demanded[q] in satisfies[item]
+        ]
+        total -= weight * np.log(sum(fits) / sum(mass.values()))
+        share += weight * sum(fits) / sum(mass.values())
+        bound += weight
+    constraints = (jnp.asarray(demanded), jnp.asarray(by_negative))
+    plain, _ = losses.prefix_infonce(**batch, use_prefix_condition=False)
+    for size in (2, 100):
+        loss, figures = losses.prefix_infonce(
+            **batch, use_prefix_condition=False, constraints=constraints, chunk_size=size
+        )
+        np.testing.assert_allclose(loss, plain, rtol=1e-6)
+        expected = total / batch["weights"].sum()
+        np.testing.assert_allclose(figures["constraint_loss"], expected, rtol=1e-5)
+        np.testing.assert_allclose(figures["satisfied"], share / bound, rtol=1e-5)
+    assert negatives > 1
+    assert 0 < share < bound
+
+
 def test_repeated_draws_count_once():
     batch = infonce_batch()
     twice = dict(batch)

@@ -41,19 +41,25 @@ def allowed_items(data: PreparedData, requests: Requests) -> Allowed:
     bound = np.flatnonzero(is_bound & (requests.argument >= 0))
     keys = np.stack([requests.task[bound], requests.argument[bound]], 1)
     distinct, inverse = np.unique(keys.reshape(-1, 2), axis=0, return_inverse=True)
-    by_category = data.catalogue.category
-    lists = []
-    for task, argument in distinct:
-        match TASKS[task]:
-            case "Category":
-                lists.append(np.flatnonzero(by_category == argument))
-            case "Query":
-                lists.append(data.queries.items.of(argument))
-            case _:
-                lists.append(data.themes.items.of(argument))
+    links = {task: items_of_arguments(data, TASKS[task]) for task in np.unique(distinct[:, 0])}
+    lists = [links[task].of(argument) for task, argument in distinct]
     row = np.full(len(requests), -1, np.int32)
     row[bound] = inverse.reshape(-1)
     return Allowed.from_lists(lists, row)
+
+
+def items_of_arguments(data: PreparedData, task: str) -> Links | None:
+    """The items that satisfy each argument of a task; None where the data has none."""
+    match task:
+        case "Category":
+            known = np.flatnonzero(data.catalogue.category >= 0)
+            count = len(data.catalogue.categories)
+            return Links.from_edges(data.catalogue.category[known], known, count)
+        case "Query":
+            return data.queries.items if data.queries is not None else None
+        case "Season" | "Holiday":
+            return data.themes.items if data.themes is not None else None
+    return None
 
 
 CONSTRAINED_TASKS = ("Query", "Category", "Season", "Holiday")

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from sigma_jax.data.pipeline import first_fit, open_shards, shuffled_forever, step_batches
 from sigma_jax.schema import TASKS, PreparedData, SemanticIds
+from sigma_jax.sft.constraints import NONE
 from sigma_jax.sft.layout import HISTORY_TASK, Example, Plan, fit, lay_out, plan_size
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
 from sigma_jax.sft.records import RECORDS, Record
@@ -39,9 +40,9 @@ def batches(
     """Endless training batches from the records in `folder`; element s is the batch of step s.
 
     A batch is a dict of arrays with `batch_rows / processes` rows each: token, item, position,
-    segment, branch, attach [B, T], target_item, target_task, target_weight, start_position,
-    query_position [B, N], code_position [B, N, y], and `dropped` [B, 3]: items of context, targets
-    and whole contexts that found no room in that row.
+    segment, branch, attach [B, T], target_item, target_task, target_constraint, target_weight,
+    start_position, query_position [B, N], code_position [B, N, y], and `dropped` [B, 3]: items of
+    context, targets and whole contexts that found no room in that row.
 
     Raises:
       ValueError: groups do not divide over the processes, there are no records, or the SIDs have
@@ -126,6 +127,7 @@ def draw_plan(
     if config.shuffle_sessions:
         history = history[np.lexsort((rng.random(length), session))]
     bare = len(target)
+    demanded = tables.constraints.number(record.task[chosen], record.argument[chosen])
     return Plan(
         tables.profile(record.user)[: config.profile_tokens],
         record.favourites[: config.num_favourites],
@@ -135,6 +137,7 @@ def draw_plan(
         attach.astype(np.int32),
         np.concatenate([record.target[chosen], target]).astype(np.int32),
         np.concatenate([record.task[chosen], np.full(bare, HISTORY_TASK)]).astype(np.int32),
+        np.concatenate([demanded, np.full(bare, NONE)]).astype(np.int32),
         np.concatenate([np.ones(len(chosen)), np.full(bare, config.history_weight)]).astype(
             np.float32
         ),
@@ -245,6 +248,7 @@ class Group:
         arrays["item"][:] = -1
         for name in ("target_item", "target_task", "start_position", "query_position"):
             arrays[name] = np.zeros((rows, targets), np.int32)
+        arrays["target_constraint"] = np.full((rows, targets), NONE, np.int32)
         arrays["target_weight"] = np.zeros((rows, targets), np.float32)
         arrays["code_position"] = np.zeros((rows, targets, config.sid_generated), np.int32)
         arrays["dropped"] = np.zeros((rows, 3), np.int32)
@@ -275,6 +279,7 @@ class Group:
         there = slice(first, first + len(example.target))
         arrays["target_item"][row, there] = example.target
         arrays["target_task"][row, there] = example.task
+        arrays["target_constraint"][row, there] = example.constraint
         arrays["target_weight"][row, there] = example.weight
         arrays["start_position"][row, there] = example.start_position + start
         arrays["code_position"][row, there] = example.code_position + start

@@ -28,6 +28,9 @@ class SftConfig:
     uses_prefix_condition: bool  # negatives share the target's SID prefix (Eq. 5)
     ntp_weight: float  # of Eq. 4
     infonce_weight: float  # of Eq. 5
+    # Of the open query's log-probability of anything that satisfies the instruction, beside that of
+    # the target; 0: the target alone says what was meant.
+    constraint_weight: float
     label_smoothing: float  # of Eq. 4
     prior: PriorConfig  # fitted when training is done
     refits: bool  # then train anew, as long as was best, on the validation targets too
@@ -35,8 +38,8 @@ class SftConfig:
     report_beams: int
 
     def __post_init__(self):
-        names = ("negatives_per_target", "report_requests", "ntp_weight", "infonce_weight")
-        check_least(0, self, *names)
+        weights = ("ntp_weight", "infonce_weight", "constraint_weight")
+        check_least(0, self, "negatives_per_target", "report_requests", *weights)
         check_least(1, self, "num_negatives", "report_beams")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}; use more than 0, such as 0.05.")
@@ -62,6 +65,11 @@ class SftConfig:
             raise ValueError(
                 "model.has_open_query=True needs code logits over one level; set "
                 "model.uses_full_vocabulary=False."
+            )
+        if self.constraint_weight and not self.model.has_open_query:
+            raise ValueError(
+                f"constraint_weight={self.constraint_weight} is of the open query; set "
+                "model.has_open_query=True, or the weight to 0."
             )
         if not self.prompt.sid_generated and not self.model.has_open_query:
             raise ValueError(

@@ -36,6 +36,7 @@ class Plan:
     attach: Int32[np.ndarray, " K"]  # items of the history that the branch sees, 0..n
     target: Int32[np.ndarray, " K"]  # items
     task: Int32[np.ndarray, " K"]
+    constraint: Int32[np.ndarray, " K"]  # what is demanded of items (sft/constraints.py)
     weight: Float32[np.ndarray, " K"]
     has_target: bool  # False: branches end with the instruction (prompts to generate from)
 
@@ -51,6 +52,7 @@ class Example:
     attach: Int32[np.ndarray, " n"]
     target: Int32[np.ndarray, " K"]
     task: Int32[np.ndarray, " K"]
+    constraint: Int32[np.ndarray, " K"]
     weight: Float32[np.ndarray, " K"]
     start_position: Int32[np.ndarray, " K"]  # where the target is predicted from
     code_position: Int32[np.ndarray, "K y"]  # where each of its codes is predicted
@@ -100,7 +102,8 @@ def plan_size(plan: Plan, tables: PromptTables) -> int:
 
 
 def _keep(plan: Plan, kept: Bool[np.ndarray, " K"]) -> Plan:
-    arrays = {name: getattr(plan, name)[kept] for name in ("attach", "target", "task", "weight")}
+    names = ("attach", "target", "task", "constraint", "weight")
+    arrays = {name: getattr(plan, name)[kept] for name in names}
     chosen = [tokens for tokens, keep in zip(plan.instruction, kept, strict=True) if keep]
     return dataclasses.replace(plan, instruction=chosen, **arrays)
 
@@ -266,6 +269,7 @@ def _add_branches(
         attach,
         plan.target,
         plan.task,
+        plan.constraint,
         plan.weight,
         predicting.astype(np.int32),
         code_position.astype(np.int32),

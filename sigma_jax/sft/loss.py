@@ -45,8 +45,9 @@ def recommender_loss(
         figures |= {"infonce_loss": infonce} | {f"item_{key}": more[key] for key in more}
     if config.model.has_open_query:
         opened, more = open_loss(config, model, tables, batch, hidden, *open_keys)
-        loss += opened
-        figures |= {"open_loss": opened, "open_accuracy": more["accuracy"]}
+        loss += opened + config.constraint_weight * more.get("constraint_loss", 0.0)
+        shown = ("accuracy", "constraint_loss", "satisfied")
+        figures |= {"open_loss": opened} | {f"open_{k}": more[k] for k in shown if k in more}
     figures |= {
         "targets": (batch["target_weight"] > 0).sum(),
         "dropped_items": batch["dropped"][:, 0].sum(),
@@ -92,11 +93,17 @@ def item_loss(config: SftConfig, model: Recommender, tables, batch, hidden, key)
 
 
 def open_loss(config: SftConfig, model: Recommender, tables, batch, hidden, key):
-    """InfoNCE of the open query, before any code is chosen: against items of all prefixes."""
+    """InfoNCE of the open query, before any code is chosen: against items of all prefixes.
+
+    With `constraints` among the tables its figures hold the loss of these too.
+    """
     targets = batch["target_item"].reshape(-1)
     weights = batch["target_weight"].reshape(-1)
     queries = queries_at(model.open_query, batch["start_position"], tables, batch, hidden)
-    return shared_negatives_loss(config, model, tables, queries, targets, weights, key, False)
+    demanded = batch["target_constraint"].reshape(-1) if "constraints" in tables else None
+    return shared_negatives_loss(
+        config, model, tables, queries, targets, weights, key, False, demanded
+    )
 
 
 def queries_at(
@@ -109,9 +116,18 @@ def queries_at(
 
 
 def shared_negatives_loss(
-    config: SftConfig, model: Recommender, tables, queries, targets, weights, key, has_condition
+    config: SftConfig,
+    model: Recommender,
+    tables,
+    queries,
+    targets,
+    weights,
+    key,
+    has_condition,
+    demanded: Int[Array, " Q"] | None = None,
 ):
-    """InfoNCE against one set of items for the batch, with or without the prefix condition."""
+    """InfoNCE against one set of items for the batch, with or without the prefix condition, and
+    with what the targets' instructions demand where that is given."""
     num_items = tables["codes"].shape[0]
     negatives = candidate_items(config, num_items, key)
     vectors = model.item_vectors(negatives, tables)
@@ -120,6 +136,9 @@ def shared_negatives_loss(
         if len(negatives) == num_items
         else model.item_vectors(targets, tables)
     )
+    constraints = None
+    if demanded is not None:
+        constraints = (demanded, jnp.take(tables["constraints"], negatives, axis=0))
     return prefix_infonce(
         queries,
         of_targets,
@@ -131,6 +150,7 @@ def shared_negatives_loss(
         config.temperature,
         weights,
         has_condition,
+        constraints,
     )
 
 

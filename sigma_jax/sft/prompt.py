@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from sigma_jax.runtime.config import check_least
 from sigma_jax.schema import TASKS, Links, PreparedData, SemanticIds
 from sigma_jax.sft import instructions
+from sigma_jax.sft.constraints import Constraints
 
 # No token of a usual tokenizer spells more characters: a longer text is cut before it is tokenised,
 # so that a text of a megabyte costs no more than a long one.
@@ -187,6 +188,7 @@ class PromptTables:
     semantic_ids: SemanticIds
     vocab_size: int
     config: PromptConfig
+    constraints: Constraints
     encoder: TextEncoder
     profiles: Links  # distinct profiles -> tokens
     profile_of: Int32[np.ndarray, " U"]  # user -> row of `profiles`
@@ -231,6 +233,7 @@ class PromptTables:
             semantic_ids,
             vocab_size,
             config,
+            Constraints.make(data, config.longtail_share),
             encoder,
             encoder.table(texts, config.profile_tokens),
             distinct.indices.to_numpy(zero_copy_only=False).astype(np.int32),

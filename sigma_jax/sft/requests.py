@@ -19,6 +19,7 @@ from sigma_jax.sft.candidates import (
     keep_few,
     mix,
 )
+from sigma_jax.sft.constraints import NONE
 from sigma_jax.sft.layout import Plan, fit, lay_out
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
 from sigma_jax.sft.records import CHUNK_ROWS, favourites, user_chunks
@@ -188,6 +189,7 @@ def prompt_plan(
         np.array([len(history)], np.int32),
         np.array([-1], np.int32),
         np.array([-1], np.int32),
+        np.array([NONE], np.int32),
         np.ones(1, np.float32),
         has_target=False,
     )

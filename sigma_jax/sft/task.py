@@ -30,6 +30,7 @@ from sigma_jax.sft import gains
 from sigma_jax.sft.assemble import batches, contexts_that_fit
 from sigma_jax.sft.build import backbone_source, frozen_tables, make_recommender
 from sigma_jax.sft.config import SftConfig
+from sigma_jax.sft.constraints import Constraints
 from sigma_jax.sft.loss import recommender_loss
 from sigma_jax.sft.prior import Prior, fit_prior, training_ties
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
@@ -117,7 +118,11 @@ class SftTask:
 
     def tables(self) -> dict[str, np.ndarray]:
         """Frozen item vectors, the codes of all items, and their prefix's number."""
-        return frozen_tables(self.config, self.vectors, self.semantic_ids)
+        tables = frozen_tables(self.config, self.vectors, self.semantic_ids)
+        if self.config.constraint_weight and self.config.prompt.has_words:
+            constraints = Constraints.make(self.data, self.config.prompt.longtail_share)
+            tables["constraints"] = constraints.of_items
+        return tables
 
     def label(self, path: tuple[str, ...]) -> str:
         """Group of the optimizer: SID table, code bias and trained vectors are tables."""

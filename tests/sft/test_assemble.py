@@ -137,6 +137,7 @@ def test_without_a_query_token_history_supervision_needs_no_branch(shop, semanti
         attach=np.array([1, 1, 2], np.int32),
         target=np.array([8, 6, 4], np.int32),
         task=numbers,
+        constraint=numbers,
         weight=numbers.astype(np.float32),
         has_target=True,
     )

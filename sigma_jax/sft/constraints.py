@@ -1,0 +1,67 @@
+"""What instructions demand of an item, numbered, so that a training step can tell who satisfies it.
+
+Numbers run over the queries, the categories and the themes of the data, and one more for the long
+tail. Discover demands something else of every user, JustForYou nothing: they have none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from sigma_jax import metrics
+from sigma_jax.baselines.candidates import CONSTRAINED_TASKS, items_of_arguments
+from sigma_jax.schema import TASKS, Links, PreparedData
+
+NONE = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraints:
+    """The demands each item satisfies, and the number of any demand."""
+
+    first: dict[str, int]  # task -> number of its argument 0
+    of_items: Int32[np.ndarray, "I M"]  # numbers, padded with NONE
+
+    @classmethod
+    def make(cls, data: PreparedData, longtail_share: float) -> Constraints:
+        """Of the items of `data`; the long tail as in PromptConfig."""
+        first, parts, count = {}, [], 0
+        for task in CONSTRAINED_TASKS:
+            if task == "Holiday" and "Season" in first:
+                first[task] = first["Season"]  # both are themes
+                continue
+            links = items_of_arguments(data, task)
+            if links is not None:
+                first[task] = count
+                parts.append(links)
+                count += len(links)
+        tail = np.flatnonzero(metrics.long_tail(data.catalogue.popularity, longtail_share))
+        first["Longtail"] = count
+        parts.append(Links.from_edges(np.zeros(len(tail), np.int32), tail, 1))
+        offsets = np.concatenate(
+            [[0], np.cumsum(np.concatenate([np.diff(p.offsets) for p in parts]))]
+        )
+        joined = Links(offsets, np.concatenate([part.targets for part in parts]))
+        return cls(first, padded(joined.transpose(len(data.catalogue))))
+
+    def number(
+        self, task: Int[np.ndarray, " n"], argument: Int[np.ndarray, " n"]
+    ) -> Int32[np.ndarray, " n"]:
+        """The number of each task's demand with that argument; NONE where there is none."""
+        first = np.array([self.first.get(name, NONE) for name in TASKS] + [NONE])[task]
+        return np.where(first >= 0, first + np.maximum(argument, 0), NONE).astype(np.int32)
+
+
+def padded(links: Links) -> Int32[np.ndarray, "rows M"]:
+    """The targets of each row, padded with NONE to the longest.
+
+    Worked example: 0 -> [4, 7], 1 -> [2] gives [[4, 7], [2, -1]].
+    """
+    sizes = np.diff(links.offsets)
+    out = np.full((len(links), max(int(sizes.max(initial=0)), 1)), NONE, np.int32)
+    row = np.repeat(np.arange(len(links)), sizes)
+    out[row, np.arange(len(row)) - links.offsets[row]] = links.targets
+    return out
