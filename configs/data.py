@@ -34,6 +34,7 @@ BASE = {
         "kind": "leave_last_session_out",
         "valid_from": "0.8",
         "test_from": "0.9",
+        "cold_share": 0.0,
         "session_gap_seconds": 0,
     },
     "text": {

@@ -110,8 +110,9 @@ def satisfied(
 ) -> Float64[np.ndarray, " N"]:
     """Share of each request's returned items that satisfy its constraint.
 
-    Request n allows the items `allowed.of(row[n])`. NaN where row is -1 (no constraint), 0 where
-    nothing was returned.
+    Request n allows the items `allowed.of(row[n])`; where these are fewer than what was returned,
+    the share is of them: a list of ten with both items of a query satisfies it. NaN where row is -1
+    (no constraint), 0 where nothing was returned or nothing is allowed.
     """
     share = np.full(len(rankings), np.nan)
     for constraint in np.unique(row[row >= 0]):
@@ -119,7 +120,8 @@ def satisfied(
         chosen = rankings[requests]
         is_returned = chosen >= 0
         inside = np.isin(chosen, allowed.of(constraint)) & is_returned
-        share[requests] = inside.sum(1) / np.maximum(is_returned.sum(1), 1)
+        possible = np.minimum(is_returned.sum(1), len(np.unique(allowed.of(constraint))))
+        share[requests] = inside.sum(1) / np.maximum(possible, 1)
     return share
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 import numpy as np
+import pyarrow as pa
 from absl import flags, logging
 from ml_collections import ConfigDict
 
@@ -86,6 +87,11 @@ def _prepare(con, config: DataConfig, seed: int, folder: Path, extra_texts) -> d
     users = splits.number_users(con, interactions, profiles)
     events, has_sessions = _events(con, tables, config, interactions, items, users)
     cuts = database.save(con, "cuts", splits.user_cuts(con, events, config.split))
+    if config.split.cold_share:
+        cold = draw_cold(con, items, config.split.cold_share, seed)
+        events, cuts = splits.without_cold(con, events, cuts, cold)
+        if searches is not None and not tables.has_composed_searches:
+            searches = searches.filter(searches["item_id"].notin(cold["item_id"]))
     training = splits.training_events(con, events, cuts)
     num_users = database.count(con, users)
 
@@ -204,6 +210,14 @@ def read_source(con: ibis.BaseBackend, config: DataConfig) -> Tables:
             return amazon.read(con, config)
         case _:
             return complete_journey.read(con, config)
+
+
+def draw_cold(con, items: ir.Table, share: float, seed: int) -> ir.Table:
+    """item, item_id of a share of the items, at least one, drawn by the seed."""
+    count = database.count(con, items)
+    drawn = np.random.default_rng(seed).permutation(count)[: max(int(share * count), 1)]
+    numbers = database.from_arrow(con, "cold", pa.table({"item": drawn.astype(np.int32)}))
+    return items.inner_join(numbers, "item").select("item", "item_id")
 
 
 def _events(con, tables: Tables, config: DataConfig, interactions, items, users):

@@ -32,6 +32,9 @@ class SplitConfig:
     kind: str  # one of SPLITS
     valid_from: str  # by_time only: a share of the events as "0.8", or an ISO date
     test_from: str
+    # Of the items, drawn by the seed: nobody has them before the validation target, as if they were
+    # new then. To judge what a method makes of new items; 0 where it is not about that.
+    cold_share: float
     session_gap_seconds: int  # without session_id: events this close are one session; 0: none are
 
 
@@ -121,9 +124,13 @@ class DataConfig:
         for name, (value, minimum) in least.items():
             if value < minimum:
                 raise ValueError(f"{name}={value} is too small; use {minimum} or more.")
-        if not 0 <= self.pairs.heldout_share < 1:
-            share = self.pairs.heldout_share
-            raise ValueError(f"data.pairs.heldout_share={share} is no share; use 0 <= it < 1.")
+        shares = {
+            "data.pairs.heldout_share": self.pairs.heldout_share,
+            "data.split.cold_share": self.split.cold_share,
+        }
+        for name, share in shares.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"{name}={share} is no share; use 0 <= it < 1.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

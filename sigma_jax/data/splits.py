@@ -128,6 +128,25 @@ def user_cuts(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) -> i
     )
 
 
+def without_cold(
+    con: ibis.BaseBackend, events: ir.Table, cuts: ir.Table, cold: ir.Table
+) -> tuple[ir.Table, ir.Table]:
+    """Events and cuts without the training rows of the items in `cold` (column item)."""
+    joined = events.inner_join(cuts.select("user", "valid_rows", "test_rows"), "user")
+    is_training = joined["place"] < joined["valid_rows"]
+    kept = joined.filter(~(is_training & joined["item"].isin(cold["item"])))
+    place, valid, test = kept["place"], kept["valid_rows"], kept["test_rows"]
+    counts = kept.group_by("user").agg(
+        rows=kept.count(),
+        valid_rows=kept.count(where=place < valid),
+        test_rows=kept.count(where=place < test),
+    )
+    counts = database.save(con, "warm_cuts", counts)
+    order = ibis.window(group_by="user", order_by="place")
+    kept = kept.mutate(place=ibis.row_number().over(order).cast("int32"))
+    return database.save(con, "warm_events", kept.drop("valid_rows", "test_rows")), counts
+
+
 def time_cuts(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) -> tuple[int, int]:
     """The two cuts of a split by time in unix seconds. ValueError if they aren't two times."""
     cuts = []

@@ -38,7 +38,7 @@ from sigma_jax.runtime.config import check_least, to_dataclass
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.sft import instructions
 from sigma_jax.sft.requests import make_requests
-from sigma_jax.sft.trained import TrainedRecommender, load_recommender
+from sigma_jax.sft.trained import BEFORE_REFIT, TrainedRecommender, load_recommender
 
 STAGES = ("data", "teacher", "grounding", "tokenizer", "records", "sft")
 LIST = 20  # items a request
@@ -144,21 +144,21 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     prompts = trained.prompts(requests, data)
     seen = seen_items(data, requests)
     choice = trained.choice(requests, data, settings.generation, settings.uses_prior)
-    choices = {"SIGMA": [choice, dataclasses.replace(choice, seen=seen)]}
+    choices = {"SIGMA": choice}
     if choice.bias is not None:
-        choices["SIGMA without prior"] = [Choice(None), Choice(seen)]
-    found = generator.variants(prompts, LIST, [c for pair in choices.values() for c in pair])
-    kept = found[0]
-    rankings = {
-        name: {"kept": found[2 * number].items, "left_out": found[2 * number + 1].items}
-        for number, name in enumerate(choices)
-    }
+        choices["SIGMA without prior"] = Choice(None)
+    rankings, kept = both_ways(generator, prompts, choices, seen)
+    if (workdir / "sft" / BEFORE_REFIT).exists():
+        first = load_recommender(workdir, data, BEFORE_REFIT)
+        other = first.choice(requests, data, settings.generation, settings.uses_prior)
+        of_first = make_generator(first, settings.generation)
+        rankings |= both_ways(of_first, prompts, {"SIGMA before refit": other}, seen)[0]
     sets = {}
     if trained.config.prompt.phrasings is not instructions.WITHOUT_WORDS:
         unseen = draw_requests(data, trained, settings, seed, instructions.HELDOUT_PHRASINGS)
         assert np.array_equal(unseen.target, requests.target)
         prompts = trained.prompts(unseen, data)
-        [other] = generator.variants(prompts, LIST, choices["SIGMA"][:1])
+        [other] = generator.variants(prompts, LIST, [choice])
         rankings["SIGMA, unseen wording"] = {"kept": other.items}
         if settings.followed_requests:
             sets = followed_requests(
@@ -182,6 +182,22 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
             "the prior was fitted on requests of this split: judge it on the test split"
         )
     return results
+
+
+def both_ways(
+    generator: Generator,
+    prompts: Mapping[str, np.ndarray],
+    choices: Mapping[str, Choice],
+    seen: Int32[np.ndarray, "N S"],
+) -> tuple[dict[str, dict[str, Int32[np.ndarray, "N K"]]], Recommendations]:
+    """Rankings of each choice with seen items kept and left out, and all that the first gave."""
+    each = [dataclasses.replace(c, seen=s) for c in choices.values() for s in (None, seen)]
+    found = generator.variants(dict(prompts), LIST, each)
+    rankings = {
+        name: {"kept": found[2 * number].items, "left_out": found[2 * number + 1].items}
+        for number, name in enumerate(choices)
+    }
+    return rankings, found[0]
 
 
 def lists_of(

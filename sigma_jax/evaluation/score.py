@@ -8,7 +8,10 @@
     item.NDCG@10, ...         K in 5, 10
     item.MRR@20, sid.MRR@20
     long_tail@10              share of the returned items that belong to the long tail
-    constraint@10             share of the returned items that satisfy the request's constraint
+    constraint@10             share of the returned items that satisfy the request's constraint (of
+                              all that do, where these are fewer)
+    cold.Recall@10, ...       item.Recall@10 of the targets without a training interaction, and of
+    warm.Recall@10            the others
     coverage@10               share of the catalogue that some request's list shows (no error)
 
 mode "kept" ranks all items; "left_out" all but those of the request's history; "new" are the
@@ -22,7 +25,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int, Int32
 
 from sigma_jax import metrics
 from sigma_jax.baselines.candidates import Allowed, allowed_items, history_ranges
@@ -51,7 +54,7 @@ def score(
     """
     allowed = allowed_items(data, requests)
     is_new = targets_are_new(data, requests)
-    is_tail = metrics.long_tail(np.asarray(data.catalogue.popularity), HEAD_SHARE)
+    popularity = np.asarray(data.catalogue.popularity)
     results: Results = {
         "items": len(data.catalogue),
         "requests": len(requests),
@@ -71,7 +74,7 @@ def score(
                     f"the rankings of {method} ({mode}) have shape {chosen.shape}; "
                     f"give {len(requests)} rows and at least {HIT_RATES[-1]} columns."
                 )
-            values = request_figures(chosen, requests, semantic_ids, allowed, is_tail)
+            values = request_figures(chosen, requests, semantic_ids, allowed, popularity)
             rows = is_new if mode == "new" else np.ones(len(requests), bool)
             summary = summarise(values, chosen, requests, rows, len(data.catalogue))
             results["methods"][method][mode] = summary
@@ -91,9 +94,10 @@ def request_figures(
     requests: Requests,
     semantic_ids: SemanticIds,
     allowed: Allowed,
-    is_tail: Bool[np.ndarray, " I"],
+    popularity: Int[np.ndarray, " I"],
 ) -> dict[str, np.ndarray]:
     """Every figure of every request, float64 [N]; NaN where it does not apply."""
+    is_tail = metrics.long_tail(popularity, HEAD_SHARE)
     ranks = {
         "item": metrics.item_ranks(rankings, requests.target),
         "sid": metrics.sid_ranks(rankings, requests.target, semantic_ids.codes),
@@ -106,6 +110,10 @@ def request_figures(
         values[f"{level}.MRR@{HIT_RATES[-1]}"] = metrics.reciprocal_ranks(rank, HIT_RATES[-1])
     top = rankings[:, :LIST]
     values[f"long_tail@{LIST}"] = metrics.share_of(top, is_tail)
+    is_cold = popularity[requests.target] == 0
+    for name, rows in (("cold", is_cold), ("warm", ~is_cold)):
+        recall = values[f"item.Recall@{LIST}"] if is_cold.any() else np.full(len(rows), np.nan)
+        values[f"{name}.Recall@{LIST}"] = np.where(rows, recall, np.nan)
     values[f"constraint@{LIST}"] = metrics.satisfied(top, allowed.items, allowed.row)
     return values
 

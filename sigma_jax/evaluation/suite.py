@@ -22,7 +22,10 @@ from sigma_jax.evaluation.table import LEVELS, TITLES
 from sigma_jax.schema import TASKS
 
 OURS = "SIGMA"  # what a run's own model is called in its results
-VARIANTS = {"SIGMA without prior": " without counts"}  # other rankings by the same model
+VARIANTS = {  # other rankings by the same run
+    "SIGMA without prior": " without counts",
+    "SIGMA before refit": " before the refit",
+}
 ROUNDING = 1e-9
 NAME, CELL = 34, 16  # widths of a table
 
@@ -196,7 +199,8 @@ def collect(
                     if found:
                         rows.setdefault(shown, []).append(found)
     made = [make_row(suite, level, name, found) for name, found in rows.items()]
-    return sorted(made, key=lambda row: row.method.split(" without")[0] in suite.methods)
+    ours = {f"{method}{end}" for method in suite.methods for end in ("", *VARIANTS.values())}
+    return sorted(made, key=lambda row: row.method in ours)
 
 
 def row_name(name: str, method: str, has_baselines: bool) -> str | None:

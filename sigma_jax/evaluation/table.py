@@ -37,6 +37,7 @@ def render_summary(results: Results, folder: Path) -> str:
     lines += ["", *render_tasks(results, "kept", "item")]
     lines += [
         "",
+        *render_cold(results),
         *render_followed(results),
         *warnings(results),
         f"All figures: {folder / 'table.txt'}",
@@ -54,7 +55,7 @@ def render_table(results: Results) -> str:
     for mode in MODES:
         for level in LEVELS:
             lines += ["", *render_tasks(results, mode, level)]
-    lines += ["", *render_followed(results), *warnings(results)]
+    lines += ["", *render_cold(results), *render_followed(results), *warnings(results)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -129,6 +130,27 @@ def render_tasks(results: Results, mode: str, level: str) -> list[str]:
             row += f"{text:>12}"
         lines.append(f"{method[:NAME_WIDTH]:{NAME_WIDTH}}" + row)
     return lines
+
+
+def render_cold(results: Results) -> list[str]:
+    """Recall@10 of targets without a training interaction, beside that of the others."""
+    names = ("cold.Recall@10", "warm.Recall@10")
+    rows = {
+        (method, mode): results["methods"][method][mode]["average"]
+        for mode in ("kept", "left_out")
+        for method in methods_in(results, mode)
+    }
+    if not any(names[0] in figures for figures in rows.values()):
+        return []
+    lines = ["Recall@10 by item: cold targets (nobody took them in training) and warm ones"]
+    lines.append(f"{'':{NAME_WIDTH}}" + "".join(f"{n:>12}" for n in ("cold", "requests", "warm")))
+    for (method, mode), figures in rows.items():
+        cold, warm = (figures.get(name) for name in names)
+        if cold:
+            name = f"{method[: NAME_WIDTH - 10]}, {mode.replace('_', ' ')}"
+            row = f"{percent(cold):>12}{cold['n']:>12}{percent(warm):>12}"
+            lines.append(f"{name:{NAME_WIDTH}}{row}")
+    return [*lines, ""]
 
 
 def render_followed(results: Results) -> list[str]:

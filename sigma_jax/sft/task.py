@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from sigma_jax.sft.prior import Prior, fit_prior, training_ties
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
 from sigma_jax.sft.records import RECORDS, write_records
 from sigma_jax.sft.requests import make_requests
-from sigma_jax.sft.trained import generation_config, hit_rates, prompts_of
+from sigma_jax.sft.trained import BEFORE_REFIT, WEIGHTS, generation_config, hit_rates, prompts_of
 
 RECORD_FIELDS = (  # of PromptConfig: those that decide what the records hold
     "history_length",
@@ -50,7 +51,6 @@ RECORD_FIELDS = (  # of PromptConfig: those that decide what the records hold
 )
 
 FIT_BEAMS = 32  # when the prior is fitted
-WEIGHTS = "weights.safetensors"
 
 
 class SftTask:
@@ -232,10 +232,12 @@ class SftTask:
         return SftTask(config, self.workdir, self.seed, has_validation_rows=True)
 
     def finish_refit(self, model: Recommender, folder: Path) -> None:
-        """Puts the refitted weights and ties in place of those that `finish` has written.
+        """Puts the refitted weights and ties in place of those that `finish` has written, which go
+        to the folder BEFORE_REFIT.
 
         What was fitted on validation requests stays.
         """
+        shutil.copytree(folder, folder / BEFORE_REFIT)
         if self.config.model.has_open_query:
             copy_weights(model, folder / WEIGHTS, gains.NAMES)
         self.write_weights(model, folder)

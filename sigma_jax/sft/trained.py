@@ -22,6 +22,9 @@ from sigma_jax.sft.prior import Prior
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
 from sigma_jax.sft.requests import assemble_prompts
 
+WEIGHTS = "weights.safetensors"
+BEFORE_REFIT = "before_refit"  # in the stage's folder: what it was before it was refitted
+
 
 def generation_config(config: SftConfig, num_beams: int, batch_size: int) -> GenerationConfig:
     """Generation as Eq. 6-11 have it, at the temperature of training."""
@@ -71,9 +74,12 @@ class TrainedRecommender:
         return Choice(seen, self.prior.bias(requests, data.histories), config)
 
 
-def load_recommender(workdir: Path, data: PreparedData) -> TrainedRecommender:
-    """The recommender in WORKDIR/sft. ValueError where a file is missing or does not fit."""
-    folder = workdir / "sft"
+def load_recommender(workdir: Path, data: PreparedData, part: str = "") -> TrainedRecommender:
+    """The recommender in WORKDIR/sft, or in a folder of it, such as BEFORE_REFIT.
+
+    ValueError where a file is missing or does not fit.
+    """
+    folder = workdir / "sft" / part
     try:
         config = to_dataclass(SftConfig, read_json(folder / "config.json"))
     except ValueError as error:
@@ -87,7 +93,7 @@ def load_recommender(workdir: Path, data: PreparedData) -> TrainedRecommender:
     stored = dataclasses.replace(config.backbone, hf_folder=str(folder / "backbone"))
     stored_config = dataclasses.replace(config, backbone=stored, starts_from_grounding=False)
     model = make_recommender(stored_config, workdir, data, semantic_ids, vectors, nnx.Rngs(0))
-    load_weights(model, folder / "weights.safetensors", without="backbone")
+    load_weights(model, folder / WEIGHTS, without="backbone")
     return TrainedRecommender(
         config,
         model,

@@ -181,6 +181,41 @@ def test_users_are_in_the_order_of_their_numbers_and_newcomers_have_no_rows(prep
     assert prepared.users.profiles([newcomer]) == ['{"age": "30-39", "town": "warm"}']
 
 
+def test_cold_items_keep_their_targets_and_lose_their_training_rows(tmp_path, tiny_config):
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{user}", "abcdefgh"[rng.integers(8)], T0 + 10 * k, None)
+        for user in range(30)
+        for k in range(3 + user % 5)
+    ]
+    settings = {"split.kind": "leave_one_out", "pairs.heldout_share": 0.0}
+    whole = prepare_rows(tmp_path / "whole", tiny_config, rows, **settings)
+    settings |= {"split.cold_share": 0.3}
+    data = prepare_rows(tmp_path / "cold", tiny_config, rows, **settings)
+    cold = np.flatnonzero(np.asarray(data.catalogue.popularity) == 0)
+    assert len(cold) == 2
+    for user in range(30):
+        before, after = (
+            letters(d, slice(d.histories.offsets[user], d.histories.valid_start[user]))
+            for d in (whole, data)
+        )
+        assert after == "".join(letter for letter in before if letter not in drawn(cold))
+        targets = [
+            letters(d, slice(d.histories.valid_start[user], d.histories.offsets[user + 1]))
+            for d in (whole, data)
+        ]
+        assert targets[0] == targets[1]
+        tests = [
+            h.offsets[user + 1] - h.test_start[user] for h in (whole.histories, data.histories)
+        ]
+        assert tests[0] == tests[1] == 1
+
+
+def drawn(cold) -> str:
+    """Names of items by their numbers."""
+    return "".join("abcdefgh"[item] for item in cold)
+
+
 def test_every_field_of_histories_agrees_with_a_plain_loop(prepared, tables_folder):
     import pyarrow.parquet as pq
 

@@ -113,9 +113,30 @@ def test_scores_equal_metrics_of_each_task(results, rankings, requests, data, se
         assert shown[f"sid.HR@{k}"]["error"] == pytest.approx(metrics.standard_error(hits))
     assert shown["item.Recall@5"] == shown["item.HR@5"]
     allowed = [set(data.queries.items.of(a).tolist()) for a in requests.argument[rows]]
-    fits = [np.mean([i in a for i in row[:10]]) for row, a in zip(chosen, allowed, strict=True)]
+    fits = [
+        sum(i in a for i in row[:10]) / min(10, len(a))
+        for row, a in zip(chosen, allowed, strict=True)
+    ]
     assert shown["constraint@10"]["mean"] == pytest.approx(np.mean(fits))
     assert "constraint@10" not in results["methods"]["SIGMA"]["kept"]["tasks"]["JustForYou"]
+
+
+def test_cold_targets_are_reported_apart(rankings, requests, data, semantic_ids, results):
+    assert "Recall@10 by item: cold" not in render_table(results)
+    popularity = np.array(data.catalogue.popularity)
+    popularity[requests.target[::5]] = 0
+    catalogue = dataclasses.replace(data.catalogue, popularity=popularity)
+    changed = dataclasses.replace(data, catalogue=catalogue)
+    found = score(rankings, requests, changed, semantic_ids)
+    shown = found["methods"]["SIGMA"]["kept"]["tasks"]["JustForYou"]
+    rows = requests.task == TASKS.index("JustForYou")
+    chosen, target = rankings["SIGMA"]["kept"][rows][:, :10], requests.target[rows]
+    hit, is_cold = (chosen == target[:, None]).any(axis=1), popularity[target] == 0
+    assert 0 < is_cold.sum() < len(is_cold)
+    for name, which in (("cold", is_cold), ("warm", ~is_cold)):
+        assert shown[f"{name}.Recall@10"]["n"] == which.sum()
+        assert shown[f"{name}.Recall@10"]["mean"] == pytest.approx(hit[which].mean())
+    assert "Recall@10 by item: cold" in render_table(found)
 
 
 def test_average_weighs_tasks_alike_and_its_error_is_that_of_a_mean(results):

@@ -22,7 +22,7 @@ from sigma_jax.sft.layout import HISTORY_TASK
 from sigma_jax.sft.loss import draw_places, hidden_states, mask_of
 from sigma_jax.sft.records import RECORDS, Record
 from sigma_jax.sft.task import SftTask
-from sigma_jax.sft.trained import load_recommender
+from sigma_jax.sft.trained import BEFORE_REFIT, load_recommender
 from sigma_jax.train import stage_fields
 from sigma_jax.train import train as train_stages
 
@@ -293,6 +293,10 @@ def test_a_refitted_stage_keeps_the_prior_and_changes_weights_and_ties(trained, 
     assert any(not np.array_equal(found[name], value) for name, value in expected.items())
     data = PreparedData.load(other / "data")
     before, after = (load_recommender(w, data).prior for w in (trained[1], other))
+    kept = load_recommender(other, data, BEFORE_REFIT)
+    for name, value in nnx.to_flat_state(nnx.state(load_recommender(trained[1], data).model)):
+        same = dict(nnx.to_flat_state(nnx.state(kept.model)))[name]
+        np.testing.assert_array_equal(value.get_value(), same.get_value())
     assert before.weights == after.weights
     assert after.ties.sum() > before.ties.sum()
 
