@@ -220,9 +220,10 @@ def prefix_infonce(
     numbers of what each negative satisfies; the target satisfies its own.
     Returns the loss with `accuracy` (the target comes first among its candidates; over targets
     that have a negative) and `negatives` (mean number per target). With constraints also
-    `constraint_loss`: -log of the share of e^(cos / tau) that falls to the target and the negatives
-    that satisfy its constraint, 0 where nothing is demanded, weighted mean over all targets; and
-    `satisfied`: that share, over targets with a constraint.
+    `constraint_loss`: each item that satisfies a target's constraint against all that do not,
+    -log(e^s / (e^s + sum of e^s' of those)) with s = cos / tau, mean over these items, 0 where
+    nothing is demanded, weighted mean over all targets; and `satisfied`: the share of e^s that
+    falls to such items, over targets with a constraint.
     """
     queries, target_vectors = unit(queries), unit(target_vectors)
     negative_vectors = unit(negative_vectors)
@@ -242,21 +243,24 @@ def prefix_infonce(
         if constraints is None:
             return out
         does_satisfy = (constraints[1][None] == demanded[0][:, None, None]).any(axis=-1)
-        others = jax.nn.logsumexp(jnp.where(does_satisfy, logits, LOG_ZERO), axis=1)
-        return *out, jnp.logaddexp(positive, others) - normaliser
+        against = jax.nn.logsumexp(jnp.where(does_satisfy, LOG_ZERO, logits), axis=1)
+        is_counted = does_satisfy & is_negative
+        terms = jnp.where(is_counted, jax.nn.softplus(against[:, None] - logits), 0).sum(axis=1)
+        terms += jax.nn.softplus(against - positive)  # the target satisfies it too
+        return *out, terms / (1 + is_counted.sum(axis=1)), 1 - jnp.exp(against - normaliser)
 
     rows = (queries, positives, target_items, target_prefix)
     if constraints is not None:
         rows = (*rows, constraints[0])
-    likelihood, is_first, count, *log_share = map_row_chunks(targets, rows, chunk_size)
+    likelihood, is_first, count, *followed = map_row_chunks(targets, rows, chunk_size)
     figures = {
         "accuracy": weighted_mean(is_first, weights * (count > 0)),
         "negatives": weighted_mean(count, weights),
     }
     if constraints is not None:
         is_demanded = constraints[0] >= 0
-        figures["constraint_loss"] = weighted_mean(-log_share[0] * is_demanded, weights)
-        figures["satisfied"] = weighted_mean(jnp.exp(log_share[0]), weights * is_demanded)
+        figures["constraint_loss"] = weighted_mean(followed[0] * is_demanded, weights)
+        figures["satisfied"] = weighted_mean(followed[1], weights * is_demanded)
     return weighted_mean(-likelihood, weights), figures
 
 

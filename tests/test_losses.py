@@ -194,7 +194,8 @@ def test_constraints_equal_a_float64_loop():
             for item, value in mass.items()
             if item == batch["target_items"][q] or demanded[q] in satisfies[item]
         ]
-        total -= weight * np.log(sum(fits) / sum(mass.values()))
+        against = sum(mass.values()) - sum(fits)
+        total -= weight * np.mean([np.log(value / (value + against)) for value in fits])
         share += weight * sum(fits) / sum(mass.values())
         bound += weight
     constraints = (jnp.asarray(demanded), jnp.asarray(by_negative))

@@ -28,8 +28,8 @@ class SftConfig:
     uses_prefix_condition: bool  # negatives share the target's SID prefix (Eq. 5)
     ntp_weight: float  # of Eq. 4
     infonce_weight: float  # of Eq. 5
-    # Of the open query's log-probability of anything that satisfies the instruction, beside that of
-    # the target; 0: the target alone says what was meant.
+    # Of the loss that puts whatever satisfies the instruction before what does not, for the open
+    # query; 0: the target alone says what was meant.
     constraint_weight: float
     label_smoothing: float  # of Eq. 4
     prior: PriorConfig  # fitted when training is done
