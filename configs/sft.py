@@ -115,7 +115,13 @@ CHANGES = {
             1e-3, table_learning_rate=1e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
         ),
         "train": common.train(
-            0, 64, epochs=10.0, eval_every=40, checkpoint_every=100, keep_best="ndcg10_item"
+            0,
+            64,
+            epochs=10.0,
+            eval_every=40,
+            checkpoint_every=100,
+            average_over=0.2,
+            keep_best="ndcg10_item",
         ),
         "backbone": {
             **grounding.BACKBONE,
@@ -159,6 +165,7 @@ CHANGES = {
         "prompt.pack_group_rows": 16,
         "prompt.contexts_per_group": 0,
         "prior.fit_requests": 3_000,
+        "refits": True,
     },
     "qwen3_0p6b": {
         "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 
 from sigma_jax.models.backbone import HOW, BackboneConfig, make_backbone
 from sigma_jax.models.hf import read_config
@@ -61,10 +62,22 @@ def frozen_tables(
     codes = np.asarray(semantic_ids.codes, np.int32)
     prefix = np.unique(codes[:, : config.prompt.sid_generated], axis=0, return_inverse=True)[1]
     prefix = prefix.reshape(-1).astype(np.int32)
+    return {**tables, "codes": codes, "prefix": prefix}
+
+
+def negative_tables(
+    prefix: Int[np.ndarray, " I"], popularity: Int[np.ndarray, " I"]
+) -> dict[str, np.ndarray]:
+    """What negatives are drawn from: items somebody took, by prefix, and which are none of them.
+
+    Nobody could take an item that was not there yet: as a negative of every target it would end
+    below all others.
+    """
+    is_cold = np.asarray(popularity) == 0
+    warm = np.flatnonzero(~is_cold)
+    counts = np.bincount(prefix[warm], minlength=int(prefix.max(initial=-1)) + 1)
     return {
-        **tables,
-        "codes": codes,
-        "prefix": prefix,
-        "prefix_start": np.concatenate([[0], np.cumsum(np.bincount(prefix))]).astype(np.int32),
-        "by_prefix": np.argsort(prefix, kind="stable").astype(np.int32),
+        "is_cold": is_cold,
+        "prefix_start": np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        "by_prefix": warm[np.argsort(prefix[warm], kind="stable")].astype(np.int32),
     }

@@ -136,6 +136,7 @@ def shared_negatives_loss(
         if len(negatives) == num_items
         else model.item_vectors(targets, tables)
     )
+    known = jnp.where(jnp.take(tables["is_cold"], negatives), -1, negatives)
     constraints = None
     if demanded is not None:
         constraints = (demanded, jnp.take(tables["constraints"], negatives, axis=0))
@@ -145,7 +146,7 @@ def shared_negatives_loss(
         targets,
         jnp.take(tables["prefix"], targets),
         vectors,
-        negatives,
+        known,
         jnp.take(tables["prefix"], negatives),
         config.temperature,
         weights,
@@ -166,7 +167,7 @@ def own_negatives_loss(
     start = jnp.take(tables["prefix_start"], prefix)
     size = jnp.take(tables["prefix_start"], prefix + 1) - start
     places, is_item = draw_places(key, size, config.negatives_per_target)
-    negatives = jnp.take(tables["by_prefix"], start[:, None] + places)
+    negatives = jnp.take(tables["by_prefix"], start[:, None] + places, mode="clip")
     num_items = tables["codes"].shape[0]
     if num_items <= negatives.size:  # each item once is cheaper than each drawing
         vectors = model.item_vectors(jnp.arange(num_items), tables)
@@ -179,7 +180,7 @@ def own_negatives_loss(
         of_targets,
         of_negatives,
         is_negative,
-        size - 1,
+        size - ~jnp.take(tables["is_cold"], targets),
         config.temperature,
         weights,
     )

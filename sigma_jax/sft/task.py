@@ -29,7 +29,7 @@ from sigma_jax.runtime.artifacts import Recipe, is_current, plain, read_json, wr
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.sft import gains
 from sigma_jax.sft.assemble import batches, contexts_that_fit
-from sigma_jax.sft.build import backbone_source, frozen_tables, make_recommender
+from sigma_jax.sft.build import backbone_source, frozen_tables, make_recommender, negative_tables
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.constraints import Constraints
 from sigma_jax.sft.loss import recommender_loss
@@ -119,6 +119,7 @@ class SftTask:
     def tables(self) -> dict[str, np.ndarray]:
         """Frozen item vectors, the codes of all items, and their prefix's number."""
         tables = frozen_tables(self.config, self.vectors, self.semantic_ids)
+        tables |= negative_tables(tables["prefix"], self.data.catalogue.popularity)
         if self.config.constraint_weight and self.config.prompt.has_words:
             constraints = Constraints.make(self.data, self.config.prompt.longtail_share)
             tables["constraints"] = constraints.of_items

@@ -114,6 +114,7 @@ def naive_losses(task, model, tables, batch) -> tuple[float, float]:
         )
         cosines = vectors @ h / task.config.temperature
         shares = (codes[:, :levels] == codes[target, :levels]).all(axis=1)
+        shares &= np.asarray(task.data.catalogue.popularity) > 0  # the others are no negatives
         pool = cosines[shares]  # the target is one of them
         infonce -= weight[row, place] * (cosines[target] - np.log(np.exp(pool).sum()))
         total += weight[row, place]
@@ -131,7 +132,8 @@ def naive_open_loss(task, model, tables, batch) -> float:
         items = batch["item"][row]
         query = naive_query(model, model.open_head, hidden[seen], items, mask[seen], vectors)
         scores = vectors @ query / task.config.temperature
-        likelihood = scores[batch["target_item"][row, place]] - np.log(np.exp(scores).sum())
+        known = np.asarray(task.data.catalogue.popularity) > 0
+        likelihood = scores[batch["target_item"][row, place]] - np.log(np.exp(scores[known]).sum())
         total -= weight[row, place] * likelihood
     return total / weight.sum()
 
@@ -319,3 +321,32 @@ def test_shared_negatives_of_the_whole_catalogue_give_the_same_loss(trained, let
     arguments = letter_model, tables, batch, jax.random.key(0)
     own, batch = (jax.jit(t.loss)(*arguments)[1]["infonce_loss"] for t in (letter, shared))
     np.testing.assert_allclose(own, batch, rtol=1e-5)
+
+
+def test_items_nobody_had_in_training_are_no_negatives(task, model):
+    tables, batch = placed(task.tables()), placed(task.batches()[0])
+    popularity = np.asarray(task.data.catalogue.popularity)
+    assert 0 < (popularity == 0).sum() < len(popularity)
+    assert sorted(np.asarray(tables["by_prefix"]).tolist()) == np.flatnonzero(popularity).tolist()
+    nobody = {"is_cold": jnp.ones_like(tables["is_cold"])}
+    usual, figures = (
+        jax.jit(task.loss)(model, tables | more, batch, jax.random.key(0))[1]
+        for more in ({}, nobody)
+    )
+    assert usual["open_loss"] > 0.1
+    assert abs(figures["open_loss"]) < 1e-6
+
+
+def test_targets_that_satisfy_an_instruction_train_the_open_query(trained, task):
+    asking = make_task(trained, constraint_weight=2.0)
+    tables, batch = placed(asking.tables()), placed(asking.batches()[0])
+    numbers = np.asarray(batch["target_constraint"])
+    satisfied = np.asarray(tables["constraints"])[np.asarray(batch["target_item"])]
+    is_bound = numbers >= 0
+    assert is_bound.any() and not is_bound[np.asarray(batch["target_task"]) == HISTORY_TASK].any()
+    assert (satisfied == numbers[..., None]).any(axis=-1)[is_bound].all()
+    arguments = asking.model(nnx.Rngs(0)), tables, batch, jax.random.key(0)
+    loss, figures = jax.jit(asking.loss)(*arguments)
+    plain, _ = jax.jit(task.loss)(*arguments)
+    assert figures["open_constraint_loss"] > 0
+    np.testing.assert_allclose(loss, plain + 2 * figures["open_constraint_loss"], rtol=1e-5)
