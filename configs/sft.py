@@ -69,6 +69,7 @@ BASE = {
         "records_per_shard": 20_000,
         "task_weights": TASK_WEIGHTS,
         "cold_start_weight": 0.02,
+        "bare_share": 0.0,
         "shared_contexts": True,
         "branches_per_context": 6,
         "history_targets": 40,

@@ -7,7 +7,7 @@ packing do not depend on earlier batches, on threads or on the number of process
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grain
@@ -23,6 +23,7 @@ from sigma_jax.sft.records import RECORDS, Record
 
 SAMPLED_CONTEXTS = 1_000
 FILL = 0.9
+MOST_DRAWN = 64  # of the items that satisfy an instruction, one of which is its target
 TOKEN_FIELDS = ("token", "item", "position", "branch", "attach")
 
 
@@ -67,8 +68,11 @@ def batches(
 def planner(config: PromptConfig, tables: PromptTables):
     """The function of a stored record and a random generator that draws its plan."""
     task_weight = np.array([config.task_weights.get(task, 0.0) for task in TASKS])
+    asked = bare_tasks(config, tables)
 
     def plan(record: bytes, rng: np.random.Generator) -> Plan:
+        if asked and rng.random() < config.bare_share:
+            return draw_bare_plan(asked, config, tables, rng)
         return draw_plan(Record.from_bytes(record), config, tables, task_weight, rng)
 
     return plan
@@ -141,6 +145,63 @@ def draw_plan(
         np.concatenate([np.ones(len(chosen)), np.full(bare, config.history_weight)]).astype(
             np.float32
         ),
+        has_target=True,
+    )
+
+
+def bare_tasks(config: PromptConfig, tables: PromptTables) -> dict[str, float]:
+    """Share of each task that can be asked for without a history; {} where none is.
+
+    By its weight and by the root of what it can be asked with: more words want more practice.
+    """
+    if not config.bare_share or not config.has_words:
+        return {}
+    weights = {
+        task: config.task_weights.get(task, 0.0) * len(arguments) ** 0.5
+        for task, arguments in tables.constraints.arguments.items()
+    }
+    total = sum(weights.values())
+    return {task: weight / total for task, weight in weights.items() if weight > 0}
+
+
+def draw_bare_plan(
+    asked: Mapping[str, float], config: PromptConfig, tables: PromptTables, rng: np.random.Generator
+) -> Plan:
+    """Instructions and nothing else, as many as a row holds.
+
+    Tasks by their share, the arguments of a task alike, and for a target one of the items that
+    satisfy it, by popularity: so what words mean is learnt from far more of them than come up in
+    the sessions of a batch.
+    """
+    names, shares = list(asked), list(asked.values())
+    words, target, task, demanded = [], [], [], []
+    room = config.row_tokens
+    while len(words) < config.row_targets:
+        name = names[rng.choice(len(names), p=shares)]
+        argument = int(rng.choice(tables.constraints.arguments[name]))
+        phrasing = int(rng.integers(len(tables.phrasings[name])))
+        said = tables.instruction(name, argument, phrasing, config.instruction_tokens)
+        room -= len(said) + tables.target_width
+        if room < 0:
+            break
+        number = TASKS.index(name)
+        [constraint] = tables.constraints.number(np.array([number]), np.array([argument]))
+        items = rng.choice(tables.constraints.items.of(constraint), MOST_DRAWN)
+        weight = 1.0 + tables.popularity[items]
+        words.append(said)
+        target.append(rng.choice(items, p=weight / weight.sum()))
+        task.append(number)
+        demanded.append(constraint)
+    none, count = np.zeros(0, np.int32), len(words)
+    return Plan(
+        none,
+        none,
+        none,
+        none,
+        words,
+        np.zeros(count, np.int32),
+        *(np.asarray(column, np.int32) for column in (target, task, demanded)),
+        np.ones(count, np.float32),
         has_target=True,
     )
 

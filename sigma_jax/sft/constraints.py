@@ -14,6 +14,7 @@ from jaxtyping import Int, Int32
 from sigma_jax import metrics
 from sigma_jax.baselines.candidates import CONSTRAINED_TASKS, items_of_arguments
 from sigma_jax.schema import TASKS, Links, PreparedData
+from sigma_jax.sft.instructions import argument_texts
 
 NONE = -1
 
@@ -23,6 +24,8 @@ class Constraints:
     """The demands each item satisfies, and the number of any demand."""
 
     first: dict[str, int]  # task -> number of its argument 0
+    arguments: dict[str, Int32[np.ndarray, " n"]]  # task -> those with words and items
+    items: Links  # number -> items that satisfy it
     of_items: Int32[np.ndarray, "I M"]  # numbers, padded with NONE
 
     @classmethod
@@ -44,8 +47,9 @@ class Constraints:
         offsets = np.concatenate(
             [[0], np.cumsum(np.concatenate([np.diff(p.offsets) for p in parts]))]
         )
+        arguments = {task: usable_arguments(data, task) for task in first}
         joined = Links(offsets, np.concatenate([part.targets for part in parts]))
-        return cls(first, padded(joined.transpose(len(data.catalogue))))
+        return cls(first, arguments, joined, padded(joined.transpose(len(data.catalogue))))
 
     def number(
         self, task: Int[np.ndarray, " n"], argument: Int[np.ndarray, " n"]
@@ -53,6 +57,17 @@ class Constraints:
         """The number of each task's demand with that argument; NONE where there is none."""
         first = np.array([self.first.get(name, NONE) for name in TASKS] + [NONE])[task]
         return np.where(first >= 0, first + np.maximum(argument, 0), NONE).astype(np.int32)
+
+
+def usable_arguments(data: PreparedData, task: str) -> Int32[np.ndarray, " n"]:
+    """The arguments of a task that have words and items; of the long tail the one there is."""
+    links = items_of_arguments(data, task)
+    if links is None:
+        return np.zeros(1, np.int32)
+    usable = (np.diff(links.offsets) > 0) & [text != "" for text in argument_texts(data, task)]
+    if task in ("Season", "Holiday"):
+        usable &= [kind == task.lower() for kind in data.themes.kinds.to_pylist()]
+    return np.flatnonzero(usable).astype(np.int32)
 
 
 def padded(links: Links) -> Int32[np.ndarray, "rows M"]:

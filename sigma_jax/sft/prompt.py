@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Int, Int32, Int64
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sigma_jax.runtime.config import check_least
@@ -49,6 +49,7 @@ class PromptConfig:
     records_per_shard: int
     task_weights: dict[str, float]  # mixture of the instructed tasks; 0 or absent: not trained
     cold_start_weight: float  # of targets without any history, relative to others; 0: none
+    bare_share: float  # of the contexts: no history, but as many instructions as fill a row
     shared_contexts: bool  # off: one instruction a context
     branches_per_context: int  # instructed targets
     history_targets: int  # history-supervision targets a context; 0: off
@@ -64,7 +65,10 @@ class PromptConfig:
             if field.type == "int":
                 least = 0 if field.name in _MAY_BE_ZERO else 1
                 check_least(least, self, field.name, group="prompt.")
-        check_least(0, self, "cold_start_weight", "history_weight", group="prompt.")
+        shares = ("cold_start_weight", "history_weight", "bare_share")
+        check_least(0, self, *shares, group="prompt.")
+        if self.bare_share >= 1:
+            raise ValueError(f"prompt.bare_share={self.bare_share}; use less than 1.")
         unknown = set(self.task_weights) - set(TASKS)
         if unknown:
             raise ValueError(
@@ -189,6 +193,7 @@ class PromptTables:
     vocab_size: int
     config: PromptConfig
     constraints: Constraints
+    popularity: Int64[np.ndarray, " I"]
     encoder: TextEncoder
     profiles: Links  # distinct profiles -> tokens
     profile_of: Int32[np.ndarray, " U"]  # user -> row of `profiles`
@@ -234,6 +239,7 @@ class PromptTables:
             vocab_size,
             config,
             Constraints.make(data, config.longtail_share),
+            np.asarray(data.catalogue.popularity),
             encoder,
             encoder.table(texts, config.profile_tokens),
             distinct.indices.to_numpy(zero_copy_only=False).astype(np.int32),

@@ -131,6 +131,7 @@ def config() -> PromptConfig:
             ("JustForYou", "Query", "Category", "Longtail", "Discover", "Season", "Holiday"), 1.0
         ),
         cold_start_weight=0.5,
+        bare_share=0.0,
         shared_contexts=True,
         branches_per_context=3,
         history_targets=4,
