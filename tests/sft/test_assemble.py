@@ -8,14 +8,18 @@ import pytest
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.schema import TASKS, Requests
 from sigma_jax.sft.assemble import (
+    bare_tasks,
     batches,
     candidate_weights,
     contexts_that_fit,
+    draw_bare_plan,
     draw_plan,
     pack_group,
+    planner,
     stack_rows,
 )
-from sigma_jax.sft.layout import HISTORY_TASK, Plan, branch_lengths, lay_out, plan_size
+from sigma_jax.sft.instructions import argument_texts
+from sigma_jax.sft.layout import HISTORY_TASK, Plan, branch_lengths, fit, lay_out, plan_size
 from sigma_jax.sft.prompt import PromptTables
 from sigma_jax.sft.records import RECORDS, Record
 from sigma_jax.sft.requests import assemble_prompts
@@ -330,6 +334,40 @@ def test_candidate_weights_worked_example():
     weight = np.zeros(7)
     weight[0] = 2.0
     assert np.allclose(candidate_weights(record, weight, 1.0), [0.5, 0.5, 1.0])
+
+
+def test_instructions_without_a_history_fill_rows_and_are_satisfied(
+    records, shop, semantic_ids, config
+):
+    config = plain(config, bare_share=0.5)
+    tables = PromptTables.make(shop, semantic_ids, config, V)
+    asked = bare_tasks(config, tables)
+    assert sum(asked.values()) == pytest.approx(1.0)
+    assert set(asked) == {"Query", "Category", "Season", "Holiday", "Longtail"}
+    seen = set()
+    for seed in range(20):
+        plan = draw_bare_plan(asked, config, tables, np.random.default_rng(seed))
+        assert plan_size(plan, tables) <= config.row_tokens
+        assert fit(plan, tables, config.row_tokens, config.row_targets) is plan
+        assert not len(plan.history) and not plan.attach.any()
+        for words, task, target, demand in zip(
+            plan.instruction, plan.task, plan.target, plan.constraint, strict=True
+        ):
+            seen.add(TASKS[task])
+            assert demand in tables.constraints.of_items[target]
+            said = tables.encoder.tokenizer.decode(words)
+            first = tables.constraints.first[TASKS[task]]
+            texts = argument_texts(shop, TASKS[task]) or [""]
+            assert said.endswith(texts[demand - first]) or texts[demand - first] in said
+        group = pack_group([plan], config_one(config), tables)
+        place = int(group["query_position"][0, 0])
+        tokens = group["token"][0, : place + 1].tolist()
+        assert tokens[: len(plan.instruction[0])] == plan.instruction[0].tolist()
+        assert len(tokens) == len(plan.instruction[0]) + tables.target_width
+    assert {"Query", "Category"} <= seen
+    source, plan_of = open_shards(records, RECORDS), planner(config, tables)
+    plans = [plan_of(source[n], np.random.default_rng(n)) for n in range(len(source))]
+    assert 0.3 < np.mean([not plan.attach.any() for plan in plans]) < 0.75
 
 
 def test_one_context_a_row(records, shop, semantic_ids, config):
