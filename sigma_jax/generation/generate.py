@@ -119,8 +119,12 @@ class Generator:
     ) -> Generator:
         """Over all items of `semantic_ids`; prefixes are `depth` codes long.
 
-        Where `item_query` is "none" all items of a prefix are equally likely.
+        Where `item_query` is "none" all items of a prefix are equally likely. Where codes and
+        queries add nothing to the open query (its gains are 0, sft/gains.py), all items are ranked
+        by one softmax at once: the same order without the beams.
         """
+        if config.ranking == "fused" and not model.uses_codes:
+            depth = 0
         trie = build_trie(semantic_ids.codes, depth, semantic_ids.codebook_size)
         return cls(model, tables, trie, config, item_query)
 

@@ -101,6 +101,13 @@ class Recommender(nnx.Module):
             self.pointer_head = nnx.Param(up.T, axes=("embed", None))
             self.pointer_scale = nnx.Param(jnp.array([10.0, 0.0, 1.0]))
 
+    @property
+    def uses_codes(self) -> bool:
+        """Whether codes, or the query after them, have a say beside the open query. On the host."""
+        if not self.config.has_open_query:
+            return True
+        return bool(self.code_gain[...] > 0) or bool(self.query_gain[...] > 0)
+
     def embed(
         self, tokens: Int[Array, "B T"], items: Int[Array, "B T"], tables: Tables
     ) -> Float[Array, "B T D"]:

@@ -227,6 +227,23 @@ def test_with_an_open_query_all_three_heads_make_one_distribution(depth, item_qu
         np.testing.assert_allclose(found.log_probs[row], log_p[found.items[row]], atol=2e-4)
 
 
+def test_codes_that_add_nothing_are_not_searched():
+    model, tables = recommender(open_query=True)
+    model.code_gain[...], model.query_gain[...] = jnp.zeros(()), jnp.zeros(())
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
+    generator = Generator.create(model, tables, semantic_ids(), 2, config)
+    assert generator.trie.depth == 0
+    found = generator(prompts(), NUM_ITEMS)
+    for row in range(3):
+        log_p = naive_log_p(model, tables, prompts(), row, 2, config.temperature, "token")
+        assert sorted(found.items[row]) == list(range(NUM_ITEMS))
+        np.testing.assert_allclose(found.log_probs[row], log_p[found.items[row]], atol=2e-4)
+    first = dataclasses.replace(config, ranking="first_prefix")
+    assert Generator.create(model, tables, semantic_ids(), 2, first).trie.depth == 2
+    model.query_gain[...] = jnp.array(0.1)
+    assert Generator.create(model, tables, semantic_ids(), 2, config).trie.depth == 2
+
+
 def test_without_codes_the_one_prefix_gives_the_items_of_all_beams():
     model, tables = recommender(open_query=True)
     config = dataclasses.replace(CONFIG, num_beams=3, num_retrieved=4)
