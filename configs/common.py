@@ -20,6 +20,8 @@ GR_SID = {
     "prompt.item_query": "none",
     "model.has_open_query": False,
     "model.copies_history": False,
+    "ntp_weight": 1.0,
+    "constraint_weight": 0.0,
 }
 
 PRESETS = ("local", "smoke", "amazon", "files", "qwen3_0p6b", "qwen3_4b")

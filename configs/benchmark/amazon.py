@@ -16,7 +16,7 @@ CONFIG = "configs/sft.py:amazon"
 METHODS = {
     "SIGMA": {},
     "GR(ID)": common.GR_ID | {"prompt.row_tokens": 40},
-    "GR(SID)": common.GR_SID | {"prompt.row_tokens": 144, "ntp_weight": 1.0},
+    "GR(SID)": common.GR_SID | {"prompt.row_tokens": 144},
     "SIGMA, the paper's letter": {
         "model.has_open_query": False,
         "prompt.sid_in_prompt": 1,

@@ -23,7 +23,13 @@ METHODS = {
     },
     "- prefix condition": {"uses_prefix_condition": False},
     "- a tenth of the negatives": {"negatives_per_target": 6},
-    "+ item scores before codes": {"model.has_open_query": True},
+    "- words by themselves": {"constraint_weight": 0.0, "prompt.bare_share": 0.0},
+    "- item scores before codes": {
+        "model.has_open_query": False,
+        "constraint_weight": 0.0,
+        "ntp_weight": 1.0,
+        "infonce_weight": 1.0,
+    },
     "GR(SID)": common.GR_SID | {"prompt.row_tokens": 512},
     "GR(ID)": common.GR_ID,
 }
