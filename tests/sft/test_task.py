@@ -114,7 +114,8 @@ def naive_losses(task, model, tables, batch) -> tuple[float, float]:
         )
         cosines = vectors @ h / task.config.temperature
         shares = (codes[:, :levels] == codes[target, :levels]).all(axis=1)
-        shares &= np.asarray(task.data.catalogue.popularity) > 0  # the others are no negatives
+        known = np.asarray(task.data.catalogue.popularity) > 0  # the others are no negatives
+        shares &= known | (items == target)
         pool = cosines[shares]  # the target is one of them
         infonce -= weight[row, place] * (cosines[target] - np.log(np.exp(pool).sum()))
         total += weight[row, place]
@@ -132,8 +133,10 @@ def naive_open_loss(task, model, tables, batch) -> float:
         items = batch["item"][row]
         query = naive_query(model, model.open_head, hidden[seen], items, mask[seen], vectors)
         scores = vectors @ query / task.config.temperature
+        target = int(batch["target_item"][row, place])
         known = np.asarray(task.data.catalogue.popularity) > 0
-        likelihood = scores[batch["target_item"][row, place]] - np.log(np.exp(scores[known]).sum())
+        known[target] = True
+        likelihood = scores[target] - np.log(np.exp(scores[known]).sum())
         total -= weight[row, place] * likelihood
     return total / weight.sum()
 
