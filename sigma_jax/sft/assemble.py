@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from sigma_jax.data.pipeline import first_fit, open_shards, shuffled_forever, step_batches
 from sigma_jax.schema import TASKS, PreparedData, SemanticIds
+from sigma_jax.sft import instructions
 from sigma_jax.sft.constraints import NONE
 from sigma_jax.sft.layout import HISTORY_TASK, Example, Plan, fit, lay_out, plan_size
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
@@ -150,7 +151,7 @@ def draw_plan(
 
 
 def bare_tasks(config: PromptConfig, tables: PromptTables) -> dict[str, float]:
-    """Share of each task that can be asked for without a history; {} where none is.
+    """Share of each task that can be asked for without a history; {} where none has words to learn.
 
     By its weight and by the root of what it can be asked with: more words want more practice.
     """
@@ -160,6 +161,8 @@ def bare_tasks(config: PromptConfig, tables: PromptTables) -> dict[str, float]:
         task: config.task_weights.get(task, 0.0) * len(arguments) ** 0.5
         for task, arguments in tables.constraints.arguments.items()
     }
+    if not any(weights.get(task) for task in instructions.SLOTS):
+        return {}
     total = sum(weights.values())
     return {task: weight / total for task, weight in weights.items() if weight > 0}
 

@@ -14,19 +14,20 @@ from jaxtyping import Int, Int32
 from sigma_jax import metrics
 from sigma_jax.baselines.candidates import CONSTRAINED_TASKS, items_of_arguments
 from sigma_jax.schema import TASKS, Links, PreparedData
-from sigma_jax.sft.instructions import argument_texts
+from sigma_jax.sft.instructions import argument_texts, available_tasks
 
 NONE = -1
+MOST_OF_ITEM = 64  # demands that one item is known to satisfy
 
 
 @dataclasses.dataclass(frozen=True)
 class Constraints:
-    """The demands each item satisfies, and the number of any demand."""
+    """The number of any demand, and the items that satisfy it."""
 
     first: dict[str, int]  # task -> number of its argument 0
-    arguments: dict[str, Int32[np.ndarray, " n"]]  # task -> those with words and items
+    # Task that the data has targets for -> the arguments with words and items.
+    arguments: dict[str, Int32[np.ndarray, " n"]]
     items: Links  # number -> items that satisfy it
-    of_items: Int32[np.ndarray, "I M"]  # numbers, padded with NONE
 
     @classmethod
     def make(cls, data: PreparedData, longtail_share: float) -> Constraints:
@@ -47,9 +48,25 @@ class Constraints:
         offsets = np.concatenate(
             [[0], np.cumsum(np.concatenate([np.diff(p.offsets) for p in parts]))]
         )
-        arguments = {task: usable_arguments(data, task) for task in first}
-        joined = Links(offsets, np.concatenate([part.targets for part in parts]))
-        return cls(first, arguments, joined, padded(joined.transpose(len(data.catalogue))))
+        missing = available_tasks(data)
+        arguments = {task: usable_arguments(data, task) for task in first if not missing[task]}
+        if not len(tail):
+            arguments.pop("Longtail", None)
+        return cls(first, arguments, Links(offsets, np.concatenate([p.targets for p in parts])))
+
+    def by_item(self, num_items: int) -> Int32[np.ndarray, "I M"]:
+        """The demands each item satisfies, padded with NONE.
+
+        At most MOST_OF_ITEM of them, those of the most items first: an item that a thousand
+        searches lead to is not known to satisfy the rarest.
+        """
+        sizes = np.diff(self.items.offsets)
+        demands = self.items.transpose(num_items)
+        item = np.repeat(np.arange(num_items), np.diff(demands.offsets))
+        order = np.lexsort((-sizes[demands.targets], item))
+        place = np.arange(len(item)) - demands.offsets[item]
+        kept = place < MOST_OF_ITEM
+        return padded(Links.from_edges(item[kept], demands.targets[order][kept], num_items))
 
     def number(
         self, task: Int[np.ndarray, " n"], argument: Int[np.ndarray, " n"]

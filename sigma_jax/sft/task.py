@@ -122,7 +122,7 @@ class SftTask:
         tables |= negative_tables(tables["prefix"], self.data.catalogue.popularity)
         if self.config.constraint_weight and self.config.prompt.has_words:
             constraints = Constraints.make(self.data, self.config.prompt.longtail_share)
-            tables["constraints"] = constraints.of_items
+            tables["constraints"] = constraints.by_item(len(self.data.catalogue))
         return tables
 
     def label(self, path: tuple[str, ...]) -> str:

@@ -1,5 +1,7 @@
 """Demands are numbered so that a batch's targets satisfy theirs and others do not."""
 
+import dataclasses
+
 import numpy as np
 
 from sigma_jax import metrics
@@ -23,11 +25,12 @@ def test_items_satisfy_what_evaluation_allows(shop):
     numbers = constraints.number(requests.task, requests.argument)
     allowed = allowed_items(shop, requests)
     tail = metrics.long_tail(shop.catalogue.popularity, share)
+    by_item = constraints.by_item(len(shop.catalogue))
     seen = set()
     for row, number in enumerate(numbers):
         task = TASKS[requests.task[row]]
         seen.add(task)
-        satisfying = np.flatnonzero((constraints.of_items == number).any(axis=1))
+        satisfying = np.flatnonzero((by_item == number).any(axis=1))
         if task in ("JustForYou", "Discover"):
             assert number == NONE
         elif task == "Longtail":
@@ -36,3 +39,22 @@ def test_items_satisfy_what_evaluation_allows(shop):
             assert satisfying.tolist() == sorted(set(allowed.of(row).tolist()))
             assert requests.target[row] in satisfying
     assert seen == set(TASKS)
+
+
+def test_of_too_many_demands_the_broadest_are_known(shop, monkeypatch):
+    constraints = Constraints.make(shop, 0.8)
+    whole = constraints.by_item(len(shop.catalogue))
+    sizes = np.diff(constraints.items.offsets)
+    monkeypatch.setattr("sigma_jax.sft.constraints.MOST_OF_ITEM", 2)
+    few = constraints.by_item(len(shop.catalogue))
+    assert few.shape[1] == 2 < whole.shape[1]
+    for all_of_it, kept in zip(whole, few, strict=True):
+        known = sorted(-sizes[k] for k in all_of_it if k != NONE)[:2]
+        assert [-sizes[k] for k in kept if k != NONE] == known
+
+
+def test_what_the_data_has_no_targets_for_is_not_asked_for(shop):
+    flat = np.ones(len(shop.catalogue), np.int64)
+    catalogue = dataclasses.replace(shop.catalogue, popularity=flat)
+    poor = dataclasses.replace(shop, catalogue=catalogue, queries=None, themes=None)
+    assert list(Constraints.make(poor, 0.8).arguments) == ["Category"]
