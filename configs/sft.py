@@ -34,7 +34,7 @@ BASE = {
     "optimizer": common.optimizer(
         1e-3, table_learning_rate=4e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
     ),
-    "train": common.train(800, 16, eval_every=0, checkpoint_every=100),
+    "train": common.train(560, 16, eval_every=0, checkpoint_every=100),
     "backbone": grounding.stage_fields("local").backbone,
     "starts_from_grounding": True,
     "model": {
@@ -81,7 +81,7 @@ BASE = {
         "contexts_per_group": 4,
     },
     "temperature": TAU,
-    "negatives_per_target": 64,
+    "negatives_per_target": 16,
     "num_negatives": 4_096,
     "uses_prefix_condition": True,
     "ntp_weight": 0.2,
@@ -149,7 +149,6 @@ CHANGES = {
         },
         "temperature": 0.1,
         "model.copies_history": False,  # nobody takes an item twice
-        "negatives_per_target": 16,
         "num_negatives": 100_000,  # all there are
         "report_requests": 3_000,
         "report_beams": 16,
