@@ -34,7 +34,7 @@ BASE = {
     "optimizer": common.optimizer(
         1e-3, table_learning_rate=4e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
     ),
-    "train": common.train(560, 16, eval_every=0, checkpoint_every=100),
+    "train": common.train(440, 16, eval_every=0, checkpoint_every=100),
     "backbone": grounding.stage_fields("local").backbone,
     "starts_from_grounding": True,
     "model": {
@@ -88,9 +88,9 @@ BASE = {
     "infonce_weight": 0.2,
     "constraint_weight": 2.0,
     "label_smoothing": 0.0,
-    "prior": {"neighbours": 100, "fit_requests": 600},
+    "prior": {"neighbours": 100, "fit_requests": 300},
     "refits": False,
-    "report_requests": 200,
+    "report_requests": 50,
     "report_beams": 16,
 }
 
@@ -205,7 +205,7 @@ EVALUATION = {
     "uses_prior": True,
     "has_baselines": True,
     "has_filtered_baselines": True,
-    "followed_requests": 200,
+    "followed_requests": 100,
 }
 
 EVALUATION_CHANGES = {

@@ -22,7 +22,7 @@ METHODS = {
         "model.item_encoder.trainable": ("own",),
     },
     "- prefix condition": {"uses_prefix_condition": False},
-    "- a tenth of the negatives": {"negatives_per_target": 2},
+    "- a tenth of the negatives": {"negatives_per_target": 2, "num_negatives": 410},
     "- words by themselves": {"constraint_weight": 0.0, "prompt.bare_share": 0.0},
     "- item scores before codes": {
         "model.has_open_query": False,
