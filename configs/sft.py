@@ -34,7 +34,7 @@ BASE = {
     "optimizer": common.optimizer(
         1e-3, table_learning_rate=4e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
     ),
-    "train": common.train(440, 16, eval_every=0, checkpoint_every=100),
+    "train": common.train(560, 16, eval_every=0, checkpoint_every=100),
     "backbone": grounding.stage_fields("local").backbone,
     "starts_from_grounding": True,
     "model": {
@@ -88,7 +88,7 @@ BASE = {
     "infonce_weight": 0.2,
     "constraint_weight": 2.0,
     "label_smoothing": 0.0,
-    "prior": {"neighbours": 100, "fit_requests": 300},
+    "prior": {"neighbours": 100, "fit_requests": 600},
     "refits": False,
     "report_requests": 50,
     "report_beams": 16,
