@@ -113,11 +113,13 @@ class SftTask:
         # A sample of the catalogue suffices for means.
         rows = np.arange(0, len(self.data.catalogue), 1 + len(self.data.catalogue) // 20_000)
         codes = np.asarray(self.semantic_ids.codes)[rows]
-        model.start_codes(jnp.asarray(codes), jnp.asarray(rows), self.tables())
+        tables = frozen_tables(self.config, self.vectors, self.semantic_ids)
+        model.start_codes(jnp.asarray(codes), jnp.asarray(rows), tables)
         return model
 
     def tables(self) -> dict[str, np.ndarray]:
-        """Frozen item vectors, the codes of all items, and their prefix's number."""
+        """Frozen item vectors, codes and prefixes, and what only the loss reads: what negatives are
+        drawn from, and the demands each item satisfies."""
         tables = frozen_tables(self.config, self.vectors, self.semantic_ids)
         tables |= negative_tables(tables["prefix"], self.data.catalogue.popularity)
         if self.config.constraint_weight and self.config.prompt.has_words:
