@@ -207,7 +207,6 @@ def prefix_infonce(
     temperature: float | Float[Array, ""],
     weights: Float[Array, " Q"],
     use_prefix_condition: bool = True,
-    constraints: tuple[Int[Array, " Q"], Int[Array, "N M"]] | None = None,
     chunk_size: int = 1024,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Eq. 5 of SIGMA with one set of negatives drawn for the batch; weighted mean over targets.
@@ -216,14 +215,8 @@ def prefix_infonce(
     prefixes; all negatives with `use_prefix_condition=False`), never its own item. An item
     drawn several times counts once, so that the set is a set as in the paper; negative_items < 0
     are padding. A target without negatives has loss 0 and no gradient.
-    `constraints`: the number of what each target's instruction demands (-1: of nothing), and the
-    numbers of what each negative satisfies; the target satisfies its own.
     Returns the loss with `accuracy` (the target comes first among its candidates; over targets
-    that have a negative) and `negatives` (mean number per target). With constraints also
-    `constraint_loss`: each item that satisfies a target's constraint against all that do not,
-    -log(e^s / (e^s + sum of e^s' of those)) with s = cos / tau, mean over these items, 0 where
-    nothing is demanded, weighted mean over all targets; and `satisfied`: the share of e^s that
-    falls to such items, over targets with a constraint.
+    that have a negative) and `negatives` (mean number per target).
     """
     queries, target_vectors = unit(queries), unit(target_vectors)
     negative_vectors = unit(negative_vectors)
@@ -232,36 +225,83 @@ def prefix_infonce(
     positives = jnp.sum(queries * target_vectors, axis=-1) / temperature
 
     def targets(rows):
-        query, positive, item, prefix, *demanded = rows
+        query, positive, item, prefix = rows
         logits = cosines(query, negative_vectors) / temperature
         is_negative = is_usable & (negative_items != item[:, None])
         if use_prefix_condition:
             is_negative &= negative_prefix == prefix[:, None]
         logits = jnp.where(is_negative, logits, LOG_ZERO)
         normaliser = jnp.logaddexp(positive, jax.nn.logsumexp(logits, axis=1))
-        out = (positive - normaliser, positive >= logits.max(axis=1), is_negative.sum(axis=1))
-        if constraints is None:
-            return out
-        does_satisfy = (constraints[1][None] == demanded[0][:, None, None]).any(axis=-1)
-        against = jax.nn.logsumexp(jnp.where(does_satisfy, LOG_ZERO, logits), axis=1)
-        is_counted = does_satisfy & is_negative
-        terms = jnp.where(is_counted, jax.nn.softplus(against[:, None] - logits), 0).sum(axis=1)
-        terms += jax.nn.softplus(against - positive)  # the target satisfies it too
-        return *out, terms / (1 + is_counted.sum(axis=1)), 1 - jnp.exp(against - normaliser)
+        return positive - normaliser, positive >= logits.max(axis=1), is_negative.sum(axis=1)
 
     rows = (queries, positives, target_items, target_prefix)
-    if constraints is not None:
-        rows = (*rows, constraints[0])
-    likelihood, is_first, count, *followed = map_row_chunks(targets, rows, chunk_size)
+    likelihood, is_first, count = map_row_chunks(targets, rows, chunk_size)
     figures = {
         "accuracy": weighted_mean(is_first, weights * (count > 0)),
         "negatives": weighted_mean(count, weights),
     }
-    if constraints is not None:
-        is_demanded = constraints[0] >= 0
-        figures["constraint_loss"] = weighted_mean(followed[0] * is_demanded, weights)
-        figures["satisfied"] = weighted_mean(followed[1], weights * is_demanded)
     return weighted_mean(-likelihood, weights), figures
+
+
+def constraint_loss(
+    queries: Float[Array, "Q D"],
+    target_vectors: Float[Array, "Q D"],
+    target_items: Int[Array, " Q"],
+    demanded: Int[Array, " Q"],
+    other_vectors: Float[Array, "N D"],
+    other_items: Int[Array, " N"],
+    satisfied: Int[Array, "N M"],
+    temperature: float | Float[Array, ""],
+    weights: Float[Array, " Q"],
+    chunk_size: int = 64,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Each item that satisfies what a target's instruction demands, against all that do not.
+
+    -log(e^s / (e^s + sum of e^s' of those that do not)) with s = cos / tau, mean over the items
+    that do; 0 where nothing is demanded; weighted mean over all targets. The paper has none.
+    `demanded` numbers what is demanded (-1: nothing), `satisfied` what each other item satisfies,
+    padded with -1; the target satisfies its own. An other item that repeats counts once, those
+    with other_items < 0 do not. Also returned: the share of e^s of the items that do, over the
+    targets with a demand.
+
+    Few targets have one, and comparing demands costs more than the product of the vectors: these
+    targets come first, and chunks without any are not computed.
+    """
+    queries, target_vectors = unit(queries), unit(target_vectors)
+    other_vectors = unit(other_vectors)
+    weights, demanded = jnp.asarray(weights, jnp.float32), jnp.asarray(demanded)
+    is_usable = is_first_draw(other_items) & (other_items >= 0)
+    positives = jnp.sum(queries * target_vectors, axis=-1) / temperature
+    of_target = (queries, positives, jnp.asarray(target_items), demanded)
+
+    def of_rows(rows: Int[Array, " n"], weight: Float[Array, " n"]) -> Float[Array, " 2"]:
+        query, positive, item, demand = (values[rows] for values in of_target)
+        logits = cosines(query, other_vectors) / temperature
+        is_other = is_usable & (other_items != item[:, None])
+        does_satisfy = is_other & (satisfied == demand[:, None, None]).any(axis=-1)
+        within = jax.nn.logsumexp(jnp.where(does_satisfy, logits, LOG_ZERO), axis=1)
+        within = jnp.logaddexp(within, positive)
+        outside = jnp.where(is_other & ~does_satisfy, logits, LOG_ZERO)
+        against = jax.nn.logsumexp(outside, axis=1)
+        terms = jnp.where(does_satisfy, jax.nn.softplus(against[:, None] - logits), 0).sum(axis=1)
+        terms += jax.nn.softplus(against - positive)  # the target satisfies it too
+        terms /= 1 + does_satisfy.sum(axis=1)
+        share = jax.nn.sigmoid(within - against)
+        return jnp.stack([(terms * weight).sum(), (share * weight).sum()])
+
+    def of_chunk(chunk):
+        rows, weight = chunk
+        return jax.lax.cond((weight > 0).any(), of_rows, lambda *_: jnp.zeros(2), rows, weight)
+
+    chunks = -(-len(demanded) // chunk_size)
+    padding = (0, chunks * chunk_size - len(demanded))
+    order = jnp.argsort(demanded < 0, stable=True)
+    bound = jnp.where(demanded >= 0, weights, 0)
+    parts = (jnp.pad(order, padding), jnp.pad(bound[order], padding))
+    parts = jax.tree.map(lambda values: values.reshape(chunks, chunk_size), parts)
+    terms, share = jax.lax.map(jax.checkpoint(of_chunk), parts).sum(axis=0)
+    total, bound = weights.sum(), bound.sum()
+    return terms / jnp.where(total > 0, total, 1), share / jnp.where(bound > 0, bound, 1)
 
 
 def own_negatives_infonce(

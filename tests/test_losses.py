@@ -174,6 +174,17 @@ def test_eq5_equals_a_float64_loop(use_prefix_condition):
     np.testing.assert_allclose(figures["accuracy"], first / contested, rtol=1e-5)
 
 
+CONSTRAINED_INPUTS = (
+    "queries",
+    "target_vectors",
+    "target_items",
+    "negative_vectors",
+    "negative_items",
+    "temperature",
+    "weights",
+)
+
+
 def test_constraints_equal_a_float64_loop():
     batch, rng = infonce_batch(), np.random.default_rng(5)
     queries, negatives = len(batch["weights"]), len(batch["negative_items"])
@@ -198,16 +209,13 @@ def test_constraints_equal_a_float64_loop():
         total -= weight * np.mean([np.log(value / (value + against)) for value in fits])
         share += weight * sum(fits) / sum(mass.values())
         bound += weight
-    constraints = (jnp.asarray(demanded), jnp.asarray(by_negative))
-    plain, _ = losses.prefix_infonce(**batch, use_prefix_condition=False)
+    shared = {name.replace("negative_", "other_"): batch[name] for name in CONSTRAINED_INPUTS}
     for size in (2, 100):
-        loss, figures = losses.prefix_infonce(
-            **batch, use_prefix_condition=False, constraints=constraints, chunk_size=size
+        loss, satisfied = losses.constraint_loss(
+            **shared, demanded=demanded, satisfied=by_negative, chunk_size=size
         )
-        np.testing.assert_allclose(loss, plain, rtol=1e-6)
-        expected = total / batch["weights"].sum()
-        np.testing.assert_allclose(figures["constraint_loss"], expected, rtol=1e-5)
-        np.testing.assert_allclose(figures["satisfied"], share / bound, rtol=1e-5)
+        np.testing.assert_allclose(loss, total / batch["weights"].sum(), rtol=1e-5)
+        np.testing.assert_allclose(satisfied, share / bound, rtol=1e-5)
     assert negatives > 1
     assert 0 < share < bound
 
@@ -237,7 +245,16 @@ def test_chunks_change_neither_values_nor_gradients(chunk_size):
     def infonce(v, size):
         return losses.prefix_infonce(**{**batch, "negative_vectors": v}, chunk_size=size)[0]
 
-    cases = [(contrast, vectors), (distil, vectors), (infonce, batch["negative_vectors"])]
+    demanded = np.resize([-1, 2, -1, 0, 1, -1], len(batch["weights"]))
+    shared = {name.replace("negative_", "other_"): batch[name] for name in CONSTRAINED_INPUTS}
+    satisfied = batch["negative_items"][:, None] % 3
+
+    def constraint(v, size):
+        given = {**shared, "other_vectors": v, "demanded": demanded, "satisfied": satisfied}
+        return losses.constraint_loss(**given, chunk_size=size)[0]
+
+    cases = [(contrast, vectors), (distil, vectors)]
+    cases += [(infonce, batch["negative_vectors"]), (constraint, batch["negative_vectors"])]
     for loss, at in cases:
         step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
         whole = step(jnp.asarray(at), 100)

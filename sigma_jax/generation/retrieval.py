@@ -10,6 +10,7 @@ Axes: B requests, M beams, R items retrieved for a beam, S items with a bias or 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from sigma_jax.generation.trie import Trie, padded_size
 from sigma_jax.losses import unit
 
 CHUNK = 128
+WHOLE_CHUNK = 4_096  # where one prefix holds all items: these are scored for all requests at once
 
 
 @jax.tree_util.register_dataclass
@@ -30,10 +32,14 @@ class PrefixIndex:
     sorted_items: Int32[Array, " I"]  # padding -1
     leaf_start: Int32[Array, " P+1"]
     chunk: int = dataclasses.field(metadata={"static": True})  # rows of a range scored at a time
+    is_whole: bool = dataclasses.field(metadata={"static": True})  # the trie has depth 0: one leaf
 
 
-def build_index(trie: Trie, vectors: Float32[Array, "I D"], chunk: int = CHUNK) -> PrefixIndex:
+def build_index(
+    trie: Trie, vectors: Float32[Array, "I D"], chunk: int | None = None
+) -> PrefixIndex:
     """Index of `vectors` (row i = item i, any length but 0) over the leaves of `trie`."""
+    chunk = chunk or (CHUNK if trie.depth else WHOLE_CHUNK)
     if vectors.shape[0] != trie.num_items:
         raise ValueError(
             f"{vectors.shape[0]} item vectors for {trie.num_items} items with SIDs; make both "
@@ -46,6 +52,7 @@ def build_index(trie: Trie, vectors: Float32[Array, "I D"], chunk: int = CHUNK) 
         sorted_items=items,
         leaf_start=jnp.asarray(trie.leaf_start),
         chunk=min(chunk, padded_size(trie.largest_leaf)),
+        is_whole=trie.depth == 0,
     )
 
 
@@ -97,11 +104,13 @@ def search(
         offsets = first + jnp.arange(index.chunk, dtype=jnp.int32)
         positions = start[..., None] + offsets
         is_item = offsets < size[..., None]
-        vectors = index.vectors.at[positions].get(mode="clip")
         # Highest precision: a TPU would round the factors to bfloat16.
-        cosines = jnp.einsum(
-            "...D,...RD->...R", queries, vectors, precision=jax.lax.Precision.HIGHEST
-        )
+        exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+        if index.is_whole:
+            cosines = exact("...D,RD->...R", queries, index.vectors.at[offsets].get(mode="clip"))
+        else:
+            vectors = index.vectors.at[positions].get(mode="clip")
+            cosines = exact("...D,...RD->...R", queries, vectors)
         part = jax.nn.logsumexp(cosines * sharpness, axis=-1, where=is_item)
         log_normaliser = jnp.logaddexp(log_normaliser, part)
         scores = cosines

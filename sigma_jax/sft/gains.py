@@ -8,8 +8,10 @@ open query's over all items, Eq. 4's of its prefix, Eq. 5's inside the prefix. T
 
 so that a = b = 0 is one softmax over items. What a and b are worth depends on the catalogue and the
 log, not on the training loss, which has learnt by heart what codes say of it: log P is a sum of a
-part with a alone and one with b alone, and each is chosen from a grid under which the targets of
-validation requests are likeliest.
+part with a alone and one with b alone, and each is chosen from a grid by how likely it makes the
+targets of validation requests: the smallest that is not worse than the best by more than a standard
+error (the rule of Breiman, Friedman, Olshen and Stone 1984). At 0 the codes are not searched at
+all, so they have to earn their time.
 
 Axes: N requests, T tokens, I items, G values of a gain.
 """
@@ -26,6 +28,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from sigma_jax import metrics
 from sigma_jax.generation.beam import Prompts
 from sigma_jax.generation.generate import all_item_vectors, take_rows
 from sigma_jax.losses import LOG_ZERO, cosines
@@ -69,7 +72,7 @@ def fit_gains(
     vectors = jnp.asarray(all_item_vectors(model, tables, num_items))
     graphdef, state = nnx.split(model)
     total, size = len(targets), min(64, max(SCORES_A_STEP // num_items, 1))
-    sums = np.zeros((2, len(GRID)))
+    parts = []
     for start in range(0, total, size):
         rows = np.arange(start, start + size)
         batch = Prompts(**take_rows(dict(prompts), rows % total))
@@ -77,12 +80,26 @@ def fit_gains(
         of_rows = _log_p(
             graphdef, state, tables, vectors, batch, wanted, depth, item_query, temperature
         )
-        sums += np.asarray(of_rows, np.float64)[:, rows < total].sum(axis=1)
-    means = sums / max(total, 1)
-    best = means.argmax(axis=1)
+        parts.append(np.asarray(of_rows, np.float64)[:, rows < total])
+    log_p = np.concatenate(parts, axis=1)
+    chosen = [smallest_within_error(of_gain) for of_gain in log_p]
+    means = log_p.mean(axis=1)
     return Gains(
-        *(GRID[place] for place in best), float(means.max(axis=1).sum()), float(means[:, 0].sum())
+        *(GRID[place] for place in chosen),
+        float(means[range(len(NAMES)), chosen].sum()),
+        float(means[:, 0].sum()),
     )
+
+
+def smallest_within_error(log_p: Float[np.ndarray, "N G"]) -> int:
+    """The first column whose mean is at most a standard error (of the difference) below the best's.
+
+    Worked example: differences to the best of [2, 0, 1] and [.1, -.1, .05]: the means are 1 and
+    .02, the errors .58 and .06; the second column is taken.
+    """
+    behind = log_p[:, [log_p.mean(axis=0).argmax()]] - log_p
+    is_as_good = [column.mean() <= metrics.standard_error(column) for column in behind.T]
+    return is_as_good.index(True)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))

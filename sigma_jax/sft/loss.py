@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.losses import (
+    constraint_loss,
     next_token_loss,
     own_negatives_infonce,
     prefix_infonce,
@@ -87,8 +89,9 @@ def item_loss(config: SftConfig, model: Recommender, tables, batch, hidden, key)
     queries = queries_at(model.query, batch["query_position"], tables, batch, hidden)
     if config.negatives_per_target and config.uses_prefix_condition:
         return own_negatives_loss(config, model, tables, queries, targets, weights, key)
+    shared = shared_negatives(config, model, tables, targets, key)
     return shared_negatives_loss(
-        config, model, tables, queries, targets, weights, key, config.uses_prefix_condition
+        config, tables, queries, targets, weights, shared, config.uses_prefix_condition
     )
 
 
@@ -100,10 +103,21 @@ def open_loss(config: SftConfig, model: Recommender, tables, batch, hidden, key)
     targets = batch["target_item"].reshape(-1)
     weights = batch["target_weight"].reshape(-1)
     queries = queries_at(model.open_query, batch["start_position"], tables, batch, hidden)
-    demanded = batch["target_constraint"].reshape(-1) if "constraints" in tables else None
-    return shared_negatives_loss(
-        config, model, tables, queries, targets, weights, key, False, demanded
-    )
+    shared = shared_negatives(config, model, tables, targets, key)
+    loss, figures = shared_negatives_loss(config, tables, queries, targets, weights, shared, False)
+    if "constraints" in tables:
+        figures["constraint_loss"], figures["satisfied"] = constraint_loss(
+            queries,
+            shared.of_targets,
+            targets,
+            batch["target_constraint"].reshape(-1),
+            shared.vectors,
+            shared.known,
+            jnp.take(tables["constraints"], shared.items, axis=0),
+            config.temperature,
+            weights,
+        )
+    return loss, figures
 
 
 def queries_at(
@@ -115,43 +129,46 @@ def queries_at(
     return found.reshape(-1, found.shape[-1])
 
 
-def shared_negatives_loss(
-    config: SftConfig,
-    model: Recommender,
-    tables,
-    queries,
-    targets,
-    weights,
-    key,
-    has_condition,
-    demanded: Int[Array, " Q"] | None = None,
-):
-    """InfoNCE against one set of items for the batch, with or without the prefix condition, and
-    with what the targets' instructions demand where that is given."""
+class SharedNegatives(NamedTuple):
+    """One set of items for all targets of the batch, N of them, and the Q targets' vectors."""
+
+    items: Int[Array, " N"]
+    known: Int[Array, " N"]  # the same, -1 where an item is no negative (negative_tables)
+    vectors: Float[Array, "N D"]
+    of_targets: Float[Array, "Q D"]
+
+
+def shared_negatives(
+    config: SftConfig, model: Recommender, tables, targets: Int[Array, " Q"], key
+) -> SharedNegatives:
+    """The set drawn for this batch, or the whole catalogue."""
     num_items = tables["codes"].shape[0]
-    negatives = candidate_items(config, num_items, key)
-    vectors = model.item_vectors(negatives, tables)
+    items = candidate_items(config, num_items, key)
+    vectors = model.item_vectors(items, tables)
     of_targets = (
         jnp.take(vectors, targets, axis=0)
-        if len(negatives) == num_items
+        if len(items) == num_items
         else model.item_vectors(targets, tables)
     )
-    known = jnp.where(jnp.take(tables["is_cold"], negatives), -1, negatives)
-    constraints = None
-    if demanded is not None:
-        constraints = (demanded, jnp.take(tables["constraints"], negatives, axis=0))
+    known = jnp.where(jnp.take(tables["is_cold"], items), -1, items)
+    return SharedNegatives(items, known, vectors, of_targets)
+
+
+def shared_negatives_loss(
+    config: SftConfig, tables, queries, targets, weights, shared: SharedNegatives, has_condition
+):
+    """InfoNCE against one set of items for the batch, with or without the prefix condition."""
     return prefix_infonce(
         queries,
-        of_targets,
+        shared.of_targets,
         targets,
         jnp.take(tables["prefix"], targets),
-        vectors,
-        known,
-        jnp.take(tables["prefix"], negatives),
+        shared.vectors,
+        shared.known,
+        jnp.take(tables["prefix"], shared.items),
         config.temperature,
         weights,
         has_condition,
-        constraints,
     )
 
 

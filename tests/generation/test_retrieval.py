@@ -48,11 +48,15 @@ def naive(world, sharpness, excluded):
     return out
 
 
+@pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("chunk", [1, 7, 128])
 @pytest.mark.parametrize("excluded", [None, np.int32([[5, -1], [0, 1], [-1, -1]])])
-def test_search_equals_a_float64_loop(world, chunk, excluded):
+def test_search_equals_a_float64_loop(world, depth, chunk, excluded):
     codes, vectors, queries, leaves, is_valid = world
-    index = build_index(build_trie(codes, 1, CODES), vectors, chunk)
+    if depth == 0:  # one prefix for all items
+        codes, leaves = np.zeros_like(codes), np.minimum(leaves, 0)
+        world = codes, vectors, queries, leaves, is_valid
+    index = build_index(build_trie(codes, depth, CODES), vectors, chunk)
     sharpness, count = np.float32([0.0, 4.0, 30.0]), 10
     items, cosines, normaliser = search(
         index, queries, leaves, is_valid, count, sharpness, excluded
