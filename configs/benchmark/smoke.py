@@ -11,7 +11,7 @@ from configs.benchmark import table1
 def get_suite() -> dict[str, Any]:
     """Fields of Suite (sigma_jax/evaluation/suite.py)."""
     suite = table1.get_suite()
-    methods = ("SIGMA (SID1 ID -> SID1 ID)", "GR(ID)")
+    methods = ("SIGMA", "GR(ID)")
     return suite | {
         "title": "A suite in minutes; its figures mean nothing.",
         "seeds": (0,),

@@ -9,10 +9,13 @@ from typing import Any
 
 from configs import common
 
-SID4 = {"prompt.sid_in_prompt": 4, "prompt.row_tokens": 640, "prompt.contexts_per_group": 4}
+# The preset reads items by their vectors alone and lets the last code ask for the item.
+SID1 = {"prompt.sid_in_prompt": 1, "prompt.item_query": "token", "prompt.row_tokens": 352}
+SID4 = SID1 | {"prompt.sid_in_prompt": 4, "prompt.row_tokens": 640}
 
 METHODS = {
-    "SIGMA (SID1 ID -> SID1 ID)": {},
+    "SIGMA": {},
+    "SIGMA (SID1 ID -> SID1 ID)": SID1,
     "SIGMA (SID4 ID -> SID1 ID)": SID4,
     "SIGMA (SID4 ID -> SID2 ID)": SID4 | {"prompt.sid_generated": 2},
     "- semantic grounding": {"upstream.grounding.train.steps": 0},
@@ -23,7 +26,11 @@ METHODS = {
     },
     "- prefix condition": {"uses_prefix_condition": False},
     "- a tenth of the negatives": {"negatives_per_target": 2, "num_negatives": 410},
-    "- words by themselves": {"constraint_weight": 0.0, "prompt.bare_share": 0.0},
+    "- words by themselves": {
+        "constraint_weight": 0.0,
+        "prompt.bare_share": 0.0,
+        "prompt.wording_dropout": 0.0,
+    },
     "- item scores before codes": {
         "model.has_open_query": False,
         "constraint_weight": 0.0,
@@ -63,7 +70,7 @@ def get_suite() -> dict[str, Any]:
         "seeds": (0, 1, 2),
         "data": {"Complete Journey": {"config": "configs/sft.py:local", "fields": {}}},
         "methods": {
-            name: {"fields": fields, "has_baselines": name.startswith("SIGMA (SID1")}
+            name: {"fields": fields, "has_baselines": name == "SIGMA"}
             for name, fields in METHODS.items()
         },
         "modes": ("kept", "left_out"),
@@ -78,12 +85,12 @@ def get_suite() -> dict[str, Any]:
         "headline": "HR@10",
         "sweeps": {
             "prefixes K": {
-                "method": "SIGMA (SID1 ID -> SID1 ID)",
+                "method": "SIGMA",
                 "fields": ("evaluation.generation.num_beams",),
                 "values": (1, 2, 4, 8, 16, 32, 64),
             },
             "items of a prefix M": {
-                "method": "SIGMA (SID1 ID -> SID1 ID)",
+                "method": "SIGMA",
                 "fields": ("evaluation.generation.num_retrieved",),
                 "values": (1, 2, 5, 10, 20),
             },

@@ -183,7 +183,7 @@ def draw_bare_plan(
         name = names[rng.choice(len(names), p=shares)]
         argument = int(rng.choice(tables.constraints.arguments[name]))
         phrasing = int(rng.integers(len(tables.phrasings[name])))
-        said = tables.instruction(name, argument, phrasing, config.instruction_tokens)
+        said = tables.instruction(name, argument, phrasing, config.instruction_tokens, rng)
         room -= len(said) + tables.target_width
         if room < 0:
             break
@@ -253,7 +253,8 @@ def _draw_instruction(
 ) -> np.ndarray:
     task = TASKS[record.task[k]]
     phrasing = int(rng.integers(len(tables.phrasings[task])))
-    return tables.instruction(task, int(record.argument[k]), phrasing, config.instruction_tokens)
+    argument, most = int(record.argument[k]), config.instruction_tokens
+    return tables.instruction(task, argument, phrasing, most, rng)
 
 
 def _draw_history_targets(

@@ -50,6 +50,7 @@ class PromptConfig:
     task_weights: dict[str, float]  # mixture of the instructed tasks; 0 or absent: not trained
     cold_start_weight: float  # of targets without any history, relative to others; 0: none
     bare_share: float  # of the contexts: no history, but as many instructions as fill a row
+    wording_dropout: float  # share of an instruction's own tokens left out in training
     shared_contexts: bool  # off: one instruction a context
     branches_per_context: int  # instructed targets
     history_targets: int  # history-supervision targets a context; 0: off
@@ -65,10 +66,11 @@ class PromptConfig:
             if field.type == "int":
                 least = 0 if field.name in _MAY_BE_ZERO else 1
                 check_least(least, self, field.name, group="prompt.")
-        shares = ("cold_start_weight", "history_weight", "bare_share")
-        check_least(0, self, *shares, group="prompt.")
-        if self.bare_share >= 1:
-            raise ValueError(f"prompt.bare_share={self.bare_share}; use less than 1.")
+        shares = ("bare_share", "wording_dropout")
+        check_least(0, self, "cold_start_weight", "history_weight", *shares, group="prompt.")
+        for name in shares:
+            if getattr(self, name) >= 1:
+                raise ValueError(f"prompt.{name}={getattr(self, name)}; use less than 1.")
         unknown = set(self.task_weights) - set(TASKS)
         if unknown:
             raise ValueError(
@@ -289,10 +291,24 @@ class PromptTables:
         return self.profiles.of(self.profile_of[user]) if user >= 0 else np.zeros(0, np.int32)
 
     def instruction(
-        self, task: str, argument: int, phrasing: int, most: int
+        self,
+        task: str,
+        argument: int,
+        phrasing: int,
+        most: int,
+        rng: np.random.Generator | None = None,
     ) -> Int32[np.ndarray, " n"]:
-        """The first `most` tokens of phrasing number `phrasing` of `task` with `argument`."""
+        """The first `most` tokens of phrasing number `phrasing` of `task` with `argument`.
+
+        With `rng`, as in training, without a share of the tokens around the argument: so other
+        wordings, of which some words are known, are understood too. A wording that would lose all
+        of them keeps them.
+        """
         before, after = self.phrasings[task][phrasing]
+        if rng is not None and self.config.wording_dropout:
+            is_kept = rng.random(len(before) + len(after)) >= self.config.wording_dropout
+            if is_kept.any():
+                before, after = before[is_kept[: len(before)]], after[is_kept[len(before) :]]
         if task not in instructions.SLOTS:
             return before[:most]
         return np.concatenate([before, self.arguments[task].of(argument), after])[:most]

@@ -132,6 +132,7 @@ def config() -> PromptConfig:
         ),
         cold_start_weight=0.5,
         bare_share=0.0,
+        wording_dropout=0.0,
         shared_contexts=True,
         branches_per_context=3,
         history_targets=4,
