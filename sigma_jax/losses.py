@@ -247,10 +247,10 @@ def constraint_loss(
     queries: Float[Array, "Q D"],
     target_vectors: Float[Array, "Q D"],
     target_items: Int[Array, " Q"],
-    demanded: Int[Array, " Q"],
+    is_demanding: Bool[Array, " Q"],
+    satisfies: Callable[[Int[Array, " n"]], Bool[Array, "n N"]],
     other_vectors: Float[Array, "N D"],
     other_items: Int[Array, " N"],
-    satisfied: Int[Array, "N M"],
     temperature: float | Float[Array, ""],
     weights: Float[Array, " Q"],
     chunk_size: int = 64,
@@ -259,26 +259,26 @@ def constraint_loss(
 
     -log(e^s / (e^s + sum of e^s' of those that do not)) with s = cos / tau, mean over the items
     that do; 0 where nothing is demanded; weighted mean over all targets. The paper has none.
-    `demanded` numbers what is demanded (-1: nothing), `satisfied` what each other item satisfies,
-    padded with -1; the target satisfies its own. An other item that repeats counts once, those
-    with other_items < 0 do not. Also returned: the share of e^s of the items that do, over the
-    targets with a demand.
+    `satisfies` tells of some targets, by their places in 0..Q-1, which others satisfy their
+    demands; the target satisfies its own. An other item that repeats counts once, those with
+    other_items < 0 do not. Also returned: the share of e^s of the items that satisfy, over the
+    demanding targets.
 
-    Few targets have one, and comparing demands costs more than the product of the vectors: these
+    Few targets demand, and asking what satisfies costs more than the product of the vectors: these
     targets come first, and chunks without any are not computed.
     """
     queries, target_vectors = unit(queries), unit(target_vectors)
     other_vectors = unit(other_vectors)
-    weights, demanded = jnp.asarray(weights, jnp.float32), jnp.asarray(demanded)
+    weights = jnp.asarray(weights, jnp.float32)
     is_usable = is_first_draw(other_items) & (other_items >= 0)
     positives = jnp.sum(queries * target_vectors, axis=-1) / temperature
-    of_target = (queries, positives, jnp.asarray(target_items), demanded)
+    of_target = (queries, positives, jnp.asarray(target_items))
 
     def of_rows(rows: Int[Array, " n"], weight: Float[Array, " n"]) -> Float[Array, " 2"]:
-        query, positive, item, demand = (values[rows] for values in of_target)
+        query, positive, item = (values[rows] for values in of_target)
         logits = cosines(query, other_vectors) / temperature
         is_other = is_usable & (other_items != item[:, None])
-        does_satisfy = is_other & (satisfied == demand[:, None, None]).any(axis=-1)
+        does_satisfy = is_other & satisfies(rows)
         within = jax.nn.logsumexp(jnp.where(does_satisfy, logits, LOG_ZERO), axis=1)
         within = jnp.logaddexp(within, positive)
         outside = jnp.where(is_other & ~does_satisfy, logits, LOG_ZERO)
@@ -293,10 +293,11 @@ def constraint_loss(
         rows, weight = chunk
         return jax.lax.cond((weight > 0).any(), of_rows, lambda *_: jnp.zeros(2), rows, weight)
 
-    chunks = -(-len(demanded) // chunk_size)
-    padding = (0, chunks * chunk_size - len(demanded))
-    order = jnp.argsort(demanded < 0, stable=True)
-    bound = jnp.where(demanded >= 0, weights, 0)
+    count = len(queries)
+    chunks = -(-count // chunk_size)
+    padding = (0, chunks * chunk_size - count)
+    order = jnp.argsort(~jnp.asarray(is_demanding), stable=True)
+    bound = jnp.where(is_demanding, weights, 0)
     parts = (jnp.pad(order, padding), jnp.pad(bound[order], padding))
     parts = jax.tree.map(lambda values: values.reshape(chunks, chunk_size), parts)
     terms, share = jax.lax.map(jax.checkpoint(of_chunk), parts).sum(axis=0)

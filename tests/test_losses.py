@@ -210,9 +210,13 @@ def test_constraints_equal_a_float64_loop():
         share += weight * sum(fits) / sum(mass.values())
         bound += weight
     shared = {name.replace("negative_", "other_"): batch[name] for name in CONSTRAINED_INPUTS}
+
+    def satisfies(rows):
+        return (by_negative == jnp.asarray(demanded)[rows, None, None]).any(axis=-1)
+
     for size in (2, 100):
         loss, satisfied = losses.constraint_loss(
-            **shared, demanded=demanded, satisfied=by_negative, chunk_size=size
+            **shared, is_demanding=demanded >= 0, satisfies=satisfies, chunk_size=size
         )
         np.testing.assert_allclose(loss, total / batch["weights"].sum(), rtol=1e-5)
         np.testing.assert_allclose(satisfied, share / bound, rtol=1e-5)
@@ -247,11 +251,13 @@ def test_chunks_change_neither_values_nor_gradients(chunk_size):
 
     demanded = np.resize([-1, 2, -1, 0, 1, -1], len(batch["weights"]))
     shared = {name.replace("negative_", "other_"): batch[name] for name in CONSTRAINED_INPUTS}
-    satisfied = batch["negative_items"][:, None] % 3
+
+    def satisfies(rows):
+        return batch["negative_items"] % 3 == jnp.asarray(demanded)[rows, None]
 
     def constraint(v, size):
-        given = {**shared, "other_vectors": v, "demanded": demanded, "satisfied": satisfied}
-        return losses.constraint_loss(**given, chunk_size=size)[0]
+        given = {**shared, "other_vectors": v, "is_demanding": demanded >= 0}
+        return losses.constraint_loss(**given, satisfies=satisfies, chunk_size=size)[0]
 
     cases = [(contrast, vectors), (distil, vectors)]
     cases += [(infonce, batch["negative_vectors"]), (constraint, batch["negative_vectors"])]

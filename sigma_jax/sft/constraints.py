@@ -1,7 +1,8 @@
 """What instructions demand of an item, numbered, so that a training step can tell who satisfies it.
 
 Numbers run over the queries, the categories and the themes of the data, and one more for the long
-tail. Discover demands something else of every user, JustForYou nothing: they have none.
+tail. Discover demands something else of everyone, a category new to them: NEW_CATEGORY. JustForYou
+demands nothing: NONE.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sigma_jax.schema import TASKS, Links, PreparedData
 from sigma_jax.sft.instructions import argument_texts, available_tasks
 
 NONE = -1
+NEW_CATEGORY = -2
 MOST_OF_ITEM = 64  # demands that one item is known to satisfy
 
 
@@ -72,8 +74,9 @@ class Constraints:
         self, task: Int[np.ndarray, " n"], argument: Int[np.ndarray, " n"]
     ) -> Int32[np.ndarray, " n"]:
         """The number of each task's demand with that argument; NONE where there is none."""
-        first = np.array([self.first.get(name, NONE) for name in TASKS] + [NONE])[task]
-        return np.where(first >= 0, first + np.maximum(argument, 0), NONE).astype(np.int32)
+        of_task = {"Discover": NEW_CATEGORY} | self.first
+        first = np.array([of_task.get(name, NONE) for name in TASKS] + [NONE])[task]
+        return np.where(first >= 0, first + np.maximum(argument, 0), first).astype(np.int32)
 
 
 def usable_arguments(data: PreparedData, task: str) -> Int32[np.ndarray, " n"]:

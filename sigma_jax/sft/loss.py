@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from sigma_jax.losses import (
 from sigma_jax.models.qwen3 import branch_mask
 from sigma_jax.models.recommender import Recommender
 from sigma_jax.sft.config import SftConfig
+from sigma_jax.sft.constraints import NEW_CATEGORY, NONE
 from sigma_jax.sft.layout import HISTORY_TASK
 
 
@@ -110,23 +112,51 @@ def open_loss(config: SftConfig, model: Recommender, tables, batch, hidden, key)
             queries,
             shared.of_targets,
             targets,
-            batch["target_constraint"].reshape(-1),
+            batch["target_constraint"].reshape(-1) != NONE,
+            functools.partial(satisfies, tables, batch, shared.items),
             shared.vectors,
             shared.known,
-            jnp.take(tables["constraints"], shared.items, axis=0),
             config.temperature,
             weights,
         )
     return loss, figures
 
 
+def satisfies(
+    tables, batch, items: Int[Array, " N"], targets: Int[Array, " n"]
+) -> Bool[Array, "n N"]:
+    """Which of `items` satisfy what is demanded of some targets, by their places in the batch.
+
+    What is in a new category depends on who asks: one that no item visible to the target has.
+    """
+    demanded = batch["target_constraint"]
+    row, place = jnp.divmod(targets, demanded.shape[1])
+    demanded = demanded[row, place]
+    listed = jnp.take(tables["constraints"], items, axis=0)
+    is_listed = (listed == demanded[:, None, None]).any(axis=-1)
+    visible = seen_from(batch, batch["start_position"])[row, place] & (batch["item"][row] >= 0)
+    # The last column stands for what is not visible, and for no category (-1).
+    categories = len(tables["category_sizes"])
+    had = jnp.where(visible, jnp.take(tables["category"], batch["item"][row]), categories)
+    is_had = jnp.zeros((len(targets), categories + 1), bool)
+    is_had = is_had.at[jnp.arange(len(targets))[:, None], had].set(True)
+    category = jnp.take(tables["category"], items)
+    is_new = (category >= 0) & ~is_had[:, category]
+    return jnp.where(demanded[:, None] == NEW_CATEGORY, is_new, is_listed)
+
+
 def queries_at(
     query: Callable[..., Array], positions: Int[Array, "B N"], tables, batch, hidden
 ) -> Float[Array, "Q D"]:
     """What `query` (of the model) looks for at `positions`, of all rows in one."""
-    is_seen = jnp.take_along_axis(mask_of(batch), positions[..., None], axis=1)
-    found = query(_rows_at(hidden, positions), batch["item"], is_seen, tables)
+    seen = seen_from(batch, positions)
+    found = query(_rows_at(hidden, positions), batch["item"], seen, tables)
     return found.reshape(-1, found.shape[-1])
+
+
+def seen_from(batch: Mapping[str, Array], positions: Int[Array, "B N"]) -> Bool[Array, "B N T"]:
+    """Which positions of its row each of `positions` sees."""
+    return jnp.take_along_axis(mask_of(batch), positions[..., None], axis=1)
 
 
 class SharedNegatives(NamedTuple):

@@ -123,8 +123,13 @@ class SftTask:
         tables = frozen_tables(self.config, self.vectors, self.semantic_ids)
         tables |= negative_tables(tables["prefix"], self.data.catalogue.popularity)
         if self.config.constraint_weight and self.config.prompt.has_words:
+            catalogue = self.data.catalogue
             constraints = Constraints.make(self.data, self.config.prompt.longtail_share)
-            tables["constraints"] = constraints.by_item(len(self.data.catalogue))
+            tables["constraints"] = constraints.by_item(len(catalogue))
+            tables["category"] = category = np.asarray(catalogue.category, np.int32)
+            tables["category_sizes"] = np.bincount(
+                category[category >= 0], minlength=len(catalogue.categories)
+            )
         return tables
 
     def label(self, path: tuple[str, ...]) -> str:

@@ -18,8 +18,9 @@ from sigma_jax.runtime.config import MeshConfig, to_dataclass
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.schema import PreparedData, SemanticIds
 from sigma_jax.sft.config import SftConfig
+from sigma_jax.sft.constraints import NEW_CATEGORY
 from sigma_jax.sft.layout import HISTORY_TASK
-from sigma_jax.sft.loss import draw_places, hidden_states, mask_of
+from sigma_jax.sft.loss import draw_places, hidden_states, mask_of, satisfies
 from sigma_jax.sft.records import RECORDS, Record
 from sigma_jax.sft.task import SftTask
 from sigma_jax.sft.trained import BEFORE_REFIT, load_recommender
@@ -345,7 +346,7 @@ def test_targets_that_satisfy_an_instruction_train_the_open_query(trained, task)
     tables, batch = placed(asking.tables()), placed(asking.batches()[0])
     numbers = np.asarray(batch["target_constraint"])
     satisfied = np.asarray(tables["constraints"])[np.asarray(batch["target_item"])]
-    is_bound = numbers >= 0
+    is_bound = numbers >= 0  # what is new depends on who asks, see below
     assert is_bound.any() and not is_bound[np.asarray(batch["target_task"]) == HISTORY_TASK].any()
     assert (satisfied == numbers[..., None]).any(axis=-1)[is_bound].all()
     arguments = asking.model(nnx.Rngs(0)), tables, batch, jax.random.key(0)
@@ -353,3 +354,20 @@ def test_targets_that_satisfy_an_instruction_train_the_open_query(trained, task)
     plain, _ = jax.jit(task.loss)(*arguments)
     assert figures["open_constraint_loss"] > 0
     np.testing.assert_allclose(loss, plain + 2 * figures["open_constraint_loss"], rtol=1e-5)
+
+
+def test_a_new_category_is_one_that_nothing_visible_has(trained):
+    asking = make_task(trained, constraint_weight=2.0)
+    tables, batch = placed(asking.tables()), placed(asking.batches()[0])
+    places = np.flatnonzero(np.asarray(batch["target_constraint"]) == NEW_CATEGORY)
+    assert len(places) > 1
+    items = np.arange(0, len(asking.data.catalogue), 2)
+    found = np.asarray(satisfies(tables, batch, jnp.asarray(items), jnp.asarray(places)))
+    category, mask = asking.data.catalogue.category, np.asarray(mask_of(batch))
+    shown, starts = np.asarray(batch["item"]), np.asarray(batch["start_position"])
+    for place, new in zip(places, found, strict=True):
+        row, column = divmod(place, starts.shape[1])
+        visible = shown[row][mask[row, starts[row, column]] & (shown[row] >= 0)]
+        expected = (category[items] >= 0) & ~np.isin(category[items], category[visible])
+        assert new.tolist() == expected.tolist()
+    assert 0 < found.mean() < 1
