@@ -34,7 +34,7 @@ BASE = {
     "optimizer": common.optimizer(
         1e-3, table_learning_rate=4e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
     ),
-    "train": common.train(560, 16, eval_every=0, checkpoint_every=100),
+    "train": common.train(680, 16, eval_every=0, checkpoint_every=100),
     "backbone": grounding.stage_fields("local").backbone,
     "starts_from_grounding": True,
     "model": {
@@ -71,8 +71,8 @@ BASE = {
         "cold_start_weight": 0.02,
         # Of ten items shown for a query, 4 were what it asked for without these and the constraint
         # loss, 9 with them.
-        "bare_share": 0.25,
-        "wording_dropout": 0.2,
+        "bare_share": 0.3,
+        "wording_dropout": 0.1,
         "shared_contexts": True,
         "branches_per_context": 6,
         "history_targets": 40,

@@ -10,8 +10,8 @@ so that a = b = 0 is one softmax over items. What a and b are worth depends on t
 log, not on the training loss, which has learnt by heart what codes say of it: log P is a sum of a
 part with a alone and one with b alone, and each is chosen from a grid by how likely it makes the
 targets of validation requests: the smallest that is not worse than the best by more than a standard
-error (the rule of Breiman, Friedman, Olshen and Stone 1984). At 0 the codes are not searched at
-all, so they have to earn their time.
+error (the rule of Breiman, Friedman, Olshen and Stone 1984), or than WORTH. At 0 the codes are not
+searched at all, so they have to earn their time.
 
 Axes: N requests, T tokens, I items, G values of a gain.
 """
@@ -37,6 +37,9 @@ from sigma_jax.models.recommender import Recommender, Tables
 
 GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 1.0)
 SCORES_A_STEP = 2**22  # of items, for the requests looked at together
+WORTH = (
+    0.01  # of a gain, in log P: what makes a target less than 1 % likelier is not worth a search
+)
 NAMES = ("code_gain", "query_gain")  # parameters of the Recommender
 
 
@@ -82,7 +85,7 @@ def fit_gains(
         )
         parts.append(np.asarray(of_rows, np.float64)[:, rows < total])
     log_p = np.concatenate(parts, axis=1)
-    chosen = [smallest_within_error(of_gain) for of_gain in log_p]
+    chosen = [smallest_about_best(of_gain) for of_gain in log_p]
     means = log_p.mean(axis=1)
     return Gains(
         *(GRID[place] for place in chosen),
@@ -91,14 +94,17 @@ def fit_gains(
     )
 
 
-def smallest_within_error(log_p: Float[np.ndarray, "N G"]) -> int:
-    """The first column whose mean is at most a standard error (of the difference) below the best's.
+def smallest_about_best(log_p: Float[np.ndarray, "N G"]) -> int:
+    """The first column whose mean is about the best's: at most a standard error (of the
+    difference) below it, or WORTH.
 
-    Worked example: differences to the best of [2, 0, 1] and [.1, -.1, .05]: the means are 1 and
+    Worked example: differences to the best of [2, 0, 1] and [.1, -.1, .06]: the means are 1 and
     .02, the errors .58 and .06; the second column is taken.
     """
     behind = log_p[:, [log_p.mean(axis=0).argmax()]] - log_p
-    is_as_good = [column.mean() <= metrics.standard_error(column) for column in behind.T]
+    is_as_good = [
+        column.mean() <= max(metrics.standard_error(column), WORTH) for column in behind.T
+    ]
     return is_as_good.index(True)
 
 

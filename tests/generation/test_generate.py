@@ -14,7 +14,7 @@ from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
 from sigma_jax.generation.retrieval import ItemBias
 from sigma_jax.generation.trie import build_trie
 from sigma_jax.models.qwen3 import causal_mask
-from sigma_jax.sft.gains import GRID, Gains, fit_gains, smallest_within_error
+from sigma_jax.sft.gains import GRID, WORTH, Gains, fit_gains, smallest_about_best
 
 CONFIG = GenerationConfig(
     num_beams=4,
@@ -283,7 +283,7 @@ def test_gains_are_the_smallest_under_which_the_targets_are_about_likeliest(dept
     )
     for chosen, rows in zip((fitted.code, fitted.query), by_gain, strict=True):
         behind = rows[rows.mean(axis=1).argmax()] - rows
-        error = behind.std(axis=1, ddof=1) / len(targets) ** 0.5
+        error = np.maximum(behind.std(axis=1, ddof=1) / len(targets) ** 0.5, WORTH)
         assert chosen == GRID[np.flatnonzero(behind.mean(axis=1) <= error)[0]]
 
 
@@ -291,9 +291,12 @@ def test_a_gain_is_worth_more_than_chance():
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 1, (400, 1))
     better = np.array([0.0, 0.4, 0.5, 0.1]) + noise * np.array([0.0, 1.0, 1.2, 2.0])
-    assert smallest_within_error(better - better.mean(axis=0) + [0.0, 0.01, 0.03, 0.0]) == 0
-    assert smallest_within_error(better - better.mean(axis=0) + [0.0, 0.4, 0.4, 0.1]) == 1
-    assert smallest_within_error(better - better.mean(axis=0) + [0.0, 0.2, 0.4, 0.1]) == 2
+    assert smallest_about_best(better - better.mean(axis=0) + [0.0, 0.01, 0.03, 0.0]) == 0
+    assert smallest_about_best(better - better.mean(axis=0) + [0.0, 0.4, 0.4, 0.1]) == 1
+    assert smallest_about_best(better - better.mean(axis=0) + [0.0, 0.2, 0.4, 0.1]) == 2
+    sure = np.array([[0.0, 0.009], [0.0, 0.009]])
+    assert smallest_about_best(sure) == 0
+    assert smallest_about_best(2 * sure) == 1
 
 
 def test_without_an_item_query_all_items_of_a_prefix_are_alike():
