@@ -48,6 +48,7 @@ BASE = {
         "uses_full_vocabulary": False,
         "copies_history": True,
         "has_open_query": True,
+        "reads_task": True,
     },
     "prompt": {
         # Codes in front of every slot, and a query token behind those of a target, make contexts
@@ -102,6 +103,7 @@ LETTER = {
     "model.item_encoder.trainable": (),
     "model.copies_history": False,
     "model.has_open_query": False,
+    "model.reads_task": False,
     "prompt.sid_in_prompt": 1,
     "prompt.item_query": "token",
     "prompt.row_tokens": 352,
@@ -156,6 +158,7 @@ CHANGES = {
         },
         "temperature": 0.1,
         "model.copies_history": False,  # nobody takes an item twice
+        "model.reads_task": False,
         "num_negatives": 100_000,  # all there are
         "report_requests": 3_000,
         "report_beams": 16,

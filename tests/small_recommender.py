@@ -38,7 +38,7 @@ def semantic_ids(seed: int = 0, num_items: int = NUM_ITEMS) -> SemanticIds:
 
 
 def recommender(
-    trainable=(), full_vocabulary=False, copies_history=True, open_query=False
+    trainable=(), full_vocabulary=False, copies_history=True, open_query=False, reads_task=False
 ) -> tuple[Recommender, dict]:
     """The model with its frozen tables."""
     rng = np.random.default_rng(1)
@@ -47,7 +47,9 @@ def recommender(
         "text": rng.normal(size=(NUM_ITEMS, 8)).astype(np.float32),
     }
     encoder = ItemEncoderConfig(12, 16, ("id", "text", "image"), tuple(trainable))
-    config = RecommenderConfig(encoder, False, full_vocabulary, copies_history, open_query)
+    config = RecommenderConfig(
+        encoder, False, full_vocabulary, copies_history, open_query, reads_task
+    )
     rngs = nnx.Rngs(0)
     backbone = Qwen3(backbone_config(), rngs=rngs)
     space = TokenSpace(VOCABULARY, LEVELS, CODES)

@@ -145,7 +145,7 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     seen = seen_items(data, requests)
     choice = trained.choice(requests, data, settings.generation, settings.uses_prior)
     choices = {"SIGMA": choice}
-    if choice.bias is not None:
+    if choice.features is not None:
         choices["SIGMA without prior"] = Choice(None)
     rankings, kept = both_ways(generator, prompts, choices, seen)
     if (workdir / "sft" / BEFORE_REFIT).exists():
@@ -177,7 +177,7 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
         results["followed"] = followed(
             lists_of(trained, generator, settings, sets, data), sets, data
         )
-    if choice.bias is not None and settings.split == "valid":
+    if choice.features is not None and settings.split == "valid":
         results["warnings"].append(
             "the prior was fitted on requests of this split: judge it on the test split"
         )

@@ -45,6 +45,9 @@ class Beams:
     is_valid: Bool[Array, "B M"]
     leaves: Int[Array, "B M"]  # the prefix's number in the trie, -1 where invalid
     queries: Float[Array, "B M D"]  # h of Eq. 8 in the space of fused items (Recommender.query)
+    tasks: Float[
+        Array, "B tasks"
+    ]  # how likely the instruction is of each; one task, 1, if not read
 
 
 @jax.tree_util.register_dataclass
@@ -89,6 +92,9 @@ def beam_search(
         ancestors=jnp.zeros((batch, 1, own_rows), bool),
     )
     hidden = hidden[:, None]
+    tasks = jnp.ones((batch, 1), jnp.float32)
+    if model.config.reads_task:
+        tasks = jax.nn.softmax(model.task_logits(hidden[:, 0]), axis=-1)
     looked_at = (prompts.items, prompts.is_token[:, None], tables)
     opened, below = None, [None] * depth
     if evidence is not None:
@@ -120,6 +126,7 @@ def beam_search(
         is_valid=jnp.isfinite(state.scores),
         leaves=state.nodes,
         queries=queries,
+        tasks=tasks,
     )
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams, Prompts, beam_search
 from sigma_jax.generation.evidence import ItemEvidence, make_evidence
-from sigma_jax.generation.retrieval import ItemBias, PrefixIndex, build_index, search
+from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index, search
 from sigma_jax.generation.trie import Trie, build_trie
 from sigma_jax.models.recommender import Recommender, Tables
 from sigma_jax.schema import SemanticIds
@@ -78,7 +78,8 @@ class Choice:
     """One way to rank what the beams have found."""
 
     seen: Int[np.ndarray, "N S"] | None = None  # items to leave out, padded with -1
-    bias: ItemBias | None = None  # of N requests, NumPy arrays
+    features: ItemFeatures | None = None  # of N requests, NumPy arrays
+    weights: Float[np.ndarray, "tasks F"] | None = None  # of these features, by Beams.tasks
     config: GenerationConfig | None = None  # other than the generator's; its beams stay
 
 
@@ -101,6 +102,7 @@ class Generator:
         self.tables = {name: jnp.asarray(table) for name, table in tables.items()}
         self.trie = jax.tree.map(jnp.asarray, trie)
         self.graphdef, self.state = nnx.split(model)
+        self.reads_task = model.config.reads_task
         vectors = all_item_vectors(model, self.tables, trie.num_items)
         self.index = build_index(trie, vectors)
         self.evidence = None
@@ -164,7 +166,8 @@ class Generator:
                     self.index,
                     beams,
                     take_rows(choice.seen, rows),
-                    take_rows(choice.bias, rows),
+                    take_rows(choice.features, rows),
+                    choice.weights,
                     self._per_prefix(choice.config or self.config),
                     count,
                 )
@@ -200,16 +203,18 @@ def _search_beams(
     return beam_search(model, tables, prompts, trie, config.num_beams, item_query, evidence)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnums=(5, 6))
 def _rank(
     index: PrefixIndex,
     beams: Beams,
     seen: Array | None,
-    bias: ItemBias | None,
+    features: ItemFeatures | None,
+    weights: Float[Array, "tasks F"] | None,
     config: GenerationConfig,
     count: int,
 ) -> Recommendations:
     """Eq. 9-11: items of each prefix, fused into one ranking."""
+    bias = features.weighed(beams.tasks @ weights) if features is not None else None
     sharpness = fusion.sharpness(
         beams.scores, beams.is_valid, config.temperature, config.sigma, config.sigma_floor
     )

@@ -72,6 +72,19 @@ class ItemBias:
         return jnp.where(is_listed, found.reshape(items.shape), 0.0)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ItemFeatures:
+    """What counts say of some items of each request, not weighed yet; F features."""
+
+    items: Int32[Array, "*B S"]  # as in ItemBias
+    values: Float32[Array, "*B S F"]
+
+    def weighed(self, weights: Float32[Array, "*B F"]) -> ItemBias:
+        """The bias these features make, each request with weights of its own."""
+        return ItemBias(self.items, jnp.einsum("...SF,...F->...S", self.values, weights))
+
+
 def search(
     index: PrefixIndex,
     queries: Float[Array, "*B M D"],

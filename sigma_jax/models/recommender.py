@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sigma_jax.losses import unit
 from sigma_jax.models.item_encoder import ItemEncoder, ItemEncoderConfig
 from sigma_jax.models.qwen3 import KVCache, Qwen3
+from sigma_jax.schema import TASKS
 
 Tables = Mapping[str, Array]
 
@@ -62,6 +63,9 @@ class RecommenderConfig:
     # A third head scores items before any code is chosen; its scores enter codes and prefixes, so
     # that both steps rank by one distribution over items (False: the paper's letter).
     has_open_query: bool
+    # A head that tells which task an instruction is of, whatever its words: what counts say beside
+    # the model weighs differently for each (sft/prior.py). False: the paper's letter.
+    reads_task: bool
 
 
 class Recommender(nnx.Module):
@@ -97,6 +101,8 @@ class Recommender(nnx.Module):
             # How much codes and queries add to it; fitted after training (sft/gains.py).
             self.code_gain = nnx.Param(jnp.array(0.2))
             self.query_gain = nnx.Param(jnp.array(0.1))
+        if config.reads_task:
+            self.task_head = nnx.Param(jnp.zeros((width, len(TASKS))), axes=("embed", None))
         if config.copies_history:
             self.pointer_head = nnx.Param(up.T, axes=("embed", None))
             self.pointer_scale = nnx.Param(jnp.array([10.0, 0.0, 1.0]))
@@ -187,6 +193,10 @@ class Recommender(nnx.Module):
             return log_probs
         start = self.space.code(level, 0)
         return log_probs[..., start : start + self.space.codebook_size]
+
+    def task_logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... tasks"]:
+        """Logits of TASKS at the last token of instructions, float32."""
+        return hidden.astype(jnp.float32) @ self.task_head[...]
 
     def open_query(
         self,

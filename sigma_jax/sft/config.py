@@ -80,6 +80,11 @@ class SftConfig:
             raise ValueError(
                 'prompt.item_query="none" asks for no item; set model.has_open_query=False.'
             )
+        if self.model.reads_task and not self.prompt.has_words:
+            raise ValueError(
+                "model.reads_task=True has no instruction to read where "
+                "prompt.branches_per_context=0; set it to False."
+            )
         folder = self.backbone.hf_folder
         if folder and self.starts_from_grounding:
             raise ValueError(

@@ -23,6 +23,8 @@ from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.constraints import NEW_CATEGORY, NONE
 from sigma_jax.sft.layout import HISTORY_TASK
 
+READING_WEIGHT = 0.1  # of the task loss: it is small soon
+
 
 def recommender_loss(
     config: SftConfig,
@@ -52,6 +54,10 @@ def recommender_loss(
         loss += opened + config.constraint_weight * more.get("constraint_loss", 0.0)
         shown = ("accuracy", "constraint_loss", "satisfied")
         figures |= {"open_loss": opened} | {f"open_{k}": more[k] for k in shown if k in more}
+    if config.model.reads_task:
+        reading, accuracy = task_loss(model, batch, hidden)
+        loss += READING_WEIGHT * reading
+        figures |= {"task_loss": reading, "task_accuracy": accuracy}
     figures |= {
         "targets": (batch["target_weight"] > 0).sum(),
         "dropped_items": batch["dropped"][:, 0].sum(),
@@ -143,6 +149,17 @@ def satisfies(
     category = jnp.take(tables["category"], items)
     is_new = (category >= 0) & ~is_had[:, category]
     return jnp.where(demanded[:, None] == NEW_CATEGORY, is_new, is_listed)
+
+
+def task_loss(model: Recommender, batch, hidden: Float[Array, "B T D"]):
+    """Cross-entropy of the task at the end of each instruction, and how often it is right."""
+    task = batch["target_task"]
+    weights = batch["target_weight"] * (task != HISTORY_TASK)
+    logits = model.task_logits(_rows_at(hidden, batch["start_position"]))
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    # History supervision has no column: clipped, and without weight.
+    right = jnp.take_along_axis(log_p, task[..., None], axis=-1, mode="clip")[..., 0]
+    return weighted_mean(-right, weights), weighted_mean(logits.argmax(-1) == task, weights)
 
 
 def queries_at(

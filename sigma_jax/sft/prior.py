@@ -15,6 +15,9 @@ so that the targets are most probable among the items the model retrieves; a and
 remains when all is divided by that weight, which changes no ranking. Where nobody takes an item
 twice b comes out far below 0, where people buy the same milk every week above it.
 
+Whoever asks for something new wants what he has least of all. A model that tells which task an
+instruction is of (Recommender.task_logits) has an a and a b for each; its own doubt mixes them.
+
 Axes: N requests, C candidates of a request, S items of a request that have a bias, I items.
 """
 
@@ -40,8 +43,8 @@ from sigma_jax.baselines.covisitation import (
     strongest,
 )
 from sigma_jax.generation.generate import Choice, Generator
-from sigma_jax.generation.retrieval import ItemBias
-from sigma_jax.schema import Histories, PreparedData, Requests
+from sigma_jax.generation.retrieval import ItemFeatures
+from sigma_jax.schema import TASKS, Histories, PreparedData, Requests
 
 UNIT = 0.1  # of ties and of decayed lines: what makes a difference from none
 DECAY = 0.9  # of a session in own(i)
@@ -49,7 +52,7 @@ MOST_TIED = 1_024  # items of a request whose ties count: the strongest
 SIGMAS = (0.25, 0.35, 0.5, 0.7, 1.0)  # constants tried beside the one configured
 SHRINKAGE = 1.0  # of the weights to those of the model alone, over all targets: as one more target
 LEAST_TRUST = 0.05  # the least weight of the model, so that it can divide
-LEAST_TARGETS = 30  # among the retrieved items: fewer teach nothing
+LEAST_TARGETS = 30  # among the retrieved items, of a task too: fewer teach nothing
 ABSENT = -1e4  # log-probability where a request has fewer candidates
 PADDING = np.iinfo(np.int32).max
 DAMAGE = (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -71,11 +74,16 @@ class PriorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PriorWeights:
-    """What is fitted."""
+    """What is fitted; a and b of each of TASKS, or of all of them in one."""
 
     sigma: str | float  # of Eq. 11
-    ties: float
-    own: float
+    ties: tuple[float, ...]
+    own: tuple[float, ...]
+
+    @property
+    def by_task(self) -> Float32[np.ndarray, "tasks 2"]:
+        """The weights of the features, as the generator takes them."""
+        return np.array([self.ties, self.own], np.float32).T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +93,10 @@ class Prior:
     weights: PriorWeights
     ties: sparse.csr_matrix  # float32 [I, I]; row: item of the history
 
-    def bias(self, requests: Requests, histories: Histories) -> ItemBias:
-        """The prior of each request, as the generator takes it."""
+    def features(self, requests: Requests, histories: Histories) -> ItemFeatures:
+        """What the weights are of, for each request, as the generator takes it."""
         items, *features = request_features(requests, histories, self.ties)
-        weights = (self.weights.ties, self.weights.own)
-        values = sum(w * f for w, f in zip(weights, features, strict=True))
-        return ItemBias(items, np.asarray(values, np.float32))
+        return ItemFeatures(items, np.stack(features, axis=-1))
 
     def save(self, folder: Path) -> None:
         """Writes prior.json and ties.npz."""
@@ -101,7 +107,9 @@ class Prior:
     def load(cls, folder: Path) -> Prior:
         """What `save` wrote. ValueError where a file is missing or damaged."""
         try:
-            weights = PriorWeights(**json.loads((folder / "prior.json").read_text()))
+            found = json.loads((folder / "prior.json").read_text())
+            by_task = {name: tuple(map(float, found.pop(name))) for name in ("ties", "own")}
+            weights = PriorWeights(**found, **by_task)
             return cls(weights, sparse.load_npz(folder / "ties.npz"))
         except DAMAGE as error:
             raise ValueError(
@@ -169,26 +177,46 @@ def fit_prior(
     # Another sigma orders a prefix's items alike: all choices have the same candidates.
     known = np.flatnonzero((found[0].items == requests.target[:, None]).any(axis=1))
     if len(known) < LEAST_TARGETS:
-        weights = PriorWeights(config.sigma, 0.0, 0.0)
-        return Prior(weights, ties), {"prior_targets": len(known)}
+        none = (0.0,) * (len(TASKS) if generator.reads_task else 1)
+        return Prior(PriorWeights(config.sigma, none, none), ties), {"prior_targets": len(known)}
     fits = []
     for choice, result in zip(configs, found, strict=True):
         candidates = result.items[known]
         target = (candidates == requests.target[known, None]).argmax(axis=1)
         columns = [np.where(candidates >= 0, result.log_probs[known], ABSENT)]
         columns += [listed_at(candidates, items[known], feature[known]) for feature in features]
-        fits.append((*fit_weights(columns, target), choice.sigma))
-    loss, weights, _, sigma = min(fits, key=lambda fit: fit[0])
-    trust, of_ties, of_own = map(float, weights)
-    fitted = PriorWeights(sigma, of_ties / trust, of_own / trust)
-    figures = {
-        "prior_targets": len(known),
-        "prior_ties": fitted.ties,
-        "prior_own": fitted.own,
-        "prior_loss": loss,
-        "model_loss": fits[0][2],
-    }
-    return Prior(fitted, ties), figures
+        fits.append((*fit_weights(columns, target), choice.sigma, columns))
+    loss, weights, _, sigma, columns = min(fits, key=lambda fit: fit[0])
+    figures = {"prior_targets": len(known), "prior_loss": loss, "model_loss": fits[0][2]}
+    by_task = np.stack([weights])
+    if generator.reads_task:
+        by_task, losses = fit_by_task(columns, target, requests.task[known], weights)
+        figures["prior_loss"] = losses.mean()
+    of_ties, of_own = (by_task[:, 1:] / by_task[:, :1]).T.tolist()
+    for name, values in (("ties", of_ties), ("own", of_own)):
+        labels = [f"_{task}" for task in TASKS] if generator.reads_task else [""]
+        figures |= {f"prior_{name}{label}": v for label, v in zip(labels, values, strict=True)}
+    return Prior(PriorWeights(sigma, tuple(of_ties), tuple(of_own)), ties), figures
+
+
+def fit_by_task(
+    columns: Sequence[Float32[np.ndarray, "N C"]],
+    target: Int32[np.ndarray, " N"],
+    task: Int32[np.ndarray, " N"],
+    common: Float64[np.ndarray, " F"],
+) -> tuple[Float64[np.ndarray, "tasks F"], Float64[np.ndarray, " N"]]:
+    """Weights of each task, `common` for those with few targets, and each target's mean log-loss of
+    its task."""
+    by_task = np.tile(common, (len(TASKS), 1))
+    losses = np.zeros(len(target))
+    for number in np.unique(task):
+        here = task == number
+        of_task = [column[here] for column in columns]
+        if here.sum() >= LEAST_TARGETS:
+            losses[here], by_task[number], _ = fit_weights(of_task, target[here], common)
+        else:
+            losses[here] = log_loss(np.stack(of_task, axis=-1), target[here], common)[0]
+    return by_task, losses
 
 
 def listed_at(
@@ -205,33 +233,43 @@ def listed_at(
 
 
 def fit_weights(
-    columns: Sequence[Float32[np.ndarray, "N C"]], target: Int32[np.ndarray, " N"]
+    columns: Sequence[Float32[np.ndarray, "N C"]],
+    target: Int32[np.ndarray, " N"],
+    start: Float64[np.ndarray, " F"] | None = None,
 ) -> tuple[float, Float64[np.ndarray, " F"], float]:
     """Weights of the columns under which the softmax over candidates gives `target` most.
 
-    The first column is the model's log-probability; its weight is at least LEAST_TRUST. Returns
-    the mean log-loss, the weights, and the log-loss of the first column alone.
+    The first column is the model's log-probability; its weight is at least LEAST_TRUST. They shrink
+    to `start`, or to the model alone. Returns the mean log-loss, the weights, and the log-loss of
+    the first column alone.
     """
     values = np.stack(columns, axis=-1).astype(np.float64)
-    rows = np.arange(len(target))
-    right = values[rows, target]
-    start = np.eye(values.shape[-1])[0]
+    alone = np.eye(values.shape[-1])[0]
+    start = alone if start is None else start
     shrinkage = SHRINKAGE / len(target)
 
-    def loss(weights):
-        scores = values @ weights
-        scores -= scores.max(axis=1, keepdims=True)
-        share = np.exp(scores)
-        total = share.sum(axis=1, keepdims=True)
-        mean = (np.log(total[:, 0]) - scores[rows, target]).mean()
-        expected = np.einsum("nc,ncf->nf", share / total, values)
-        return mean, (expected - right).mean(axis=0)
-
     def penalised(weights):
-        mean, slope = loss(weights)
+        mean, slope = log_loss(values, target, weights)
         away = weights - start
         return mean + shrinkage * (away**2).sum() / 2, slope + shrinkage * away
 
     bounds = [(LEAST_TRUST, None)] + [(None, None)] * (len(start) - 1)
     result = minimize(penalised, start, jac=True, method="L-BFGS-B", bounds=bounds)
-    return float(loss(result.x)[0]), result.x, float(loss(start)[0])
+    fitted, plain = (float(log_loss(values, target, w)[0]) for w in (result.x, alone))
+    return fitted, result.x, plain
+
+
+def log_loss(
+    values: Float64[np.ndarray, "N C F"],
+    target: Int32[np.ndarray, " N"],
+    weights: Float64[np.ndarray, " F"],
+) -> tuple[float, Float64[np.ndarray, " F"]]:
+    """Mean log-loss of `target` among the candidates, and its slope by the weights."""
+    rows = np.arange(len(target))
+    scores = values @ weights
+    scores -= scores.max(axis=1, keepdims=True)
+    share = np.exp(scores)
+    total = share.sum(axis=1, keepdims=True)
+    mean = (np.log(total[:, 0]) - scores[rows, target]).mean()
+    expected = np.einsum("nc,ncf->nf", share / total, values)
+    return mean, (expected - values[rows, target]).mean(axis=0)

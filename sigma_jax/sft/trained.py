@@ -71,7 +71,8 @@ class TrainedRecommender:
             return Choice(seen, config=config)
         if config.sigma == "deviation":
             config = dataclasses.replace(config, sigma=self.prior.weights.sigma)
-        return Choice(seen, self.prior.bias(requests, data.histories), config)
+        features = self.prior.features(requests, data.histories)
+        return Choice(seen, features, self.prior.weights.by_task, config)
 
 
 def load_recommender(workdir: Path, data: PreparedData, part: str = "") -> TrainedRecommender:

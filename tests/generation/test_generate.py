@@ -11,9 +11,10 @@ from small_recommender import CODES, NUM_ITEMS, prompts, recommender, semantic_i
 
 from sigma_jax.generation.beam import Prompts, beam_search
 from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
-from sigma_jax.generation.retrieval import ItemBias
+from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.trie import build_trie
 from sigma_jax.models.qwen3 import causal_mask
+from sigma_jax.schema import TASKS
 from sigma_jax.sft.gains import GRID, WORTH, Gains, fit_gains, smallest_about_best
 
 CONFIG = GenerationConfig(
@@ -140,7 +141,8 @@ def test_bias_multiplies_probabilities_and_decides_what_is_retrieved():
     items[:, :8] = listed
     values = np.where(np.arange(16) < 8, rng.normal(0, 3, (3, 16)), 0).astype(np.float32)
     few = dataclasses.replace(config, num_retrieved=2)
-    choices = [Choice(bias=ItemBias(items, values), config=c) for c in (config, few)]
+    features, weights = ItemFeatures(items, values[..., None] / 2), np.array([[2.0]], np.float32)
+    choices = [Choice(None, features, weights, c) for c in (config, few)]
     biased, short = generator.variants(batch, NUM_ITEMS, choices)
     codes = semantic_ids().codes[:, 0]
     for row in range(3):
@@ -158,6 +160,33 @@ def test_bias_multiplies_probabilities_and_decides_what_is_retrieved():
             for item in sorted(np.flatnonzero(codes == c), key=lambda item: -prob[item])[:2]
         }
         assert set(short.items[row][short.items[row] >= 0]) == best
+
+
+def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
+    model, tables = recommender(open_query=True, reads_task=True)
+    head = np.random.default_rng(0).normal(0, 0.5, model.task_head.shape)
+    model.task_head[...] = jnp.asarray(head, jnp.float32)
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
+    generator = Generator.create(model, tables, semantic_ids(), 0, config)
+    batch = prompts()
+    plain = generator(batch, NUM_ITEMS)
+    rng = np.random.default_rng(1)
+    values = rng.normal(0, 1, (3, NUM_ITEMS, 2)).astype(np.float32)
+    items = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (3, 1))
+    weights = rng.normal(0, 2, (len(TASKS), 2)).astype(np.float32)
+    [found] = generator.variants(
+        batch, NUM_ITEMS, [Choice(None, ItemFeatures(items, values), weights)]
+    )
+    hidden = forward(model, tables, batch["tokens"], batch["items"])
+    for row in range(3):
+        logits = np.asarray(hidden[row, batch["lengths"][row] - 1]) @ head
+        shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        assert 0.2 < shares.max() < 0.999
+        log_p = np.zeros(NUM_ITEMS)
+        log_p[plain.items[row]] = plain.log_probs[row]
+        log_p += values[row] @ (shares @ weights)
+        log_p -= np.log(np.exp(log_p).sum())
+        np.testing.assert_allclose(found.log_probs[row], np.sort(log_p)[::-1], atol=1e-3)
 
 
 def test_a_padded_last_batch_changes_nothing():
@@ -250,8 +279,10 @@ def test_without_codes_the_one_prefix_gives_the_items_of_all_beams():
     found = Generator.create(model, tables, semantic_ids(), 0, config)(prompts(), NUM_ITEMS)
     assert ((found.items >= 0).sum(axis=1) == 12).all()
     favoured = found.items[:, 11]  # the last
-    bias = ItemBias(favoured[:, None], np.full((3, 1), 50.0, np.float32))
-    choice = Choice(None, bias, dataclasses.replace(config, sigma=1.0))
+    features = ItemFeatures(favoured[:, None], np.full((3, 1, 1), 50.0, np.float32))
+    choice = Choice(
+        None, features, np.ones((1, 1), np.float32), dataclasses.replace(config, sigma=1.0)
+    )
     [biased] = Generator.create(model, tables, semantic_ids(), 0, config).variants(
         prompts(), 1, [choice]
     )

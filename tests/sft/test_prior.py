@@ -11,7 +11,7 @@ from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
 
 from sigma_jax.baselines.covisitation import count_ties, strongest
 from sigma_jax.generation.generate import GenerationConfig, Generator
-from sigma_jax.schema import Requests
+from sigma_jax.schema import TASKS, Requests
 from sigma_jax.sft.prior import (
     DECAY,
     LEAST_TARGETS,
@@ -21,6 +21,7 @@ from sigma_jax.sft.prior import (
     Prior,
     PriorConfig,
     PriorWeights,
+    fit_by_task,
     fit_prior,
     fit_weights,
     listed_at,
@@ -111,7 +112,7 @@ def test_fitted_weights_are_those_the_targets_were_drawn_with():
     assert plain == pytest.approx(-alone[np.arange(4_000), target].mean(), abs=1e-2)
 
 
-def fitted(repeats: bool, count: int = REQUESTS):
+def fitted(repeats: bool, count: int = REQUESTS, **model_fields):
     """A prior fitted where every target is, or is not, of the user's own items."""
     users = [[[i % 30], [(i + 1) % 30], [(i + 2) % 30], [(i + 3) % 30]] for i in range(count)]
     histories = histories_of(users)
@@ -121,7 +122,7 @@ def fitted(repeats: bool, count: int = REQUESTS):
     others = [np.setdiff1d(np.arange(NUM_ITEMS), items) for items in own]
     target = [rng.choice(items) for items in (own if repeats else others)]
     requests = dataclasses.replace(requests, target=np.array(target, np.int32))
-    model, tables = recommender()
+    model, tables = recommender(**model_fields)
     generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
     batch = {name: np.resize(table, (count, *table.shape[1:])) for name, table in prompts().items()}
     ties = strongest(count_ties(histories, NUM_ITEMS), 5)
@@ -130,15 +131,34 @@ def fitted(repeats: bool, count: int = REQUESTS):
 
 def test_repeats_are_wanted_only_where_people_repeat():
     wanted, figures = fitted(True)
-    assert wanted.weights.own > 0.5
+    assert wanted.weights.own[0] > 0.5
     assert figures["prior_loss"] < figures["model_loss"] and figures["prior_targets"] == REQUESTS
     unwanted, _ = fitted(False)
-    assert unwanted.weights.own < -0.5
+    assert unwanted.weights.own[0] < -0.5
+
+
+def test_each_task_has_weights_of_its_own_where_it_has_targets():
+    """JustForYou and Query want what users had, Discover what they had not, Holiday is rare."""
+    rng = np.random.default_rng(0)
+    task = np.repeat([0, 1, 4, 6], [100, 100, 100, LEAST_TARGETS - 1])
+    columns = [rng.normal(size=(len(task), 12)).astype(np.float32) for _ in range(3)]
+    own = np.where(task == 4, -2.0, 1.0)
+    scores = columns[0] + own[:, None] * columns[2]
+    target = (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)
+    loss, common, _ = fit_weights(columns, target)
+    by_task, losses = fit_by_task(columns, target, task, common)
+    assert by_task.shape == (len(TASKS), 3)
+    assert (by_task[[0, 1], 2] > 0.6).all() and by_task[4, 2] < -1.2
+    np.testing.assert_array_equal(by_task[[2, 3, 5, 6]], np.tile(common, (4, 1)))
+    assert losses.mean() < loss
+    prior, figures = fitted(True, reads_task=True)
+    assert len(prior.weights.own) == len(TASKS)
+    assert figures["prior_own_JustForYou"] == prior.weights.own[0]
 
 
 def test_too_few_targets_leave_the_model_alone():
     prior, figures = fitted(True, count=8)
-    assert prior.weights == PriorWeights(GENERATION.sigma, 0.0, 0.0)
+    assert prior.weights == PriorWeights(GENERATION.sigma, (0.0,), (0.0,))
     assert figures == {"prior_targets": 8}
 
 
@@ -151,12 +171,12 @@ def test_a_model_without_knowledge_keeps_a_positive_weight():
 
 
 def test_saved_prior_is_the_same(tmp_path, histories):
-    prior = Prior(PriorWeights("deviation", 0.5, -2.0), count_ties(histories, ITEMS))
+    prior = Prior(PriorWeights("deviation", (0.5, 0.1), (-2.0, 1.0)), count_ties(histories, ITEMS))
     prior.save(tmp_path)
     loaded = Prior.load(tmp_path)
     assert loaded.weights == prior.weights
     requests = plain_requests(histories)
-    mine, other = (p.bias(requests, histories) for p in (prior, loaded))
+    mine, other = (p.features(requests, histories) for p in (prior, loaded))
     np.testing.assert_array_equal(mine.items, other.items)
     np.testing.assert_array_equal(mine.values, other.values)
     whole = (tmp_path / "ties.npz").read_bytes()

@@ -20,7 +20,13 @@ from sigma_jax.schema import PreparedData, SemanticIds
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.constraints import NEW_CATEGORY
 from sigma_jax.sft.layout import HISTORY_TASK
-from sigma_jax.sft.loss import draw_places, hidden_states, mask_of, satisfies
+from sigma_jax.sft.loss import (
+    READING_WEIGHT,
+    draw_places,
+    hidden_states,
+    mask_of,
+    satisfies,
+)
 from sigma_jax.sft.records import RECORDS, Record
 from sigma_jax.sft.task import SftTask
 from sigma_jax.sft.trained import BEFORE_REFIT, load_recommender
@@ -47,6 +53,9 @@ def model(task):
     return task.model(nnx.Rngs(0))
 
 
+LETTER_MODEL = {"has_open_query": False, "reads_task": False}
+
+
 def model_fields(trained, **changes) -> dict:
     return dict(stage_fields(trained[0], "sft")[0]["model"].items()) | changes
 
@@ -54,7 +63,7 @@ def model_fields(trained, **changes) -> dict:
 @pytest.fixture(scope="module")
 def letter(trained) -> SftTask:
     """Eq. 4 and 5 as printed, each over scores of its own."""
-    return make_task(trained, model=model_fields(trained, has_open_query=False))
+    return make_task(trained, model=model_fields(trained, **LETTER_MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +160,8 @@ def test_the_open_query_has_a_loss_of_its_own_beside_eq_4_and_eq_5(task, model):
     np.testing.assert_allclose(figures["ntp_loss"], ntp, rtol=1e-5)
     np.testing.assert_allclose(figures["infonce_loss"], infonce, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(figures["open_loss"], opened, rtol=1e-5)
-    np.testing.assert_allclose(loss, ntp + infonce + opened, rtol=1e-5)
+    reading = READING_WEIGHT * figures["task_loss"]
+    np.testing.assert_allclose(loss, ntp + infonce + opened + reading, rtol=1e-5)
 
 
 def test_loss_is_eq_4_plus_eq_5_over_items_of_the_targets_prefix(letter, letter_model):
@@ -171,6 +181,7 @@ def test_the_weights_of_both_losses_count(trained, task, model):
     arguments = model, placed(task.tables()), placed(task.batches()[0]), jax.random.key(0)
     loss, figures = jax.jit(weighted.loss)(*arguments)
     expected = 0.5 * figures["ntp_loss"] + 2 * figures["infonce_loss"] + figures["open_loss"]
+    expected += READING_WEIGHT * figures["task_loss"]
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
@@ -319,7 +330,7 @@ def test_negatives_are_different_places_and_all_where_they_fit():
 
 def test_shared_negatives_of_the_whole_catalogue_give_the_same_loss(trained, letter, letter_model):
     """Eq. 5 as printed (drawn once, masked by prefix) against negatives drawn by prefix."""
-    fields = model_fields(trained, has_open_query=False)
+    fields = model_fields(trained, **LETTER_MODEL)
     shared = make_task(trained, model=fields, negatives_per_target=0, num_negatives=1_000)
     tables, batch = placed(letter.tables()), placed(letter.batches()[0])
     arguments = letter_model, tables, batch, jax.random.key(0)
@@ -371,3 +382,28 @@ def test_a_new_category_is_one_that_nothing_visible_has(trained):
         expected = (category[items] >= 0) & ~np.isin(category[items], category[visible])
         assert new.tolist() == expected.tolist()
     assert 0 < found.mean() < 1
+
+
+def test_the_task_of_an_instruction_is_learnt_beside_the_items(trained, task):
+    reading = make_task(trained, model=model_fields(trained, reads_task=True))
+    silent = make_task(trained, model=model_fields(trained, reads_task=False))
+    tables, batch = placed(task.tables()), placed(task.batches()[0])
+    model, plain = reading.model(nnx.Rngs(0)), silent.model(nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    head = rng.normal(0, 1, model.task_head.shape).astype(np.float32)
+    model.task_head[...] = jnp.asarray(head)
+    loss, figures = jax.jit(reading.loss)(model, tables, batch, jax.random.key(0))
+    without, _ = jax.jit(silent.loss)(plain, tables, batch, jax.random.key(0))
+    hidden = np.asarray(hidden_states(model, tables, batch), np.float64)
+    host, total, right, count = jax.device_get(batch), 0.0, 0.0, 0.0
+    for row, place in zip(*np.nonzero(host["target_weight"]), strict=True):
+        if host["target_task"][row, place] == HISTORY_TASK:
+            continue
+        logits = hidden[row, host["start_position"][row, place]] @ head
+        asked = host["target_task"][row, place]
+        total -= logits[asked] - np.log(np.exp(logits).sum())
+        right += logits.argmax() == asked
+        count += 1
+    np.testing.assert_allclose(figures["task_loss"], total / count, rtol=1e-5)
+    np.testing.assert_allclose(figures["task_accuracy"], right / count, rtol=1e-5)
+    np.testing.assert_allclose(loss, without + READING_WEIGHT * total / count, rtol=1e-4)
