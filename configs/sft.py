@@ -34,7 +34,7 @@ BASE = {
     "optimizer": common.optimizer(
         1e-3, table_learning_rate=4e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
     ),
-    "train": common.train(680, 16, eval_every=0, checkpoint_every=100),
+    "train": common.train(580, 16, eval_every=0, checkpoint_every=100),
     "backbone": grounding.stage_fields("local").backbone,
     "starts_from_grounding": True,
     "model": {
@@ -92,7 +92,7 @@ BASE = {
     "infonce_weight": 0.2,
     "constraint_weight": 2.0,
     "label_smoothing": 0.0,
-    "prior": {"neighbours": 100, "fit_requests": 600},
+    "prior": {"neighbours": 100, "fit_requests": 500},
     "refits": False,
     "report_requests": 50,
     "report_beams": 16,
@@ -197,7 +197,7 @@ CHANGES = {
 
 EVALUATION = {
     "split": "test",
-    "requests": {"JustForYou": 2_500} | {task: 400 for task in list(TASK_WEIGHTS)[1:]},
+    "requests": {"JustForYou": 2_000} | {task: 400 for task in list(TASK_WEIGHTS)[1:]},
     "generation": {
         "num_beams": 32,
         "num_retrieved": 20,

@@ -51,6 +51,7 @@ DECAY = 0.9  # of a session in own(i)
 MOST_TIED = 1_024  # items of a request whose ties count: the strongest
 SIGMAS = (0.25, 0.35, 0.5, 0.7, 1.0)  # constants tried beside the one configured
 SHRINKAGE = 1.0  # of the weights to those of the model alone, over all targets: as one more target
+TASK_SHRINKAGE = 30.0  # of a task's weights to those of all tasks
 LEAST_TRUST = 0.05  # the least weight of the model, so that it can divide
 LEAST_TARGETS = 30  # among the retrieved items, of a task too: fewer teach nothing
 ABSENT = -1e4  # log-probability where a request has fewer candidates
@@ -213,7 +214,9 @@ def fit_by_task(
         here = task == number
         of_task = [column[here] for column in columns]
         if here.sum() >= LEAST_TARGETS:
-            losses[here], by_task[number], _ = fit_weights(of_task, target[here], common)
+            losses[here], by_task[number], _ = fit_weights(
+                of_task, target[here], common, TASK_SHRINKAGE
+            )
         else:
             losses[here] = log_loss(np.stack(of_task, axis=-1), target[here], common)[0]
     return by_task, losses
@@ -236,17 +239,18 @@ def fit_weights(
     columns: Sequence[Float32[np.ndarray, "N C"]],
     target: Int32[np.ndarray, " N"],
     start: Float64[np.ndarray, " F"] | None = None,
+    shrinkage: float = SHRINKAGE,
 ) -> tuple[float, Float64[np.ndarray, " F"], float]:
     """Weights of the columns under which the softmax over candidates gives `target` most.
 
     The first column is the model's log-probability; its weight is at least LEAST_TRUST. They shrink
-    to `start`, or to the model alone. Returns the mean log-loss, the weights, and the log-loss of
-    the first column alone.
+    to `start`, or to the model alone, as by `shrinkage` more targets. Returns the mean log-loss,
+    the weights, and the log-loss of the first column alone.
     """
     values = np.stack(columns, axis=-1).astype(np.float64)
     alone = np.eye(values.shape[-1])[0]
     start = alone if start is None else start
-    shrinkage = SHRINKAGE / len(target)
+    shrinkage = shrinkage / len(target)
 
     def penalised(weights):
         mean, slope = log_loss(values, target, weights)

@@ -21,7 +21,6 @@ from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.constraints import NEW_CATEGORY
 from sigma_jax.sft.layout import HISTORY_TASK
 from sigma_jax.sft.loss import (
-    READING_WEIGHT,
     draw_places,
     hidden_states,
     mask_of,
@@ -160,8 +159,7 @@ def test_the_open_query_has_a_loss_of_its_own_beside_eq_4_and_eq_5(task, model):
     np.testing.assert_allclose(figures["ntp_loss"], ntp, rtol=1e-5)
     np.testing.assert_allclose(figures["infonce_loss"], infonce, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(figures["open_loss"], opened, rtol=1e-5)
-    reading = READING_WEIGHT * figures["task_loss"]
-    np.testing.assert_allclose(loss, ntp + infonce + opened + reading, rtol=1e-5)
+    np.testing.assert_allclose(loss, ntp + infonce + opened + figures["task_loss"], rtol=1e-5)
 
 
 def test_loss_is_eq_4_plus_eq_5_over_items_of_the_targets_prefix(letter, letter_model):
@@ -181,7 +179,7 @@ def test_the_weights_of_both_losses_count(trained, task, model):
     arguments = model, placed(task.tables()), placed(task.batches()[0]), jax.random.key(0)
     loss, figures = jax.jit(weighted.loss)(*arguments)
     expected = 0.5 * figures["ntp_loss"] + 2 * figures["infonce_loss"] + figures["open_loss"]
-    expected += READING_WEIGHT * figures["task_loss"]
+    expected += figures["task_loss"]
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
@@ -406,4 +404,11 @@ def test_the_task_of_an_instruction_is_learnt_beside_the_items(trained, task):
         count += 1
     np.testing.assert_allclose(figures["task_loss"], total / count, rtol=1e-5)
     np.testing.assert_allclose(figures["task_accuracy"], right / count, rtol=1e-5)
-    np.testing.assert_allclose(loss, without + READING_WEIGHT * total / count, rtol=1e-4)
+    np.testing.assert_allclose(loss, without + total / count, rtol=1e-4)
+    slopes = jax.jit(jax.grad(lambda m, *rest: reading.loss(m, *rest)[1]["task_loss"]))(
+        model, tables, batch, jax.random.key(0)
+    )
+    trained_by_it = {
+        path[0] for path, slope in nnx.to_flat_state(nnx.state(slopes)) if slope[...].any()
+    }
+    assert trained_by_it == {"task_head"}
