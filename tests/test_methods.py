@@ -18,6 +18,7 @@ from sigma_jax.sft.trained import load_recommender
 GR_SID = common.GR_SID | {"prompt.sid_in_prompt": 3, "prompt.sid_generated": 3}
 WITHOUT_WORDS = {
     "prompt.branches_per_context": 0,
+    "model.reads_task": False,
     "prompt.contexts_per_group": 0,
     "model.item_encoder.inputs": ("own",),
     "model.item_encoder.trainable": ("own",),
