@@ -5,7 +5,7 @@
 Runs every stage that is missing before it. Presets:
 
     local       Complete Journey, a year of grocery shopping; a quarter of an hour on two CPU cores
-    smoke       the same path in a minute, to see that all is installed; its figures mean nothing
+    smoke       the same path in minutes, to see that all is installed; its figures mean nothing
     files       as local, over your own tables: --config.data.path=FOLDER
     amazon      Amazon reviews: --config.data.path=FOLDER (see configs/data.py)
     qwen3_0p6b  the paper's setting, Qwen3-0.6B, over your own tables: --config.data.path=FOLDER
