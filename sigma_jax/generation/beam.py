@@ -45,9 +45,7 @@ class Beams:
     is_valid: Bool[Array, "B M"]
     leaves: Int[Array, "B M"]  # the prefix's number in the trie, -1 where invalid
     queries: Float[Array, "B M D"]  # h of Eq. 8 in the space of fused items (Recommender.query)
-    tasks: Float[
-        Array, "B tasks"
-    ]  # how likely the instruction is of each; one task, 1, if not read
+    tasks: Float[Array, "B tasks"]  # how likely each was asked for; where none is read, one: 1
 
 
 @jax.tree_util.register_dataclass

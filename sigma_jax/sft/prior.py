@@ -186,8 +186,9 @@ def fit_prior(
         target = (candidates == requests.target[known, None]).argmax(axis=1)
         columns = [np.where(candidates >= 0, result.log_probs[known], ABSENT)]
         columns += [listed_at(candidates, items[known], feature[known]) for feature in features]
-        fits.append((*fit_weights(columns, target), choice.sigma, columns))
-    loss, weights, _, sigma, columns = min(fits, key=lambda fit: fit[0])
+        # With another sigma they stand in another order: columns and places go together.
+        fits.append((*fit_weights(columns, target), choice.sigma, columns, target))
+    loss, weights, _, sigma, columns, target = min(fits, key=lambda fit: fit[0])
     figures = {"prior_targets": len(known), "prior_loss": loss, "model_loss": fits[0][2]}
     by_task = np.stack([weights])
     if generator.reads_task:

@@ -152,6 +152,8 @@ def test_each_task_has_weights_of_its_own_where_it_has_targets():
     np.testing.assert_array_equal(by_task[[2, 3, 5, 6]], np.tile(common, (4, 1)))
     assert losses.mean() < loss
     prior, figures = fitted(True, reads_task=True)
+    # Of one task alone its weights are at least as good as all tasks', whichever sigma is best.
+    assert figures["prior_loss"] <= fitted(True)[1]["prior_loss"] + 1e-6
     assert len(prior.weights.own) == len(TASKS)
     assert figures["prior_own_JustForYou"] == prior.weights.own[0]
 
