@@ -151,12 +151,12 @@ def run_stage(
         loop = dataclasses.replace(fields.train, keep_best="", eval_every=0)
         fields = dataclasses.replace(fields, train=loop)
         place = (recipe, folder / "refit", mesh, config.seed, f"{stage}, refit")
-        refitted = fit(again, fields, *place, share)[0]
+        refitted = fit(again, fields, *place, share)[:2]
 
     def finish(beside: Path) -> dict[str, Any]:
         made = task.finish(model, tables, beside)
         if again is not None:
-            again.finish_refit(refitted, beside)
+            again.finish_refit(*refitted, beside)
         return made
 
     def write(beside: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Histories small enough to be read, and a SASRec and a teacher's config to go with them."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -36,13 +37,25 @@ def random_users(baskets: bool, users: int = 12) -> list[list[list[int]]]:
     return [[rng.integers(0, ITEMS, size).tolist() for size in s] for s in sizes]
 
 
-def save_data(folder, histories: Histories) -> PreparedData:
-    names = [str(item) for item in range(ITEMS)]
+def plain_catalogue(histories: Histories, items: int = ITEMS) -> Catalogue:
+    names = [str(item) for item in range(items)]
     table = pa.table({"item_id": names, "text": names, "title": names})
-    popularity = np.bincount(histories.item, minlength=ITEMS)
-    category = (np.arange(ITEMS) % 3).astype(np.int32)
+    popularity = np.bincount(histories.item, minlength=items)
+    category = (np.arange(items) % 3).astype(np.int32)
+    return Catalogue(table, category, pa.array(list("abc")), popularity)
+
+
+def plain_data(histories: Histories, items: int = ITEMS) -> PreparedData:
+    """In memory alone, without anything optional."""
+    ids = [str(user) for user in range(histories.num_users)]
+    users = Users(pa.table({"user_id": ids, "profile": ids}))
+    rest = (None, None, {}, None, None, None)
+    return PreparedData(Path(), plain_catalogue(histories, items), histories, users, *rest)
+
+
+def save_data(folder, histories: Histories) -> PreparedData:
     (folder / "data").mkdir()
-    Catalogue(table, category, pa.array(list("abc")), popularity).save(folder / "data")
+    plain_catalogue(histories).save(folder / "data")
     histories.save(folder / "data")
     ids = [str(user) for user in range(histories.num_users)]
     Users(pa.table({"user_id": ids, "profile": ids})).save(folder / "data")

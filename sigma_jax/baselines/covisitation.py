@@ -45,9 +45,7 @@ class CoVisitation:
 
     @classmethod
     def fit(cls, data: PreparedData, seed: int) -> CoVisitation:
-        ties = count_ties(data.histories, len(data.catalogue))
-        scale = 1 / np.sqrt(count_training_rows(data) + SMOOTHING)
-        ties.data *= scale.astype(np.float32)[ties.indices]
+        ties = damped(count_ties(data.histories, len(data.catalogue)), data)
         order = np.random.default_rng([seed, 1]).permutation(len(data.catalogue))
         return cls(ties, order.astype(np.int32), Popularity.fit(data, seed))
 
@@ -125,6 +123,14 @@ def count_ties(histories: Histories, num_items: int) -> sparse.csr_matrix:
         here = np.arange(first, min(first + SESSIONS_A_STEP, len(user)))
         total = total + _ties_from(histories, num_items, user, begin, end, here)
     return total
+
+
+def damped(ties: sparse.csr_matrix, data: PreparedData) -> sparse.csr_matrix:
+    """`ties` divided by sqrt(popularity + 5) of the column's item."""
+    scale = 1 / np.sqrt(count_training_rows(data) + SMOOTHING)
+    scaled = ties.copy()
+    scaled.data *= scale.astype(np.float32)[ties.indices]
+    return scaled
 
 
 def _training_sessions(histories: Histories):

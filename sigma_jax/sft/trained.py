@@ -71,7 +71,7 @@ class TrainedRecommender:
             return Choice(seen, config=config)
         if config.sigma == "deviation":
             config = dataclasses.replace(config, sigma=self.prior.weights.sigma)
-        features = self.prior.features(requests, data.histories)
+        features = self.prior.relations.features(requests, data.histories)
         return Choice(seen, features, self.prior.weights.by_task, config)
 
 

@@ -5,98 +5,25 @@ import json
 
 import numpy as np
 import pytest
-import scipy.sparse as sparse
-from small_histories import ITEMS, histories_of, plain_requests, random_users
+from small_histories import histories_of, plain_data, plain_requests
 from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
 
-from sigma_jax.baselines.covisitation import count_ties, strongest
-from sigma_jax.generation.generate import GenerationConfig, Generator
-from sigma_jax.schema import TASKS, Requests
+from sigma_jax.generation.generate import GenerationConfig, Generator, all_item_vectors
+from sigma_jax.schema import TASKS
 from sigma_jax.sft.prior import (
-    DECAY,
     LEAST_TARGETS,
     LEAST_TRUST,
-    PADDING,
-    UNIT,
     Prior,
     PriorConfig,
     PriorWeights,
     fit_by_task,
     fit_prior,
     fit_weights,
-    listed_at,
-    request_features,
 )
+from sigma_jax.sft.relations import FEATURES, Relations
 
 REQUESTS = LEAST_TARGETS + 10
 GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3)
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["lines", "baskets"])
-def histories(request):
-    return histories_of(random_users(request.param))
-
-
-def own_counts(histories, request: int, requests: Requests) -> np.ndarray:
-    """Decayed lines of each item, by a plain loop."""
-    counts, user = np.zeros(ITEMS), requests.user[request]
-    if user >= 0:
-        rows = range(histories.offsets[user], requests.cut[request])
-        last = histories.session[requests.cut[request] - 1]
-        for row in rows:
-            counts[histories.item[row]] += DECAY ** (last - histories.session[row])
-    return counts
-
-
-def tie_sums(histories, request: int, requests: Requests, ties: np.ndarray) -> np.ndarray:
-    """Ties to the items of the last five sessions, decayed by 0.7, by a plain loop."""
-    sums, user = np.zeros(ITEMS), requests.user[request]
-    if user >= 0:
-        last = histories.session[requests.cut[request] - 1]
-        for row in range(histories.offsets[user], requests.cut[request]):
-            age = last - histories.session[row]
-            if age < 5:
-                sums += 0.7**age * ties[histories.item[row]]
-    return sums
-
-
-def test_features_equal_plain_loops(histories):
-    ties = count_ties(histories, ITEMS)
-    requests = plain_requests(histories)
-    items, tied, own = request_features(requests, histories, ties)
-    assert len(items) == len(requests) and requests.user[-1] == -1
-    for row in range(len(requests)):
-        here = items[row][items[row] < PADDING]
-        assert (np.diff(here) > 0).all() and (items[row, len(here) :] == PADDING).all()
-        expected = tie_sums(histories, row, requests, ties.toarray())
-        counted = own_counts(histories, row, requests)
-        assert set(here) == set(np.flatnonzero((expected > 0) | (counted > 0)))
-        np.testing.assert_allclose(tied[row, : len(here)], np.log1p(expected[here] / UNIT), 1e-5)
-        np.testing.assert_allclose(own[row, : len(here)], np.log1p(counted[here] / UNIT), 1e-5)
-
-
-def test_validation_and_test_targets_do_not_reach_the_ties():
-    users = [[[1], [2], [3], [4]], [[5], [6], [7], [8]]]
-    ties = count_ties(histories_of(users), ITEMS).toarray()
-    assert ties[1, 2] > 0 and ties[5, 6] > 0
-    assert not ties[[3, 4, 7, 8]].any() and not ties[:, [3, 4, 7, 8]].any()
-
-
-def test_strongest_entries_of_each_row_stay():
-    table = np.random.default_rng(0).integers(0, 6, (20, 15)).astype(np.float32)
-    kept = strongest(sparse.csr_matrix(table), 4).toarray()
-    for row, values in enumerate(table):
-        order = np.lexsort((np.arange(15), -values))[:4]
-        expected = np.zeros(15)
-        expected[order] = values[order]
-        np.testing.assert_array_equal(kept[row], expected)
-
-
-def test_features_of_candidates_are_found_by_item():
-    items = np.array([[2, 5, 9, PADDING]], np.int32)
-    feature = np.array([[0.1, 0.2, 0.3, 0.0]], np.float32)
-    values = listed_at(np.array([[9, 1, -1, 2, 30]], np.int32), items, feature)
-    np.testing.assert_allclose(values, [[0.3, 0, 0, 0.1, 0]])
 
 
 def test_fitted_weights_are_those_the_targets_were_drawn_with():
@@ -125,16 +52,17 @@ def fitted(repeats: bool, count: int = REQUESTS, **model_fields):
     model, tables = recommender(**model_fields)
     generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
     batch = {name: np.resize(table, (count, *table.shape[1:])) for name, table in prompts().items()}
-    ties = strongest(count_ties(histories, NUM_ITEMS), 5)
-    return fit_prior(generator, batch, requests, histories, ties)
+    vectors = all_item_vectors(model, generator.tables, NUM_ITEMS)
+    relations = Relations.make(plain_data(histories, NUM_ITEMS), vectors, 5)
+    return fit_prior(generator, batch, requests, histories, relations)
 
 
 def test_repeats_are_wanted_only_where_people_repeat():
     wanted, figures = fitted(True)
-    assert wanted.weights.own[0] > 0.5
+    assert wanted.weights.of["own"][0] > 0.5
     assert figures["prior_loss"] < figures["model_loss"] and figures["prior_targets"] == REQUESTS
     unwanted, _ = fitted(False)
-    assert unwanted.weights.own[0] < -0.5
+    assert unwanted.weights.of["own"][0] < -0.5
 
 
 def test_each_task_has_weights_of_its_own_where_it_has_targets():
@@ -154,13 +82,13 @@ def test_each_task_has_weights_of_its_own_where_it_has_targets():
     prior, figures = fitted(True, reads_task=True)
     # Of one task alone its weights are at least as good as all tasks', whichever sigma is best.
     assert figures["prior_loss"] <= fitted(True)[1]["prior_loss"] + 1e-6
-    assert len(prior.weights.own) == len(TASKS)
-    assert figures["prior_own_JustForYou"] == prior.weights.own[0]
+    assert all(len(prior.weights.of[name]) == len(TASKS) for name in FEATURES)
+    assert figures["prior_own_JustForYou"] == prior.weights.of["own"][0]
 
 
 def test_too_few_targets_leave_the_model_alone():
     prior, figures = fitted(True, count=8)
-    assert prior.weights == PriorWeights(GENERATION.sigma, (0.0,), (0.0,))
+    assert prior.weights == PriorWeights(GENERATION.sigma, dict.fromkeys(FEATURES, (0.0,)))
     assert figures == {"prior_targets": 8}
 
 
@@ -172,22 +100,25 @@ def test_a_model_without_knowledge_keeps_a_positive_weight():
     assert weights[0] == LEAST_TRUST and weights[1] > 1 and loss < plain
 
 
-def test_saved_prior_is_the_same(tmp_path, histories):
-    prior = Prior(PriorWeights("deviation", (0.5, 0.1), (-2.0, 1.0)), count_ties(histories, ITEMS))
+def test_saved_prior_is_the_same(tmp_path):
+    histories = histories_of([[[1], [2], [3], [4]], [[3, 5], [2], [6], [7]]])
+    vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))[0]
+    weights = PriorWeights("deviation", dict.fromkeys(FEATURES, (0.5, -2.0)))
+    prior = Prior(weights, Relations.make(plain_data(histories), vectors, 4))
     prior.save(tmp_path)
     loaded = Prior.load(tmp_path)
     assert loaded.weights == prior.weights
     requests = plain_requests(histories)
-    mine, other = (p.features(requests, histories) for p in (prior, loaded))
+    mine, other = (p.relations.features(requests, histories) for p in (prior, loaded))
     np.testing.assert_array_equal(mine.items, other.items)
     np.testing.assert_array_equal(mine.values, other.values)
-    whole = (tmp_path / "ties.npz").read_bytes()
+    whole = (tmp_path / "near.npz").read_bytes()
     for part in (b"no archive", whole[: len(whole) // 2], whole[:60] + b"?" * 60 + whole[120:]):
-        (tmp_path / "ties.npz").write_bytes(part)
+        (tmp_path / "near.npz").write_bytes(part)
         with pytest.raises(ValueError, match="damaged"):
             Prior.load(tmp_path)
-    (tmp_path / "ties.npz").write_bytes(whole)
-    (tmp_path / "prior.json").write_text(json.dumps({"ties": 1.0}))
+    (tmp_path / "near.npz").write_bytes(whole)
+    (tmp_path / "prior.json").write_text(json.dumps({"sigma": 1.0, "of": {"ties": [1.0]}}))
     with pytest.raises(ValueError, match="damaged"):
         Prior.load(tmp_path)
     (tmp_path / "prior.json").unlink()

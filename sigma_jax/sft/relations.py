@@ -1,0 +1,172 @@
+"""What relations between items say of a request: which items go with those of its history.
+
+    ties    of an item to what users take after it and with it (sigma_jax/baselines/covisitation.py)
+    back    the same against time: to what users took before it. Who has bought the case has bought
+            the camera; the last session alone is asked.
+    near    how much nearer the model's item vectors are than those of the item's neighbours' end:
+            the query of a history is one point, and a user with two tastes has two
+    own     the lines of the history with an item, each decayed by 0.9 a session
+
+A relation is a sparse matrix [I, I] of the strongest entries of each row, and a feature of an item
+is log(1 + s / 0.1), s being its entries in the rows of the latest items, decayed by 0.7 a session.
+
+Axes: N requests, S items of a request that a relation knows of, F features, I items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zipfile
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sparse
+from jaxtyping import Array, Float, Float32, Int32
+
+from sigma_jax.baselines.candidates import history_ranges
+from sigma_jax.baselines.covisitation import (
+    REQUESTS_A_STEP,
+    SESSIONS,
+    count_ties,
+    damped,
+    recent_items,
+    strongest,
+)
+from sigma_jax.generation.retrieval import ItemFeatures
+from sigma_jax.schema import Histories, PreparedData, Requests
+
+FEATURES = ("ties", "back", "near", "own")
+LATEST = {"ties": SESSIONS, "back": 1, "near": SESSIONS}  # sessions whose items are asked
+UNIT = 0.1  # what makes a difference from none: of ties, of cosines and of decayed lines
+OWN_DECAY = 0.9  # of a session in `own`
+MOST_LISTED = 1_024  # items of a request that a relation may name: the strongest
+ROWS_A_STEP = 512  # items whose neighbours are looked for at once
+PADDING = np.iinfo(np.int32).max
+DAMAGE = (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Relations:
+    """One sparse matrix a relation, float32 [I, I]; row: item of the history."""
+
+    ties: sparse.csr_matrix
+    back: sparse.csr_matrix
+    near: sparse.csr_matrix
+
+    @classmethod
+    def make(
+        cls, data: PreparedData, vectors: Float[np.ndarray, "I D"], neighbours: int
+    ) -> Relations:
+        """The strongest `neighbours` of each item, by training rows and by the model's `vectors`
+        (of unit length)."""
+        raw = count_ties(data.histories, len(data.catalogue))
+        ties, back = (strongest(damped(table, data), neighbours) for table in (raw, raw.T.tocsr()))
+        return cls(ties, back, nearest(vectors, neighbours))
+
+    def features(self, requests: Requests, histories: Histories) -> ItemFeatures:
+        """FEATURES of each request's items that any relation knows of, ascending; NumPy arrays."""
+        starts, ends = history_ranges(histories, requests)
+        tables = [
+            self._related(name, histories, starts, ends)
+            if name in LATEST
+            else own_items(histories, starts, ends, self.ties.shape[0])
+            for name in FEATURES
+        ]
+        return listed(tables)
+
+    def _related(self, name: str, histories: Histories, starts, ends) -> sparse.csr_matrix:
+        """[N, I]: the strongest entries of what one relation says of each request."""
+        relation, parts = getattr(self, name), []
+        for first in range(0, len(starts), REQUESTS_A_STEP):
+            rows = slice(first, first + REQUESTS_A_STEP)
+            latest = recent_items(
+                histories, starts[rows], ends[rows], relation.shape[0], sessions=LATEST[name]
+            )
+            parts.append(strongest((latest @ relation).tocsr(), MOST_LISTED))
+        return sparse.vstack(parts, format="csr")
+
+    def save(self, folder: Path) -> None:
+        """Writes NAME.npz for each relation."""
+        for name in LATEST:
+            sparse.save_npz(folder / f"{name}.npz", getattr(self, name))
+
+    @classmethod
+    def load(cls, folder: Path) -> Relations:
+        """What `save` wrote. One of DAMAGE where a file is missing or damaged."""
+        return cls(**{name: sparse.load_npz(folder / f"{name}.npz") for name in LATEST})
+
+
+def own_items(histories: Histories, starts, ends, num_items: int) -> sparse.csr_matrix:
+    """[N, I]: lines of each history with the item, decayed by the age of their session."""
+    own = recent_items(histories, starts, ends, num_items, OWN_DECAY, sessions=None)
+    own.eliminate_zeros()  # a thousand sessions ago
+    return own
+
+
+def listed(tables: list[sparse.csr_matrix]) -> ItemFeatures:
+    """The tables [N, I] side by side, as log(1 + value / UNIT), over the items any of them has."""
+    known = functools.reduce(lambda a, b: a + b, tables).tocsr()
+    known.sort_indices()
+    count = known.shape[0]
+    width = max(1, int(np.diff(known.indptr).max(initial=0)))
+    width = 1 << (width - 1).bit_length()  # few distinct shapes: few compilations
+    items = np.full((count, width), PADDING, np.int32)
+    values = np.zeros((count, width, len(tables)), np.float32)
+    for row in range(count):
+        here = known.indices[known.indptr[row] : known.indptr[row + 1]]
+        items[row, : len(here)] = here
+        for number, table in enumerate(tables):
+            columns = slice(*table.indptr[row : row + 2])
+            places = np.searchsorted(here, table.indices[columns])
+            values[row, places, number] = np.log1p(table.data[columns] / UNIT)
+    return ItemFeatures(items, values)
+
+
+def values_at(
+    features: ItemFeatures, candidates: Int32[np.ndarray, "N C"]
+) -> Float32[np.ndarray, "N C F"]:
+    """The features of each candidate, 0 where it is not listed; NumPy arrays."""
+    values = np.zeros((*candidates.shape, features.values.shape[-1]), np.float32)
+    for row, (wanted, items) in enumerate(zip(candidates, features.items, strict=True)):
+        places = np.minimum(np.searchsorted(items, wanted), len(items) - 1)
+        is_listed = items[places] == wanted
+        values[row, is_listed] = features.values[row, places[is_listed]]
+    return values
+
+
+def nearest(vectors: Float[np.ndarray, "I D"], count: int) -> sparse.csr_matrix:
+    """float32 [I, I]: the `count` items nearest to each, by how much nearer they are than the next.
+
+    Rows of `vectors` have unit length. Exact: every pair is compared, some rows at a time.
+    """
+    total = len(vectors)
+    count = min(count, total - 2)
+    if count < 1:
+        return sparse.csr_matrix((total, total), dtype=np.float32)
+    table = jnp.asarray(vectors)
+    size = min(ROWS_A_STEP, total)
+    items, values = [], []
+    for first in range(0, total, size):
+        rows = np.minimum(np.arange(first, first + size), total - 1)  # one shape, one compilation
+        near, item = jax.device_get(_nearest(table, jnp.asarray(rows), count + 1))
+        items.append(item[:, :count])
+        values.append(near[:, :count] - near[:, count:])
+    items, values = (np.concatenate(parts)[:total] for parts in (items, values))
+    ends = np.arange(total + 1) * count
+    found = sparse.csr_matrix((values.ravel(), items.ravel(), ends), shape=(total, total))
+    found.eliminate_zeros()
+    found.sort_indices()
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _nearest(
+    vectors: Float[Array, "I D"], rows: Int32[Array, " n"], count: int
+) -> tuple[Float32[Array, "n k"], Int32[Array, "n k"]]:
+    cosines = jnp.einsum("nD,ID->nI", vectors[rows], vectors, precision=jax.lax.Precision.HIGHEST)
+    is_self = rows[:, None] == jnp.arange(vectors.shape[0])
+    return jax.lax.top_k(jnp.where(is_self, -jnp.inf, cosines), count)

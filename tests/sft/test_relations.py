@@ -1,0 +1,113 @@
+"""Promises of sigma_jax/sft/relations.py."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sparse
+from small_histories import ITEMS, histories_of, plain_data, plain_requests, random_users
+
+from sigma_jax.baselines.covisitation import SMOOTHING, count_ties, strongest
+from sigma_jax.generation.retrieval import ItemFeatures
+from sigma_jax.schema import Requests
+from sigma_jax.sft import relations
+from sigma_jax.sft.relations import FEATURES, LATEST, PADDING, UNIT, Relations, nearest, values_at
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["lines", "baskets"])
+def histories(request):
+    return histories_of(random_users(request.param))
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    rows = np.random.default_rng(0).normal(size=(ITEMS, 6)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def sums(histories, request: int, requests: Requests, table, decay: float, sessions: int):
+    """Rows of `table` for the items of the last sessions, by a plain loop."""
+    total, user = np.zeros(ITEMS), requests.user[request]
+    if user >= 0:
+        last = histories.session[requests.cut[request] - 1]
+        for row in range(histories.offsets[user], requests.cut[request]):
+            age = last - histories.session[row]
+            if age < sessions:
+                total += decay**age * table[histories.item[row]]
+    return total
+
+
+def test_features_equal_plain_loops(histories, vectors):
+    data = plain_data(histories)
+    made = Relations.make(data, vectors, ITEMS)
+    requests = plain_requests(histories)
+    assert requests.user[-1] == -1
+    features = made.features(requests, histories)
+    assert len(features.items) == len(requests)
+    raw = count_ties(histories, ITEMS).toarray()
+    training = np.concatenate(
+        [
+            histories.item[a:b]
+            for a, b in zip(histories.offsets[:-1], histories.valid_start, strict=True)
+        ]
+    )
+    damping = np.sqrt(np.bincount(training, minlength=ITEMS) + SMOOTHING)
+    tables = {"ties": raw / damping, "back": raw.T / damping, "near": made.near.toarray()}
+    for row in range(len(requests)):
+        expected = {
+            name: sums(histories, row, requests, table, 0.7, LATEST[name])
+            for name, table in tables.items()
+        }
+        expected["own"] = sums(histories, row, requests, np.eye(ITEMS), 0.9, 1_000)
+        expected = np.stack([expected[name] for name in FEATURES], axis=-1)
+        here = features.items[row][features.items[row] < PADDING]
+        assert (np.diff(here) > 0).all() and (features.items[row, len(here) :] == PADDING).all()
+        assert set(here) == set(np.flatnonzero(expected.any(axis=1)))
+        found = features.values[row, : len(here)]
+        np.testing.assert_allclose(found, np.log1p(expected[here] / UNIT), 1e-4, 1e-5)
+
+
+def test_what_came_before_is_told_from_what_came_after():
+    """One item a session, two users: 1 then 2."""
+    made = Relations.make(
+        plain_data(histories_of([[[1], [2], [5], [6]], [[1], [2], [7], [8]]])), np.eye(ITEMS), 5
+    )
+    assert made.ties[1, 2] > made.ties[2, 1] > 0
+    assert made.back[2, 1] > made.back[1, 2] > 0
+
+
+def test_validation_and_test_targets_do_not_reach_the_ties():
+    users = [[[1], [2], [3], [4]], [[5], [6], [7], [8]]]
+    ties = count_ties(histories_of(users), ITEMS).toarray()
+    assert ties[1, 2] > 0 and ties[5, 6] > 0
+    assert not ties[[3, 4, 7, 8]].any() and not ties[:, [3, 4, 7, 8]].any()
+
+
+def test_strongest_entries_of_each_row_stay():
+    table = np.random.default_rng(0).integers(0, 6, (20, 15)).astype(np.float32)
+    kept = strongest(sparse.csr_matrix(table), 4).toarray()
+    for row, values in enumerate(table):
+        order = np.lexsort((np.arange(15), -values))[:4]
+        expected = np.zeros(15)
+        expected[order] = values[order]
+        np.testing.assert_array_equal(kept[row], expected)
+
+
+@pytest.mark.parametrize("count", [1, 4, 28, 100])
+def test_nearest_items_are_those_of_all_pairs(vectors, count, monkeypatch):
+    monkeypatch.setattr(relations, "ROWS_A_STEP", 8)  # the last step overlaps the one before
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -np.inf)
+    kept = min(count, ITEMS - 2)
+    next_one = -np.sort(-cosines, axis=1)[:, kept : kept + 1]
+    expected = np.maximum(cosines - next_one, 0)
+    np.testing.assert_allclose(nearest(vectors, count).toarray(), expected, atol=1e-6)
+
+
+def test_a_catalogue_of_two_items_has_no_neighbours():
+    assert nearest(np.eye(2, dtype=np.float32), 5).nnz == 0
+
+
+def test_features_of_candidates_are_found_by_item():
+    items = np.array([[2, 5, 9, PADDING]], np.int32)
+    values = np.array([[[0.1, 1], [0.2, 2], [0.3, 3], [0.0, 0]]], np.float32)
+    found = values_at(ItemFeatures(items, values), np.array([[9, 1, -1, 2, 30]], np.int32))
+    np.testing.assert_allclose(found, [[[0.3, 3], [0, 0], [0, 0], [0.1, 1], [0, 0]]])
