@@ -95,6 +95,7 @@ def train(steps: int, batch_size: int, **changes: Any) -> ConfigDict:
             "checkpoint_every": max(steps // 4, 1),
             "keep_checkpoints": 2,
             "average_over": 0.0,
+            "patience": 0,
             "keep_best": "",
         }
     ).lock()

@@ -137,6 +137,7 @@ CHANGES = {
             eval_every=40,
             checkpoint_every=100,
             average_over=0.2,
+            patience=3,
             keep_best="ndcg10_item",
         ),
         "backbone": {

@@ -148,7 +148,7 @@ def run_stage(
     again = task.refit() if getattr(fields, "refits", False) else None
     if again is not None:
         share = figures["kept_step"] / figures["steps"] if "kept_step" in figures else 1.0
-        loop = dataclasses.replace(fields.train, keep_best="", eval_every=0)
+        loop = dataclasses.replace(fields.train, keep_best="", eval_every=0, patience=0)
         fields = dataclasses.replace(fields, train=loop)
         place = (recipe, folder / "refit", mesh, config.seed, f"{stage}, refit")
         refitted = fit(again, fields, *place, share)[:2]
@@ -231,6 +231,9 @@ def fit(
             logging.info("%s: continues after step %d of %d", name, start, loop.steps)
         with contextlib.closing(MetricWriter(folder, start, loop.steps, name)) as writer:
             until = math.ceil(share * loop.steps)
+            patience = loop.patience * loop.eval_every
+            if best.is_over(start, patience):  # it ended there, and was killed before it was told
+                until = start
             for done, batch in numbered_batches(task, start, until, mesh):
                 state, metrics = step_fn(state, tables, batch)
                 is_last = done == until
@@ -240,12 +243,15 @@ def fit(
                 if is_last or (loop.eval_every and done % loop.eval_every == 0):
                     figures = task.report(template.merge(state.kept_params, state.rest), tables)
                     best.offer(done, figures, state)
+                    is_last = is_last or best.is_over(done, patience)
                     writer.write(done, {f"eval/{key}": value for key, value in figures.items()})
                     log_figures(name, done, figures)
                 if is_last or done % loop.checkpoint_every == 0:
                     writer.flush()  # a loss that is not finite is told before it is saved
                     checkpoints.save(done, state)
                 writer.tick(done)
+                if is_last:
+                    break
         state, is_earlier = best.close(state)
         figures = None if is_earlier else figures
     model = template.merge(state.kept_params, state.rest)

@@ -192,6 +192,33 @@ def test_a_kill_does_not_change_what_is_kept(tmp_path, die_at):
     assert int(model.calls[...]) == 4
 
 
+@pytest.mark.parametrize("die_at", [10**6, 5, 7])
+def test_training_ends_when_nothing_better_has_come(tmp_path, die_at):
+    """Best after four steps, reports every two: with a patience of two it ends after eight."""
+    settings = {"eval_every": 2, "keep_best": "score", "checkpoint_every": 3, "patience": 2}
+    seen = []
+
+    class Counted(Peaked):
+        def report(self, model, tables):
+            seen.append(int(model.calls[...]))
+            return super().report(model, tables)
+
+    if die_at < 10:
+        with pytest.raises(Exception, match="cut off"):
+            fit(Peaked(die_at), tmp_path, **settings)
+    for _ in range(2):  # and again, as after a kill before the stage was written
+        model, _, figures = fit(Counted(), tmp_path, **settings)
+        assert int(model.calls[...]) == 4 and figures["kept_step"] == 4
+        assert max(seen) == 8
+    whole, _, _ = fit(Peaked(), tmp_path / "whole", **settings | {"patience": 0})
+    np.testing.assert_array_equal(model.weight[...], whole.weight[...])
+
+
+def test_patience_without_reports_is_refused():
+    with pytest.raises(ValueError, match=r"train\.patience=2 .*keep_best"):
+        linear_config(patience=2)
+
+
 def test_an_unknown_figure_to_keep_by_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"keep_best='hits' is no figure .*calls, score"):
         fit(Peaked(), tmp_path, eval_every=2, keep_best="hits")

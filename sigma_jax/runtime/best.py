@@ -57,6 +57,10 @@ class Best:
             # not report the step again.
             self._store.steps()
 
+    def is_over(self, step: int, patience: int) -> bool:
+        """Whether by `step` nothing better has come for `patience` steps (0: for ever)."""
+        return bool(self._figure and patience and step - self.step >= patience)
+
     def close(self, state: TrainState) -> tuple[TrainState, bool]:
         """`state` with the parameters that were kept, and whether they are of an earlier step."""
         if not self._figure:

@@ -41,6 +41,9 @@ class OptimizerConfig:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)}; use 0 <= {name} < 1.")
 
 
+MAY_BE_0 = ("steps", "epochs", "eval_every", "average_over", "patience")  # of train
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The training loop (sigma_jax/train.py)."""
@@ -54,12 +57,17 @@ class TrainConfig:
     keep_checkpoints: int
     # Share of the steps whose parameters are averaged for reports and for what is kept; 0: none.
     average_over: float
+    patience: int  # reports in a row without a new best after which training ends; 0: never
     keep_best: str  # figure of the reports whose highest decides what is kept; "": the last step
 
     def __post_init__(self):
         for field in dataclasses.fields(self)[:-1]:
-            least = 0 if field.name in ("steps", "epochs", "eval_every", "average_over") else 1
-            check_least(least, self, field.name, group="train.")
+            check_least(0 if field.name in MAY_BE_0 else 1, self, field.name, group="train.")
+        if self.patience and not (self.keep_best and self.eval_every):
+            raise ValueError(
+                f"train.patience={self.patience} waits for a better report; set train.keep_best "
+                "and train.eval_every, or patience to 0."
+            )
         if self.average_over > 1:
             raise ValueError(f"train.average_over={self.average_over}; use a share, 0 to 1.")
         if self.steps and self.epochs:
