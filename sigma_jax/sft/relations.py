@@ -1,11 +1,11 @@
 """What relations between items say of a request: which items go with those of its history.
 
-    ties    of an item to what users take after it and with it (sigma_jax/baselines/covisitation.py)
-    back    the same against time: to what users took before it. Who has bought the case has bought
-            the camera; the last session alone is asked.
-    near    how much nearer the model's item vectors are than those of the item's neighbours' end:
-            the query of a history is one point, and a user with two tastes has two
-    own     the lines of the history with an item, each decayed by 0.9 a session
+    ties    to what users take with an item and after it (sigma_jax/baselines/covisitation.py)
+    back    to what users took before it: who has bought the case has bought the camera. Of the
+            last session alone.
+    near    to the items whose vectors, as the model has learnt them, lie nearest. A query is one
+            point; a user with two tastes has two.
+    own     the lines of the history with the item itself, each decayed by 0.9 a session
 
 A relation is a sparse matrix [I, I] of the strongest entries of each row, and a feature of an item
 is log(1 + s / 0.1), s being its entries in the rows of the latest items, decayed by 0.7 a session.
@@ -44,7 +44,7 @@ LATEST = {"ties": SESSIONS, "back": 1, "near": SESSIONS}  # sessions whose items
 UNIT = 0.1  # what makes a difference from none: of ties, of cosines and of decayed lines
 OWN_DECAY = 0.9  # of a session in `own`
 MOST_LISTED = 1_024  # items of a request that a relation may name: the strongest
-ROWS_A_STEP = 512  # items whose neighbours are looked for at once
+COSINES_A_STEP = 2**24  # entries of [items, I] that exist at once
 PADDING = np.iinfo(np.int32).max
 DAMAGE = (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
 
@@ -148,7 +148,7 @@ def nearest(vectors: Float[np.ndarray, "I D"], count: int) -> sparse.csr_matrix:
     if count < 1:
         return sparse.csr_matrix((total, total), dtype=np.float32)
     table = jnp.asarray(vectors)
-    size = min(ROWS_A_STEP, total)
+    size = int(np.clip(COSINES_A_STEP // total, 1, total))
     items, values = [], []
     for first in range(0, total, size):
         rows = np.minimum(np.arange(first, first + size), total - 1)  # one shape, one compilation
