@@ -93,7 +93,7 @@ def test_strongest_entries_of_each_row_stay():
 
 @pytest.mark.parametrize("count", [1, 4, 28, 100])
 def test_nearest_items_are_those_of_all_pairs(vectors, count, monkeypatch):
-    monkeypatch.setattr(relations, "COSINES_A_STEP", 8 * ITEMS)  # the last step overlaps the one before
+    monkeypatch.setattr(relations, "COSINES_A_STEP", 8 * ITEMS)  # the last step is not full
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -np.inf)
     kept = min(count, ITEMS - 2)
