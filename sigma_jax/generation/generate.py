@@ -79,8 +79,9 @@ class Choice:
 
     seen: Int[np.ndarray, "N S"] | None = None  # items to leave out, padded with -1
     features: ItemFeatures | None = None  # of N requests, NumPy arrays
-    weights: Float[np.ndarray, "tasks F"] | None = None  # of these features, by Beams.tasks
+    weights: Float[np.ndarray, "tasks F+G"] | None = None  # of these features, by Beams.tasks
     config: GenerationConfig | None = None  # other than the generator's; its beams stay
+    table: Float[np.ndarray, "T I G"] | None = None  # features of all items, by `features.row`
 
 
 class Generator:
@@ -147,6 +148,8 @@ class Generator:
     ) -> list[Recommendations]:
         """One result for each of `choices`; the model reads the prompts only once for all."""
         total, size = len(prompts["lengths"]), self.config.batch_size
+        # Choices mostly share a table; on the device it is large.
+        held = {id(c.table): jnp.asarray(c.table) for c in choices if c.table is not None}
         parts = []
         for start in range(0, total, size):
             rows = np.arange(start, start + size) % total  # the last batch is filled by the first
@@ -167,6 +170,7 @@ class Generator:
                     beams,
                     take_rows(choice.seen, rows),
                     take_rows(choice.features, rows),
+                    held.get(id(choice.table)),
                     choice.weights,
                     self._per_prefix(choice.config or self.config),
                     count,
@@ -203,18 +207,19 @@ def _search_beams(
     return beam_search(model, tables, prompts, trie, config.num_beams, item_query, evidence)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
+@functools.partial(jax.jit, static_argnums=(6, 7))
 def _rank(
     index: PrefixIndex,
     beams: Beams,
     seen: Array | None,
     features: ItemFeatures | None,
-    weights: Float[Array, "tasks F"] | None,
+    table: Float[Array, "T I G"] | None,
+    weights: Float[Array, "tasks F+G"] | None,
     config: GenerationConfig,
     count: int,
 ) -> Recommendations:
     """Eq. 9-11: items of each prefix, fused into one ranking."""
-    bias = features.weighed(beams.tasks @ weights) if features is not None else None
+    bias = features.weighed(beams.tasks @ weights, table) if features is not None else None
     sharpness = fusion.sharpness(
         beams.scores, beams.is_valid, config.temperature, config.sigma, config.sigma_floor
     )

@@ -4,7 +4,8 @@ Items lie sorted by prefix, so V_k is one contiguous range. A search walks all r
 step, a chunk of rows at a time, keeping the best so far and the running log-sum-exp: memory is
 [beams, chunk, D] however large a prefix is, and the walk ends with the longest range asked for.
 
-Axes: B requests, M beams, R items retrieved for a beam, S items with a bias or left out.
+Axes: B requests, M beams, R items retrieved for a beam, S items with a bias or left out, F and G
+features, T rows of the table with the latter.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float16, Float32, Int32
 
 from sigma_jax.generation.trie import Trie, padded_size
 from sigma_jax.losses import unit
@@ -59,30 +60,49 @@ def build_index(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ItemBias:
-    """What some items of each request have beside their probability, added to its logarithm."""
+    """What items of each request have beside their probability, added to its logarithm.
+
+    Some items have values of their own request; all have those of a table that requests share.
+    """
 
     items: Int32[Array, "*B S"]  # ascending, none twice; padded with the largest int32
     values: Float32[Array, "*B S"]
+    table: Float16[Array, "T I G"] | None = None
+    row: Int32[Array, "*B"] | None = None  # of the table
+    weights: Float32[Array, "*B G"] | None = None  # of its features
 
     def of(self, items: Int32[Array, "*B M n"]) -> Float32[Array, "*B M n"]:
-        """The bias of each item, 0 for those without."""
+        """The bias of each item."""
         places, is_listed = find(items, self.items)
         values = self.values.reshape(-1, self.values.shape[-1])
         found = jnp.take_along_axis(values, places.reshape(values.shape[0], -1), axis=1)
-        return jnp.where(is_listed, found.reshape(items.shape), 0.0)
+        found = jnp.where(is_listed, found.reshape(items.shape), 0.0)
+        if self.table is None:
+            return found
+        row = jnp.broadcast_to(self.row[..., None, None], items.shape)
+        shared = self.table.at[row, jnp.maximum(items, 0)].get(mode="clip")
+        return found + jnp.einsum("...MnG,...G->...Mn", shared.astype(jnp.float32), self.weights)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ItemFeatures:
-    """What counts say of some items of each request, not weighed yet; F features."""
+    """What counts say of items at each request, not weighed yet; F features of a request's own
+    items, G of all items in a table that requests share."""
 
     items: Int32[Array, "*B S"]  # as in ItemBias
     values: Float32[Array, "*B S F"]
+    row: Int32[Array, "*B"] | None = None  # of the table
 
-    def weighed(self, weights: Float32[Array, "*B F"]) -> ItemBias:
+    def weighed(
+        self, weights: Float32[Array, "*B F+G"], table: Float16[Array, "T I G"] | None = None
+    ) -> ItemBias:
         """The bias these features make, each request with weights of its own."""
-        return ItemBias(self.items, jnp.einsum("...SF,...F->...S", self.values, weights))
+        own = self.values.shape[-1]
+        values = jnp.einsum("...SF,...F->...S", self.values, weights[..., :own])
+        if table is None:
+            return ItemBias(self.items, values)
+        return ItemBias(self.items, values, table, self.row, weights[..., own:])
 
 
 def search(

@@ -4,9 +4,10 @@ A model that meets an item a dozen times knows less about it than plain counts d
 bought together, and whether people here come back to what they had. APF multiplies the prefix's
 probability by the item's (Eq. 10 of SIGMA); this multiplies one more factor to it,
 
-    log p(i) + a * ties(i) + b * back(i) + c * near(i) + d * own(i)
+    log p(i) + a * ties(i) + b * back(i) + c * near(i) + d * own(i) + ...
 
-of the features of sigma_jax/sft/relations.py. Their weights and the sigma of Eq. 11 are fitted on
+of the features of sft/relations.py (what goes with the items of the history) and of sft/trends.py
+(what everybody takes at the time). Their weights and the sigma of Eq. 11 are fitted on
 validation requests, together with a weight of log p, so that the targets are most probable among
 the items the model retrieves; what is kept is divided by that weight, which changes no ranking.
 Where nobody takes an item twice d comes out far below 0, where people buy the same milk every week
@@ -27,13 +28,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Float, Float16, Float32, Float64, Int32
 from scipy.optimize import minimize
 
 from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.retrieval import ItemFeatures
-from sigma_jax.schema import TASKS, Histories, Requests
-from sigma_jax.sft.relations import DAMAGE, FEATURES, Relations, values_at
+from sigma_jax.schema import TASKS, Histories, PreparedData, Requests
+from sigma_jax.sft.relations import DAMAGE, RELATED, Relations, values_at
+from sigma_jax.sft.trends import TRENDS, Trends, request_times
+
+FEATURES = (*RELATED, *TRENDS)
 
 SIGMAS = (0.25, 0.35, 0.5, 0.7, 1.0)  # constants tried beside the one configured
 SHRINKAGE = 1.0  # of the weights to those of the model alone, over all targets: as one more target
@@ -71,16 +75,47 @@ class PriorWeights:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prior:
-    """Fitted weights with the relations they go with."""
+class Counts:
+    """What the features are read from."""
 
-    weights: PriorWeights
     relations: Relations
+    trends: Trends
+
+    @classmethod
+    def make(cls, data: PreparedData, vectors: Float[np.ndarray, "I D"], neighbours: int) -> Counts:
+        """From training rows, and the model's item vectors (of unit length)."""
+        return cls(Relations.make(data, vectors, neighbours), Trends.make(data))
+
+    def features(
+        self, requests: Requests, histories: Histories
+    ) -> tuple[ItemFeatures, Float16[np.ndarray, "T I G"]]:
+        """RELATED and TRENDS of the requests, as the generator takes them."""
+        related = self.relations.features(requests, histories)
+        table, row = self.trends.at(request_times(histories, requests))
+        return dataclasses.replace(related, row=row), table
 
     def save(self, folder: Path) -> None:
-        """Writes prior.json and a file a relation."""
-        (folder / "prior.json").write_text(json.dumps(dataclasses.asdict(self.weights)))
+        """Writes an .npz for each relation and one of the trends."""
         self.relations.save(folder)
+        self.trends.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Counts:
+        """What `save` wrote. One of DAMAGE where a file is missing or damaged."""
+        return cls(Relations.load(folder), Trends.load(folder))
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """Fitted weights with the counts they go with."""
+
+    weights: PriorWeights
+    counts: Counts
+
+    def save(self, folder: Path) -> None:
+        """Writes prior.json and the counts."""
+        (folder / "prior.json").write_text(json.dumps(dataclasses.asdict(self.weights)))
+        self.counts.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Prior:
@@ -88,10 +123,10 @@ class Prior:
         try:
             found = json.loads((folder / "prior.json").read_text())
             of = {name: tuple(map(float, found["of"][name])) for name in FEATURES}
-            return cls(PriorWeights(found["sigma"], of), Relations.load(folder))
+            return cls(PriorWeights(found["sigma"], of), Counts.load(folder))
         except DAMAGE as error:
             raise ValueError(
-                f"{folder}: prior.json or a relation beside it is damaged ({error}); delete "
+                f"{folder}: prior.json or an .npz beside it is damaged ({error}); delete "
                 f"{folder} and run again, which goes on from the last checkpoint."
             ) from error
 
@@ -101,14 +136,14 @@ def fit_prior(
     prompts: dict[str, np.ndarray],
     requests: Requests,
     histories: Histories,
-    relations: Relations,
+    counts: Counts,
 ) -> tuple[Prior, dict[str, float]]:
     """The weights that serve `requests` best, and figures: log-loss before and after.
 
     The model alone where too few targets are among the items it retrieves.
     """
     config = generator.config
-    features = relations.features(requests, histories)
+    features, table = counts.features(requests, histories)
     configs = [dataclasses.replace(config, sigma=s) for s in (config.sigma, *SIGMAS)]
     count = config.num_beams * config.num_retrieved
     found = generator.variants(prompts, count, [Choice(config=c) for c in configs])
@@ -116,14 +151,16 @@ def fit_prior(
     known = np.flatnonzero((found[0].items == requests.target[:, None]).any(axis=1))
     if len(known) < LEAST_TARGETS:
         none = dict.fromkeys(FEATURES, (0.0,) * (len(TASKS) if generator.reads_task else 1))
-        return Prior(PriorWeights(config.sigma, none), relations), {"prior_targets": len(known)}
+        return Prior(PriorWeights(config.sigma, none), counts), {"prior_targets": len(known)}
     of_known = ItemFeatures(features.items[known], features.values[known])
     fits = []
     for choice, result in zip(configs, found, strict=True):
         candidates = result.items[known]
         target = (candidates == requests.target[known, None]).argmax(axis=1)
         columns = [np.where(candidates >= 0, result.log_probs[known], ABSENT)]
-        columns += list(np.moveaxis(values_at(of_known, candidates), -1, 0))
+        related = values_at(of_known, candidates)
+        trends = table[features.row[known, None], np.maximum(candidates, 0)]
+        columns += list(np.moveaxis(np.concatenate([related, trends], axis=-1), -1, 0))
         # With another sigma they stand in another order: columns and places go together.
         fits.append((*fit_weights(columns, target), choice.sigma, columns, target))
     loss, weights, _, sigma, columns, target = min(fits, key=lambda fit: fit[0])
@@ -137,7 +174,7 @@ def fit_prior(
     labels = [f"_{task}" for task in TASKS] if generator.reads_task else [""]
     for name, values in of.items():
         figures |= {f"prior_{name}{label}": v for label, v in zip(labels, values, strict=True)}
-    return Prior(PriorWeights(sigma, of), relations), figures
+    return Prior(PriorWeights(sigma, of), counts), figures
 
 
 def fit_by_task(

@@ -39,14 +39,14 @@ from sigma_jax.baselines.covisitation import (
 from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.schema import Histories, PreparedData, Requests
 
-FEATURES = ("ties", "back", "near", "own")
+RELATED = ("ties", "back", "near", "own")
 LATEST = {"ties": SESSIONS, "back": 1, "near": SESSIONS}  # sessions whose items are asked
 UNIT = 0.1  # what makes a difference from none: of ties, of cosines and of decayed lines
 OWN_DECAY = 0.9  # of a session in `own`
 MOST_LISTED = 1_024  # items of a request that a relation may name: the strongest
 COSINES_A_STEP = 2**24  # entries of [items, I] that exist at once
 PADDING = np.iinfo(np.int32).max
-DAMAGE = (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Relations:
         return cls(ties, back, nearest(vectors, neighbours))
 
     def features(self, requests: Requests, histories: Histories) -> ItemFeatures:
-        """FEATURES of each request's items that any relation knows of, ascending; NumPy arrays."""
+        """RELATED of each request's items that any relation knows of, ascending; NumPy arrays."""
         starts, ends = history_ranges(histories, requests)
         tables = [
             self._related(name, histories, starts, ends)
             if name in LATEST
             else own_items(histories, starts, ends, self.ties.shape[0])
-            for name in FEATURES
+            for name in RELATED
         ]
         return listed(tables)
 

@@ -33,10 +33,9 @@ from sigma_jax.sft.build import backbone_source, frozen_tables, make_recommender
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.constraints import Constraints
 from sigma_jax.sft.loss import recommender_loss
-from sigma_jax.sft.prior import Prior, fit_prior
+from sigma_jax.sft.prior import Counts, Prior, fit_prior
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
 from sigma_jax.sft.records import RECORDS, write_records
-from sigma_jax.sft.relations import Relations
 from sigma_jax.sft.requests import make_requests
 from sigma_jax.sft.trained import BEFORE_REFIT, WEIGHTS, generation_config, hit_rates, prompts_of
 
@@ -227,16 +226,16 @@ class SftTask:
         """Fits and writes what counts say beside the model; figures."""
         if not self.config.prior.neighbours:
             return {}
-        relations = self.relations(model, tables)
+        counts = self.counts(model, tables)
         generator = self.generator(model, tables, FIT_BEAMS)
-        prior, figures = fit_prior(generator, prompts, requests, self.data.histories, relations)
+        prior, figures = fit_prior(generator, prompts, requests, self.data.histories, counts)
         prior.save(folder)
         return figures
 
-    def relations(self, model: Recommender, tables: Mapping[str, Array]) -> Relations:
+    def counts(self, model: Recommender, tables: Mapping[str, Array]) -> Counts:
         """What the prior counts in the training rows, and by the model's item vectors."""
         vectors = all_item_vectors(model, tables, len(self.data.catalogue))
-        return Relations.make(self.data, vectors, self.config.prior.neighbours)
+        return Counts.make(self.data, vectors, self.config.prior.neighbours)
 
     def refit(self) -> SftTask | None:
         """The task to be trained after this one, on more rows; None where none is."""
@@ -246,7 +245,7 @@ class SftTask:
         return SftTask(config, self.workdir, self.seed, has_validation_rows=True)
 
     def finish_refit(self, model: Recommender, tables: Mapping[str, Array], folder: Path) -> None:
-        """Puts the refitted weights and relations in place of those that `finish` wrote, which
+        """Puts the refitted weights and counts in place of those that `finish` wrote, which
         go to the folder BEFORE_REFIT.
 
         What was fitted on validation requests stays.
@@ -257,7 +256,7 @@ class SftTask:
         self.write_weights(model, folder)
         if (folder / "prior.json").exists():
             weights = Prior.load(folder).weights
-            Prior(weights, self.relations(model, tables)).save(folder)
+            Prior(weights, self.counts(model, tables)).save(folder)
 
     def write_weights(self, model: Recommender, folder: Path) -> None:
         """The weights, the backbone as a Hugging Face folder."""

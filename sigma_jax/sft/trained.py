@@ -71,8 +71,8 @@ class TrainedRecommender:
             return Choice(seen, config=config)
         if config.sigma == "deviation":
             config = dataclasses.replace(config, sigma=self.prior.weights.sigma)
-        features = self.prior.relations.features(requests, data.histories)
-        return Choice(seen, features, self.prior.weights.by_task, config)
+        features, table = self.prior.counts.features(requests, data.histories)
+        return Choice(seen, features, self.prior.weights.by_task, config, table)
 
 
 def load_recommender(workdir: Path, data: PreparedData, part: str = "") -> TrainedRecommender:

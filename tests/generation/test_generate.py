@@ -173,9 +173,16 @@ def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
     rng = np.random.default_rng(1)
     values = rng.normal(0, 1, (3, NUM_ITEMS, 2)).astype(np.float32)
     items = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (3, 1))
-    weights = rng.normal(0, 2, (len(TASKS), 2)).astype(np.float32)
-    [found] = generator.variants(
-        batch, NUM_ITEMS, [Choice(None, ItemFeatures(items, values), weights)]
+    weights = rng.normal(0, 2, (len(TASKS), 4)).astype(np.float32)
+    table = rng.normal(size=(4, NUM_ITEMS, 2)).astype(np.float16)  # what requests share
+    rows = np.array([3, 0, 3], np.int32)
+    alone, shared = generator.variants(
+        batch,
+        NUM_ITEMS,
+        [
+            Choice(None, ItemFeatures(items, values), weights[:, :2]),
+            Choice(None, ItemFeatures(items, values, rows), weights, table=table),
+        ],
     )
     hidden = forward(model, tables, batch["tokens"], batch["items"])
     for row in range(3):
@@ -184,9 +191,12 @@ def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
         assert 0.2 < shares.max() < 0.999
         log_p = np.zeros(NUM_ITEMS)
         log_p[plain.items[row]] = plain.log_probs[row]
-        log_p += values[row] @ (shares @ weights)
-        log_p -= np.log(np.exp(log_p).sum())
-        np.testing.assert_allclose(found.log_probs[row], np.sort(log_p)[::-1], atol=1e-3)
+        log_p += values[row] @ (shares @ weights[:, :2])
+        for found, more in ((alone, 0), (shared, table[rows[row]] @ (shares @ weights[:, 2:]))):
+            expected = log_p + more
+            expected -= np.log(np.exp(expected).sum())
+            np.testing.assert_allclose(found.log_probs[row], np.sort(expected)[::-1], atol=1e-3)
+            np.testing.assert_array_equal(found.items[row][:3], np.argsort(-expected)[:3])
 
 
 def test_a_padded_last_batch_changes_nothing():

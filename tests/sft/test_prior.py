@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from small_histories import histories_of, plain_data, plain_requests
@@ -11,8 +12,10 @@ from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
 from sigma_jax.generation.generate import GenerationConfig, Generator, all_item_vectors
 from sigma_jax.schema import TASKS
 from sigma_jax.sft.prior import (
+    FEATURES,
     LEAST_TARGETS,
     LEAST_TRUST,
+    Counts,
     Prior,
     PriorConfig,
     PriorWeights,
@@ -20,7 +23,6 @@ from sigma_jax.sft.prior import (
     fit_prior,
     fit_weights,
 )
-from sigma_jax.sft.relations import FEATURES, Relations
 
 REQUESTS = LEAST_TARGETS + 10
 GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3)
@@ -53,8 +55,8 @@ def fitted(repeats: bool, count: int = REQUESTS, **model_fields):
     generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
     batch = {name: np.resize(table, (count, *table.shape[1:])) for name, table in prompts().items()}
     vectors = all_item_vectors(model, generator.tables, NUM_ITEMS)
-    relations = Relations.make(plain_data(histories, NUM_ITEMS), vectors, 5)
-    return fit_prior(generator, batch, requests, histories, relations)
+    counts = Counts.make(plain_data(histories, NUM_ITEMS), vectors, 5)
+    return fit_prior(generator, batch, requests, histories, counts)
 
 
 def test_repeats_are_wanted_only_where_people_repeat():
@@ -104,20 +106,21 @@ def test_saved_prior_is_the_same(tmp_path):
     histories = histories_of([[[1], [2], [3], [4]], [[3, 5], [2], [6], [7]]])
     vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))[0]
     weights = PriorWeights("deviation", dict.fromkeys(FEATURES, (0.5, -2.0)))
-    prior = Prior(weights, Relations.make(plain_data(histories), vectors, 4))
+    prior = Prior(weights, Counts.make(plain_data(histories), vectors, 4))
     prior.save(tmp_path)
     loaded = Prior.load(tmp_path)
     assert loaded.weights == prior.weights
     requests = plain_requests(histories)
-    mine, other = (p.relations.features(requests, histories) for p in (prior, loaded))
-    np.testing.assert_array_equal(mine.items, other.items)
-    np.testing.assert_array_equal(mine.values, other.values)
-    whole = (tmp_path / "near.npz").read_bytes()
-    for part in (b"no archive", whole[: len(whole) // 2], whole[:60] + b"?" * 60 + whole[120:]):
-        (tmp_path / "near.npz").write_bytes(part)
-        with pytest.raises(ValueError, match="damaged"):
-            Prior.load(tmp_path)
-    (tmp_path / "near.npz").write_bytes(whole)
+    mine, other = (p.counts.features(requests, histories) for p in (prior, loaded))
+    jax.tree.map(np.testing.assert_array_equal, mine, other)
+    for name in ("near.npz", "trends.npz"):
+        whole = (tmp_path / name).read_bytes()
+        spoilt = whole[:60] + b"?" * 60 + whole[120:]
+        for part in (b"", b"no archive", whole[: len(whole) // 2], spoilt):
+            (tmp_path / name).write_bytes(part)
+            with pytest.raises(ValueError, match="damaged"):
+                Prior.load(tmp_path)
+        (tmp_path / name).write_bytes(whole)
     (tmp_path / "prior.json").write_text(json.dumps({"sigma": 1.0, "of": {"ties": [1.0]}}))
     with pytest.raises(ValueError, match="damaged"):
         Prior.load(tmp_path)

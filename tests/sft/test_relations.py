@@ -9,7 +9,7 @@ from sigma_jax.baselines.covisitation import SMOOTHING, count_ties, strongest
 from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.schema import Requests
 from sigma_jax.sft import relations
-from sigma_jax.sft.relations import FEATURES, LATEST, PADDING, UNIT, Relations, nearest, values_at
+from sigma_jax.sft.relations import LATEST, PADDING, RELATED, UNIT, Relations, nearest, values_at
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["lines", "baskets"])
@@ -57,7 +57,7 @@ def test_features_equal_plain_loops(histories, vectors):
             for name, table in tables.items()
         }
         expected["own"] = sums(histories, row, requests, np.eye(ITEMS), 0.9, 1_000)
-        expected = np.stack([expected[name] for name in FEATURES], axis=-1)
+        expected = np.stack([expected[name] for name in RELATED], axis=-1)
         here = features.items[row][features.items[row] < PADDING]
         assert (np.diff(here) > 0).all() and (features.items[row, len(here) :] == PADDING).all()
         assert set(here) == set(np.flatnonzero(expected.any(axis=1)))

@@ -1,0 +1,91 @@
+"""What everybody takes at the time of a request: demand moves, whoever asks.
+
+For each item the training lines before the day of the request, with three memories: a line's weight
+falls to 1/e in a week, a month or a quarter; and a fourth that forgets nothing. A feature is
+log(1 + count / 0.1). Nothing is known of the day itself or of later ones. Where a log has no times
+(all are 0) nothing comes before anything, and all features are 0.
+
+Axes: N requests, T days on which any of them is made, I items, G trends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float16, Int32, Int64
+
+from sigma_jax.baselines.candidates import training_rows
+from sigma_jax.schema import Histories, PreparedData, Requests
+
+DAY = 86_400  # seconds
+MEMORY = {"week": 7.0, "month": 30.0, "quarter": 91.0, "ever": np.inf}  # days
+TRENDS = tuple(MEMORY)
+UNIT = 0.1
+MOST_ENTRIES = 2**27  # of a table [T, I, G], 256 MB; with more, days are put together
+
+
+@dataclasses.dataclass(frozen=True)
+class Trends:
+    """The training rows of a log in order of time."""
+
+    item: Int32[np.ndarray, " rows"]
+    time: Int64[np.ndarray, " rows"]  # unix seconds
+    num_items: int
+
+    @classmethod
+    def make(cls, data: PreparedData) -> Trends:
+        rows = training_rows(data.histories)
+        item, time = np.asarray(data.histories.item[rows]), np.asarray(data.histories.time[rows])
+        order = np.argsort(time, kind="stable")
+        return cls(item[order], time[order], len(data.catalogue))
+
+    def at(
+        self, times: Int64[np.ndarray, " N"]
+    ) -> tuple[Float16[np.ndarray, "T I G"], Int32[np.ndarray, " N"]]:
+        """The features at some moments, and which row of the table each of `times` reads."""
+        day, step = times // DAY, 1
+        while len(np.unique(day // step)) * self.num_items * len(TRENDS) > MOST_ENTRIES:
+            step *= 2
+            if step > day.max(initial=0):
+                break
+        days, row = np.unique(day // step * step, return_inverse=True)  # never after the request
+        table = np.zeros((len(days), self.num_items, len(TRENDS)), np.float16)
+        counts = np.zeros((self.num_items, len(TRENDS)))
+        memory = np.array(list(MEMORY.values()))
+        first, last_day = 0, 0.0
+        for number, today in enumerate(days.tolist()):
+            end = int(np.searchsorted(self.time, today * DAY))
+            counts *= np.exp(-(today - last_day) / memory)
+            lines = slice(first, end)
+            age = today - self.time[lines] / DAY
+            for trend, span in enumerate(memory):
+                weight = np.exp(-age / span)
+                counts[:, trend] += np.bincount(self.item[lines], weight, self.num_items)
+            table[number] = np.log1p(counts / UNIT)
+            first, last_day = end, today
+        return table, row.reshape(-1).astype(np.int32)
+
+    def save(self, folder: Path) -> None:
+        """Writes trends.npz."""
+        np.savez_compressed(folder / "trends.npz", **dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Trends:
+        """What `save` wrote; an error of `DAMAGE` (sft/relations.py) where it cannot be read."""
+        with np.load(folder / "trends.npz") as file:
+            return cls(file["item"], file["time"], int(file["num_items"]))
+
+
+def request_times(histories: Histories, requests: Requests) -> Int64[np.ndarray, " N"]:
+    """When each request is made, in unix seconds: with the row its history ends before.
+
+    Where that is the user's last row, or nobody's, now: the end of the log.
+    """
+    time = np.asarray(histories.time)
+    now = time.max(initial=0)
+    user = np.maximum(requests.user, 0)
+    is_past = (requests.user >= 0) & (requests.cut < np.asarray(histories.offsets)[user + 1])
+    # The day after the last of the log: all of it has been.
+    return np.where(is_past, time[np.where(is_past, requests.cut, 0)], now + DAY if now else 0)
