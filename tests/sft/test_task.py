@@ -314,6 +314,7 @@ def test_a_refitted_stage_keeps_the_prior_and_changes_weights_and_ties(trained, 
         np.testing.assert_array_equal(value.get_value(), same.get_value())
     assert before.weights == after.weights
     assert after.counts.relations.ties.sum() > before.counts.relations.ties.sum()
+    assert len(after.counts.trends.item) > len(before.counts.trends.item)
 
 
 def test_negatives_are_different_places_and_all_where_they_fit():
