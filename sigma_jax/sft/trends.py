@@ -44,14 +44,19 @@ class Trends:
     def at(
         self, times: Int64[np.ndarray, " N"]
     ) -> tuple[Float16[np.ndarray, "T I G"], Int32[np.ndarray, " N"]]:
-        """The features at some moments, and which row of the table each of `times` reads."""
-        day, step = times // DAY, 1
-        while len(np.unique(day // step)) * self.num_items * len(TRENDS) > MOST_ENTRIES:
-            step *= 2
-            if step > day.max(initial=0):
-                break
-        days, row = np.unique(day // step * step, return_inverse=True)  # never after the request
-        table = np.zeros((len(days), self.num_items, len(TRENDS)), np.float16)
+        """The features at some moments, and which row of the table each of `times` reads.
+
+        Rows that nothing reads stand at the end: few distinct shapes, few compilations.
+        """
+        day = times // DAY
+        first_day, step = day.min(initial=0), 1
+        days, row = np.unique(day, return_inverse=True)
+        most = max(1, MOST_ENTRIES // (self.num_items * len(TRENDS)))
+        while _padded(len(days)) > most:
+            step *= 2  # days are read as the first of so many: never after the request
+            days, row = np.unique((day - first_day) // step * step, return_inverse=True)
+            days += first_day
+        table = np.zeros((_padded(len(days)), self.num_items, len(TRENDS)), np.float16)
         counts = np.zeros((self.num_items, len(TRENDS)))
         memory = np.array(list(MEMORY.values()))
         first, last_day = 0, 0.0
@@ -76,6 +81,11 @@ class Trends:
         """What `save` wrote; an error of `DAMAGE` (sft/relations.py) where it cannot be read."""
         with np.load(folder / "trends.npz") as file:
             return cls(file["item"], file["time"], int(file["num_items"]))
+
+
+def _padded(count: int) -> int:
+    """The power of two that is not under `count`."""
+    return 1 << max(count - 1, 0).bit_length()
 
 
 def request_times(histories: Histories, requests: Requests) -> Int64[np.ndarray, " N"]:
