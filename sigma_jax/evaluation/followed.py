@@ -29,6 +29,7 @@ from sigma_jax.baselines.candidates import Allowed, allowed_items, history_range
 from sigma_jax.evaluation.score import LIST, summary_of
 from sigma_jax.schema import TASKS, PreparedData, Requests
 from sigma_jax.sft import instructions
+from sigma_jax.sft.trends import request_times
 
 THEMED = ("Season", "Holiday")
 COMBINED = "something for {theme} under the category {category}"
@@ -50,7 +51,9 @@ def followed_requests(
     themed = np.flatnonzero(is_themed)
     if data.themes is None or not len(themed):
         return found
-    other = np.array([theme_not_on(asked, row, data) for row in themed], np.int32)
+    times = request_times(data.histories, asked)
+    other = [theme_not_on(int(asked.argument[row]), int(times[row]), data) for row in themed]
+    other = np.array(other, np.int32)
     usable = other >= 0
     out = asked.take(themed[usable])
     names = {task: instructions.argument_texts(data, task) for task in THEMED}
@@ -72,13 +75,12 @@ def followed_requests(
     return found
 
 
-def theme_not_on(requests: Requests, row: int, data: PreparedData) -> int:
-    """A theme of the same kind that is not on at the request's moment; -1 where there is none."""
-    histories, themes = data.histories, data.themes
-    last = min(int(requests.cut[row]), len(histories.time) - 1)
-    on = set(themes.active(int(histories.time[last])).tolist())
+def theme_not_on(asked: int, time: int, data: PreparedData) -> int:
+    """A theme of the kind of theme `asked` that is not on at `time`; -1 where there is none."""
+    themes = data.themes
+    on = set(themes.active(time).tolist())
     kinds = themes.kinds.to_pylist()
-    asked, count = int(requests.argument[row]), len(kinds)
+    count = len(kinds)
     for step in range(1, count):
         theme = (asked + step) % count
         if kinds[theme] == kinds[asked] and theme not in on and len(themes.items.of(theme)):

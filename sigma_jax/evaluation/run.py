@@ -26,6 +26,7 @@ from sigma_jax.evaluation.page import collect_figures, write_report
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
 from sigma_jax.generation.generate import Choice, GenerationConfig, Generator, Recommendations
+from sigma_jax.generation.trie import power_of_two
 from sigma_jax.runtime.artifacts import (
     Recipe,
     check_inputs,
@@ -255,8 +256,8 @@ def seen_items(data: PreparedData, requests: Requests) -> Int32[np.ndarray, "N S
     """The distinct items of each request's history, padded with -1."""
     starts, ends = history_ranges(data.histories, requests)
     rows = [np.unique(data.histories.item[a:b]) for a, b in zip(starts, ends, strict=True)]
-    longest = max((len(row) for row in rows), default=0)
-    width = 1 << max(longest - 1, 0).bit_length()  # few distinct shapes: few compilations
+    # Few distinct shapes: few compilations.
+    width = power_of_two(max((len(row) for row in rows), default=0))
     seen = np.full((len(rows), width), -1, np.int32)
     for row, items in enumerate(rows):
         seen[row, : len(items)] = items

@@ -90,6 +90,11 @@ def padded_size(size: int) -> int:
     return -(-size // step) * step
 
 
+def power_of_two(count: int) -> int:
+    """The least that is not under `count`, at least 1: 1, 2, 4, 8 ..."""
+    return 1 << max(int(count) - 1, 0).bit_length()
+
+
 def build_trie(codes: Int32[np.ndarray, "I L"], depth: int, codebook_size: int) -> Trie:
     """The trie over the first `depth` codes of every item; order and repeats do not matter.
 
@@ -127,7 +132,7 @@ def build_trie(codes: Int32[np.ndarray, "I L"], depth: int, codebook_size: int) 
         first_nodes=first_nodes,
         leaf_start=_pad(leaf_start, len(codes), np.int32),
         sorted_items=_pad(order, -1, np.int32),
-        widths=tuple(1 << int(degree.max() - 1).bit_length() for degree in degrees),
+        widths=tuple(power_of_two(degree.max()) for degree in degrees),
     )
 
 

@@ -37,6 +37,7 @@ from sigma_jax.baselines.covisitation import (
     strongest,
 )
 from sigma_jax.generation.retrieval import ItemFeatures
+from sigma_jax.generation.trie import power_of_two
 from sigma_jax.schema import Histories, PreparedData, Requests
 
 RELATED = ("ties", "back", "near", "own")
@@ -112,8 +113,8 @@ def listed(tables: list[sparse.csr_matrix]) -> ItemFeatures:
     known = functools.reduce(lambda a, b: a + b, tables).tocsr()
     known.sort_indices()
     count = known.shape[0]
-    width = max(1, int(np.diff(known.indptr).max(initial=0)))
-    width = 1 << (width - 1).bit_length()  # few distinct shapes: few compilations
+    # Few distinct shapes: few compilations.
+    width = power_of_two(np.diff(known.indptr).max(initial=0))
     items = np.full((count, width), PADDING, np.int32)
     values = np.zeros((count, width, len(tables)), np.float32)
     for row in range(count):

@@ -17,12 +17,13 @@ import numpy as np
 from jaxtyping import Float16, Int32, Int64
 
 from sigma_jax.baselines.candidates import training_rows
+from sigma_jax.generation.trie import power_of_two
 from sigma_jax.schema import Histories, PreparedData, Requests
+from sigma_jax.sft.relations import UNIT
 
 DAY = 86_400  # seconds
 MEMORY = {"week": 7.0, "month": 30.0, "quarter": 91.0, "ever": np.inf}  # days
 TRENDS = tuple(MEMORY)
-UNIT = 0.1
 MOST_ENTRIES = 2**27  # of a table [T, I, G], 256 MB; with more, days are put together
 
 
@@ -52,11 +53,11 @@ class Trends:
         first_day, step = day.min(initial=0), 1
         days, row = np.unique(day, return_inverse=True)
         most = max(1, MOST_ENTRIES // (self.num_items * len(TRENDS)))
-        while _padded(len(days)) > most:
+        while power_of_two(len(days)) > most:
             step *= 2  # days are read as the first of so many: never after the request
             days, row = np.unique((day - first_day) // step * step, return_inverse=True)
             days += first_day
-        table = np.zeros((_padded(len(days)), self.num_items, len(TRENDS)), np.float16)
+        table = np.zeros((power_of_two(len(days)), self.num_items, len(TRENDS)), np.float16)
         counts = np.zeros((self.num_items, len(TRENDS)))
         memory = np.array(list(MEMORY.values()))
         first, last_day = 0, 0.0
@@ -74,18 +75,13 @@ class Trends:
 
     def save(self, folder: Path) -> None:
         """Writes trends.npz."""
-        np.savez_compressed(folder / "trends.npz", **dataclasses.asdict(self))
+        np.savez_compressed(folder / "trends.npz", **vars(self))
 
     @classmethod
     def load(cls, folder: Path) -> Trends:
         """What `save` wrote; an error of `DAMAGE` (sft/relations.py) where it cannot be read."""
         with np.load(folder / "trends.npz") as file:
             return cls(file["item"], file["time"], int(file["num_items"]))
-
-
-def _padded(count: int) -> int:
-    """The power of two that is not under `count`."""
-    return 1 << max(count - 1, 0).bit_length()
 
 
 def request_times(histories: Histories, requests: Requests) -> Int64[np.ndarray, " N"]:

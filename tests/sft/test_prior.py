@@ -10,7 +10,7 @@ from small_histories import histories_of, plain_data, plain_requests
 from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
 
 from sigma_jax.generation.generate import GenerationConfig, Generator, all_item_vectors
-from sigma_jax.schema import TASKS
+from sigma_jax.schema import TASKS, Requests
 from sigma_jax.sft.prior import (
     FEATURES,
     LEAST_TARGETS,
@@ -23,6 +23,7 @@ from sigma_jax.sft.prior import (
     fit_prior,
     fit_weights,
 )
+from sigma_jax.sft.trends import DAY
 
 REQUESTS = LEAST_TARGETS + 10
 GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3)
@@ -51,9 +52,15 @@ def fitted(repeats: bool, count: int = REQUESTS, **model_fields):
     others = [np.setdiff1d(np.arange(NUM_ITEMS), items) for items in own]
     target = [rng.choice(items) for items in (own if repeats else others)]
     requests = dataclasses.replace(requests, target=np.array(target, np.int32))
+    return fit(histories, requests, **model_fields)
+
+
+def fit(histories, requests: Requests, **model_fields):
+    """A prior fitted on `requests`, whose prompts have nothing to do with them."""
     model, tables = recommender(**model_fields)
     generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
-    batch = {name: np.resize(table, (count, *table.shape[1:])) for name, table in prompts().items()}
+    batch = prompts().items()
+    batch = {name: np.resize(table, (len(requests), *table.shape[1:])) for name, table in batch}
     vectors = all_item_vectors(model, generator.tables, NUM_ITEMS)
     counts = Counts.make(plain_data(histories, NUM_ITEMS), vectors, 5)
     return fit_prior(generator, batch, requests, histories, counts)
@@ -65,6 +72,23 @@ def test_repeats_are_wanted_only_where_people_repeat():
     assert figures["prior_loss"] < figures["model_loss"] and figures["prior_targets"] == REQUESTS
     unwanted, _ = fitted(False)
     assert unwanted.weights.of["own"][0] < -0.5
+
+
+def test_what_was_taken_lately_is_wanted_only_where_it_is_taken_again():
+    """A user a day; each takes what the one of the day before took first, or never does."""
+    rng = np.random.default_rng(0)
+    items = rng.permuted(np.tile(np.arange(NUM_ITEMS), (200, 1)), axis=1)[:, :4]
+    histories = histories_of([[[item] for item in row] for row in items.tolist()])
+    day = np.repeat(np.arange(len(items)), items.shape[1])
+    histories = dataclasses.replace(histories, time=(18_000 + day) * DAY)
+    requests = plain_requests(histories).take(np.arange(1, len(items)))
+    again = dataclasses.replace(requests, target=items[:-1, 0].astype(np.int32))
+    prior, figures = fit(histories, again)
+    assert prior.weights.of["week"][0] > 0.5
+    assert figures["prior_loss"] < figures["model_loss"] - 0.2
+    never = (items[:-1, 0] + rng.integers(1, NUM_ITEMS, len(items) - 1)) % NUM_ITEMS
+    other, _ = fit(histories, dataclasses.replace(requests, target=never.astype(np.int32)))
+    assert other.weights.of["week"][0] < 0.1
 
 
 def test_each_task_has_weights_of_its_own_where_it_has_targets():
