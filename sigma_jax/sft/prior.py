@@ -90,8 +90,9 @@ class Counts:
         self, requests: Requests, histories: Histories
     ) -> tuple[ItemFeatures, Float16[np.ndarray, "T I G"]]:
         """RELATED and TRENDS of the requests, as the generator takes them."""
-        related = self.relations.features(requests, histories)
-        table, row = self.trends.at(request_times(histories, requests))
+        times = request_times(histories, requests)
+        related = self.relations.features(requests, histories, times)
+        table, row = self.trends.at(times)
         return dataclasses.replace(related, row=row), table
 
     def save(self, folder: Path) -> None:

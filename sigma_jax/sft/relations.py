@@ -10,6 +10,10 @@
 A relation is a sparse matrix [I, I] of the strongest entries of each row, and a feature of an item
 is log(1 + s / 0.1), s being its entries in the rows of the latest items, decayed by 0.7 a session.
 
+Ties, back and near have a second feature each, of the lines of the request's own day alone, all
+alike: who is still at it takes what goes with what he has just taken. All 0 where the day has seen
+nothing of the user yet, or a log has no times.
+
 Axes: N requests, S items of a request that a relation knows of, F features, I items.
 """
 
@@ -25,10 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sparse
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32, Int64
 
-from sigma_jax.baselines.candidates import history_ranges
+from sigma_jax.baselines.candidates import history_ranges, ragged
 from sigma_jax.baselines.covisitation import (
+    DECAY,
     REQUESTS_A_STEP,
     SESSIONS,
     count_ties,
@@ -40,8 +45,9 @@ from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.trie import power_of_two
 from sigma_jax.schema import Histories, PreparedData, Requests
 
-RELATED = ("ties", "back", "near", "own")
 LATEST = {"ties": SESSIONS, "back": 1, "near": SESSIONS}  # sessions whose items are asked
+RELATED = (*LATEST, "own", *(f"{name}_today" for name in LATEST))
+DAY = 86_400  # seconds
 UNIT = 0.1  # what makes a difference from none: of ties, of cosines and of decayed lines
 OWN_DECAY = 0.9  # of a session in `own`
 MOST_LISTED = 1_024  # items of a request that a relation may name: the strongest
@@ -68,24 +74,30 @@ class Relations:
         ties, back = (strongest(damped(table, data), neighbours) for table in (raw, raw.T.tocsr()))
         return cls(ties, back, nearest(vectors, neighbours))
 
-    def features(self, requests: Requests, histories: Histories) -> ItemFeatures:
-        """RELATED of each request's items that any relation knows of, ascending; NumPy arrays."""
+    def features(
+        self, requests: Requests, histories: Histories, times: Int64[np.ndarray, " N"]
+    ) -> ItemFeatures:
+        """RELATED of each request's items that any relation knows of, ascending; NumPy arrays.
+
+        `times`: when each request is made, in unix seconds; 0 where a log has no times.
+        """
         starts, ends = history_ranges(histories, requests)
-        tables = [
-            self._related(name, histories, starts, ends)
-            if name in LATEST
-            else own_items(histories, starts, ends, self.ties.shape[0])
-            for name in RELATED
-        ]
+        today = first_of_day(histories, starts, ends, times)
+        asked = functools.partial(self._related, histories)
+        tables = [asked(name, starts, ends, DECAY, sessions) for name, sessions in LATEST.items()]
+        tables.append(own_items(histories, starts, ends, self.ties.shape[0]))
+        tables += [asked(name, today, ends, 1.0, None) for name in LATEST]
         return listed(tables)
 
-    def _related(self, name: str, histories: Histories, starts, ends) -> sparse.csr_matrix:
+    def _related(
+        self, histories: Histories, name: str, starts, ends, decay: float, sessions: int | None
+    ) -> sparse.csr_matrix:
         """[N, I]: the strongest entries of what one relation says of each request."""
         relation, parts = getattr(self, name), []
         for first in range(0, len(starts), REQUESTS_A_STEP):
             rows = slice(first, first + REQUESTS_A_STEP)
             latest = recent_items(
-                histories, starts[rows], ends[rows], relation.shape[0], sessions=LATEST[name]
+                histories, starts[rows], ends[rows], relation.shape[0], decay, sessions
             )
             parts.append(strongest((latest @ relation).tocsr(), MOST_LISTED))
         return sparse.vstack(parts, format="csr")
@@ -99,6 +111,20 @@ class Relations:
     def load(cls, folder: Path) -> Relations:
         """What `save` wrote. One of DAMAGE where a file is missing or damaged."""
         return cls(**{name: sparse.load_npz(folder / f"{name}.npz") for name in LATEST})
+
+
+def first_of_day(
+    histories: Histories,
+    starts: Int64[np.ndarray, " N"],
+    ends: Int64[np.ndarray, " N"],
+    times: Int64[np.ndarray, " N"],
+) -> Int64[np.ndarray, " N"]:
+    """The first row of each history on the day (UTC) of its request; `ends` where there is none."""
+    lines = ragged(starts, ends)
+    request = np.repeat(np.arange(len(starts)), np.maximum(ends - starts, 0))
+    is_today = histories.time[lines] // DAY == times[request] // DAY
+    count = np.bincount(request[is_today & (times[request] > 0)], minlength=len(starts))
+    return ends - count  # rows are in order of time
 
 
 def own_items(histories: Histories, starts, ends, num_items: int) -> sparse.csr_matrix:

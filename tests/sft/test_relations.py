@@ -1,20 +1,36 @@
 """Promises of sigma_jax/sft/relations.py."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.sparse as sparse
 from small_histories import ITEMS, histories_of, plain_data, plain_requests, random_users
 
+from sigma_jax.baselines.candidates import history_ranges
 from sigma_jax.baselines.covisitation import SMOOTHING, count_ties, strongest
 from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.schema import Requests
 from sigma_jax.sft import relations
-from sigma_jax.sft.relations import LATEST, PADDING, RELATED, UNIT, Relations, nearest, values_at
+from sigma_jax.sft.relations import (
+    DAY,
+    LATEST,
+    PADDING,
+    RELATED,
+    UNIT,
+    Relations,
+    first_of_day,
+    nearest,
+    values_at,
+)
+from sigma_jax.sft.trends import request_times
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["lines", "baskets"])
 def histories(request):
-    return histories_of(random_users(request.param))
+    """Four sessions a day."""
+    plain = histories_of(random_users(request.param))
+    return dataclasses.replace(plain, time=(100 + plain.session // 4).astype(np.int64) * DAY + 9)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +56,8 @@ def test_features_equal_plain_loops(histories, vectors):
     made = Relations.make(data, vectors, ITEMS)
     requests = plain_requests(histories)
     assert requests.user[-1] == -1
-    features = made.features(requests, histories)
+    times = request_times(histories, requests)
+    features = made.features(requests, histories, times)
     assert len(features.items) == len(requests)
     raw = count_ties(histories, ITEMS).toarray()
     training = np.concatenate(
@@ -57,12 +74,25 @@ def test_features_equal_plain_loops(histories, vectors):
             for name, table in tables.items()
         }
         expected["own"] = sums(histories, row, requests, np.eye(ITEMS), 0.9, 1_000)
+        start, end = histories.offsets[requests.user[row]], requests.cut[row]
+        today = [r for r in range(start, end) if histories.time[r] // DAY == times[row] // DAY]
+        for name, table in tables.items():
+            expected[f"{name}_today"] = table[histories.item[today]].sum(axis=0)
         expected = np.stack([expected[name] for name in RELATED], axis=-1)
         here = features.items[row][features.items[row] < PADDING]
         assert (np.diff(here) > 0).all() and (features.items[row, len(here) :] == PADDING).all()
         assert set(here) == set(np.flatnonzero(expected.any(axis=1)))
         found = features.values[row, : len(here)]
         np.testing.assert_allclose(found, np.log1p(expected[here] / UNIT), 1e-4, 1e-5)
+
+
+def test_a_request_without_times_has_no_lines_of_its_day(histories):
+    timeless = dataclasses.replace(histories, time=np.zeros_like(histories.time))
+    requests = plain_requests(histories)
+    starts, ends = history_ranges(histories, requests)
+    for log, has_today in ((histories, True), (timeless, False)):
+        first = first_of_day(log, starts, ends, request_times(log, requests))
+        assert (first < ends).any() == has_today
 
 
 def test_what_came_before_is_told_from_what_came_after():
