@@ -3,8 +3,9 @@
     python -m sigma_jax.benchmark --suite=configs/benchmark/amazon.py --data=FOLDER
 
 A run is one `python -m sigma_jax.train` command, whose words stand in the table; a run that is
-finished is not run again, one that was interrupted continues. WORKDIR gets table.txt and
-results.json after every run. --runs=Beauty/SIGMA/0 runs only those whose name begins so.
+finished (has a record.json) is not run again, one that was interrupted continues. WORKDIR gets
+table.txt and results.json after every run. --runs=Beauty/SIGMA/0 runs only those whose name begins
+so.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from sigma_jax.evaluation import suite as suites
+from sigma_jax.evaluation.record import write_record
 from sigma_jax.evaluation.suite import Run, Suite
 from sigma_jax.evaluation.suite_page import write_suite_page
 from sigma_jax.runtime import cli
@@ -98,6 +100,7 @@ def run_one(suite: Suite, run: Run, workdir: Path) -> str | None:
         )
     logging.info("benchmark: %s took %s", run.name, clock(time.monotonic() - began))
     if done.returncode == 0:
+        write_record(folder, suite.columns, suite.levels)
         return None
     lines = (folder / "log.txt").read_text().strip().splitlines()
     return lines[-1] if lines else f"status {done.returncode}"

@@ -3,6 +3,7 @@
 import json
 
 from sigma_jax.evaluation import suite as suites
+from sigma_jax.evaluation.record import write_record
 
 
 def tiny_suite(**changes) -> suites.Suite:
@@ -33,7 +34,8 @@ def write_results(folder, run, recall_10, method="SIGMA", ndcg_gain=0.032, **mor
     summary["item.HR@10"] = summary["item.Recall@10"]
     methods = {method: {"left_out": {"tasks": {"JustForYou": summary}, "average": summary}}}
     made = {"config_hash": "c0ffee", "data_hash": "da7a", "seconds": 7.0, "command": "python -m x"}
-    place = run.workdir(folder) / "evaluation"
-    place.mkdir(parents=True)
+    workdir = run.workdir(folder)
+    (workdir / "evaluation").mkdir(parents=True)
     results = {"methods": methods | more, "run": made}
-    (place / "results.json").write_text(json.dumps(results))
+    (workdir / "evaluation" / "results.json").write_text(json.dumps(results))
+    write_record(workdir, tiny_suite().columns, tiny_suite().levels)

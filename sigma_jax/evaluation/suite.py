@@ -7,9 +7,7 @@ own, whose evaluation is read here. Rows are means and sample deviations over se
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sigma_jax import metrics
+from sigma_jax.evaluation.record import BY_TASK, DIGITS, GAPS, read_record
 from sigma_jax.evaluation.score import MODES
 from sigma_jax.evaluation.table import LEVELS, TITLES
 from sigma_jax.schema import TASKS
@@ -26,7 +25,7 @@ VARIANTS = {  # other rankings by the same run
     "SIGMA without prior": " without counts",
     "SIGMA before refit": " before the refit",
 }
-ROUNDING = 1e-9
+ROUNDING = 2 * 10**-DIGITS  # of the differences that a check looks at
 NAME, CELL = 34, 16  # widths of a table
 
 
@@ -148,15 +147,8 @@ def arguments(suite: Suite, run: Run, data_folder: str, workdir: Path, pool: Pat
 
 
 def read_results(run: Run, folder: Path) -> dict[str, Any] | None:
-    """The results of a finished run; None where it is not finished."""
-    path = run.workdir(folder) / "evaluation" / "results.json"
-    return _load(path, path.stat().st_mtime_ns) if path.exists() else None
-
-
-@functools.cache
-def _load(path: Path, written: int) -> dict[str, Any]:
-    """A file as it was when `written`: every table of a suite looks into every run."""
-    return json.loads(path.read_text())
+    """What is kept of a finished run (evaluation/record.py); None where it is not finished."""
+    return read_record(run.workdir(folder))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +212,7 @@ def make_row(suite: Suite, level: str, name: str, found: Sequence[Mapping]) -> R
         if all(key in summary for summary in found):
             figures[column] = [summary[key]["mean"] for summary in found]
     for number, summary in enumerate(found):
-        four = [f"{level}.{gain}@{k}" for gain in ("Recall", "NDCG") for k in (5, 10)]
+        four = [f"{level}.{name}" for name in GAPS]
         if all(key in summary for key in four):
             wrong = metrics.leave_one_out_gap(*(summary[k]["mean"] for k in four), ROUNDING)
             warnings += [f"{name}, run {number}: {wrong}"] if wrong else []
@@ -288,17 +280,16 @@ def render_by_task(
     suite: Suite, folder: Path, data: str, mode: str, level: str, tasks: Sequence[str]
 ) -> list[str]:
     """HR@10 of each task."""
-    column = "HR@10"
-    one = dataclasses.replace(suite, columns=(column,))
+    one = dataclasses.replace(suite, columns=(BY_TASK,))
     by_task = {task: collect(one, folder, data, mode, level, task) for task in tasks}
     names = list(dict.fromkeys(row.method for rows in by_task.values() for row in rows))
-    title = f"{data}, {column} by task, hits by {LEVELS[level]}, {TITLES[mode]}"
+    title = f"{data}, {BY_TASK} by task, hits by {LEVELS[level]}, {TITLES[mode]}"
     lines = [title, f"{'':{NAME}}" + "".join(f"{task:>{CELL}}" for task in tasks)]
     for name in names:
         shown = ""
         for rows in by_task.values():
             row = next((row for row in rows if row.method == name), None)
-            shown += f"{cell(row, column) if row else '-':>{CELL}}"
+            shown += f"{cell(row, BY_TASK) if row else '-':>{CELL}}"
         lines.append(f"{name[: NAME - 1]:{NAME}}{shown}")
     return lines
 

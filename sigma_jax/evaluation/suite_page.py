@@ -24,9 +24,6 @@ from sigma_jax.evaluation.suite import (
     tasks_judged,
 )
 from sigma_jax.evaluation.table import LEVELS, TITLES
-from sigma_jax.runtime.artifacts import read_manifest
-
-STAGES = ("teacher", "grounding", "tokenizer", "sft")
 
 
 def write_suite_page(suite: Suite, folder: Path) -> None:
@@ -137,20 +134,15 @@ def headline_of(suite: Suite, results, mode: str, level: str) -> float | None:
 def quality_by_time(
     suite: Suite, folder: Path, data: str, mode: str, level: str
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """method -> minutes that its stages trained, and the headline figure in per cent, a run each.
-
-    A stage that another run has made counts with the time it took there.
-    """
+    """method -> minutes that its stages trained, and the headline in per cent, a run each."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for method, seed in itertools.product(suite.methods, suite.seeds):
-        run = Run(data, method, seed)
-        figure = headline_of(suite, read_results(run, folder), mode, level)
+        results = read_results(Run(data, method, seed), folder)
+        figure = headline_of(suite, results, mode, level)
         if figure is None:
             continue
-        workdir = run.workdir(folder)
-        made = [read_manifest(workdir, s).figures for s in STAGES if (workdir / s).exists()]
         minutes, figures = found.setdefault(method, ([], []))
-        minutes.append(sum(f.get("seconds", 0.0) for f in made) / 60)
+        minutes.append(results["minutes"])
         figures.append(100 * figure)
     return found
 

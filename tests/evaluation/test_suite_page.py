@@ -66,7 +66,7 @@ def test_the_page_holds_tables_and_plots_of_what_is_finished(suite, tmp_path):
 
 def test_time_is_that_of_all_stages(suite, tmp_path):
     run = Run("A", "SIGMA", 1)
-    write_results(tmp_path, run, 0.24)
     write_stages(tmp_path, run, {"tokenizer": 60.0, "sft": 120.0})
+    write_results(tmp_path, run, 0.24)
     found = quality_by_time(suite, tmp_path, "A", "left_out", "item")
     assert found == {"SIGMA": ([3.0], [pytest.approx(24.0)])}
