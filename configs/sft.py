@@ -92,7 +92,7 @@ BASE = {
     "infonce_weight": 0.2,
     "constraint_weight": 2.0,
     "label_smoothing": 0.0,
-    "prior": {"neighbours": 100, "fit_requests": 500},
+    "prior": {"neighbours": 100, "fit_requests": 1_500},
     "refits": False,
     "report_requests": 50,
     "report_beams": 16,

@@ -68,7 +68,7 @@ def recommend(
     settings = dataclasses.replace(settings, num_retrieved=max(count, settings.num_retrieved))
     generator = make_generator(trained, settings)
     seen = None if keep_seen else seen_items(data, request)
-    choice = trained.choice(request, data, settings, seen=seen)
+    choice = trained.choice(generator, request, data, seen=seen)
     [found] = generator.variants(trained.prompts(request, data), count, [choice])
     shown = " ".join(instruction[:200].split()) + (" ..." if len(instruction) > 200 else "")
     lines = [f'"{shown}", for {f"user {user}" if user else "anyone"}:', describe(found, 0, data)]

@@ -144,22 +144,23 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     generator = make_generator(trained, settings.generation)
     prompts = trained.prompts(requests, data)
     seen = seen_items(data, requests)
-    choice = trained.choice(requests, data, settings.generation, settings.uses_prior)
+    choice = trained.choice(generator, requests, data, settings.uses_prior)
     choices = {"SIGMA": choice}
     if choice.features is not None:
         choices["SIGMA without prior"] = Choice(None)
     rankings, kept = both_ways(generator, prompts, choices, seen)
     if (workdir / "sft" / BEFORE_REFIT).exists():
         first = load_recommender(workdir, data, BEFORE_REFIT)
-        other = first.choice(requests, data, settings.generation, settings.uses_prior)
         of_first = make_generator(first, settings.generation)
+        other = first.choice(of_first, requests, data, settings.uses_prior)
         rankings |= both_ways(of_first, prompts, {"SIGMA before refit": other}, seen)[0]
     sets = {}
     if trained.config.prompt.phrasings is not instructions.WITHOUT_WORDS:
         unseen = draw_requests(data, trained, settings, seed, instructions.HELDOUT_PHRASINGS)
         assert np.array_equal(unseen.target, requests.target)
         prompts = trained.prompts(unseen, data)
-        [other] = generator.variants(prompts, LIST, [choice])
+        choice_of_unseen = trained.choice(generator, unseen, data, settings.uses_prior)
+        [other] = generator.variants(prompts, LIST, [choice_of_unseen])
         rankings["SIGMA, unseen wording"] = {"kept": other.items}
         if settings.followed_requests:
             sets = followed_requests(
@@ -211,7 +212,7 @@ def lists_of(
     """What SIGMA recommends to the requests of each set, seen items kept."""
     lists = {}
     for name, (_, requests) in sets.items():
-        choice = trained.choice(requests, data, settings.generation, settings.uses_prior)
+        choice = trained.choice(generator, requests, data, settings.uses_prior)
         [found] = generator.variants(trained.prompts(requests, data), LIST, [choice])
         lists[name] = found.items
     return lists
@@ -296,7 +297,7 @@ def show_recommendations(config: Any, workdir: Path, users: int = 2, count: int 
     wanted = example_rows(requests, users)
     requests = requests.take(wanted)
     generator = make_generator(trained, settings.generation)
-    choice = trained.choice(requests, data, settings.generation, settings.uses_prior)
+    choice = trained.choice(generator, requests, data, settings.uses_prior)
     [found] = generator.variants(trained.prompts(requests, data), count, [choice])
     for row in range(len(requests)):
         user = data.users.table["user_id"][int(requests.user[row])].as_py()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams, Prompts, beam_search
 from sigma_jax.generation.evidence import ItemEvidence, make_evidence
 from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index, search
+from sigma_jax.generation.told import Told, read_told, told_of, told_of_all
 from sigma_jax.generation.trie import Trie, build_trie
 from sigma_jax.models.recommender import Recommender, Tables
 from sigma_jax.schema import SemanticIds
@@ -79,9 +81,10 @@ class Choice:
 
     seen: Int[np.ndarray, "N S"] | None = None  # items to leave out, padded with -1
     features: ItemFeatures | None = None  # of N requests, NumPy arrays
-    weights: Float[np.ndarray, "tasks F+G"] | None = None  # of these features, by Beams.tasks
+    weights: Float[np.ndarray, "tasks F+G+1"] | None = None  # of these features, by Beams.tasks
     config: GenerationConfig | None = None  # other than the generator's; its beams stay
     table: Float[np.ndarray, "T I G"] | None = None  # features of all items, by `features.row`
+    told: Told | None = None  # of N requests, a further feature of all items; with `table`
 
 
 class Generator:
@@ -147,12 +150,10 @@ class Generator:
         self, prompts: Mapping[str, np.ndarray], count: int, choices: Sequence[Choice]
     ) -> list[Recommendations]:
         """One result for each of `choices`; the model reads the prompts only once for all."""
-        total, size = len(prompts["lengths"]), self.config.batch_size
         # Choices mostly share a table; on the device it is large.
         held = {id(c.table): jnp.asarray(c.table) for c in choices if c.table is not None}
-        parts = []
-        for start in range(0, total, size):
-            rows = np.arange(start, start + size) % total  # the last batch is filled by the first
+
+        def rank(rows: np.ndarray) -> list[Recommendations]:
             batch = Prompts(**take_rows(dict(prompts), rows))
             beams = _search_beams(
                 self.graphdef,
@@ -164,20 +165,51 @@ class Generator:
                 self.config,
                 self.item_query,
             )
-            ranked = [
+            return [
                 _rank(
                     self.index,
                     beams,
                     take_rows(choice.seen, rows),
                     take_rows(choice.features, rows),
                     held.get(id(choice.table)),
+                    take_rows(choice.told, rows),
                     choice.weights,
                     self._per_prefix(choice.config or self.config),
                     count,
                 )
                 for choice in choices
             ]
-            parts.append(jax.device_get(ranked))
+
+        return self._by_batch(len(prompts["lengths"]), rank)
+
+    def told(self, prompts: Mapping[str, np.ndarray]) -> Told:
+        """What instructions say by themselves, NumPy arrays; `prompts` hold nothing else.
+
+        The model has an open query.
+        """
+
+        def read(rows: np.ndarray) -> Told:
+            batch = Prompts(**take_rows(dict(prompts), rows))
+            return _told(
+                self.graphdef, self.state, self.tables, batch, self.index, self.config.temperature
+            )
+
+        return self._by_batch(len(prompts["lengths"]), read)
+
+    def told_at(self, told: Told, items: Int[np.ndarray, "N n"]) -> Float[np.ndarray, "N n"]:
+        """The feature `told` of some items of each request."""
+        return self._by_batch(
+            len(items), lambda rows: _told_at(take_rows(told, rows), self.index, items[rows])
+        )
+
+    def _by_batch(self, total: int, function: Callable[[np.ndarray], Any]) -> Any:
+        """What `function` gives for the rows of each batch, put together as NumPy arrays."""
+        size = self.config.batch_size
+        # The last batch is filled by the first rows: one shape, one compilation.
+        parts = [
+            jax.device_get(function(np.arange(start, start + size) % total))
+            for start in range(0, total, size)
+        ]
         return jax.tree.map(lambda *values: np.concatenate(values)[:total], *parts)
 
     def _per_prefix(self, config: GenerationConfig) -> GenerationConfig:
@@ -207,19 +239,33 @@ def _search_beams(
     return beam_search(model, tables, prompts, trie, config.num_beams, item_query, evidence)
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7))
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _told(
+    graphdef, state, tables: Tables, prompts: Prompts, index: PrefixIndex, temperature: float
+) -> Told:
+    return read_told(nnx.merge(graphdef, state), tables, prompts, index, temperature)
+
+
+_told_at = jax.jit(told_of)
+
+
+@functools.partial(jax.jit, static_argnums=(7, 8))
 def _rank(
     index: PrefixIndex,
     beams: Beams,
     seen: Array | None,
     features: ItemFeatures | None,
     table: Float[Array, "T I G"] | None,
-    weights: Float[Array, "tasks F+G"] | None,
+    told: Told | None,
+    weights: Float[Array, "tasks F+G+1"] | None,
     config: GenerationConfig,
     count: int,
 ) -> Recommendations:
     """Eq. 9-11: items of each prefix, fused into one ranking."""
-    bias = features.weighed(beams.tasks @ weights, table) if features is not None else None
+    bias = None
+    if features is not None:
+        of_all = told_of_all(told, index) if told is not None else None
+        bias = features.weighed(beams.tasks @ weights, table, of_all)
     sharpness = fusion.sharpness(
         beams.scores, beams.is_valid, config.temperature, config.sigma, config.sigma_floor
     )

@@ -62,7 +62,8 @@ def build_index(
 class ItemBias:
     """What items of each request have beside their probability, added to its logarithm.
 
-    Some items have values of their own request; all have those of a table that requests share.
+    Some items have values of their own request; all have those of a table that requests share, and
+    all may have one of the request.
     """
 
     items: Int32[Array, "*B S"]  # ascending, none twice; padded with the largest int32
@@ -70,6 +71,7 @@ class ItemBias:
     table: Float16[Array, "T I G"] | None = None
     row: Int32[Array, "*B"] | None = None  # of the table
     weights: Float32[Array, "*B G"] | None = None  # of its features
+    of_all: Float32[Array, "*B I"] | None = None
 
     def of(self, items: Int32[Array, "*B M n"]) -> Float32[Array, "*B M n"]:
         """The bias of each item."""
@@ -77,11 +79,16 @@ class ItemBias:
         values = self.values.reshape(-1, self.values.shape[-1])
         found = jnp.take_along_axis(values, places.reshape(values.shape[0], -1), axis=1)
         found = jnp.where(is_listed, found.reshape(items.shape), 0.0)
-        if self.table is None:
-            return found
-        row = jnp.broadcast_to(self.row[..., None, None], items.shape)
-        shared = self.table.at[row, jnp.maximum(items, 0)].get(mode="clip")
-        return found + jnp.einsum("...MnG,...G->...Mn", shared.astype(jnp.float32), self.weights)
+        known = jnp.maximum(items, 0)
+        if self.table is not None:
+            row = jnp.broadcast_to(self.row[..., None, None], items.shape)
+            shared = self.table.at[row, known].get(mode="clip").astype(jnp.float32)
+            found += jnp.einsum("...MnG,...G->...Mn", shared, self.weights)
+        if self.of_all is not None:
+            every = self.of_all.reshape(values.shape[0], -1)
+            flat = known.reshape(values.shape[0], -1)
+            found += jnp.take_along_axis(every, flat, axis=1, mode="clip").reshape(items.shape)
+        return found
 
 
 @jax.tree_util.register_dataclass
@@ -95,14 +102,23 @@ class ItemFeatures:
     row: Int32[Array, "*B"] | None = None  # of the table
 
     def weighed(
-        self, weights: Float32[Array, "*B F+G"], table: Float16[Array, "T I G"] | None = None
+        self,
+        weights: Float32[Array, "*B F+G+1"],
+        table: Float16[Array, "T I G"] | None = None,
+        of_all: Float32[Array, "*B I"] | None = None,
     ) -> ItemBias:
-        """The bias these features make, each request with weights of its own."""
+        """The bias these features make, each request with weights of its own.
+
+        `of_all` is one more feature, of all items; its weight is the last.
+        """
         own = self.values.shape[-1]
         values = jnp.einsum("...SF,...F->...S", self.values, weights[..., :own])
+        if of_all is not None:
+            of_all = of_all * weights[..., -1:]
         if table is None:
-            return ItemBias(self.items, values)
-        return ItemBias(self.items, values, table, self.row, weights[..., own:])
+            return ItemBias(self.items, values, of_all=of_all)
+        shared = weights[..., own : own + table.shape[-1]]
+        return ItemBias(self.items, values, table, self.row, shared, of_all)
 
 
 def search(

@@ -6,8 +6,9 @@ probability by the item's (Eq. 10 of SIGMA); this multiplies one more factor to 
 
     log p(i) + a * ties(i) + b * back(i) + c * near(i) + d * own(i) + ...
 
-of the features of sft/relations.py (what goes with the items of the history) and of sft/trends.py
-(what everybody takes at the time). Their weights and the sigma of Eq. 11 are fitted on
+of the features of sft/relations.py (what goes with the items of the history), of sft/trends.py
+(what everybody takes at the time) and of generation/told.py (what the instruction asks for, whoever
+asks, so that favourites do not crowd it out). Their weights and the sigma of Eq. 11 are fitted on
 validation requests, together with a weight of log p, so that the targets are most probable among
 the items the model retrieves; what is kept is divided by that weight, which changes no ranking.
 Where nobody takes an item twice d comes out far below 0, where people buy the same milk every week
@@ -27,17 +28,19 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Float, Float16, Float32, Float64, Int32
 from scipy.optimize import minimize
 
 from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.retrieval import ItemFeatures
+from sigma_jax.generation.told import Told
 from sigma_jax.schema import TASKS, Histories, PreparedData, Requests
 from sigma_jax.sft.relations import DAMAGE, RELATED, Relations, values_at
 from sigma_jax.sft.trends import TRENDS, Trends, request_times
 
-FEATURES = (*RELATED, *TRENDS)
+FEATURES = (*RELATED, *TRENDS, "told")
 
 SIGMAS = (0.25, 0.35, 0.5, 0.7, 1.0)  # constants tried beside the one configured
 SHRINKAGE = 1.0  # of the weights to those of the model alone, over all targets: as one more target
@@ -138,39 +141,47 @@ def fit_prior(
     requests: Requests,
     histories: Histories,
     counts: Counts,
+    told: Told | None = None,
 ) -> tuple[Prior, dict[str, float]]:
     """The weights that serve `requests` best, and figures: log-loss before and after.
 
-    The model alone where too few targets are among the items it retrieves.
+    `told`: what the instructions say by themselves; None where that is no feature. The model alone
+    where too few targets are among the items it retrieves.
     """
     config = generator.config
-    features, table = counts.features(requests, histories)
-    configs = [dataclasses.replace(config, sigma=s) for s in (config.sigma, *SIGMAS)]
-    count = config.num_beams * config.num_retrieved
-    found = generator.variants(prompts, count, [Choice(config=c) for c in configs])
+    # Of one prefix the order and, but for a factor, log p are the same under any sigma.
+    sigmas = (config.sigma, *(SIGMAS if generator.trie.depth else ()))
+    choices = [Choice(config=dataclasses.replace(config, sigma=sigma)) for sigma in sigmas]
+    found = generator.variants(prompts, config.num_beams * config.num_retrieved, choices)
     # Another sigma orders a prefix's items alike: all choices have the same candidates.
     known = np.flatnonzero((found[0].items == requests.target[:, None]).any(axis=1))
     if len(known) < LEAST_TARGETS:
         none = dict.fromkeys(FEATURES, (0.0,) * (len(TASKS) if generator.reads_task else 1))
         return Prior(PriorWeights(config.sigma, none), counts), {"prior_targets": len(known)}
-    of_known = ItemFeatures(features.items[known], features.values[known])
+    requests = requests.take(known)
+    candidates = np.sort(found[0].items[known], axis=1)
+    target = (candidates == requests.target[:, None]).argmax(axis=1)
+    features, table = counts.features(requests, histories)
+    related = values_at(features, candidates)
+    trends = table[features.row[:, None], np.maximum(candidates, 0)]
+    columns = list(np.moveaxis(np.concatenate([related, trends], axis=-1), -1, 0))
+    if told is not None:
+        columns.append(generator.told_at(jax.tree.map(lambda rows: rows[known], told), candidates))
     fits = []
-    for choice, result in zip(configs, found, strict=True):
-        candidates = result.items[known]
-        target = (candidates == requests.target[known, None]).argmax(axis=1)
-        columns = [np.where(candidates >= 0, result.log_probs[known], ABSENT)]
-        related = values_at(of_known, candidates)
-        trends = table[features.row[known, None], np.maximum(candidates, 0)]
-        columns += list(np.moveaxis(np.concatenate([related, trends], axis=-1), -1, 0))
-        # With another sigma they stand in another order: columns and places go together.
-        fits.append((*fit_weights(columns, target), choice.sigma, columns, target))
-    loss, weights, _, sigma, columns, target = min(fits, key=lambda fit: fit[0])
+    for sigma, result in zip(sigmas, found, strict=True):
+        order = np.argsort(result.items[known], axis=1)
+        log_p = np.take_along_axis(result.log_probs[known], order, axis=1)
+        of_sigma = [np.where(candidates >= 0, log_p, ABSENT), *columns]
+        fits.append((*fit_weights(of_sigma, target), sigma, of_sigma))
+    loss, weights, _, sigma, columns = min(fits, key=lambda fit: fit[0])
     figures = {"prior_targets": len(known), "prior_loss": loss, "model_loss": fits[0][2]}
     by_task = np.stack([weights])
     if generator.reads_task:
-        by_task, losses = fit_by_task(columns, target, requests.task[known], weights)
+        by_task, losses = fit_by_task(columns, target, requests.task, weights)
         figures["prior_loss"] = losses.mean()
     shares = (by_task[:, 1:] / by_task[:, :1]).T.tolist()
+    if told is None:
+        shares.append([0.0] * len(by_task))
     of = {name: tuple(values) for name, values in zip(FEATURES, shares, strict=True)}
     labels = [f"_{task}" for task in TASKS] if generator.reads_task else [""]
     for name, values in of.items():

@@ -37,7 +37,14 @@ from sigma_jax.sft.prior import Counts, Prior, fit_prior
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
 from sigma_jax.sft.records import RECORDS, write_records
 from sigma_jax.sft.requests import make_requests
-from sigma_jax.sft.trained import BEFORE_REFIT, WEIGHTS, generation_config, hit_rates, prompts_of
+from sigma_jax.sft.trained import (
+    BEFORE_REFIT,
+    WEIGHTS,
+    generation_config,
+    hit_rates,
+    prompts_of,
+    told_by,
+)
 
 RECORD_FIELDS = (  # of PromptConfig: those that decide what the records hold
     "history_length",
@@ -228,7 +235,11 @@ class SftTask:
             return {}
         counts = self.counts(model, tables)
         generator = self.generator(model, tables, FIT_BEAMS)
-        prior, figures = fit_prior(generator, prompts, requests, self.data.histories, counts)
+        spoken = PromptTables.make(
+            self.data, self.semantic_ids, self.config.prompt, self.vocab_size
+        )
+        told = told_by(generator, requests, self.data, spoken, self.config)
+        prior, figures = fit_prior(generator, prompts, requests, self.data.histories, counts, told)
         prior.save(folder)
         return figures
 

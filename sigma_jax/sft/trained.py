@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
 
 from sigma_jax import metrics
 from sigma_jax.data.vectors import item_vectors
-from sigma_jax.generation.generate import Choice, GenerationConfig
+from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
+from sigma_jax.generation.told import Told
 from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import load_weights
 from sigma_jax.runtime.artifacts import read_json, read_manifest
@@ -57,22 +59,24 @@ class TrainedRecommender:
 
     def choice(
         self,
+        generator: Generator,
         requests: Requests,
         data: PreparedData,
-        config: GenerationConfig,
         uses_prior: bool = True,
         seen: np.ndarray | None = None,
     ) -> Choice:
-        """How to rank for `requests`: as `config` says, with the prior where there is one.
+        """How `generator` is to rank for `requests`: with the prior where there is one.
 
-        The sigma fitted with the prior stands in for "deviation", not for a number in `config`.
+        The sigma fitted with the prior stands in for "deviation", not for a number.
         """
+        config = generator.config
         if not uses_prior or self.prior is None:
             return Choice(seen, config=config)
         if config.sigma == "deviation":
             config = dataclasses.replace(config, sigma=self.prior.weights.sigma)
         features, table = self.prior.counts.features(requests, data.histories)
-        return Choice(seen, features, self.prior.weights.by_task, config, table)
+        told = told_by(generator, requests, data, self.prompt_tables, self.config)
+        return Choice(seen, features, self.prior.weights.by_task, config, table, told)
 
 
 def load_recommender(workdir: Path, data: PreparedData, part: str = "") -> TrainedRecommender:
@@ -120,6 +124,27 @@ def prompts_of(
         "is_token": prompts["segment"][:, :length] > 0,
         "lengths": prompts["length"],
     }
+
+
+def told_by(
+    generator: Generator,
+    requests: Requests,
+    data: PreparedData,
+    tables: PromptTables,
+    config: SftConfig,
+) -> Told | None:
+    """What the instructions of `requests` say by themselves, NumPy arrays.
+
+    None where the model has not learnt to answer them without a history.
+    """
+    prompt = config.prompt
+    if not (config.model.has_open_query and prompt.has_words and prompt.bare_share):
+        return None
+    spoken, place = np.unique(np.array(requests.instruction, object), return_inverse=True)
+    nobody = np.full(len(spoken), -1, np.int32)
+    bare = Requests(nobody, nobody.astype(np.int64) + 1, nobody, nobody, nobody, list(spoken))
+    told = generator.told(prompts_of(bare, data, tables, prompt))
+    return jax.tree.map(lambda rows: rows[place.reshape(-1)], told)
 
 
 def hit_rates(items: np.ndarray, requests: Requests, semantic_ids: SemanticIds) -> dict[str, float]:

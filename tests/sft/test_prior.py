@@ -9,7 +9,7 @@ import pytest
 from small_histories import histories_of, plain_data, plain_requests
 from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
 
-from sigma_jax.generation.generate import GenerationConfig, Generator, all_item_vectors
+from sigma_jax.generation.generate import GenerationConfig, Generator
 from sigma_jax.schema import TASKS, Requests
 from sigma_jax.sft.prior import (
     FEATURES,
@@ -55,15 +55,20 @@ def fitted(repeats: bool, count: int = REQUESTS, **model_fields):
     return fit(histories, requests, **model_fields)
 
 
-def fit(histories, requests: Requests, **model_fields):
+def many_prompts(count: int, seed: int = 2) -> dict[str, np.ndarray]:
+    batch = prompts(seed=seed).items()
+    return {name: np.resize(table, (count, *table.shape[1:])) for name, table in batch}
+
+
+def fit(histories, requests: Requests, generator=None, told=None, **model_fields):
     """A prior fitted on `requests`, whose prompts have nothing to do with them."""
-    model, tables = recommender(**model_fields)
-    generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
-    batch = prompts().items()
-    batch = {name: np.resize(table, (len(requests), *table.shape[1:])) for name, table in batch}
-    vectors = all_item_vectors(model, generator.tables, NUM_ITEMS)
+    if generator is None:
+        model, tables = recommender(**model_fields)
+        generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
+    vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     counts = Counts.make(plain_data(histories, NUM_ITEMS), vectors, 5)
-    return fit_prior(generator, batch, requests, histories, counts)
+    return fit_prior(generator, many_prompts(len(requests)), requests, histories, counts, told)
 
 
 def test_repeats_are_wanted_only_where_people_repeat():
@@ -89,6 +94,25 @@ def test_what_was_taken_lately_is_wanted_only_where_it_is_taken_again():
     never = (items[:-1, 0] + rng.integers(1, NUM_ITEMS, len(items) - 1)) % NUM_ITEMS
     other, _ = fit(histories, dataclasses.replace(requests, target=never.astype(np.int32)))
     assert other.weights.of["week"][0] < 0.1
+
+
+def test_what_instructions_say_counts_only_where_it_is_taken():
+    histories = histories_of([[[i % 30], [(i + 1) % 30], [(i + 2) % 30]] for i in range(REQUESTS)])
+    requests = plain_requests(histories).take(np.arange(REQUESTS))
+    model, tables = recommender(open_query=True)
+    generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
+    told = generator.told(many_prompts(REQUESTS, seed=5))
+    every = np.tile(np.arange(NUM_ITEMS), (REQUESTS, 1))
+    is_asked = generator.told_at(told, every) == 0
+    assert 0.05 < is_asked.mean() < 0.9
+    rng = np.random.default_rng(0)
+    wanted = [rng.choice(np.flatnonzero(row)) for row in is_asked]
+    of_any = rng.integers(0, NUM_ITEMS, REQUESTS)
+    weights = []
+    for target, given in ((wanted, told), (of_any, told), (wanted, None)):
+        aimed = dataclasses.replace(requests, target=np.array(target, np.int32))
+        weights.append(fit(histories, aimed, generator, given)[0].weights.of["told"][0])
+    assert weights[0] > 0.3 and weights[1] < weights[0] / 2 and weights[2] == 0
 
 
 def test_each_task_has_weights_of_its_own_where_it_has_targets():

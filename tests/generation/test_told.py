@@ -1,0 +1,71 @@
+"""What an instruction says by itself, against the probabilities of all items."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
+
+from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
+from sigma_jax.generation.retrieval import ItemFeatures
+
+CONFIG = GenerationConfig(30, NUM_ITEMS, 0.1, 1.0, 0.05, "exact", "fused", 2)
+
+
+@pytest.fixture(scope="module", params=[0, 2], ids=["one prefix", "prefixes of two codes"])
+def generators(request):
+    """One of some depth, and one that ranks all items by one softmax."""
+    model, tables = recommender(open_query=True)
+    return [Generator.create(model, tables, semantic_ids(), d, CONFIG) for d in (request.param, 0)]
+
+
+def naive(generator, batch) -> np.ndarray:
+    """[N, I] from the log-probabilities of every item."""
+    found = generator(batch, NUM_ITEMS)
+    told = np.zeros((len(found.items), NUM_ITEMS))
+    for row, items in enumerate(found.items):
+        log_p = np.zeros(NUM_ITEMS)
+        log_p[items] = found.log_probs[row]
+        told[row] = np.minimum(log_p - (np.exp(log_p) * log_p).sum() + 1, 0)
+    return told
+
+
+def test_told_is_what_falls_behind_a_typical_item_by_more_than_e(generators):
+    generator, whole = generators
+    batch = prompts()
+    expected = naive(whole, batch)
+    assert (expected == 0).any() and (expected < -0.5).any()
+    items = np.random.default_rng(0).permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)
+    found = generator.told_at(generator.told(batch), items)
+    np.testing.assert_allclose(found, np.take_along_axis(expected, items, axis=1), atol=1e-4)
+
+
+def test_told_weighs_in_the_ranking_by_the_last_weight(generators):
+    generator, whole = generators
+    batch, instructions = prompts(), prompts(seed=5)
+    told = generator.told(instructions)
+    none = ItemFeatures(np.zeros((3, 1), np.int32), np.zeros((3, 1, 2), np.float32))
+    weights = np.array([[0.5, 0.5, 0.7]], np.float32)
+    [plain, found] = generator.variants(
+        batch, NUM_ITEMS, [Choice(), Choice(None, none, weights, told=told)]
+    )
+    wanted = naive(whole, instructions)
+    for row in range(3):
+        log_p = np.full(NUM_ITEMS, -np.inf)
+        log_p[plain.items[row]] = plain.log_probs[row]
+        log_p += 0.7 * wanted[row]
+        log_p -= np.log(np.exp(log_p).sum())
+        np.testing.assert_allclose(found.log_probs[row], np.sort(log_p)[::-1], atol=1e-3)
+        assert found.items[row, 0] == log_p.argmax()
+    assert (found.items != plain.items).any()
+
+
+def test_a_batch_that_is_not_full_changes_nothing(generators):
+    generator, _ = generators
+    one = generator.told(prompts())
+    model, tables = recommender(open_query=True)
+    config = dataclasses.replace(CONFIG, batch_size=3)
+    other = Generator.create(model, tables, semantic_ids(), 0, config)
+    items = np.tile(np.arange(NUM_ITEMS), (3, 1))
+    found = [g.told_at(t, items) for g, t in ((generator, one), (other, other.told(prompts())))]
+    np.testing.assert_allclose(*found, atol=1e-5)
