@@ -34,7 +34,7 @@ BASE = {
     "optimizer": common.optimizer(
         1e-3, table_learning_rate=4e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
     ),
-    "train": common.train(560, 16, eval_every=0, checkpoint_every=100),
+    "train": common.train(640, 16, eval_every=0, checkpoint_every=100),
     "backbone": grounding.stage_fields("local").backbone,
     "starts_from_grounding": True,
     "model": {

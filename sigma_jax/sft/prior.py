@@ -14,11 +14,14 @@ the items the model retrieves; what is kept is divided by that weight, which cha
 Where nobody takes an item twice d comes out far below 0, where people buy the same milk every week
 above it.
 
+Each request says two things: which item was taken, and, where it asks for a query, a category or a
+theme, which items would have done. So the loss is -log P(target) - log P(what was asked for), and
+counts may not buy the one by the other.
+
 Whoever asks for something new wants what he has least of all. A model that tells which task an
 instruction is of (Recommender.task_logits) has weights for each; its own doubt mixes them.
 
-Axes: N requests, C candidates of a request, S items that relations know of,
-F features.
+Axes: N requests, C candidates of a request, F features.
 """
 
 from __future__ import annotations
@@ -30,9 +33,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float, Float16, Float32, Float64, Int32
+from jaxtyping import Bool, Float, Float16, Float32, Float64, Int32
 from scipy.optimize import minimize
 
+from sigma_jax.baselines.candidates import Allowed
 from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.told import Told
@@ -142,11 +146,12 @@ def fit_prior(
     histories: Histories,
     counts: Counts,
     told: Told | None = None,
+    allowed: Allowed | None = None,
 ) -> tuple[Prior, dict[str, float]]:
     """The weights that serve `requests` best, and figures: log-loss before and after.
 
-    `told`: what the instructions say by themselves; None where that is no feature. The model alone
-    where too few targets are among the items it retrieves.
+    `told`: what the instructions say by themselves; None where that is no feature. `allowed`: what
+    they ask for. The model alone where too few targets are among the items it retrieves.
     """
     config = generator.config
     # Of one prefix the order and, but for a factor, log p are the same under any sigma.
@@ -167,17 +172,22 @@ def fit_prior(
     columns = list(np.moveaxis(np.concatenate([related, trends], axis=-1), -1, 0))
     if told is not None:
         columns.append(generator.told_at(jax.tree.map(lambda rows: rows[known], told), candidates))
+    is_asked = np.ones(candidates.shape, bool)
+    for row, request in enumerate(known):
+        items = allowed.of(request) if allowed is not None else None
+        if items is not None:
+            is_asked[row] = np.isin(candidates[row], items)
     fits = []
     for sigma, result in zip(sigmas, found, strict=True):
         order = np.argsort(result.items[known], axis=1)
         log_p = np.take_along_axis(result.log_probs[known], order, axis=1)
         of_sigma = [np.where(candidates >= 0, log_p, ABSENT), *columns]
-        fits.append((*fit_weights(of_sigma, target), sigma, of_sigma))
+        fits.append((*fit_weights(of_sigma, target, is_asked), sigma, of_sigma))
     loss, weights, _, sigma, columns = min(fits, key=lambda fit: fit[0])
     figures = {"prior_targets": len(known), "prior_loss": loss, "model_loss": fits[0][2]}
     by_task = np.stack([weights])
     if generator.reads_task:
-        by_task, losses = fit_by_task(columns, target, requests.task, weights)
+        by_task, losses = fit_by_task(columns, target, is_asked, requests.task, weights)
         figures["prior_loss"] = losses.mean()
     shares = (by_task[:, 1:] / by_task[:, :1]).T.tolist()
     if told is None:
@@ -192,6 +202,7 @@ def fit_prior(
 def fit_by_task(
     columns: Sequence[Float32[np.ndarray, "N C"]],
     target: Int32[np.ndarray, " N"],
+    is_asked: Bool[np.ndarray, "N C"],
     task: Int32[np.ndarray, " N"],
     common: Float64[np.ndarray, " F"],
 ) -> tuple[Float64[np.ndarray, "tasks F"], Float64[np.ndarray, " N"]]:
@@ -204,16 +215,18 @@ def fit_by_task(
         of_task = [column[here] for column in columns]
         if here.sum() >= LEAST_TARGETS:
             losses[here], by_task[number], _ = fit_weights(
-                of_task, target[here], common, TASK_SHRINKAGE
+                of_task, target[here], is_asked[here], common, TASK_SHRINKAGE
             )
         else:
-            losses[here] = log_loss(np.stack(of_task, axis=-1), target[here], common)[0]
+            values = np.stack(of_task, axis=-1)
+            losses[here] = log_loss(values, target[here], is_asked[here], common)[0]
     return by_task, losses
 
 
 def fit_weights(
     columns: Sequence[Float32[np.ndarray, "N C"]],
     target: Int32[np.ndarray, " N"],
+    is_asked: Bool[np.ndarray, "N C"],
     start: Float64[np.ndarray, " F"] | None = None,
     shrinkage: float = SHRINKAGE,
 ) -> tuple[float, Float64[np.ndarray, " F"], float]:
@@ -229,27 +242,33 @@ def fit_weights(
     shrinkage = shrinkage / len(target)
 
     def penalised(weights):
-        mean, slope = log_loss(values, target, weights)
+        mean, slope = log_loss(values, target, is_asked, weights)
         away = weights - start
         return mean + shrinkage * (away**2).sum() / 2, slope + shrinkage * away
 
     bounds = [(LEAST_TRUST, None)] + [(None, None)] * (len(start) - 1)
     result = minimize(penalised, start, jac=True, method="L-BFGS-B", bounds=bounds)
-    fitted, plain = (float(log_loss(values, target, w)[0]) for w in (result.x, alone))
+    fitted, plain = (float(log_loss(values, target, is_asked, w)[0]) for w in (result.x, alone))
     return fitted, result.x, plain
 
 
 def log_loss(
     values: Float64[np.ndarray, "N C F"],
     target: Int32[np.ndarray, " N"],
+    is_asked: Bool[np.ndarray, "N C"],
     weights: Float64[np.ndarray, " F"],
 ) -> tuple[float, Float64[np.ndarray, " F"]]:
-    """Mean log-loss of `target` among the candidates, and its slope by the weights."""
+    """Mean of -log P(target) - log P(what was asked for) among the candidates, and its slope by the
+    weights. A target counts as asked for."""
     rows = np.arange(len(target))
     scores = values @ weights
     scores -= scores.max(axis=1, keepdims=True)
     share = np.exp(scores)
     total = share.sum(axis=1, keepdims=True)
-    mean = (np.log(total[:, 0]) - scores[rows, target]).mean()
-    expected = np.einsum("nc,ncf->nf", share / total, values)
-    return mean, (expected - values[rows, target]).mean(axis=0)
+    asked = np.where(is_asked, share, 0)
+    asked[rows, target] = share[rows, target]
+    total_asked = asked.sum(axis=1, keepdims=True)
+    losses = 2 * np.log(total[:, 0]) - np.log(total_asked[:, 0]) - scores[rows, target]
+    pull = 2 * share / total - asked / total_asked
+    expected = np.einsum("nc,ncf->nf", pull, values)
+    return losses.mean(), (expected - values[rows, target]).mean(axis=0)

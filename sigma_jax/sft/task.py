@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from sigma_jax.baselines.candidates import allowed_items
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.data.vectors import item_vectors
 from sigma_jax.generation.generate import Generator, all_item_vectors
@@ -239,7 +240,10 @@ class SftTask:
             self.data, self.semantic_ids, self.config.prompt, self.vocab_size
         )
         told = told_by(generator, requests, self.data, spoken, self.config)
-        prior, figures = fit_prior(generator, prompts, requests, self.data.histories, counts, told)
+        allowed = allowed_items(self.data, requests)
+        prior, figures = fit_prior(
+            generator, prompts, requests, self.data.histories, counts, told, allowed
+        )
         prior.save(folder)
         return figures
 

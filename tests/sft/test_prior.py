@@ -22,11 +22,52 @@ from sigma_jax.sft.prior import (
     fit_by_task,
     fit_prior,
     fit_weights,
+    log_loss,
 )
 from sigma_jax.sft.trends import DAY
 
 REQUESTS = LEAST_TARGETS + 10
 GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3)
+
+
+def anything(columns) -> np.ndarray:
+    """Requests that ask for nothing in particular."""
+    return np.ones(columns[0].shape, bool)
+
+
+def test_the_slope_is_that_of_the_loss_by_definition():
+    rng = np.random.default_rng(0)
+    values, weights = rng.normal(size=(7, 9, 3)), rng.normal(size=3)
+    target, is_asked = rng.integers(0, 9, 7), rng.random((7, 9)) < 0.4
+    loss, slope = log_loss(values, target, is_asked, weights)
+    is_asked[np.arange(7), target] = True
+    share = np.exp(values @ weights)
+    share /= share.sum(axis=1, keepdims=True)
+    expected = -np.log(share[np.arange(7), target]) - np.log((share * is_asked).sum(axis=1))
+    assert loss == pytest.approx(expected.mean())
+    for place in range(3):
+        step = 1e-6 * np.eye(3)[place]
+        ahead, behind = (
+            log_loss(values, target, is_asked, weights + sign * step)[0] for sign in (1, -1)
+        )
+        assert slope[place] == pytest.approx((ahead - behind) / 2e-6, abs=1e-6)
+
+
+def test_what_was_asked_for_holds_against_what_lifts_targets():
+    """Half of the targets are lifted by a feature that lifts as much what nobody asked for."""
+    rng = np.random.default_rng(1)
+    is_asked = rng.random((400, 12)) < 0.3
+    is_asked[:, 0] = True
+    lifted = (rng.random((400, 12)) < 0.3).astype(np.float32)
+    lifted[:, 0] = np.arange(400) % 2
+    columns = [rng.normal(0, 0.1, (400, 12)) + is_asked, lifted]
+    target = np.zeros(400, np.int32)
+    share = []
+    for mask in (anything(columns), is_asked):
+        weights = fit_weights(columns, target, mask)[1]
+        p = np.exp(columns[0] * weights[0] + columns[1] * weights[1])
+        share.append(((p * is_asked).sum(axis=1) / p.sum(axis=1)).mean())
+    assert share[1] > share[0] + 0.01
 
 
 def test_fitted_weights_are_those_the_targets_were_drawn_with():
@@ -35,7 +76,7 @@ def test_fitted_weights_are_those_the_targets_were_drawn_with():
     truth = np.array([0.8, 1.5, -2.0])
     scores = sum(w * c for w, c in zip(truth, columns, strict=True))
     target = (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)
-    loss, weights, plain = fit_weights(columns, target)
+    loss, weights, plain = fit_weights(columns, target, anything(columns))
     np.testing.assert_allclose(weights, truth, atol=0.1)
     assert loss < plain
     alone = columns[0] - np.log(np.exp(columns[0]).sum(axis=1, keepdims=True))
@@ -123,8 +164,8 @@ def test_each_task_has_weights_of_its_own_where_it_has_targets():
     own = np.where(task == 4, -2.0, 1.0)
     scores = columns[0] + own[:, None] * columns[2]
     target = (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)
-    loss, common, _ = fit_weights(columns, target)
-    by_task, losses = fit_by_task(columns, target, task, common)
+    loss, common, _ = fit_weights(columns, target, anything(columns))
+    by_task, losses = fit_by_task(columns, target, anything(columns), task, common)
     assert by_task.shape == (len(TASKS), 3)
     assert (by_task[[0, 1], 2] > 0.6).all() and by_task[4, 2] < -1.2
     np.testing.assert_array_equal(by_task[[2, 3, 5, 6]], np.tile(common, (4, 1)))
@@ -146,7 +187,7 @@ def test_a_model_without_knowledge_keeps_a_positive_weight():
     rng = np.random.default_rng(0)
     columns = [rng.normal(size=(200, 8)).astype(np.float32) for _ in range(3)]
     target = (columns[1] - columns[0]).argmax(axis=1)
-    loss, weights, plain = fit_weights(columns, target)
+    loss, weights, plain = fit_weights(columns, target, anything(columns))
     assert weights[0] == LEAST_TRUST and weights[1] > 1 and loss < plain
 
 
