@@ -98,7 +98,7 @@ class ItemFeatures:
     items, G of all items in a table that requests share."""
 
     items: Int32[Array, "*B S"]  # as in ItemBias
-    values: Float32[Array, "*B S F"]
+    values: Float16[Array, "*B S F"]
     row: Int32[Array, "*B"] | None = None  # of the table
 
     def weighed(
@@ -112,7 +112,7 @@ class ItemFeatures:
         `of_all` is one more feature, of all items; its weight is the last.
         """
         own = self.values.shape[-1]
-        values = jnp.einsum("...SF,...F->...S", self.values, weights[..., :own])
+        values = jnp.einsum("...SF,...F->...S", self.values.astype(jnp.float32), weights[..., :own])
         if of_all is not None:
             of_all = of_all * weights[..., -1:]
         if table is None:

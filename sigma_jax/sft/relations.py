@@ -5,14 +5,17 @@
             last session alone.
     near    to the items whose vectors, as the model has learnt them, lie nearest. A query is one
             point; a user with two tastes has two.
+    ridge   to the items that theirs foretell, all items of a history weighed against one another:
+            two that say the same count once. Over the whole history.
     own     the lines of the history with the item itself, each decayed by 0.9 a session
 
 A relation is a sparse matrix [I, I] of the strongest entries of each row, and a feature of an item
-is log(1 + s / 0.1), s being its entries in the rows of the latest items, decayed by 0.7 a session.
+is log(1 + s / u), s being its entries in the rows of the latest items, decayed by the session, and
+u a small entry (`ASKED`).
 
-Ties, back and near have a second feature each, of the lines of the request's own day alone, all
-alike: who is still at it takes what goes with what he has just taken. All 0 where the day has seen
-nothing of the user yet, or a log has no times.
+Each relation has a second feature, of the lines of the request's own day alone, all alike: who is
+still at it takes what goes with what he has just taken. All 0 where the day has seen nothing of the
+user yet, or a log has no times.
 
 Axes: N requests, S items of a request that a relation knows of, F features, I items.
 """
@@ -23,18 +26,21 @@ import dataclasses
 import functools
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 import scipy.sparse as sparse
 from jaxtyping import Array, Float, Float32, Int32, Int64
 
-from sigma_jax.baselines.candidates import history_ranges, ragged
+from sigma_jax.baselines.candidates import history_ranges, ragged, training_rows
 from sigma_jax.baselines.covisitation import (
     DECAY,
     REQUESTS_A_STEP,
+    ROWS_A_STEP,
     SESSIONS,
     count_ties,
     damped,
@@ -45,13 +51,28 @@ from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.trie import power_of_two
 from sigma_jax.schema import Histories, PreparedData, Requests
 
-LATEST = {"ties": SESSIONS, "back": 1, "near": SESSIONS}  # sessions whose items are asked
-RELATED = (*LATEST, "own", *(f"{name}_today" for name in LATEST))
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """Which items of a history a relation is asked for."""
+
+    sessions: int | None  # the last so many; None: all
+    decay: float  # of a session
+    unit: float  # what makes a difference from none
+
+
+ASKED = {
+    "ties": Asking(SESSIONS, DECAY, 0.1),
+    "back": Asking(1, DECAY, 0.1),
+    "near": Asking(SESSIONS, DECAY, 0.1),
+    "ridge": Asking(None, 0.95, 0.01),
+}
+OWN = Asking(None, 0.9, 0.1)
+RELATED = (*ASKED, "own", *(f"{name}_today" for name in ASKED))
 DAY = 86_400  # seconds
-UNIT = 0.1  # what makes a difference from none: of ties, of cosines and of decayed lines
-OWN_DECAY = 0.9  # of a session in `own`
-MOST_LISTED = 1_024  # items of a request that a relation may name: the strongest
+MOST_LISTED = 512  # items of a request that a relation may name: the strongest
 COSINES_A_STEP = 2**24  # entries of [items, I] that exist at once
+MOST_RIDGED = 16_384  # items in `ridge`, those most users have: their square is held thrice
 PADDING = np.iinfo(np.int32).max
 DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -63,6 +84,7 @@ class Relations:
     ties: sparse.csr_matrix
     back: sparse.csr_matrix
     near: sparse.csr_matrix
+    ridge: sparse.csr_matrix
 
     @classmethod
     def make(
@@ -72,7 +94,7 @@ class Relations:
         (of unit length)."""
         raw = count_ties(data.histories, len(data.catalogue))
         ties, back = (strongest(damped(table, data), neighbours) for table in (raw, raw.T.tocsr()))
-        return cls(ties, back, nearest(vectors, neighbours))
+        return cls(ties, back, nearest(vectors, neighbours), ridge(data, neighbours))
 
     def features(
         self, requests: Requests, histories: Histories, times: Int64[np.ndarray, " N"]
@@ -83,34 +105,43 @@ class Relations:
         """
         starts, ends = history_ranges(histories, requests)
         today = first_of_day(histories, starts, ends, times)
-        asked = functools.partial(self._related, histories)
-        tables = [asked(name, starts, ends, DECAY, sessions) for name, sessions in LATEST.items()]
-        tables.append(own_items(histories, starts, ends, self.ties.shape[0]))
-        tables += [asked(name, today, ends, 1.0, None) for name in LATEST]
-        return listed(tables)
+        own = recent_items(
+            histories, starts, ends, self.ties.shape[0], OWN.decay, sessions=OWN.sessions
+        )
+        own.eliminate_zeros()  # a thousand sessions ago
+        of_day = [dataclasses.replace(how, sessions=None, decay=1.0) for how in ASKED.values()]
+        tables = [
+            *(self._related(name, how, histories, starts, ends) for name, how in ASKED.items()),
+            own,
+            *(
+                self._related(name, how, histories, today, ends)
+                for name, how in zip(ASKED, of_day, strict=True)
+            ),
+        ]
+        return listed(tables, [how.unit for how in (*ASKED.values(), OWN, *of_day)])
 
     def _related(
-        self, histories: Histories, name: str, starts, ends, decay: float, sessions: int | None
+        self, name: str, how: Asking, histories: Histories, starts, ends
     ) -> sparse.csr_matrix:
         """[N, I]: the strongest entries of what one relation says of each request."""
         relation, parts = getattr(self, name), []
         for first in range(0, len(starts), REQUESTS_A_STEP):
             rows = slice(first, first + REQUESTS_A_STEP)
             latest = recent_items(
-                histories, starts[rows], ends[rows], relation.shape[0], decay, sessions
+                histories, starts[rows], ends[rows], relation.shape[0], how.decay, how.sessions
             )
             parts.append(strongest((latest @ relation).tocsr(), MOST_LISTED))
         return sparse.vstack(parts, format="csr")
 
     def save(self, folder: Path) -> None:
         """Writes NAME.npz for each relation."""
-        for name in LATEST:
+        for name in ASKED:
             sparse.save_npz(folder / f"{name}.npz", getattr(self, name))
 
     @classmethod
     def load(cls, folder: Path) -> Relations:
         """What `save` wrote. One of DAMAGE where a file is missing or damaged."""
-        return cls(**{name: sparse.load_npz(folder / f"{name}.npz") for name in LATEST})
+        return cls(**{name: sparse.load_npz(folder / f"{name}.npz") for name in ASKED})
 
 
 def first_of_day(
@@ -127,29 +158,22 @@ def first_of_day(
     return ends - count  # rows are in order of time
 
 
-def own_items(histories: Histories, starts, ends, num_items: int) -> sparse.csr_matrix:
-    """[N, I]: lines of each history with the item, decayed by the age of their session."""
-    own = recent_items(histories, starts, ends, num_items, OWN_DECAY, sessions=None)
-    own.eliminate_zeros()  # a thousand sessions ago
-    return own
-
-
-def listed(tables: list[sparse.csr_matrix]) -> ItemFeatures:
-    """The tables [N, I] side by side, as log(1 + value / UNIT), over the items any of them has."""
+def listed(tables: Sequence[sparse.csr_matrix], units: Sequence[float]) -> ItemFeatures:
+    """The tables [N, I] side by side, as log(1 + value / unit), over the items any of them has."""
     known = functools.reduce(lambda a, b: a + b, tables).tocsr()
     known.sort_indices()
     count = known.shape[0]
     # Few distinct shapes: few compilations.
     width = power_of_two(np.diff(known.indptr).max(initial=0))
     items = np.full((count, width), PADDING, np.int32)
-    values = np.zeros((count, width, len(tables)), np.float32)
+    values = np.zeros((count, width, len(tables)), np.float16)  # the largest array of a ranking
     for row in range(count):
         here = known.indices[known.indptr[row] : known.indptr[row + 1]]
         items[row, : len(here)] = here
-        for number, table in enumerate(tables):
+        for number, (table, unit) in enumerate(zip(tables, units, strict=True)):
             columns = slice(*table.indptr[row : row + 2])
             places = np.searchsorted(here, table.indices[columns])
-            values[row, places, number] = np.log1p(table.data[columns] / UNIT)
+            values[row, places, number] = np.log1p(table.data[columns] / unit)
     return ItemFeatures(items, values)
 
 
@@ -188,6 +212,48 @@ def nearest(vectors: Float[np.ndarray, "I D"], count: int) -> sparse.csr_matrix:
     found.eliminate_zeros()
     found.sort_indices()
     return found
+
+
+def ridge(data: PreparedData, count: int) -> sparse.csr_matrix:
+    """float32 [I, I]: the `count` items that each speaks most for, in the linear model that best
+    foretells each item of a user from his others (EASE, Steck 2019, Eq. 8):
+
+        B = -P / diag(P) with 0 in the diagonal,    P = (X^T X + lambda)^-1
+
+    X: which users have which items in training rows; lambda: the users an item has on average.
+    """
+    users = data.histories.num_users
+    starts, ends = data.histories.offsets[:-1], data.histories.valid_start
+    user = np.repeat(np.arange(users), np.maximum(ends - starts, 0))
+    item = np.asarray(data.histories.item[training_rows(data.histories)])
+    total = len(data.catalogue)
+    has = sparse.csr_matrix((np.ones(len(item), np.float32), (user, item)), shape=(users, total))
+    has.sum_duplicates()
+    has.data[:] = 1
+    count_users = np.asarray(has.sum(axis=0)).reshape(-1)
+    known = np.flatnonzero(count_users)
+    if len(known) < 2:
+        return sparse.csr_matrix((total, total), dtype=np.float32)
+    known = np.sort(known[np.argsort(-count_users[known], kind="stable")[:MOST_RIDGED]])
+    has = has[:, known]
+    inverse = (has.T @ has).toarray()
+    inverse[np.diag_indices(len(known))] += count_users[known].mean()
+    inverse = scipy.linalg.inv(inverse, overwrite_a=True, check_finite=False)
+    scale = np.diag(inverse).copy()
+    count = min(count, len(known) - 1)
+    rows, columns, values = [], [], []
+    for first in range(0, len(known), ROWS_A_STEP):
+        part = -inverse[first : first + ROWS_A_STEP] / scale
+        here = np.arange(len(part))
+        part[here, first + here] = 0
+        best = np.argpartition(-part, count - 1, axis=1)[:, :count]
+        rows.append(np.repeat(known[first + here], count))
+        columns.append(known[best].reshape(-1))
+        values.append(np.take_along_axis(part, best, axis=1).reshape(-1))
+    rows, columns, values = (np.concatenate(parts) for parts in (rows, columns, values))
+    is_for = values > 0
+    entries = (values[is_for], (rows[is_for], columns[is_for]))
+    return sparse.csr_matrix(entries, shape=(total, total))
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -19,10 +19,11 @@ from jaxtyping import Float16, Int32, Int64
 from sigma_jax.baselines.candidates import training_rows
 from sigma_jax.generation.trie import power_of_two
 from sigma_jax.schema import Histories, PreparedData, Requests
-from sigma_jax.sft.relations import DAY, UNIT
+from sigma_jax.sft.relations import DAY
 
 MEMORY = {"week": 7.0, "month": 30.0, "quarter": 91.0, "ever": np.inf}  # days
 TRENDS = tuple(MEMORY)
+UNIT = 0.1  # of a line: what makes a difference from none
 MOST_ENTRIES = 2**27  # of a table [T, I, G], 256 MB; with more, days are put together
 
 

@@ -13,14 +13,15 @@ from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.schema import Requests
 from sigma_jax.sft import relations
 from sigma_jax.sft.relations import (
+    ASKED,
     DAY,
-    LATEST,
+    OWN,
     PADDING,
     RELATED,
-    UNIT,
     Relations,
     first_of_day,
     nearest,
+    ridge,
     values_at,
 )
 from sigma_jax.sft.trends import request_times
@@ -67,11 +68,13 @@ def test_features_equal_plain_loops(histories, vectors):
         ]
     )
     damping = np.sqrt(np.bincount(training, minlength=ITEMS) + SMOOTHING)
-    tables = {"ties": raw / damping, "back": raw.T / damping, "near": made.near.toarray()}
+    tables = {"ties": raw / damping, "back": raw.T / damping}
+    tables |= {name: getattr(made, name).toarray() for name in ("near", "ridge")}
+    units = np.array([how.unit for how in (*ASKED.values(), OWN, *ASKED.values())])
     for row in range(len(requests)):
         expected = {
-            name: sums(histories, row, requests, table, 0.7, LATEST[name])
-            for name, table in tables.items()
+            name: sums(histories, row, requests, tables[name], how.decay, how.sessions or 1_000)
+            for name, how in ASKED.items()
         }
         expected["own"] = sums(histories, row, requests, np.eye(ITEMS), 0.9, 1_000)
         start, end = histories.offsets[requests.user[row]], requests.cut[row]
@@ -83,7 +86,7 @@ def test_features_equal_plain_loops(histories, vectors):
         assert (np.diff(here) > 0).all() and (features.items[row, len(here) :] == PADDING).all()
         assert set(here) == set(np.flatnonzero(expected.any(axis=1)))
         found = features.values[row, : len(here)]
-        np.testing.assert_allclose(found, np.log1p(expected[here] / UNIT), 1e-4, 1e-5)
+        np.testing.assert_allclose(found, np.log1p(expected[here] / units), 1e-3, 1e-3)
 
 
 def test_a_request_without_times_has_no_lines_of_its_day(histories):
@@ -130,6 +133,49 @@ def test_nearest_items_are_those_of_all_pairs(vectors, count, monkeypatch):
     next_one = -np.sort(-cosines, axis=1)[:, kept : kept + 1]
     expected = np.maximum(cosines - next_one, 0)
     np.testing.assert_allclose(nearest(vectors, count).toarray(), expected, atol=1e-6)
+
+
+def user_rows(histories) -> np.ndarray:
+    """[U, I]: 1 where a user has an item in training rows."""
+    rows = np.zeros((histories.num_users, ITEMS))
+    for user in range(histories.num_users):
+        rows[user, histories.item[histories.offsets[user] : histories.valid_start[user]]] = 1
+    return rows
+
+
+@pytest.mark.parametrize("count", [3, 100])
+def test_ridge_is_the_linear_model_that_foretells_an_item_from_the_others(
+    histories, count, monkeypatch
+):
+    """Item by item, by least squares over the other items, with the penalty as further rows."""
+    monkeypatch.setattr(relations, "ROWS_A_STEP", 8)  # the last step is not full
+    users = user_rows(histories)
+    known = np.flatnonzero(users.any(axis=0))
+    penalty = np.sqrt(users.sum(axis=0)[known].mean()) * np.eye(len(known))
+    expected = np.zeros((ITEMS, ITEMS))
+    for place, item in enumerate(known):
+        others = np.delete(np.arange(len(known)), place)
+        left = np.concatenate([users[:, known[others]], penalty[others][:, others]])
+        right = np.append(users[:, item], np.zeros(len(others)))
+        expected[known[others], item] = np.linalg.lstsq(left, right, rcond=None)[0]
+    for row in expected:
+        row[np.argsort(-row)[count:]] = 0
+    found = ridge(plain_data(histories), count)
+    np.testing.assert_allclose(found.toarray(), np.maximum(expected, 0), atol=1e-4)
+
+
+def test_ridge_holds_the_items_most_users_have_where_there_are_too_many(histories, monkeypatch):
+    monkeypatch.setattr(relations, "MOST_RIDGED", 5)
+    users = user_rows(histories).sum(axis=0)
+    found = ridge(plain_data(histories), 100)
+    kept = np.unique(np.concatenate(found.nonzero()))
+    assert 2 <= len(kept) <= 5
+    assert users[kept].min() >= np.sort(users)[-5]
+
+
+def test_ridge_of_a_log_without_two_items_is_empty():
+    one = histories_of([[[1], [1], [2], [3]]])
+    assert ridge(plain_data(one), 5).nnz == 0
 
 
 def test_a_catalogue_of_two_items_has_no_neighbours():
