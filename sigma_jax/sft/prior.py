@@ -102,6 +102,15 @@ class Counts:
         table, row = self.trends.at(times)
         return dataclasses.replace(related, row=row), table
 
+    def at(
+        self, requests: Requests, histories: Histories, candidates: Int32[np.ndarray, "N C"]
+    ) -> list[Float32[np.ndarray, "N C"]]:
+        """Each of RELATED and TRENDS of some items of each request; of item -1 no matter what."""
+        features, table = self.features(requests, histories)
+        related = values_at(features, candidates)
+        trends = table[features.row[:, None], np.maximum(candidates, 0)]
+        return list(np.moveaxis(np.concatenate([related, trends], axis=-1), -1, 0))
+
     def save(self, folder: Path) -> None:
         """Writes an .npz for each relation and one of the trends."""
         self.relations.save(folder)
@@ -166,17 +175,10 @@ def fit_prior(
     requests = requests.take(known)
     candidates = np.sort(found[0].items[known], axis=1)
     target = (candidates == requests.target[:, None]).argmax(axis=1)
-    features, table = counts.features(requests, histories)
-    related = values_at(features, candidates)
-    trends = table[features.row[:, None], np.maximum(candidates, 0)]
-    columns = list(np.moveaxis(np.concatenate([related, trends], axis=-1), -1, 0))
+    columns = counts.at(requests, histories, candidates)
     if told is not None:
         columns.append(generator.told_at(jax.tree.map(lambda rows: rows[known], told), candidates))
-    is_asked = np.ones(candidates.shape, bool)
-    for row, request in enumerate(known):
-        items = allowed.of(request) if allowed is not None else None
-        if items is not None:
-            is_asked[row] = np.isin(candidates[row], items)
+    is_asked = asked_for(allowed, known, candidates)
     fits = []
     for sigma, result in zip(sigmas, found, strict=True):
         order = np.argsort(result.items[known], axis=1)
@@ -197,6 +199,18 @@ def fit_prior(
     for name, values in of.items():
         figures |= {f"prior_{name}{label}": v for label, v in zip(labels, values, strict=True)}
     return Prior(PriorWeights(sigma, of), counts), figures
+
+
+def asked_for(
+    allowed: Allowed | None, rows: np.ndarray, candidates: Int32[np.ndarray, "n C"]
+) -> Bool[np.ndarray, "n C"]:
+    """Which candidates of the requests `rows` are allowed; all of a request that allows any."""
+    found = np.ones(candidates.shape, bool)
+    for place, row in enumerate(rows):
+        items = allowed.of(row) if allowed is not None else None
+        if items is not None:
+            found[place] = np.isin(candidates[place], items)
+    return found
 
 
 def fit_by_task(
