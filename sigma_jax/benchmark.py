@@ -100,7 +100,7 @@ def run_one(suite: Suite, run: Run, workdir: Path) -> str | None:
         )
     logging.info("benchmark: %s took %s", run.name, clock(time.monotonic() - began))
     if done.returncode == 0:
-        write_record(folder, suite.columns, suite.levels)
+        write_record(folder, (*suite.columns, suite.headline), suite.levels)
         return None
     lines = (folder / "log.txt").read_text().strip().splitlines()
     return lines[-1] if lines else f"status {done.returncode}"

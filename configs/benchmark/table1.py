@@ -41,7 +41,7 @@ METHODS = {
     "GR(ID)": common.GR_ID,
 }
 
-STEPS = 320  # half of the preset's: thirteen methods with three seeds are 39 trainings
+STEPS = 320  # half of the preset's: twelve trainings for each of three seeds
 
 COLUMNS = ("HR@1", "HR@5", "HR@10", "HR@20")
 PAPER = {

@@ -25,6 +25,7 @@ def get_suite() -> dict[str, Any]:
     settings = amazon.METHODS["GR(ID)"]
     return suite | {
         "title": "GR(ID) with item vectors from ids alone, and from texts by three encoders.",
+        "protocol": tuple(line for line in suite["protocol"] if "prefixes" not in line),
         "data": {name: source for name, source in suite["data"].items() if name != "Instruments"},
         "methods": {
             name: {"fields": settings | fields, "has_baselines": False}

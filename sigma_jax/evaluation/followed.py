@@ -39,7 +39,10 @@ UNASKED, OUT_OF_SEASON, BOTH = "unasked", "out of season", "combined"
 def followed_requests(
     requests: Requests, data: PreparedData, most: int, phrasings: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[Int32[np.ndarray, " n"], Requests]]:
-    """set -> the rows of `requests` it stands for, at most `most` a task, and its own requests."""
+    """set -> the rows of `requests` it stands for, at most `most` a task, and its own requests.
+
+    Without a set that would be empty.
+    """
     tasks = [number for number, task in enumerate(TASKS) if task != "JustForYou"]
     rows = np.concatenate([np.flatnonzero(requests.task == number)[:most] for number in tasks])
     asked = requests.take(rows)
@@ -50,7 +53,7 @@ def followed_requests(
     is_themed = np.isin(asked.task, [TASKS.index(task) for task in THEMED]) & (asked.argument >= 0)
     themed = np.flatnonzero(is_themed)
     if data.themes is None or not len(themed):
-        return found
+        return found if len(asked) else {}
     times = request_times(data.histories, asked)
     other = [theme_not_on(int(asked.argument[row]), int(times[row]), data) for row in themed]
     other = np.array(other, np.int32)
@@ -72,7 +75,7 @@ def followed_requests(
         for task, theme, chosen in zip(both.task, both.argument, category[usable], strict=True)
     ]
     found[BOTH] = (rows[themed[usable]], dataclasses.replace(both, instruction=spoken))
-    return found
+    return {name: found[name] for name in found if len(found[name][0])}
 
 
 def theme_not_on(asked: int, time: int, data: PreparedData) -> int:

@@ -51,8 +51,6 @@ def write_record(workdir: Path, columns: Sequence[str], levels: Sequence[str]) -
         "run": results["run"],
         "minutes": round(sum(figures.get("seconds", 0.0) for figures in made) / 60, 2),
     }
-    if "followed" in results:
-        record["followed"] = results["followed"]
     write_json(workdir / NAME, record)
 
 

@@ -159,8 +159,9 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
         unseen = draw_requests(data, trained, settings, seed, instructions.HELDOUT_PHRASINGS)
         assert np.array_equal(unseen.target, requests.target)
         prompts = trained.prompts(unseen, data)
-        choice_of_unseen = trained.choice(generator, unseen, data, settings.uses_prior)
-        [other] = generator.variants(prompts, LIST, [choice_of_unseen])
+        # All but the words is that of the same users at the same time.
+        told = None if choice.told is None else trained.told(generator, unseen, data)
+        [other] = generator.variants(prompts, LIST, [dataclasses.replace(choice, told=told)])
         rankings["SIGMA, unseen wording"] = {"kept": other.items}
         if settings.followed_requests:
             sets = followed_requests(

@@ -84,7 +84,7 @@ class Choice:
     weights: Float[np.ndarray, "tasks F+G+1"] | None = None  # of these features, by Beams.tasks
     config: GenerationConfig | None = None  # other than the generator's; its beams stay
     table: Float[np.ndarray, "T I G"] | None = None  # features of all items, by `features.row`
-    told: Told | None = None  # of N requests, a further feature of all items; with `table`
+    told: Told | None = None  # of N requests, of all items, weighed by the last of `weights`
 
 
 class Generator:

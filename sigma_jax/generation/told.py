@@ -34,8 +34,8 @@ ROOM = 1.0  # how much less likely an item may be, in log p
 class Told:
     """The answer to each instruction, as much of it as gives `told` of any item."""
 
-    queries: Float32[Array, "B D"]  # over the temperature: times an item's unit vector it is log p,
-    offsets: Float32[Array, " B"]  # with this added log p + H + 1
+    queries: Float32[Array, "B D"]  # over the temperature: times an item's unit vector, its logit
+    offsets: Float32[Array, " B"]  # what makes log p + H + 1 of a logit
 
 
 def read_told(

@@ -143,8 +143,9 @@ class Prior:
             return cls(PriorWeights(found["sigma"], of), Counts.load(folder))
         except DAMAGE as error:
             raise ValueError(
-                f"{folder}: prior.json or an .npz beside it is damaged ({error}); delete "
-                f"{folder} and run again, which goes on from the last checkpoint."
+                f"{folder}: prior.json or an .npz beside it is damaged or of another version "
+                f"({error}); delete {folder}, and its copy where --artifacts was given, and run "
+                "again, which goes on from the last checkpoint."
             ) from error
 
 
@@ -163,8 +164,10 @@ def fit_prior(
     they ask for. The model alone where too few targets are among the items it retrieves.
     """
     config = generator.config
-    # Of one prefix the order and, but for a factor, log p are the same under any sigma.
-    sigmas = (config.sigma, *(SIGMAS if generator.trie.depth else ()))
+    sigmas = (config.sigma, *SIGMAS)
+    if not generator.trie.depth:
+        # One prefix has no deviation: sigma is its floor, and another one a factor of log p alone.
+        sigmas = (config.sigma_floor if config.sigma == "deviation" else config.sigma,)
     choices = [Choice(config=dataclasses.replace(config, sigma=sigma)) for sigma in sigmas]
     found = generator.variants(prompts, config.num_beams * config.num_retrieved, choices)
     # Another sigma orders a prefix's items alike: all choices have the same candidates.
@@ -244,7 +247,8 @@ def fit_weights(
     start: Float64[np.ndarray, " F"] | None = None,
     shrinkage: float = SHRINKAGE,
 ) -> tuple[float, Float64[np.ndarray, " F"], float]:
-    """Weights of the columns under which the softmax over candidates gives `target` most.
+    """Weights of the columns under which the softmax over candidates gives `target`, and all of
+    `is_asked`, most (log_loss).
 
     The first column is the model's log-probability; its weight is at least LEAST_TRUST. They shrink
     to `start`, or to the model alone, as by `shrinkage` more targets. Returns the mean log-loss,
@@ -276,13 +280,16 @@ def log_loss(
     weights. A target counts as asked for."""
     rows = np.arange(len(target))
     scores = values @ weights
-    scores -= scores.max(axis=1, keepdims=True)
-    share = np.exp(scores)
-    total = share.sum(axis=1, keepdims=True)
-    asked = np.where(is_asked, share, 0)
-    asked[rows, target] = share[rows, target]
-    total_asked = asked.sum(axis=1, keepdims=True)
-    losses = 2 * np.log(total[:, 0]) - np.log(total_asked[:, 0]) - scores[rows, target]
-    pull = 2 * share / total - asked / total_asked
+    asked = np.where(is_asked, scores, -np.inf)
+    asked[rows, target] = scores[rows, target]
+    shares, totals = [], []
+    for part in (scores, asked):  # each from its own largest: the target may be far behind
+        top = part.max(axis=1, keepdims=True)
+        share = np.exp(part - top)
+        total = share.sum(axis=1, keepdims=True)
+        shares.append(share / total)
+        totals.append((np.log(total) + top)[:, 0])
+    losses = 2 * totals[0] - totals[1] - scores[rows, target]
+    pull = 2 * shares[0] - shares[1]
     expected = np.einsum("nc,ncf->nf", pull, values)
     return losses.mean(), (expected - values[rows, target]).mean(axis=0)

@@ -68,7 +68,9 @@ ASKED = {
     "ridge": Asking(None, 0.95, 0.01),
 }
 OWN = Asking(None, 0.9, 0.1)
-RELATED = (*ASKED, "own", *(f"{name}_today" for name in ASKED))
+TODAY = "_today"  # behind the name of a relation that is asked for the day's items alone
+RELATED = (*ASKED, "own", *(f"{name}{TODAY}" for name in ASKED))
+UNITS = tuple((ASKED | {"own": OWN})[name.removesuffix(TODAY)].unit for name in RELATED)
 DAY = 86_400  # seconds
 MOST_LISTED = 512  # items of a request that a relation may name: the strongest
 COSINES_A_STEP = 2**24  # entries of [items, I] that exist at once
@@ -105,20 +107,17 @@ class Relations:
         """
         starts, ends = history_ranges(histories, requests)
         today = first_of_day(histories, starts, ends, times)
-        own = recent_items(
-            histories, starts, ends, self.ties.shape[0], OWN.decay, sessions=OWN.sessions
+        found = {
+            name: self._related(name, how, histories, starts, ends) for name, how in ASKED.items()
+        }
+        found["own"] = recent_items(
+            histories, starts, ends, self.ties.shape[0], OWN.decay, OWN.sessions
         )
-        own.eliminate_zeros()  # a thousand sessions ago
-        of_day = [dataclasses.replace(how, sessions=None, decay=1.0) for how in ASKED.values()]
-        tables = [
-            *(self._related(name, how, histories, starts, ends) for name, how in ASKED.items()),
-            own,
-            *(
-                self._related(name, how, histories, today, ends)
-                for name, how in zip(ASKED, of_day, strict=True)
-            ),
-        ]
-        return listed(tables, [how.unit for how in (*ASKED.values(), OWN, *of_day)])
+        found["own"].eliminate_zeros()  # a thousand sessions ago
+        for name, how in ASKED.items():
+            alike = dataclasses.replace(how, sessions=None, decay=1.0)
+            found[f"{name}{TODAY}"] = self._related(name, alike, histories, today, ends)
+        return listed([found[name] for name in RELATED], UNITS)
 
     def _related(
         self, name: str, how: Asking, histories: Histories, starts, ends
@@ -228,8 +227,7 @@ def ridge(data: PreparedData, count: int) -> sparse.csr_matrix:
     item = np.asarray(data.histories.item[training_rows(data.histories)])
     total = len(data.catalogue)
     has = sparse.csr_matrix((np.ones(len(item), np.float32), (user, item)), shape=(users, total))
-    has.sum_duplicates()
-    has.data[:] = 1
+    has.data[:] = 1  # repeats have been summed
     count_users = np.asarray(has.sum(axis=0)).reshape(-1)
     known = np.flatnonzero(count_users)
     if len(known) < 2:

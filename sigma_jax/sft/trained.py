@@ -75,8 +75,12 @@ class TrainedRecommender:
         if config.sigma == "deviation":
             config = dataclasses.replace(config, sigma=self.prior.weights.sigma)
         features, table = self.prior.counts.features(requests, data.histories)
-        told = told_by(generator, requests, data, self.prompt_tables, self.config)
+        told = self.told(generator, requests, data)
         return Choice(seen, features, self.prior.weights.by_task, config, table, told)
+
+    def told(self, generator: Generator, requests: Requests, data: PreparedData) -> Told | None:
+        """What the instructions of `requests` say by themselves (told_by)."""
+        return told_by(generator, requests, data, self.prompt_tables, self.config)
 
 
 def load_recommender(workdir: Path, data: PreparedData, part: str = "") -> TrainedRecommender:
@@ -135,7 +139,7 @@ def told_by(
 ) -> Told | None:
     """What the instructions of `requests` say by themselves, NumPy arrays.
 
-    None where the model has not learnt to answer them without a history.
+    None where no context of training was an instruction alone.
     """
     prompt = config.prompt
     if not (config.model.has_open_query and prompt.has_words and prompt.bare_share):

@@ -173,15 +173,18 @@ def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
     rng = np.random.default_rng(1)
     values = rng.normal(0, 1, (3, NUM_ITEMS, 2)).astype(np.float32)
     items = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (3, 1))
-    weights = rng.normal(0, 2, (len(TASKS), 4)).astype(np.float32)
+    weights = rng.normal(0, 2, (len(TASKS), 5)).astype(np.float32)
     table = rng.normal(size=(4, NUM_ITEMS, 2)).astype(np.float16)  # what requests share
     rows = np.array([3, 0, 3], np.int32)
-    alone, shared = generator.variants(
+    told = generator.told(prompts(seed=7))
+    of_told = generator.told_at(told, items)
+    alone, shared, spoken = generator.variants(
         batch,
         NUM_ITEMS,
         [
             Choice(None, ItemFeatures(items, values), weights[:, :2]),
             Choice(None, ItemFeatures(items, values, rows), weights, table=table),
+            Choice(None, ItemFeatures(items, values, rows), weights, table=table, told=told),
         ],
     )
     hidden = forward(model, tables, batch["tokens"], batch["items"])
@@ -192,7 +195,9 @@ def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
         log_p = np.zeros(NUM_ITEMS)
         log_p[plain.items[row]] = plain.log_probs[row]
         log_p += values[row] @ (shares @ weights[:, :2])
-        for found, more in ((alone, 0), (shared, table[rows[row]] @ (shares @ weights[:, 2:]))):
+        of_table = table[rows[row]] @ (shares @ weights[:, 2:4])
+        with_told = of_table + of_told[row] * (shares @ weights[:, 4])
+        for found, more in ((alone, 0), (shared, of_table), (spoken, with_told)):
             expected = log_p + more
             expected -= np.log(np.exp(expected).sum())
             np.testing.assert_allclose(found.log_probs[row], np.sort(expected)[::-1], atol=1e-3)

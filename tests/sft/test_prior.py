@@ -9,6 +9,7 @@ import pytest
 from small_histories import histories_of, plain_data, plain_requests
 from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
 
+from sigma_jax.baselines.candidates import Allowed
 from sigma_jax.generation.generate import GenerationConfig, Generator
 from sigma_jax.schema import TASKS, Requests
 from sigma_jax.sft.prior import (
@@ -19,6 +20,7 @@ from sigma_jax.sft.prior import (
     Prior,
     PriorConfig,
     PriorWeights,
+    asked_for,
     fit_by_task,
     fit_prior,
     fit_weights,
@@ -154,6 +156,21 @@ def test_what_instructions_say_counts_only_where_it_is_taken():
         aimed = dataclasses.replace(requests, target=np.array(target, np.int32))
         weights.append(fit(histories, aimed, generator, given)[0].weights.of["told"][0])
     assert weights[0] > 0.3 and weights[1] < weights[0] / 2 and weights[2] == 0
+
+
+def test_what_is_asked_for_is_found_by_the_number_of_the_request():
+    lists = [np.array([1, 2]), np.array([5])]
+    allowed = Allowed.from_lists(lists, np.array([1, -1, 0], np.int32))
+    candidates = np.array([[1, 5, 7], [1, 5, 7], [1, 5, 7]])
+    found = asked_for(allowed, np.array([2, 0, 1]), candidates)
+    np.testing.assert_array_equal(found, [[1, 0, 0], [0, 1, 0], [1, 1, 1]])
+    assert asked_for(None, np.array([2, 0, 1]), candidates).all()
+
+
+def test_a_target_far_behind_has_a_finite_loss():
+    values = np.array([[[0.0, 0.0], [-800.0, 1.0]]])
+    loss, slope = log_loss(values, np.array([1]), np.zeros((1, 2), bool), np.array([1.0, 0.0]))
+    assert loss == pytest.approx(1_600) and np.isfinite(slope).all()
 
 
 def test_each_task_has_weights_of_its_own_where_it_has_targets():
