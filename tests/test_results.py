@@ -1,0 +1,43 @@
+"""The figures that the project shows are those of the records it keeps."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sigma_jax import benchmark
+from sigma_jax.evaluation import suite as suites
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "launch" / "results"
+FOLDERS = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+README = (ROOT / "README.md").read_text()
+
+
+def suite_of(folder: Path) -> suites.Suite:
+    return benchmark.load_suite(str(ROOT / "configs" / "benchmark" / f"{folder.name}.py"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_record_is_of_a_run_of_its_suite(folder):
+    suite = suite_of(folder)
+    names = {run.workdir(folder): run.name for run in suites.planned(suite)}
+    records = sorted(path.parent for path in folder.rglob("record.json"))
+    assert records and set(records) <= set(names)
+    text = suites.render(suite, folder)
+    assert all(f"{names[path]}: not run" not in text for path in records)
+    assert "WARNING" not in text
+
+
+def test_the_readme_shows_the_means_and_deviations_of_the_records():
+    """Rows such as | Beauty | SIGMA | 3 | 9.51 ± 0.12 | ...: seeds, then the suite's columns."""
+    folder = RESULTS / "amazon"
+    suite = suite_of(folder)
+    shown = re.findall(r"^\| (\w+) \| ([^|]+) \| (\d) \| (.+) \|$", README, re.MULTILINE)
+    assert len(shown) > 10
+    for data, method, seeds, cells in shown:
+        rows = suites.collect(suite, folder, data, "left_out", "item")
+        [row] = [row for row in rows if row.method == method]
+        expected = [suites.cell(row, column) for column in suite.columns]
+        assert cells.split(" | ") == expected, (data, method)
+        assert all(len(figures) == int(seeds) for figures in row.figures.values())
