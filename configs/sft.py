@@ -4,7 +4,7 @@
 
 Runs every stage that is missing before it. Presets:
 
-    local       Complete Journey, a year of grocery shopping; a quarter of an hour on two CPU cores
+    local       Complete Journey, a year of grocery shopping; 8 to 16 minutes on two CPU cores
     smoke       the same path in minutes, to see that all is installed; its figures mean nothing
     files       as local, over your own tables: --config.data.path=FOLDER
     amazon      Amazon reviews: --config.data.path=FOLDER (see configs/data.py)
