@@ -146,7 +146,8 @@ def told_by(
         return None
     spoken, place = np.unique(np.array(requests.instruction, object), return_inverse=True)
     nobody = np.full(len(spoken), -1, np.int32)
-    bare = Requests(nobody, nobody.astype(np.int64) + 1, nobody, nobody, nobody, list(spoken))
+    start = np.zeros(len(spoken), np.int64)
+    bare = Requests(nobody, start, nobody, nobody, nobody, list(spoken))
     told = generator.told(prompts_of(bare, data, tables, prompt))
     return jax.tree.map(lambda rows: rows[place.reshape(-1)], told)
 
