@@ -17,5 +17,7 @@ def get_suite() -> dict[str, Any]:
         "seeds": (0,),
         "data": {"Complete Journey": {"config": "configs/sft.py:smoke", "fields": {}}},
         "methods": {name: suite["methods"][name] for name in methods},
-        "sweeps": {"prefixes K": suite["sweeps"]["prefixes K"] | {"values": (2, 8)}},
+        "sweeps": {
+            "prefixes K": suite["sweeps"]["prefixes K"] | {"methods": ("SIGMA",), "values": (2, 8)}
+        },
     }

@@ -92,14 +92,16 @@ def get_suite() -> dict[str, Any]:
         "headline": "HR@10",
         "sweeps": {
             "prefixes K": {
-                "method": "SIGMA",
+                "methods": ("- item scores before codes",),
                 "fields": ("evaluation.generation.num_beams",),
                 "values": (1, 2, 4, 8, 16, 32, 64),
+                "seeds": (0,),
             },
             "items of a prefix M": {
-                "method": "SIGMA",
+                "methods": ("- item scores before codes",),
                 "fields": ("evaluation.generation.num_retrieved",),
                 "values": (1, 2, 5, 10, 20),
+                "seeds": (0,),
             },
         },
     }

@@ -165,17 +165,30 @@ def points(
     return Picture(figure, f"{title}: {y} against {x}: {'; '.join(told)}.")
 
 
-def line(xs: Sequence[float], ys: Sequence[float], title: str, x: str, y: str) -> Picture:
-    """One line with its points; a logarithmic axis where the largest x is ten times the least."""
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float, float]]], title: str, x: str, y: str
+) -> Picture:
+    """A line through the points (x, mean, deviation) of each series; a logarithmic axis where the
+    largest x is ten times the least."""
     figure, axes = new_axes()
-    axes.plot(xs, ys, color=MAIN, marker="o", linewidth=1.8)
+    told = []
+    for number, (name, of) in enumerate(series.items()):
+        xs, means, errors = zip(*of, strict=True)
+        color = SERIES[number % len(SERIES)]
+        axes.errorbar(
+            xs, means, errors, color=color, marker="o", linewidth=1.8, capsize=2.5, label=name
+        )
+        parts = ", ".join(f"{a:g}: {b:.2f} ± {c:.2f}" for a, b, c in of)
+        told.append(f"{name}, {parts}")
     finish_axes(axes, title, x, y)
-    if min(xs) > 0 and max(xs) >= 10 * min(xs):
+    xs = sorted({value for of in series.values() for value, _, _ in of})
+    if xs[0] > 0 and xs[-1] >= 10 * xs[0]:
         axes.set_xscale("log")
     axes.set_xticks(xs, [f"{value:g}" for value in xs])
     axes.minorticks_off()
-    told = ", ".join(f"{a:g}: {b:.2f}" for a, b in zip(xs, ys, strict=True))
-    return Picture(figure, f"{title}: {y} by {x}: {told}.")
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    return Picture(figure, f"{title}: {y} by {x}: {'; '.join(told)}.")
 
 
 def finish_axes(axes, title: str, x: str, y: str) -> None:

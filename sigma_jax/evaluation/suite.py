@@ -47,15 +47,16 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A method under several values of one setting, for a plot; with the first seed only."""
+    """Methods under several values of one setting, for a plot."""
 
-    method: str
+    methods: tuple[str, ...]
     fields: tuple[str, ...]  # of the config; each gets the value
     values: tuple[Any, ...]  # numbers
+    seeds: tuple[int, ...]
 
-    def run_name(self, name: str, value: float) -> str:
-        """What the method is called in runs of the sweep `name`."""
-        return f"{self.method}, {name} {value:g}"
+    def run_name(self, method: str, name: str, value: float) -> str:
+        """What a method is called in runs of the sweep `name`."""
+        return f"{method}, {name} {value:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Suite:
             if not getattr(self, name):
                 raise ValueError(f"suite.{name} is empty; name at least one.")
         for name, sweep in self.sweeps.items():
-            if sweep.method not in self.methods:
+            if not sweep.methods or set(sweep.methods) - set(self.methods):
                 raise ValueError(f"suite.sweeps[{name!r}] names no method of the suite.")
 
     def fields_of(self, method: str) -> Method:
@@ -90,10 +91,10 @@ class Suite:
         if method in self.methods:
             return self.methods[method]
         for name, sweep in self.sweeps.items():
-            for value in sweep.values:
-                if method == sweep.run_name(name, value):
+            for of, value in itertools.product(sweep.methods, sweep.values):
+                if method == sweep.run_name(of, name, value):
                     changed = dict.fromkeys(sweep.fields, value)
-                    return Method(self.methods[sweep.method].fields | changed, False)
+                    return Method(self.methods[of].fields | changed, False)
         raise KeyError(method)
 
 
@@ -126,10 +127,12 @@ def planned(suite: Suite) -> list[Run]:
         for method in suite.methods
     ]
     return runs + [
-        Run(data, sweep.run_name(name, value), suite.seeds[0])
+        Run(data, sweep.run_name(method, name, value), seed)
         for name, sweep in suite.sweeps.items()
+        for seed in sweep.seeds
         for data in suite.data
         for value in sweep.values
+        for method in sweep.methods
     ]
 
 
@@ -195,6 +198,22 @@ def collect(
     return sorted(made, key=lambda row: row.method in ours)
 
 
+def collect_sweep(
+    suite: Suite, folder: Path, data: str, name: str, mode: str, level: str
+) -> dict[str, dict[float, Row]]:
+    """method -> value -> what is finished of the sweep `name`, on average over tasks."""
+    sweep = suite.sweeps[name]
+    found: dict[str, dict[float, Row]] = {}
+    for method, value in itertools.product(sweep.methods, sweep.values):
+        run_name = sweep.run_name(method, name, value)
+        runs = [read_results(Run(data, run_name, seed), folder) for seed in sweep.seeds]
+        modes = [run["methods"][OURS] for run in runs if run is not None]
+        averages = [summaries[mode]["average"] for summaries in modes if mode in summaries]
+        if averages:
+            found.setdefault(method, {})[value] = make_row(suite, level, run_name, averages)
+    return found
+
+
 def row_name(name: str, method: str, has_baselines: bool) -> str | None:
     """What a ranking of a run is called in the table of the suite; None: it is left out."""
     if name == OURS:
@@ -240,6 +259,8 @@ def render(suite: Suite, folder: Path) -> str:
             lines += render_rows(suite, title, rows, suite.published.get(data, {}), level)
             if len(tasks) > 1:
                 lines += ["", *render_by_task(suite, folder, data, mode, level, tasks)]
+            for name in suite.sweeps:
+                lines += render_sweep(suite, folder, data, name, mode, level)
             lines.append("")
     lines += provenance(suite, folder)
     return "\n".join(lines) + "\n"
@@ -291,6 +312,25 @@ def render_by_task(
             row = next((row for row in rows if row.method == name), None)
             shown += f"{cell(row, BY_TASK) if row else '-':>{CELL}}"
         lines.append(f"{name[: NAME - 1]:{NAME}}{shown}")
+    return lines
+
+
+def render_sweep(
+    suite: Suite, folder: Path, data: str, name: str, mode: str, level: str
+) -> list[str]:
+    """The headline of each method by the setting's values; nothing where none is finished."""
+    found = collect_sweep(suite, folder, data, name, mode, level)
+    if not found:
+        return []
+    values = suite.sweeps[name].values
+    lines = [
+        "",
+        f"{data}, {suite.headline} by {name}, hits by {LEVELS[level]}, {TITLES[mode]}",
+        f"{'':{NAME}}" + "".join(f"{value:>{CELL}g}" for value in values),
+    ]
+    for method, rows in found.items():
+        cells = [cell(rows[value], suite.headline) if value in rows else "-" for value in values]
+        lines.append(f"{method[: NAME - 1]:{NAME}}" + "".join(f"{text:>{CELL}}" for text in cells))
     return lines
 
 

@@ -18,6 +18,7 @@ from sigma_jax.evaluation.suite import (
     Suite,
     cell,
     collect,
+    collect_sweep,
     planned,
     provenance,
     read_results,
@@ -107,17 +108,18 @@ def pictures(suite: Suite, folder: Path, data: str) -> dict[str, Picture]:
     if points:
         label = f"{suite.headline}, %, {where}"
         found["time"] = plots.points(points, data, "minutes of training, all stages", label)
-    for name, sweep in suite.sweeps.items():
-        values, figures = [], []
-        for value in sweep.values:
-            results = read_results(Run(data, sweep.run_name(name, value), suite.seeds[0]), folder)
-            figure = headline_of(suite, results, mode, level)
-            if figure is not None:
-                values.append(value)
-                figures.append(100 * figure)
-        if len(values) > 1:
+    for name in suite.sweeps:
+        swept = collect_sweep(one, folder, data, name, mode, level)
+        if any(len(rows) > 1 for rows in swept.values()):
+            series = {
+                method: [
+                    (value, 100 * row.mean(suite.headline), 100 * row.deviation(suite.headline))
+                    for value, row in rows.items()
+                ]
+                for method, rows in swept.items()
+            }
             label = f"{suite.headline}, %, {where}"
-            found[f"sweep-{slug(name)}"] = plots.line(values, figures, data, name, label)
+            found[f"sweep-{slug(name)}"] = plots.lines(series, data, name, label)
     return found
 
 

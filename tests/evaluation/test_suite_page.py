@@ -8,7 +8,8 @@ from sigma_jax.evaluation.suite import Run, Sweep
 from sigma_jax.evaluation.suite_page import quality_by_time, write_suite_page
 from sigma_jax.runtime.artifacts import Recipe, write_artifact
 
-SWEEP = Sweep("SIGMA", ("evaluation.generation.num_beams", "report_beams"), (1, 4))
+FIELDS = ("evaluation.generation.num_beams", "report_beams")
+SWEEP = Sweep(("SIGMA", "GR(ID)"), FIELDS, (1, 4), (0,))
 
 
 @pytest.fixture
@@ -27,19 +28,33 @@ def write_stages(folder, run, seconds):
 
 def test_a_sweep_runs_each_value_once_and_stays_out_of_the_tables(suite, tmp_path):
     names = [run.name for run in suites.planned(suite)]
-    assert names[-2:] == ["A/SIGMA, prefixes K 1/0", "A/SIGMA, prefixes K 4/0"]
+    assert names[-4:] == [
+        f"A/{method}, prefixes K {value}/0" for value in (1, 4) for method in ("SIGMA", "GR(ID)")
+    ]
     run = suites.planned(suite)[-1]
     words = suites.arguments(suite, run, "D", tmp_path, tmp_path / "pool")
     assert "--config.evaluation.generation.num_beams=4" in words
     assert "--config.report_beams=4" in words
+    assert "--config.prompt.sid_generated=0" in words
     assert "--config.evaluation.has_baselines=False" in words
     write_results(tmp_path, run, 0.3)
     assert suites.collect(suite, tmp_path, "A", "left_out", "item") == []
 
 
-def test_a_sweep_of_no_method_is_named():
+@pytest.mark.parametrize("methods", [(), ("SIGNA",), ("SIGMA", "SIGNA")])
+def test_a_sweep_of_no_method_is_named(methods):
     with pytest.raises(ValueError, match=r"sweeps\['K'\] names no method"):
-        tiny_suite(sweeps={"K": Sweep("SIGNA", ("seed",), (1,))})
+        tiny_suite(sweeps={"K": Sweep(methods, ("seed",), (1,), (0,))})
+
+
+def test_a_sweep_over_seeds_shows_means_and_deviations_by_value(tmp_path):
+    suite = tiny_suite(sweeps={"K": Sweep(("SIGMA", "GR(ID)"), FIELDS, (1, 4), (0, 1))})
+    for value, seed, figure in [(1, 0, 0.2), (1, 1, 0.24), (4, 0, 0.3)]:
+        write_results(tmp_path, Run("A", f"SIGMA, K {value}", seed), figure)
+    text = suites.render(suite, tmp_path)
+    head, row, after = text[text.index("Recall@10 by K") :].splitlines()[1:4]
+    assert head.split() == ["1", "4"] and after == ""
+    assert row.split() == "SIGMA 22.00 ± 2.83 30.00 ± 0.00".split()
 
 
 def test_the_page_holds_tables_and_plots_of_what_is_finished(suite, tmp_path):
@@ -49,13 +64,13 @@ def test_the_page_holds_tables_and_plots_of_what_is_finished(suite, tmp_path):
     write_results(tmp_path, run, 0.20)
     write_results(tmp_path, Run("A", "SIGMA", 1), 0.24)
     write_results(tmp_path, Run("A", "GR(ID)", 0), 0.15)
-    for seed, (_, figure) in enumerate([(1, 0.2), (4, 0.22)]):
-        write_results(tmp_path, suites.planned(suite)[-2 + seed], figure)
+    for value, figure in [(1, 0.2), (4, 0.22)]:
+        write_results(tmp_path, Run("A", f"SIGMA, prefixes K {value}", 0), figure)
     write_suite_page(suite, tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "22.00 ± 2.83" in page and "published: TIGER" in page and "A/GR(ID)/1: not run" in page
     assert "SIGMA 22.00 ± 2.83, GR(ID) 15.00 ± 0.00" in page  # said for those who cannot see it
-    assert "1: 20.00, 4: 22.00" in page
+    assert "SIGMA, 1: 20.00 ± 0.00, 4: 22.00 ± 0.00" in page
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         "a-methods-average.png",
         "a-time.png",
