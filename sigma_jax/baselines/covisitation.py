@@ -32,7 +32,6 @@ DECAY = 0.7
 SMOOTHING = 5.0
 SESSIONS_A_STEP = 200_000  # bounds the memory of one sparse product
 REQUESTS_A_STEP = 512
-ROWS_A_STEP = 4_096  # of a table being cut down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,17 +101,19 @@ def recent_items(
 
 
 def strongest(table: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
-    """The `count` largest entries of each row, the lower column on ties."""
-    table = table.tocsr()
-    parts = []
-    for first in range(0, table.shape[0], ROWS_A_STEP):
-        part = table[first : first + ROWS_A_STEP]
-        row = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
-        order = np.lexsort((part.indices, -part.data, row))
-        keep = order[np.arange(len(row)) - part.indptr[row] < count]  # `order` goes row by row
-        entries = (part.data[keep], (row[keep], part.indices[keep]))
-        parts.append(sparse.csr_matrix(entries, shape=part.shape))
-    return sparse.vstack(parts, format="csr")
+    """The `count` largest entries of each row, the lower column on ties; columns ascend."""
+    table = table.tocsr().sorted_indices()
+    keep = np.ones(table.nnz, bool)
+    for row in np.flatnonzero(np.diff(table.indptr) > count):
+        entries = slice(*table.indptr[row : row + 2])
+        values = table.data[entries]
+        least = np.partition(values, len(values) - count)[len(values) - count]
+        keep[entries] = values > least
+        alike = np.flatnonzero(values == least)
+        missing = count - np.count_nonzero(keep[entries])
+        keep[entries.start + alike[:missing]] = True
+    ends = np.append(0, np.cumsum(keep))[table.indptr].astype(table.indptr.dtype)
+    return sparse.csr_matrix((table.data[keep], table.indices[keep], ends), shape=table.shape)
 
 
 def count_ties(histories: Histories, num_items: int) -> sparse.csr_matrix:

@@ -40,7 +40,6 @@ from sigma_jax.baselines.candidates import history_ranges, ragged, training_rows
 from sigma_jax.baselines.covisitation import (
     DECAY,
     REQUESTS_A_STEP,
-    ROWS_A_STEP,
     SESSIONS,
     count_ties,
     damped,
@@ -74,6 +73,7 @@ UNITS = tuple((ASKED | {"own": OWN})[name.removesuffix(TODAY)].unit for name in 
 DAY = 86_400  # seconds
 MOST_LISTED = 512  # items of a request that a relation may name: the strongest
 COSINES_A_STEP = 2**24  # entries of [items, I] that exist at once
+ROWS_A_STEP = 4_096  # of a square of items
 MOST_RIDGED = 16_384  # items in `ridge`, those most users have: their square is held thrice
 PADDING = np.iinfo(np.int32).max
 DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
