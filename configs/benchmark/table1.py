@@ -10,7 +10,7 @@ from typing import Any
 from configs import common
 
 # The preset reads items by their vectors alone and lets the last code ask for the item.
-SID1 = {"prompt.sid_in_prompt": 1, "prompt.item_query": "token", "prompt.row_tokens": 352}
+SID1 = {"prompt.sid_in_prompt": 1, "prompt.item_query": "token"}
 SID4 = SID1 | {"prompt.sid_in_prompt": 4, "prompt.row_tokens": 640}
 
 METHODS = {
@@ -41,7 +41,9 @@ METHODS = {
     "GR(ID)": common.GR_ID,
 }
 
-STEPS = 320  # half of the preset's: twelve trainings for each of three seeds
+# Half of the preset's steps: twelve trainings for each of three seeds. Rows that hold what the
+# longest of the prompts of one code need, so that all methods learn from the same targets.
+TRAINING = {"train.steps": 320, "prompt.row_tokens": 352}
 
 COLUMNS = ("HR@1", "HR@5", "HR@10", "HR@20")
 PAPER = {
@@ -66,14 +68,15 @@ def get_suite() -> dict[str, Any]:
         "protocol": (
             "All items ranked for each request; the target is one item of the held-out basket",
             "that the task can aim at. Histories of 64 items and 16 favourites; 32 prefixes and",
-            f"20 items of each. {STEPS} steps. Instructions in wordings of training. The paper's",
-            "figures are of its own data. Per cent; mean and sample deviation over seeds.",
+            f"20 items of each. {TRAINING['train.steps']} steps. Instructions in wordings of",
+            "training. The paper's figures are of its own data. Per cent; mean and sample",
+            "deviation over seeds.",
         ),
         "seeds": (0, 1, 2),
         "data": {
             "Complete Journey": {
                 "config": "configs/sft.py:local",
-                "fields": {"train.steps": STEPS},
+                "fields": TRAINING,
             }
         },
         "methods": {

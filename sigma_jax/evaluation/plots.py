@@ -197,11 +197,12 @@ def finish_axes(axes, title: str, x: str, y: str) -> None:
     axes.set_ylabel(y, color=INK, fontsize=8)
 
 
-def sigma_by_task(sigma: Mapping[str, np.ndarray]) -> str | None:
-    """Distribution of sigma (Eq. 11 of SIGMA) for each task."""
+def sigma_by_task(sigma: Mapping[str, Sequence[float]], title: str = "") -> str | None:
+    """Distribution of sigma (Eq. 11 of SIGMA) for each task; None where no request had two beams,
+    which is sigma 0."""
     kept = {task: np.asarray(values) for task, values in sigma.items()}
     kept = {task: v[np.isfinite(v)] for task, v in kept.items() if np.isfinite(v).any()}
-    if not kept:
+    if not any(values.any() for values in kept.values()):
         return None
     figure, axes = new_axes(1.0 + 0.36 * len(kept))
     places = np.arange(len(kept))[::-1]
@@ -220,6 +221,7 @@ def sigma_by_task(sigma: Mapping[str, np.ndarray]) -> str | None:
     axes.set_yticks(places, list(kept))
     axes.grid(False, axis="y")
     axes.set_xlabel("sigma of the beam scores", color=INK)
+    axes.set_title(title, color=INK, loc="left", fontsize=12)
     text = ", ".join(f"{task} {np.median(values):.2f}" for task, values in kept.items())
     return as_image(figure, f"Distribution of sigma by task; medians: {text}.")
 

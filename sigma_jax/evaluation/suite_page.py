@@ -150,9 +150,13 @@ def quality_by_time(
 
 
 def sigma_plot(suite: Suite, folder: Path, data: str) -> str:
-    """sigma of Eq. 11 by task, in the first run of the first method."""
-    results = read_results(Run(data, next(iter(suite.methods)), suite.seeds[0]), folder)
-    return plots.sigma_by_task((results or {}).get("deviation", {})) or ""
+    """sigma of Eq. 11 by task, in the first run of the first method that searched codes."""
+    for method in suite.methods:
+        results = read_results(Run(data, method, suite.seeds[0]), folder) or {}
+        image = plots.sigma_by_task(results.get("deviation", {}), method)
+        if image is not None:
+            return image
+    return ""
 
 
 def slug(name: str) -> str:
