@@ -87,6 +87,7 @@ BASE = {
     "temperature": TAU,
     "negatives_per_target": 16,
     "num_negatives": 4_096,
+    "batch_negatives": 0,
     "uses_prefix_condition": True,
     "ntp_weight": 0.2,
     "infonce_weight": 0.2,

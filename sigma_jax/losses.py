@@ -196,6 +196,16 @@ def is_first_draw(items: Int[Array, " N"]) -> Bool[Array, " N"]:
     return jnp.zeros(items.shape, bool).at[order].set(is_new)
 
 
+def sampling_correction(expected: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """-log of how likely an item is to be in a set that it is drawn into `expected` times.
+
+    Added to the logits of a softmax over a sampled set it makes up for items that are drawn more
+    often than others (Bengio and Senecal 2008; for the items of a batch Yi et al. 2019). They take
+    -log of the expected number; here a set holds an item once, however often it was drawn.
+    """
+    return -jnp.log(-jnp.expm1(-expected))
+
+
 def prefix_infonce(
     queries: Float[Array, "Q D"],
     target_vectors: Float[Array, "Q D"],
@@ -208,13 +218,16 @@ def prefix_infonce(
     weights: Float[Array, " Q"],
     use_prefix_condition: bool = True,
     chunk_size: int = 1024,
+    corrections: tuple[Float[Array, " Q"], Float[Array, " N"]] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Eq. 5 of SIGMA with one set of negatives drawn for the batch; weighted mean over targets.
 
     Target q meets the negatives of its own SID prefix (`target_prefix`, any numbering of
     prefixes; all negatives with `use_prefix_condition=False`), never its own item. An item
     drawn several times counts once, so that the set is a set as in the paper; negative_items < 0
-    are padding. A target without negatives has loss 0 and no gradient.
+    are padding. A target without negatives has loss 0 and no gradient. `corrections` are added to
+    the logits of targets and negatives, where some items are drawn more often than others
+    (`sampling_correction`).
     Returns the loss with `accuracy` (the target comes first among its candidates; over targets
     that have a negative) and `negatives` (mean number per target).
     """
@@ -223,10 +236,14 @@ def prefix_infonce(
     weights = weights.astype(jnp.float32)
     is_usable = is_first_draw(negative_items) & (negative_items >= 0)
     positives = jnp.sum(queries * target_vectors, axis=-1) / temperature
+    of_negatives = jnp.zeros(len(negative_items))
+    if corrections is not None:
+        of_targets, of_negatives = corrections
+        positives += of_targets
 
     def targets(rows):
         query, positive, item, prefix = rows
-        logits = cosines(query, negative_vectors) / temperature
+        logits = cosines(query, negative_vectors) / temperature + of_negatives
         is_negative = is_usable & (negative_items != item[:, None])
         if use_prefix_condition:
             is_negative &= negative_prefix == prefix[:, None]

@@ -224,6 +224,38 @@ def test_constraints_equal_a_float64_loop():
     assert 0 < share < bound
 
 
+def test_corrections_are_added_to_the_logits():
+    batch, rng = infonce_batch(), np.random.default_rng(8)
+    queries, negatives = len(batch["weights"]), len(batch["negative_items"])
+    corrections = rng.normal(size=queries), rng.normal(size=negatives)
+    total = 0.0
+    for q, weight in enumerate(batch["weights"]):
+        positive = cosine(batch["queries"][q], batch["target_vectors"][q]) / 0.2 + corrections[0][q]
+        logits = {}
+        for n, item in enumerate(batch["negative_items"]):
+            if item >= 0 and item != batch["target_items"][q]:
+                logit = cosine(batch["queries"][q], batch["negative_vectors"][n]) / 0.2
+                logits.setdefault(item, logit + corrections[1][n])
+        total -= weight * (positive - np.log(np.exp([positive, *logits.values()]).sum()))
+    loss, _ = losses.prefix_infonce(**batch, use_prefix_condition=False, corrections=corrections)
+    np.testing.assert_allclose(loss, total / batch["weights"].sum(), rtol=1e-5)
+
+
+def test_a_corrected_sample_stands_for_all_items():
+    """The sum of e^logit over a set drawn by popularity is on average that over all items."""
+    rng = np.random.default_rng(1)
+    logits, popularity = rng.normal(size=30), rng.dirichlet(np.full(30, 0.3))
+    expected = 12 * popularity + 6 / 30
+    drawn = np.concatenate(
+        [rng.choice(30, (20_000, 12), p=popularity), rng.integers(0, 30, (20_000, 6))], axis=1
+    )
+    is_in = (drawn[..., None] == np.arange(30)).any(axis=1)
+    corrected = np.exp(logits + np.asarray(losses.sampling_correction(jnp.asarray(expected))))
+    np.testing.assert_allclose(
+        (is_in * corrected).sum(axis=1).mean(), np.exp(logits).sum(), rtol=0.03
+    )
+
+
 def test_repeated_draws_count_once():
     batch = infonce_batch()
     twice = dict(batch)

@@ -25,6 +25,9 @@ class SftConfig:
     temperature: float  # tau of Eq. 5
     negatives_per_target: int  # drawn from the target's own prefix; 0: shared by the batch instead
     num_negatives: int  # drawn once a step for the whole batch (Eq. 5); 100,000 in the paper
+    # Targets of the batch that are negatives of the others too, for the open query, where
+    # num_negatives is not the whole catalogue; popular items, which these are, count less.
+    batch_negatives: int
     uses_prefix_condition: bool  # negatives share the target's SID prefix (Eq. 5)
     ntp_weight: float  # of Eq. 4
     infonce_weight: float  # of Eq. 5
@@ -39,7 +42,8 @@ class SftConfig:
 
     def __post_init__(self):
         weights = ("ntp_weight", "infonce_weight", "constraint_weight")
-        check_least(0, self, "negatives_per_target", "report_requests", *weights)
+        counts = ("negatives_per_target", "batch_negatives", "report_requests")
+        check_least(0, self, *counts, *weights)
         check_least(1, self, "num_negatives", "report_beams")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}; use more than 0, such as 0.05.")

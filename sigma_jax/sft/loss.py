@@ -15,6 +15,7 @@ from sigma_jax.losses import (
     next_token_loss,
     own_negatives_infonce,
     prefix_infonce,
+    sampling_correction,
     weighted_mean,
 )
 from sigma_jax.models.qwen3 import branch_mask
@@ -110,7 +111,10 @@ def open_loss(config: SftConfig, model: Recommender, tables, batch, hidden, key)
     weights = batch["target_weight"].reshape(-1)
     queries = queries_at(model.open_query, batch["start_position"], tables, batch, hidden)
     shared = shared_negatives(config, model, tables, targets, key)
-    loss, figures = shared_negatives_loss(config, tables, queries, targets, weights, shared, False)
+    more, corrections = with_targets(config, tables, shared, targets, weights)
+    loss, figures = shared_negatives_loss(
+        config, tables, queries, targets, weights, more, False, corrections
+    )
     if "constraints" in tables:
         figures["constraint_loss"], figures["satisfied"] = constraint_loss(
             queries,
@@ -204,8 +208,41 @@ def shared_negatives(
     return SharedNegatives(items, known, vectors, of_targets)
 
 
+def with_targets(
+    config: SftConfig, tables, shared: SharedNegatives, targets: Int[Array, " Q"], weights
+) -> tuple[SharedNegatives, tuple[Float[Array, " Q"], Float[Array, " M"]] | None]:
+    """`shared` and `batch_negatives` of the targets, whose vectors are there anyway; what makes up
+    for popular items being drawn more often, for targets and negatives.
+
+    As it was, and None, where none are wanted or all items are there.
+    """
+    num_items, total = tables["codes"].shape[0], len(targets)
+    count = min(config.batch_negatives, total)
+    if not count or len(shared.items) == num_items:
+        return shared, None
+    rows = jnp.arange(count) * (total // count)  # of every part of the batch
+    items = targets[rows]
+    is_negative = (weights[rows] > 0) & ~jnp.take(tables["is_cold"], items)
+    more = SharedNegatives(
+        jnp.concatenate([shared.items, items]),
+        jnp.concatenate([shared.known, jnp.where(is_negative, items, -1)]),
+        jnp.concatenate([shared.vectors, shared.of_targets[rows]]),
+        shared.of_targets,
+    )
+    expected = len(shared.items) / num_items + count * tables["popularity"]
+    correction = sampling_correction(expected)
+    return more, (correction[targets], correction[more.items])
+
+
 def shared_negatives_loss(
-    config: SftConfig, tables, queries, targets, weights, shared: SharedNegatives, has_condition
+    config: SftConfig,
+    tables,
+    queries,
+    targets,
+    weights,
+    shared: SharedNegatives,
+    has_condition: bool,
+    corrections=None,
 ):
     """InfoNCE against one set of items for the batch, with or without the prefix condition."""
     return prefix_infonce(
@@ -219,6 +256,7 @@ def shared_negatives_loss(
         config.temperature,
         weights,
         has_condition,
+        corrections=corrections,
     )
 
 

@@ -25,6 +25,8 @@ from sigma_jax.sft.loss import (
     hidden_states,
     mask_of,
     satisfies,
+    shared_negatives,
+    with_targets,
 )
 from sigma_jax.sft.records import RECORDS, Record
 from sigma_jax.sft.task import SftTask
@@ -335,6 +337,32 @@ def test_shared_negatives_of_the_whole_catalogue_give_the_same_loss(trained, let
     arguments = letter_model, tables, batch, jax.random.key(0)
     own, batch = (jax.jit(t.loss)(*arguments)[1]["infonce_loss"] for t in (letter, shared))
     np.testing.assert_allclose(own, batch, rtol=1e-5)
+
+
+def test_targets_of_a_batch_are_negatives_of_one_another(trained, task, model):
+    few = make_task(trained, num_negatives=4, batch_negatives=30)
+    tables, batch = placed(few.tables()), placed(few.batches()[0])
+    targets, weights = (batch[k].reshape(-1) for k in ("target_item", "target_weight"))
+    shared = shared_negatives(few.config, model, tables, targets, jax.random.key(0))
+    more, corrections = with_targets(few.config, tables, shared, targets, weights)
+    step = len(targets) // 30
+    assert more.items[:4].tolist() == shared.items.tolist()
+    assert more.items[4:].tolist() == targets[::step][:30].tolist()
+    usable = (weights[::step][:30] > 0) & ~tables["is_cold"][targets[::step][:30]]
+    assert 0 < usable.sum() < 30
+    np.testing.assert_array_equal(more.known[4:], np.where(usable, more.items[4:], -1))
+    vectors = model.item_vectors(more.items, tables)
+    np.testing.assert_allclose(more.vectors, vectors, atol=1e-6)
+    shares = np.asarray(few.data.catalogue.popularity) / np.sum(few.data.catalogue.popularity)
+    expected = 4 / len(shares) + 30 * shares
+    for found, items in zip(corrections, (targets, more.items), strict=True):
+        np.testing.assert_allclose(found, -np.log(1 - np.exp(-expected[items])), rtol=1e-3)
+    loss = jax.jit(few.loss)(model, tables, batch, jax.random.key(0))[1]["open_loss"]
+    alone = make_task(trained, num_negatives=4)
+    assert loss > jax.jit(alone.loss)(model, tables, batch, jax.random.key(0))[1]["open_loss"]
+    of_all = make_task(trained, batch_negatives=30)
+    same = shared_negatives(of_all.config, model, tables, targets, jax.random.key(0))
+    assert with_targets(of_all.config, tables, same, targets, weights) == (same, None)
 
 
 def test_items_nobody_had_in_training_are_no_negatives(task, model):
