@@ -68,8 +68,7 @@ def frozen_tables(
 def negative_tables(
     prefix: Int[np.ndarray, " I"], popularity: Int[np.ndarray, " I"]
 ) -> dict[str, np.ndarray]:
-    """What negatives are drawn from: items somebody took, by prefix, and which are none of them;
-    `popularity` as shares, by which targets are drawn.
+    """What negatives are drawn from: items somebody took, by prefix, and which are none of them.
 
     Nobody could take an item that was not there yet: as a negative of every target it would end
     below all others.
@@ -79,7 +78,6 @@ def negative_tables(
     counts = np.bincount(prefix[warm], minlength=int(prefix.max(initial=-1)) + 1)
     return {
         "is_cold": is_cold,
-        "popularity": (popularity / max(np.sum(popularity), 1)).astype(np.float32),
         "prefix_start": np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
         "by_prefix": warm[np.argsort(prefix[warm], kind="stable")].astype(np.int32),
     }

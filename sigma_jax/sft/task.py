@@ -129,7 +129,11 @@ class SftTask:
         """Frozen item vectors, codes and prefixes, and what only the loss reads: what negatives are
         drawn from, and the demands each item satisfies."""
         tables = frozen_tables(self.config, self.vectors, self.semantic_ids)
-        tables |= negative_tables(tables["prefix"], self.data.catalogue.popularity)
+        popularity = np.asarray(self.data.catalogue.popularity)
+        tables |= negative_tables(tables["prefix"], popularity)
+        if self.config.batch_negatives:
+            share = popularity / max(popularity.sum(), 1)
+            tables["popularity"] = share.astype(np.float32)  # by which targets are drawn
         if self.config.constraint_weight and self.config.prompt.has_words:
             catalogue = self.data.catalogue
             constraints = Constraints.make(self.data, self.config.prompt.longtail_share)
