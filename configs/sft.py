@@ -126,6 +126,8 @@ CHANGES = {
         "report_requests": 20,
         "prior.fit_requests": 30,
     },
+    # A catalogue may be far larger than a draw: then targets of the batch tell much more.
+    "files": {"batch_negatives": 512},
     # Eight items a user: what is not held back learns them by heart.
     "amazon": {
         "optimizer": common.optimizer(
