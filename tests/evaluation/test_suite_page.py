@@ -5,8 +5,8 @@ from tiny_suite import tiny_suite, write_results
 
 from sigma_jax.evaluation import suite as suites
 from sigma_jax.evaluation.suite import Run, Sweep
-from sigma_jax.evaluation.suite_page import quality_by_time, write_suite_page
-from sigma_jax.runtime.artifacts import Recipe, write_artifact
+from sigma_jax.evaluation.suite_page import quality_by_time, sigma_plot, write_suite_page
+from sigma_jax.runtime.artifacts import Recipe, read_json, write_artifact, write_json
 
 FIELDS = ("evaluation.generation.num_beams", "report_beams")
 SWEEP = Sweep(("SIGMA", "GR(ID)"), FIELDS, (1, 4), (0,))
@@ -85,3 +85,13 @@ def test_time_is_that_of_all_stages(suite, tmp_path):
     write_results(tmp_path, run, 0.24)
     found = quality_by_time(suite, tmp_path, "A", "left_out", "item")
     assert found == {"SIGMA": ([3.0], [pytest.approx(24.0)])}
+
+
+def test_sigma_is_shown_of_the_first_method_that_searched_codes(suite, tmp_path):
+    for method, values in [("SIGMA", [0.0, 0.0]), ("GR(ID)", [0.5, 1.5])]:
+        assert sigma_plot(suite, tmp_path, "A") == ""
+        run = Run("A", method, 0)
+        write_results(tmp_path, run, 0.2)
+        path = run.workdir(tmp_path) / "record.json"
+        write_json(path, read_json(path) | {"deviation": {"JustForYou": values}})
+    assert "medians: JustForYou 1.00" in sigma_plot(suite, tmp_path, "A")

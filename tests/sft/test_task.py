@@ -339,7 +339,7 @@ def test_shared_negatives_of_the_whole_catalogue_give_the_same_loss(trained, let
     np.testing.assert_allclose(own, batch, rtol=1e-5)
 
 
-def test_targets_of_a_batch_are_negatives_of_one_another(trained, task, model):
+def test_targets_of_a_batch_are_negatives_of_one_another(trained, model):
     few = make_task(trained, num_negatives=4, batch_negatives=30)
     tables, batch = placed(few.tables()), placed(few.batches()[0])
     targets, weights = (batch[k].reshape(-1) for k in ("target_item", "target_weight"))
