@@ -251,6 +251,7 @@ def make_generator(trained: TrainedRecommender, config: GenerationConfig) -> Gen
         trained.config.prompt.sid_generated,
         config,
         trained.config.prompt.item_query,
+        trained.words,
     )
 
 

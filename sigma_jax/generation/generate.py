@@ -18,8 +18,9 @@ from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams, Prompts, beam_search
 from sigma_jax.generation.evidence import ItemEvidence, make_evidence
 from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index, search
-from sigma_jax.generation.told import Told, read_told, told_of, told_of_all
+from sigma_jax.generation.told import Answer, ItemWords, Told, read_answer, told_of, told_of_all
 from sigma_jax.generation.trie import Trie, build_trie
+from sigma_jax.generation.words import WordTable
 from sigma_jax.models.recommender import Recommender, Tables
 from sigma_jax.schema import SemanticIds
 
@@ -81,7 +82,7 @@ class Choice:
 
     seen: Int[np.ndarray, "N S"] | None = None  # items to leave out, padded with -1
     features: ItemFeatures | None = None  # of N requests, NumPy arrays
-    weights: Float[np.ndarray, "tasks F+G+1"] | None = None  # of these features, by Beams.tasks
+    weights: Float[np.ndarray, "tasks F+G+2"] | None = None  # of these features, by Beams.tasks
     config: GenerationConfig | None = None  # other than the generator's; its beams stay
     table: Float[np.ndarray, "T I G"] | None = None  # features of all items, by `features.row`
     told: Told | None = None  # of N requests, of all items, weighed by the last of `weights`
@@ -100,13 +101,19 @@ class Generator:
         trie: Trie,
         config: GenerationConfig,
         item_query: str,
+        words: WordTable | None = None,
     ):
         self.config = config
         self.item_query = item_query
+        self.words = words
+        self.item_words = None
+        if words is not None:
+            self.item_words = ItemWords(jnp.asarray(words.rarity), jnp.asarray(words.of_items))
         self.tables = {name: jnp.asarray(table) for name, table in tables.items()}
         self.trie = jax.tree.map(jnp.asarray, trie)
         self.graphdef, self.state = nnx.split(model)
         self.reads_task = model.config.reads_task
+        self.has_open_query = model.config.has_open_query
         vectors = all_item_vectors(model, self.tables, trie.num_items)
         self.index = build_index(trie, vectors)
         self.evidence = None
@@ -122,17 +129,19 @@ class Generator:
         depth: int,
         config: GenerationConfig,
         item_query: str = "token",
+        words: WordTable | None = None,
     ) -> Generator:
         """Over all items of `semantic_ids`; prefixes are `depth` codes long.
 
-        Where `item_query` is "none" all items of a prefix are equally likely. Where codes and
+        `words`: of the items, where instructions are to be read word by word. Where `item_query` is
+        "none" all items of a prefix are equally likely. Where codes and
         queries add nothing to the open query (its gains are 0, sft/gains.py), all items are ranked
         by one softmax at once: the same order without the beams.
         """
         if config.ranking == "fused" and not model.uses_codes:
             depth = 0
         trie = build_trie(semantic_ids.codes, depth, semantic_ids.codebook_size)
-        return cls(model, tables, trie, config, item_query)
+        return cls(model, tables, trie, config, item_query, words)
 
     def __call__(
         self,
@@ -173,6 +182,7 @@ class Generator:
                     take_rows(choice.features, rows),
                     held.get(id(choice.table)),
                     take_rows(choice.told, rows),
+                    self.item_words,
                     choice.weights,
                     self._per_prefix(choice.config or self.config),
                     count,
@@ -182,25 +192,32 @@ class Generator:
 
         return self._by_batch(len(prompts["lengths"]), rank)
 
-    def told(self, prompts: Mapping[str, np.ndarray]) -> Told:
-        """What instructions say by themselves, NumPy arrays; `prompts` hold nothing else.
+    def told(
+        self, instructions: Sequence[str], prompts: Mapping[str, np.ndarray] | None = None
+    ) -> Told:
+        """What `instructions` say by themselves, NumPy arrays.
 
-        The model has an open query.
+        `prompts` hold the instructions and nothing else: the model, which has an open query,
+        answers them. None: the words of the instructions are all that is read.
         """
 
-        def read(rows: np.ndarray) -> Told:
+        def read(rows: np.ndarray) -> Answer:
             batch = Prompts(**take_rows(dict(prompts), rows))
-            return _told(
+            return _answer(
                 self.graphdef, self.state, self.tables, batch, self.index, self.config.temperature
             )
 
-        return self._by_batch(len(prompts["lengths"]), read)
+        assert prompts is not None or self.words is not None, "nothing can be told"
+        answer = self._by_batch(len(instructions), read) if prompts is not None else None
+        return Told(answer, self.words.of(instructions) if self.words is not None else None)
 
-    def told_at(self, told: Told, items: Int[np.ndarray, "N n"]) -> Float[np.ndarray, "N n"]:
-        """The feature `told` of some items of each request."""
-        return self._by_batch(
-            len(items), lambda rows: _told_at(take_rows(told, rows), self.index, items[rows])
-        )
+    def told_at(self, told: Told, items: Int[np.ndarray, "N n"]) -> Float[np.ndarray, "N n 2"]:
+        """TOLD of some items of each request."""
+
+        def read(rows: np.ndarray) -> Array:
+            return _told_at(take_rows(told, rows), self.index, self.item_words, items[rows])
+
+        return self._by_batch(len(items), read)
 
     def _by_batch(self, total: int, function: Callable[[np.ndarray], Any]) -> Any:
         """What `function` gives for the rows of each batch, put together as NumPy arrays."""
@@ -240,16 +257,16 @@ def _search_beams(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
-def _told(
+def _answer(
     graphdef, state, tables: Tables, prompts: Prompts, index: PrefixIndex, temperature: float
-) -> Told:
-    return read_told(nnx.merge(graphdef, state), tables, prompts, index, temperature)
+) -> Answer:
+    return read_answer(nnx.merge(graphdef, state), tables, prompts, index, temperature)
 
 
 _told_at = jax.jit(told_of)
 
 
-@functools.partial(jax.jit, static_argnums=(7, 8))
+@functools.partial(jax.jit, static_argnums=(8, 9))
 def _rank(
     index: PrefixIndex,
     beams: Beams,
@@ -257,14 +274,15 @@ def _rank(
     features: ItemFeatures | None,
     table: Float[Array, "T I G"] | None,
     told: Told | None,
-    weights: Float[Array, "tasks F+G+1"] | None,
+    item_words: ItemWords | None,
+    weights: Float[Array, "tasks F+G+2"] | None,
     config: GenerationConfig,
     count: int,
 ) -> Recommendations:
     """Eq. 9-11: items of each prefix, fused into one ranking."""
     bias = None
     if features is not None:
-        of_all = told_of_all(told, index) if told is not None else None
+        of_all = told_of_all(told, index, item_words) if told is not None else None
         bias = features.weighed(beams.tasks @ weights, table, of_all)
     sharpness = fusion.sharpness(
         beams.scores, beams.is_valid, config.temperature, config.sigma, config.sigma_floor

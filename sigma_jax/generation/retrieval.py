@@ -4,8 +4,8 @@ Items lie sorted by prefix, so V_k is one contiguous range. A search walks all r
 step, a chunk of rows at a time, keeping the best so far and the running log-sum-exp: memory is
 [beams, chunk, D] however large a prefix is, and the walk ends with the longest range asked for.
 
-Axes: B requests, M beams, R items retrieved for a beam, S items with a bias or left out, F and G
-features, T rows of the table with the latter.
+Axes: B requests, M beams, R items retrieved for a beam, S items with a bias or left out, F, G
+and H features, T rows of the table with G of them.
 """
 
 from __future__ import annotations
@@ -103,18 +103,18 @@ class ItemFeatures:
 
     def weighed(
         self,
-        weights: Float32[Array, "*B F+G+1"],
+        weights: Float32[Array, "*B F+G+H"],
         table: Float16[Array, "T I G"] | None = None,
-        of_all: Float32[Array, "*B I"] | None = None,
+        of_all: Float32[Array, "*B I H"] | None = None,
     ) -> ItemBias:
         """The bias these features make, each request with weights of its own.
 
-        `of_all` is one more feature, of all items; its weight is the last.
+        `of_all`: H more features, of all items; their weights are the last.
         """
         own = self.values.shape[-1]
         values = jnp.einsum("...SF,...F->...S", self.values.astype(jnp.float32), weights[..., :own])
         if of_all is not None:
-            of_all = of_all * weights[..., -1:]
+            of_all = jnp.einsum("...IH,...H->...I", of_all, weights[..., -of_all.shape[-1] :])
         if table is None:
             return ItemBias(self.items, values, of_all=of_all)
         shared = weights[..., own : own + table.shape[-1]]

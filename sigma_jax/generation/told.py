@@ -1,15 +1,21 @@
-"""What an instruction says by itself: the model's answer to it for a user of whom nothing is known.
+"""What an instruction says by itself, whoever says it. Two features of any item, TOLD.
 
-Counts lift what a user likes, whatever he asks for. The answer to the bare instruction says what it
-asks for, whoever asks: with p of it, and H the entropy of p,
+Counts lift what a user likes, whatever he asks for. The model's answer to the bare instruction, for
+a user of whom nothing is known, says what it asks for: with p of it, and H the entropy of p,
 
     told(i) = min(0, log p(i | instruction) + H + 1)
 
 is 0 where an item is at most e times less likely than the typical one that is asked for (in n alike
 and all others impossible, H is log n and log p -log n), and falls from there. Among what is asked
-for it prefers nothing.
+for it prefers nothing. And the instruction's words that stand in an item's text (words.py), each
+with its rarity r in the catalogue, compared with the item that has most of them:
 
-Axes: B requests, I items in the order of the index, n items of a request.
+    words(i) = sum of r of i's words / the largest such sum - 1
+
+and 0 for all items where none has any.
+
+Axes: B requests, I items (in the order of the index, or by number), n items or words of a request,
+W words of an item.
 """
 
 from __future__ import annotations
@@ -26,25 +32,44 @@ from sigma_jax.losses import cosines
 from sigma_jax.models.qwen3 import causal_mask
 from sigma_jax.models.recommender import Recommender, Tables
 
+TOLD = ("told", "words")
 ROOM = 1.0  # how much less likely an item may be, in log p
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """The answer to each instruction, as much of it as gives `told` of any item."""
+class Answer:
+    """The model's answer to each instruction, as much of it as gives `told` of any item."""
 
     queries: Float32[Array, "B D"]  # over the temperature: times an item's unit vector, its logit
     offsets: Float32[Array, " B"]  # what makes log p + H + 1 of a logit
 
 
-def read_told(
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What each instruction says by itself; a part that is None has a feature of 0."""
+
+    answer: Answer | None
+    words: Int32[Array, "B n"] | None  # WordTable.of
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ItemWords:
+    """The arrays of a WordTable, on the device."""
+
+    rarity: Float32[Array, " V"]
+    of_items: Int32[Array, "W I"]
+
+
+def read_answer(
     model: Recommender,
     tables: Tables,
     prompts: Prompts,
     index: PrefixIndex,
     temperature: float,
-) -> Told:
+) -> Answer:
     """The answers of a model with an open query to `prompts`, which are instructions alone."""
     mask = causal_mask(prompts.is_token.astype(jnp.int32))
     hidden, _ = model(prompts.tokens, prompts.items, prompts.positions, mask, tables)
@@ -54,17 +79,47 @@ def read_told(
     logits = jnp.where(index.sorted_items >= 0, cosines(queries, index.vectors), -jnp.inf)
     log_p = jax.nn.log_softmax(logits, axis=-1)
     entropy = -jnp.sum(jnp.exp(log_p) * jnp.where(jnp.isfinite(log_p), log_p, 0), axis=-1)
-    return Told(queries, entropy + ROOM - jax.nn.logsumexp(logits, axis=-1))
+    return Answer(queries, entropy + ROOM - jax.nn.logsumexp(logits, axis=-1))
 
 
-def told_of_all(told: Told, index: PrefixIndex) -> Float32[Array, "B I"]:
-    """`told` of every item, by item number."""
-    found = jnp.minimum(cosines(told.queries, index.vectors) + told.offsets[:, None], 0)
-    # Padding stands last and goes beyond the end.
-    place = jnp.where(index.sorted_items >= 0, index.sorted_items, found.shape[1])
-    return jnp.zeros_like(found).at[:, place].set(found, mode="drop")
+def told_of_all(
+    told: Told, index: PrefixIndex, item_words: ItemWords | None
+) -> Float32[Array, "B I 2"]:
+    """TOLD of every item, by item number."""
+    count = index.sorted_items.shape[0]
+    parts = []
+    if told.answer is not None:
+        logits = cosines(told.answer.queries, index.vectors)
+        found = jnp.minimum(logits + told.answer.offsets[:, None], 0)
+        # Padding stands last and goes beyond the end.
+        place = jnp.where(index.sorted_items >= 0, index.sorted_items, count)
+        parts.append(jnp.zeros_like(found).at[:, place].set(found, mode="drop"))
+    if told.words is not None:
+        found = words_of_all(told.words, item_words)
+        parts.append(jnp.pad(found, ((0, 0), (0, count - found.shape[1]))))
+    if len(parts) < len(TOLD):
+        parts.insert(0 if told.answer is None else 1, jnp.zeros_like(parts[0]))
+    return jnp.stack(parts, axis=-1)
 
 
-def told_of(told: Told, index: PrefixIndex, items: Int32[Array, "B n"]) -> Float[Array, "B n"]:
-    """`told` of some items of each request; of item -1 that of item 0."""
-    return jnp.take_along_axis(told_of_all(told, index), jnp.maximum(items, 0), axis=1)
+def words_of_all(words: Int32[Array, "B n"], item_words: ItemWords) -> Float32[Array, "B I"]:
+    """The feature `words` of every item."""
+    requests = jnp.arange(words.shape[0])[:, None]
+    weights = jnp.zeros((item_words.rarity.shape[0], words.shape[0]), jnp.float32)
+    weights = weights.at[words, requests].set(item_words.rarity[words])
+
+    def add(total, of_items):  # one word of every item at a time: memory is that of the result
+        return total + weights[of_items], None
+
+    total = jnp.zeros((item_words.of_items.shape[1], words.shape[0]), jnp.float32)
+    total, _ = jax.lax.scan(add, total, item_words.of_items)
+    most = total.max(axis=0)
+    return jnp.where(most > 0, total / jnp.maximum(most, 1e-9) - 1, 0).T
+
+
+def told_of(
+    told: Told, index: PrefixIndex, item_words: ItemWords | None, items: Int32[Array, "B n"]
+) -> Float[Array, "B n 2"]:
+    """TOLD of some items of each request; of item -1 that of item 0."""
+    every = told_of_all(told, index, item_words)
+    return jnp.take_along_axis(every, jnp.maximum(items, 0)[..., None], axis=1)

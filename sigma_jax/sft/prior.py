@@ -8,9 +8,10 @@ probability by the item's (Eq. 10 of SIGMA); this multiplies one more factor to 
 
 of the features of sft/relations.py (what goes with the items of the history), of sft/trends.py
 (what everybody takes at the time) and of generation/told.py (what the instruction asks for, whoever
-asks, so that favourites do not crowd it out). Their weights and the sigma of Eq. 11 are fitted on
-validation requests, together with a weight of log p, so that the targets are most probable among
-the items the model retrieves; what is kept is divided by that weight, which changes no ranking.
+asks, by the model's answer to it and by its words, so that favourites do not crowd it out). Their
+weights and the sigma of Eq. 11 are fitted on validation requests, together with a weight of log p,
+so that the targets are most probable among the items the model retrieves; what is kept is divided
+by that weight, which changes no ranking.
 Where nobody takes an item twice d comes out far below 0, where people buy the same milk every week
 above it.
 
@@ -39,12 +40,12 @@ from scipy.optimize import minimize
 from sigma_jax.baselines.candidates import Allowed
 from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.retrieval import ItemFeatures
-from sigma_jax.generation.told import Told
+from sigma_jax.generation.told import TOLD, Told
 from sigma_jax.schema import TASKS, Histories, PreparedData, Requests
 from sigma_jax.sft.relations import DAMAGE, RELATED, Relations, values_at
 from sigma_jax.sft.trends import TRENDS, Trends, request_times
 
-FEATURES = (*RELATED, *TRENDS, "told")
+FEATURES = (*RELATED, *TRENDS, *TOLD)
 
 SIGMAS = (0.25, 0.35, 0.5, 0.7, 1.0)  # constants tried beside the one configured
 SHRINKAGE = 1.0  # of the weights to those of the model alone, over all targets: as one more target
@@ -180,7 +181,8 @@ def fit_prior(
     target = (candidates == requests.target[:, None]).argmax(axis=1)
     columns = counts.at(requests, histories, candidates)
     if told is not None:
-        columns.append(generator.told_at(jax.tree.map(lambda rows: rows[known], told), candidates))
+        told = jax.tree.map(lambda rows: rows[known], told)
+        columns += list(np.moveaxis(generator.told_at(told, candidates), -1, 0))
     is_asked = asked_for(allowed, known, candidates)
     fits = []
     for sigma, result in zip(sigmas, found, strict=True):
@@ -196,7 +198,7 @@ def fit_prior(
         figures["prior_loss"] = losses.mean()
     shares = (by_task[:, 1:] / by_task[:, :1]).T.tolist()
     if told is None:
-        shares.append([0.0] * len(by_task))
+        shares += [[0.0] * len(by_task)] * len(TOLD)
     of = {name: tuple(values) for name, values in zip(FEATURES, shares, strict=True)}
     labels = [f"_{task}" for task in TASKS] if generator.reads_task else [""]
     for name, values in of.items():
@@ -231,8 +233,11 @@ def fit_by_task(
         here = task == number
         of_task = [column[here] for column in columns]
         if here.sum() >= LEAST_TARGETS:
+            # What tells no item from another in any request of the task has no say in it.
+            tells = [bool((column != column[:, :1]).any()) for column in of_task]
+            start = np.where(tells, common, 0.0)
             losses[here], by_task[number], _ = fit_weights(
-                of_task, target[here], is_asked[here], common, TASK_SHRINKAGE
+                of_task, target[here], is_asked[here], start, TASK_SHRINKAGE
             )
         else:
             values = np.stack(of_task, axis=-1)

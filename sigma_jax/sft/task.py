@@ -23,6 +23,7 @@ from sigma_jax.baselines.candidates import allowed_items
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.data.vectors import item_vectors
 from sigma_jax.generation.generate import Generator, all_item_vectors
+from sigma_jax.generation.words import WordTable
 from sigma_jax.models.hf import save_backbone
 from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import copy_weights, save_weights
@@ -45,6 +46,7 @@ from sigma_jax.sft.trained import (
     hit_rates,
     prompts_of,
     told_by,
+    word_table,
 )
 
 RECORD_FIELDS = (  # of PromptConfig: those that decide what the records hold
@@ -213,13 +215,18 @@ class SftTask:
         tables = PromptTables.make(self.data, self.semantic_ids, prompt, self.vocab_size)
         return requests, prompts_of(requests, self.data, tables, prompt)
 
-    def generator(self, model: Recommender, tables: Mapping[str, Array], beams: int) -> Generator:
+    def generator(
+        self,
+        model: Recommender,
+        tables: Mapping[str, Array],
+        beams: int,
+        words: WordTable | None = None,
+    ) -> Generator:
         """Over the whole catalogue, as trained."""
         config = generation_config(self.config, beams, batch_size=32)
-        depth = self.config.prompt.sid_generated
-        return Generator.create(
-            model, tables, self.semantic_ids, depth, config, self.config.prompt.item_query
-        )
+        prompt = self.config.prompt
+        depth, query = prompt.sid_generated, prompt.item_query
+        return Generator.create(model, tables, self.semantic_ids, depth, config, query, words)
 
     def fit_requests(self) -> tuple[Requests, dict[str, np.ndarray]]:
         """Validation requests mixed as in training, and their prompts."""
@@ -239,7 +246,8 @@ class SftTask:
         if not self.config.prior.neighbours:
             return {}
         counts = self.counts(model, tables)
-        generator = self.generator(model, tables, FIT_BEAMS)
+        words = word_table(self.data, self.config.prompt)
+        generator = self.generator(model, tables, FIT_BEAMS, words)
         spoken = PromptTables.make(
             self.data, self.semantic_ids, self.config.prompt, self.vocab_size
         )

@@ -13,11 +13,13 @@ from sigma_jax import metrics
 from sigma_jax.data.vectors import item_vectors
 from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
 from sigma_jax.generation.told import Told
+from sigma_jax.generation.words import WordTable
 from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import load_weights
 from sigma_jax.runtime.artifacts import read_json, read_manifest
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
+from sigma_jax.sft import instructions
 from sigma_jax.sft.build import frozen_tables, make_recommender
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.prior import Prior
@@ -52,6 +54,7 @@ class TrainedRecommender:
     semantic_ids: SemanticIds
     prompt_tables: PromptTables
     prior: Prior | None
+    words: WordTable | None
 
     def prompts(self, requests: Requests, data: PreparedData) -> dict[str, np.ndarray]:
         """Prompts of `requests` as the generator takes them."""
@@ -110,7 +113,23 @@ def load_recommender(workdir: Path, data: PreparedData, part: str = "") -> Train
         semantic_ids,
         PromptTables.make(data, semantic_ids, config.prompt, model.space.vocab_size),
         Prior.load(folder) if has_prior else None,
+        word_table(data, config.prompt),
     )
+
+
+def word_table(data: PreparedData, config: PromptConfig) -> WordTable | None:
+    """The words of the items; None where nothing is asked for.
+
+    The words around the slots of an instruction ask for nothing.
+    """
+    if not config.has_words:
+        return None
+    around = [
+        " ".join(instructions.split(task, phrasing))
+        for task, phrasings in config.phrasings.items()
+        for phrasing in phrasings
+    ]
+    return WordTable.make(data.catalogue.texts(np.arange(len(data.catalogue))), around)
 
 
 def prompts_of(
@@ -139,16 +158,20 @@ def told_by(
 ) -> Told | None:
     """What the instructions of `requests` say by themselves, NumPy arrays.
 
-    None where no context of training was an instruction alone.
+    None where nothing is asked for; without the model's answer where no context of training was an
+    instruction alone.
     """
     prompt = config.prompt
-    if not (config.model.has_open_query and prompt.has_words and prompt.bare_share):
+    if not prompt.has_words:
         return None
     spoken, place = np.unique(np.array(requests.instruction, object), return_inverse=True)
     nobody = np.full(len(spoken), -1, np.int32)
     start = np.zeros(len(spoken), np.int64)
     bare = Requests(nobody, start, nobody, nobody, nobody, list(spoken))
-    told = generator.told(prompts_of(bare, data, tables, prompt))
+    can_answer = config.model.has_open_query and prompt.bare_share
+    told = generator.told(
+        list(spoken), prompts_of(bare, data, tables, prompt) if can_answer else None
+    )
     return jax.tree.map(lambda rows: rows[place.reshape(-1)], told)
 
 

@@ -173,11 +173,11 @@ def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
     rng = np.random.default_rng(1)
     values = rng.normal(0, 1, (3, NUM_ITEMS, 2)).astype(np.float32)
     items = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (3, 1))
-    weights = rng.normal(0, 2, (len(TASKS), 5)).astype(np.float32)
+    weights = rng.normal(0, 2, (len(TASKS), 6)).astype(np.float32)
     table = rng.normal(size=(4, NUM_ITEMS, 2)).astype(np.float16)  # what requests share
     rows = np.array([3, 0, 3], np.int32)
-    told = generator.told(prompts(seed=7))
-    of_told = generator.told_at(told, items)
+    told = generator.told([""] * 3, prompts(seed=7))
+    of_told = generator.told_at(told, items)[..., 0]
     alone, shared, spoken = generator.variants(
         batch,
         NUM_ITEMS,

@@ -144,9 +144,9 @@ def test_what_instructions_say_counts_only_where_it_is_taken():
     requests = plain_requests(histories).take(np.arange(REQUESTS))
     model, tables = recommender(open_query=True)
     generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
-    told = generator.told(many_prompts(REQUESTS, seed=5))
+    told = generator.told([""] * REQUESTS, many_prompts(REQUESTS, seed=5))
     every = np.tile(np.arange(NUM_ITEMS), (REQUESTS, 1))
-    is_asked = generator.told_at(told, every) == 0
+    is_asked = generator.told_at(told, every)[..., 0] == 0
     assert 0.05 < is_asked.mean() < 0.9
     rng = np.random.default_rng(0)
     wanted = [rng.choice(np.flatnonzero(row)) for row in is_asked]
@@ -192,6 +192,17 @@ def test_each_task_has_weights_of_its_own_where_it_has_targets():
     assert figures["prior_loss"] <= fitted(True)[1]["prior_loss"] + 1e-6
     assert all(len(prior.weights.of[name]) == len(TASKS) for name in FEATURES)
     assert figures["prior_own_JustForYou"] == prior.weights.of["own"][0]
+
+
+def test_what_tells_nothing_of_a_task_has_no_weight_there():
+    rng = np.random.default_rng(0)
+    columns = [rng.normal(size=(200, 8)).astype(np.float32) for _ in range(2)]
+    columns[1][100:] = -1  # the same of all items
+    target = columns[1].argmax(axis=1).astype(np.int32)
+    task = np.repeat([1, 3], 100).astype(np.int32)
+    common = fit_weights(columns, target, anything(columns))[1]
+    by_task, _ = fit_by_task(columns, target, anything(columns), task, common)
+    assert by_task[1, 1] > 1 and abs(by_task[3, 1]) < 1e-9
 
 
 def test_too_few_targets_leave_the_model_alone():

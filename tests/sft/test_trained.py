@@ -6,25 +6,26 @@ import jax
 import numpy as np
 import pytest
 
-from sigma_jax.generation.generate import Generator
+from sigma_jax.evaluation.run import make_generator
+from sigma_jax.generation.told import TOLD
 from sigma_jax.schema import PreparedData
 from sigma_jax.sft.instructions import TRAIN_PHRASINGS
 from sigma_jax.sft.requests import make_requests
-from sigma_jax.sft.trained import generation_config, load_recommender, prompts_of, told_by
+from sigma_jax.sft.trained import (
+    generation_config,
+    load_recommender,
+    prompts_of,
+    told_by,
+    word_table,
+)
 
 
 @pytest.fixture(scope="module")
 def loaded(trained):
     data = PreparedData.load(trained[1] / "data")
     recommender = load_recommender(trained[1], data)
-    generator = Generator.create(
-        recommender.model,
-        recommender.tables,
-        recommender.semantic_ids,
-        recommender.config.prompt.sid_generated,
-        generation_config(recommender.config, 4, batch_size=8),
-        recommender.config.prompt.item_query,
-    )
+    settings = generation_config(recommender.config, 4, batch_size=8)
+    generator = make_generator(recommender, settings)
     requests = make_requests(data, "valid", 0, 5, 0.8, TRAIN_PHRASINGS)
     return data, recommender, generator, requests
 
@@ -37,27 +38,37 @@ def test_an_instruction_says_the_same_whoever_asks(loaded):
     told = recommender.told(generator, asked, data)
     nobody = dataclasses.replace(asked, user=np.full(3, -1, np.int32))
     prompts = prompts_of(nobody, data, recommender.prompt_tables, recommender.config.prompt)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), told, generator.told(prompts)
-    )
-    np.testing.assert_array_equal(told.queries[0], told.queries[2])
-    assert np.abs(told.queries[0] - told.queries[1]).max() > 1e-3
+    expected = generator.told(words, prompts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), told, expected)
+    queries = told.answer.queries
+    np.testing.assert_array_equal(queries[0], queries[2])
+    assert np.abs(queries[0] - queries[1]).max() > 1e-3
 
 
 def test_a_model_that_was_never_asked_without_a_history_is_not_asked_so(loaded):
     data, recommender, generator, requests = loaded
     tables, config = recommender.prompt_tables, recommender.config
-    assert told_by(generator, requests, data, tables, config) is not None
+    assert told_by(generator, requests, data, tables, config).answer is not None
     never = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, bare_share=0.0))
-    assert told_by(generator, requests, data, tables, never) is None
+    told = told_by(generator, requests, data, tables, never)
+    assert told.answer is None and len(told.words) == len(requests)
     model = dataclasses.replace(config.model, has_open_query=False, reads_task=False)
     closed = dataclasses.replace(config, model=model, constraint_weight=0.0)
-    assert told_by(generator, requests, data, tables, closed) is None
+    assert told_by(generator, requests, data, tables, closed).answer is None
 
 
 def test_the_choice_holds_what_the_prior_weighs(loaded):
     data, recommender, generator, requests = loaded
     choice = recommender.choice(generator, requests, data)
-    columns = choice.features.values.shape[-1] + choice.table.shape[-1] + 1
+    columns = choice.features.values.shape[-1] + choice.table.shape[-1] + len(TOLD)
     assert choice.weights.shape[1] == columns and choice.told is not None
     assert recommender.choice(generator, requests, data, uses_prior=False).features is None
+
+
+def test_words_around_the_slots_ask_for_nothing(loaded):
+    data, recommender, _, _ = loaded
+    words = recommender.words
+    assert words.of_items.shape[1] == len(data.catalogue) and len(words.numbers) > 10
+    assert not {"find", "for", "me"} & set(words.numbers)  # "find {query} for me"
+    spoken = dataclasses.replace(recommender.config.prompt, branches_per_context=0)
+    assert word_table(data, spoken) is None
