@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,22 +35,22 @@ class WordTable:
     of_items: Int32[np.ndarray, "W I"]  # padded with V - 1
 
     @classmethod
-    def make(cls, texts: Sequence[str], unsaid: Iterable[str] = ()) -> WordTable:
+    def make(cls, texts: Iterable[str], unsaid: Iterable[str] = ()) -> WordTable:
         """Of the items' JSON `texts`; sentences `unsaid` have words that ask for nothing."""
         ignored = {word for sentence in unsaid for word in words_of(sentence)}
         numbers: dict[str, int] = {}
-        items = []
+        found, ends = array("i"), array("q", [0])
         for text in texts:
             kept = [word for word in item_words(text) if word not in ignored][:MOST_OF_ITEM]
-            items.append([numbers.setdefault(word, len(numbers)) for word in kept])
+            found.extend(numbers.setdefault(word, len(numbers)) for word in kept)
+            ends.append(len(found))
+        found, sizes = np.array(found, np.int32), np.diff(ends)
         size = power_of_two(len(numbers) + 1)
-        longest = max(map(len, items), default=0)
-        of_items = np.full((max(longest, 1), len(items)), size - 1, np.int32)
-        for item, words in enumerate(items):
-            of_items[: len(words), item] = words
-        counts = np.bincount(of_items.ravel(), minlength=size)[: len(numbers)]
+        of_items = np.full((max(sizes.max(initial=0), 1), len(sizes)), size - 1, np.int32)
+        item = np.repeat(np.arange(len(sizes)), sizes)
+        of_items[np.arange(len(found)) - np.array(ends)[item], item] = found
         rarity = np.zeros(size, np.float32)
-        rarity[: len(numbers)] = np.log(len(items) / counts)
+        rarity[: len(numbers)] = np.log(len(sizes) / np.bincount(found, minlength=len(numbers)))
         return cls(numbers, rarity, of_items)
 
     def of(self, instructions: Sequence[str]) -> Int32[np.ndarray, "N n"]:

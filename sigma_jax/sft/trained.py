@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import jax
@@ -27,6 +28,7 @@ from sigma_jax.sft.prompt import PromptConfig, PromptTables
 from sigma_jax.sft.requests import assemble_prompts
 
 WEIGHTS = "weights.safetensors"
+TEXTS = 10_000  # of items, in Python at a time
 BEFORE_REFIT = "before_refit"  # in the stage's folder: what it was before it was refitted
 
 
@@ -113,7 +115,7 @@ def load_recommender(workdir: Path, data: PreparedData, part: str = "") -> Train
         semantic_ids,
         PromptTables.make(data, semantic_ids, config.prompt, model.space.vocab_size),
         Prior.load(folder) if has_prior else None,
-        word_table(data, config.prompt),
+        word_table(data, config.prompt) if has_prior else None,
     )
 
 
@@ -129,7 +131,9 @@ def word_table(data: PreparedData, config: PromptConfig) -> WordTable | None:
         for task, phrasings in config.phrasings.items()
         for phrasing in phrasings
     ]
-    return WordTable.make(data.catalogue.texts(np.arange(len(data.catalogue))), around)
+    items = np.arange(len(data.catalogue))
+    parts = (items[start : start + TEXTS] for start in range(0, len(items), TEXTS))
+    return WordTable.make(itertools.chain.from_iterable(map(data.catalogue.texts, parts)), around)
 
 
 def prompts_of(
