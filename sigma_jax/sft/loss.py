@@ -229,7 +229,7 @@ def with_targets(
         jnp.concatenate([shared.vectors, shared.of_targets[rows]]),
         shared.of_targets,
     )
-    expected = len(shared.items) / num_items + count * tables["popularity"]
+    expected = len(shared.items) / num_items + is_negative.sum() * tables["popularity"]
     correction = sampling_correction(expected)
     return more, (correction[targets], correction[more.items])
 

@@ -354,7 +354,7 @@ def test_targets_of_a_batch_are_negatives_of_one_another(trained, model):
     vectors = model.item_vectors(more.items, tables)
     np.testing.assert_allclose(more.vectors, vectors, atol=1e-6)
     shares = np.asarray(few.data.catalogue.popularity) / np.sum(few.data.catalogue.popularity)
-    expected = 4 / len(shares) + 30 * shares
+    expected = 4 / len(shares) + int(usable.sum()) * shares
     for found, items in zip(corrections, (targets, more.items), strict=True):
         np.testing.assert_allclose(found, -np.log(1 - np.exp(-expected[items])), rtol=1e-3)
     loss = jax.jit(few.loss)(model, tables, batch, jax.random.key(0))[1]["open_loss"]
