@@ -82,12 +82,16 @@ def add_bias(
 ) -> Float32[Array, "*B M R"]:
     """Log-probability proportional to p e^bias, with the sum over all items as the denominator.
 
-    Items that were not retrieved enter the sum without a bias, since none is known here.
+    Items that were not retrieved enter the sum with the least bias of those that were, since none
+    is known here: what all items have changes nothing.
     """
+    is_item = jnp.isfinite(log_prob)
+    least = jnp.min(bias, axis=(-2, -1), keepdims=True, initial=jnp.inf, where=is_item)
+    least = jnp.where(jnp.isfinite(least), least, 0.0)
     total = jax.nn.logsumexp(log_prob, axis=(-2, -1), keepdims=True)
     rest = jnp.log1p(-jnp.minimum(jnp.exp(total), 1 - jnp.finfo(jnp.float32).eps))
     biased = log_prob + bias
-    total = jnp.logaddexp(rest, jax.nn.logsumexp(biased, axis=(-2, -1), keepdims=True))
+    total = jnp.logaddexp(rest + least, jax.nn.logsumexp(biased, axis=(-2, -1), keepdims=True))
     return biased - total
 
 

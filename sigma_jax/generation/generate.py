@@ -85,7 +85,7 @@ class Choice:
     weights: Float[np.ndarray, "tasks F+G+2"] | None = None  # of these features, by Beams.tasks
     config: GenerationConfig | None = None  # other than the generator's; its beams stay
     table: Float[np.ndarray, "T I G"] | None = None  # features of all items, by `features.row`
-    told: Told | None = None  # of N requests, of all items, weighed by the last of `weights`
+    told: Told | None = None  # of N requests, of all items, weighed by the last two `weights`
 
 
 class Generator:
@@ -108,12 +108,12 @@ class Generator:
         self.words = words
         self.item_words = None
         if words is not None:
-            self.item_words = ItemWords(jnp.asarray(words.rarity), jnp.asarray(words.of_items))
+            arrays = (words.trust, words.weights, words.of_items)
+            self.item_words = ItemWords(*map(jnp.asarray, arrays))
         self.tables = {name: jnp.asarray(table) for name, table in tables.items()}
         self.trie = jax.tree.map(jnp.asarray, trie)
         self.graphdef, self.state = nnx.split(model)
         self.reads_task = model.config.reads_task
-        self.has_open_query = model.config.has_open_query
         vectors = all_item_vectors(model, self.tables, trie.num_items)
         self.index = build_index(trie, vectors)
         self.evidence = None

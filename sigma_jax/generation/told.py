@@ -7,10 +7,10 @@ a user of whom nothing is known, says what it asks for: with p of it, and H the 
 
 is 0 where an item is at most e times less likely than the typical one that is asked for (in n alike
 and all others impossible, H is log n and log p -log n), and falls from there. Among what is asked
-for it prefers nothing. And the instruction's words that stand in an item's text (words.py), each
-with its rarity r in the catalogue, compared with the item that has most of them:
+for it prefers nothing. And the instruction's words that stand in an item's text, with the weights w
+and the trust of words.py, compared with the item that has most of them:
 
-    words(i) = sum of r of i's words / the largest such sum - 1
+    words(i) = (sum of w of i's words / the largest such sum - 1) * the trust in the surest word
 
 and 0 for all items where none has any.
 
@@ -59,7 +59,8 @@ class Told:
 class ItemWords:
     """The arrays of a WordTable, on the device."""
 
-    rarity: Float32[Array, " V"]
+    trust: Float32[Array, " V"]
+    weights: Float32[Array, " V"]
     of_items: Int32[Array, "W I"]
 
 
@@ -105,16 +106,16 @@ def told_of_all(
 def words_of_all(words: Int32[Array, "B n"], item_words: ItemWords) -> Float32[Array, "B I"]:
     """The feature `words` of every item."""
     requests = jnp.arange(words.shape[0])[:, None]
-    weights = jnp.zeros((item_words.rarity.shape[0], words.shape[0]), jnp.float32)
-    weights = weights.at[words, requests].set(item_words.rarity[words])
+    weights = jnp.zeros((item_words.weights.shape[0], words.shape[0]), jnp.float32)
+    weights = weights.at[words, requests].set(item_words.weights[words])
 
     def add(total, of_items):  # one word of every item at a time: memory is that of the result
         return total + weights[of_items], None
 
     total = jnp.zeros((item_words.of_items.shape[1], words.shape[0]), jnp.float32)
     total, _ = jax.lax.scan(add, total, item_words.of_items)
-    most = total.max(axis=0)
-    return jnp.where(most > 0, total / jnp.maximum(most, 1e-9) - 1, 0).T
+    most, surest = total.max(axis=0), item_words.trust[words].max(axis=1)
+    return jnp.where(most > 0, (total - most) / jnp.maximum(most, 1e-9) * surest, 0).T
 
 
 def told_of(

@@ -2,56 +2,72 @@
 
 A model with a vocabulary of its own, trained for minutes on a few thousand searches, has met most
 words of a catalogue a handful of times. What a shop's search box does needs no training: an item is
-what was asked for where its text has the words that were said, the rare ones above all.
+what was asked for where its text has the words that were said, the rare ones above all. Not every
+word asks for something, and which do is not a matter of language but of the data: with a the
+queries, categories and themes that have a word, and b as many of the wordings around them as would
+have it if there were as many of these,
 
-Axes: I items, W words of an item, N requests, n words of an instruction.
+    trust = a / (a + b + 1),    weight = trust * log(items / items that have it)
+
+A word that only items have is not read. Nor are words of scripts without spaces, but for Chinese
+characters, each of which is one.
+
+Axes: I items, W words of an item, N requests, n words of an instruction, V words.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
+from tokenizers import normalizers, pre_tokenizers
 
 from sigma_jax.generation.trie import power_of_two
 
 MOST_OF_ITEM = 64  # words of an item's text, the first ones: titles stand first
 
+_PLAIN = normalizers.Sequence([normalizers.NFKC(), normalizers.BertNormalizer()])
+_CUT = pre_tokenizers.BertPreTokenizer()
+
 
 @dataclasses.dataclass(frozen=True)
 class WordTable:
-    """The words of a catalogue."""
+    """The words of a catalogue; the last of V stands for none and weighs nothing."""
 
     numbers: dict[str, int]
-    # log(I / items that have the word), with 0 behind the last up to a power of two: few sizes, so
-    # that another catalogue does not compile again. The last place is of no word.
-    rarity: Float32[np.ndarray, " V"]
+    trust: Float32[np.ndarray, " V"]
+    weights: Float32[np.ndarray, " V"]
     of_items: Int32[np.ndarray, "W I"]  # padded with V - 1
 
     @classmethod
-    def make(cls, texts: Iterable[str], unsaid: Iterable[str] = ()) -> WordTable:
-        """Of the items' JSON `texts`; sentences `unsaid` have words that ask for nothing."""
-        ignored = {word for sentence in unsaid for word in words_of(sentence)}
+    def make(cls, texts: Iterable[str], asked: Iterable[str], around: Sequence[str]) -> WordTable:
+        """Of the items' JSON `texts`, where people ask for `asked` in the wordings `around`."""
+        asked = set(asked)
+        demands, fillers = (
+            Counter(word for text in part for word in words_of(text)) for part in (asked, around)
+        )
         numbers: dict[str, int] = {}
         found, ends = array("i"), array("q", [0])
         for text in texts:
-            kept = [word for word in item_words(text) if word not in ignored][:MOST_OF_ITEM]
+            kept = [word for word in item_words(text) if word in demands][:MOST_OF_ITEM]
             found.extend(numbers.setdefault(word, len(numbers)) for word in kept)
             ends.append(len(found))
         found, sizes = np.array(found, np.int32), np.diff(ends)
-        size = power_of_two(len(numbers) + 1)
-        of_items = np.full((max(sizes.max(initial=0), 1), len(sizes)), size - 1, np.int32)
+        of_items = np.full((max(sizes.max(initial=0), 1), len(sizes)), len(numbers), np.int32)
         item = np.repeat(np.arange(len(sizes)), sizes)
         of_items[np.arange(len(found)) - np.array(ends)[item], item] = found
-        rarity = np.zeros(size, np.float32)
-        rarity[: len(numbers)] = np.log(len(sizes) / np.bincount(found, minlength=len(numbers)))
-        return cls(numbers, rarity, of_items)
+        rarity = np.log(len(sizes) / np.bincount(found, minlength=len(numbers)))
+        a = np.array([demands[word] for word in numbers])
+        b = np.array([fillers[word] for word in numbers]) * len(asked) / max(len(around), 1)
+        trust = a / (a + b + 1)
+        trust, weights = (np.append(v, 0).astype(np.float32) for v in (trust, trust * rarity))
+        return cls(numbers, trust, weights, of_items)
 
     def of(self, instructions: Sequence[str]) -> Int32[np.ndarray, "N n"]:
         """The words of each instruction that some item has, padded with V - 1."""
@@ -59,19 +75,20 @@ class WordTable:
             [self.numbers[word] for word in words_of(text) if word in self.numbers]
             for text in instructions
         ]
-        size = power_of_two(max(map(len, found), default=1))
-        table = np.full((len(found), size), len(self.rarity) - 1, np.int32)
+        size = power_of_two(max(map(len, found), default=1))  # few sizes: each is compiled
+        table = np.full((len(found), size), len(self.numbers), np.int32)
         for row, words in enumerate(found):
             table[row, : len(words)] = words
         return table
 
 
 def words_of(text: str) -> list[str]:
-    """The distinct words of `text`, in their order.
+    """The distinct words of `text`, in their order, without case, accents and punctuation.
 
-    Worked example: "Peanut butter & peanut oil" -> ["peanut", "butter", "oil"].
+    Worked example: "Peanut butter & Crème of peanut" -> ["peanut", "butter", "creme", "of"].
     """
-    return list(dict.fromkeys(re.findall(r"\w+", text.casefold())))
+    parts = _CUT.pre_tokenize_str(_PLAIN.normalize_str(text))
+    return list(dict.fromkeys(part for part, _ in parts if any(c.isalnum() for c in part)))
 
 
 def item_words(text: str) -> list[str]:

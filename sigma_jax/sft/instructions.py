@@ -7,6 +7,7 @@ that the words around it and the words in it can be tokenised apart and joined.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -211,14 +212,12 @@ def split(task: str, phrasing: str) -> tuple[str, str]:
 def all_sentences() -> list[str]:
     """Every fixed sentence a prompt of this package may hold, for training a text tokenizer."""
     fixed = [FAVOURITES_TEXT, HISTORY_TEXT, SESSION_END_TEXT]
-    groups = (TRAIN_PHRASINGS, HELDOUT_PHRASINGS)
-    asked = [
-        " ".join(split(task, phrasing))
-        for phrasings in groups
-        for task in TASKS
-        for phrasing in phrasings[task]
-    ]
-    return fixed + asked
+    return fixed + around_slots(TRAIN_PHRASINGS) + around_slots(HELDOUT_PHRASINGS)
+
+
+def around_slots(phrasings: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each phrasing of each task without its slot."""
+    return [" ".join(split(task, phrasing)) for task in TASKS for phrasing in phrasings[task]]
 
 
 def available_tasks(data: PreparedData) -> dict[str, str | None]:

@@ -212,7 +212,8 @@ def with_targets(
     config: SftConfig, tables, shared: SharedNegatives, targets: Int[Array, " Q"], weights
 ) -> tuple[SharedNegatives, tuple[Float[Array, " Q"], Float[Array, " M"]] | None]:
     """`shared` and `batch_negatives` of the targets, whose vectors are there anyway; what makes up
-    for popular items being drawn more often, for targets and negatives.
+    for popular items being drawn more often, for targets and negatives (as if targets were drawn by
+    popularity).
 
     As it was, and None, where none are wanted or all items are there.
     """
@@ -220,9 +221,12 @@ def with_targets(
     count = min(config.batch_negatives, total)
     if not count or len(shared.items) == num_items:
         return shared, None
-    rows = jnp.arange(count) * (total // count)  # of every part of the batch
-    items = targets[rows]
-    is_negative = (weights[rows] > 0) & ~jnp.take(tables["is_cold"], items)
+    is_usable = (weights > 0) & ~jnp.take(tables["is_cold"], targets)
+    usable = is_usable.sum()
+    # Of every part of the batch, each slot once; slots without a target stand last.
+    places = jnp.arange(count) * jnp.maximum(usable, count) // count
+    rows = jnp.argsort(~is_usable, stable=True)[places]
+    items, is_negative = targets[rows], is_usable[rows]
     more = SharedNegatives(
         jnp.concatenate([shared.items, items]),
         jnp.concatenate([shared.known, jnp.where(is_negative, items, -1)]),

@@ -235,7 +235,7 @@ def fit_by_task(
         if here.sum() >= LEAST_TARGETS:
             # What tells no item from another in any request of the task has no say in it.
             tells = [bool((column != column[:, :1]).any()) for column in of_task]
-            start = np.where(tells, common, 0.0)
+            start = np.where([True, *tells[1:]], common, 0.0)
             losses[here], by_task[number], _ = fit_weights(
                 of_task, target[here], is_asked[here], start, TASK_SHRINKAGE
             )

@@ -50,7 +50,8 @@ class PromptConfig:
     task_weights: dict[str, float]  # mixture of the instructed tasks; 0 or absent: not trained
     cold_start_weight: float  # of targets without any history, relative to others; 0: none
     bare_share: float  # of the contexts: no history, but as many instructions as fill a row
-    wording_dropout: float  # share of an instruction's own tokens left out in training
+    # Share of an instruction's own tokens that training leaves out (half) or exchanges (half).
+    wording_dropout: float
     shared_contexts: bool  # off: one instruction a context
     branches_per_context: int  # instructed targets
     history_targets: int  # history-supervision targets a context; 0: off
@@ -300,15 +301,19 @@ class PromptTables:
     ) -> Int32[np.ndarray, " n"]:
         """The first `most` tokens of phrasing number `phrasing` of `task` with `argument`.
 
-        With `rng`, as in training, without a share of the tokens around the argument: so other
-        wordings, of which some words are known, are understood too. A wording that would lose all
-        of them keeps them.
+        With `rng`, as in training, a share of the tokens around the argument is left out or, as
+        often, another of the vocabulary: so other wordings, of which some words are known, are
+        understood too. A wording that would lose all of them keeps them.
         """
         before, after = self.phrasings[task][phrasing]
         if rng is not None and self.config.wording_dropout:
-            is_kept = rng.random(len(before) + len(after)) >= self.config.wording_dropout
+            words = np.concatenate([before, after])
+            chance = rng.random(len(words)) / self.config.wording_dropout
+            unknown = rng.integers(0, self.vocab_size, len(words), np.int32)
+            words = np.where((chance >= 0.5) & (chance < 1), unknown, words)
+            is_kept, first = chance >= 0.5, len(before)
             if is_kept.any():
-                before, after = before[is_kept[: len(before)]], after[is_kept[len(before) :]]
+                before, after = words[:first][is_kept[:first]], words[first:][is_kept[first:]]
         if task not in instructions.SLOTS:
             return before[:most]
         return np.concatenate([before, self.arguments[task].of(argument), after])[:most]

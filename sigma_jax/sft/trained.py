@@ -120,20 +120,17 @@ def load_recommender(workdir: Path, data: PreparedData, part: str = "") -> Train
 
 
 def word_table(data: PreparedData, config: PromptConfig) -> WordTable | None:
-    """The words of the items; None where nothing is asked for.
-
-    The words around the slots of an instruction ask for nothing.
-    """
+    """The words of the items that instructions ask for; None where nothing is asked for."""
     if not config.has_words:
         return None
-    around = [
-        " ".join(instructions.split(task, phrasing))
-        for task, phrasings in config.phrasings.items()
-        for phrasing in phrasings
-    ]
+    asked = itertools.chain.from_iterable(
+        instructions.argument_texts(data, task) for task in instructions.SLOTS
+    )
+    around = instructions.around_slots(config.phrasings)
     items = np.arange(len(data.catalogue))
     parts = (items[start : start + TEXTS] for start in range(0, len(items), TEXTS))
-    return WordTable.make(itertools.chain.from_iterable(map(data.catalogue.texts, parts)), around)
+    texts = itertools.chain.from_iterable(map(data.catalogue.texts, parts))
+    return WordTable.make(texts, asked, around)
 
 
 def prompts_of(
@@ -162,17 +159,17 @@ def told_by(
 ) -> Told | None:
     """What the instructions of `requests` say by themselves, NumPy arrays.
 
-    None where nothing is asked for; without the model's answer where no context of training was an
-    instruction alone.
+    Without the model's answer where no context of training was an instruction alone; None where the
+    generator has no words either.
     """
     prompt = config.prompt
-    if not prompt.has_words:
+    can_answer = config.model.has_open_query and prompt.has_words and prompt.bare_share
+    if not can_answer and generator.words is None:
         return None
     spoken, place = np.unique(np.array(requests.instruction, object), return_inverse=True)
     nobody = np.full(len(spoken), -1, np.int32)
     start = np.zeros(len(spoken), np.int64)
     bare = Requests(nobody, start, nobody, nobody, nobody, list(spoken))
-    can_answer = config.model.has_open_query and prompt.bare_share
     told = generator.told(
         list(spoken), prompts_of(bare, data, tables, prompt) if can_answer else None
     )

@@ -93,16 +93,16 @@ def test_bias_equals_float64_at_the_extremes():
     prob[2] /= prob[2].sum()  # nothing is
     bias = rng.choice([0, -200, 200, -3, 5], (4, 24)).astype(np.float64)
     bias[3] = -200
-    rest = np.maximum(1 - prob.sum(axis=1, keepdims=True), 0)
-    total = np.logaddexp(
-        np.log(np.maximum(rest, 1e-300)), np.logaddexp.reduce(np.log(prob) + bias, axis=1)[:, None]
-    )
+    rest = np.log(np.maximum(1 - prob.sum(axis=1, keepdims=True), 1e-300))
+    rest += bias.min(axis=1, keepdims=True)  # what was not retrieved has the least
+    total = np.logaddexp(rest, np.logaddexp.reduce(np.log(prob) + bias, axis=1)[:, None])
     got = fusion.add_bias(
         jnp.asarray(np.log(prob).reshape(4, 6, 4), jnp.float32),
         jnp.asarray(bias.reshape(4, 6, 4), jnp.float32),
     )
     expected = np.log(prob) + bias - total
     np.testing.assert_allclose(got.reshape(4, 24), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got[3].reshape(24), np.log(prob[3]), rtol=1e-4)  # alike for all
     nothing = fusion.add_bias(jnp.full((1, 2, 2), -jnp.inf), jnp.zeros((1, 2, 2)))
     assert (np.asarray(nothing) == -np.inf).all()
 

@@ -1,6 +1,7 @@
 """What an instruction says by itself, against the probabilities of all items."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,8 +9,14 @@ from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
 
 from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
 from sigma_jax.generation.retrieval import ItemFeatures
+from sigma_jax.generation.words import WordTable
 
 SAID = [""] * 3  # to a generator without words
+WORDS = WordTable.make(
+    [json.dumps({"title": f"red {'abc'[n % 3]} number{n}"}) for n in range(NUM_ITEMS)],
+    ["red a", "b", *(f"number{n}" for n in range(NUM_ITEMS))],
+    ["find for me"],
+)
 CONFIG = GenerationConfig(30, NUM_ITEMS, 0.1, 1.0, 0.05, "exact", "fused", 2)
 
 
@@ -72,3 +79,27 @@ def test_a_batch_that_is_not_full_changes_nothing(generators):
     items = np.tile(np.arange(NUM_ITEMS), (3, 1))
     found = [g.told_at(g.told(SAID, prompts()), items) for g in (generator, other)]
     np.testing.assert_allclose(*found, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+@pytest.mark.parametrize("depth", [0, 2])
+def test_words_lift_the_items_that_have_them(depth, is_answered):
+    """Whether or not the model answers the instruction; a batch of 2 for 3 requests."""
+    model, tables = recommender(open_query=True)
+    generator = Generator.create(model, tables, semantic_ids(), depth, CONFIG, words=WORDS)
+    said = ["find b for me", "red number7", "surprise me"]
+    told = generator.told(said, prompts(seed=5) if is_answered else None)
+    items = np.random.default_rng(0).permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)
+    answer, words = np.moveaxis(generator.told_at(told, items), -1, 0)
+    assert answer.any() == is_answered
+    trust = WORDS.trust[WORDS.numbers["b"]]
+    np.testing.assert_allclose(words[0], np.where(items[0] % 3 == 1, 0, -trust), atol=1e-6)
+    np.testing.assert_array_equal(words[1] == 0, items[1] == 7)
+    np.testing.assert_array_equal(words[2], 0)
+    none = ItemFeatures(np.zeros((3, 1), np.int32), np.zeros((3, 1, 2), np.float32))
+    weights = np.array([[0.0, 0.0, 0.0, 100.0]], np.float32)
+    [plain, found] = generator.variants(
+        prompts(), NUM_ITEMS, [Choice(), Choice(None, none, weights, told=told)]
+    )
+    assert (found.items[0, : NUM_ITEMS // 3] % 3 == 1).all() and found.items[1, 0] == 7
+    np.testing.assert_array_equal(found.items[2], plain.items[2])

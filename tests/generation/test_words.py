@@ -4,6 +4,7 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sigma_jax.generation.told import ItemWords, words_of_all
 from sigma_jax.generation.words import MOST_OF_ITEM, WordTable, item_words, words_of
@@ -14,30 +15,35 @@ TEXTS = [
     {"title": "Peanut oil for frying", "tags": ["oil", {"of": "Spain"}]},
     {"title": "Salt", "category": None},
 ]
-SAID = ["find peanut butter for me", "BUTTER!", "for 250", "surprise me", "salt, oil"]
-UNSAID = ["find for me", "surprise me"]
+ASKED = ["peanut butter", "butter", "oil for frying", "dairy", "salt", "sugar"]
+AROUND = ["find for me", "surprise me", "anything for me", "oil my wheels"]
+SAID = ["find peanut butter for me", "BUTTER!", "for 250", "surprise me", "salt, oil", "for oil"]
 
 
 def table() -> WordTable:
-    return WordTable.make([json.dumps(text) for text in TEXTS], UNSAID)
+    return WordTable.make([json.dumps(text) for text in TEXTS], ASKED, AROUND)
 
 
 def features(words: WordTable, said) -> np.ndarray:
-    item_words = ItemWords(jnp.asarray(words.rarity), jnp.asarray(words.of_items))
+    item_words = ItemWords(*map(jnp.asarray, (words.trust, words.weights, words.of_items)))
     return np.asarray(words_of_all(jnp.asarray(words.of(said)), item_words))
 
 
 def naive(said) -> np.ndarray:
-    unsaid = {word for sentence in UNSAID for word in words_of(sentence)}
-    items = [set(item_words(json.dumps(text))) - unsaid for text in TEXTS]
+    items = [set(item_words(json.dumps(text))) for text in TEXTS]
     out = np.zeros((len(said), len(items)))
     for row, text in enumerate(said):
-        for word in set(words_of(text)) - unsaid:
+        surest = 0.0
+        for word in words_of(text):
             having = [word in words for words in items]
-            if any(having):
-                out[row] += np.array(having) * np.log(len(items) / sum(having))
+            a = sum(word in words_of(asked) for asked in set(ASKED))
+            b = sum(word in words_of(around) for around in AROUND) / len(AROUND) * len(set(ASKED))
+            if any(having) and a:
+                trust = a / (a + b + 1)
+                surest = max(surest, trust)
+                out[row] += np.array(having) * trust * np.log(len(items) / sum(having))
         if out[row].any():
-            out[row] = out[row] / out[row].max() - 1
+            out[row] = (out[row] / out[row].max() - 1) * surest
     return out
 
 
@@ -45,34 +51,58 @@ def test_items_with_the_rarest_of_the_words_come_first():
     found = features(table(), SAID)
     np.testing.assert_allclose(found, naive(SAID), atol=1e-6)
     assert found[0].argmax() == 0 and found[0, 0] == 0  # the only one with both
+    assert found[0].argmin() == 3
     np.testing.assert_array_equal(found[3], 0)  # no word of it asks for anything
-    assert found[2].tolist() == [-1, 0, -1, -1]  # "for" of the item stands in wordings too
+
+
+def test_a_rare_word_that_nobody_asks_for_does_not_outdo_a_common_one():
+    texts = ['{"t": "milk"}'] * 30 + ['{"t": "tea"}'] * 30 + ['{"t": "tomatoes on the vine"}']
+    words = WordTable.make(texts, ["milk", "fresh milk", "tea"], ["what goes with it"])
+    found = features(words, ["milk on sale"])[0]
+    assert (found[:30] == 0).all() and (found[30:] == found[30]).all() and found[30] < -0.5
+
+
+def test_words_are_trusted_as_much_as_they_ask():
+    words = table()
+    trust = {word: words.trust[number] for word, number in words.numbers.items()}
+    assert set(trust) == {"peanut", "butter", "oil", "for", "frying", "dairy", "salt"}
+    assert trust["butter"] == pytest.approx(2 / 3) and trust["salt"] == pytest.approx(1 / 2)
+    assert trust["for"] == pytest.approx(1 / (1 + 3 + 1))  # in half of what stands around
+    assert features(words, ["for"]).min() == pytest.approx(-trust["for"])
 
 
 def test_a_word_of_every_item_tells_nothing():
-    words = WordTable.make(['{"a": "shop milk"}', '{"a": "shop tea"}'])
-    np.testing.assert_array_equal(features(words, ["shop", "shop tea"]), [[0, 0], [-1, 0]])
+    words = WordTable.make(['{"a": "shop milk"}', '{"a": "shop tea"}'], ["shop tea"], [])
+    np.testing.assert_array_equal(features(words, ["shop", "shop tea"]), [[0, 0], [-0.5, 0]])
 
 
 def test_words_are_of_the_values_wherever_they_stand():
     assert item_words(json.dumps(TEXTS[2])) == ["peanut", "oil", "for", "frying", "spain"]
     assert item_words(json.dumps(TEXTS[3])) == ["salt"]
-    assert words_of("Crème brûlée, crème & 茶") == ["crème", "brûlée", "茶"]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("Crème brûlée, crème & STRASSE", ["creme", "brulee", "strasse"]),
+        ("cre\u0300me", ["creme"]),  # another encoding of the same
+        ("\uff2d\uff29\uff2c\uff2b ice_cream", ["milk", "ice", "cream"]),  # full width
+        ("绿茶", ["绿", "茶"]),
+        ("दूध", ["दध"]),
+        ("", []),
+    ],
+)
+def test_words_are_alike_however_they_are_written(text, words):
+    assert words_of(text) == words
 
 
 def test_a_long_text_is_read_from_its_beginning():
     text = " ".join(f"w{number}" for number in range(MOST_OF_ITEM + 5))
-    words = WordTable.make([json.dumps({"text": text}), '{"text": "w1"}'])
+    words = WordTable.make([json.dumps({"text": text}), '{"text": "w1"}'], [text], [])
     assert f"w{MOST_OF_ITEM - 1}" in words.numbers and f"w{MOST_OF_ITEM}" not in words.numbers
     assert words.of_items.shape == (MOST_OF_ITEM, 2)
 
 
 def test_a_catalogue_without_words_matches_nothing():
-    words = WordTable.make(['{"text": "!"}', '{"text": null}'])
+    words = WordTable.make(['{"text": "!"}', '{"text": null}'], ["anything"], [])
     np.testing.assert_array_equal(features(words, ["anything", ""]), np.zeros((2, 2)))
-
-
-def test_a_few_more_words_keep_the_shapes():
-    some, more = ([f'{{"t": "a{n}"}}' for n in range(count)] for count in (9, 12))
-    assert WordTable.make(some).rarity.shape == WordTable.make(more).rarity.shape
-    assert table().of(["peanut butter oil"]).shape == table().of(["salt peanut oil dairy"]).shape

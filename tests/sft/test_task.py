@@ -345,16 +345,18 @@ def test_targets_of_a_batch_are_negatives_of_one_another(trained, model):
     targets, weights = (batch[k].reshape(-1) for k in ("target_item", "target_weight"))
     shared = shared_negatives(few.config, model, tables, targets, jax.random.key(0))
     more, corrections = with_targets(few.config, tables, shared, targets, weights)
-    step = len(targets) // 30
     assert more.items[:4].tolist() == shared.items.tolist()
-    assert more.items[4:].tolist() == targets[::step][:30].tolist()
-    usable = (weights[::step][:30] > 0) & ~tables["is_cold"][targets[::step][:30]]
-    assert 0 < usable.sum() < 30
-    np.testing.assert_array_equal(more.known[4:], np.where(usable, more.items[4:], -1))
+    usable = np.flatnonzero((weights > 0) & ~tables["is_cold"][targets])
+    assert 30 < len(usable) < len(targets)
+    np.testing.assert_array_equal(more.known[4:], more.items[4:])
+    chosen = usable[np.arange(30) * len(usable) // 30]
+    np.testing.assert_array_equal(more.items[4:], targets[chosen])
+    row = few.prompt.row_targets
+    assert set(chosen // row) == set(usable // row)  # every row of the batch has a part in it
     vectors = model.item_vectors(more.items, tables)
     np.testing.assert_allclose(more.vectors, vectors, atol=1e-6)
     shares = np.asarray(few.data.catalogue.popularity) / np.sum(few.data.catalogue.popularity)
-    expected = 4 / len(shares) + int(usable.sum()) * shares
+    expected = 4 / len(shares) + 30 * shares
     for found, items in zip(corrections, (targets, more.items), strict=True):
         np.testing.assert_allclose(found, -np.log(1 - np.exp(-expected[items])), rtol=1e-3)
     loss = jax.jit(few.loss)(model, tables, batch, jax.random.key(0))[1]["open_loss"]

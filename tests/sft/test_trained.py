@@ -9,7 +9,7 @@ import pytest
 from sigma_jax.evaluation.run import make_generator
 from sigma_jax.generation.told import TOLD
 from sigma_jax.schema import PreparedData
-from sigma_jax.sft.instructions import TRAIN_PHRASINGS
+from sigma_jax.sft.instructions import SLOTS, TRAIN_PHRASINGS, argument_texts
 from sigma_jax.sft.requests import make_requests
 from sigma_jax.sft.trained import (
     generation_config,
@@ -65,10 +65,13 @@ def test_the_choice_holds_what_the_prior_weighs(loaded):
     assert recommender.choice(generator, requests, data, uses_prior=False).features is None
 
 
-def test_words_around_the_slots_ask_for_nothing(loaded):
+def test_words_are_those_of_queries_categories_and_themes(loaded):
     data, recommender, _, _ = loaded
     words = recommender.words
-    assert words.of_items.shape[1] == len(data.catalogue) and len(words.numbers) > 10
-    assert not {"find", "for", "me"} & set(words.numbers)  # "find {query} for me"
+    asked = {word for task in SLOTS for text in argument_texts(data, task) for word in text.split()}
+    assert words.of_items.shape[1] == len(data.catalogue)
+    assert "tea" in words.numbers and set(words.numbers) <= asked
+    trust = words.trust[words.numbers["tea"]]
+    assert trust > 0.3 and words.trust[words.numbers["home"]] < trust  # "we celebrate ... at home"
     spoken = dataclasses.replace(recommender.config.prompt, branches_per_context=0)
     assert word_table(data, spoken) is None
