@@ -4,8 +4,9 @@ A model with a vocabulary of its own, trained for minutes on a few thousand sear
 words of a catalogue a handful of times. What a shop's search box does needs no training: an item is
 what was asked for where its text has the words that were said, the rare ones above all. Not every
 word asks for something, and which do is not a matter of language but of the data: with a the
-queries, categories and themes that have a word, and b as many of the wordings around them as would
-have it if there were as many of these,
+queries, categories and themes that have a word, each divided among its words ("on" is a fifth of
+"tomatoes hothouse on the vine"), and b the wordings around them that have it, if there were as many
+of these,
 
     trust = a / (a + b + 1),    weight = trust * log(items / items that have it)
 
@@ -48,10 +49,11 @@ class WordTable:
     @classmethod
     def make(cls, texts: Iterable[str], asked: Iterable[str], around: Sequence[str]) -> WordTable:
         """Of the items' JSON `texts`, where people ask for `asked` in the wordings `around`."""
-        asked = set(asked)
-        demands, fillers = (
-            Counter(word for text in part for word in words_of(text)) for part in (asked, around)
-        )
+        asked = [words_of(text) for text in set(asked)]
+        demands = Counter()
+        for words in asked:
+            demands.update(dict.fromkeys(words, 1 / max(len(words), 1)))
+        fillers = Counter(word for text in around for word in words_of(text))
         numbers: dict[str, int] = {}
         found, ends = array("i"), array("q", [0])
         for text in texts:

@@ -36,8 +36,8 @@ def naive(said) -> np.ndarray:
         surest = 0.0
         for word in words_of(text):
             having = [word in words for words in items]
-            a = sum(word in words_of(asked) for asked in set(ASKED))
-            b = sum(word in words_of(around) for around in AROUND) / len(AROUND) * len(set(ASKED))
+            a = sum((word in words_of(text)) / len(words_of(text)) for text in ASKED)
+            b = sum(word in words_of(around) for around in AROUND) / len(AROUND) * len(ASKED)
             if any(having) and a:
                 trust = a / (a + b + 1)
                 surest = max(surest, trust)
@@ -56,24 +56,26 @@ def test_items_with_the_rarest_of_the_words_come_first():
 
 
 def test_a_rare_word_that_nobody_asks_for_does_not_outdo_a_common_one():
-    texts = ['{"t": "milk"}'] * 30 + ['{"t": "tea"}'] * 30 + ['{"t": "tomatoes on the vine"}']
-    words = WordTable.make(texts, ["milk", "fresh milk", "tea"], ["what goes with it"])
+    texts = ['{"t": "milk"}'] * 4 + ['{"t": "tea"}'] * 56 + ['{"t": "tomatoes on the vine"}']
+    asked = ["milk", "fresh milk", "tea", "tomatoes on the vine"]
+    words = WordTable.make(texts, asked, ["what goes with it"])
     found = features(words, ["milk on sale"])[0]
-    assert (found[:30] == 0).all() and (found[30:] == found[30]).all() and found[30] < -0.5
+    assert (found[:4] == 0).all() and (found[4:60] < -0.5).all() and -0.5 < found[60] < -0.2
 
 
 def test_words_are_trusted_as_much_as_they_ask():
     words = table()
     trust = {word: words.trust[number] for word, number in words.numbers.items()}
     assert set(trust) == {"peanut", "butter", "oil", "for", "frying", "dairy", "salt"}
-    assert trust["butter"] == pytest.approx(2 / 3) and trust["salt"] == pytest.approx(1 / 2)
-    assert trust["for"] == pytest.approx(1 / (1 + 3 + 1))  # in half of what stands around
+    assert trust["butter"] == pytest.approx(1.5 / 2.5) and trust["salt"] == pytest.approx(1 / 2)
+    assert trust["for"] == pytest.approx((1 / 3) / (1 / 3 + 3 + 1))  # in half of what stands around
     assert features(words, ["for"]).min() == pytest.approx(-trust["for"])
 
 
 def test_a_word_of_every_item_tells_nothing():
     words = WordTable.make(['{"a": "shop milk"}', '{"a": "shop tea"}'], ["shop tea"], [])
-    np.testing.assert_array_equal(features(words, ["shop", "shop tea"]), [[0, 0], [-0.5, 0]])
+    found = features(words, ["shop", "shop tea"])
+    np.testing.assert_allclose(found, [[0, 0], [-1 / 3, 0]], atol=1e-6)
 
 
 def test_words_are_of_the_values_wherever_they_stand():
