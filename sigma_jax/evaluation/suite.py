@@ -330,7 +330,12 @@ def render_sweep(
     ]
     for method, rows in found.items():
         cells = [cell(rows[value], suite.headline) if value in rows else "-" for value in values]
-        lines.append(f"{method[: NAME - 1]:{NAME}}" + "".join(f"{text:>{CELL}}" for text in cells))
+        counts = {len(figures) for row in rows.values() for figures in row.figures.values()}
+        wanted = len(suite.sweeps[name].seeds)
+        fewest = "" if counts == {wanted} else f"  (as few as {min(counts)} of {wanted} seeds)"
+        lines.append(
+            f"{method[: NAME - 1]:{NAME}}" + "".join(f"{c:>{CELL}}" for c in cells) + fewest
+        )
     return lines
 
 

@@ -25,8 +25,9 @@ class SftConfig:
     temperature: float  # tau of Eq. 5
     negatives_per_target: int  # drawn from the target's own prefix; 0: shared by the batch instead
     num_negatives: int  # drawn once a step for the whole batch (Eq. 5); 100,000 in the paper
-    # Targets of the batch that are negatives of the others too, for the open query, where
-    # num_negatives is not the whole catalogue; popular items, which these are, count less.
+    # Targets of the batch that are negatives of the others too, for the open query (others do not
+    # read it), where num_negatives is not the whole catalogue; popular items, which these are,
+    # count less.
     batch_negatives: int
     uses_prefix_condition: bool  # negatives share the target's SID prefix (Eq. 5)
     ntp_weight: float  # of Eq. 4

@@ -135,7 +135,7 @@ class SftTask:
         tables |= negative_tables(tables["prefix"], popularity)
         if self.config.batch_negatives:
             share = popularity / max(popularity.sum(), 1)
-            tables["popularity"] = share.astype(np.float32)  # by which targets are drawn
+            tables["popularity"] = share.astype(np.float32)  # nearly that of the targets
         if self.config.constraint_weight and self.config.prompt.has_words:
             catalogue = self.data.catalogue
             constraints = Constraints.make(self.data, self.config.prompt.longtail_share)
