@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from flax import nnx
+from small_task import make_task
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -153,3 +155,15 @@ def records(shop, config, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("records")
     write_records(shop, dataclasses.replace(config), folder, seed=3)
     return folder
+
+
+@pytest.fixture(scope="module")
+def task(trained):
+    """Stage 3 of the small training."""
+    return make_task(trained)
+
+
+@pytest.fixture(scope="module")
+def model(task):
+    """Before its first step."""
+    return task.model(nnx.Rngs(0))

@@ -1,0 +1,23 @@
+"""Stage 3 of the small training that tests share, with other settings."""
+
+import jax.numpy as jnp
+
+from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.sft.config import SftConfig
+from sigma_jax.sft.task import SftTask
+from sigma_jax.train import stage_fields
+
+
+def make_task(trained, **changes) -> SftTask:
+    config, workdir = trained
+    values, _ = stage_fields(config, "sft")
+    fields = to_dataclass(SftConfig, values | changes)
+    return SftTask(fields, workdir, config.seed)
+
+
+def model_fields(trained, **changes) -> dict:
+    return dict(stage_fields(trained[0], "sft")[0]["model"].items()) | changes
+
+
+def placed(arrays) -> dict:
+    return {name: jnp.asarray(value) for name, value in arrays.items()}
