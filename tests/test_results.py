@@ -41,3 +41,25 @@ def test_the_readme_shows_the_means_and_deviations_of_the_records():
         expected = [suites.cell(row, column) for column in suite.columns]
         assert cells.split(" | ") == expected, (data, method)
         assert all(len(figures) == int(seeds) for figures in row.figures.values())
+
+
+def test_the_readme_shows_table_1_of_the_records():
+    """Of each method: seeds, the suite's columns by SID, the headline by item, the paper's."""
+    folder = RESULTS / "table1"
+    suite = suite_of(folder)
+    [data] = suite.data
+    by_sid, by_item = (
+        {row.method: row for row in suites.collect(suite, folder, data, "kept", level)}
+        for level in ("sid", "item")
+    )
+    names = {"SASRec": "online model (SASRec)"}  # in the paper
+    lines = README.split("| hits by SID, kept |")[1].split("\n\n")[0].splitlines()[2:]
+    shown = {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in lines)}
+    assert suite.methods.keys() & by_sid.keys() <= shown.keys()
+    for method, (seeds, *cells, of_paper) in shown.items():
+        row = by_sid[method]
+        assert cells[:-1] == [suites.cell(row, column) for column in suite.columns], method
+        assert cells[-1] == suites.cell(by_item[method], suite.headline)
+        assert all(len(figures) == int(seeds) for figures in row.figures.values())
+        published = suite.published[data].get(names.get(method, method))
+        assert of_paper == (f"{published[suite.headline]:.2f}" if published else "-")

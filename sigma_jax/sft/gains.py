@@ -10,8 +10,9 @@ so that a = b = 0 is one softmax over items. What a and b are worth depends on t
 log, not on the training loss, which has learnt by heart what codes say of it: log P is a sum of a
 part with a alone and one with b alone, and each is chosen from a grid by how likely it makes the
 targets of validation requests: the smallest that is not worse than the best by more than a standard
-error (the rule of Breiman, Friedman, Olshen and Stone 1984), or than WORTH. At 0 the codes are not
-searched at all, so they have to earn their time.
+error (the rule of Breiman, Friedman, Olshen and Stone 1984), or than WORTH; and 0 where that one
+is not better than 0 by more than WORTH. At 0 the codes are not searched at all, so they have to
+earn their time.
 
 Axes: N requests, T tokens, I items, G values of a gain.
 """
@@ -37,9 +38,7 @@ from sigma_jax.models.recommender import Recommender, Tables
 
 GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 1.0)
 SCORES_A_STEP = 2**22  # of items, for the requests looked at together
-WORTH = (
-    0.01  # of a gain, in log P: what makes a target less than 1 % likelier is not worth a search
-)
+WORTH = 0.01  # of a gain, in log P: to make a target less than 1 % likelier is worth no search
 NAMES = ("code_gain", "query_gain")  # parameters of the Recommender
 
 
@@ -96,7 +95,7 @@ def fit_gains(
 
 def smallest_about_best(log_p: Float[np.ndarray, "N G"]) -> int:
     """The first column whose mean is about the best's: at most a standard error (of the
-    difference) below it, or WORTH.
+    difference) below it, or WORTH. The first of all where that is WORTH above it at most.
 
     Worked example: differences to the best of [2, 0, 1] and [.1, -.1, .06]: the means are 1 and
     .02, the errors .58 and .06; the second column is taken.
@@ -105,7 +104,8 @@ def smallest_about_best(log_p: Float[np.ndarray, "N G"]) -> int:
     is_as_good = [
         column.mean() <= max(metrics.standard_error(column), WORTH) for column in behind.T
     ]
-    return is_as_good.index(True)
+    chosen = is_as_good.index(True)
+    return chosen if behind[:, 0].mean() - behind[:, chosen].mean() > WORTH else 0
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))
