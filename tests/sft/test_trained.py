@@ -71,7 +71,6 @@ def test_words_are_those_of_queries_categories_and_themes(loaded):
     asked = {word for task in SLOTS for text in argument_texts(data, task) for word in text.split()}
     assert words.of_items.shape[1] == len(data.catalogue)
     assert "tea" in words.numbers and set(words.numbers) <= asked
-    trust = words.trust[words.numbers["tea"]]
-    assert trust > 0.3 and words.trust[words.numbers["home"]] < trust  # "we celebrate ... at home"
+    assert words.trust[words.numbers["tea"]] > 0.3
     spoken = dataclasses.replace(recommender.config.prompt, branches_per_context=0)
     assert word_table(data, spoken) is None
