@@ -106,10 +106,7 @@ class Generator:
         self.config = config
         self.item_query = item_query
         self.words = words
-        self.item_words = None
-        if words is not None:
-            arrays = (words.trust, words.weights, words.of_items)
-            self.item_words = ItemWords(*map(jnp.asarray, arrays))
+        self.item_words = ItemWords.of(words) if words is not None else None
         self.tables = {name: jnp.asarray(table) for name, table in tables.items()}
         self.trie = jax.tree.map(jnp.asarray, trie)
         self.graphdef, self.state = nnx.split(model)
@@ -134,9 +131,9 @@ class Generator:
         """Over all items of `semantic_ids`; prefixes are `depth` codes long.
 
         `words`: of the items, where instructions are to be read word by word. Where `item_query` is
-        "none" all items of a prefix are equally likely. Where codes and
-        queries add nothing to the open query (its gains are 0, sft/gains.py), all items are ranked
-        by one softmax at once: the same order without the beams.
+        "none" all items of a prefix are equally likely. Where codes and queries add nothing to the
+        open query (its gains are 0, sft/gains.py), all items are ranked by one softmax at once: the
+        same order without the beams.
         """
         if config.ranking == "fused" and not model.uses_codes:
             depth = 0

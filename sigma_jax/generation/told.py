@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from sigma_jax.generation.beam import Prompts
 from sigma_jax.generation.retrieval import PrefixIndex
+from sigma_jax.generation.words import WordTable
 from sigma_jax.losses import cosines
 from sigma_jax.models.qwen3 import causal_mask
 from sigma_jax.models.recommender import Recommender, Tables
@@ -63,6 +64,10 @@ class ItemWords:
     weights: Float32[Array, " V"]
     of_items: Int32[Array, "W I"]
 
+    @classmethod
+    def of(cls, table: WordTable) -> ItemWords:
+        return cls(*map(jnp.asarray, (table.trust, table.weights, table.of_items)))
+
 
 def read_answer(
     model: Recommender,
@@ -87,20 +92,22 @@ def told_of_all(
     told: Told, index: PrefixIndex, item_words: ItemWords | None
 ) -> Float32[Array, "B I 2"]:
     """TOLD of every item, by item number."""
-    count = index.sorted_items.shape[0]
-    parts = []
+    requests = len(jax.tree.leaves(told)[0])
+    found = jnp.zeros((requests, index.sorted_items.shape[0], len(TOLD)))
     if told.answer is not None:
-        logits = cosines(told.answer.queries, index.vectors)
-        found = jnp.minimum(logits + told.answer.offsets[:, None], 0)
-        # Padding stands last and goes beyond the end.
-        place = jnp.where(index.sorted_items >= 0, index.sorted_items, count)
-        parts.append(jnp.zeros_like(found).at[:, place].set(found, mode="drop"))
+        found = found.at[..., 0].set(answer_of_all(told.answer, index))
     if told.words is not None:
-        found = words_of_all(told.words, item_words)
-        parts.append(jnp.pad(found, ((0, 0), (0, count - found.shape[1]))))
-    if len(parts) < len(TOLD):
-        parts.insert(0 if told.answer is None else 1, jnp.zeros_like(parts[0]))
-    return jnp.stack(parts, axis=-1)
+        of_items = words_of_all(told.words, item_words)
+        found = found.at[:, : of_items.shape[1], 1].set(of_items)  # the rest is padding
+    return found
+
+
+def answer_of_all(answer: Answer, index: PrefixIndex) -> Float32[Array, "B I"]:
+    """The feature `told` of every item."""
+    found = jnp.minimum(cosines(answer.queries, index.vectors) + answer.offsets[:, None], 0)
+    # Padding stands last and goes beyond the end.
+    place = jnp.where(index.sorted_items >= 0, index.sorted_items, found.shape[1])
+    return jnp.zeros_like(found).at[:, place].set(found, mode="drop")
 
 
 def words_of_all(words: Int32[Array, "B n"], item_words: ItemWords) -> Float32[Array, "B I"]:

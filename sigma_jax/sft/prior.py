@@ -11,9 +11,8 @@ of the features of sft/relations.py (what goes with the items of the history), o
 asks, by the model's answer to it and by its words, so that favourites do not crowd it out). Their
 weights and the sigma of Eq. 11 are fitted on validation requests, together with a weight of log p,
 so that the targets are most probable among the items the model retrieves; what is kept is divided
-by that weight, which changes no ranking.
-Where nobody takes an item twice d comes out far below 0, where people buy the same milk every week
-above it.
+by that weight, which changes no ranking. Where nobody takes an item twice d comes out far below 0,
+where people buy the same milk every week above it.
 
 Each request says two things: which item was taken, and, where it asks for a query, a category or a
 theme, which items would have done. So the loss is -log P(target) - log P(what was asked for), and

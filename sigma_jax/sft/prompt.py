@@ -310,7 +310,7 @@ class PromptTables:
             words = np.concatenate([before, after])
             chance = rng.random(len(words)) / self.config.wording_dropout
             unknown = rng.integers(0, self.vocab_size, len(words), np.int32)
-            words = np.where((chance >= 0.5) & (chance < 1), unknown, words)
+            words = np.where(chance < 1, unknown, words)  # under 0.5 they are left out
             is_kept, first = chance >= 0.5, len(before)
             if is_kept.any():
                 before, after = words[:first][is_kept[:first]], words[first:][is_kept[first:]]

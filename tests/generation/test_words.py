@@ -25,8 +25,7 @@ def table() -> WordTable:
 
 
 def features(words: WordTable, said) -> np.ndarray:
-    item_words = ItemWords(*map(jnp.asarray, (words.trust, words.weights, words.of_items)))
-    return np.asarray(words_of_all(jnp.asarray(words.of(said)), item_words))
+    return np.asarray(words_of_all(jnp.asarray(words.of(said)), ItemWords.of(words)))
 
 
 def naive(said) -> np.ndarray:
