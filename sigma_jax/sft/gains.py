@@ -12,7 +12,9 @@ part with a alone and one with b alone, and each is chosen from a grid by how li
 targets of validation requests: the smallest that is not worse than the best by more than a standard
 error (the rule of Breiman, Friedman, Olshen and Stone 1984), or than WORTH; and 0 where that one
 is not better than 0 by more than WORTH. At 0 the codes are not searched at all, so they have to
-earn their time.
+earn their time. What decides is the ranking: a search finds the items of some prefixes only, and
+counts (sft/prior.py) choose among what is found. So gains are taken back where the final ranking of
+these requests is not better with them than without, by more than a standard error (codes_pay).
 
 Axes: N requests, T tokens, I items, G values of a gain.
 """
@@ -39,7 +41,8 @@ from sigma_jax.models.recommender import Recommender, Tables
 GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 1.0)
 SCORES_A_STEP = 2**22  # of items, for the requests looked at together
 WORTH = 0.01  # of a gain, in log P: to make a target less than 1 % likelier is worth no search
-NAMES = ("code_gain", "query_gain")  # parameters of the Recommender
+JUDGED = 10  # ranks of the final ranking that count when codes have to pay
+GAINS = ("code_gain", "query_gain")  # parameters of the Recommender
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,16 @@ class Gains:
     query: float  # b
     log_p: float
     open_log_p: float
+
+    @property
+    def none(self) -> Gains:
+        """The open query alone."""
+        return Gains(0.0, 0.0, self.open_log_p, self.open_log_p)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """As figures of the stage."""
+        return {f"gain_{name}": value for name, value in dataclasses.asdict(self).items()}
 
     def put_into(self, model: Recommender) -> None:
         """Sets the model's gains."""
@@ -88,7 +101,7 @@ def fit_gains(
     means = log_p.mean(axis=1)
     return Gains(
         *(GRID[place] for place in chosen),
-        float(means[range(len(NAMES)), chosen].sum()),
+        float(means[range(len(GAINS)), chosen].sum()),
         float(means[:, 0].sum()),
     )
 
@@ -106,6 +119,17 @@ def smallest_about_best(log_p: Float[np.ndarray, "N G"]) -> int:
     ]
     chosen = is_as_good.index(True)
     return chosen if behind[:, 0].mean() - behind[:, chosen].mean() > WORTH else 0
+
+
+def codes_pay(ranks: Int[np.ndarray, " N"], open_ranks: Int[np.ndarray, " N"]) -> bool:
+    """Whether targets rank better (NDCG@JUDGED) with codes than with the open query alone, by more
+    than a standard error of the difference.
+
+    Worked example: of four requests two rise from rank 1 to 0 and none falls: the mean gain is .18,
+    the error .11; they pay. Were one of the two to fall from 0 to 1 instead, they would not.
+    """
+    gain = metrics.ndcg(ranks, JUDGED) - metrics.ndcg(open_ranks, JUDGED)
+    return bool(gain.mean() > metrics.standard_error(gain))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))

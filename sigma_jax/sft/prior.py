@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float, Float16, Float32, Float64, Int32
 from scipy.optimize import minimize
 
 from sigma_jax.baselines.candidates import Allowed
-from sigma_jax.generation.generate import Choice, Generator
+from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
 from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.told import TOLD, Told
 from sigma_jax.schema import TASKS, Histories, PreparedData, Requests
@@ -128,6 +128,23 @@ class Prior:
 
     weights: PriorWeights
     counts: Counts
+
+    def choice(
+        self,
+        config: GenerationConfig,
+        requests: Requests,
+        histories: Histories,
+        told: Told | None,
+        seen: Int32[np.ndarray, "N S"] | None = None,
+    ) -> Choice:
+        """How a generator of `config` ranks for `requests`, given what their instructions say.
+
+        The fitted sigma stands in for "deviation", not for a number.
+        """
+        if config.sigma == "deviation":
+            config = dataclasses.replace(config, sigma=self.weights.sigma)
+        features, table = self.counts.features(requests, histories)
+        return Choice(seen, features, self.weights.by_task, config, table, told)
 
     def save(self, folder: Path) -> None:
         """Writes prior.json and the counts."""

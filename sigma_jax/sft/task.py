@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int64
 
+from sigma_jax import metrics
 from sigma_jax.baselines.candidates import allowed_items
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.data.vectors import item_vectors
@@ -29,11 +30,11 @@ from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import copy_weights, save_weights
 from sigma_jax.runtime.artifacts import Recipe, is_current, plain, read_json, write_artifact
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
-from sigma_jax.sft import gains
 from sigma_jax.sft.assemble import batches, contexts_that_fit
 from sigma_jax.sft.build import backbone_source, frozen_tables, make_recommender, negative_tables
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.constraints import Constraints
+from sigma_jax.sft.gains import GAINS, JUDGED, Gains, codes_pay, fit_gains
 from sigma_jax.sft.loss import recommender_loss
 from sigma_jax.sft.prior import Counts, Prior, fit_prior
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
@@ -150,7 +151,7 @@ class SftTask:
         """Group of the optimizer: SID table, code bias and trained vectors are tables."""
         if path[0] == "sid_table" and self.config.model.is_sid_table_frozen:
             return "frozen"
-        if path[0] in gains.NAMES:
+        if path[0] in GAINS:
             return "frozen"
         is_table = path[0] in ("sid_table", "code_bias") or path[:2] == ("item_encoder", "trained")
         return "table" if is_table else "base"
@@ -179,12 +180,12 @@ class SftTask:
         tables: Mapping[str, Array],
         requests: Requests,
         prompts: Mapping[str, np.ndarray],
-    ) -> dict[str, float]:
-        """Puts the gains that serve `requests` best into a model with an open query; figures."""
+    ) -> Gains | None:
+        """The gains that make `requests` likeliest, put into a model with an open query."""
         prompt = self.config.prompt
         if not self.config.model.has_open_query or not prompt.sid_generated:
-            return {}
-        fitted = gains.fit_gains(
+            return None
+        fitted = fit_gains(
             model,
             tables,
             prompts,
@@ -194,7 +195,7 @@ class SftTask:
             self.config.temperature,
         )
         fitted.put_into(model)
-        return {f"gain_{name}": value for name, value in dataclasses.asdict(fitted).items()}
+        return fitted
 
     def validation(self, most: Mapping[str, int]) -> tuple[Requests, dict[str, np.ndarray]]:
         """At most so many validation requests of each task, and their prompts."""
@@ -240,24 +241,45 @@ class SftTask:
         tables: Mapping[str, Array],
         requests: Requests,
         prompts: dict[str, np.ndarray],
+        gains: Gains | None,
         folder: Path,
-    ) -> dict[str, float]:
-        """Fits and writes what counts say beside the model; figures."""
-        if not self.config.prior.neighbours:
-            return {}
+    ) -> tuple[Gains | None, dict[str, float]]:
+        """Fits and writes what counts say beside the model; the gains kept and figures.
+
+        Where codes are searched with `gains`, the prior is fitted without them too, and they are
+        kept only where the ranking is better for it.
+        """
         counts = self.counts(model, tables)
         words = word_table(self.data, self.config.prompt)
-        generator = self.generator(model, tables, FIT_BEAMS, words)
         spoken = PromptTables.make(
             self.data, self.semantic_ids, self.config.prompt, self.vocab_size
         )
-        told = told_by(generator, requests, self.data, spoken, self.config)
         allowed = allowed_items(self.data, requests)
-        prior, figures = fit_prior(
-            generator, prompts, requests, self.data.histories, counts, told, allowed
-        )
+        histories = self.data.histories
+
+        def fit() -> tuple[Prior, dict[str, float], Int64[np.ndarray, " N"]]:
+            """The prior of the model as it is, figures, and the targets' ranks with it."""
+            generator = self.generator(model, tables, FIT_BEAMS, words)
+            told = told_by(generator, requests, self.data, spoken, self.config)
+            prior, figures = fit_prior(
+                generator, prompts, requests, histories, counts, told, allowed
+            )
+            choice = prior.choice(generator.config, requests, histories, told)
+            found = generator.variants(prompts, JUDGED, [choice])[0]
+            return prior, figures, metrics.item_ranks(found.items, requests.target)
+
+        prior, figures, ranks = fit()
+        if gains is not None and model.uses_codes:
+            gains.none.put_into(model)
+            open_prior, open_figures, open_ranks = fit()
+            if codes_pay(ranks, open_ranks):
+                gains.put_into(model)
+            else:
+                gains, prior, figures = gains.none, open_prior, open_figures
+            for name, judged in (("codes", ranks), ("open", open_ranks)):
+                figures[f"{name}_ndcg"] = float(metrics.ndcg(judged, JUDGED).mean())
         prior.save(folder)
-        return figures
+        return gains, figures
 
     def counts(self, model: Recommender, tables: Mapping[str, Array]) -> Counts:
         """What the prior counts in the training rows, and by the model's item vectors."""
@@ -279,7 +301,7 @@ class SftTask:
         """
         shutil.copytree(folder, folder / BEFORE_REFIT)
         if self.config.model.has_open_query:
-            copy_weights(model, folder / WEIGHTS, gains.NAMES)
+            copy_weights(model, folder / WEIGHTS, GAINS)
         self.write_weights(model, folder)
         if (folder / "prior.json").exists():
             weights = Prior.load(folder).weights
@@ -295,8 +317,10 @@ class SftTask:
         requests, prompts = self.fit_requests() if self.config.prompt.asked_tasks else ([], {})
         figures = {}
         if len(requests):
-            figures |= self.fit_gains(model, tables, requests, prompts)
-            figures |= self.fit_prior(model, tables, requests, prompts, folder)
+            gains = self.fit_gains(model, tables, requests, prompts)
+            if self.config.prior.neighbours:
+                gains, figures = self.fit_prior(model, tables, requests, prompts, gains, folder)
+            figures |= gains.figures if gains is not None else {}
         self.write_weights(model, folder)
         (folder / "config.json").write_text(json.dumps(plain(self.config), indent=1))
         return figures

@@ -70,18 +70,11 @@ class TrainedRecommender:
         uses_prior: bool = True,
         seen: np.ndarray | None = None,
     ) -> Choice:
-        """How `generator` is to rank for `requests`: with the prior where there is one.
-
-        The sigma fitted with the prior stands in for "deviation", not for a number.
-        """
-        config = generator.config
+        """How `generator` is to rank for `requests`: with the prior where there is one."""
         if not uses_prior or self.prior is None:
-            return Choice(seen, config=config)
-        if config.sigma == "deviation":
-            config = dataclasses.replace(config, sigma=self.prior.weights.sigma)
-        features, table = self.prior.counts.features(requests, data.histories)
+            return Choice(seen, config=generator.config)
         told = self.told(generator, requests, data)
-        return Choice(seen, features, self.prior.weights.by_task, config, table, told)
+        return self.prior.choice(generator.config, requests, data.histories, told, seen)
 
     def told(self, generator: Generator, requests: Requests, data: PreparedData) -> Told | None:
         """What the instructions of `requests` say by themselves (told_by)."""

@@ -15,7 +15,7 @@ from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.trie import build_trie
 from sigma_jax.models.qwen3 import causal_mask
 from sigma_jax.schema import TASKS
-from sigma_jax.sft.gains import GRID, WORTH, Gains, fit_gains, smallest_about_best
+from sigma_jax.sft.gains import GRID, WORTH, Gains, codes_pay, fit_gains, smallest_about_best
 
 CONFIG = GenerationConfig(
     num_beams=4,
@@ -347,6 +347,16 @@ def test_a_gain_is_worth_more_than_chance():
     assert smallest_about_best(2 * sure) == 1
     little = np.array([[0.0, 0.006, 0.011], [0.0, 0.006, 0.011]])
     assert smallest_about_best(little) == 0
+
+
+def test_codes_pay_where_targets_rise_by_more_than_chance():
+    before = np.array([1, 1, 3, 3])
+    assert codes_pay(np.array([0, 0, 3, 3]), before)
+    assert not codes_pay(before, before)
+    assert not codes_pay(np.array([0, 1, 3, 3]), np.array([1, 0, 3, 3]))
+    beyond = np.array([12, 12, 12, 12])
+    assert not codes_pay(beyond - 2, beyond)
+    assert not codes_pay(before, np.array([0, 0, 3, 3]))
 
 
 def test_without_an_item_query_all_items_of_a_prefix_are_alike():

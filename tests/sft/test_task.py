@@ -12,10 +12,13 @@ from flax import nnx
 from safetensors.numpy import load_file
 from small_task import make_task, model_fields, placed
 
+from sigma_jax import metrics
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.schema import PreparedData, SemanticIds
+from sigma_jax.sft.gains import Gains
+from sigma_jax.sft.prior import Prior
 from sigma_jax.sft.records import RECORDS, Record
 from sigma_jax.sft.trained import BEFORE_REFIT, load_recommender
 from sigma_jax.train import train as train_stages
@@ -46,6 +49,34 @@ def test_report_gives_hit_rates_of_every_task_there_is(task, model):
     assert {"hr10_item", "hr10_sid", "hr10_item_JustForYou", "hr10_sid_Query"} <= figures.keys()
     assert all(figures[f"hr10_sid{rest}"] >= figures[f"hr10_item{rest}"] for rest in ("", "_Query"))
     assert all(0 <= value <= 1 for value in figures.values())
+
+
+def test_codes_are_searched_only_where_the_ranking_is_better_for_it(task, tmp_path, monkeypatch):
+    requests, prompts = task.fit_requests()
+    tables, model = placed(task.tables()), task.model(nnx.Rngs(0))
+    judged = []
+
+    def fit(gains, pays=None):
+        """What is kept, the figures, and the weights written."""
+        gains.put_into(model)
+        monkeypatch.setattr(
+            "sigma_jax.sft.task.codes_pay", lambda *ranks: judged.append(ranks) or pays
+        )
+        kept, figures = task.fit_prior(model, tables, requests, prompts, gains, tmp_path)
+        assert model.uses_codes == (kept.code > 0)
+        return kept, figures, Prior.load(tmp_path).weights
+
+    gains = Gains(1.0, 0.5, -3.0, -4.0)
+    opened = fit(gains.none)
+    assert not judged and "codes_ndcg" not in opened[1]
+    for pays in (True, False):
+        kept, figures, weights = fit(gains, pays)
+        assert kept == (gains if pays else gains.none)
+        assert (figures["model_loss"] == opened[1]["model_loss"]) is not pays
+        assert (weights == opened[2]) is not pays
+        for name, ranks in zip(("codes", "open"), judged[-1], strict=True):
+            assert figures[f"{name}_ndcg"] == pytest.approx(metrics.ndcg(ranks, 10).mean())
+    assert len(judged) == 2 and not np.array_equal(*judged[0])
 
 
 def test_semantic_ids_of_another_catalogue_are_refused(trained, tmp_path):
