@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.generation.evidence import ItemEvidence
-from sigma_jax.generation.trie import Trie, children
+from sigma_jax.generation.trie import Subset, Trie, children, leaves_of
 from sigma_jax.losses import LOG_ZERO
 from sigma_jax.models.qwen3 import KVCache, causal_mask, pad_mask
 from sigma_jax.models.recommender import Recommender, Tables
@@ -54,7 +54,7 @@ class BeamState:
     """Beams between two steps."""
 
     scores: Float[Array, "B M"]
-    nodes: Int[Array, "B M"]
+    nodes: Int[Array, "B M"]  # -1 where invalid
     codes: Int[Array, "B M t"]  # codes chosen so far
     ancestors: Bool[Array, "B M R"]  # which of the beams' cache rows a beam descends from
 
@@ -67,6 +67,7 @@ def beam_search(
     num_beams: int,
     item_query: str = "token",
     evidence: ItemEvidence | None = None,
+    subset: Subset | None = None,
 ) -> Beams:
     """Eq. 6-8 of SIGMA: the `num_beams` likeliest prefixes of real items and their queries.
 
@@ -77,18 +78,14 @@ def beam_search(
     Args:
       item_query: what asks for the item (see PromptConfig); queries are 0 where "none" does.
       evidence: of a model with an open query.
+      subset: the items that may be recommended; all where it is None.
     """
     depth = trie.depth
     batch, length = prompts.tokens.shape
     own_rows = num_beams * (depth + 1)
     cache = KVCache.empty(model.backbone.config, batch, length + own_rows)
     hidden, cache = _read_prompt(model, tables, prompts, cache)
-    state = BeamState(
-        scores=jnp.zeros((batch, 1), jnp.float32),
-        nodes=jnp.zeros((batch, 1), jnp.int32),
-        codes=jnp.zeros((batch, 1, 0), jnp.int32),
-        ancestors=jnp.zeros((batch, 1, own_rows), bool),
-    )
+    state = first_state(batch, own_rows)
     hidden = hidden[:, None]
     tasks = jnp.ones((batch, 1), jnp.float32)
     if model.config.reads_task:
@@ -102,7 +99,7 @@ def beam_search(
         log_probs = model.code_log_probs(hidden, level)
         if evidence is not None:
             log_probs *= model.code_gain[...]
-        state = _select(state, log_probs, trie, level, num_beams, below[level])
+        state = select(state, log_probs, trie, level, num_beams, below=below[level], subset=subset)
         last = state.codes[:, :, -1]
         tokens = jnp.where(jnp.isfinite(state.scores), model.space.code(level, last), 0)[..., None]
         if level == depth - 1:
@@ -122,7 +119,7 @@ def beam_search(
         codes=state.codes,
         scores=state.scores,
         is_valid=jnp.isfinite(state.scores),
-        leaves=state.nodes,
+        leaves=leaves_of(trie, state.nodes),
         queries=queries,
         tasks=tasks,
     )
@@ -137,23 +134,42 @@ def _read_prompt(model, tables, prompts: Prompts, cache: KVCache):
     return hidden[jnp.arange(len(hidden)), prompts.lengths - 1], cache
 
 
-def _select(
+def first_state(batch: int, own_rows: int = 0) -> BeamState:
+    """One beam a prompt, at the root, with `own_rows` rows of cache for what beams read."""
+    return BeamState(
+        scores=jnp.zeros((batch, 1), jnp.float32),
+        nodes=jnp.zeros((batch, 1), jnp.int32),
+        codes=jnp.zeros((batch, 1, 0), jnp.int32),
+        ancestors=jnp.zeros((batch, 1, own_rows), bool),
+    )
+
+
+def select(
     state: BeamState,
     log_probs: Float[Array, "B M C"],
     trie: Trie,
     level: int,
     num_beams: int,
-    below: Float[Array, "B n"] | None,
+    log_normaliser: Float[Array, "B M"] | None = None,
+    below: Float[Array, "B n"] | None = None,
+    subset: Subset | None = None,
 ) -> BeamState:
-    """The best `num_beams` children of all beams; -inf where there are fewer.
+    """The best `num_beams` children of all beams; score -inf and node -1 where there are fewer.
 
-    `below`: the evidence of each node of the next level; with it only children share probability.
+    Args:
+      log_normaliser: of `log_probs` that do not sum to one yet.
+      below: the evidence of each node of the next level; with it only children share probability.
+      subset: the items that may be recommended.
     """
-    codes, nodes, is_child = children(trie, level, state.nodes)
+    codes, nodes, is_child = children(trie, level, state.nodes, subset)
     step = jnp.take_along_axis(log_probs, jnp.where(is_child, codes, 0), axis=-1)
+    if log_normaliser is not None:
+        step -= log_normaliser[..., None]
     if below is not None:
-        flat = jnp.where(is_child, nodes, 0).reshape(len(nodes), -1)
-        step += jnp.take_along_axis(below, flat, axis=1).reshape(nodes.shape)
+        place = nodes - jnp.asarray(trie.level_start)[level + 1]  # below 0: a tail, an only child
+        flat = jnp.maximum(place, 0).reshape(len(nodes), -1)
+        evidence = jnp.take_along_axis(below, flat, axis=1).reshape(nodes.shape)
+        step += jnp.where(place >= 0, evidence, 0.0)
         step = jax.nn.log_softmax(jnp.where(is_child, step, LOG_ZERO), axis=-1)
     scores = jnp.where(is_child, state.scores[..., None] + step, -jnp.inf)
     batch, parents, width = scores.shape

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from sigma_jax.generation.trie import Trie, padded_size
+from sigma_jax.generation.trie_build import nodes_of_leaves
 from sigma_jax.losses import LOG_ZERO, cosines
 
 
@@ -28,7 +29,7 @@ class ItemEvidence:
     """Item vectors by leaf, and the node each item lies under at each level."""
 
     vectors: Float[Array, "I D"]  # unit length; padding 0
-    nodes: Int32[Array, "depth I"]  # within the level; padding is the number of nodes there
+    nodes: Int32[Array, "depth I"]  # within the level; beyond the last where there is none
     temperature: float = dataclasses.field(metadata={"static": True})
     sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # nodes, rounded up
 
@@ -38,9 +39,10 @@ class ItemEvidence:
         top = scores.max(axis=0)
         mass = jnp.exp(scores - top)
         found = []
-        for nodes, size in zip(self.nodes, self.sizes, strict=True):
-            # Padding lies beyond the last node and is dropped.
-            below = jax.ops.segment_sum(mass, nodes, size, indices_are_sorted=True)
+        for level, (nodes, size) in enumerate(zip(self.nodes, self.sizes, strict=True)):
+            # Padding and what lies below a tail are beyond the last node and dropped. Only at the
+            # first level nothing lies below a tail.
+            below = jax.ops.segment_sum(mass, nodes, size, indices_are_sorted=level == 0)
             log_below = jnp.log(jnp.maximum(below, jnp.finfo(jnp.float32).tiny)) + top
             found.append(jnp.where(below > 0, log_below, LOG_ZERO).T)
         return found
@@ -48,18 +50,10 @@ class ItemEvidence:
 
 def make_evidence(trie: Trie, vectors: Float[Array, "I D"], temperature: float) -> ItemEvidence:
     """Evidence over the leaves of `trie`; `vectors` in their order (PrefixIndex.vectors)."""
-    level_start, edge_start = np.asarray(trie.level_start), np.asarray(trie.edge_start)
-    starts = np.asarray(trie.leaf_start)[: trie.num_leaves + 1]
-    node = np.repeat(np.arange(trie.num_leaves), np.diff(starts))
-    levels, sizes = [], []
-    for level in range(trie.depth, 0, -1):
-        count = int(level_start[level + 1] - level_start[level])
-        size = padded_size(count + 1)
-        levels.append(np.full(vectors.shape[0], size, np.int32))
-        levels[-1][: len(node)] = node
-        sizes.append(size)
-        # Edge e leads to the (e + 1)-th node counted over all levels (see `Trie`).
-        edge = node + level_start[level] - 1
-        node = np.searchsorted(edge_start, edge, side="right") - 1 - level_start[level - 1]
-    nodes = np.stack(levels[::-1]) if levels else np.zeros((0, vectors.shape[0]), np.int32)
-    return ItemEvidence(vectors, jnp.asarray(nodes), float(temperature), tuple(sizes[::-1]))
+    items_of_leaf = np.diff(np.asarray(trie.leaf_start)[: trie.num_leaves + 1])
+    counts = np.diff(np.asarray(trie.level_start))[1:]
+    sizes = tuple(padded_size(int(count) + 1) for count in counts)
+    nodes = np.tile(np.array(sizes, np.int32)[:, None], vectors.shape[0])
+    for size, row, above in zip(sizes, nodes, nodes_of_leaves(trie), strict=True):
+        row[: trie.num_items] = np.repeat(np.where(above < 0, size, above), items_of_leaf)
+    return ItemEvidence(vectors, jnp.asarray(nodes), float(temperature), sizes)

@@ -19,7 +19,8 @@ from sigma_jax.generation.beam import Beams, Prompts, beam_search
 from sigma_jax.generation.evidence import ItemEvidence, make_evidence
 from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index, search
 from sigma_jax.generation.told import Answer, ItemWords, Told, read_answer, told_of, told_of_all
-from sigma_jax.generation.trie import Trie, build_trie
+from sigma_jax.generation.trie import Trie
+from sigma_jax.generation.trie_build import build_trie
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.recommender import Recommender, Tables
 from sigma_jax.schema import SemanticIds

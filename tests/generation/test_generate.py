@@ -12,7 +12,7 @@ from small_recommender import CODES, NUM_ITEMS, prompts, recommender, semantic_i
 from sigma_jax.generation.beam import Prompts, beam_search
 from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
 from sigma_jax.generation.retrieval import ItemFeatures
-from sigma_jax.generation.trie import build_trie
+from sigma_jax.generation.trie_build import build_trie
 from sigma_jax.models.qwen3 import causal_mask
 from sigma_jax.schema import TASKS
 from sigma_jax.sft.gains import GRID, WORTH, Gains, codes_pay, fit_gains, smallest_about_best

@@ -6,7 +6,7 @@ import pytest
 
 from sigma_jax.generation import fusion, retrieval
 from sigma_jax.generation.retrieval import build_index
-from sigma_jax.generation.trie import build_trie
+from sigma_jax.generation.trie_build import build_trie
 
 ITEMS, CODES, D = 60, 5, 8
 search = jax.jit(retrieval.search, static_argnums=4)

@@ -6,25 +6,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigma_jax.generation.trie import Trie, build_trie, children, padded_size
+from sigma_jax.generation.trie import Trie, children, leaves_of, padded_size
+from sigma_jax.generation.trie_build import (
+    KEY_BITS,
+    build_trie,
+    nodes_of_leaves,
+    sort_order,
+    subset,
+)
 
 STEP = jax.jit(children, static_argnums=1)
 
 
-def walk(trie: Trie) -> list[tuple[tuple[int, ...], int]]:
+def walk(trie: Trie, active=None) -> list[tuple[tuple[int, ...], int]]:
     """(path, leaf) of every root-to-leaf path, following `children` only."""
     paths = [((), 0)]
     for level in range(trie.depth):
         nodes = np.full(64, -1, np.int32)
         nodes[: len(paths)] = [node for _, node in paths]
-        step = [array[: len(paths)] for array in jax.device_get(STEP(trie, level, nodes))]
+        step = [array[: len(paths)] for array in jax.device_get(STEP(trie, level, nodes, active))]
         paths = [
             ((*path, int(code)), int(node))
             for (path, _), row in zip(paths, zip(*step, strict=True), strict=True)
             for code, node, ok in zip(*row, strict=True)
             if ok
         ]
-    return paths
+    return [(path, int(leaves_of(trie, np.int32(node)))) for path, node in paths]
 
 
 @st.composite
@@ -56,19 +63,68 @@ def test_paths_are_exactly_the_prefixes_and_leaves_hold_exactly_their_items(exam
     assert trie.num_items == len(codes)
 
 
+@settings(deadline=None, max_examples=30)
+@given(semantic_ids(), st.data())
+def test_a_subset_leaves_exactly_the_paths_and_rows_of_its_items(example, data):
+    codes, depth, size = example
+    trie = build_trie(codes, depth, size)
+    flags = st.lists(st.booleans(), min_size=len(codes), max_size=len(codes)).filter(any)
+    is_active = np.array(data.draw(flags))
+    active = subset(trie, is_active)
+    found = walk(trie, active)
+    assert [path for path, _ in found] == sorted(
+        {tuple(row[:depth]) for row in codes[is_active].tolist()}
+    )
+    assert set(found) <= set(walk(trie))
+    rows = np.arange(len(codes))
+    np.testing.assert_array_equal(active.has_rows(rows), is_active[trie.sorted_items[rows]])
+
+
+def test_a_subset_needs_an_item_and_a_word_on_each():
+    trie = build_trie(np.int32([[0, 0], [0, 1]]), 2, 2)
+    with pytest.raises(ValueError, match="No item is active"):
+        subset(trie, np.zeros(2, bool))
+    with pytest.raises(ValueError, match="3 items are active or not, the trie has 2"):
+        subset(trie, np.ones(3, bool))
+
+
+@settings(deadline=None, max_examples=30)
+@given(semantic_ids())
+def test_leaves_know_the_nodes_above_them(example):
+    codes, depth, size = example
+    trie = build_trie(codes, depth, size)
+    prefixes = sorted({tuple(row[:depth]) for row in codes.tolist()})
+    above = nodes_of_leaves(trie)
+    for level in range(1, depth + 1):
+        shorter = [path[: level - 1] for path in prefixes]
+        nodes = sorted({p[:level] for p in prefixes if shorter.count(p[: level - 1]) > 1})
+        if level == 1:
+            nodes = sorted({p[:1] for p in prefixes})
+        expected = [nodes.index(p[:level]) if p[:level] in nodes else -1 for p in prefixes]
+        assert above[level - 1].tolist() == expected
+
+
 def test_worked_example_of_the_docstring():
-    trie = build_trie(np.int32([[3, 1], [0, 2], [3, 1], [3, 0]]), 2, 4)
-    assert trie.edge_code[:5].tolist() == [0, 3, 2, 0, 1]
+    trie = build_trie(np.int32([[3, 1, 5], [0, 2, 4], [3, 1, 5], [3, 0, 6]]), 3, 8)
+    assert trie.edge_code[:4].tolist() == [0, 3, 0, 1]
+    assert trie.edge_start[:6].tolist() == [0, 2, 2, 4, 4, 4]
+    assert trie.level_start.tolist() == [0, 1, 3, 5, 5]
+    assert trie.node_leaf[:5].tolist() == [0, 0, 1, 1, 2]
+    assert trie.leaf_codes[:3].tolist() == [[2, 4], [0, 6], [1, 5]]
     assert trie.leaf_start[:4].tolist() == [0, 1, 2, 4]
     assert trie.sorted_items[:4].tolist() == [1, 3, 0, 2]
-    assert trie.first_nodes.tolist() == [0, -1, -1, 1]
-    assert trie.edge_start[:4].tolist() == [0, 2, 3, 5] and trie.level_start.tolist() == [
-        0,
-        1,
-        3,
-        6,
-    ]
-    assert trie.widths == (2, 2) and trie.largest_leaf == 2
+    assert trie.widths == (2, 2, 1) and trie.largest_leaf == 2 and trie.num_leaves == 3
+
+
+@pytest.mark.parametrize("levels, size, spread", [(5, 2, 2), (9, 300, 3), (16, 65_536, 2)])
+def test_the_order_is_that_of_the_codes_then_of_the_rows(levels, size, spread, monkeypatch):
+    """With keys that hold few codes too, so that groups pass on, or none at all."""
+    codes = np.random.default_rng(0).integers(0, spread, (3_000, levels)).astype(np.uint16)
+    codes[::7] = codes[0]
+    expected = np.lexsort(codes.T[::-1])
+    for bits in (KEY_BITS, 32, 16):
+        monkeypatch.setattr("sigma_jax.generation.trie_build.KEY_BITS", bits)
+        np.testing.assert_array_equal(sort_order(codes, size), expected)
 
 
 @pytest.mark.parametrize("levels, size", [(16, 65_536), (1, 65_536), (16, 2), (4, 256)])
@@ -84,7 +140,7 @@ def test_absent_beam_has_no_children():
     trie = build_trie(np.int32([[0, 0], [0, 1]]), 2, 2)
     codes, nodes, is_valid = children(trie, 0, np.int32([-1, 0]))
     assert is_valid.tolist() == [[False], [True]]
-    assert codes.tolist() == [[-1], [0]] and nodes.tolist() == [[-1], [0]]
+    assert codes.tolist() == [[-1], [0]] and nodes.tolist() == [[-1], [1]]
 
 
 def test_saved_trie_is_mapped_and_equal(tmp_path):
