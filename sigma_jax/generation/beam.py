@@ -161,7 +161,7 @@ def select(
       below: the evidence of each node of the next level; with it only children share probability.
       subset: the items that may be recommended.
     """
-    codes, nodes, is_child = children(trie, level, state.nodes, subset)
+    codes, nodes, is_child = children(trie, level, state.nodes)
     step = jnp.take_along_axis(log_probs, jnp.where(is_child, codes, 0), axis=-1)
     if log_normaliser is not None:
         step -= log_normaliser[..., None]
@@ -171,6 +171,8 @@ def select(
         evidence = jnp.take_along_axis(below, flat, axis=1).reshape(nodes.shape)
         step += jnp.where(place >= 0, evidence, 0.0)
         step = jax.nn.log_softmax(jnp.where(is_child, step, LOG_ZERO), axis=-1)
+    if subset is not None:  # its items keep the probability they have among all
+        is_child &= subset.has_nodes(nodes)
     scores = jnp.where(is_child, state.scores[..., None] + step, -jnp.inf)
     batch, parents, width = scores.shape
     flat = scores.reshape(batch, -1)

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams, Prompts, beam_search
 from sigma_jax.generation.evidence import ItemEvidence, make_evidence
 from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index, search
 from sigma_jax.generation.told import Answer, ItemWords, Told, read_answer, told_of, told_of_all
-from sigma_jax.generation.trie import Trie
-from sigma_jax.generation.trie_build import build_trie
+from sigma_jax.generation.trie import Subset, Trie
+from sigma_jax.generation.trie_build import build_trie, subset
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.recommender import Recommender, Tables
 from sigma_jax.schema import SemanticIds
@@ -141,6 +141,10 @@ class Generator:
         trie = build_trie(semantic_ids.codes, depth, semantic_ids.codebook_size)
         return cls(model, tables, trie, config, item_query, words)
 
+    def subset(self, is_active: Bool[np.ndarray, " I"]) -> Subset:
+        """The active items, as `variants` takes them. ValueError where there is none."""
+        return jax.device_put(subset(jax.device_get(self.trie), is_active))
+
     def __call__(
         self,
         prompts: Mapping[str, np.ndarray],
@@ -154,9 +158,16 @@ class Generator:
         return self.variants(prompts, count, [Choice(seen)])[0]
 
     def variants(
-        self, prompts: Mapping[str, np.ndarray], count: int, choices: Sequence[Choice]
+        self,
+        prompts: Mapping[str, np.ndarray],
+        count: int,
+        choices: Sequence[Choice],
+        active: Subset | None = None,
     ) -> list[Recommendations]:
-        """One result for each of `choices`; the model reads the prompts only once for all."""
+        """One result for each of `choices`; the model reads the prompts only once for all.
+
+        `active`: the items that may be recommended, now, to anyone; None: all of the catalogue.
+        """
         # Choices mostly share a table; on the device it is large.
         held = {id(c.table): jnp.asarray(c.table) for c in choices if c.table is not None}
 
@@ -171,11 +182,13 @@ class Generator:
                 batch,
                 self.config,
                 self.item_query,
+                active,
             )
             return [
                 _rank(
                     self.index,
                     beams,
+                    active,
                     take_rows(choice.seen, rows),
                     take_rows(choice.features, rows),
                     held.get(id(choice.table)),
@@ -249,9 +262,11 @@ def _search_beams(
     prompts: Prompts,
     config: GenerationConfig,
     item_query: str,
+    active: Subset | None,
 ) -> Beams:
     model = nnx.merge(graphdef, state)
-    return beam_search(model, tables, prompts, trie, config.num_beams, item_query, evidence)
+    beams = config.num_beams
+    return beam_search(model, tables, prompts, trie, beams, item_query, evidence, active)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -264,10 +279,11 @@ def _answer(
 _told_at = jax.jit(told_of)
 
 
-@functools.partial(jax.jit, static_argnums=(8, 9))
+@functools.partial(jax.jit, static_argnums=(9, 10))
 def _rank(
     index: PrefixIndex,
     beams: Beams,
+    active: Subset | None,
     seen: Array | None,
     features: ItemFeatures | None,
     table: Float[Array, "T I G"] | None,
@@ -294,6 +310,7 @@ def _rank(
         sharpness,
         seen,
         bias,
+        active,
     )
     if config.normaliser == "retrieved":
         log_normaliser = fusion.retrieved_log_normaliser(cosines, items >= 0, sharpness)

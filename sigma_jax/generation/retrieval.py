@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float16, Float32, Int32
 
-from sigma_jax.generation.trie import Trie, padded_size
+from sigma_jax.generation.trie import Subset, Trie, padded_size
 from sigma_jax.losses import unit
 
 CHUNK = 128
@@ -130,6 +130,7 @@ def search(
     sharpness: Float32[Array, "*B"],
     excluded: Int32[Array, "*B S"] | None = None,
     bias: ItemBias | None = None,
+    subset: Subset | None = None,
 ) -> tuple[Int32[Array, "*B M R"], Float32[Array, "*B M R"], Float32[Array, "*B M"]]:
     """The `count` items of each prefix nearest to its query: (items, cosines, log_normaliser).
 
@@ -137,7 +138,8 @@ def search(
     cos * sharpness + bias, the lower item on ties; item -1 and cosine -inf where the prefix has
     fewer, or the beam is not valid. `log_normaliser` is logsumexp(cos * sharpness) over all of V_k,
     the exact denominator of Eq. 11 (-inf for beams that are not valid). Items in `excluded` (padded
-    with -1) are not returned but count in the denominator, since the model gives them probability.
+    with -1), or not in `subset`, are not returned but count in the denominator, since the model
+    gives them probability.
     """
     is_valid = is_valid & (leaves >= 0)
     leaf = jnp.where(is_valid, leaves, 0)
@@ -167,6 +169,8 @@ def search(
             items = index.sorted_items.at[positions].get(mode="clip")
         if excluded is not None:
             is_item &= ~find(items, excluded)[1]
+        if subset is not None:
+            is_item &= subset.has_rows(positions)
         if bias is not None:
             scores = cosines * sharpness + bias.of(items)
         # Earlier rows stand first and are lower items: top_k then resolves ties as promised.

@@ -137,13 +137,12 @@ def power_of_two(count: int) -> int:
 
 
 def children(
-    trie: Trie, level: int, nodes: Int32[Array, "*N"], subset: Subset | None = None
+    trie: Trie, level: int, nodes: Int32[Array, "*N"]
 ) -> tuple[Int32[Array, "*N W"], Int32[Array, "*N W"], Bool[Array, "*N W"]]:
     """Codes and nodes that follow `nodes` at `level` (the root's is 0), and which are real.
 
     W is the level's width. A node of -1 (no beam) has no children. Unreal entries are -1. The one
-    child of a tail is the tail itself. Only those with an item of `subset` are real where one is
-    given.
+    child of a tail is the tail itself.
     """
     assert 0 <= level < trie.depth, (level, trie.depth)
     edge_start, edge_code = jnp.asarray(trie.edge_start), jnp.asarray(trie.edge_code)
@@ -162,8 +161,6 @@ def children(
         codes = jnp.where(is_own, own[..., None], codes)
         found = jnp.where(is_own, known[..., None], found)
         is_valid |= is_own
-    if subset is not None:
-        is_valid &= subset.has_nodes(found)
     return jnp.where(is_valid, codes, -1), jnp.where(is_valid, found, -1), is_valid
 
 

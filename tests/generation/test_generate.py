@@ -129,6 +129,27 @@ def test_seen_items_are_left_out_and_others_move_up():
         assert set(kept.items[row, 3:6]) <= set(left_out.items[row])
 
 
+@pytest.mark.parametrize("depth, open_query", [(0, True), (1, False), (2, True), (3, False)])
+def test_a_subset_keeps_the_order_and_probabilities_of_its_items(depth, open_query):
+    model, tables = recommender(open_query=open_query)
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
+    sids = semantic_ids()
+    trie = build_trie(sids.codes, depth, CODES)
+    generator = Generator(model, tables, trie, config, "token")
+    everything = generator(prompts(), NUM_ITEMS)
+    is_active = np.random.default_rng(depth).random(NUM_ITEMS) < 0.4
+    active = generator.subset(is_active)
+    [found] = generator.variants(prompts(), NUM_ITEMS, [Choice()], active)
+    for row in range(3):
+        kept = is_active[everything.items[row]]
+        count = int(is_active.sum())
+        assert kept.sum() == count and (found.items[row][count:] == -1).all()
+        np.testing.assert_array_equal(found.items[row][:count], everything.items[row][kept])
+        np.testing.assert_allclose(
+            found.log_probs[row][:count], everything.log_probs[row][kept], atol=1e-4
+        )
+
+
 def test_bias_multiplies_probabilities_and_decides_what_is_retrieved():
     model, tables = recommender()
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)

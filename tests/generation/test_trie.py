@@ -24,12 +24,12 @@ def walk(trie: Trie, active=None) -> list[tuple[tuple[int, ...], int]]:
     for level in range(trie.depth):
         nodes = np.full(64, -1, np.int32)
         nodes[: len(paths)] = [node for _, node in paths]
-        step = [array[: len(paths)] for array in jax.device_get(STEP(trie, level, nodes, active))]
+        step = [array[: len(paths)] for array in jax.device_get(STEP(trie, level, nodes))]
         paths = [
             ((*path, int(code)), int(node))
             for (path, _), row in zip(paths, zip(*step, strict=True), strict=True)
             for code, node, ok in zip(*row, strict=True)
-            if ok
+            if ok and (active is None or active.has_nodes(node))
         ]
     return [(path, int(leaves_of(trie, np.int32(node)))) for path, node in paths]
 
