@@ -1,11 +1,16 @@
-"""Recommends items to one user under an instruction.
+"""Recommends items to one user under an instruction, or to everyone in a file.
 
     python -m sigma_jax.recommend --workdir=runs/sft-local --user=1 --instruction="party snacks"
+    python -m sigma_jax.recommend --export=FOLDER --users=users.jsonl --output=found.jsonl
 
-The user's whole history is read. Without --user, or for a user without history, the profile (if
-there is one) and the instruction alone decide. Every item printed is of the catalogue, with the
-rank of its prefix among the beams, its cosine (Eq. 7 and 9 of SIGMA) and its probability: that of
-Eq. 10 with what counts say (sigma_jax/sft/prior.py).
+In a workdir the user's whole history is read. Without --user, or for a user without history, the
+profile (if there is one) and the instruction alone decide. Every item printed is of the catalogue,
+with the rank of its prefix among the beams, its cosine (Eq. 7 and 9 of SIGMA) and its probability:
+that of Eq. 10 with what counts say (sigma_jax/sft/prior.py).
+
+An export (`python -m sigma_jax.export`) needs no data of the training: histories come with the
+users (sigma_jax/serving/users.py says how the file looks). The output has a row for each of its
+rows, in their order, as JSON lines or Parquet by its name.
 """
 
 from __future__ import annotations
@@ -16,19 +21,29 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
-from sigma_jax.evaluation.run import describe, make_generator, seen_items
+from sigma_jax.baselines.candidates import seen_items
+from sigma_jax.evaluation.run import describe, make_generator
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.artifacts import check_inputs
 from sigma_jax.schema import PreparedData, Requests
+from sigma_jax.serving.ask import Answering
+from sigma_jax.serving.bundle import Bundle
+from sigma_jax.serving.output import OUTPUTS, RowWriter, rows_of
+from sigma_jax.serving.users import read_users
 from sigma_jax.sft.trained import generation_config, load_recommender
 
 FLAGS = flags.FLAGS
+ROWS = 1024  # of a file, read and answered together
 
 
 def define_flags() -> None:
     """This command's flags; only where it runs as the command."""
-    flags.DEFINE_string("workdir", None, "Of the training.", required=True)
+    flags.DEFINE_string("workdir", None, "Of the training.")
+    flags.DEFINE_string("export", None, "An export, in place of --workdir.")
+    flags.DEFINE_string("users", None, "With --export: a file of users, .jsonl, .parquet or .csv.")
+    flags.DEFINE_string("output", None, "With --users: the file to write, .jsonl or .parquet.")
     flags.DEFINE_string("user", None, "The user's id; nobody in particular if not given.")
     default = "recommend something for me"  # a wording of training
     flags.DEFINE_string("instruction", default, "What is wanted, in your own words.")
@@ -39,6 +54,19 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
+    del argv
+    if bool(FLAGS.workdir) == bool(FLAGS.export):
+        raise ValueError("give --workdir=FOLDER of a training, or --export=FOLDER of an export.")
+    if FLAGS.export:
+        if not (FLAGS.users and FLAGS.output):
+            raise ValueError("--export needs --users=FILE and --output=FILE.")
+        bundle = Bundle.open(Path(FLAGS.export))
+        answering = Answering.of(bundle, "", FLAGS.instruction, beams=FLAGS.beams)
+        rows = recommend_all(
+            answering, FLAGS.users, Path(FLAGS.output), FLAGS.count, FLAGS.keep_seen
+        )
+        print(f"{rows} rows in {FLAGS.output}, of version {answering.name}")
+        return
     print(
         recommend(
             Path(FLAGS.workdir),
@@ -49,6 +77,27 @@ def main(argv: Sequence[str]) -> None:
             FLAGS.keep_seen,
         )
     )
+
+
+def recommend_all(
+    answering: Answering, users: str, output: Path, count: int, keeps_seen: bool
+) -> int:
+    """Writes `output` whole or not at all; its number of rows. ValueError as in read_users."""
+    if output.suffix not in OUTPUTS:
+        raise ValueError(f"--output={output}: use a name that ends in {' or '.join(OUTPUTS)}.")
+    beside = output.with_name(f".{output.name}.writing")
+    rows = 0
+    try:
+        with RowWriter(beside, output.suffix) as writer, tqdm(unit=" users") as bar:
+            for asked in read_users(users, answering.reading, ROWS):
+                found = answering.recommend(asked, count, keeps_seen)
+                writer.write(rows_of(answering, asked, found))
+                rows += len(asked)
+                bar.update(len(asked))
+        beside.replace(output)
+    finally:
+        beside.unlink(missing_ok=True)
+    return rows
 
 
 def recommend(
@@ -67,7 +116,7 @@ def recommend(
     settings = generation_config(trained.config, beams, batch_size=1)
     settings = dataclasses.replace(settings, num_retrieved=max(count, settings.num_retrieved))
     generator = make_generator(trained, settings)
-    seen = None if keep_seen else seen_items(data, request)
+    seen = None if keep_seen else seen_items(data.histories, request)
     choice = trained.choice(generator, request, data, seen=seen)
     [found] = generator.variants(trained.prompts(request, data), count, [choice])
     shown = " ".join(instruction[:200].split()) + (" ..." if len(instruction) > 200 else "")

@@ -27,7 +27,8 @@ FLOORS = (
     ("tokenizer",),
     ("sft",),
     ("evaluation",),
-    ("prepare", "train", "evaluate", "recommend", "benchmark"),
+    ("serving",),
+    ("prepare", "train", "evaluate", "recommend", "benchmark", "export", "catalogue"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float64, Int, Int32, Int64
 
+from sigma_jax.generation.trie import power_of_two
 from sigma_jax.schema import TASKS, Histories, Links, PreparedData, Requests
 
 
@@ -115,3 +116,15 @@ def without(
     if allowed is not None:
         keep &= np.isin(items, allowed)
     return keep
+
+
+def seen_items(histories: Histories, requests: Requests) -> Int32[np.ndarray, "N S"]:
+    """The distinct items of each request's history, padded with -1."""
+    starts, ends = history_ranges(histories, requests)
+    rows = [np.unique(histories.item[a:b]) for a, b in zip(starts, ends, strict=True)]
+    # Few distinct shapes: few compilations.
+    width = power_of_two(max((len(row) for row in rows), default=0))
+    seen = np.full((len(rows), width), -1, np.int32)
+    for row, items in enumerate(rows):
+        seen[row, : len(items)] = items
+    return seen

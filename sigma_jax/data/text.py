@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ibis
@@ -55,11 +55,15 @@ def item_texts(items: ir.Table, config: TextConfig) -> ir.Table:
 
 def user_texts(users: ir.Table, config: TextConfig) -> ir.Table:
     """user_id, profile (JSON, "" where nothing is known)."""
-    names = [name for name in users.columns if name not in _NOT_TEXT]
+    return users.select("user_id", profile=profile(users, config))
+
+
+def profile(users: ir.Table, config: TextConfig, without: Sequence[str] = ()) -> ir.StringValue:
+    """JSON of the columns of `users` but ids and those of `without`; "" where nothing is known."""
+    names = [name for name in users.columns if name not in (*_NOT_TEXT, *without)]
     values = {name: plain(users[name], config.category_separator, False) for name in names}
     empty = ibis.literal("")
-    profile = ibis.coalesce(linearise(values, config), empty) if values else empty
-    return users.select("user_id", profile=profile)
+    return ibis.coalesce(linearise(values, config), empty) if values else empty
 
 
 def linearise(values: dict[str, ir.Value], config: TextConfig) -> ir.StringValue:

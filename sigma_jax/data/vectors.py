@@ -95,7 +95,7 @@ def save_vectors(
 
 
 def _from_npy(con, path: str, all_items: ir.Table, items: ir.Table, target: Path) -> int:
-    array = _load_npy(path)
+    array = load_npy(path)
     total = database.count(con, all_items)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.number):
         raise ValueError(
@@ -116,7 +116,8 @@ def _from_npy(con, path: str, all_items: ir.Table, items: ir.Table, target: Path
     return array.shape[1]
 
 
-def _load_npy(path: str) -> np.ndarray:
+def load_npy(path: str) -> np.ndarray:
+    """The array of a local file, memory-mapped, or of a URL. ValueError if it cannot be read."""
     try:
         if database.is_url(path):
             import fsspec

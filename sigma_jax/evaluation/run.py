@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int32
 
-from sigma_jax.baselines.candidates import allowed_items, history_ranges
+from sigma_jax.baselines.candidates import allowed_items, seen_items
 from sigma_jax.baselines.covisitation import CoVisitation
 from sigma_jax.baselines.own_frequent import OwnFrequent
 from sigma_jax.baselines.popularity import Popularity
@@ -26,7 +26,6 @@ from sigma_jax.evaluation.page import collect_figures, write_report
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
 from sigma_jax.generation.generate import Choice, GenerationConfig, Generator, Recommendations
-from sigma_jax.generation.trie import power_of_two
 from sigma_jax.runtime.artifacts import (
     Recipe,
     check_inputs,
@@ -143,7 +142,7 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     logging.info("evaluation: %d requests", len(requests))
     generator = make_generator(trained, settings.generation)
     prompts = trained.prompts(requests, data)
-    seen = seen_items(data, requests)
+    seen = seen_items(data.histories, requests)
     choice = trained.choice(generator, requests, data, settings.uses_prior)
     choices = {"SIGMA": choice}
     if choice.features is not None:
@@ -253,18 +252,6 @@ def make_generator(trained: TrainedRecommender, config: GenerationConfig) -> Gen
         trained.config.prompt.item_query,
         trained.words,
     )
-
-
-def seen_items(data: PreparedData, requests: Requests) -> Int32[np.ndarray, "N S"]:
-    """The distinct items of each request's history, padded with -1."""
-    starts, ends = history_ranges(data.histories, requests)
-    rows = [np.unique(data.histories.item[a:b]) for a, b in zip(starts, ends, strict=True)]
-    # Few distinct shapes: few compilations.
-    width = power_of_two(max((len(row) for row in rows), default=0))
-    seen = np.full((len(rows), width), -1, np.int32)
-    for row, items in enumerate(rows):
-        seen[row, : len(items)] = items
-    return seen
 
 
 def baseline_rankings(

@@ -103,7 +103,9 @@ class Generator:
         config: GenerationConfig,
         item_query: str,
         words: WordTable | None = None,
+        vectors: Float[np.ndarray, "I D"] | None = None,
     ):
+        """`vectors`: of all items, unit length, where they are known; else the model makes them."""
         self.config = config
         self.item_query = item_query
         self.words = words
@@ -112,7 +114,8 @@ class Generator:
         self.trie = jax.tree.map(jnp.asarray, trie)
         self.graphdef, self.state = nnx.split(model)
         self.reads_task = model.config.reads_task
-        vectors = all_item_vectors(model, self.tables, trie.num_items)
+        if vectors is None:
+            vectors = all_item_vectors(model, self.tables, trie.num_items)
         self.index = build_index(trie, vectors)
         self.evidence = None
         if model.config.has_open_query:
@@ -344,18 +347,18 @@ def _rank(
 
 
 def all_item_vectors(
-    model: Recommender, tables: Tables, num_items: int, chunk: int = 8192
-) -> Float[np.ndarray, "I D"]:
-    """Fused vectors of the whole catalogue, unit length, a chunk of items at a time."""
+    model: Recommender, tables: Tables, num_items: int, chunk: int = 8192, first: int = 0
+) -> Float[np.ndarray, "n D"]:
+    """Fused vectors of the catalogue from item `first` on, unit length, a chunk at a time."""
     graphdef, state = nnx.split(model)
 
     @jax.jit
     def encode(state, tables, items):
         return nnx.merge(graphdef, state).item_vectors(items, tables)
 
-    chunk = min(chunk, num_items)
+    chunk = min(chunk, num_items - first)
     parts = []
-    for start in range(0, num_items, chunk):
+    for start in range(first, num_items, chunk):
         items = np.minimum(np.arange(start, start + chunk), num_items - 1)
         parts.append(np.asarray(encode(state, tables, items)))
-    return np.concatenate(parts)[:num_items]
+    return np.concatenate(parts)[: num_items - first]

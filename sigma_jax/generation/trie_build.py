@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, UInt16
 
@@ -53,6 +55,37 @@ def build_trie(codes: Int[np.ndarray, "I L"], depth: int, codebook_size: int) ->
         sorted_items=_pad(order, -1, np.int32),
         widths=tuple(widths),
     )
+
+
+def with_room(trie: Trie, before: Trie | None = None) -> Trie:
+    """The same in larger arrays, so that a catalogue that grows a little keeps their shapes.
+
+    Those of `before` where they suffice: the trie of an older version, whose shapes are compiled.
+    """
+    counts = {
+        "edge_start": int(trie.level_start[trie.depth]) + 1,
+        "edge_code": trie.num_nodes - 1,
+        "node_leaf": trie.num_nodes,
+        "leaf_codes": trie.num_leaves,
+        "leaf_start": trie.num_leaves + 1,
+        "sorted_items": trie.num_items,
+    }
+    arrays = {}
+    for name, count in counts.items():
+        array = np.asarray(getattr(trie, name))
+        size = room_for(count, len(getattr(before, name)) if before is not None else 0)
+        fill = {"sorted_items": -1, "edge_start": array[-1], "leaf_start": array[-1]}.get(name, 0)
+        arrays[name] = np.full((size, *array.shape[1:]), fill, array.dtype)
+        arrays[name][:count] = array[:count]
+    widths = trie.widths
+    if before is not None:
+        widths = tuple(map(max, widths, before.widths))
+    return dataclasses.replace(trie, widths=widths, **arrays)
+
+
+def room_for(count: int, before: int = 0) -> int:
+    """Size of an array for `count` rows now and some more later; `before` where that suffices."""
+    return before if count <= before else padded_size(count + count // 8)
 
 
 def subset(trie: Trie, is_active: Bool[np.ndarray, " I"]) -> Subset:

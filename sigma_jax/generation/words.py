@@ -23,6 +23,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,10 +79,36 @@ class WordTable:
             for text in instructions
         ]
         size = power_of_two(max(map(len, found), default=1))  # few sizes: each is compiled
-        table = np.full((len(found), size), len(self.numbers), np.int32)
+        table = np.full((len(found), size), len(self.weights) - 1, np.int32)
         for row, words in enumerate(found):
             table[row, : len(words)] = words
         return table
+
+    def save(self, folder: Path) -> None:
+        """Writes words.json and words.npz."""
+        (folder / "words.json").write_text(json.dumps(list(self.numbers), ensure_ascii=False))
+        arrays = {name: getattr(self, name) for name in ("trust", "weights", "of_items")}
+        np.savez_compressed(folder / "words.npz", **arrays)
+
+    @classmethod
+    def load(cls, folder: Path) -> WordTable:
+        """What `save` wrote."""
+        names = json.loads((folder / "words.json").read_text())
+        with np.load(folder / "words.npz") as file:
+            arrays = {name: file[name] for name in ("trust", "weights", "of_items")}
+        return cls({name: number for number, name in enumerate(names)}, **arrays)
+
+    def with_room(self, items: int, words: int, width: int) -> WordTable:
+        """The same in arrays for so many items, words and words of an item, or more."""
+        size = (max(width, self.of_items.shape[0]), max(items, self.of_items.shape[1]))
+        words = max(words, len(self.weights))
+        none = len(self.weights) - 1
+        of_items = np.full(size, words - 1, np.int32)
+        known = np.where(self.of_items == none, words - 1, self.of_items)
+        of_items[: known.shape[0], : known.shape[1]] = known
+        trust, weights = np.zeros((2, words), np.float32)
+        trust[:none], weights[:none] = self.trust[:none], self.weights[:none]
+        return WordTable(self.numbers, trust, weights, of_items)
 
 
 def words_of(text: str) -> list[str]:

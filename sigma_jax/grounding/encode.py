@@ -101,7 +101,7 @@ def save_encoder(
     for path in tokenizer_folder.iterdir():
         if path.is_file():
             (folder / "backbone" / path.name).write_bytes(path.read_bytes())
-    save_weights(model, folder / "weights.safetensors", without="backbone")
+    save_weights(model, folder / "weights.safetensors", without=("backbone",))
     settings = {
         "encoder": dataclasses.asdict(model.config),
         "backbone": dataclasses.asdict(config),
@@ -120,6 +120,6 @@ def load_encoder(folder: Path, batch_size: int = 64, mesh: Mesh | None = None) -
     rngs = nnx.Rngs(0)
     backbone = make_backbone(config, vocab_size, rngs)
     model = TextEncoder(TextEncoderConfig(**settings["encoder"]), backbone, rngs=rngs)
-    load_weights(model, folder / "weights.safetensors", without="backbone")
+    load_weights(model, folder / "weights.safetensors", without=("backbone",))
     encoder = BatchEncoder(model, batch_size, mesh)
     return TextVectors(backbone_folder, encoder, settings["length"], settings["query_instruction"])

@@ -12,20 +12,31 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 
+def named_parameters(module: nnx.Module, without: Sequence[str] = ()) -> dict[str, nnx.Param]:
+    """Parameters by their dotted names, except those under the attributes `without`."""
+    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    names = {".".join(map(str, key)): value for key, value in flat}
+    ends = tuple(f"{name}." for name in without)
+    return {name: value for name, value in names.items() if not f"{name}.".startswith(ends)}
+
+
 def save_weights(
-    module: nnx.Module, path: Path, without: str = "", metadata: dict[str, str] | None = None
+    module: nnx.Module,
+    path: Path,
+    without: Sequence[str] = (),
+    metadata: dict[str, str] | None = None,
 ) -> None:
-    """Writes every parameter of `module`, except those under the attribute `without`.
+    """Writes every parameter of `module`, except those under the attributes `without`, such as
+    "backbone" or "item_encoder.trained".
 
     `metadata` goes into the file's header.
     """
-    flat = dict(nnx.to_flat_state(nnx.state(module, nnx.Param)))
-    names = {".".join(map(str, key)): value for key, value in flat.items() if key[0] != without}
-    save_file({name: np.asarray(value[...]) for name, value in names.items()}, path, metadata)
+    named = named_parameters(module, without)
+    save_file({name: np.asarray(value[...]) for name, value in named.items()}, path, metadata)
 
 
-def load_weights(module: nnx.Module, path: Path, without: str = "") -> None:
-    """Sets every parameter of `module`, except those under the attribute `without`, in place.
+def load_weights(module: nnx.Module, path: Path, without: Sequence[str] = ()) -> None:
+    """Sets every parameter of `module`, except those under the attributes `without`, in place.
 
     Raises:
       ValueError: the file is missing or damaged, lacks a parameter, has one too many, or one of
@@ -35,16 +46,13 @@ def load_weights(module: nnx.Module, path: Path, without: str = "") -> None:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read ({error}); train the stage again.") from error
-    state = nnx.state(module, nnx.Param)
-    flat = {key: value for key, value in nnx.to_flat_state(state) if key[0] != without}
-    names = {".".join(map(str, key)): key for key in flat}
-    if unmatched := sorted(names.keys() ^ stored.keys()):
+    named = named_parameters(module, without)
+    if unmatched := sorted(named.keys() ^ stored.keys()):
         raise ValueError(
             f"{path} does not match the config at {unmatched[0]!r}; "
             "use the config that the weights were trained with."
         )
-    for name, key in names.items():
-        param = flat[key]
+    for name, param in named.items():
         if param.shape != stored[name].shape:
             raise ValueError(
                 f"{path}: {name} has shape {stored[name].shape}, the config asks for {param.shape};"

@@ -46,7 +46,7 @@ def make_recommender(
     backbone = make_backbone(source, vocab_size, rngs, data.text_tokenizer_folder)
     space = TokenSpace(backbone.config.vocab_size, semantic_ids.levels, semantic_ids.codebook_size)
     own = {OWN: (len(data.catalogue), config.model.item_encoder.fused_width)}
-    return Recommender(config.model, backbone, space, {**vectors, **own}, rngs=rngs)
+    return Recommender(config.model, backbone, space, {**own, **vectors}, rngs=rngs)
 
 
 def frozen_tables(

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import scipy.sparse as sparse
 from jaxtyping import Bool, Float, Float16, Float32, Float64, Int32
 from scipy.optimize import minimize
 
@@ -110,6 +111,11 @@ class Counts:
         related = values_at(features, candidates)
         trends = table[features.row[:, None], np.maximum(candidates, 0)]
         return list(np.moveaxis(np.concatenate([related, trends], axis=-1), -1, 0))
+
+    def over(self, num_items: int, near: sparse.csr_matrix | None = None) -> Counts:
+        """The same over more items, of which nothing is counted; `near` in place of its own."""
+        trends = dataclasses.replace(self.trends, num_items=num_items)
+        return Counts(self.relations.over(num_items, near), trends)
 
     def save(self, folder: Path) -> None:
         """Writes an .npz for each relation and one of the trends."""

@@ -14,7 +14,7 @@ from jaxtyping import Int, Int32, Int64
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sigma_jax.runtime.config import check_least
-from sigma_jax.schema import TASKS, Links, PreparedData, SemanticIds
+from sigma_jax.schema import TASKS, Links, PreparedData, SemanticIds, Users
 from sigma_jax.sft import instructions
 from sigma_jax.sft.constraints import Constraints
 
@@ -227,8 +227,6 @@ class PromptTables:
                 " run the tokenizer stage again."
             )
         encoder = TextEncoder.load(data, vocab_size)
-        distinct = data.users.table["profile"].combine_chunks().dictionary_encode()
-        texts = [text or "" for text in distinct.dictionary.to_pylist()]
         most = config.instruction_tokens
 
         def pieces(task: str, phrasing: str) -> tuple[np.ndarray, np.ndarray]:
@@ -244,8 +242,7 @@ class PromptTables:
             Constraints.make(data, config.longtail_share),
             np.asarray(data.catalogue.popularity),
             encoder,
-            encoder.table(texts, config.profile_tokens),
-            distinct.indices.to_numpy(zero_copy_only=False).astype(np.int32),
+            *_profiles(data.users, encoder, config),
             {
                 task: encoder.table(
                     [f" {text}" for text in instructions.argument_texts(data, task)], most
@@ -256,6 +253,11 @@ class PromptTables:
             *encoder.encode(fixed, most),
             encoder.encode([marker], most)[0] if config.session_marker else np.zeros(0, np.int32),
         )
+
+    def with_users(self, users: Users) -> PromptTables:
+        """The same for other users."""
+        profiles, profile_of = _profiles(users, self.encoder, self.config)
+        return dataclasses.replace(self, profiles=profiles, profile_of=profile_of)
 
     @property
     def slot_token(self) -> int:
@@ -317,3 +319,13 @@ class PromptTables:
         if task not in instructions.SLOTS:
             return before[:most]
         return np.concatenate([before, self.arguments[task].of(argument), after])[:most]
+
+
+def _profiles(
+    users: Users, encoder: TextEncoder, config: PromptConfig
+) -> tuple[Links, Int32[np.ndarray, " U"]]:
+    """Tokens of the distinct profiles, and which of them each user has."""
+    distinct = users.table["profile"].combine_chunks().dictionary_encode()
+    texts = [text or "" for text in distinct.dictionary.to_pylist()]
+    profile_of = distinct.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+    return encoder.table(texts, config.profile_tokens), profile_of

@@ -132,6 +132,14 @@ class Relations:
             parts.append(strongest((latest @ relation).tocsr(), MOST_LISTED))
         return sparse.vstack(parts, format="csr")
 
+    def over(self, num_items: int, near: sparse.csr_matrix | None = None) -> Relations:
+        """The same over more items, which no training row knows of; `near` in place of its own."""
+        tables = {name: getattr(self, name).copy() for name in ASKED}
+        tables |= {} if near is None else {"near": near.copy()}
+        for table in tables.values():
+            table.resize((num_items, num_items))
+        return Relations(**tables)
+
     def save(self, folder: Path) -> None:
         """Writes NAME.npz for each relation."""
         for name in ASKED:

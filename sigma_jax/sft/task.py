@@ -309,7 +309,7 @@ class SftTask:
 
     def write_weights(self, model: Recommender, folder: Path) -> None:
         """The weights, the backbone as a Hugging Face folder."""
-        save_weights(model, folder / WEIGHTS, without="backbone")
+        save_weights(model, folder / WEIGHTS, without=("backbone",))
         save_backbone(model.backbone, folder / "backbone")
 
     def finish(self, model: Recommender, tables: Mapping[str, Array], folder: Path) -> dict:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float32
 
 from sigma_jax import metrics
 from sigma_jax.data.vectors import item_vectors
@@ -19,7 +22,7 @@ from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import load_weights
 from sigma_jax.runtime.artifacts import read_json, read_manifest
 from sigma_jax.runtime.config import to_dataclass
-from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
+from sigma_jax.schema import TASKS, Catalogue, PreparedData, Requests, SemanticIds
 from sigma_jax.sft import instructions
 from sigma_jax.sft.build import frozen_tables, make_recommender
 from sigma_jax.sft.config import SftConfig
@@ -28,6 +31,7 @@ from sigma_jax.sft.prompt import PromptConfig, PromptTables
 from sigma_jax.sft.requests import assemble_prompts
 
 WEIGHTS = "weights.safetensors"
+ITEM_ROWS = "item_encoder.trained"  # the parameters that belong to items
 TEXTS = 10_000  # of items, in Python at a time
 BEFORE_REFIT = "before_refit"  # in the stage's folder: what it was before it was refitted
 
@@ -87,28 +91,57 @@ def load_recommender(workdir: Path, data: PreparedData, part: str = "") -> Train
     ValueError where a file is missing or does not fit.
     """
     folder = workdir / "sft" / part
-    try:
-        config = to_dataclass(SftConfig, read_json(folder / "config.json"))
-    except ValueError as error:
-        raise ValueError(
-            f"{folder / 'config.json'} is damaged or of another version ({error}); delete {folder} "
-            f"and {workdir / 'train' / 'sft'} and train again."
-        ) from error
+    remedy = f"delete {folder} and {workdir / 'train' / 'sft'} and train again"
+    config = read_config(folder, remedy)
     has_prior = "prior_targets" in read_manifest(workdir, "sft").figures
-    semantic_ids = SemanticIds.load(workdir / "tokenizer")
-    vectors = item_vectors(workdir, len(data.catalogue))
+    return assemble(
+        folder,
+        config,
+        data,
+        SemanticIds.load(workdir / "tokenizer"),
+        item_vectors(workdir, len(data.catalogue)),
+        Prior.load(folder) if has_prior else None,
+        word_table(data, config.prompt) if has_prior else None,
+    )
+
+
+def read_config(folder: Path, remedy: str) -> SftConfig:
+    """The config in the folder of a finished stage 3. ValueError if it is missing or damaged."""
+    path = folder / "config.json"
+    try:
+        return to_dataclass(SftConfig, read_json(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or of another version ({error}); {remedy}.") from error
+
+
+def assemble(
+    folder: Path,
+    config: SftConfig,
+    data: PreparedData,
+    semantic_ids: SemanticIds,
+    vectors: Mapping[str, np.ndarray],
+    prior: Prior | None,
+    words: WordTable | None,
+    rows: Mapping[str, Float32[np.ndarray, "I D"]] | None = None,
+) -> TrainedRecommender:
+    """A recommender of the weights and the backbone in `folder`, for these items.
+
+    `rows`: the trained tables of items, by kind, where they are no part of the weights.
+    """
     stored = dataclasses.replace(config.backbone, hf_folder=str(folder / "backbone"))
     stored_config = dataclasses.replace(config, backbone=stored, starts_from_grounding=False)
-    model = make_recommender(stored_config, workdir, data, semantic_ids, vectors, nnx.Rngs(0))
-    load_weights(model, folder / WEIGHTS, without="backbone")
+    model = make_recommender(stored_config, folder, data, semantic_ids, vectors, nnx.Rngs(0))
+    load_weights(model, folder / WEIGHTS, ("backbone", *([ITEM_ROWS] if rows is not None else [])))
+    for name, table in (rows or {}).items():
+        model.item_encoder.trained[name][...] = jnp.asarray(table)
     return TrainedRecommender(
         config,
         model,
         frozen_tables(config, vectors, semantic_ids),
         semantic_ids,
         PromptTables.make(data, semantic_ids, config.prompt, model.space.vocab_size),
-        Prior.load(folder) if has_prior else None,
-        word_table(data, config.prompt) if has_prior else None,
+        prior,
+        words,
     )
 
 
@@ -116,14 +149,20 @@ def word_table(data: PreparedData, config: PromptConfig) -> WordTable | None:
     """The words of the items that instructions ask for; None where nothing is asked for."""
     if not config.has_words:
         return None
-    asked = itertools.chain.from_iterable(
-        instructions.argument_texts(data, task) for task in instructions.SLOTS
-    )
-    around = instructions.around_slots(config.phrasings)
-    items = np.arange(len(data.catalogue))
+    return words_of_items(data.catalogue, asked_texts(data), config)
+
+
+def asked_texts(data: PreparedData) -> list[str]:
+    """What instructions may ask for: the queries, categories and themes of the data."""
+    return [text for task in instructions.SLOTS for text in instructions.argument_texts(data, task)]
+
+
+def words_of_items(catalogue: Catalogue, asked: Sequence[str], config: PromptConfig) -> WordTable:
+    """The words of the items of `catalogue` that `asked` texts hold."""
+    items = np.arange(len(catalogue))
     parts = (items[start : start + TEXTS] for start in range(0, len(items), TEXTS))
-    texts = itertools.chain.from_iterable(map(data.catalogue.texts, parts))
-    return WordTable.make(texts, asked, around)
+    texts = itertools.chain.from_iterable(map(catalogue.texts, parts))
+    return WordTable.make(texts, asked, instructions.around_slots(config.phrasings))
 
 
 def prompts_of(

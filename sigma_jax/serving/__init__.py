@@ -1,0 +1,1 @@
+"""A trained recommender outside its workdir: exported, asked, its catalogue changed."""

@@ -1,0 +1,131 @@
+"""An export that answers: requests in, recommendations out.
+
+`Answering` holds one version of the catalogue; `Living` the active one, and exchanges it for
+another while requests are under way: each is answered by one version from its first step to its
+last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from sigma_jax.baselines.candidates import seen_items
+from sigma_jax.generation.generate import GenerationConfig, Generator, Recommendations
+from sigma_jax.generation.trie import Subset
+from sigma_jax.schema import PreparedData
+from sigma_jax.serving.bundle import Bundle, nobody
+from sigma_jax.serving.users import Asked, ItemNumbers, Reading
+from sigma_jax.serving.version import Version
+from sigma_jax.sft.trained import TrainedRecommender, generation_config
+
+SIZE_OF_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Answering:
+    """One version of an export, ready to recommend."""
+
+    name: str
+    version: Version
+    trained: TrainedRecommender
+    generator: Generator
+    active: Subset
+    data: PreparedData  # of nobody yet
+    reading: Reading
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        name: str = "",
+        instruction: str = "",
+        generation: GenerationConfig | None = None,
+        beams: int = 32,
+    ) -> Answering:
+        """The version `name`, or the active one. ValueError where the export is damaged."""
+        name = name or bundle.state()["active"]
+        version = bundle.version(name)
+        trained = bundle.recommender(version)
+        generation = generation or generation_config(trained.config, beams, SIZE_OF_BATCH)
+        generator = Generator(
+            trained.model,
+            trained.tables,
+            version.trie,
+            generation,
+            trained.config.prompt.item_query,
+            trained.words,
+            np.asarray(version.fused),
+        )
+        now = 0
+        if trained.prior is not None:
+            now = int(trained.prior.counts.trends.time.max(initial=0))
+        reading = Reading(
+            ItemNumbers(version.catalogue),
+            bundle.text,
+            instruction,
+            now,
+            bundle.items["has_sessions"],
+            bundle.items["session_gap"],
+        )
+        return cls(
+            name,
+            version,
+            trained,
+            generator,
+            generator.subset(version.is_active),
+            nobody(bundle.folder / "model", version),
+            reading,
+        )
+
+    def recommend(
+        self,
+        asked: Asked,
+        count: int,
+        keeps_seen: bool = True,
+        is_allowed: Bool[np.ndarray, " I"] | None = None,
+    ) -> Recommendations:
+        """The best `count` items for each request, NumPy arrays; removed ones never.
+
+        Args:
+          keeps_seen: whether items of the history may come again.
+          is_allowed: further items that may not come, such as those out of stock, are False.
+        """
+        data = dataclasses.replace(self.data, histories=asked.histories, users=asked.users)
+        tables = self.trained.prompt_tables.with_users(asked.users)
+        trained = dataclasses.replace(self.trained, prompt_tables=tables)
+        active = self.active
+        if is_allowed is not None:
+            active = self.generator.subset(self.version.is_active & is_allowed)
+        seen = None if keeps_seen else seen_items(asked.histories, asked.requests)
+        choice = trained.choice(self.generator, asked.requests, data, seen=seen)
+        prompts = trained.prompts(asked.requests, data)
+        [found] = self.generator.variants(prompts, count, [choice], active)
+        return found
+
+
+class Living:
+    """The active version of an export in a process that goes on answering.
+
+    `refresh` loads what has become active and puts it in place in one step. An answer is made by
+    the version that was there when it began.
+    """
+
+    def __init__(self, folder: Path, instruction: str = "", beams: int = 32):
+        self._folder, self._instruction, self._beams = folder, instruction, beams
+        self._refreshing = threading.Lock()
+        self.now = Answering.of(Bundle.open(folder), "", instruction, beams=beams)
+
+    def refresh(self) -> bool:
+        """Takes the active version where it is another one; whether it was."""
+        with self._refreshing:
+            bundle = Bundle.open(self._folder)
+            name = bundle.state()["active"]
+            if name == self.now.name:
+                return False
+            self.now = Answering.of(bundle, name, self._instruction, beams=self._beams)
+            return True

@@ -1,0 +1,282 @@
+"""An export: one folder with all it takes to recommend, and to change the catalogue.
+
+manifest.json            format, where it came from
+model/                   manifest.json and what items have no part in:
+  config.json weights.safetensors backbone/   stage 3; backbone is a Hugging Face folder
+  orbax/                 all parameters, those of items too, by dotted name
+  text_tokenizer/        of prompts
+  prior/                 what counts say (sft/prior.py)
+  tokenizer/             codebooks and encoder: vectors to SIDs
+  encoder/               stage 1's: texts to vectors; or sentence_encoder/, as it was given
+  items.json             how columns of an item become its text, the mean of text vectors,
+                         what people ask for
+catalogue/NUMBER/        a version of the catalogue (serving/version.py)
+catalogue/active.json    which one is in use, and which were before it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from sigma_jax.data.config import TextConfig
+from sigma_jax.data.vectors import item_vectors
+from sigma_jax.generation.generate import all_item_vectors
+from sigma_jax.generation.trie import power_of_two
+from sigma_jax.generation.trie_build import build_trie, room_for, with_room
+from sigma_jax.generation.words import WordTable
+from sigma_jax.models.weights import named_parameters, save_weights
+from sigma_jax.runtime.artifacts import check_inputs, read_json, read_manifest, write_json
+from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.schema import Histories, PreparedData
+from sigma_jax.serving.files import read_folder, write_folder
+from sigma_jax.serving.users import users_of
+from sigma_jax.serving.version import Version
+from sigma_jax.sft.prior import Prior
+from sigma_jax.sft.trained import (
+    ITEM_ROWS,
+    WEIGHTS,
+    TrainedRecommender,
+    asked_texts,
+    assemble,
+    load_recommender,
+    read_config,
+)
+
+MANIFEST = "manifest.json"
+VERSION = "version.json"
+ACTIVE = "active.json"
+FIRST = "0001"
+
+
+def export(workdir: Path, target: Path) -> dict[str, Any]:
+    """Writes the export of a trained workdir to `target`; what its manifest says.
+
+    ValueError if the workdir is not trained, or `target` is there already.
+    """
+    check_inputs(workdir, "sft")
+    data = PreparedData.load(workdir / "data")
+    trained = load_recommender(workdir, data)
+
+    def write(folder: Path) -> dict[str, Any]:
+        write_folder(folder / "model", MANIFEST, lambda into: _write_model(workdir, trained, into))
+        (folder / "catalogue").mkdir()
+        version = first_version(workdir, data, trained)
+        write_version(folder, FIRST, version, "exported")
+        write_json(folder / "catalogue" / ACTIVE, {"active": FIRST, "before": []})
+        stages = {name: read_manifest(workdir, name) for name in ("data", "tokenizer", "sft")}
+        return {
+            "items": len(version),
+            "fingerprints": {name: found.fingerprint for name, found in stages.items()},
+        }
+
+    return write_folder(target, MANIFEST, write, ("model", "catalogue"))
+
+
+def _write_model(workdir: Path, trained: TrainedRecommender, folder: Path) -> dict[str, Any]:
+    source = workdir / "sft"
+    shutil.copy(source / "config.json", folder)
+    shutil.copytree(source / "backbone", folder / "backbone")
+    save_weights(trained.model, folder / WEIGHTS, ("backbone", ITEM_ROWS))
+    parameters = {name: value[...] for name, value in named_parameters(trained.model).items()}
+    ocp.save((folder / "orbax").absolute(), parameters)
+    shutil.copytree(workdir / "data" / "text_tokenizer", folder / "text_tokenizer")
+    if trained.prior is not None:
+        (folder / "prior").mkdir()
+        trained.prior.save(folder / "prior")
+    (folder / "tokenizer").mkdir()
+    for name in ("codebooks.npy", "weights.safetensors", "tokenizer.json"):
+        shutil.copy(workdir / "tokenizer" / name, folder / "tokenizer")
+    settings = read_manifest(workdir, "data").config["data"]
+    if (workdir / "grounding").exists():
+        (folder / "encoder").mkdir()
+        for name in ("encoder.json", "weights.safetensors"):
+            shutil.copy(workdir / "grounding" / name, folder / "encoder")
+        shutil.copytree(workdir / "grounding" / "backbone", folder / "encoder" / "backbone")
+    elif settings["text_encoder"] and Path(settings["text_encoder"]).is_dir():
+        shutil.copytree(settings["text_encoder"], folder / "sentence_encoder")
+    vectors = item_vectors(workdir)
+    data = PreparedData.load(workdir / "data")
+    items = {
+        "text": settings["text"],
+        "text_encoder": settings["text_encoder"],  # of the hub, where it is no folder
+        "has_sessions": settings["split"]["kind"] != "leave_one_out",
+        "session_gap": settings["split"]["session_gap_seconds"],
+        "text_mean": vectors["text"].mean(axis=0).tolist() if "text" in vectors else None,
+        "tokenizer_inputs": read_manifest(workdir, "tokenizer").config["inputs"],
+        "asked": asked_texts(data) if trained.words is not None else [],
+    }
+    (folder / "items.json").write_text(json.dumps(items, ensure_ascii=False))
+    return {"uses_codes": trained.model.uses_codes}
+
+
+def first_version(workdir: Path, data: PreparedData, trained: TrainedRecommender) -> Version:
+    """The items of a workdir."""
+    model, items = trained.model, len(data.catalogue)
+    rows = {name: np.asarray(table[...]) for name, table in model.item_encoder.trained.items()}
+    depth = trained.config.prompt.sid_generated if model.uses_codes else 0
+    trie = build_trie(trained.semantic_ids.codes, depth, trained.semantic_ids.codebook_size)
+    trie = with_room(trie)
+    near = trained.prior.counts.relations.near if trained.prior is not None else None
+    return Version(
+        catalogue=data.catalogue,
+        semantic_ids=trained.semantic_ids,
+        vectors=item_vectors(workdir, items),
+        rows=rows,
+        fused=all_item_vectors(model, trained.tables, items),
+        is_active=np.ones(items, bool),
+        trie=trie,
+        words=roomy_words(trained.words, len(trie.sorted_items)),
+        near=near,
+    )
+
+
+def roomy_words(
+    words: WordTable | None, room: int, before: WordTable | None = None
+) -> WordTable | None:
+    """The word table of a version: room for `room` items, and for more words; arrays as large as
+    those of the version `before` where they suffice."""
+    if words is None:
+        return None
+    count, width = len(words.weights), words.of_items.shape[0]
+    known = room_for(count, len(before.weights) if before is not None else 0)
+    return words.with_room(
+        room, known, max(power_of_two(width), before.of_items.shape[0] if before is not None else 0)
+    )
+
+
+def write_version(folder: Path, name: str, version: Version, comment: str) -> None:
+    """Writes FOLDER/catalogue/NAME."""
+
+    def write(into: Path) -> dict[str, Any]:
+        version.save(into)
+        return {
+            "items": len(version),
+            "active_items": int(version.is_active.sum()),
+            "comment": comment,
+        }
+
+    write_folder(folder / "catalogue" / name, VERSION, write)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """An export, opened."""
+
+    folder: Path
+    items: dict[str, Any]  # items.json
+    uses_codes: bool
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Checks and opens the export in `folder`. ValueError where it is damaged, or none."""
+        if not (folder / MANIFEST).exists():
+            raise ValueError(
+                f"{folder} is no export: {MANIFEST} is missing; make one with "
+                "`python -m sigma_jax.export`."
+            )
+        read_folder(folder, MANIFEST)
+        manifest = read_folder(folder / "model", MANIFEST)
+        return cls(folder, read_json(folder / "model" / "items.json"), manifest["uses_codes"])
+
+    @property
+    def text(self) -> TextConfig:
+        """How columns of an item become its text."""
+        return to_dataclass(TextConfig, self.items["text"], "text")
+
+    def state(self) -> dict[str, Any]:
+        """The name of the active version, and those of the versions before it, the last last."""
+        return read_json(self.folder / "catalogue" / ACTIVE)
+
+    def names(self) -> list[str]:
+        """The versions there are, oldest first."""
+        paths = (self.folder / "catalogue").glob(f"*/{VERSION}")
+        return sorted(path.parent.name for path in paths)
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What the manifest of a version says. ValueError if there is no such version."""
+        path = self.folder / "catalogue" / name / VERSION
+        if not path.exists():
+            raise ValueError(
+                f"{self.folder} has no version {name!r}; it has {', '.join(self.names())}."
+            )
+        return read_json(path)
+
+    def version(self, name: str = "") -> Version:
+        """A version, the active one if not named. ValueError where it is damaged, or none."""
+        name = name or self.state()["active"]
+        self.describe(name)
+        read_folder(self.folder / "catalogue" / name, VERSION)
+        return Version.load(self.folder / "catalogue" / name)
+
+    def activate(self, name: str) -> None:
+        """Makes a version the active one, at once and for whoever opens the export from now on."""
+        self.describe(name)
+        state = self.state()
+        if name != state["active"]:
+            before = [*state["before"], state["active"]]
+            write_json(self.folder / "catalogue" / ACTIVE, {"active": name, "before": before})
+
+    def rollback(self) -> str:
+        """Makes the version active that was before; its name. ValueError where none was."""
+        state = self.state()
+        if not state["before"]:
+            raise ValueError(f"{self.folder}: no version was active before {state['active']}.")
+        *before, name = state["before"]
+        write_json(self.folder / "catalogue" / ACTIVE, {"active": name, "before": before})
+        return name
+
+    def add_version(self, version: Version, comment: str) -> str:
+        """Writes another version, which is not active yet; its name."""
+        name = f"{int(self.names()[-1]) + 1:04d}"
+        write_version(self.folder, name, version, comment)
+        return name
+
+    def recommender(self, version: Version) -> TrainedRecommender:
+        """The model over the items of `version`, in arrays with room for more."""
+        folder = self.folder / "model"
+        config = read_config(folder, "export again")
+        room = version.room
+        vectors = {name: roomy(table, room) for name, table in version.vectors.items()}
+        rows = {name: roomy(table, room) for name, table in version.rows.items()}
+        prior = None
+        if (folder / "prior").exists():
+            prior = Prior.load(folder / "prior")
+            prior = dataclasses.replace(prior, counts=prior.counts.over(room, version.near))
+        data = nobody(folder, version)
+        shapes = {name: table.shape for name, table in rows.items()}
+        trained = assemble(
+            folder,
+            config,
+            data,
+            version.semantic_ids,
+            vectors | shapes,
+            prior,
+            version.words,
+            rows,
+        )
+        # Codes of items are no part of a search over a trie.
+        tables = {k: v for k, v in trained.tables.items() if k not in ("codes", "prefix")}
+        return dataclasses.replace(trained, tables=tables)
+
+
+def roomy(table: np.ndarray, room: int) -> np.ndarray:
+    """`table` with rows of 0 up to `room`."""
+    return np.pad(table, ((0, room - len(table)), (0, 0)))
+
+
+def nobody(folder: Path, version: Version) -> PreparedData:
+    """The data of an export without users; `folder` is that of the model."""
+    none = np.zeros(0, np.int64)
+    histories = Histories(
+        none.astype(np.int32), none, none.astype(np.int32), np.zeros(1, np.int64), none, none
+    )
+    return PreparedData(
+        folder, version.catalogue, histories, users_of([], []), None, None, {}, None, None, None
+    )

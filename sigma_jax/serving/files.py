@@ -1,0 +1,77 @@
+"""Folders that are written once, whole or not at all, and known by the sizes and hashes of their
+files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sigma_jax.runtime.artifacts import command_line, read_json, to_json, versions
+
+FORMAT = 1  # of exports; another one is refused
+HASHED = 2**26  # bytes; a larger file is known by its size, so that opening takes seconds
+
+
+def write_folder(
+    target: Path,
+    manifest: str,
+    write: Callable[[Path], Mapping[str, Any]],
+    apart: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Makes `target`: `write(folder)` writes its files and returns what the manifest says of them.
+
+    `apart`: folders inside with manifests of their own. ValueError where `target` is there
+    already. If `write` raises, nothing is left.
+    """
+    if target.exists():
+        raise ValueError(f"{target} is there already; choose another or delete it.")
+    beside = target.with_name(f".{target.name}.writing")
+    shutil.rmtree(beside, ignore_errors=True)  # a killed run's
+    beside.mkdir(parents=True)
+    try:
+        said = write(beside)
+        found = {"format": FORMAT, **said, "command": command_line(), "versions": versions()}
+        found["files"] = described(beside, apart)
+        (beside / manifest).write_text(to_json(found) + "\n")
+        os.rename(beside, target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return found
+
+
+def described(folder: Path, apart: Sequence[str] = ()) -> dict[str, list]:
+    """Size in bytes and SHA-256 (empty for large files) of every file below `folder`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in paths if path.relative_to(folder).parts[0] not in apart]
+    return {str(path.relative_to(folder)): [path.stat().st_size, _hash(path)] for path in paths}
+
+
+def read_folder(folder: Path, manifest: str) -> dict[str, Any]:
+    """The manifest of `folder`.
+
+    ValueError where it is missing, of another format, or a file is not the one that was written.
+    """
+    found = read_json(folder / manifest)
+    if found.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder} has format {found.get('format')}, this version of sigma_jax reads {FORMAT}; "
+            "export again with this version, or use the one that made it."
+        )
+    for name, (size, digest) in found["files"].items():
+        path = folder / name
+        if not path.exists():
+            raise ValueError(f"{path} is missing; copy the export again, or export again.")
+        if path.stat().st_size != size or (digest and _hash(path) != digest):
+            raise ValueError(f"{path} is damaged; copy the export again, or export again.")
+    return found
+
+
+def _hash(path: Path) -> str:
+    if path.stat().st_size > HASHED:
+        return ""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

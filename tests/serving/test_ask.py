@@ -1,0 +1,179 @@
+"""An export answers as the workdir does, and never with what is not there."""
+
+import dataclasses
+import json
+import threading
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from small_export import new_items, one, users_of, write_rows
+
+from sigma_jax.evaluation.run import make_generator
+from sigma_jax.generation import generate
+from sigma_jax.recommend import one_request, recommend_all
+from sigma_jax.schema import Requests
+from sigma_jax.serving.ask import Answering, Living
+from sigma_jax.serving.bundle import Bundle
+from sigma_jax.serving.newcomers import add_items, read_items, remove_items
+from sigma_jax.serving.users import read_users
+from sigma_jax.sft.trained import generation_config, load_recommender
+
+BEAMS = 8
+
+
+@pytest.fixture(scope="module")
+def answering(exported) -> Answering:
+    return Answering.of(Bundle.open(exported), "", "recommend something", beams=BEAMS)
+
+
+def test_an_export_answers_as_the_workdir_does(trained, data, answering, tmp_path):
+    rows = users_of(data, 12)
+    path = write_rows(tmp_path / "users.jsonl", rows)
+    asked = one(read_users(str(path), answering.reading, 100))
+    found = answering.recommend(asked, 20)
+    recommender = load_recommender(trained[1], data)
+    generator = make_generator(recommender, generation_config(recommender.config, BEAMS, 32))
+    each = [one_request(data, row["user_id"], row["instruction"]) for row in rows]
+    names = [field.name for field in dataclasses.fields(Requests)[:-1]]
+    requests = Requests(
+        *(np.concatenate([getattr(request, name) for request in each]) for name in names),
+        [row["instruction"] for row in rows],
+    )
+    choice = recommender.choice(generator, requests, data)
+    [expected] = generator.variants(recommender.prompts(requests, data), 20, [choice])
+    np.testing.assert_array_equal(found.items, expected.items)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
+
+
+def test_rows_come_in_order_whatever_the_batch_and_the_file(data, answering, tmp_path):
+    rows = users_of(data, 7)
+    rows[3] = {"user_id": rows[3]["user_id"]}  # nothing known of him
+    path = write_rows(tmp_path / "users.jsonl", rows)
+    outputs = []
+    for number, suffix in enumerate((".jsonl", ".parquet")):
+        output = tmp_path / f"found{number}{suffix}"
+        assert recommend_all(answering, str(path), output, 5, True) == 7
+        outputs.append(output)
+    lines = [json.loads(line) for line in outputs[0].read_text().splitlines()]
+    assert [line["user_id"] for line in lines] == [row["user_id"] for row in rows]
+    assert lines[3]["instruction"] == "recommend something" and len(lines[3]["items"]) == 5
+    for line, other in zip(lines, pq.read_table(outputs[1]).to_pylist(), strict=True):
+        assert [item["item_id"] for item in line["items"]] == [
+            item["item_id"] for item in other["items"]
+        ]
+    alone = [
+        one(read_users(str(write_rows(tmp_path / "one.jsonl", [row])), answering.reading, 9))
+        for row in rows
+    ]
+    for line, asked in zip(lines, alone, strict=True):
+        items = answering.recommend(asked, 5).items[0]
+        assert answering.version.catalogue.ids(items) == [i["item_id"] for i in line["items"]]
+
+
+def test_what_is_seen_removed_or_not_allowed_never_comes(data, exported, answering, tmp_path):
+    path = write_rows(tmp_path / "users.jsonl", users_of(data, 6))
+    asked = one(read_users(str(path), answering.reading, 100))
+    every = len(answering.version)
+    is_allowed = np.arange(every) % 3 == 0
+    found = answering.recommend(asked, every, is_allowed=is_allowed)
+    for row in found.items:
+        assert set(row[row >= 0]) == set(np.flatnonzero(is_allowed))
+    unseen = answering.recommend(asked, every, keeps_seen=False)
+    for number, row in enumerate(unseen.items):
+        ends = asked.requests.cut[number]
+        seen = asked.histories.before(number, ends)
+        assert set(row[row >= 0]) == set(range(every)) - set(seen)
+    removed = answering.version.catalogue.ids(np.arange(10))
+    without = remove_items(answering.version, removed)
+    generator = answering.generator
+    other = dataclasses.replace(
+        answering, version=without, active=generator.subset(without.is_active)
+    )
+    for row in other.recommend(asked, every).items:
+        assert set(row[row >= 0]) == set(range(10, every))
+
+
+def test_a_swap_compiles_nothing_and_mixes_nothing(own, data, tmp_path):
+    """Requests of many threads while the catalogue changes: each answer is of one version."""
+    living = Living(own, "recommend something", beams=BEAMS)
+    bundle = Bundle.open(own)
+    path = write_rows(tmp_path / "users.jsonl", users_of(data, 8))
+    asked = one(read_users(str(path), living.now.reading, 100))
+    count = len(living.now.version)
+    living.now.recommend(asked, count + 1)
+    programs = (generate._search_beams, generate._rank, generate._answer)
+    compiled = [program._cache_size() for program in programs]
+    first = living.now.version
+    gone = first.catalogue.ids(np.arange(5))
+    items = read_items(str(write_rows(tmp_path / "new.jsonl", new_items(1))), bundle.text)
+    grown = add_items(bundle, first, items, {})
+    name = bundle.add_version(remove_items(grown, gone), "five out, one in")
+    answers, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            now = living.now
+            answers.append((now.name, now.recommend(asked, count + 1).items))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    bundle.activate(name)
+    assert living.refresh() and not living.refresh()
+    last = living.now.recommend(asked, count + 1).items
+    stop.set()
+    for thread in threads:
+        thread.join()
+    answers.append((name, last))
+    expected = {"0001": set(range(count)), name: set(range(5, count + 1))}
+    assert {answer[0] for answer in answers} == expected.keys()
+    for version, found in answers:
+        for row in found:
+            assert set(row[row >= 0]) == expected[version]
+    assert [program._cache_size() for program in programs] == compiled
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"user_id": " "}, "row 2: user_id is empty; fill it or delete the row."),
+        (
+            {"user_id": "a", "history": ["i001", "gone"]},
+            "row 2: item 'gone' is not in the catalogue; leave it out or add it with "
+            "`python -m sigma_jax.catalogue add`.",
+        ),
+        (
+            {"user_id": "a", "history": [{"item_id": "i001", "timestamp": "yesterday"}]},
+            "row 2: timestamp 'yesterday' is no time; use ISO 8601 or unix seconds.",
+        ),
+        (
+            {"user_id": "a", "history": [{"timestamp": 3}]},
+            "row 2: an entry of history has no item_id; add it.",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_answered_are_named_and_nothing_is_left(
+    answering, tmp_path, row, message
+):
+    path = write_rows(tmp_path / "users.jsonl", [{"user_id": "fine"}, row])
+    output = tmp_path / "found.jsonl"
+    output.write_text("before")
+    with pytest.raises(ValueError) as caught:
+        recommend_all(answering, str(path), output, 5, True)
+    assert str(caught.value) == f"{path}: {message}"
+    assert output.read_text() == "before"
+    assert not list(tmp_path.glob(".found*"))
+
+
+def test_files_that_are_none_are_named(answering, tmp_path):
+    with pytest.raises(ValueError, match="column 'user_id' is missing"):
+        recommend_all(
+            answering,
+            str(write_rows(tmp_path / "a.jsonl", [{"name": "x"}])),
+            tmp_path / "found.jsonl",
+            5,
+            True,
+        )
+    with pytest.raises(ValueError, match=r"use a name that ends in \.jsonl or \.parquet"):
+        recommend_all(answering, "users.jsonl", tmp_path / "found.txt", 5, True)

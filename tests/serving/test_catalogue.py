@@ -1,0 +1,193 @@
+"""A catalogue that changes without training."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+from small_export import new_items, one, users_of, write_rows
+
+from sigma_jax.models.weights import named_parameters
+from sigma_jax.serving.ask import Answering
+from sigma_jax.serving.bundle import MANIFEST, Bundle, export
+from sigma_jax.serving.newcomers import add_items, read_ids, read_items, remove_items
+from sigma_jax.serving.users import read_users
+from sigma_jax.sft.trained import ITEM_ROWS, load_recommender
+
+
+def as_new(data, rows) -> list[dict]:
+    """Items of the catalogue under other ids: the text says nothing of the id."""
+    found = []
+    for row in rows:
+        text = json.loads(data.catalogue.texts([row])[0])
+        found.append({"item_id": f"copy{row}", **text})
+    return found
+
+
+def added(own, data, tmp_path, rows, name="items.jsonl"):
+    bundle = Bundle.open(own)
+    items = read_items(str(write_rows(tmp_path / name, rows)), bundle.text)
+    return bundle, add_items(bundle, bundle.version(), items, {})
+
+
+def test_an_item_with_the_text_of_another_gets_its_vectors_and_codes(own, data, tmp_path):
+    """Where the vector of the texts alone decides; what its neighbours lend differs."""
+    bundle, version = added(own, data, tmp_path, as_new(data, [5, 17]))
+    first = bundle.version()
+    for place, row in enumerate((5, 17)):
+        number = len(first) + place
+        assert version.catalogue.texts([number]) == data.catalogue.texts([row])
+        np.testing.assert_allclose(
+            version.vectors["text"][number], first.vectors["text"][row], atol=1e-5
+        )
+        assert version.catalogue.category[number] == data.catalogue.category[row]
+        nearest = np.argsort(-first.vectors["text"] @ version.vectors["text"][number])[:10]
+        for kind in ("id", "image"):
+            expected = first.vectors[kind][nearest].mean(axis=0)
+            np.testing.assert_allclose(version.vectors[kind][number], expected, atol=1e-5)
+    assert (version.semantic_ids.codes[: len(first)] == first.semantic_ids.codes).all()
+
+
+def test_new_items_are_recommended_at_once_and_old_answers_stay(own, data, tmp_path):
+    bundle, version = added(own, data, tmp_path, new_items(3))
+    before = Answering.of(bundle, "", "tea", beams=8)
+    assert version.catalogue.categories.to_pylist()[-1] == "Novelties"
+    assert bundle.add_version(version, "three soaps") == "0002"
+    assert bundle.state()["active"] == "0001"
+    bundle.activate("0002")
+    after = Answering.of(Bundle.open(own), "", "tea", beams=8)
+    asked = one(
+        read_users(str(write_rows(tmp_path / "u.jsonl", users_of(data, 6))), after.reading, 9)
+    )
+    every = len(version)
+    found, old = after.recommend(asked, every), before.recommend(asked, every)
+    for row in range(6):
+        assert sorted(found.items[row]) == list(range(every))
+        order = [item for item in found.items[row] if item < every - 3]
+        assert np.corrcoef(np.argsort(order), np.argsort(old.items[row][: every - 3]))[0, 1] > 0.95
+    rows = [{"user_id": "x", "history": ["new1", "i003"]}]
+    asked = one(read_users(str(write_rows(tmp_path / "v.jsonl", rows)), after.reading, 9))
+    assert asked.histories.item[:2].tolist() == [every - 2, 3]
+    assert (after.recommend(asked, 5).items >= 0).all()
+
+
+def test_versions_come_and_go_back(own, data, tmp_path):
+    bundle, version = added(own, data, tmp_path, new_items(1))
+    second = bundle.add_version(version, "one more")
+    third = bundle.add_version(remove_items(version, ["i000", "new0"]), "two less")
+    assert bundle.names() == ["0001", second, third]
+    bundle.activate(second)
+    bundle.activate(third)
+    bundle.activate(third)
+    assert bundle.version().is_active.sum() == len(version) - 2
+    assert bundle.rollback() == second and bundle.rollback() == "0001"
+    with pytest.raises(ValueError, match="no version was active before 0001"):
+        bundle.rollback()
+    with pytest.raises(ValueError, match="has no version '0009'; it has 0001, 0002, 0003"):
+        bundle.activate("0009")
+
+
+def test_items_that_cannot_be_added_or_removed_are_named(own, data, tmp_path):
+    bundle = Bundle.open(own)
+    first = bundle.version()
+
+    def complaint(call, *arguments):
+        with pytest.raises(ValueError) as caught:
+            call(*arguments)
+        return str(caught.value)
+
+    path = str(write_rows(tmp_path / "twice.jsonl", [*new_items(2), *new_items(1)]))
+    for call in (lambda: read_items(path, bundle.text), lambda: read_ids(path)):
+        assert "row 3: item_id='new0' is in row 1 too" in complaint(call)
+    known = read_items(str(write_rows(tmp_path / "old.jsonl", as_new(data, [1]))), bundle.text)
+    known = known.set_column(0, "item_id", [["i001"]])
+    assert complaint(add_items, bundle, first, known, {}).startswith(
+        "row 1: item_id='i001' is in the catalogue already"
+    )
+    items = read_items(str(write_rows(tmp_path / "new.jsonl", new_items(2))), bundle.text)
+    wrong = {"id": np.zeros((2, 3), np.float32)}
+    assert "id vectors have shape (2, 3); the new items need (2, 16)" in complaint(
+        add_items, bundle, first, items, wrong
+    )
+    assert complaint(remove_items, first, ["gone"]) == (
+        "item 'gone' is not in the catalogue; check the file."
+    )
+    everything = first.catalogue.table["item_id"].to_pylist()
+    assert "leave one at least" in complaint(remove_items, first, everything)
+    config = dataclasses.replace(bundle.text, columns=("colour",))
+    path = str(tmp_path / "new.jsonl")
+    assert "column 'colour' is missing" in complaint(read_items, path, config)
+
+
+def test_given_vectors_are_taken(own, data, tmp_path):
+    bundle = Bundle.open(own)
+    items = read_items(str(write_rows(tmp_path / "new.jsonl", new_items(2))), bundle.text)
+    given = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
+    version = add_items(bundle, bundle.version(), items, {"id": given})
+    np.testing.assert_array_equal(version.vectors["id"][-2:], given)
+
+
+@pytest.mark.parametrize(
+    "name", ["model/weights.safetensors", "model/backbone/model.safetensors", "model/items.json"]
+)
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_a_damaged_export_is_refused(own, name, how):
+    path = own / name
+    if how == "missing":
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is {how}"):
+        Bundle.open(own)
+
+
+def test_a_damaged_version_is_refused_and_the_one_before_serves(own, data, tmp_path):
+    bundle, version = added(own, data, tmp_path, new_items(1))
+    bundle.activate(bundle.add_version(version, "one more"))
+    path = own / "catalogue" / "0002" / "fused.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"fused\.npy is damaged"):
+        bundle.version()
+    bundle.rollback()
+    assert len(bundle.version()) == len(version) - 1
+
+
+def test_other_formats_and_folders_that_are_none_are_refused(own, tmp_path):
+    manifest = json.loads((own / MANIFEST).read_text())
+    (own / MANIFEST).write_text(json.dumps(manifest | {"format": 99}))
+    with pytest.raises(ValueError, match="has format 99"):
+        Bundle.open(own)
+    with pytest.raises(ValueError, match="is no export"):
+        Bundle.open(tmp_path)
+
+
+def test_an_export_is_whole_or_not_there(trained, exported, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="is there already"):
+        export(trained[1], exported)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("sigma_jax.serving.bundle.first_version", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export(trained[1], tmp_path / "half")
+    assert not list(tmp_path.iterdir())
+
+
+def test_orbax_and_safetensors_hold_the_same_parameters(trained, exported, data):
+    model = load_recommender(trained[1], data).model
+    named = {name: np.asarray(value[...]) for name, value in named_parameters(model).items()}
+    stored = ocp.load(exported / "model" / "orbax")
+    assert stored.keys() == named.keys()
+    for name, value in named.items():
+        np.testing.assert_array_equal(np.asarray(stored[name]), value, err_msg=name)
+    bundle = Bundle.open(exported)
+    again = bundle.recommender(bundle.version()).model
+    for name, value in named_parameters(again).items():
+        here = np.asarray(value[...])
+        if name.startswith(ITEM_ROWS):  # has room for more items
+            here = here[: len(named[name])]
+        np.testing.assert_array_equal(here, named[name], err_msg=name)

@@ -1,0 +1,108 @@
+"""How a file of users is understood."""
+
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sigma_jax.data.config import TextConfig
+from sigma_jax.schema import Catalogue
+from sigma_jax.serving.users import Event, ItemNumbers, Reading, read_users, sessions_of, unix_time
+
+DAY = 86_400
+TEXT = TextConfig((), "", "", " > ", 100)
+
+
+def reading(**changes) -> Reading:
+    names = [f"i{number}" for number in range(9)]
+    table = pa.table({"item_id": names, "text": names, "title": names})
+    catalogue = Catalogue(table, np.zeros(9, np.int32), pa.array(["a"]), np.ones(9, np.int64))
+    fields = dict(
+        numbers=ItemNumbers(catalogue),
+        text=TEXT,
+        instruction="anything",
+        now=5 * DAY,
+        has_sessions=True,
+        gap=0,
+    )
+    return Reading(**fields | changes)
+
+
+def read(path, text: str, **changes):
+    path.write_text(text, encoding="utf-8")
+    [asked] = read_users(str(path), reading(**changes), 100)
+    return asked
+
+
+def histories(asked) -> list[tuple[list[int], list[int], list[int]]]:
+    """Items, times and sessions of each row, up to its request."""
+    found = []
+    for row, end in enumerate(asked.requests.cut):
+        here = slice(asked.histories.offsets[row], end)
+        found.append(
+            tuple(
+                getattr(asked.histories, name)[here].tolist()
+                for name in ("item", "time", "session")
+            )
+        )
+    return found
+
+
+def request_times(asked) -> list[int]:
+    return asked.histories.time[asked.requests.cut].tolist()
+
+
+def test_plain_ids_keep_their_order_and_are_a_session_each(tmp_path):
+    asked = read(tmp_path / "u.jsonl", '{"user_id": 7, "history": ["i3", "i1", "i3"]}\n')
+    assert asked.users.table["user_id"].to_pylist() == ["7"]
+    assert histories(asked) == [([3, 1, 3], [5 * DAY] * 3, [0, 1, 2])]
+    assert request_times(asked) == [6 * DAY]
+
+
+def test_csv_holds_json_and_profiles_are_the_other_columns(tmp_path):
+    text = 'user_id,town,history,instruction\n007,Ulm,"[""i1""]",tea\nx,,,\n'
+    asked = read(tmp_path / "u.csv", text)
+    assert asked.users.table["user_id"].to_pylist() == ["007", "x"]
+    assert asked.users.table["profile"].to_pylist() == ['{"town": "Ulm"}', ""]
+    assert asked.requests.instruction == ["tea", "anything"]
+    assert [row[0] for row in histories(asked)] == [[1], []]
+
+
+def test_sessions_are_sorted_and_without_repeats():
+    events = [Event(4, 9, "a"), Event(3, 8, "a"), Event(4, 9, "a"), Event(7, 5, None)]
+    assert sessions_of(events, 0) == [(5, [7]), (8, [3, 4])]
+    close = [Event(1, 0, None), Event(2, 50, None), Event(1, 101, None), Event(1, 300, None)]
+    assert sessions_of(close, 60) == [(0, [1, 2]), (300, [1])]  # each within 60 of the one before
+    assert sessions_of(close, 0) == [(0, [1]), (50, [2]), (101, [1]), (300, [1])]
+
+
+def test_a_request_is_made_when_the_row_says_or_a_day_after_all(tmp_path):
+    rows = (
+        '{"user_id": "a", "timestamp": "1970-01-03", "history": []}\n'
+        '{"user_id": "b", "history": [{"item_id": "i1", "timestamp": 864000}]}\n'
+    )
+    assert request_times(read(tmp_path / "u.jsonl", rows)) == [2 * DAY, 11 * DAY]
+    without = '{"user_id": "b", "history": ["i1"]}\n'
+    assert request_times(read(tmp_path / "v.jsonl", without, now=0)) == [0]
+
+
+@pytest.mark.parametrize(
+    "value, seconds",
+    [
+        (60, 60),
+        ("60", 60),
+        (1_600_000_000_000, 1_600_000_000),
+        (date(1970, 1, 2), DAY),
+        ("1970-01-01T00:01:00", 60),
+        ("1970-01-01 01:01:00+01:00", 60),
+    ],
+)
+def test_times(value, seconds):
+    assert unix_time(value, "here") == seconds
+
+
+@pytest.mark.parametrize("history", ['"not json"', '"{}"', "[null]"])
+def test_histories_that_are_no_lists(tmp_path, history):
+    with pytest.raises(ValueError, match=r"row 1: .*history"):
+        read(tmp_path / "u.jsonl", f'{{"user_id": "a", "history": {history}}}\n')

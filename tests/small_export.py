@@ -1,0 +1,57 @@
+"""Rows for files that an export reads."""
+
+import json
+from pathlib import Path
+
+from sigma_jax.schema import PreparedData
+
+
+def new_items(count: int = 3) -> list[dict]:
+    """Soaps of other names."""
+    return [
+        {
+            "item_id": f"new{row}",
+            "title": f"warm soap no {row}",
+            "brand": "brand 2",
+            "category": "Home > Soap" if row else "Home > Novelties",
+            "price": 2.5 + row,
+        }
+        for row in range(count)
+    ]
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def users_of(data: PreparedData, count: int) -> list[dict]:
+    """The first users with all of their history, as a file has them."""
+    histories, ids = data.histories, data.catalogue.table["item_id"].to_pylist()
+    now = int(histories.time.max()) + 86_400
+    rows = []
+    for user in range(count):
+        here = slice(histories.offsets[user], histories.offsets[user + 1])
+        profile = data.users.table["profile"][user].as_py()
+        events = zip(
+            histories.item[here], histories.time[here], histories.session[here], strict=True
+        )
+        rows.append(
+            {
+                "user_id": data.users.table["user_id"][user].as_py(),
+                **(json.loads(profile) if profile else {}),
+                "instruction": ("tea", "something for christmas", "recommend something")[user % 3],
+                "timestamp": now,
+                "history": [
+                    {"item_id": ids[item], "timestamp": int(time), "session_id": f"s{session}"}
+                    for item, time, session in events
+                ],
+            }
+        )
+    return rows
+
+
+def one(batches):
+    """The only batch."""
+    [found] = batches
+    return found
