@@ -10,8 +10,8 @@ TEXT = (ROOT / "README.md").read_text()
 
 
 def test_commands_and_configs_exist():
-    commands = set(re.findall(r"sigma_jax\.(\w+)", TEXT))
-    assert {"train", "prepare", "evaluate", "recommend"} <= commands
+    commands = set(re.findall(r"python -m sigma_jax\.(\w+)", TEXT))
+    assert {"train", "prepare", "evaluate", "recommend", "export", "catalogue"} <= commands
     assert all((ROOT / "sigma_jax" / f"{name}.py").exists() for name in commands)
     assert all((ROOT / path).exists() for path in re.findall(r"configs/\w+\.py", TEXT))
 
