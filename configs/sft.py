@@ -213,6 +213,8 @@ EVALUATION = {
         "normaliser": "exact",
         "ranking": "fused",
         "batch_size": 32,
+        "early_beams": (),
+        "beam_margin": 0.0,
     },
     "uses_prior": True,
     "has_baselines": True,

@@ -25,7 +25,8 @@ from sigma_jax.evaluation.followed import followed, followed_requests
 from sigma_jax.evaluation.page import collect_figures, write_report
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
-from sigma_jax.generation.generate import Choice, GenerationConfig, Generator, Recommendations
+from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.generate import Choice, Generator, Recommendations
 from sigma_jax.runtime.artifacts import (
     Recipe,
     check_inputs,

@@ -11,6 +11,9 @@ from b, both may look at row b and neither at row a; nothing is copied.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -64,25 +67,34 @@ def beam_search(
     tables: Tables,
     prompts: Prompts,
     trie: Trie,
-    num_beams: int,
+    widths: tuple[int, ...],
     item_query: str = "token",
     evidence: ItemEvidence | None = None,
     subset: Subset | None = None,
+    margin: float = math.inf,
 ) -> Beams:
-    """Eq. 6-8 of SIGMA: the `num_beams` likeliest prefixes of real items and their queries.
+    """Eq. 6-8 of SIGMA: the likeliest prefixes of real items and their queries.
 
     Scores are exact log-probabilities: each path scored on its own gives the same. Every prefix
     is a path of the trie, so it belongs to at least one item. Traced under `jax.jit`. A trie of
     depth 0 gives one beam, the root.
 
     Args:
+      widths: beams after each level of the trie.
       item_query: what asks for the item (see PromptConfig); queries are 0 where "none" does.
       evidence: of a model with an open query.
       subset: the items that may be recommended; all where it is None.
+      margin: beams that are less likely than the best by more, in log P, are dropped; what is
+        retrieved costs nothing in their prefixes.
     """
     depth = trie.depth
+    assert len(widths) == depth, (widths, depth)
     batch, length = prompts.tokens.shape
-    own_rows = num_beams * (depth + 1)
+    tokens_of = [1] * depth
+    if depth and item_query == "token":  # it goes through the backbone together with the last code
+        tokens_of[-1] = 2
+    first_row = [0, *itertools.accumulate(map(operator.mul, widths, tokens_of))]
+    own_rows = first_row[-1]
     cache = KVCache.empty(model.backbone.config, batch, length + own_rows)
     hidden, cache = _read_prompt(model, tables, prompts, cache)
     state = first_state(batch, own_rows)
@@ -99,16 +111,19 @@ def beam_search(
         log_probs = model.code_log_probs(hidden, level)
         if evidence is not None:
             log_probs *= model.code_gain[...]
-        state = select(state, log_probs, trie, level, num_beams, below=below[level], subset=subset)
+        state = select(
+            state, log_probs, trie, level, widths[level], None, below[level], subset, margin
+        )
         last = state.codes[:, :, -1]
         tokens = jnp.where(jnp.isfinite(state.scores), model.space.code(level, last), 0)[..., None]
-        if level == depth - 1:
-            if item_query == "none":
-                break
-            if item_query == "token":  # it goes through the backbone together with the last code
-                query = jnp.full_like(tokens, model.space.query)
-                tokens = jnp.concatenate([tokens, query], axis=-1)
-        hidden, state, cache = _extend(model, tables, prompts, state, tokens, level, cache)
+        if level == depth - 1 and item_query == "none":
+            break
+        if tokens_of[level] == 2:
+            query = jnp.full_like(tokens, model.space.query)
+            tokens = jnp.concatenate([tokens, query], axis=-1)
+        hidden, state, cache = _extend(
+            model, tables, prompts, state, tokens, level, first_row[level], cache
+        )
     if item_query != "none":
         queries = model.query(hidden, *looked_at) if depth else opened
         if depth and evidence is not None:
@@ -153,6 +168,7 @@ def select(
     log_normaliser: Float[Array, "B M"] | None = None,
     below: Float[Array, "B n"] | None = None,
     subset: Subset | None = None,
+    margin: float = math.inf,
 ) -> BeamState:
     """The best `num_beams` children of all beams; score -inf and node -1 where there are fewer.
 
@@ -160,6 +176,7 @@ def select(
       log_normaliser: of `log_probs` that do not sum to one yet.
       below: the evidence of each node of the next level; with it only children share probability.
       subset: the items that may be recommended.
+      margin: children less likely than the best by more are dropped.
     """
     codes, nodes, is_child = children(trie, level, state.nodes)
     step = jnp.take_along_axis(log_probs, jnp.where(is_child, codes, 0), axis=-1)
@@ -179,6 +196,8 @@ def select(
     if flat.shape[1] < num_beams:
         flat = jnp.pad(flat, ((0, 0), (0, num_beams - flat.shape[1])), constant_values=-jnp.inf)
     best, place = jax.lax.top_k(flat, num_beams)
+    if margin < math.inf:
+        best = jnp.where(best >= best[:, :1] - margin, best, -jnp.inf)
     place = jnp.minimum(place, parents * width - 1)
     parent = place // width
 
@@ -196,10 +215,20 @@ def select(
     )
 
 
-def _extend(model, tables, prompts: Prompts, state: BeamState, tokens, level: int, cache: KVCache):
-    """Reads `tokens` [B, M, n] of each beam; the hidden state of each beam's last one."""
+def _extend(
+    model,
+    tables,
+    prompts: Prompts,
+    state: BeamState,
+    tokens,
+    level: int,
+    first_row: int,
+    cache: KVCache,
+):
+    """Reads `tokens` [B, M, n] of each beam into rows from `first_row` on of the beams' own; the
+    hidden state of each beam's last one."""
     batch, num_beams, count = tokens.shape
-    rows = level * num_beams + jnp.arange(num_beams * count).reshape(num_beams, count)
+    rows = first_row + jnp.arange(num_beams * count).reshape(num_beams, count)
     own_row = jax.nn.one_hot(rows, state.ancestors.shape[-1], dtype=bool)
     before = jnp.cumsum(own_row, axis=1).astype(bool)  # token j of a beam sees tokens 0..j
     seen = state.ancestors[:, :, None, :] | before

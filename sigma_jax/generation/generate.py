@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams, Prompts, beam_search
+from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.evidence import ItemEvidence, make_evidence
 from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index, search
 from sigma_jax.generation.told import Answer, ItemWords, Told, read_answer, told_of, told_of_all
@@ -24,43 +25,6 @@ from sigma_jax.generation.trie_build import build_trie, subset
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.recommender import Recommender, Tables
 from sigma_jax.schema import SemanticIds
-
-RANKINGS = ("fused", "first_prefix")
-NORMALISERS = ("exact", "retrieved")
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationConfig:
-    """How to generate."""
-
-    num_beams: int  # K of Eq. 6
-    num_retrieved: int  # M of Eq. 9, for each prefix; without codes num_beams times as many
-    temperature: float  # tau of Eq. 11
-    sigma: str | float  # "deviation" of the beam scores (Eq. 11), or a constant in its place
-    sigma_floor: float
-    normaliser: str  # of Eq. 11: over all items of the prefix ("exact") or the retrieved ones
-    ranking: str  # "fused" (APF), or "first_prefix": the ablation of Table 1
-    batch_size: int  # prompts at a time
-
-    def __post_init__(self):
-        for name, choices in (("ranking", RANKINGS), ("normaliser", NORMALISERS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"generation.{name}={getattr(self, name)!r} is unknown; use one of {choices}."
-                )
-        for name in ("num_beams", "num_retrieved", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"generation.{name}={getattr(self, name)}; use at least 1.")
-        if self.sigma != "deviation" and not (
-            isinstance(self.sigma, int | float) and 0 < self.sigma < math.inf
-        ):
-            raise ValueError(
-                f'generation.sigma={self.sigma!r} is unknown; use "deviation" or a number above 0.'
-            )
-        if not self.temperature > 0:
-            raise ValueError(f"generation.temperature={self.temperature}; the paper uses 0.05.")
-        if not self.sigma_floor >= 0:
-            raise ValueError(f"generation.sigma_floor={self.sigma_floor}; use 0 or more.")
 
 
 @jax.tree_util.register_dataclass
@@ -268,8 +232,8 @@ def _search_beams(
     active: Subset | None,
 ) -> Beams:
     model = nnx.merge(graphdef, state)
-    beams = config.num_beams
-    return beam_search(model, tables, prompts, trie, beams, item_query, evidence, active)
+    widths, margin = config.widths(trie.depth), config.beam_margin or math.inf
+    return beam_search(model, tables, prompts, trie, widths, item_query, evidence, active, margin)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from sigma_jax.baselines.candidates import seen_items
-from sigma_jax.generation.generate import GenerationConfig, Generator, Recommendations
+from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.generate import Generator, Recommendations
 from sigma_jax.generation.trie import Subset
 from sigma_jax.schema import PreparedData
 from sigma_jax.serving.bundle import Bundle, nobody

@@ -15,7 +15,8 @@ from jaxtyping import Float32
 
 from sigma_jax import metrics
 from sigma_jax.data.vectors import item_vectors
-from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
+from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.told import Told
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.recommender import Recommender
@@ -47,6 +48,8 @@ def generation_config(config: SftConfig, num_beams: int, batch_size: int) -> Gen
         normaliser="exact",
         ranking="fused",
         batch_size=batch_size,
+        early_beams=(),
+        beam_margin=0.0,
     )
 
 

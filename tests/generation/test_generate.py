@@ -10,7 +10,8 @@ import pytest
 from small_recommender import CODES, NUM_ITEMS, prompts, recommender, semantic_ids
 
 from sigma_jax.generation.beam import Prompts, beam_search
-from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
+from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.trie_build import build_trie
 from sigma_jax.models.qwen3 import causal_mask
@@ -26,6 +27,8 @@ CONFIG = GenerationConfig(
     normaliser="exact",
     ranking="fused",
     batch_size=2,
+    early_beams=(),
+    beam_margin=0.0,
 )
 
 
@@ -68,7 +71,7 @@ def test_beams_are_the_best_real_paths_with_exact_scores(depth, num_beams, full)
     trie = build_trie(sids.codes, depth, CODES)
     batch = prompts()
     beams = jax.jit(beam_search, static_argnums=4)(
-        model, tables, Prompts(**jax.tree.map(jnp.asarray, batch)), trie, num_beams
+        model, tables, Prompts(**jax.tree.map(jnp.asarray, batch)), trie, (num_beams,) * depth
     )
     paths = sorted({tuple(map(int, code)) for code in sids.codes[:, :depth]})
     for row in range(3):
@@ -127,6 +130,47 @@ def test_seen_items_are_left_out_and_others_move_up():
     for row in range(3):
         assert not set(left_out.items[row]) & set(kept.items[row, :3])
         assert set(kept.items[row, 3:6]) <= set(left_out.items[row])
+
+
+def test_widths_by_level_and_a_margin_drop_what_lies_behind():
+    """Few early beams lose only what descends from the others; scores stay exact."""
+    model, tables = recommender()
+    sids, batch = semantic_ids(), prompts()
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=1)
+
+    def beams_of(**changes):
+        chosen = dataclasses.replace(config, **changes)
+        found = _search(model, tables, sids, batch, chosen, 3)
+        return [
+            {
+                tuple(codes): score
+                for codes, score, ok in zip(*map(np.asarray, row), strict=True)
+                if ok
+            }
+            for row in zip(found.codes, found.scores, found.is_valid, strict=True)
+        ]
+
+    every, narrow = beams_of(), beams_of(early_beams=(2, 3))
+    for whole, few in zip(every, narrow, strict=True):
+        firsts = {path[0] for path in few}
+        assert len(firsts) <= 2 and 0 < len(few) < len(whole)
+        for path, score in few.items():
+            assert score == pytest.approx(whole[path], abs=1e-4)
+    for whole, near in zip(every, beams_of(beam_margin=2.0), strict=True):
+        best = max(whole.values())
+        assert set(near) <= {path for path, score in whole.items() if score >= best - 2.0 - 1e-4}
+        assert max(near.values()) == pytest.approx(best, abs=1e-4)
+    assert config.under_load(0.5).num_beams == 8 and config.under_load(0.01).num_beams == 1
+    with pytest.raises(ValueError, match="give 2 widths, or none"):
+        dataclasses.replace(config, early_beams=(4,)).widths(3)
+
+
+def _search(model, tables, sids, batch, config, depth):
+    trie = build_trie(sids.codes, depth, CODES)
+    arrays = Prompts(**jax.tree.map(jnp.asarray, batch))
+    margin = config.beam_margin or np.inf
+    search = jax.jit(beam_search, static_argnums=(4, 5), static_argnames="margin")
+    return search(model, tables, arrays, trie, config.widths(depth), "token", margin=margin)
 
 
 @pytest.mark.parametrize("depth, open_query", [(0, True), (1, False), (2, True), (3, False)])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
 
-from sigma_jax.generation.generate import Choice, GenerationConfig, Generator
+from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.words import WordTable
 
@@ -17,7 +18,7 @@ WORDS = WordTable.make(
     ["red a", "b", *(f"number{n}" for n in range(NUM_ITEMS))],
     ["find for me"],
 )
-CONFIG = GenerationConfig(30, NUM_ITEMS, 0.1, 1.0, 0.05, "exact", "fused", 2)
+CONFIG = GenerationConfig(30, NUM_ITEMS, 0.1, 1.0, 0.05, "exact", "fused", 2, (), 0.0)
 
 
 @pytest.fixture(scope="module", params=[0, 2], ids=["one prefix", "prefixes of two codes"])

@@ -10,7 +10,8 @@ from small_histories import histories_of, plain_data, plain_requests
 from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
 
 from sigma_jax.baselines.candidates import Allowed
-from sigma_jax.generation.generate import GenerationConfig, Generator
+from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.generate import Generator
 from sigma_jax.schema import TASKS, Requests
 from sigma_jax.sft.prior import (
     FEATURES,
@@ -29,7 +30,7 @@ from sigma_jax.sft.prior import (
 from sigma_jax.sft.trends import DAY
 
 REQUESTS = LEAST_TARGETS + 10
-GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3)
+GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3, (), 0.0)
 
 
 def anything(columns) -> np.ndarray:
