@@ -24,6 +24,7 @@ REQUIRED = [
     "packaging>=23",
     "pyarrow>=18",
     "safetensors>=0.8",  # reads bfloat16 without torch
+    'scann>=1.4,<2; sys_platform == "linux"',  # elsewhere every prefix is searched by a product
     "scipy>=1.11",
     "sqlglot<30",  # ibis 12 writes a broken DROP with 30
     "tensorboardX>=2.6",

@@ -1,0 +1,109 @@
+"""Search on the host against comparing everything."""
+
+import numpy as np
+import pytest
+
+from sigma_jax.generation.host_index import RECALL, HostIndex, leaves_of_items
+from sigma_jax.generation.trie_build import build_trie
+
+D, LEAVES = 16, 4
+CENTRES = np.random.default_rng(99).normal(size=(20, D))
+
+
+def clustered(count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    vectors = CENTRES[rng.integers(0, 20, count)] + rng.normal(size=(count, D)) / 3
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def brute(vectors: dict, leaf_of: dict, query, leaf, count, excluded=()):
+    scored = [
+        (float(vectors[item] @ query), item)
+        for item, place in leaf_of.items()
+        if place == leaf and item not in excluded
+    ]
+    return [item for _, item in sorted(scored, key=lambda entry: -entry[0])[:count]]
+
+
+@pytest.fixture(scope="module", params=[10**9, 500], ids=["product", "scann"])
+def state(request):
+    """An index, and the same as dicts; leaf 3 is small, leaf 0 large."""
+    vectors = clustered(2_000)
+    rng = np.random.default_rng(1)
+    leaf = rng.choice(LEAVES, 2_000, p=[0.5, 0.3, 0.19, 0.01]).astype(np.int32)
+    index = HostIndex(leaf, vectors, count=10, scann_above=request.param)
+    assert (request.param == 500) == (len(index.recall) == 2)
+    assert all(recall >= RECALL for recall in index.recall.values())
+    return index, dict(enumerate(vectors)), dict(enumerate(leaf.tolist()))
+
+
+def agreement(state, count=10, excluded=None, seed=2) -> float:
+    """Share of what is right that was found; what is found is always of the leaf and wanted."""
+    index, vectors, leaf_of = state
+    queries = clustered(60, seed)
+    leaves = np.random.default_rng(seed).integers(-1, LEAVES + 1, 60).astype(np.int32)
+    found, products = index.search(queries, leaves, count, excluded)
+    shares = []
+    for row, leaf in enumerate(leaves):
+        out = set(excluded[row]) if excluded is not None else ()
+        expected = brute(vectors, leaf_of, queries[row], leaf, count, out)
+        items = found[row][found[row] >= 0].tolist()
+        assert len(items) == len(expected) and len(set(items)) == len(items)
+        assert all(leaf_of[item] == leaf and item not in out for item in items)
+        np.testing.assert_allclose(
+            products[row][: len(items)], [vectors[item] @ queries[row] for item in items], atol=1e-5
+        )
+        assert (np.diff(products[row][: len(items)]) <= 0).all()
+        assert (products[row][len(items) :] == -np.inf).all()
+        if expected:
+            shares.append(len(set(items) & set(expected)) / len(expected))
+    return float(np.mean(shares))
+
+
+def least(state) -> float:
+    return 0.95 if state[0].recall else 1.0
+
+
+def test_the_nearest_of_each_leaf_are_found(state):
+    assert agreement(state) >= least(state)
+    assert agreement(state, count=40) >= least(state)
+
+
+def test_what_is_excluded_does_not_come_and_others_move_up(state):
+    index = state[0]
+    queries = clustered(60, 2)
+    leaves = np.random.default_rng(2).integers(-1, LEAVES + 1, 60).astype(np.int32)
+    found = index.search(queries, leaves, 5)[0]
+    assert agreement(state, excluded=[row[row >= 0] for row in found]) >= least(state)
+
+
+def test_items_come_go_and_come_back_without_and_with_a_rebuild(state):
+    index, vectors, leaf_of = state
+    new = np.arange(2_000, 2_300, dtype=np.int32)
+    fresh = clustered(300, 5)
+    places = np.random.default_rng(6).integers(0, LEAVES, 300).astype(np.int32)
+    index.add(new, fresh, places)
+    vectors |= dict(zip(new.tolist(), fresh, strict=True))
+    leaf_of |= dict(zip(new.tolist(), places.tolist(), strict=True))
+    assert agreement(state, seed=7) >= least(state)
+    gone = np.arange(0, 2_300, 9, dtype=np.int32)
+    index.remove(gone)
+    kept = {item: leaf for item, leaf in leaf_of.items() if item not in set(gone.tolist())}
+    assert agreement((index, vectors, kept), seed=8) >= least(state)
+    rebuilt = index.compact()
+    assert 3 in rebuilt
+    assert agreement((index, vectors, kept), seed=9) >= least(state)
+    back, moved = gone[:50], np.full(50, 3, np.int32)
+    index.add(back, np.stack([vectors[int(item)] for item in back]), moved)
+    kept |= dict.fromkeys(back.tolist(), 3)
+    assert agreement((index, vectors, kept), seed=10) >= least(state)
+    leaf_of.clear()
+    leaf_of |= kept
+
+
+def test_leaves_of_a_trie():
+    codes = np.random.default_rng(0).integers(0, 5, (80, 2)).astype(np.int32)
+    trie = build_trie(codes, 2, 5)
+    leaves = leaves_of_items(trie.leaf_start, trie.sorted_items)
+    prefixes = sorted(set(map(tuple, codes.tolist())))
+    assert [prefixes[leaf] for leaf in leaves] == list(map(tuple, codes.tolist()))
