@@ -1,0 +1,167 @@
+"""The prompt's keys and values stored once a user, against a copy for every beam.
+
+    python launch/benchmarks/beams.py --output=beams.json
+
+Both search the same trie under the same random model and find the same paths with the same scores.
+Memory is what the compiler sets aside for the program (arguments and results not counted), time the
+median of some runs, taken in turn. "own" is what the beams' own tokens need in keys and values.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sigma_jax.generation.beam import BeamState, Prompts, beam_search, first_state, select
+from sigma_jax.generation.trie import Trie
+from sigma_jax.generation.trie_build import build_trie
+from sigma_jax.models.item_encoder import ItemEncoderConfig
+from sigma_jax.models.qwen3 import KVCache, Qwen3, Qwen3Config, causal_mask, pad_mask
+from sigma_jax.models.recommender import Recommender, RecommenderConfig, TokenSpace
+
+DEPTH, CODES, ITEMS, VOCABULARY = 3, 256, 20_000, 1_000
+BACKBONE = Qwen3Config(
+    vocab_size=VOCABULARY,
+    width=256,
+    num_layers=4,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=32,
+    mlp_width=512,
+    rope_theta=10_000.0,
+    norm_eps=1e-6,
+    is_tied=True,
+    has_qk_norm=True,
+    dropout=0.0,
+    dtype="float32",
+    param_dtype="float32",
+    remat="none",
+)
+
+
+def make(history: int, users: int) -> tuple[Recommender, dict, Trie, Prompts]:
+    """A random model, its tables, a trie and prompts of `history` tokens."""
+    rng = np.random.default_rng(0)
+    tables = {"id": jnp.asarray(rng.normal(size=(ITEMS, 64)), jnp.float32)}
+    encoder = ItemEncoderConfig(64, 64, ("id",), ())
+    config = RecommenderConfig(encoder, False, False, False, False, False)
+    space = TokenSpace(VOCABULARY, DEPTH, CODES)
+    model = Recommender(config, Qwen3(BACKBONE, rngs=nnx.Rngs(0)), space, tables, rngs=nnx.Rngs(1))
+    codes = rng.integers(0, CODES, (ITEMS, DEPTH)).astype(np.int32)
+    tokens = rng.integers(0, VOCABULARY, (users, history)).astype(np.int32)
+    prompts = Prompts(
+        tokens=jnp.asarray(tokens),
+        items=jnp.full(tokens.shape, -1),
+        positions=jnp.broadcast_to(jnp.arange(history), tokens.shape),
+        is_token=jnp.ones(tokens.shape, bool),
+        lengths=jnp.full(users, history),
+    )
+    return model, tables, jax.device_put(build_trie(codes, DEPTH, CODES)), prompts
+
+
+def shared(
+    graphdef, state, tables: dict, prompts: Prompts, trie: Trie, beams: int
+) -> tuple[jax.Array, jax.Array]:
+    """Codes and scores, as this package searches."""
+    model = nnx.merge(graphdef, state)
+    found = beam_search(model, tables, prompts, trie, (beams,) * DEPTH, "none")
+    return found.codes, found.scores
+
+
+def copied(
+    graphdef, state, tables: dict, prompts: Prompts, trie: Trie, beams: int
+) -> tuple[jax.Array, jax.Array]:
+    """The same with each beam a row of its own, keys and values of the prompt included."""
+    model = nnx.merge(graphdef, state)
+    users, length = prompts.tokens.shape
+    cache = KVCache.empty(BACKBONE, users, length + DEPTH)
+    mask = pad_mask(causal_mask(prompts.is_token.astype(jnp.int32)), cache.size)
+    hidden, cache = model(
+        prompts.tokens, prompts.items, prompts.positions, mask, tables, cache=cache
+    )
+    hidden = hidden[:, -1:]
+    found: BeamState = first_state(users)
+    row = jnp.arange(users)[:, None]
+    for level in range(DEPTH):
+        parents = found.scores.shape[1]
+        before = dataclasses.replace(  # select knows ancestors, not parents: one row a parent
+            found,
+            ancestors=jnp.broadcast_to(jnp.eye(parents, dtype=bool), (users, parents, parents)),
+        )
+        found = select(before, model.code_log_probs(hidden, level), trie, level, beams)
+        if level == DEPTH - 1:
+            break
+        source = (row * parents + found.ancestors.argmax(axis=-1)).reshape(-1)
+        cache = KVCache(cache.keys[:, source], cache.values[:, source], cache.length)
+        tokens = jnp.where(
+            jnp.isfinite(found.scores), model.space.code(level, found.codes[..., -1]), 0
+        ).reshape(-1, 1)
+        is_seen = jnp.arange(cache.size) <= length + level
+        hidden, cache = model(
+            tokens,
+            jnp.full(tokens.shape, -1),
+            jnp.full(tokens.shape, length + level),
+            jnp.broadcast_to(is_seen, (len(tokens), 1, cache.size)),
+            tables,
+            cache=cache,
+        )
+        hidden = hidden.reshape(users, beams, -1)
+    return found.codes, found.scores
+
+
+def measure(history: int, users: int, beams: int, rounds: int) -> dict[str, float]:
+    """Bytes a user and milliseconds a user of both."""
+    model, tables, trie, prompts = make(history, users)
+    graphdef, state = nnx.split(model)
+    own = 2 * BACKBONE.num_layers * BACKBONE.num_kv_heads * BACKBONE.head_dim * 4
+    row = {"history": history, "beams": beams, "own": own * beams * (DEPTH - 1)}
+    programs, times = {}, {"shared": [], "copied": []}
+    for name, function in (("shared", shared), ("copied", copied)):
+        jitted = jax.jit(functools.partial(function, graphdef), static_argnums=4)
+        program = jitted.lower(state, tables, prompts, trie, beams).compile()
+        row[name] = program.memory_analysis().temp_size_in_bytes / users
+        programs[name] = program
+    results = {}
+    for number in range(rounds + 1):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            results[name] = jax.block_until_ready(program(state, tables, prompts, trie))
+            if number:
+                times[name].append(1000 * (time.perf_counter() - start) / users)
+    row |= {f"{name}_ms": float(np.median(values)) for name, values in times.items()}
+    one, other = (jax.device_get(results[name]) for name in ("shared", "copied"))
+    np.testing.assert_allclose(one[1], other[1], atol=1e-3)
+    row["memory_ratio"] = row["copied"] / row["shared"]
+    row["time_ratio"] = row["copied_ms"] / row["shared_ms"]
+    return row
+
+
+def main() -> None:
+    """Measures each number of beams and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--history", type=int, default=512)
+    parser.add_argument("--users", type=int, default=4)
+    parser.add_argument("--beams", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    names = ("beams", "own", "shared", "copied", "memory_ratio", "shared_ms", "copied_ms")
+    print("".join(f"{name:>14}" for name in (*names, "time_ratio")) + "    bytes, ms: a user")
+    rows = []
+    for beams in arguments.beams:
+        row = measure(arguments.history, arguments.users, beams, arguments.rounds)
+        rows.append(row)
+        print("".join(f"{row[name]:>14,.2f}" for name in (*names, "time_ratio")), flush=True)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
