@@ -51,14 +51,12 @@ def check(number: int) -> tuple[int, int]:
     active = {tuple(path) for path in codes[is_active].tolist()}
     assert (is_valid.sum(axis=1) == min(beams, len(active))).all() or beams < len(active), number
     assert is_valid[:, 0].all(), f"catalogue {number}: a request got nothing"
-    for leaf, path in {
-        (int(a), tuple(b)) for a, b in zip(found[is_valid], paths[is_valid].tolist())
-    }:
+    found, paths = found[is_valid].tolist(), map(tuple, paths[is_valid].tolist())
+    for leaf, path in set(zip(found, paths, strict=True)):
         items = trie.sorted_items[trie.leaf_start[leaf] : trie.leaf_start[leaf + 1]]
-        assert path in active, f"catalogue {number}: {path} is not there"
-        assert (codes[items] == path).all() and is_active[items].any(), (
-            f"catalogue {number}: {path}"
-        )
+        where = f"catalogue {number}: {path}"
+        assert path in active, f"{where} is not there"
+        assert (codes[items] == path).all() and is_active[items].any(), f"{where} is another leaf"
     return REQUESTS, int(is_valid.sum())
 
 
