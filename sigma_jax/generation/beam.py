@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.generation.evidence import ItemEvidence
-from sigma_jax.generation.trie import Subset, Trie, children, leaves_of
+from sigma_jax.generation.trie import Subset, Trie, child_of, children, leaves_of
 from sigma_jax.losses import LOG_ZERO
 from sigma_jax.models.qwen3 import KVCache, causal_mask, pad_mask
 from sigma_jax.models.recommender import Recommender, Tables
@@ -178,6 +178,8 @@ def select(
       subset: the items that may be recommended.
       margin: children less likely than the best by more are dropped.
     """
+    if below is None and subset is None and str(level) in trie.dense:
+        return _select_dense(state, log_probs, trie, level, num_beams, log_normaliser, margin)
     codes, nodes, is_child = children(trie, level, state.nodes)
     step = jnp.take_along_axis(log_probs, jnp.where(is_child, codes, 0), axis=-1)
     if log_normaliser is not None:
@@ -191,6 +193,39 @@ def select(
     if subset is not None:  # its items keep the probability they have among all
         is_child &= subset.has_nodes(nodes)
     scores = jnp.where(is_child, state.scores[..., None] + step, -jnp.inf)
+    best, parent, place = _best_children(scores, num_beams, margin)
+
+    def pick(values: Array) -> Array:
+        return jnp.take_along_axis(values.reshape(len(values), -1), place, axis=1)
+
+    return _grown(state, best, parent, pick(codes), pick(nodes))
+
+
+def _select_dense(
+    state: BeamState,
+    log_probs: Float[Array, "B M C"],
+    trie: Trie,
+    level: int,
+    num_beams: int,
+    log_normaliser: Float[Array, "B M"] | None,
+    margin: float,
+) -> BeamState:
+    """`select` where most codes are children: scores of all codes, and the nodes of the best."""
+    is_beam = state.nodes >= 0
+    row = jnp.where(is_beam, state.nodes - jnp.asarray(trie.level_start)[level], 0)
+    is_child = jnp.asarray(trie.dense[str(level)])[row] & is_beam[..., None]
+    before = state.scores if log_normaliser is None else state.scores - log_normaliser
+    scores = jnp.where(is_child, before[..., None] + log_probs, -jnp.inf)
+    best, parent, place = _best_children(scores, num_beams, margin)
+    codes = place % log_probs.shape[-1]
+    above = jnp.maximum(jnp.take_along_axis(state.nodes, parent, axis=1), 0)
+    return _grown(state, best, parent, codes, child_of(trie, above, codes))
+
+
+def _best_children(
+    scores: Float[Array, "B M W"], num_beams: int, margin: float
+) -> tuple[Float[Array, "B K"], Int[Array, "B K"], Int[Array, "B K"]]:
+    """Scores of the best, their parents and their places among all M * W."""
     batch, parents, width = scores.shape
     flat = scores.reshape(batch, -1)
     if flat.shape[1] < num_beams:
@@ -199,18 +234,25 @@ def select(
     if margin < math.inf:
         best = jnp.where(best >= best[:, :1] - margin, best, -jnp.inf)
     place = jnp.minimum(place, parents * width - 1)
-    parent = place // width
+    return best, place // width, place
 
-    def pick(values: Array) -> Array:
-        return jnp.take_along_axis(values.reshape(batch, -1), place, axis=1)
+
+def _grown(
+    state: BeamState,
+    best: Float[Array, "B K"],
+    parent: Int[Array, "B K"],
+    codes: Int[Array, "B K"],
+    nodes: Int[Array, "B K"],
+) -> BeamState:
+    """The state with these children in place of their parents."""
 
     def inherit(values: Array) -> Array:
         return jnp.take_along_axis(values, parent[..., None], axis=1)
 
     return BeamState(
         scores=best,
-        nodes=jnp.where(jnp.isfinite(best), pick(nodes), -1),
-        codes=jnp.concatenate([inherit(state.codes), pick(codes)[..., None]], axis=-1),
+        nodes=jnp.where(jnp.isfinite(best), nodes, -1),
+        codes=jnp.concatenate([inherit(state.codes), codes[..., None]], axis=-1),
         ancestors=inherit(state.ancestors),
     )
 

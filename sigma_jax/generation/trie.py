@@ -14,6 +14,7 @@ level 1 has nodes 1 = (0), a tail, and 2 = (3); level 2 has nodes 3 = (3,0) and 
 edge_code [0 3 | 0 1], edge_start [0 | 2 2 | 4 4], level_start [0 1 3 5 5];
 leaves are the prefixes in order, 0 = (0,2,4) 1 = (3,0,6) 2 = (3,1,5), with sorted_items
 [1 | 3 | 0 2], leaf_start [0 1 2 4], leaf_codes [2 4 | 0 6 | 1 5], node_leaf [0 0 1 1 2].
+The first level with tails is 1, so leaf_codes hold all but the first.
 """
 
 from __future__ import annotations
@@ -43,16 +44,23 @@ class Trie:
     edge_start: Int32[Array, " nodes+1"]  # edges of node v: edge_start[v]..edge_start[v + 1]
     edge_code: UInt16[Array, " E"]  # padding 0
     node_leaf: Int32[Array, " E+1"]  # of each node of all levels, the first leaf below it
-    leaf_codes: UInt16[Array, "P depth-1"]  # of each leaf, the codes after the first
+    leaf_codes: UInt16[Array, "P n"]  # of each leaf, the last codes: those that tails can have
     level_start: Int32[Array, " depth+2"]  # nodes before each level, then all nodes
     leaf_start: Int32[Array, " P+1"]  # items of leaf p: sorted_items[leaf_start[p]:leaf_start[p+1]]
     sorted_items: Int32[Array, " I"]  # by prefix, then by number; padding -1
+    # Of levels without tails, with few nodes and many codes behind each: which codes they are.
+    dense: dict[str, Bool[Array, "nodes C"]]
     widths: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # powers of two
 
     @property
     def depth(self) -> int:
         """Number of SID levels the trie covers."""
         return len(self.widths)
+
+    @property
+    def tails_from(self) -> int:
+        """The first level whose nodes may be tails; the depth where none is."""
+        return self.depth - self.leaf_codes.shape[1]
 
     @property
     def num_nodes(self) -> int:
@@ -79,22 +87,27 @@ class Trie:
         folder.mkdir(parents=True, exist_ok=True)
         for name in _ARRAYS:
             np.save(folder / f"trie_{name}.npy", np.asarray(getattr(self, name)))
-        (folder / "trie.json").write_text(json.dumps({"widths": self.widths}))
+        for level, table in self.dense.items():
+            np.save(folder / f"trie_dense_{level}.npy", np.asarray(table))
+        settings = {"widths": self.widths, "dense": list(self.dense)}
+        (folder / "trie.json").write_text(json.dumps(settings))
 
     @classmethod
     def load(cls, folder: Path) -> Trie:
         """The trie in `folder`, memory-mapped; `jax.device_put` brings it to the device."""
         path = folder / "trie.json"
         try:
-            widths = tuple(json.loads(path.read_text())["widths"])
+            settings = json.loads(path.read_text())
+            widths, levels = tuple(settings["widths"]), settings["dense"]
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path} is missing or damaged; build the trie again.") from error
         ndim = {"leaf_codes": 2}
         arrays = (read_npy(folder / f"trie_{name}.npy", ndim.get(name, 1)) for name in _ARRAYS)
-        return cls(*arrays, widths)
+        dense = {level: read_npy(folder / f"trie_dense_{level}.npy", 2) for level in levels}
+        return cls(*arrays, dense, widths)
 
 
-_ARRAYS = tuple(field.name for field in dataclasses.fields(Trie))[:-1]
+_ARRAYS = tuple(field.name for field in dataclasses.fields(Trie))[:-2]
 
 
 @jax.tree_util.register_dataclass
@@ -154,14 +167,27 @@ def children(
     is_valid = is_node[..., None] & (edges < end[..., None])
     codes = edge_code.at[edges].get(mode="clip").astype(jnp.int32)
     found = edges + 1
-    if level:  # the root is no tail
+    if level >= trie.tails_from:
         leaf = jnp.asarray(trie.node_leaf)[known]
-        own = jnp.asarray(trie.leaf_codes)[leaf, level - 1].astype(jnp.int32)
+        own = jnp.asarray(trie.leaf_codes)[leaf, level - trie.tails_from].astype(jnp.int32)
         is_own = (is_node & (start == end))[..., None] & (slots == 0)
         codes = jnp.where(is_own, own[..., None], codes)
         found = jnp.where(is_own, known[..., None], found)
         is_valid |= is_own
     return jnp.where(is_valid, codes, -1), jnp.where(is_valid, found, -1), is_valid
+
+
+def child_of(
+    trie: Trie, nodes: Int32[Array, "*N"], codes: Int32[Array, "*N"]
+) -> Int32[Array, "*N"]:
+    """The child of each node with a code it has, by binary search; no tails."""
+    edge_start, edge_code = jnp.asarray(trie.edge_start), jnp.asarray(trie.edge_code)
+    low, high = edge_start[nodes], edge_start[nodes + 1]
+    for _ in range(max(trie.widths).bit_length()):
+        middle = (low + high) // 2
+        is_right = (edge_code.at[middle].get(mode="clip") < codes) & (low < high)
+        low, high = jnp.where(is_right, middle + 1, low), jnp.where(is_right, high, middle)
+    return low + 1
 
 
 def leaves_of(trie: Trie, nodes: Int32[Array, "*N"]) -> Int32[Array, "*N"]:

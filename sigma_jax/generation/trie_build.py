@@ -12,12 +12,18 @@ from sigma_jax.generation.trie import WORD, Subset, Trie, padded_size, power_of_
 MAX_LEVELS = 16
 MAX_CODEBOOK_SIZE = 65_536
 KEY_BITS = 64
+DENSE_CELLS = 2**24  # of a level's table of nodes and codes, at most
+DENSE_SHARE = 8  # nodes of the level have one of so many codes at least
 
 
-def build_trie(codes: Int[np.ndarray, "I L"], depth: int, codebook_size: int) -> Trie:
+def build_trie(
+    codes: Int[np.ndarray, "I L"], depth: int, codebook_size: int, tails_from: int = MAX_LEVELS
+) -> Trie:
     """The trie over the first `depth` codes of every item; order and repeats do not matter.
 
-    Depth 0 is one leaf with all items. ValueError where codes and settings do not fit.
+    Depth 0 is one leaf with all items. `tails_from`: the first level that may have tails, if none
+    above has any; that of an older version keeps its shapes. ValueError where codes and settings do
+    not fit.
     """
     codes = np.asarray(codes)
     check_codes(codes, depth, codebook_size)
@@ -31,8 +37,9 @@ def build_trie(codes: Int[np.ndarray, "I L"], depth: int, codebook_size: int) ->
     shared = np.append(shared[leaf_start], np.int8(0))
     # The level at which each leaf has a node to itself, where its nodes end.
     last = np.minimum(np.maximum(shared[:-1], shared[1:]) + 1, depth)
+    tails_from = min(tails_from, int(last.min(initial=depth)))
     level_leaves = [np.array([0])]  # the first leaf below each node, level by level
-    edge_code, edge_start, widths = [], [], []
+    edge_code, edge_start, widths, dense = [], [], [], {}
     edges = 0
     for level in range(1, depth + 1):
         # Leaf p is the first below a new node where it differs from p - 1, unless it ended before.
@@ -42,6 +49,12 @@ def build_trie(codes: Int[np.ndarray, "I L"], depth: int, codebook_size: int) ->
         edge_start.append(edges + start)
         edge_code.append(rows[leaves, level - 1])
         widths.append(power_of_two(degrees.max(initial=0)))
+        cells = len(degrees) * codebook_size
+        is_full = cells <= DENSE_CELLS and len(leaves) * DENSE_SHARE >= cells
+        if is_full and level <= tails_from:  # its parents are no tails
+            table = np.zeros((padded_size(len(degrees)), codebook_size), bool)
+            table[np.repeat(np.arange(len(degrees)), degrees), edge_code[-1]] = True
+            dense[str(level - 1)] = table
         level_leaves.append(leaves)
         edges += len(leaves)
     counts = [len(leaves) for leaves in level_leaves]
@@ -49,10 +62,11 @@ def build_trie(codes: Int[np.ndarray, "I L"], depth: int, codebook_size: int) ->
         edge_start=_pad(np.concatenate([*edge_start, [edges]]), edges, np.int32),
         edge_code=_pad(np.concatenate([*edge_code, []]), 0, np.uint16),
         node_leaf=_pad(np.concatenate(level_leaves), 0, np.int32),
-        leaf_codes=_pad(rows[:, 1:], 0, np.uint16),
+        leaf_codes=_pad(rows[:, tails_from:], 0, np.uint16),
         level_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
         leaf_start=_pad(np.append(leaf_start, len(codes)), len(codes), np.int32),
         sorted_items=_pad(order, -1, np.int32),
+        dense=dense,
         widths=tuple(widths),
     )
 
@@ -77,10 +91,15 @@ def with_room(trie: Trie, before: Trie | None = None) -> Trie:
         fill = {"sorted_items": -1, "edge_start": array[-1], "leaf_start": array[-1]}.get(name, 0)
         arrays[name] = np.full((size, *array.shape[1:]), fill, array.dtype)
         arrays[name][:count] = array[:count]
+    dense = {}
+    for level, table in trie.dense.items():
+        known = len(before.dense.get(level, ())) if before is not None else 0
+        size = max(room_for(len(table), known), len(table))
+        dense[level] = np.pad(table, ((0, size - len(table)), (0, 0)))
     widths = trie.widths
     if before is not None:
         widths = tuple(map(max, widths, before.widths))
-    return dataclasses.replace(trie, widths=widths, **arrays)
+    return dataclasses.replace(trie, dense=dense, widths=widths, **arrays)
 
 
 def room_for(count: int, before: int = 0) -> int:

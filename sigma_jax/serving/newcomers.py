@@ -109,7 +109,12 @@ def add_items(
         for name, table in before.rows.items()
     }
     vectors = {name: np.concatenate([before.vectors[name], new]) for name, new in vectors.items()}
-    trie = build_trie(semantic_ids.codes, before.trie.depth, semantic_ids.codebook_size)
+    trie = build_trie(
+        semantic_ids.codes,
+        before.trie.depth,
+        semantic_ids.codebook_size,
+        before.trie.tails_from,
+    )
     version = dataclasses.replace(
         before,
         catalogue=catalogue,

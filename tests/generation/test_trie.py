@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigma_jax.generation.trie import Trie, children, leaves_of, padded_size
+from sigma_jax.generation.trie import Trie, child_of, children, leaves_of, padded_size
 from sigma_jax.generation.trie_build import (
     KEY_BITS,
     build_trie,
     nodes_of_leaves,
     sort_order,
     subset,
+    with_room,
 )
 
 STEP = jax.jit(children, static_argnums=1)
@@ -165,6 +166,38 @@ def test_similar_catalogues_share_one_compile():
         codes = np.concatenate([grid, rng.integers(0, 8, (count - 64, 2))]).astype(np.int32)
         steps(build_trie(codes, 2, 8), 1, np.int32([1, 2]))
     assert steps._cache_size() == 1
+
+
+def test_a_catalogue_that_grows_a_little_keeps_its_shapes():
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 30, (5_000, 4)).astype(np.int32)
+    more = np.concatenate([codes, rng.integers(0, 30, (50, 4)).astype(np.int32)])
+    first = with_room(build_trie(codes, 4, 30))
+    second = with_room(build_trie(more, 4, 30, first.tails_from), first)
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    assert first.dense.keys() == {"0", "1"} and first.tails_from == 2
+    for before, after in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert before.shape == after.shape
+    for trie, rows in ((first, codes), (second, more)):
+        plain = build_trie(rows, 4, 30)
+        nodes = np.arange(plain.level_start[2], plain.level_start[3], dtype=np.int32)
+        for found, expected in zip(
+            children(trie, 2, nodes), children(plain, 2, nodes), strict=True
+        ):
+            width = expected.shape[1]
+            np.testing.assert_array_equal(found[:, :width], expected)
+        assert (trie.num_leaves, trie.num_items) == (plain.num_leaves, len(rows))
+
+
+def test_the_child_of_a_code_is_found():
+    codes = np.random.default_rng(4).integers(0, 9, (300, 3)).astype(np.int32)
+    trie = build_trie(codes, 3, 9)
+    for level in range(3):
+        nodes = np.arange(trie.level_start[level], trie.level_start[level + 1], dtype=np.int32)
+        found_codes, found, is_real = (np.asarray(a) for a in children(trie, level, nodes))
+        is_real = is_real & (np.diff(trie.edge_start)[nodes] > 0)[:, None]  # not of tails
+        above = np.broadcast_to(nodes[:, None], found.shape)[is_real]
+        np.testing.assert_array_equal(child_of(trie, above, found_codes[is_real]), found[is_real])
 
 
 def test_padded_size_wastes_at_most_a_quarter():
