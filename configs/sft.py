@@ -215,6 +215,7 @@ EVALUATION = {
         "batch_size": 32,
         "early_beams": (),
         "beam_margin": 0.0,
+        "retrieval": "exact",
     },
     "uses_prior": True,
     "has_baselines": True,

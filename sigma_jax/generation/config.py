@@ -9,6 +9,7 @@ from sigma_jax.generation.trie import power_of_two
 
 RANKINGS = ("fused", "first_prefix")
 NORMALISERS = ("exact", "retrieved")
+RETRIEVALS = ("exact", "scann")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +26,13 @@ class GenerationConfig:
     batch_size: int  # prompts at a time
     early_beams: tuple[int, ...]  # in place of K after the levels before the last; () is K for all
     beam_margin: float  # beams further behind the best, in log P, are dropped; 0: none is
+    # Items inside a prefix: "exact", all compared on the device, or "scann", on the host: for CPUs
+    # and prefixes of ten thousands of items (host_index.py). The normaliser is then estimated.
+    retrieval: str
 
     def __post_init__(self):
-        for name, choices in (("ranking", RANKINGS), ("normaliser", NORMALISERS)):
+        known = {"ranking": RANKINGS, "normaliser": NORMALISERS, "retrieval": RETRIEVALS}
+        for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"generation.{name}={getattr(self, name)!r} is unknown; use one of {choices}."

@@ -14,31 +14,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams, Prompts, beam_search
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.evidence import ItemEvidence, make_evidence
-from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index, search
-from sigma_jax.generation.told import Answer, ItemWords, Told, read_answer, told_of, told_of_all
+from sigma_jax.generation.host_index import HostIndex, leaves_of_items
+from sigma_jax.generation.rank import Given, Recommendations, rank, rank_found, sharpness_of
+from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index
+from sigma_jax.generation.told import Answer, ItemWords, Told, read_answer, told_of
 from sigma_jax.generation.trie import Subset, Trie
 from sigma_jax.generation.trie_build import build_trie, subset
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.recommender import Recommender, Tables
 from sigma_jax.schema import SemanticIds
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Recommendations:
-    """Items for each prompt, best first; -1 where fewer exist. N prompts, n items."""
-
-    items: Int[Array, "N n"]
-    log_probs: Float[Array, "N n"]  # Eq. 10, and the bias; -inf where there is no item
-    beam_scores: Float[Array, "N n"]  # phi of the item's prefix (Eq. 7)
-    beams: Int[Array, "N n"]  # rank of the item's prefix among the beams
-    cosines: Float[Array, "N n"]  # of query and item (Eq. 9)
-    sigma: Float[Array, " N"]  # of Eq. 11, as used
-    deviation: Float[Array, " N"]  # of the beam scores: sigma as Eq. 11 has it, without a floor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +68,10 @@ class Generator:
         if vectors is None:
             vectors = all_item_vectors(model, self.tables, trie.num_items)
         self.index = build_index(trie, vectors)
+        self.host = None
+        if config.retrieval == "scann":
+            leaves = leaves_of_items(np.asarray(trie.leaf_start), np.asarray(trie.sorted_items))
+            self.host = HostIndex(leaves, np.asarray(vectors), config.num_retrieved)
         self.evidence = None
         if model.config.has_open_query:
             self.evidence = make_evidence(trie, self.index.vectors, config.temperature)
@@ -138,7 +129,9 @@ class Generator:
         # Choices mostly share a table; on the device it is large.
         held = {id(c.table): jnp.asarray(c.table) for c in choices if c.table is not None}
 
-        def rank(rows: np.ndarray) -> list[Recommendations]:
+        assert self.host is None or active is None, "a subset is searched on the device"
+
+        def answer(rows: np.ndarray) -> list[Recommendations]:
             batch = Prompts(**take_rows(dict(prompts), rows))
             beams = _search_beams(
                 self.graphdef,
@@ -151,24 +144,35 @@ class Generator:
                 self.item_query,
                 active,
             )
-            return [
-                _rank(
-                    self.index,
-                    beams,
-                    active,
+            found = []
+            for choice in choices:
+                given = Given(
                     take_rows(choice.seen, rows),
                     take_rows(choice.features, rows),
                     held.get(id(choice.table)),
                     take_rows(choice.told, rows),
                     self.item_words,
                     choice.weights,
-                    self._per_prefix(choice.config or self.config),
-                    count,
                 )
-                for choice in choices
-            ]
+                config = self._per_prefix(choice.config or self.config)
+                if self.host is None:
+                    found.append(rank(self.index, beams, active, given, config, count))
+                else:
+                    found.append(self._rank_on_host(beams, given, config, count))
+            return found
 
-        return self._by_batch(len(prompts["lengths"]), rank)
+        return self._by_batch(len(prompts["lengths"]), answer)
+
+    def _rank_on_host(
+        self, beams: Beams, given: Given, config: GenerationConfig, count: int
+    ) -> Recommendations:
+        """`rank` with the items that the host finds in the prefixes."""
+        sharpness = np.asarray(sharpness_of(beams, config))
+        queries, leaves = np.asarray(beams.queries), np.asarray(beams.leaves)
+        seen = np.asarray(given.seen) if given.seen is not None else None
+        listed = np.asarray(given.features.items) if given.features is not None else None
+        found = self.host.of_beams(queries, leaves, config.num_retrieved, sharpness, seen, listed)
+        return rank_found(self.index, beams, *map(jnp.asarray, found), given, config, count)
 
     def told(
         self, instructions: Sequence[str], prompts: Mapping[str, np.ndarray] | None = None
@@ -244,70 +248,6 @@ def _answer(
 
 
 _told_at = jax.jit(told_of)
-
-
-@functools.partial(jax.jit, static_argnums=(9, 10))
-def _rank(
-    index: PrefixIndex,
-    beams: Beams,
-    active: Subset | None,
-    seen: Array | None,
-    features: ItemFeatures | None,
-    table: Float[Array, "T I G"] | None,
-    told: Told | None,
-    item_words: ItemWords | None,
-    weights: Float[Array, "tasks F+G+2"] | None,
-    config: GenerationConfig,
-    count: int,
-) -> Recommendations:
-    """Eq. 9-11: items of each prefix, fused into one ranking."""
-    bias = None
-    if features is not None:
-        of_all = told_of_all(told, index, item_words) if told is not None else None
-        bias = features.weighed(beams.tasks @ weights, table, of_all)
-    sharpness = fusion.sharpness(
-        beams.scores, beams.is_valid, config.temperature, config.sigma, config.sigma_floor
-    )
-    items, cosines, log_normaliser = search(
-        index,
-        beams.queries,
-        beams.leaves,
-        beams.is_valid,
-        config.num_retrieved,
-        sharpness,
-        seen,
-        bias,
-        active,
-    )
-    if config.normaliser == "retrieved":
-        log_normaliser = fusion.retrieved_log_normaliser(cosines, items >= 0, sharpness)
-    log_probs = fusion.fuse(
-        beams.scores, beams.is_valid, cosines, items >= 0, log_normaliser, sharpness
-    )
-    if bias is not None:
-        log_probs = fusion.add_bias(log_probs, jnp.where(items >= 0, bias.of(items), 0.0))
-    if config.ranking == "first_prefix":
-        log_probs = fusion.keep_first_prefix(log_probs, beams.scores, beams.is_valid)
-    batch = items.shape[0]
-    # `search` has left the seen items out already.
-    found, best, place = fusion.merge(items.reshape(batch, -1), log_probs.reshape(batch, -1), count)
-    beam = jnp.maximum(place, 0) // config.num_retrieved
-    is_found = found >= 0
-    lengths = jnp.maximum(jnp.linalg.norm(beams.queries, axis=-1, keepdims=True), 1e-9)
-
-    def at(values: Array, rows: Array, missing: float) -> Array:
-        values = jnp.take_along_axis(values.reshape(batch, -1), rows, axis=1)
-        return jnp.where(is_found, values, missing)
-
-    return Recommendations(
-        items=found,
-        log_probs=best,
-        beam_scores=at(beams.scores, beam, -jnp.inf),
-        beams=jnp.where(is_found, beam, -1),
-        cosines=at(cosines / lengths, jnp.maximum(place, 0), -jnp.inf),
-        sigma=sharpness * config.temperature,
-        deviation=fusion.beam_deviation(beams.scores, beams.is_valid, 0.0),
-    )
 
 
 def all_item_vectors(

@@ -14,7 +14,7 @@ Axes: n queries, each with the leaf it looks into; I items, D dimensions, k item
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ SAMPLE = 256  # queries that recall is measured with
 SCANN_ABOVE = 20_000  # items of a prefix from which ScaNN is faster than a product
 STALE = 0.1  # share of a prefix, new or removed, above which `compact` builds it anew
 TRAINING_ROWS = 100_000
+SAMPLE_OF_ALL = 1_024  # items of a leaf that stand for all in the denominator of Eq. 11
 NONE = np.int32(-1)
 
 
@@ -92,15 +93,21 @@ class Searcher:
         return np.where(is_found, rows, -1), np.where(is_found, products, -np.inf)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Prefix:
-    """The items of one leaf: those its searcher knows, and those that came later."""
+    """The items of one leaf: the first `built` are those its searcher knows, others came later."""
 
     items: Int32[np.ndarray, " I"]
     vectors: Float32[np.ndarray, "I D"]
-    searcher: Searcher | None
-    new_items: Int32[np.ndarray, " J"]
-    new_vectors: Float32[np.ndarray, "J D"]
+    built: int
+    searcher: Searcher | None  # None: compared one by one
+
+    @property
+    def sample(self) -> Int32[np.ndarray, " n"]:
+        """Rows that stand for all where not all are compared."""
+        if self.searcher is None:
+            return np.arange(len(self.items), dtype=np.int32)
+        return np.random.default_rng(0).integers(0, len(self.items), SAMPLE_OF_ALL, np.int32)
 
 
 class HostIndex:
@@ -119,18 +126,21 @@ class HostIndex:
         """
         self._count, self._scann_above = count, scann_above
         self._leaf = np.array(leaf_of_item, np.int32)
+        self._row = np.full(len(vectors), NONE)  # of the item in its prefix
         self._is_removed = np.zeros(len(vectors), bool)
         self._prefixes: dict[int, Prefix] = {}
         order = np.argsort(self._leaf, kind="stable").astype(np.int32)
         order = order[self._leaf[order] >= 0]
         leaves, starts = np.unique(self._leaf[order], return_index=True)
         for leaf, items in zip(leaves.tolist(), np.split(order, starts[1:]), strict=True):
-            self._prefixes[leaf] = self._built(items, np.ascontiguousarray(vectors[items]))
+            self._build(leaf, items, vectors[items])
 
-    def _built(self, items: np.ndarray, vectors: np.ndarray) -> Prefix:
+    def _build(self, leaf: int, items: np.ndarray, vectors: np.ndarray) -> None:
+        vectors = np.ascontiguousarray(vectors, np.float32)
         is_large = len(items) >= self._scann_above
         searcher = Searcher.build(vectors, self._count) if is_large else None
-        return Prefix(items, vectors, searcher, items[:0], vectors[:0])
+        self._prefixes[leaf] = Prefix(items, vectors, len(items), searcher)
+        self._row[items] = np.arange(len(items))
 
     @property
     def recall(self) -> Mapping[int, float]:
@@ -155,16 +165,80 @@ class HostIndex:
         """
         items = np.full((len(queries), count), NONE)
         products = np.full((len(queries), count), -np.inf, np.float32)
+        for leaf, rows in self._by_leaf(leaves):
+            unwanted = [excluded[row] for row in rows] if excluded is not None else None
+            items[rows], products[rows] = self._in_leaf(leaf, queries[rows], count, unwanted)
+        return items, products
+
+    def of_beams(
+        self,
+        queries: Float32[np.ndarray, "B M D"],
+        leaves: Int32[np.ndarray, "B M"],
+        count: int,
+        sharpness: Float32[np.ndarray, " B"],
+        seen: Int32[np.ndarray, "B S"] | None,
+        listed: Int32[np.ndarray, "B L"] | None,
+    ) -> tuple[
+        Int32[np.ndarray, "B M R"], Float32[np.ndarray, "B M R"], Float32[np.ndarray, "B M"]
+    ]:
+        """What `retrieval.search` gives for each beam: items, cosines and the log-normaliser, an
+        estimate where ScaNN has searched.
+
+        Behind the `count` nearest stand those of the `listed` items (padded beyond the last item)
+        that lie in the prefix: where counts speak for an item, it has to be among what they choose
+        from, however far it lies.
+        """
+        batch, beams, width = queries.shape
+        flat, of_leaf = queries.reshape(-1, width), leaves.reshape(-1)
+        excluded = None
+        if seen is not None:
+            excluded = [row[row >= 0] for row in seen for _ in range(beams)]
+        items, products = self.search(flat, of_leaf, count, excluded)
+        normaliser = self.log_normaliser(flat, of_leaf, np.repeat(sharpness, beams), items)
+        items, products = (part.reshape(batch, beams, count) for part in (items, products))
+        if listed is not None:
+            more = self._listed(queries, leaves, listed, seen, items)
+            items, products = (
+                np.concatenate(parts, axis=2) for parts in zip((items, products), more, strict=True)
+            )
+        return items, products, normaliser.reshape(batch, beams)
+
+    def log_normaliser(
+        self,
+        queries: Float32[np.ndarray, "n D"],
+        leaves: Int32[np.ndarray, " n"],
+        sharpness: Float32[np.ndarray, " n"],
+        found: Int32[np.ndarray, "n k"],
+    ) -> Float32[np.ndarray, " n"]:
+        """logsumexp(sharpness * product) over each leaf; -inf where it is empty or -1.
+
+        Where ScaNN searches, of the `found` items and, for all others, of a sample of the leaf.
+        """
+        totals = np.full(len(queries), -np.inf, np.float32)
+        for leaf, rows in self._by_leaf(leaves):
+            prefix = self._prefixes[leaf]
+            sample = prefix.sample
+            logits = (queries[rows] @ prefix.vectors[sample].T) * sharpness[rows, None]
+            if prefix.searcher is not None:
+                is_found = (prefix.items[sample][None, :, None] == found[rows, None, :]).any(axis=2)
+                others = len(prefix.items) - (found[rows] >= 0).sum(axis=1)
+                drawn = np.maximum((~is_found).sum(axis=1), 1)
+                logits = np.where(is_found, -np.inf, logits + np.log(others / drawn)[:, None])
+                known = prefix.vectors[self._row[found[rows]]]
+                own = np.einsum("nD,nkD->nk", queries[rows], known) * sharpness[rows, None]
+                own = np.where(found[rows] >= 0, own, -np.inf)
+                logits = np.concatenate([logits, own], axis=1)
+            top = logits.max(axis=1, keepdims=True)
+            totals[rows] = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
+        return totals
+
+    def _by_leaf(self, leaves: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Each leaf that has items, and the queries that look into it."""
         order = np.argsort(leaves, kind="stable")
-        order = order[leaves[order] >= 0]
         known, starts = np.unique(leaves[order], return_index=True)
         for leaf, rows in zip(known.tolist(), np.split(order, starts[1:]), strict=True):
-            if leaf not in self._prefixes:
-                continue
-            unwanted = [excluded[row] for row in rows] if excluded is not None else None
-            found = self._in_leaf(leaf, queries[rows], count, unwanted)
-            items[rows], products[rows] = found
-        return items, products
+            if leaf in self._prefixes:
+                yield leaf, rows
 
     def _in_leaf(
         self,
@@ -174,30 +248,43 @@ class HostIndex:
         excluded: list[np.ndarray] | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         prefix = self._prefixes[leaf]
-        of_leaf = None
-        if excluded is not None:
-            of_leaf = [row[self._leaf[row] == leaf] for row in excluded]
+        of_leaf = [row[self._leaf[row] == leaf] for row in excluded or ()]
         if prefix.searcher is None:
             items = np.broadcast_to(prefix.items, (len(queries), len(prefix.items)))
             products = queries @ prefix.vectors.T
         else:
             # As many more as may have to be passed over.
-            gone = int(self._is_removed[prefix.items].sum())
-            most = max(map(len, of_leaf), default=0) if of_leaf is not None else 0
-            wanted = min(count + gone + most, len(prefix.items))
+            gone = int(self._is_removed[prefix.items[: prefix.built]].sum())
+            wanted = min(count + gone + max(map(len, of_leaf), default=0), prefix.built)
             rows, products = prefix.searcher(queries, wanted)
             items = np.where(rows >= 0, prefix.items[rows], NONE)
-        if len(prefix.new_items):
-            new = np.broadcast_to(prefix.new_items, (len(queries), len(prefix.new_items)))
-            items = np.concatenate([items, new], axis=1)
-            products = np.concatenate([products, queries @ prefix.new_vectors.T], axis=1)
+            new = prefix.items[prefix.built :]
+            items = np.concatenate([items, np.tile(new, (len(queries), 1))], axis=1)
+            beside = queries @ prefix.vectors[prefix.built :].T
+            products = np.concatenate([products, beside], axis=1)
         is_out = (items < 0) | self._is_removed[items]
-        if of_leaf is not None:
-            for row, unwanted in enumerate(of_leaf):
-                if len(unwanted):
-                    is_out[row] |= np.isin(items[row], unwanted)
-        products = np.where(is_out, -np.inf, products).astype(np.float32)
-        return _best(items, products, count)
+        for row, unwanted in enumerate(of_leaf):
+            if len(unwanted):
+                is_out[row] |= np.isin(items[row], unwanted)
+        return _best(items, np.where(is_out, -np.inf, products).astype(np.float32), count)
+
+    def _listed(self, queries, leaves, listed, seen, found):
+        """Items and products of the `listed` ones in each beam's leaf that were not found."""
+        shape = (*leaves.shape, listed.shape[1])
+        items, products = np.full(shape, NONE), np.full(shape, -np.inf, np.float32)
+        for row, wanted in enumerate(listed):
+            wanted = wanted[(wanted >= 0) & (wanted < len(self._leaf))]
+            wanted = wanted[~self._is_removed[wanted]]
+            if seen is not None:
+                wanted = wanted[~np.isin(wanted, seen[row])]
+            for beam, leaf in enumerate(leaves[row].tolist()):
+                here = wanted[self._leaf[wanted] == leaf] if leaf >= 0 else wanted[:0]
+                here = here[~np.isin(here, found[row, beam])]
+                if len(here):
+                    vectors = self._prefixes[leaf].vectors[self._row[here]]
+                    items[row, beam, : len(here)] = here
+                    products[row, beam, : len(here)] = vectors @ queries[row, beam]
+        return items, products
 
     def add(
         self,
@@ -205,27 +292,30 @@ class HostIndex:
         vectors: Float32[np.ndarray, "J D"],
         leaves: Int32[np.ndarray, " J"],
     ) -> None:
-        """Adds items, or puts them in place of what they were. `vectors` have unit length."""
+        """Adds items, none of them twice, or puts them in place of what they were. `vectors` have
+        unit length."""
         size = int(items.max(initial=-1)) + 1 - len(self._leaf)
         if size > 0:
-            self._leaf = np.concatenate([self._leaf, np.full(size, NONE)])
-            self._is_removed = np.concatenate([self._is_removed, np.zeros(size, bool)])
-        known = items[(self._leaf[items] >= 0) & ~self._is_removed[items]]
-        for leaf in np.unique(self._leaf[known]).tolist():
-            self._rebuild(leaf, known)
+            self._leaf = np.pad(self._leaf, (0, size), constant_values=-1)
+            self._row = np.pad(self._row, (0, size), constant_values=-1)
+            self._is_removed = np.pad(self._is_removed, (0, size))
+        for leaf in np.unique(self._leaf[items]).tolist():  # where they were before, removed or not
+            if leaf >= 0:
+                self._rebuild(leaf, items)
         self._leaf[items] = leaves
         self._is_removed[items] = False
         for leaf in np.unique(leaves).tolist():
             here = leaves == leaf
             prefix = self._prefixes.get(leaf)
             if prefix is None:
-                self._prefixes[leaf] = self._built(items[here], vectors[here])
+                self._build(leaf, items[here], vectors[here])
                 continue
-            if np.isin(items[here], prefix.items).any():  # removed once, and back
-                self._rebuild(leaf, items[here])
-                prefix = self._prefixes[leaf]
-            prefix.new_items = np.concatenate([prefix.new_items, items[here]])
-            prefix.new_vectors = np.concatenate([prefix.new_vectors, vectors[here]])
+            self._row[items[here]] = len(prefix.items) + np.arange(here.sum())
+            self._prefixes[leaf] = dataclasses.replace(
+                prefix,
+                items=np.concatenate([prefix.items, items[here]]),
+                vectors=np.concatenate([prefix.vectors, vectors[here]]),
+            )
 
     def remove(self, items: Int32[np.ndarray, " J"]) -> None:
         """Removes items; they are passed over from now on."""
@@ -235,21 +325,19 @@ class HostIndex:
         """Builds anew the prefixes of which too many items are new or removed; their leaves."""
         found = []
         for leaf, prefix in list(self._prefixes.items()):
-            stale = len(prefix.new_items) + int(self._is_removed[prefix.items].sum())
-            if stale > STALE * max(len(prefix.items), 1):
-                self._rebuild(leaf, np.flatnonzero(self._is_removed))
+            is_removed = self._is_removed[prefix.items]
+            stale = len(prefix.items) - prefix.built + int(is_removed[: prefix.built].sum())
+            if stale > STALE * prefix.built:
+                self._rebuild(leaf, prefix.items[is_removed])
                 found.append(leaf)
         return found
 
     def _rebuild(self, leaf: int, without: np.ndarray) -> None:
-        prefix = self._prefixes[leaf]
-        items = np.concatenate([prefix.items, prefix.new_items])
-        vectors = np.concatenate([prefix.vectors, prefix.new_vectors])
-        kept = ~np.isin(items, without)
+        prefix = self._prefixes.pop(leaf)
+        kept = ~np.isin(prefix.items, without)
+        self._leaf[prefix.items[~kept]] = NONE
         if kept.any():
-            self._prefixes[leaf] = self._built(items[kept], np.ascontiguousarray(vectors[kept]))
-        else:
-            del self._prefixes[leaf]
+            self._build(leaf, prefix.items[kept], prefix.vectors[kept])
 
 
 def top_rows(

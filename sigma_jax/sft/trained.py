@@ -50,6 +50,7 @@ def generation_config(config: SftConfig, num_beams: int, batch_size: int) -> Gen
         batch_size=batch_size,
         early_beams=(),
         beam_margin=0.0,
+        retrieval="exact",
     )
 
 

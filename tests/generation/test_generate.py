@@ -29,6 +29,7 @@ CONFIG = GenerationConfig(
     batch_size=2,
     early_beams=(),
     beam_margin=0.0,
+    retrieval="exact",
 )
 
 
@@ -225,6 +226,34 @@ def test_bias_multiplies_probabilities_and_decides_what_is_retrieved():
             for item in sorted(np.flatnonzero(codes == c), key=lambda item: -prob[item])[:2]
         }
         assert set(short.items[row][short.items[row] >= 0]) == best
+
+
+@pytest.mark.parametrize("depth, open_query", [(0, True), (1, False), (2, True)])
+def test_the_host_retrieves_what_the_device_does(depth, open_query):
+    model, tables = recommender(open_query=open_query)
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS)
+    trie = build_trie(semantic_ids().codes, depth, CODES)
+    rng = np.random.default_rng(0)
+    items = np.sort(rng.permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)[:, :8], axis=1)
+    features = ItemFeatures(items.astype(np.int32), rng.normal(0, 3, (3, 8, 1)).astype(np.float32))
+    seen = np.array([[1, 2, -1], [3, -1, -1], [-1, -1, -1]], np.int32)
+    weights = np.array([[1.0]], np.float32)
+    choices = [Choice(), Choice(seen), Choice(None, features, weights)]
+    device, host = (
+        Generator(model, tables, trie, dataclasses.replace(config, retrieval=how), "token")
+        for how in ("exact", "scann")
+    )
+    for expected, found in zip(
+        *(generator.variants(prompts(), 20, choices) for generator in (device, host)), strict=True
+    ):
+        np.testing.assert_array_equal(found.items, expected.items)
+        np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-4)
+    few = dataclasses.replace(config, num_retrieved=2, retrieval="scann")
+    generator = Generator(model, tables, trie, few, "token")
+    [short] = generator.variants(prompts(), NUM_ITEMS, choices[2:])
+    if depth:  # what counts speak for is there, however far it lies
+        for row in range(3):
+            assert set(items[row]) <= set(short.items[row])
 
 
 def test_features_weigh_as_the_task_that_is_read_in_the_prompt():

@@ -101,6 +101,40 @@ def test_items_come_go_and_come_back_without_and_with_a_rebuild(state):
     leaf_of |= kept
 
 
+def test_beams_get_items_what_is_listed_and_the_denominator(state):
+    index, vectors, leaf_of = state
+    table = np.stack([vectors[item] for item in range(len(vectors))])
+    leaf = np.array([leaf_of.get(item, -1) for item in range(len(table))])
+    queries = clustered(6, 11).reshape(2, 3, D)
+    leaves = np.array([[0, 1, -1], [3, 0, LEAVES]], np.int32)
+    sharpness = np.array([5.0, 12.0], np.float32)
+    kept = [item for item in leaf_of if not index._is_removed[item]]
+    rng = np.random.default_rng(12)
+    listed = np.stack([np.sort(rng.choice(kept, 40, replace=False)) for _ in range(2)])
+    listed = listed.astype(np.int32)
+    listed[:, -1] = np.iinfo(np.int32).max
+    seen = np.full((2, 4), -1, np.int32)
+    seen[:, :2] = listed[:, :2]
+    items, products, normaliser = index.of_beams(queries, leaves, 10, sharpness, seen, listed)
+    near = index.search(queries.reshape(6, D), leaves.reshape(-1), 10, list(np.repeat(seen, 3, 0)))
+    np.testing.assert_array_equal(items[:, :, :10].reshape(6, 10), near[0])
+    for row in range(2):
+        for beam in range(3):
+            found = items[row, beam][items[row, beam] >= 0]
+            assert len(set(found)) == len(found) and not set(found) & set(seen[row])
+            here = {i for i in listed[row, :-1] if leaf[i] == leaves[row, beam]} - set(seen[row])
+            assert here <= set(found)
+            got = products[row, beam][items[row, beam] >= 0]
+            np.testing.assert_allclose(got, table[found] @ queries[row, beam], atol=1e-5)
+            logits = table[leaf == leaves[row, beam]] @ queries[row, beam] * sharpness[row]
+            if leaves[row, beam] < 0 or not len(logits):
+                assert normaliser[row, beam] == -np.inf
+                continue
+            exact = np.log(np.exp(logits).sum())
+            room = 0.2 if int(leaves[row, beam]) in index.recall else 0.02
+            assert normaliser[row, beam] == pytest.approx(exact, abs=room)
+
+
 def test_leaves_of_a_trie():
     codes = np.random.default_rng(0).integers(0, 5, (80, 2)).astype(np.int32)
     trie = build_trie(codes, 2, 5)

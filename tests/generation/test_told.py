@@ -18,7 +18,7 @@ WORDS = WordTable.make(
     ["red a", "b", *(f"number{n}" for n in range(NUM_ITEMS))],
     ["find for me"],
 )
-CONFIG = GenerationConfig(30, NUM_ITEMS, 0.1, 1.0, 0.05, "exact", "fused", 2, (), 0.0)
+CONFIG = GenerationConfig(30, NUM_ITEMS, 0.1, 1.0, 0.05, "exact", "fused", 2, (), 0.0, "exact")
 
 
 @pytest.fixture(scope="module", params=[0, 2], ids=["one prefix", "prefixes of two codes"])

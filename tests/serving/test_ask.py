@@ -10,7 +10,7 @@ import pytest
 from small_export import new_items, one, users_of, write_rows
 
 from sigma_jax.evaluation.run import make_generator
-from sigma_jax.generation import generate
+from sigma_jax.generation import generate, rank
 from sigma_jax.recommend import one_request, recommend_all
 from sigma_jax.schema import Requests
 from sigma_jax.serving.ask import Answering, Living
@@ -102,7 +102,7 @@ def test_a_swap_compiles_nothing_and_mixes_nothing(own, data, tmp_path):
     asked = one(read_users(str(path), living.now.reading, 100))
     count = len(living.now.version)
     living.now.recommend(asked, count + 1)
-    programs = (generate._search_beams, generate._rank, generate._answer)
+    programs = (generate._search_beams, rank.rank, generate._answer)
     compiled = [program._cache_size() for program in programs]
     first = living.now.version
     gone = first.catalogue.ids(np.arange(5))

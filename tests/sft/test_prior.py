@@ -30,7 +30,7 @@ from sigma_jax.sft.prior import (
 from sigma_jax.sft.trends import DAY
 
 REQUESTS = LEAST_TARGETS + 10
-GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3, (), 0.0)
+GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3, (), 0.0, "exact")
 
 
 def anything(columns) -> np.ndarray:
