@@ -137,6 +137,7 @@ def measure(history: int, users: int, beams: int, rounds: int) -> dict[str, floa
                 times[name].append(1000 * (time.perf_counter() - start) / users)
     row |= {f"{name}_ms": float(np.median(values)) for name, values in times.items()}
     one, other = (jax.device_get(results[name]) for name in ("shared", "copied"))
+    np.testing.assert_array_equal(one[0], other[0])
     np.testing.assert_allclose(one[1], other[1], atol=1e-3)
     row["memory_ratio"] = row["copied"] / row["shared"]
     row["time_ratio"] = row["copied_ms"] / row["shared_ms"]

@@ -45,8 +45,9 @@ def check(number: int) -> tuple[int, int]:
     is_active = rng.random(count) < rng.choice([0.05, 0.5, 1.0])
     is_active[rng.integers(count)] = True
     trie = with_room(build_trie(codes, levels, size))
+    chosen = None if is_active.all() else subset(trie, is_active)
     found, paths, is_valid = map(
-        np.asarray, search(trie, jax.random.key(number), size, beams, subset(trie, is_active))
+        np.asarray, search(trie, jax.random.key(number), size, beams, chosen)
     )
     active = {tuple(path) for path in codes[is_active].tolist()}
     assert (is_valid.sum(axis=1) == min(beams, len(active))).all() or beams < len(active), number

@@ -91,8 +91,8 @@ def beam_search(
     assert len(widths) == depth, (widths, depth)
     batch, length = prompts.tokens.shape
     tokens_of = [1] * depth
-    if depth and item_query == "token":  # it goes through the backbone together with the last code
-        tokens_of[-1] = 2
+    if depth:  # the query goes through the backbone together with the last code
+        tokens_of[-1] = {"token": 2, "code": 1, "none": 0}[item_query]
     first_row = [0, *itertools.accumulate(map(operator.mul, widths, tokens_of))]
     own_rows = first_row[-1]
     cache = KVCache.empty(model.backbone.config, batch, length + own_rows)
@@ -178,8 +178,12 @@ def select(
       subset: the items that may be recommended.
       margin: children less likely than the best by more are dropped.
     """
-    if below is None and subset is None and str(level) in trie.dense:
-        return _select_dense(state, log_probs, trie, level, num_beams, log_normaliser, margin)
+    tables = trie.dense if subset is None else subset.dense
+    if below is None and str(level) in tables:
+        table = tables[str(level)]
+        return _select_dense(
+            state, log_probs, trie, level, table, num_beams, log_normaliser, margin
+        )
     codes, nodes, is_child = children(trie, level, state.nodes)
     step = jnp.take_along_axis(log_probs, jnp.where(is_child, codes, 0), axis=-1)
     if log_normaliser is not None:
@@ -206,6 +210,7 @@ def _select_dense(
     log_probs: Float[Array, "B M C"],
     trie: Trie,
     level: int,
+    table: Bool[Array, "n C"],
     num_beams: int,
     log_normaliser: Float[Array, "B M"] | None,
     margin: float,
@@ -213,7 +218,7 @@ def _select_dense(
     """`select` where most codes are children: scores of all codes, and the nodes of the best."""
     is_beam = state.nodes >= 0
     row = jnp.where(is_beam, state.nodes - jnp.asarray(trie.level_start)[level], 0)
-    is_child = jnp.asarray(trie.dense[str(level)])[row] & is_beam[..., None]
+    is_child = jnp.asarray(table)[row] & is_beam[..., None]
     before = state.scores if log_normaliser is None else state.scores - log_normaliser
     scores = jnp.where(is_child, before[..., None] + log_probs, -jnp.inf)
     best, parent, place = _best_children(scores, num_beams, margin)

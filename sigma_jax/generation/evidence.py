@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
-from sigma_jax.generation.trie import Trie, power_of_two
+from sigma_jax.generation.trie import Trie
 from sigma_jax.generation.trie_build import nodes_of_leaves
 from sigma_jax.losses import LOG_ZERO, cosines
 
@@ -51,8 +51,7 @@ class ItemEvidence:
 def make_evidence(trie: Trie, vectors: Float[Array, "I D"], temperature: float) -> ItemEvidence:
     """Evidence over the leaves of `trie`; `vectors` in their order (PrefixIndex.vectors)."""
     items_of_leaf = np.diff(np.asarray(trie.leaf_start)[: trie.num_leaves + 1])
-    counts = np.diff(np.asarray(trie.level_start))[1:]
-    sizes = tuple(power_of_two(int(count) + 1) for count in counts)
+    sizes = trie.level_sizes
     nodes = np.tile(np.array(sizes, np.int32)[:, None], vectors.shape[0])
     for size, row, above in zip(sizes, nodes, nodes_of_leaves(trie), strict=True):
         row[: trie.num_items] = np.repeat(np.where(above < 0, size, above), items_of_leaf)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float16, Float32, Int32
 
-from sigma_jax.generation.trie import Subset, Trie, power_of_two
+from sigma_jax.generation.trie import Subset, Trie
 from sigma_jax.losses import unit
 
 CHUNK = 128
@@ -52,7 +52,7 @@ def build_index(
         vectors=jnp.where(items[:, None] >= 0, rows, 0),
         sorted_items=items,
         leaf_start=jnp.asarray(trie.leaf_start),
-        chunk=min(chunk, power_of_two(trie.largest_leaf)),
+        chunk=min(chunk, len(trie.sorted_items)),
         is_whole=trie.depth == 0,
     )
 

@@ -51,6 +51,8 @@ class Trie:
     # Of levels without tails, with few nodes and many codes behind each: which codes they are.
     dense: dict[str, Bool[Array, "nodes C"]]
     widths: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # powers of two
+    # More than the nodes of levels 1, 2, ...: sizes of arrays by node of a level.
+    level_sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     @property
     def depth(self) -> int:
@@ -89,7 +91,11 @@ class Trie:
             np.save(folder / f"trie_{name}.npy", np.asarray(getattr(self, name)))
         for level, table in self.dense.items():
             np.save(folder / f"trie_dense_{level}.npy", np.asarray(table))
-        settings = {"widths": self.widths, "dense": list(self.dense)}
+        settings = {
+            "widths": self.widths,
+            "level_sizes": self.level_sizes,
+            "dense": list(self.dense),
+        }
         (folder / "trie.json").write_text(json.dumps(settings))
 
     @classmethod
@@ -98,16 +104,17 @@ class Trie:
         path = folder / "trie.json"
         try:
             settings = json.loads(path.read_text())
-            widths, levels = tuple(settings["widths"]), settings["dense"]
+            static = (tuple(settings["widths"]), tuple(settings["level_sizes"]))
+            levels = settings["dense"]
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path} is missing or damaged; build the trie again.") from error
         ndim = {"leaf_codes": 2}
         arrays = (read_npy(folder / f"trie_{name}.npy", ndim.get(name, 1)) for name in _ARRAYS)
         dense = {level: read_npy(folder / f"trie_dense_{level}.npy", 2) for level in levels}
-        return cls(*arrays, dense, widths)
+        return cls(*arrays, dense, *static)
 
 
-_ARRAYS = tuple(field.name for field in dataclasses.fields(Trie))[:-2]
+_ARRAYS = tuple(field.name for field in dataclasses.fields(Trie))[:-3]
 
 
 @jax.tree_util.register_dataclass
@@ -121,6 +128,7 @@ class Subset:
 
     nodes: UInt32[Array, " words"]  # whether a node has such an item below it
     rows: UInt32[Array, " words"]  # whether sorted_items[row] is one
+    dense: dict[str, Bool[Array, "nodes C"]]  # as in the trie, of such children
 
     def has_nodes(self, nodes: Int32[Array, "*N"]) -> Bool[Array, "*N"]:
         """Whether each node leads to an item of the subset; nodes of -1 no matter what."""

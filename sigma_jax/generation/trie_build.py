@@ -17,13 +17,12 @@ DENSE_SHARE = 8  # nodes of the level have one of so many codes at least
 
 
 def build_trie(
-    codes: Int[np.ndarray, "I L"], depth: int, codebook_size: int, tails_from: int = MAX_LEVELS
+    codes: Int[np.ndarray, "I L"], depth: int, codebook_size: int, before: Trie | None = None
 ) -> Trie:
     """The trie over the first `depth` codes of every item; order and repeats do not matter.
 
-    Depth 0 is one leaf with all items. `tails_from`: the first level that may have tails, if none
-    above has any; that of an older version keeps its shapes. ValueError where codes and settings do
-    not fit.
+    Depth 0 is one leaf with all items. `before`: of an older version of the catalogue, whose
+    structure is kept (see `with_room`). ValueError where codes and settings do not fit.
     """
     codes = np.asarray(codes)
     check_codes(codes, depth, codebook_size)
@@ -37,7 +36,9 @@ def build_trie(
     shared = np.append(shared[leaf_start], np.int8(0))
     # The level at which each leaf has a node to itself, where its nodes end.
     last = np.minimum(np.maximum(shared[:-1], shared[1:]) + 1, depth)
-    tails_from = min(tails_from, int(last.min(initial=depth)))
+    tails_from = int(last.min(initial=depth))
+    if before is not None:
+        tails_from = min(tails_from, before.tails_from)
     level_leaves = [np.array([0])]  # the first leaf below each node, level by level
     edge_code, edge_start, widths, dense = [], [], [], {}
     edges = 0
@@ -49,9 +50,12 @@ def build_trie(
         edge_start.append(edges + start)
         edge_code.append(rows[leaves, level - 1])
         widths.append(power_of_two(degrees.max(initial=0)))
-        cells = len(degrees) * codebook_size
-        is_full = cells <= DENSE_CELLS and len(leaves) * DENSE_SHARE >= cells
-        if is_full and level <= tails_from:  # its parents are no tails
+        if before is not None:
+            is_dense = str(level - 1) in before.dense
+        else:
+            cells = len(degrees) * codebook_size
+            is_dense = cells <= DENSE_CELLS and len(leaves) * DENSE_SHARE >= cells
+        if is_dense and level <= tails_from:  # its parents are no tails
             table = np.zeros((padded_size(len(degrees)), codebook_size), bool)
             table[np.repeat(np.arange(len(degrees)), degrees), edge_code[-1]] = True
             dense[str(level - 1)] = table
@@ -68,6 +72,7 @@ def build_trie(
         sorted_items=_pad(order, -1, np.int32),
         dense=dense,
         widths=tuple(widths),
+        level_sizes=tuple(padded_size(count + 1) for count in counts[1:]),
     )
 
 
@@ -96,10 +101,18 @@ def with_room(trie: Trie, before: Trie | None = None) -> Trie:
         known = len(before.dense.get(level, ())) if before is not None else 0
         size = max(room_for(len(table), known), len(table))
         dense[level] = np.pad(table, ((0, size - len(table)), (0, 0)))
-    widths = trie.widths
-    if before is not None:
-        widths = tuple(map(max, widths, before.widths))
-    return dataclasses.replace(trie, dense=dense, widths=widths, **arrays)
+    level_start, edge_start = np.asarray(trie.level_start), np.asarray(trie.edge_start)
+    widths, sizes = [], []
+    for level in range(trie.depth):
+        nodes = slice(level_start[level], level_start[level + 1] + 1)
+        most = int(np.diff(edge_start[nodes]).max(initial=1))
+        known = before.widths[level] if before is not None else 0
+        widths.append(known if most <= known else power_of_two(most + most // 8))
+        count = int(level_start[level + 2] - level_start[level + 1]) + 1
+        sizes.append(room_for(count, before.level_sizes[level] if before is not None else 0))
+    return dataclasses.replace(
+        trie, dense=dense, widths=tuple(widths), level_sizes=tuple(sizes), **arrays
+    )
 
 
 def room_for(count: int, before: int = 0) -> int:
@@ -130,8 +143,16 @@ def subset(trie: Trie, is_active: Bool[np.ndarray, " I"]) -> Subset:
             below = nodes[level_start[level + 1] : level_start[level + 2]]
             first = edge_start[inner] - edge_start[level_start[level]]
             nodes[inner] = np.logical_or.reduceat(below, first)
+    dense = {}
+    for level, table in trie.dense.items():
+        above = np.arange(level_start[int(level)], level_start[int(level) + 1])
+        parents = np.repeat(np.arange(len(above)), np.diff(edge_start[above[0] : above[-1] + 2]))
+        edges = np.arange(edge_start[above[0]], edge_start[above[-1] + 1])
+        dense[level] = np.zeros_like(table)
+        dense[level][parents, np.asarray(trie.edge_code)[edges]] = nodes[edges + 1]
     sizes = (len(trie.node_leaf), len(trie.sorted_items))
-    return Subset(*(_words(bits, size) for bits, size in zip((nodes, rows), sizes, strict=True)))
+    words = (_words(bits, size) for bits, size in zip((nodes, rows), sizes, strict=True))
+    return Subset(*words, dense)
 
 
 def nodes_of_leaves(trie: Trie) -> Int64[np.ndarray, "depth P"]:

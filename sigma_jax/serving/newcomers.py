@@ -113,7 +113,7 @@ def add_items(
         semantic_ids.codes,
         before.trie.depth,
         semantic_ids.codebook_size,
-        before.trie.tails_from,
+        before.trie,
     )
     version = dataclasses.replace(
         before,

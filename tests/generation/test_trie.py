@@ -173,7 +173,7 @@ def test_a_catalogue_that_grows_a_little_keeps_its_shapes():
     codes = rng.integers(0, 30, (5_000, 4)).astype(np.int32)
     more = np.concatenate([codes, rng.integers(0, 30, (50, 4)).astype(np.int32)])
     first = with_room(build_trie(codes, 4, 30))
-    second = with_room(build_trie(more, 4, 30, first.tails_from), first)
+    second = with_room(build_trie(more, 4, 30, first), first)
     assert jax.tree.structure(first) == jax.tree.structure(second)
     assert first.dense.keys() == {"0", "1"} and first.tails_from == 2
     for before, after in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
