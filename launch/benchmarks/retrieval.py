@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sigma_jax.data.vectors import unit_rows
-from sigma_jax.generation.host_index import Searcher, top_rows
+from sigma_jax.generation.searcher import Searcher, top_rows
 
 DIMENSIONS, COUNT, QUERIES = 128, 50, 256
 

@@ -67,7 +67,9 @@ class GenerationConfig:
 
     def under_load(self, share: float) -> GenerationConfig:
         """For times when only `share` of the work can be done: fewer beams, a power of two of them,
-        so that few programs are compiled."""
+        so that few programs are compiled (Generator.at_load)."""
+        if share >= 1:
+            return self
         widths = (self.num_beams, *self.early_beams)
         last, *early = (max(power_of_two(int(width * share) + 1) // 2, 1) for width in widths)
         return dataclasses.replace(self, num_beams=last, early_beams=tuple(early))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -22,7 +23,7 @@ from sigma_jax.generation.rank import Given, Recommendations, rank, rank_found, 
 from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index
 from sigma_jax.generation.told import Answer, ItemWords, Told, read_answer, told_of
 from sigma_jax.generation.trie import Subset, Trie
-from sigma_jax.generation.trie_build import build_trie, subset
+from sigma_jax.generation.trie_build import active_items, build_trie, subset
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.recommender import Recommender, Tables
 from sigma_jax.schema import SemanticIds
@@ -71,7 +72,8 @@ class Generator:
         self.host = None
         if config.retrieval == "scann":
             leaves = leaves_of_items(np.asarray(trie.leaf_start), np.asarray(trie.sorted_items))
-            self.host = HostIndex(leaves, np.asarray(vectors), config.num_retrieved)
+            count = self._per_prefix(config).num_retrieved
+            self.host = HostIndex(leaves, np.asarray(vectors), count)
         self.evidence = None
         if model.config.has_open_query:
             self.evidence = make_evidence(trie, self.index.vectors, config.temperature)
@@ -98,6 +100,13 @@ class Generator:
             depth = 0
         trie = build_trie(semantic_ids.codes, depth, semantic_ids.codebook_size)
         return cls(model, tables, trie, config, item_query, words)
+
+    def at_load(self, share: float) -> Generator:
+        """The same with beams for `share` of the work (GenerationConfig.under_load); it shares all
+        arrays and compiled programs."""
+        other = copy.copy(self)
+        other.config = self.config.under_load(share)
+        return other
 
     def subset(self, is_active: Bool[np.ndarray, " I"]) -> Subset:
         """The active items, as `variants` takes them. ValueError where there is none."""
@@ -129,8 +138,6 @@ class Generator:
         # Choices mostly share a table; on the device it is large.
         held = {id(c.table): jnp.asarray(c.table) for c in choices if c.table is not None}
 
-        assert self.host is None or active is None, "a subset is searched on the device"
-
         def answer(rows: np.ndarray) -> list[Recommendations]:
             batch = Prompts(**take_rows(dict(prompts), rows))
             beams = _search_beams(
@@ -158,20 +165,28 @@ class Generator:
                 if self.host is None:
                     found.append(rank(self.index, beams, active, given, config, count))
                 else:
-                    found.append(self._rank_on_host(beams, given, config, count))
+                    found.append(self._rank_on_host(beams, given, config, count, active))
             return found
 
         return self._by_batch(len(prompts["lengths"]), answer)
 
     def _rank_on_host(
-        self, beams: Beams, given: Given, config: GenerationConfig, count: int
+        self,
+        beams: Beams,
+        given: Given,
+        config: GenerationConfig,
+        count: int,
+        active: Subset | None,
     ) -> Recommendations:
         """`rank` with the items that the host finds in the prefixes."""
         sharpness = np.asarray(sharpness_of(beams, config))
         queries, leaves = np.asarray(beams.queries), np.asarray(beams.leaves)
         seen = np.asarray(given.seen) if given.seen is not None else None
         listed = np.asarray(given.features.items) if given.features is not None else None
-        found = self.host.of_beams(queries, leaves, config.num_retrieved, sharpness, seen, listed)
+        allowed = None if active is None else active_items(self.trie, active)
+        found = self.host.of_beams(
+            queries, leaves, config.num_retrieved, sharpness, seen, listed, allowed
+        )
         return rank_found(self.index, beams, *map(jnp.asarray, found), given, config, count)
 
     def told(

@@ -1,96 +1,28 @@
 """Nearest items inside prefixes (Eq. 9 of SIGMA) on the host, for catalogues whose prefixes are
 large: ScaNN where a prefix holds many items, a plain product elsewhere.
 
-How far ScaNN looks is not configured but measured when a prefix is built: it looks into more of its
-partitions until it finds RECALL of what a product finds. The queries for that are given, or items
-of the prefix with as much noise: a model's queries lie near many items and at none.
-
 Items come and go without a rebuild: new ones lie beside their prefix and are compared one by one,
-removed ones are passed over; a prefix of which too many are either is built anew (`compact`).
+removed ones are passed over; a prefix of which too many are either is built anew (`compact`), and
+so is one whose item is put into another place.
 
 Axes: n queries, each with the leaf it looks into; I items, D dimensions, k items found.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Bool, Float32, Int, Int32
 
-from sigma_jax.data.vectors import unit_rows
+from sigma_jax.generation.searcher import HAS_SCANN, Searcher, top_rows
 
-RECALL = 0.98
-SAMPLE = 256  # queries that recall is measured with
 SCANN_ABOVE = 20_000  # items of a prefix from which ScaNN is faster than a product
 STALE = 0.1  # share of a prefix, new or removed, above which `compact` builds it anew
-TRAINING_ROWS = 100_000
 SAMPLE_OF_ALL = 1_024  # items of a leaf that stand for all in the denominator of Eq. 11
 NONE = np.int32(-1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Searcher:
-    """ScaNN over the rows of one prefix, and how far it has to look."""
-
-    scann: Any
-    partitions: int  # of them all, those it looks into
-    candidates: int  # that are scored exactly
-    recall: float  # measured
-
-    @classmethod
-    def build(
-        cls,
-        vectors: Float32[np.ndarray, "I D"],
-        count: int,
-        queries: Float32[np.ndarray, "n D"] | None = None,
-    ) -> Searcher:
-        """Over `vectors`, for searches of about `count` items by such `queries`."""
-        import scann
-
-        size, count = len(vectors), min(count, len(vectors))
-        total = max(int(np.sqrt(size)), 1)
-        builder = scann.scann_ops_pybind.builder(vectors, count, "dot_product")
-        builder = builder.tree(
-            num_leaves=total,
-            num_leaves_to_search=max(total // 50, 1),
-            training_sample_size=min(size, TRAINING_ROWS),
-        )
-        builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
-        searcher = builder.reorder(4 * count).build()
-        rng = np.random.default_rng(0)
-        if queries is None:
-            noise = rng.normal(size=(SAMPLE, vectors.shape[1]))
-            drawn = vectors[rng.integers(0, size, SAMPLE)]
-            queries = unit_rows(drawn + noise / np.linalg.norm(noise, axis=1, keepdims=True))
-        queries = np.ascontiguousarray(queries[rng.permutation(len(queries))[:SAMPLE]], np.float32)
-        exact = top_rows(queries @ vectors.T, count)[0]
-        looked, candidates = max(total // 50, 1), 4 * count
-        while True:
-            found, _ = searcher.search_batched(queries, count, candidates, looked)
-            recall = np.mean(
-                [np.isin(a, b).mean() for a, b in zip(exact, np.asarray(found), strict=True)]
-            )
-            if recall >= RECALL or (looked >= total and candidates >= size):
-                return cls(searcher, looked, candidates, float(recall))
-            if looked < total:
-                looked = min(looked + max(looked // 2, 1), total)
-            else:
-                candidates = min(2 * candidates, size)
-
-    def __call__(
-        self, queries: Float32[np.ndarray, "n D"], count: int
-    ) -> tuple[Int[np.ndarray, "n k"], Float32[np.ndarray, "n k"]]:
-        """Rows and products, best first; -1 where ScaNN gives none."""
-        candidates = max(self.candidates, count)
-        rows, products = self.scann.search_batched_parallel(
-            queries, count, candidates, self.partitions
-        )
-        rows, products = np.asarray(rows, np.int64), np.asarray(products, np.float32)
-        is_found = np.isfinite(products)
-        return np.where(is_found, rows, -1), np.where(is_found, products, -np.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,15 +61,12 @@ class HostIndex:
         self._row = np.full(len(vectors), NONE)  # of the item in its prefix
         self._is_removed = np.zeros(len(vectors), bool)
         self._prefixes: dict[int, Prefix] = {}
-        order = np.argsort(self._leaf, kind="stable").astype(np.int32)
-        order = order[self._leaf[order] >= 0]
-        leaves, starts = np.unique(self._leaf[order], return_index=True)
-        for leaf, items in zip(leaves.tolist(), np.split(order, starts[1:]), strict=True):
-            self._build(leaf, items, vectors[items])
+        for leaf, items in _groups(self._leaf):
+            self._build(leaf, items.astype(np.int32), vectors[items])
 
     def _build(self, leaf: int, items: np.ndarray, vectors: np.ndarray) -> None:
         vectors = np.ascontiguousarray(vectors, np.float32)
-        is_large = len(items) >= self._scann_above
+        is_large = HAS_SCANN and len(items) >= self._scann_above
         searcher = Searcher.build(vectors, self._count) if is_large else None
         self._prefixes[leaf] = Prefix(items, vectors, len(items), searcher)
         self._row[items] = np.arange(len(items))
@@ -178,6 +107,7 @@ class HostIndex:
         sharpness: Float32[np.ndarray, " B"],
         seen: Int32[np.ndarray, "B S"] | None,
         listed: Int32[np.ndarray, "B L"] | None,
+        is_allowed: Bool[np.ndarray, " I"] | None = None,
     ) -> tuple[
         Int32[np.ndarray, "B M R"], Float32[np.ndarray, "B M R"], Float32[np.ndarray, "B M"]
     ]:
@@ -186,13 +116,17 @@ class HostIndex:
 
         Behind the `count` nearest stand those of the `listed` items (padded beyond the last item)
         that lie in the prefix: where counts speak for an item, it has to be among what they choose
-        from, however far it lies.
+        from, however far it lies. Items that are not allowed are passed over as removed ones are.
         """
         batch, beams, width = queries.shape
         flat, of_leaf = queries.reshape(-1, width), leaves.reshape(-1)
         excluded = None
         if seen is not None:
             excluded = [row[row >= 0] for row in seen for _ in range(beams)]
+        if is_allowed is not None:
+            shown = copy.copy(self)
+            shown._is_removed = self._is_removed | ~is_allowed
+            return shown.of_beams(queries, leaves, count, sharpness, seen, listed)
         items, products = self.search(flat, of_leaf, count, excluded)
         normaliser = self.log_normaliser(flat, of_leaf, np.repeat(sharpness, beams), items)
         items, products = (part.reshape(batch, beams, count) for part in (items, products))
@@ -234,11 +168,7 @@ class HostIndex:
 
     def _by_leaf(self, leaves: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Each leaf that has items, and the queries that look into it."""
-        order = np.argsort(leaves, kind="stable")
-        known, starts = np.unique(leaves[order], return_index=True)
-        for leaf, rows in zip(known.tolist(), np.split(order, starts[1:]), strict=True):
-            if leaf in self._prefixes:
-                yield leaf, rows
+        return ((leaf, rows) for leaf, rows in _groups(leaves) if leaf in self._prefixes)
 
     def _in_leaf(
         self,
@@ -249,14 +179,17 @@ class HostIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         prefix = self._prefixes[leaf]
         of_leaf = [row[self._leaf[row] == leaf] for row in excluded or ()]
-        if prefix.searcher is None:
+        searcher = prefix.searcher
+        gone = int(self._is_removed[prefix.items[: prefix.built]].sum())
+        if 2 * gone > prefix.built:
+            searcher = None  # most of what it finds would be passed over
+        if searcher is None:
             items = np.broadcast_to(prefix.items, (len(queries), len(prefix.items)))
             products = queries @ prefix.vectors.T
         else:
             # As many more as may have to be passed over.
-            gone = int(self._is_removed[prefix.items[: prefix.built]].sum())
             wanted = min(count + gone + max(map(len, of_leaf), default=0), prefix.built)
-            rows, products = prefix.searcher(queries, wanted)
+            rows, products = searcher(queries, wanted)
             items = np.where(rows >= 0, prefix.items[rows], NONE)
             new = prefix.items[prefix.built :]
             items = np.concatenate([items, np.tile(new, (len(queries), 1))], axis=1)
@@ -292,8 +225,11 @@ class HostIndex:
         vectors: Float32[np.ndarray, "J D"],
         leaves: Int32[np.ndarray, " J"],
     ) -> None:
-        """Adds items, none of them twice, or puts them in place of what they were. `vectors` have
-        unit length."""
+        """Adds items, none of them twice, or puts them in place of what they were: prefixes they
+        were in are built anew. `vectors` have unit length. ValueError for a negative number.
+        """
+        if min(items.min(initial=0), leaves.min(initial=0)) < 0:
+            raise ValueError("an item or a leaf to be added has a negative number.")
         size = int(items.max(initial=-1)) + 1 - len(self._leaf)
         if size > 0:
             self._leaf = np.pad(self._leaf, (0, size), constant_values=-1)
@@ -318,7 +254,9 @@ class HostIndex:
             )
 
     def remove(self, items: Int32[np.ndarray, " J"]) -> None:
-        """Removes items; they are passed over from now on."""
+        """Removes items; they are passed over from now on. ValueError for an unknown one."""
+        if len(items) and not 0 <= items.min() <= items.max() < len(self._leaf):
+            raise ValueError(f"items to be removed lie outside 0..{len(self._leaf) - 1}.")
         self._is_removed[items] = True
 
     def compact(self) -> list[int]:
@@ -340,17 +278,14 @@ class HostIndex:
             self._build(leaf, prefix.items[kept], prefix.vectors[kept])
 
 
-def top_rows(
-    products: Float32[np.ndarray, "n I"], count: int
-) -> tuple[Int[np.ndarray, "n k"], Float32[np.ndarray, "n k"]]:
-    """Columns and values of the `count` largest of each row, best first."""
-    if count < products.shape[1]:
-        rows = np.argpartition(-products, count - 1, axis=1)[:, :count]
-    else:
-        rows = np.broadcast_to(np.arange(products.shape[1]), products.shape)
-    values = np.take_along_axis(products, rows, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(values, order, axis=1)
+def _groups(leaves: Int[np.ndarray, " n"]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each leaf but -1, and the places that have it, ascending."""
+    order = np.argsort(leaves, kind="stable")
+    order = order[leaves[order] >= 0]
+    known, starts = np.unique(leaves[order], return_index=True)
+    for number, leaf in enumerate(known.tolist()):
+        end = starts[number + 1] if number + 1 < len(starts) else len(order)
+        yield leaf, order[starts[number] : end]
 
 
 def _best(

@@ -155,6 +155,15 @@ def subset(trie: Trie, is_active: Bool[np.ndarray, " I"]) -> Subset:
     return Subset(*words, dense)
 
 
+def active_items(trie: Trie, active: Subset) -> Bool[np.ndarray, " I"]:
+    """What `subset` was made of."""
+    items = np.asarray(trie.sorted_items)[: trie.num_items]
+    bits = np.unpackbits(np.asarray(active.rows).view(np.uint8), bitorder="little")
+    found = np.zeros(trie.num_items, bool)
+    found[items] = bits[: trie.num_items]
+    return found
+
+
 def nodes_of_leaves(trie: Trie) -> Int64[np.ndarray, "depth P"]:
     """The node above each leaf at levels 1, 2, ...: numbered within the level, -1 below a tail."""
     level_start, edge_start = np.asarray(trie.level_start), np.asarray(trie.edge_start)

@@ -2,7 +2,7 @@
 
 One row a request, as JSON lines, Parquet or CSV:
 
-    user_id       whose; goes into the output as it is
+    user_id       whose; goes into the output as text
     instruction   what is wanted, in plain words; the default of the command where it is missing
     history       a list, oldest first, of item_ids, or of {item_id, timestamp, session_id}
                   objects, of which item_id alone is needed; JSON text in CSV
@@ -13,9 +13,11 @@ One row a request, as JSON lines, Parquet or CSV:
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import decimal
+import itertools
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -23,15 +25,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from sigma_jax.data import database, text
 from sigma_jax.data.config import TextConfig
-from sigma_jax.data.sources.files import open_table
 from sigma_jax.schema import Catalogue, Histories, Requests, Users
 
-COLUMNS = ("instruction", "history", "timestamp")
+COLUMNS = ("user_id", "instruction", "history", "timestamp")
 DAY = 86_400
-MEMORY = "1GB"  # of the database that reads a file
+READ = 1_000  # rows of Parquet read together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +56,20 @@ class ItemNumbers:
 
     def __call__(self, item_id: Any, where: str) -> int:
         """The number of an item. ValueError naming `where` if it is unknown."""
-        number = self.of_id.get(str(item_id))
+        number = self.of_id.get(as_text(item_id))
         if number is None:
             raise ValueError(
                 f"{where}: item {item_id!r} is not in the catalogue; leave it out or add it with "
                 "`python -m sigma_jax.catalogue add`."
             )
         return number
+
+
+def as_text(value: Any) -> str:
+    """A value as text; 7.0, which is how a column of integers with gaps arrives, is 7."""
+    if isinstance(value, float | decimal.Decimal) and value == int(value):
+        return str(int(value))
+    return str(value)
 
 
 def users_of(ids: Sequence[str], profiles: Sequence[str]) -> Users:
@@ -78,6 +86,7 @@ class Reading:
 
     numbers: ItemNumbers  # of the items histories may hold
     text: TextConfig  # how columns of the profile become text
+    has_words: bool  # whether the model was trained with instructions; others get none
     instruction: str  # where a row says none
     now: int  # unix seconds, of events without a timestamp: the end of the log; 0: it has no times
     has_sessions: bool  # False: each event is a session, as where training leaves out one event
@@ -90,35 +99,52 @@ def read_users(path: str, reading: Reading, rows: int) -> Iterator[Asked]:
     ValueError where the file cannot be read, a row has no user_id, or its history holds what is no
     item; the row is named.
     """
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        database.open_database(Path(scratch), MEMORY, 2) as con,
-    ):
-        table = open_table(con, path)
-        if "user_id" not in table.columns:
-            raise ValueError(
-                f"{path}: column 'user_id' is missing (found: {', '.join(table.columns)}); add it."
-            )
-        columns = {name: table[name] for name in ("user_id", *COLUMNS) if name in table.columns}
-        profile = text.profile(table, reading.text, COLUMNS)
-        with database.reading(path, "save it as UTF-8 CSV, JSON lines or Parquet"):
-            first = 0
-            for batch in database.batches(con, table.select(**columns, profile=profile)):
-                for start in range(0, batch.num_rows, rows):
-                    yield read_rows(batch.slice(start, rows), reading, path, first + start)
-                first += batch.num_rows
+    numbered = enumerate(file_rows(Path(path)), 1)
+    while part := list(itertools.islice(numbered, rows)):
+        yield asked_of(part, reading, path)
 
 
-def read_rows(batch: pa.RecordBatch, reading: Reading, path: str, first: int) -> Asked:
-    """The requests of a batch, whose rows are `first` and so on of the file."""
-    ids, wanted, item, time, session, offsets = [], [], [], [], [], [0]
-    for number, row in enumerate(batch.to_pylist(), first + 1):
+def file_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Each row of a file as its columns. ValueError where it is no such file."""
+    remedy = "save it as UTF-8 CSV, JSON lines or Parquet"
+    try:
+        match path.suffix:
+            case ".parquet":
+                for batch in pq.ParquetFile(path).iter_batches(READ):
+                    yield from batch.to_pylist()
+            case ".csv":
+                with path.open(encoding="utf-8-sig", newline="") as file:
+                    yield from csv.DictReader(file)
+            case ".jsonl":
+                with path.open(encoding="utf-8") as file:
+                    for number, line in enumerate(file, 1):
+                        row = json.loads(line)
+                        if not isinstance(row, dict):
+                            raise ValueError(f"row {number} is no JSON object")
+                        yield row
+            case _:
+                raise ValueError(f"it ends in {path.suffix!r}")
+    except (ValueError, csv.Error, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {remedy}.") from error
+
+
+def asked_of(numbered: Sequence[tuple[int, dict[str, Any]]], reading: Reading, path: str) -> Asked:
+    """The requests of some rows, each with its number in the file."""
+    ids, profiles, wanted = [], [], []
+    item, time, session, offsets = [], [], [], [0]
+    for number, row in numbered:
         where = f"{path}: row {number}"
-        if row["user_id"] is None or not str(row["user_id"]).strip():
-            raise ValueError(f"{where}: user_id is empty; fill it or delete the row.")
-        ids.append(str(row["user_id"]))
-        wanted.append((row.get("instruction") or "").strip() or reading.instruction)
-        events = events_of(row.get("history"), reading, where)
+        if row.get("user_id") is None or not as_text(row["user_id"]).strip():
+            raise ValueError(f"{where}: user_id is empty or missing; fill it or delete the row.")
+        ids.append(as_text(row["user_id"]))
+        profiles.append(profile_of(row, reading.text))
+        given = row.get("instruction")
+        said = "" if given is None else as_text(given).strip()
+        wanted.append((said or reading.instruction) if reading.has_words else "")
+        asks = row.get("timestamp")
+        asks = None if asks in (None, "") else unix_time(asks, where)
+        now = reading.now if asks is None else min(reading.now, asks - DAY)
+        events = events_of(row.get("history"), dataclasses.replace(reading, now=now), where)
         sessions = sessions_of(events, reading.gap)
         for place, (when, items) in enumerate(sessions):
             item += items
@@ -126,7 +152,7 @@ def read_rows(batch: pa.RecordBatch, reading: Reading, path: str, first: int) ->
             session += [place] * len(items)
         # The row behind a history is what a request is for: its time is that of the request.
         item.append(0)
-        time.append(request_time(row.get("timestamp"), sessions, reading, where))
+        time.append(request_time(asks, sessions, reading.now, where))
         session.append(len(sessions))
         offsets.append(len(item))
     ends = np.array(offsets[1:], np.int64) - 1
@@ -139,9 +165,25 @@ def read_rows(batch: pa.RecordBatch, reading: Reading, path: str, first: int) ->
         ends,
         ends,
     )
-    users = users_of(ids, batch["profile"].to_pylist())
     requests = Requests(np.arange(len(ids), dtype=np.int32), ends, none, none, none, wanted)
-    return Asked(users, histories, requests)
+    return Asked(users_of(ids, profiles), histories, requests)
+
+
+def profile_of(row: Mapping[str, Any], config: TextConfig) -> str:
+    """JSON of the columns that are no others, as data/text.py makes it; "" where there are none."""
+    shown = {}
+    for name, value in row.items():
+        if name in COLUMNS or name is None:
+            continue
+        if isinstance(value, list):
+            value = ", ".join(map(as_text, value))
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            value = str(value).strip()[: config.max_chars] or None
+        if isinstance(value, float) and not np.isfinite(value):
+            value = None
+        if value is not None:
+            shown[name] = value
+    return json.dumps(shown, ensure_ascii=False) if shown else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +193,7 @@ class Event:
     item: int
     time: int  # unix seconds
     session: Any  # equal in one session; None: a session of its own
+    is_timed: bool = True  # whether `time` was given
 
 
 def events_of(history: Any, reading: Reading, where: str) -> list[Event]:
@@ -170,7 +213,9 @@ def events_of(history: Any, reading: Reading, where: str) -> list[Event]:
         given = entry.get("timestamp")
         time = reading.now if given is None else unix_time(given, where)
         session = entry.get("session_id") if reading.has_sessions else None
-        found.append(Event(reading.numbers(entry["item_id"], where), time, session))
+        number = reading.numbers(entry["item_id"], where)
+        session = None if session is None else as_text(session)
+        found.append(Event(number, time, session, given is not None))
     return found
 
 
@@ -178,53 +223,61 @@ def sessions_of(events: Sequence[Event], gap: int) -> list[tuple[int, list[int]]
     """Time and items of each session, oldest first, as training has them: the time is that of its
     first event, an item stands in it once, and its items have no order.
 
-    Events without a session are one each; of `gap` above 0 those at most so many seconds apart are
-    one.
+    Events without a session are one each; of `gap` above 0 those at most so many seconds apart, by
+    the times they were given with, are one.
 
     Worked example: items 4 3 4 of session "a" at 9 8 9 and 7 of none at 5, gap 0 -> [(5, [7]),
     (8, [3, 4])].
     """
     found: dict[Any, tuple[int, set[int]]] = {}
-    last = -1
+    last = None
     for place, event in enumerate(sorted(events, key=lambda event: event.time)):
         if event.session is not None:
             key = event.session
         else:
-            is_near = gap > 0 and last >= 0 and event.time - last <= gap
-            key = key if is_near else (place,)  # a tuple is no session of a file
-            last = event.time
+            is_near = event.is_timed and last is not None and event.time - last <= gap
+            key = key if is_near and gap > 0 else (place,)  # a tuple is no session of a file
+            last = event.time if event.is_timed else None
         time, items = found.get(key, (event.time, set()))
         found[key] = time, items | {event.item}
     return [(time, sorted(items)) for time, items in found.values()]
 
 
 def request_time(
-    given: Any, sessions: Sequence[tuple[int, list[int]]], reading: Reading, where: str
+    given: int | None, sessions: Sequence[tuple[int, list[int]]], now: int, where: str
 ) -> int:
     """When a row asks, in unix seconds; 0 where nothing has a time."""
-    if given is not None:
-        return unix_time(given, where)
     latest = max((when for when, _ in sessions), default=0)
-    latest = max(latest, reading.now)
-    return latest + DAY if latest else 0
+    if given is None:
+        latest = max(latest, now)
+        return latest + DAY if latest else 0
+    if given < latest:
+        raise ValueError(f"{where}: its timestamp is before the end of its history; correct one.")
+    return given
 
 
 def unix_time(value: Any, where: str) -> int:
     """Unix seconds of a number, a date or an ISO 8601 text; without a zone UTC.
 
-    Numbers from 1e11 on are milliseconds, from 1e14 microseconds, as in the log of a training.
+    As in the log of a training: numbers from 1e11 on are milliseconds, from 1e14 microseconds, from
+    1e17 nanoseconds; 20240501 is a day.
     """
     try:
-        if isinstance(value, str) and not value.strip().lstrip("-").replace(".", "", 1).isdigit():
-            value = datetime.fromisoformat(value.strip())
+        if isinstance(value, str):
+            text = value.strip()
+            is_number = text.lstrip("-").replace(".", "", 1).isdigit()
+            value = float(text) if is_number else datetime.fromisoformat(text)
+        if isinstance(value, int | float | decimal.Decimal):
+            number = float(value)
+            if 19_000_101 <= number <= 21_001_231 and number == int(number):
+                value = datetime.strptime(str(int(number)), "%Y%m%d")
+            else:
+                scales = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
+                return int(number / next((s for least, s in scales if abs(number) >= least), 1))
         if isinstance(value, date) and not isinstance(value, datetime):
             value = datetime(value.year, value.month, value.day)
-        if isinstance(value, datetime):
-            return int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp())
-        number = float(value)
-        scale = 1e6 if abs(number) >= 1e14 else 1e3 if abs(number) >= 1e11 else 1.0
-        return int(number / scale)
-    except (ValueError, TypeError, OverflowError):
+        return int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, TypeError, OverflowError, AttributeError):
         raise ValueError(
             f"{where}: timestamp {value!r} is no time; use ISO 8601 or unix seconds."
         ) from None

@@ -166,6 +166,18 @@ def test_widths_by_level_and_a_margin_drop_what_lies_behind():
         dataclasses.replace(config, early_beams=(4,)).widths(3)
 
 
+def test_under_load_fewer_beams_look_into_fewer_prefixes():
+    model, tables = recommender()
+    config = dataclasses.replace(CONFIG, num_beams=5, num_retrieved=NUM_ITEMS)
+    generator = Generator.create(model, tables, semantic_ids(), 1, config)
+    every, fewer = (g(prompts(), NUM_ITEMS) for g in (generator, generator.at_load(0.4)))
+    assert generator.at_load(1.0).config == config
+    for row in range(3):
+        kept = every.items[row][every.beams[row] < 2]
+        found = fewer.items[row][fewer.items[row] >= 0]
+        assert sorted(found) == sorted(kept) and len(found) < NUM_ITEMS
+
+
 def _search(model, tables, sids, batch, config, depth):
     trie = build_trie(sids.codes, depth, CODES)
     arrays = Prompts(**jax.tree.map(jnp.asarray, batch))
@@ -248,6 +260,13 @@ def test_the_host_retrieves_what_the_device_does(depth, open_query):
     ):
         np.testing.assert_array_equal(found.items, expected.items)
         np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-4)
+    is_active = rng.random(NUM_ITEMS) < 0.5
+    both = [
+        generator.variants(prompts(), 20, choices, generator.subset(is_active))
+        for generator in (device, host)
+    ]
+    for expected, found in zip(*both, strict=True):
+        np.testing.assert_array_equal(found.items, expected.items)
     few = dataclasses.replace(config, num_retrieved=2, retrieval="scann")
     generator = Generator(model, tables, trie, few, "token")
     [short] = generator.variants(prompts(), NUM_ITEMS, choices[2:])

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sigma_jax.generation.host_index import RECALL, HostIndex, leaves_of_items
+from sigma_jax.generation.host_index import HostIndex, leaves_of_items
+from sigma_jax.generation.searcher import RECALL
 from sigma_jax.generation.trie_build import build_trie
 
 D, LEAVES = 16, 4
@@ -99,6 +100,31 @@ def test_items_come_go_and_come_back_without_and_with_a_rebuild(state):
     assert agreement((index, vectors, kept), seed=10) >= least(state)
     leaf_of.clear()
     leaf_of |= kept
+
+
+def test_an_item_that_comes_back_is_found_once_and_where_it_is_now():
+    vectors = clustered(6)
+    leaf = np.array([0, 0, 0, 1, 1, 2], np.int32)
+    index = HostIndex(leaf, vectors, count=3)
+    for item, place, vector in ((0, 1, vectors[3]), (5, 2, vectors[0]), (0, 1, vectors[1])):
+        index.remove(np.array([item], np.int32))
+        index.add(np.array([item], np.int32), vector[None], np.array([place], np.int32))
+    every = np.array([0, 1, 2, -1], np.int32)
+    found, products = index.search(np.stack([vectors[1]] * 4), every, 4)
+    assert [sorted(row[row >= 0].tolist()) for row in found] == [[1, 2], [0, 3, 4], [5], []]
+    assert found[1][0] == 0 and products[1][0] == pytest.approx(1)
+
+
+def test_nothing_is_searched_and_nothing_unknown_removed():
+    index = HostIndex(np.full(3, -1, np.int32), clustered(3))
+    found, _ = index.search(np.zeros((0, D), np.float32), np.zeros(0, np.int32), 2)
+    assert found.shape == (0, 2)
+    assert (index.search(clustered(2), np.array([-1, 0], np.int32), 2)[0] == -1).all()
+    for items in ([-1], [3]):
+        with pytest.raises(ValueError, match="lie outside"):
+            index.remove(np.array(items, np.int32))
+    with pytest.raises(ValueError, match="negative"):
+        index.add(np.array([3], np.int32), clustered(1), np.array([-1], np.int32))
 
 
 def test_beams_get_items_what_is_listed_and_the_denominator(state):

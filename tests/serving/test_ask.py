@@ -137,7 +137,7 @@ def test_a_swap_compiles_nothing_and_mixes_nothing(own, data, tmp_path):
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"user_id": " "}, "row 2: user_id is empty; fill it or delete the row."),
+        ({"user_id": " "}, "row 2: user_id is empty or missing; fill it or delete the row."),
         (
             {"user_id": "a", "history": ["i001", "gone"]},
             "row 2: item 'gone' is not in the catalogue; leave it out or add it with "
@@ -167,7 +167,7 @@ def test_rows_that_cannot_be_answered_are_named_and_nothing_is_left(
 
 
 def test_files_that_are_none_are_named(answering, tmp_path):
-    with pytest.raises(ValueError, match="column 'user_id' is missing"):
+    with pytest.raises(ValueError, match="row 1: user_id is empty or missing"):
         recommend_all(
             answering,
             str(write_rows(tmp_path / "a.jsonl", [{"name": "x"}])),

@@ -4,6 +4,7 @@ from datetime import date
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sigma_jax.data.config import TextConfig
@@ -21,6 +22,7 @@ def reading(**changes) -> Reading:
     fields = dict(
         numbers=ItemNumbers(catalogue),
         text=TEXT,
+        has_words=True,
         instruction="anything",
         now=5 * DAY,
         has_sessions=True,
@@ -69,6 +71,75 @@ def test_csv_holds_json_and_profiles_are_the_other_columns(tmp_path):
     assert [row[0] for row in histories(asked)] == [[1], []]
 
 
+def test_values_of_any_type_are_read_as_they_stand(tmp_path):
+    rows = (
+        '{"user_id": 7, "age": 30, "score": 2.5, "history": ["i3", {"item_id": "i1"}]}\n'
+        '{"user_id": "x", "age": "old", "tags": ["a", "b"], "instruction": 5, "history": null}\n'
+        '{"user_id": 8.0, "history": [{"item_id": "i2", "timestamp": "1970-01-05"}, '
+        '{"item_id": "i4", "timestamp": 86400}], "instruction": "tea"}\n'
+    )
+    asked = read(tmp_path / "u.jsonl", rows)
+    assert asked.users.table["user_id"].to_pylist() == ["7", "x", "8"]
+    assert asked.users.table["profile"].to_pylist() == [
+        '{"age": 30, "score": 2.5}',
+        '{"age": "old", "tags": "a, b"}',
+        "",
+    ]
+    assert asked.requests.instruction == ["anything", "5", "tea"]
+    assert [row[0] for row in histories(asked)] == [[3, 1], [], [4, 2]]
+    without = read(tmp_path / "u.jsonl", rows, has_words=False)
+    assert without.requests.instruction == ["", "", ""]
+
+
+def test_parquet_holds_lists_and_numbers(tmp_path):
+    table = pa.table(
+        {
+            "user_id": [1.0, 2.0],
+            "history": [[{"item_id": "i5", "timestamp": 9.0}], None],
+            "city": ["Ulm", None],
+        }
+    )
+    pq.write_table(table, tmp_path / "u.parquet")
+    [asked] = read_users(str(tmp_path / "u.parquet"), reading(), 10)
+    assert asked.users.table["user_id"].to_pylist() == ["1", "2"]
+    assert histories(asked) == [([5], [9], [0]), ([], [], [])]
+    assert asked.users.table["profile"].to_pylist() == ['{"city": "Ulm"}', ""]
+
+
+def test_a_gap_joins_events_by_their_own_times_only(tmp_path):
+    rows = '{"user_id": "a", "history": ["i3", "i1", "i3"]}\n'
+    assert histories(read(tmp_path / "u.jsonl", rows, gap=60))[0][0] == [3, 1, 3]
+    rows = (
+        '{"user_id": "a", "history": [{"item_id": "i3", "timestamp": 10}, '
+        '{"item_id": "i1", "timestamp": 50}, {"item_id": "i2", "timestamp": 500}]}\n'
+    )
+    assert histories(read(tmp_path / "u.jsonl", rows, gap=60))[0] == (
+        [1, 3, 2],
+        [10, 10, 500],
+        [0, 0, 1],
+    )
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("u.jsonl", "[1]\n", "row 1 is no JSON object"),
+        ("u.jsonl", "{\n", "cannot be read"),
+        ("u.txt", "a", "ends in '.txt'"),
+        ("u.parquet", "a", "cannot be read"),
+        (
+            "u.jsonl",
+            '{"user_id": "a", "timestamp": 5, "history": [{"item_id": "i1", "timestamp": 9}]}',
+            "is before the end of its history",
+        ),
+    ],
+)
+def test_files_and_times_that_cannot_be(tmp_path, name, text, message):
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path / name, text)
+    assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
 def test_sessions_are_sorted_and_without_repeats():
     events = [Event(4, 9, "a"), Event(3, 8, "a"), Event(4, 9, "a"), Event(7, 5, None)]
     assert sessions_of(events, 0) == [(5, [7]), (8, [3, 4])]
@@ -93,6 +164,9 @@ def test_a_request_is_made_when_the_row_says_or_a_day_after_all(tmp_path):
         (60, 60),
         ("60", 60),
         (1_600_000_000_000, 1_600_000_000),
+        (1_600_000_000_000_000_000, 1_600_000_000),
+        (19_700_102, DAY),
+        ("19700102", DAY),
         (date(1970, 1, 2), DAY),
         ("1970-01-01T00:01:00", 60),
         ("1970-01-01 01:01:00+01:00", 60),
