@@ -2,14 +2,17 @@
 
     python -m sigma_jax.catalogue add --export=FOLDER --items=new.jsonl
     python -m sigma_jax.catalogue remove --export=FOLDER --items=old.jsonl
+    python -m sigma_jax.catalogue restore --export=FOLDER --items=old.jsonl
     python -m sigma_jax.catalogue list --export=FOLDER
     python -m sigma_jax.catalogue activate --export=FOLDER --version=0002
     python -m sigma_jax.catalogue rollback --export=FOLDER
 
 `add` reads items as the items table of training (item_id and any columns), embeds them with the
-frozen encoder, gives them SIDs by the frozen codebooks and writes a new version; `remove` needs
-item_id alone. Either makes its version the active one at once, unless --activate=false; the others
-stay. Processes that answer take it up at their next refresh (sigma_jax/serving/ask.py).
+frozen encoder, gives them SIDs by the frozen codebooks and writes a new version. `remove` and
+`restore`, which brings removed items back as they were, need item_id alone. Each starts from the
+active version, or from --version, and makes its own the active one at once, unless
+--activate=false; the others stay. Processes that answer take it up at their next refresh
+(sigma_jax/serving/ask.py).
 """
 
 from __future__ import annotations
@@ -24,19 +27,19 @@ from sigma_jax.data.vectors import load_npy
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.lock import locked
 from sigma_jax.serving.bundle import Bundle
-from sigma_jax.serving.newcomers import add_items, read_ids, read_items, remove_items
+from sigma_jax.serving.newcomers import add_items, read_ids, read_items, set_active
 
 FLAGS = flags.FLAGS
-ACTIONS = ("add", "remove", "list", "activate", "rollback")
+ACTIONS = ("add", "remove", "restore", "list", "activate", "rollback")
 GIVEN = {"text": "text_vectors", "id": "id_vectors", "image": "visual_vectors"}
 
 
 def define_flags() -> None:
     """This command's flags; only where it runs as the command."""
     flags.DEFINE_string("export", None, "The export.", required=True)
-    flags.DEFINE_string("items", None, "add, remove: a file, .jsonl, .parquet or .csv.")
-    flags.DEFINE_string("version", None, "activate: which.")
-    flags.DEFINE_bool("activate", True, "add, remove: whether the new version is used at once.")
+    flags.DEFINE_string("items", None, "add, remove, restore: a file, .jsonl, .parquet or .csv.")
+    flags.DEFINE_string("version", None, "activate: which. Else: the one to start from.")
+    flags.DEFINE_bool("activate", True, "Whether the new version is used at once.")
     for name in GIVEN.values():
         flags.DEFINE_string(name, None, "add: vectors of the items, .npy in their order.")
 
@@ -66,9 +69,10 @@ def change(bundle: Bundle, action: str) -> str:
         return f"version {bundle.rollback()} is active"
     if not FLAGS.items:
         raise ValueError(f"{action} needs --items=FILE.")
-    before = bundle.version()
+    base = FLAGS.version or bundle.state()["active"]
+    before = bundle.version(base)
     if action == "add":
-        items = read_items(FLAGS.items, bundle.text)
+        items = read_items(FLAGS.items, bundle)
         given = {
             kind: np.asarray(load_npy(getattr(FLAGS, flag)))
             for kind, flag in GIVEN.items()
@@ -78,7 +82,9 @@ def change(bundle: Bundle, action: str) -> str:
         comment = f"{items.num_rows} items of {FLAGS.items} added"
     else:
         ids = read_ids(FLAGS.items)
-        version, comment = remove_items(before, ids), f"{len(ids)} items of {FLAGS.items} removed"
+        version = set_active(before, ids, action == "restore")
+        comment = f"{len(ids)} items of {FLAGS.items} {action}d"
+    comment += f", based on {base}"
     name = bundle.add_version(version, comment)
     if FLAGS.activate:
         bundle.activate(name)

@@ -4,8 +4,9 @@
 
 Holds the weights as safetensors (the backbone is a Hugging Face folder) and as an Orbax checkpoint,
 the codebooks, the text encoder, what counts say, and the catalogue as its first version
-(sigma_jax/serving/bundle.py says where). Nothing of the users' histories but what is counted in
-them. `python -m sigma_jax.recommend --export` asks it, `python -m sigma_jax.catalogue` changes its
+(sigma_jax/serving/bundle.py says where). Of the users nothing is in it; of the log what counts are
+made of, which item was taken when, by nobody in particular, and of the searches their texts.
+`python -m sigma_jax.recommend --export` asks it, `python -m sigma_jax.catalogue` changes its
 catalogue.
 """
 

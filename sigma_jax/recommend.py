@@ -61,11 +61,15 @@ def main(argv: Sequence[str]) -> None:
         if not (FLAGS.users and FLAGS.output):
             raise ValueError("--export needs --users=FILE and --output=FILE.")
         bundle = Bundle.open(Path(FLAGS.export))
-        answering = Answering.of(bundle, "", FLAGS.instruction, beams=FLAGS.beams)
-        rows = recommend_all(
+        answering = Answering.of(
+            bundle, "", FLAGS.instruction, beams=FLAGS.beams, count=FLAGS.count
+        )
+        rows, short = recommend_all(
             answering, FLAGS.users, Path(FLAGS.output), FLAGS.count, FLAGS.keep_seen
         )
         print(f"{rows} rows in {FLAGS.output}, of version {answering.name}")
+        if short:
+            print(f"{short} of them with fewer than {FLAGS.count} items: no more was found.")
         return
     print(
         recommend(
@@ -81,23 +85,25 @@ def main(argv: Sequence[str]) -> None:
 
 def recommend_all(
     answering: Answering, users: str, output: Path, count: int, keeps_seen: bool
-) -> int:
-    """Writes `output` whole or not at all; its number of rows. ValueError as in read_users."""
+) -> tuple[int, int]:
+    """Writes `output` whole or not at all; its rows, and how many of them have fewer items than
+    `count`. ValueError as in read_users."""
     if output.suffix not in OUTPUTS:
         raise ValueError(f"--output={output}: use a name that ends in {' or '.join(OUTPUTS)}.")
     beside = output.with_name(f".{output.name}.writing")
-    rows = 0
+    rows = short = 0
     try:
         with RowWriter(beside, output.suffix) as writer, tqdm(unit=" users") as bar:
             for asked in read_users(users, answering.reading, ROWS):
                 found = answering.recommend(asked, count, keeps_seen)
                 writer.write(rows_of(answering, asked, found))
                 rows += len(asked)
+                short += int((found.items < 0).any(axis=1).sum())
                 bar.update(len(asked))
         beside.replace(output)
     finally:
         beside.unlink(missing_ok=True)
-    return rows
+    return rows, short
 
 
 def recommend(
@@ -113,6 +119,8 @@ def recommend(
     data = PreparedData.load(workdir / "data")
     request = one_request(data, user, instruction)
     trained = load_recommender(workdir, data)
+    if not trained.config.prompt.has_words:  # it was never told anything
+        request = dataclasses.replace(request, instruction=[""])
     settings = generation_config(trained.config, beams, batch_size=1)
     settings = dataclasses.replace(settings, num_retrieved=max(count, settings.num_retrieved))
     generator = make_generator(trained, settings)

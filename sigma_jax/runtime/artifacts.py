@@ -123,14 +123,14 @@ def write_artifact(
         )
         write_json(beside / MANIFEST, dataclasses.asdict(manifest))
         for path in beside.rglob("*"):
-            _sync(path)
-        _sync(beside)
+            sync(path)
+        sync(beside)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     shutil.rmtree(target, ignore_errors=True)
     os.replace(beside, target)
-    _sync(workdir)
+    sync(workdir)
     return manifest
 
 
@@ -143,7 +143,7 @@ def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON, beside and renamed."""
     beside = path.with_name(f".{path.name}.writing")
     beside.write_text(to_json(value) + "\n")
-    _sync(beside)
+    sync(beside)
     os.replace(beside, path)
 
 
@@ -297,7 +297,7 @@ def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, str, str]
     return None
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Brings a file or folder to disk, so that a rename never outruns its content."""
     handle = os.open(path, os.O_RDONLY)
     try:

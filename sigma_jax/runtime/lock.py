@@ -23,6 +23,6 @@ def locked(workdir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another run is at work in {workdir}; wait for it or use another --workdir."
+                f"another run is at work in {workdir}; wait for it or use another folder."
             ) from None
         yield

@@ -19,7 +19,7 @@ from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Generator, Recommendations
 from sigma_jax.generation.trie import Subset
 from sigma_jax.schema import PreparedData
-from sigma_jax.serving.bundle import Bundle, nobody
+from sigma_jax.serving.bundle import Bundle, active_name, nobody
 from sigma_jax.serving.users import Asked, ItemNumbers, Reading
 from sigma_jax.serving.version import Version
 from sigma_jax.sft.trained import TrainedRecommender, generation_config
@@ -47,12 +47,20 @@ class Answering:
         instruction: str = "",
         generation: GenerationConfig | None = None,
         beams: int = 32,
+        count: int = 10,
     ) -> Answering:
-        """The version `name`, or the active one. ValueError where the export is damaged."""
+        """The version `name`, or the active one, for lists of `count` items.
+
+        `generation` in place of the settings of training with `beams`. ValueError where the export
+        is damaged.
+        """
         name = name or bundle.state()["active"]
         version = bundle.version(name)
         trained = bundle.recommender(version)
-        generation = generation or generation_config(trained.config, beams, SIZE_OF_BATCH)
+        if generation is None:
+            generation = generation_config(trained.config, beams, SIZE_OF_BATCH)
+            most = max(count, generation.num_retrieved)
+            generation = dataclasses.replace(generation, num_retrieved=most)
         generator = Generator(
             trained.model,
             trained.tables,
@@ -68,6 +76,7 @@ class Answering:
         reading = Reading(
             ItemNumbers(version.catalogue),
             bundle.text,
+            trained.config.prompt.has_words,
             instruction,
             now,
             bundle.items["has_sessions"],
@@ -95,6 +104,7 @@ class Answering:
         Args:
           keeps_seen: whether items of the history may come again.
           is_allowed: further items that may not come, such as those out of stock, are False.
+            ValueError where nothing is left.
         """
         data = dataclasses.replace(self.data, histories=asked.histories, users=asked.users)
         tables = self.trained.prompt_tables.with_users(asked.users)
@@ -124,9 +134,9 @@ class Living:
     def refresh(self) -> bool:
         """Takes the active version where it is another one; whether it was."""
         with self._refreshing:
-            bundle = Bundle.open(self._folder)
-            name = bundle.state()["active"]
+            name = active_name(self._folder)
             if name == self.now.name:
                 return False
+            bundle = Bundle.open(self._folder)
             self.now = Answering.of(bundle, name, self._instruction, beams=self._beams)
             return True

@@ -34,7 +34,7 @@ from sigma_jax.generation.words import WordTable
 from sigma_jax.models.weights import named_parameters, save_weights
 from sigma_jax.runtime.artifacts import check_inputs, read_json, read_manifest, write_json
 from sigma_jax.runtime.config import to_dataclass
-from sigma_jax.schema import Histories, PreparedData
+from sigma_jax.schema import Catalogue, Histories, PreparedData
 from sigma_jax.serving.files import read_folder, write_folder
 from sigma_jax.serving.users import users_of
 from sigma_jax.serving.version import Version
@@ -103,17 +103,31 @@ def _write_model(workdir: Path, trained: TrainedRecommender, folder: Path) -> di
         shutil.copytree(settings["text_encoder"], folder / "sentence_encoder")
     vectors = item_vectors(workdir)
     data = PreparedData.load(workdir / "data")
+    columns = text_columns(data.catalogue)
+    has_sessions = read_manifest(workdir, "data").figures["sessions_hold_several_items"]
     items = {
-        "text": settings["text"],
+        "text": settings["text"] | {"columns": list(columns)},
+        "are_numbers": columns,
         "text_encoder": settings["text_encoder"],  # of the hub, where it is no folder
-        "has_sessions": settings["split"]["kind"] != "leave_one_out",
-        "session_gap": settings["split"]["session_gap_seconds"],
+        "has_sessions": has_sessions,
+        "session_gap": settings["split"]["session_gap_seconds"] if has_sessions else 0,
         "text_mean": vectors["text"].mean(axis=0).tolist() if "text" in vectors else None,
         "tokenizer_inputs": read_manifest(workdir, "tokenizer").config["inputs"],
         "asked": asked_texts(data) if trained.words is not None else [],
     }
     (folder / "items.json").write_text(json.dumps(items, ensure_ascii=False))
     return {"uses_codes": trained.model.uses_codes}
+
+
+def text_columns(catalogue: Catalogue, most: int = 10_000) -> dict[str, bool]:
+    """The columns that texts of the first items are made of, in their order, and whether each holds
+    numbers alone."""
+    order: dict[str, bool] = {}
+    for text in catalogue.texts(np.arange(min(len(catalogue), most))):
+        for name, value in json.loads(text).items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            order[name] = order.get(name, True) and is_number
+    return order
 
 
 def first_version(workdir: Path, data: PreparedData, trained: TrainedRecommender) -> Version:
@@ -192,12 +206,12 @@ class Bundle:
 
     def state(self) -> dict[str, Any]:
         """The name of the active version, and those of the versions before it, the last last."""
-        return read_json(self.folder / "catalogue" / ACTIVE)
+        return read_state(self.folder)
 
     def names(self) -> list[str]:
         """The versions there are, oldest first."""
         paths = (self.folder / "catalogue").glob(f"*/{VERSION}")
-        return sorted(path.parent.name for path in paths)
+        return sorted((p.parent.name for p in paths if p.parent.name.isdigit()), key=int)
 
     def describe(self, name: str) -> dict[str, Any]:
         """What the manifest of a version says. ValueError if there is no such version."""
@@ -216,8 +230,12 @@ class Bundle:
         return Version.load(self.folder / "catalogue" / name)
 
     def activate(self, name: str) -> None:
-        """Makes a version the active one, at once and for whoever opens the export from now on."""
+        """Makes a version the active one, at once and for whoever opens the export from now on.
+
+        ValueError if there is no such version, or it is damaged.
+        """
         self.describe(name)
+        read_folder(self.folder / "catalogue" / name, VERSION)
         state = self.state()
         if name != state["active"]:
             before = [*state["before"], state["active"]]
@@ -264,6 +282,24 @@ class Bundle:
         # Codes of items are no part of a search over a trie.
         tables = {k: v for k, v in trained.tables.items() if k not in ("codes", "prefix")}
         return dataclasses.replace(trained, tables=tables)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """active.json of an export."""
+    path = folder / "catalogue" / ACTIVE
+    try:
+        found = json.loads(path.read_text())
+        return {"active": str(found["active"]), "before": list(map(str, found["before"]))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path} is damaged ({error}); write {{"active": "NUMBER", "before": []}} into it, '
+            "with the number of the folder beside it that is to be used."
+        ) from error
+
+
+def active_name(folder: Path) -> str:
+    """The active version of an export, without a look at anything else."""
+    return read_state(folder)["active"]
 
 
 def roomy(table: np.ndarray, room: int) -> np.ndarray:

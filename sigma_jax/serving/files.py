@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sigma_jax.runtime.artifacts import command_line, read_json, to_json, versions
+from sigma_jax.runtime.artifacts import command_line, read_json, sync, to_json, versions
 
 FORMAT = 1  # of exports; another one is refused
-HASHED = 2**26  # bytes; a larger file is known by its size, so that opening takes seconds
+HASHED = 2**28  # bytes; of a larger file so many are hashed, so that opening takes seconds
+SLICE = 2**22
 
 
 def write_folder(
@@ -37,7 +38,10 @@ def write_folder(
         found = {"format": FORMAT, **said, "command": command_line(), "versions": versions()}
         found["files"] = described(beside, apart)
         (beside / manifest).write_text(to_json(found) + "\n")
+        for path in (*beside.rglob("*"), beside):
+            sync(path)
         os.rename(beside, target)
+        sync(target.parent)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -45,7 +49,7 @@ def write_folder(
 
 
 def described(folder: Path, apart: Sequence[str] = ()) -> dict[str, list]:
-    """Size in bytes and SHA-256 (empty for large files) of every file below `folder`."""
+    """Size in bytes and SHA-256 (of a part of large files) of every file below `folder`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     paths = [path for path in paths if path.relative_to(folder).parts[0] not in apart]
     return {str(path.relative_to(folder)): [path.stat().st_size, _hash(path)] for path in paths}
@@ -56,7 +60,12 @@ def read_folder(folder: Path, manifest: str) -> dict[str, Any]:
 
     ValueError where it is missing, of another format, or a file is not the one that was written.
     """
-    found = read_json(folder / manifest)
+    try:
+        found = read_json(folder / manifest)
+    except ValueError:
+        raise ValueError(
+            f"{folder / manifest} is missing or damaged; copy the export again, or export again."
+        ) from None
     if found.get("format") != FORMAT:
         raise ValueError(
             f"{folder} has format {found.get('format')}, this version of sigma_jax reads {FORMAT}; "
@@ -66,12 +75,18 @@ def read_folder(folder: Path, manifest: str) -> dict[str, Any]:
         path = folder / name
         if not path.exists():
             raise ValueError(f"{path} is missing; copy the export again, or export again.")
-        if path.stat().st_size != size or (digest and _hash(path) != digest):
+        if path.stat().st_size != size or _hash(path) != digest:
             raise ValueError(f"{path} is damaged; copy the export again, or export again.")
     return found
 
 
 def _hash(path: Path) -> str:
-    if path.stat().st_size > HASHED:
-        return ""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of a file, or of slices spread over a large one."""
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        count = min(-(-size // SLICE), HASHED // SLICE)
+        for number in range(count):
+            file.seek((size - SLICE) * number // (count - 1) if size > HASHED else number * SLICE)
+            digest.update(file.read(SLICE))
+    return digest.hexdigest()

@@ -16,17 +16,19 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import ibis
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sparse
 from jaxtyping import Float32, Int64
 
+from sigma_jax.baselines.covisitation import strongest
 from sigma_jax.data import database, sentences, text
-from sigma_jax.data.config import TextConfig
 from sigma_jax.data.sources.files import open_table
-from sigma_jax.data.tables import Checker, Tables
+from sigma_jax.data.tables import Checker, Tables, whole_text
 from sigma_jax.data.vectors import join_vectors, unit_rows
 from sigma_jax.generation.generate import all_item_vectors
+from sigma_jax.generation.searcher import top_rows
 from sigma_jax.generation.trie_build import build_trie, with_room
 from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.schema import Catalogue, SemanticIds
@@ -40,18 +42,35 @@ MEMORY = "1GB"
 COSINES_A_STEP = 2**24  # entries of [n, I] that exist at once
 
 
-def read_items(path: str, config: TextConfig) -> pa.Table:
-    """item_id, text, title, category of a file of items, in its order, by the rules of training.
+def read_items(path: str, bundle: Bundle) -> pa.Table:
+    """item_id, text, title, category of a file of items, in its order: the text of the columns, in
+    the order and of the kinds that the items of the training had.
 
-    ValueError naming the row that breaks one, such as an id that stands twice.
+    ValueError naming the row that breaks a rule of training, such as an id that stands twice, or a
+    file that has none of these columns.
     """
+    config, are_numbers = bundle.text, bundle.items["are_numbers"]
     with _checked(path, config.max_chars) as (con, items):
-        for name in (config.title_column, config.category_column, *config.columns):
+        for name in (config.title_column, config.category_column):
             if name and name not in items.columns:
                 raise ValueError(
                     f"{path}: column {name!r} is missing (found: {', '.join(items.columns)}); the "
                     "items of the export have it, so add it."
                 )
+        if are_numbers.keys() != {"id"} and not are_numbers.keys() & set(items.columns):
+            raise ValueError(
+                f"{path} has none of the columns {', '.join(are_numbers)} that texts of items are "
+                "made of; add them."
+            )
+        kinds = {}
+        for name, is_number in are_numbers.items():
+            if name not in items.columns:
+                kinds[name] = ibis.null("string")
+            elif is_number and not items[name].type().is_numeric():
+                kinds[name] = items[name].cast("string").try_cast("float64")
+            elif not is_number and items[name].type().is_numeric():
+                kinds[name] = whole_text(items[name])
+        items = items.mutate(**kinds)
         found = database.save(con, "texts", text.item_texts(items, config)).order_by("source_row")
         return con.to_pyarrow(found.select("item_id", "text", "title", "category"))
 
@@ -91,10 +110,10 @@ def _checked(path: str, max_chars: int):
 def add_items(
     bundle: Bundle, before: Version, items: pa.Table, given: Mapping[str, np.ndarray]
 ) -> Version:
-    """The version `before` with `items` (read_items) behind its own, or in place of removed ones.
+    """The version `before` with `items` (read_items) behind its own.
 
     `given`: vectors of the new items by kind, in their order. ValueError where an id is there
-    already, or neither an encoder nor `given` has vectors for the texts.
+    already, in use or removed, or neither an encoder nor `given` has vectors for the texts.
     """
     _check_new(before, items)
     catalogue = _joined(before.catalogue, items)
@@ -132,21 +151,26 @@ def add_items(
     made = all_item_vectors(trained.model, trained.tables, len(version), first=start)
     fused = np.concatenate([before.fused, made])
     if before.near is not None:
-        version = dataclasses.replace(version, near=_near(before.near, fused, start))
+        count = trained.config.prior.neighbours
+        version = dataclasses.replace(version, near=grown_near(before.near, fused, start, count))
     return dataclasses.replace(version, fused=fused)
 
 
-def remove_items(before: Version, ids: list[str]) -> Version:
-    """The version `before` without some items. ValueError naming an id that is not there."""
+def set_active(before: Version, ids: list[str], is_active: bool) -> Version:
+    """The version `before` without some items, or with some that were removed.
+
+    ValueError naming an id that is not there, or where nothing would be left.
+    """
     number = {name: row for row, name in enumerate(before.catalogue.table["item_id"].to_pylist())}
-    is_active = np.array(before.is_active)
+    flags = np.array(before.is_active)
     for name in ids:
-        if not (name in number and is_active[number[name]]):
-            raise ValueError(f"item {name!r} is not in the catalogue; check the file.")
-        is_active[number[name]] = False
-    if not is_active.any():
+        if name not in number or flags[number[name]] == is_active:
+            state = "was not removed from" if is_active else "is not in"
+            raise ValueError(f"item {name!r} {state} the catalogue; check the file.")
+        flags[number[name]] = is_active
+    if not flags.any():
         raise ValueError("that would remove every item; leave one at least.")
-    return dataclasses.replace(before, is_active=is_active)
+    return dataclasses.replace(before, is_active=flags)
 
 
 def _check_new(before: Version, items: pa.Table) -> None:
@@ -154,8 +178,8 @@ def _check_new(before: Version, items: pa.Table) -> None:
     for row, name in enumerate(items["item_id"].to_pylist(), 1):
         if name in known:
             raise ValueError(
-                f"row {row}: item_id={name!r} is in the catalogue already, or was before it was "
-                "removed; give the item another id."
+                f"row {row}: item_id={name!r} is in the catalogue already, or was removed from it: "
+                "then `restore` brings it back; a changed item needs another id."
             )
 
 
@@ -261,12 +285,12 @@ def _row_of(
     return np.asarray(table, np.float32)[near].mean(axis=1)
 
 
-def _near(
-    before: sparse.csr_matrix, fused: Float32[np.ndarray, "I+n D"], start: int
+def grown_near(
+    before: sparse.csr_matrix, fused: Float32[np.ndarray, "I+n D"], start: int, count: int
 ) -> sparse.csr_matrix:
-    """The relation `near` of counts with the new items: both ways, since the old ones' lists do
-    not have them."""
-    total, count = len(fused), int(np.diff(before.indptr).max(initial=1))
+    """The relation `near` of counts with the items from `start` on: both ways, since the old ones'
+    lists do not have them; of each the strongest `count`."""
+    total = len(fused)
     count = min(count, total - 2)
     table = np.asarray(fused, np.float32)
     rows, columns, values = [], [], []
@@ -275,8 +299,7 @@ def _near(
         here = np.arange(first, min(first + step, total))
         cosines = table[here] @ table.T
         cosines[np.arange(len(here)), here] = -np.inf
-        order = np.argsort(-cosines, axis=1)[:, : count + 1]
-        best = np.take_along_axis(cosines, order, axis=1)
+        order, best = top_rows(cosines, count + 1)
         rows.append(np.repeat(here, count))
         columns.append(order[:, :count].reshape(-1))
         values.append((best[:, :count] - best[:, count:]).reshape(-1))
@@ -290,5 +313,4 @@ def _near(
     grown.resize((total, total))
     found = (grown + new + back).tocsr()
     found.eliminate_zeros()
-    found.sort_indices()
-    return found
+    return strongest(found, count)

@@ -2,7 +2,7 @@
 
     items.arrow categories.arrow item_category.npy item_popularity.npy    what they are
     semantic_ids.npy codebook_size.npy                                    their SIDs
-    vectors_KIND.npy        pre-trained vectors (text, id, image), as far as the model reads them
+    vectors_KIND.npy        pre-trained vectors (text, id, image), as far as there are any
     rows_KIND.npy           rows of the tables the model has trained, and its own
     fused.npy               the model's item vectors, unit length
     is_active.npy           False: removed; still known where a history has it
@@ -11,7 +11,7 @@
     near.npz                which lie near which, where counts are used
     version.json            what is here, with sizes and hashes
 
-A version is never changed. Rows keep their number from version to version.
+A version is never changed. Rows keep their number in all versions made from one another.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from sigma_jax.recommend import one_request, recommend_all
 from sigma_jax.schema import Requests
 from sigma_jax.serving.ask import Answering, Living
 from sigma_jax.serving.bundle import Bundle
-from sigma_jax.serving.newcomers import add_items, read_items, remove_items
+from sigma_jax.serving.newcomers import add_items, read_items, set_active
 from sigma_jax.serving.users import read_users
 from sigma_jax.sft.trained import generation_config, load_recommender
 
@@ -53,7 +53,7 @@ def test_rows_come_in_order_whatever_the_batch_and_the_file(data, answering, tmp
     outputs = []
     for number, suffix in enumerate((".jsonl", ".parquet")):
         output = tmp_path / f"found{number}{suffix}"
-        assert recommend_all(answering, str(path), output, 5, True) == 7
+        assert recommend_all(answering, str(path), output, 5, True) == (7, 0)
         outputs.append(output)
     lines = [json.loads(line) for line in outputs[0].read_text().splitlines()]
     assert [line["user_id"] for line in lines] == [row["user_id"] for row in rows]
@@ -85,7 +85,7 @@ def test_what_is_seen_removed_or_not_allowed_never_comes(data, exported, answeri
         seen = asked.histories.before(number, ends)
         assert set(row[row >= 0]) == set(range(every)) - set(seen)
     removed = answering.version.catalogue.ids(np.arange(10))
-    without = remove_items(answering.version, removed)
+    without = set_active(answering.version, removed, False)
     generator = answering.generator
     other = dataclasses.replace(
         answering, version=without, active=generator.subset(without.is_active)
@@ -106,9 +106,9 @@ def test_a_swap_compiles_nothing_and_mixes_nothing(own, data, tmp_path):
     compiled = [program._cache_size() for program in programs]
     first = living.now.version
     gone = first.catalogue.ids(np.arange(5))
-    items = read_items(str(write_rows(tmp_path / "new.jsonl", new_items(1))), bundle.text)
+    items = read_items(str(write_rows(tmp_path / "new.jsonl", new_items(1))), bundle)
     grown = add_items(bundle, first, items, {})
-    name = bundle.add_version(remove_items(grown, gone), "five out, one in")
+    name = bundle.add_version(set_active(grown, gone, False), "five out, one in")
     answers, stop = [], threading.Event()
 
     def ask():

@@ -1,6 +1,5 @@
 """A catalogue that changes without training."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -11,8 +10,9 @@ from small_export import new_items, one, users_of, write_rows
 from sigma_jax.models.weights import named_parameters
 from sigma_jax.serving.ask import Answering
 from sigma_jax.serving.bundle import MANIFEST, Bundle, export
-from sigma_jax.serving.newcomers import add_items, read_ids, read_items, remove_items
+from sigma_jax.serving.newcomers import add_items, grown_near, read_ids, read_items, set_active
 from sigma_jax.serving.users import read_users
+from sigma_jax.sft.relations import nearest
 from sigma_jax.sft.trained import ITEM_ROWS, load_recommender
 
 
@@ -27,7 +27,7 @@ def as_new(data, rows) -> list[dict]:
 
 def added(own, data, tmp_path, rows, name="items.jsonl"):
     bundle = Bundle.open(own)
-    items = read_items(str(write_rows(tmp_path / name, rows)), bundle.text)
+    items = read_items(str(write_rows(tmp_path / name, rows)), bundle)
     return bundle, add_items(bundle, bundle.version(), items, {})
 
 
@@ -75,7 +75,7 @@ def test_new_items_are_recommended_at_once_and_old_answers_stay(own, data, tmp_p
 def test_versions_come_and_go_back(own, data, tmp_path):
     bundle, version = added(own, data, tmp_path, new_items(1))
     second = bundle.add_version(version, "one more")
-    third = bundle.add_version(remove_items(version, ["i000", "new0"]), "two less")
+    third = bundle.add_version(set_active(version, ["i000", "new0"], False), "two less")
     assert bundle.names() == ["0001", second, third]
     bundle.activate(second)
     bundle.activate(third)
@@ -98,31 +98,59 @@ def test_items_that_cannot_be_added_or_removed_are_named(own, data, tmp_path):
         return str(caught.value)
 
     path = str(write_rows(tmp_path / "twice.jsonl", [*new_items(2), *new_items(1)]))
-    for call in (lambda: read_items(path, bundle.text), lambda: read_ids(path)):
+    for call in (lambda: read_items(path, bundle), lambda: read_ids(path)):
         assert "row 3: item_id='new0' is in row 1 too" in complaint(call)
-    known = read_items(str(write_rows(tmp_path / "old.jsonl", as_new(data, [1]))), bundle.text)
+    known = read_items(str(write_rows(tmp_path / "old.jsonl", as_new(data, [1]))), bundle)
     known = known.set_column(0, "item_id", [["i001"]])
     assert complaint(add_items, bundle, first, known, {}).startswith(
         "row 1: item_id='i001' is in the catalogue already"
     )
-    items = read_items(str(write_rows(tmp_path / "new.jsonl", new_items(2))), bundle.text)
+    items = read_items(str(write_rows(tmp_path / "new.jsonl", new_items(2))), bundle)
     wrong = {"id": np.zeros((2, 3), np.float32)}
     assert "id vectors have shape (2, 3); the new items need (2, 16)" in complaint(
         add_items, bundle, first, items, wrong
     )
-    assert complaint(remove_items, first, ["gone"]) == (
+    assert complaint(set_active, first, ["gone"], False) == (
         "item 'gone' is not in the catalogue; check the file."
     )
     everything = first.catalogue.table["item_id"].to_pylist()
-    assert "leave one at least" in complaint(remove_items, first, everything)
-    config = dataclasses.replace(bundle.text, columns=("colour",))
-    path = str(tmp_path / "new.jsonl")
-    assert "column 'colour' is missing" in complaint(read_items, path, config)
+    assert "leave one at least" in complaint(set_active, first, everything, False)
+    bare = str(write_rows(tmp_path / "bare.jsonl", [{"item_id": "bare"}]))
+    assert "has none of the columns title, brand, category, price" in complaint(
+        read_items, bare, bundle
+    )
+    assert "'i001' was not removed" in complaint(set_active, first, ["i001"], True)
+    gone = set_active(first, ["i001"], False)
+    np.testing.assert_array_equal(set_active(gone, ["i001"], True).is_active, first.is_active)
+
+
+def test_the_text_of_a_new_item_is_made_as_in_training(own, tmp_path):
+    bundle = Bundle.open(own)
+    row = new_items(1)[0]
+    path = tmp_path / "new.csv"
+    names = ["price", "colour", *[name for name in row if name != "price"]]
+    values = [str((row | {"colour": "red"})[name]) for name in names]
+    path.write_text(",".join(names) + "\n" + ",".join(values) + "\n")
+    plain = read_items(str(write_rows(tmp_path / "new.jsonl", [row])), bundle)
+    assert read_items(str(path), bundle)["text"].to_pylist() == plain["text"].to_pylist()
+
+
+def test_lists_of_near_items_do_not_grow_with_the_catalogue():
+    vectors = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    near = nearest(vectors[:70], 5)
+    for start in (70, 80, 90):
+        near = grown_near(near, vectors[: start + 10], start, 5)
+        sizes = np.diff(near.indptr)
+        assert sizes.max() == 5 and (sizes[start:] == 5).all()
+    expected = nearest(vectors, 5)
+    np.testing.assert_allclose(near[90:].toarray(), expected[90:].toarray(), atol=1e-5)
+    assert near[:70, 70:].nnz > 50  # the old ones' lists have the new ones
 
 
 def test_given_vectors_are_taken(own, data, tmp_path):
     bundle = Bundle.open(own)
-    items = read_items(str(write_rows(tmp_path / "new.jsonl", new_items(2))), bundle.text)
+    items = read_items(str(write_rows(tmp_path / "new.jsonl", new_items(2))), bundle)
     given = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
     version = add_items(bundle, bundle.version(), items, {"id": given})
     np.testing.assert_array_equal(version.vectors["id"][-2:], given)
