@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import ibis
@@ -55,15 +55,11 @@ def item_texts(items: ir.Table, config: TextConfig) -> ir.Table:
 
 def user_texts(users: ir.Table, config: TextConfig) -> ir.Table:
     """user_id, profile (JSON, "" where nothing is known)."""
-    return users.select("user_id", profile=profile(users, config))
-
-
-def profile(users: ir.Table, config: TextConfig, without: Sequence[str] = ()) -> ir.StringValue:
-    """JSON of the columns of `users` but ids and those of `without`; "" where nothing is known."""
-    names = [name for name in users.columns if name not in (*_NOT_TEXT, *without)]
+    names = [name for name in users.columns if name not in _NOT_TEXT]
     values = {name: plain(users[name], config.category_separator, False) for name in names}
     empty = ibis.literal("")
-    return ibis.coalesce(linearise(values, config), empty) if values else empty
+    profile = ibis.coalesce(linearise(values, config), empty) if values else empty
+    return users.select("user_id", profile=profile)
 
 
 def linearise(values: dict[str, ir.Value], config: TextConfig) -> ir.StringValue:

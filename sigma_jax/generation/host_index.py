@@ -118,15 +118,15 @@ class HostIndex:
         that lie in the prefix: where counts speak for an item, it has to be among what they choose
         from, however far it lies. Items that are not allowed are passed over as removed ones are.
         """
+        if is_allowed is not None:
+            shown = copy.copy(self)
+            shown._is_removed = self._is_removed | ~is_allowed
+            return shown.of_beams(queries, leaves, count, sharpness, seen, listed)
         batch, beams, width = queries.shape
         flat, of_leaf = queries.reshape(-1, width), leaves.reshape(-1)
         excluded = None
         if seen is not None:
             excluded = [row[row >= 0] for row in seen for _ in range(beams)]
-        if is_allowed is not None:
-            shown = copy.copy(self)
-            shown._is_removed = self._is_removed | ~is_allowed
-            return shown.of_beams(queries, leaves, count, sharpness, seen, listed)
         items, products = self.search(flat, of_leaf, count, excluded)
         normaliser = self.log_normaliser(flat, of_leaf, np.repeat(sharpness, beams), items)
         items, products = (part.reshape(batch, beams, count) for part in (items, products))

@@ -19,7 +19,7 @@ from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Generator, Recommendations
 from sigma_jax.generation.trie import Subset
 from sigma_jax.schema import PreparedData
-from sigma_jax.serving.bundle import Bundle, active_name, nobody
+from sigma_jax.serving.bundle import Bundle, nobody, read_state
 from sigma_jax.serving.users import Asked, ItemNumbers, Reading
 from sigma_jax.serving.version import Version
 from sigma_jax.sft.trained import TrainedRecommender, generation_config
@@ -134,7 +134,7 @@ class Living:
     def refresh(self) -> bool:
         """Takes the active version where it is another one; whether it was."""
         with self._refreshing:
-            name = active_name(self._folder)
+            name = read_state(self._folder)["active"]
             if name == self.now.name:
                 return False
             bundle = Bundle.open(self._folder)

@@ -65,7 +65,9 @@ def export(workdir: Path, target: Path) -> dict[str, Any]:
     trained = load_recommender(workdir, data)
 
     def write(folder: Path) -> dict[str, Any]:
-        write_folder(folder / "model", MANIFEST, lambda into: _write_model(workdir, trained, into))
+        write_folder(
+            folder / "model", MANIFEST, lambda into: _write_model(workdir, data, trained, into)
+        )
         (folder / "catalogue").mkdir()
         version = first_version(workdir, data, trained)
         write_version(folder, FIRST, version, "exported")
@@ -79,7 +81,9 @@ def export(workdir: Path, target: Path) -> dict[str, Any]:
     return write_folder(target, MANIFEST, write, ("model", "catalogue"))
 
 
-def _write_model(workdir: Path, trained: TrainedRecommender, folder: Path) -> dict[str, Any]:
+def _write_model(
+    workdir: Path, data: PreparedData, trained: TrainedRecommender, folder: Path
+) -> dict[str, Any]:
     source = workdir / "sft"
     shutil.copy(source / "config.json", folder)
     shutil.copytree(source / "backbone", folder / "backbone")
@@ -102,7 +106,6 @@ def _write_model(workdir: Path, trained: TrainedRecommender, folder: Path) -> di
     elif settings["text_encoder"] and Path(settings["text_encoder"]).is_dir():
         shutil.copytree(settings["text_encoder"], folder / "sentence_encoder")
     vectors = item_vectors(workdir)
-    data = PreparedData.load(workdir / "data")
     columns = text_columns(data.catalogue)
     has_sessions = read_manifest(workdir, "data").figures["sessions_hold_several_items"]
     items = {
@@ -116,7 +119,7 @@ def _write_model(workdir: Path, trained: TrainedRecommender, folder: Path) -> di
         "asked": asked_texts(data) if trained.words is not None else [],
     }
     (folder / "items.json").write_text(json.dumps(items, ensure_ascii=False))
-    return {"uses_codes": trained.model.uses_codes}
+    return {}
 
 
 def text_columns(catalogue: Catalogue, most: int = 10_000) -> dict[str, bool]:
@@ -158,11 +161,9 @@ def roomy_words(
     those of the version `before` where they suffice."""
     if words is None:
         return None
-    count, width = len(words.weights), words.of_items.shape[0]
-    known = room_for(count, len(before.weights) if before is not None else 0)
-    return words.with_room(
-        room, known, max(power_of_two(width), before.of_items.shape[0] if before is not None else 0)
-    )
+    known, width = (0, 0) if before is None else (len(before.weights), len(before.of_items))
+    width = max(power_of_two(len(words.of_items)), width)
+    return words.with_room(room, room_for(len(words.weights), known), width)
 
 
 def write_version(folder: Path, name: str, version: Version, comment: str) -> None:
@@ -185,7 +186,6 @@ class Bundle:
 
     folder: Path
     items: dict[str, Any]  # items.json
-    uses_codes: bool
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
@@ -196,8 +196,8 @@ class Bundle:
                 "`python -m sigma_jax.export`."
             )
         read_folder(folder, MANIFEST)
-        manifest = read_folder(folder / "model", MANIFEST)
-        return cls(folder, read_json(folder / "model" / "items.json"), manifest["uses_codes"])
+        read_folder(folder / "model", MANIFEST)
+        return cls(folder, read_json(folder / "model" / "items.json"))
 
     @property
     def text(self) -> TextConfig:
@@ -222,20 +222,23 @@ class Bundle:
             )
         return read_json(path)
 
+    def check(self, name: str) -> Path:
+        """The folder of a version. ValueError where it is damaged, or none."""
+        self.describe(name)
+        folder = self.folder / "catalogue" / name
+        read_folder(folder, VERSION)
+        return folder
+
     def version(self, name: str = "") -> Version:
         """A version, the active one if not named. ValueError where it is damaged, or none."""
-        name = name or self.state()["active"]
-        self.describe(name)
-        read_folder(self.folder / "catalogue" / name, VERSION)
-        return Version.load(self.folder / "catalogue" / name)
+        return Version.load(self.check(name or self.state()["active"]))
 
     def activate(self, name: str) -> None:
         """Makes a version the active one, at once and for whoever opens the export from now on.
 
         ValueError if there is no such version, or it is damaged.
         """
-        self.describe(name)
-        read_folder(self.folder / "catalogue" / name, VERSION)
+        self.check(name)
         state = self.state()
         if name != state["active"]:
             before = [*state["before"], state["active"]]
@@ -285,7 +288,7 @@ class Bundle:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """active.json of an export."""
+    """active.json of an export, without a look at anything else."""
     path = folder / "catalogue" / ACTIVE
     try:
         found = json.loads(path.read_text())
@@ -295,11 +298,6 @@ def read_state(folder: Path) -> dict[str, Any]:
             f'{path} is damaged ({error}); write {{"active": "NUMBER", "before": []}} into it, '
             "with the number of the folder beside it that is to be used."
         ) from error
-
-
-def active_name(folder: Path) -> str:
-    """The active version of an export, without a look at anything else."""
-    return read_state(folder)["active"]
 
 
 def roomy(table: np.ndarray, room: int) -> np.ndarray:

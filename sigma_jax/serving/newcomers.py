@@ -34,6 +34,7 @@ from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.schema import Catalogue, SemanticIds
 from sigma_jax.serving.bundle import Bundle, roomy_words
 from sigma_jax.serving.version import Version
+from sigma_jax.sft.relations import nearest
 from sigma_jax.sft.trained import words_of_items
 from sigma_jax.tokenizer.assign import load_tokenizer
 
@@ -259,7 +260,7 @@ def nearest_rows(
     table = unit_rows(table)
     step = max(COSINES_A_STEP // len(table), 1)
     parts = [
-        np.argpartition(-(unit_rows(vectors[start : start + step]) @ table.T), count - 1)[:, :count]
+        top_rows(unit_rows(vectors[start : start + step]) @ table.T, count)[0]
         for start in range(0, len(vectors), step)
     ]
     return np.concatenate(parts)
@@ -291,26 +292,9 @@ def grown_near(
     """The relation `near` of counts with the items from `start` on: both ways, since the old ones'
     lists do not have them; of each the strongest `count`."""
     total = len(fused)
-    count = min(count, total - 2)
-    table = np.asarray(fused, np.float32)
-    rows, columns, values = [], [], []
-    step = max(COSINES_A_STEP // total, 1)
-    for first in range(start, total, step):
-        here = np.arange(first, min(first + step, total))
-        cosines = table[here] @ table.T
-        cosines[np.arange(len(here)), here] = -np.inf
-        order, best = top_rows(cosines, count + 1)
-        rows.append(np.repeat(here, count))
-        columns.append(order[:, :count].reshape(-1))
-        values.append((best[:, :count] - best[:, count:]).reshape(-1))
-    rows, columns, values = (np.concatenate(parts) for parts in (rows, columns, values))
-    new = sparse.csr_matrix((values, (rows, columns)), shape=(total, total), dtype=np.float32)
-    is_old = columns < start
-    back = sparse.csr_matrix(
-        (values[is_old], (columns[is_old], rows[is_old])), shape=(total, total), dtype=np.float32
-    )
-    grown = before.copy()
+    new, grown = nearest(np.asarray(fused), count, start), before.copy()
     grown.resize((total, total))
-    found = (grown + new + back).tocsr()
-    found.eliminate_zeros()
-    return strongest(found, count)
+    back = new.T.tocsr()
+    back.resize((start, total))  # new ones have each other already
+    back.resize((total, total))
+    return strongest((grown + new + back).tocsr(), count)

@@ -196,8 +196,9 @@ def values_at(
     return values
 
 
-def nearest(vectors: Float[np.ndarray, "I D"], count: int) -> sparse.csr_matrix:
-    """float32 [I, I]: the `count` items nearest to each, by how much nearer they are than the next.
+def nearest(vectors: Float[np.ndarray, "I D"], count: int, start: int = 0) -> sparse.csr_matrix:
+    """float32 [I, I]: the `count` items nearest to each from `start` on, by how much nearer they
+    are than the next.
 
     Rows of `vectors` have unit length. Exact: every pair is compared, some rows at a time.
     """
@@ -206,15 +207,15 @@ def nearest(vectors: Float[np.ndarray, "I D"], count: int) -> sparse.csr_matrix:
     if count < 1:
         return sparse.csr_matrix((total, total), dtype=np.float32)
     table = jnp.asarray(vectors)
-    size = int(np.clip(COSINES_A_STEP // total, 1, total))
+    size = int(np.clip(COSINES_A_STEP // total, 1, total - start))
     items, values = [], []
-    for first in range(0, total, size):
+    for first in range(start, total, size):
         rows = np.minimum(np.arange(first, first + size), total - 1)  # one shape, one compilation
         near, item = jax.device_get(_nearest(table, jnp.asarray(rows), count + 1))
         items.append(item[:, :count])
         values.append(near[:, :count] - near[:, count:])
-    items, values = (np.concatenate(parts)[:total] for parts in (items, values))
-    ends = np.arange(total + 1) * count
+    items, values = (np.concatenate(parts)[: total - start] for parts in (items, values))
+    ends = np.maximum(np.arange(total + 1) - start, 0) * count
     found = sparse.csr_matrix((values.ravel(), items.ravel(), ends), shape=(total, total))
     found.eliminate_zeros()
     found.sort_indices()
