@@ -109,6 +109,9 @@ def test_parquet_holds_lists_and_numbers(tmp_path):
 def test_a_gap_joins_events_by_their_own_times_only(tmp_path):
     rows = '{"user_id": "a", "history": ["i3", "i1", "i3"]}\n'
     assert histories(read(tmp_path / "u.jsonl", rows, gap=60))[0][0] == [3, 1, 3]
+    near_now = 5 * DAY - 10  # the other has no time of its own, whatever stands in for it
+    rows = f'{{"user_id": "a", "history": [{{"item_id": "i3", "timestamp": {near_now}}}, "i1"]}}\n'
+    assert histories(read(tmp_path / "u.jsonl", rows, gap=60))[0][2] == [0, 1]
     rows = (
         '{"user_id": "a", "history": [{"item_id": "i3", "timestamp": 10}, '
         '{"item_id": "i1", "timestamp": 50}, {"item_id": "i2", "timestamp": 500}]}\n'
