@@ -23,7 +23,10 @@ BASE = {
 }
 
 AMAZON = {
-    "train": common.train(600, 128),
+    "train": common.train(
+        0, 128, epochs=20.0, eval_every=200, checkpoint_every=400, keep_best="ndcg_10"
+    ),
+    "report_users": 5_000,
     "optimizer.learning_rate": 2e-3,
     "optimizer.table_learning_rate": 6e-3,
     "model": {"width": 64, "layers": 2, "heads": 2, "history": 20, "dropout": 0.4},
