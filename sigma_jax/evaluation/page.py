@@ -209,6 +209,11 @@ def sigma_section(results: Results) -> str:
     used = results.get("sigma", "deviation")
     if used != "deviation":
         note += f" The lists of this page were ranked with {used} in its place."
+    if results.get("constant_sigma") is not None:
+        note += (
+            f" Of constants {results['constant_sigma']} serves validation requests best: the row "
+            "<i>SIGMA, constant sigma</i> above."
+        )
     return f'<p>{note}</p><div class="plots">{image}</div>'
 
 

@@ -22,6 +22,7 @@ from sigma_jax.baselines.own_frequent import OwnFrequent
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.sasrec import SasrecBaseline, load_sasrec
 from sigma_jax.evaluation.followed import followed, followed_requests
+from sigma_jax.evaluation.fusions import best_constant, fuses, other_fusions
 from sigma_jax.evaluation.page import collect_figures, write_report
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
@@ -97,6 +98,7 @@ def evaluate(config: Any, workdir: Path) -> Results:
         "split": settings.split,
         "num_beams": settings.generation.num_beams,
         "sigma": results["sigma"],
+        "constant_sigma": results["constant_sigma"],
         "seconds": time.monotonic() - began,
     }
 
@@ -145,9 +147,8 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     prompts = trained.prompts(requests, data)
     seen = seen_items(data.histories, requests)
     choice = trained.choice(generator, requests, data, settings.uses_prior)
-    choices = {"SIGMA": choice}
-    if choice.features is not None:
-        choices["SIGMA without prior"] = Choice(None)
+    constant = constant_sigma(trained, generator, data, settings, seed)
+    choices = {"SIGMA": choice} | other_choices(generator, choice, constant)
     rankings, kept = both_ways(generator, prompts, choices, seen)
     if (workdir / "sft" / BEFORE_REFIT).exists():
         first = load_recommender(workdir, data, BEFORE_REFIT)
@@ -176,6 +177,7 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
         for task in np.unique(requests.task)
     }
     results["sigma"] = choice.config.sigma
+    results["constant_sigma"] = constant
     if sets:
         results["followed"] = followed(
             lists_of(trained, generator, settings, sets, data), sets, data
@@ -185,6 +187,30 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
             "the prior was fitted on requests of this split: judge it on the test split"
         )
     return results
+
+
+def constant_sigma(
+    trained: TrainedRecommender,
+    generator: Generator,
+    data: PreparedData,
+    settings: EvaluationConfig,
+    seed: int,
+) -> float | None:
+    """The best constant in place of Eq. 11's sigma, by validation; None where nothing is fused."""
+    if not fuses(generator):
+        return None
+    valid = draw_requests(data, trained, dataclasses.replace(settings, split="valid"), seed)
+    return best_constant(generator, trained.prompts(valid, data), valid) if len(valid) else None
+
+
+def other_choices(generator: Generator, choice: Choice, constant: float | None) -> dict:
+    """name -> Choice: the model without the prior of `choice`, and with other fusions."""
+    found = {}
+    if choice.features is not None:
+        found["SIGMA without prior"] = Choice(config=generator.config)
+    if constant is not None:
+        found |= other_fusions(generator, constant)
+    return found
 
 
 def both_ways(

@@ -1,0 +1,81 @@
+"""Other fusions: what stands in for sigma, by validation, and where there is nothing to fuse."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from small_recommender import prompts, recommender, semantic_ids
+
+from sigma_jax import metrics
+from sigma_jax.evaluation.fusions import CONSTANTS, best_constant, fuses, other_fusions
+from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.generate import Generator
+from sigma_jax.schema import Requests
+
+CONFIG = GenerationConfig(
+    num_beams=4,
+    num_retrieved=6,
+    temperature=0.1,
+    sigma="deviation",
+    sigma_floor=1.0,
+    normaliser="exact",
+    ranking="fused",
+    batch_size=2,
+    early_beams=(),
+    beam_margin=0.0,
+    retrieval="exact",
+)
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    model, tables = recommender()
+    return Generator.create(model, tables, semantic_ids(), 1, CONFIG)
+
+
+def wanting(target) -> Requests:
+    size = len(target)
+    rows = np.zeros(size, np.int32)
+    return Requests(rows, rows, rows, rows - 1, np.array(target, np.int32), [""] * size)
+
+
+@pytest.mark.parametrize("wants", [0, -1])
+def test_the_constant_is_the_one_that_ranks_the_targets_highest(generator, wants):
+    """Targets are what the lowest, or the highest, constant puts far ahead of the other."""
+    model, tables = recommender()
+    lists = {}
+    for sigma in CONSTANTS:
+        config = dataclasses.replace(CONFIG, sigma=sigma)
+        lists[sigma] = Generator.create(model, tables, semantic_ids(), 1, config)(prompts(), 10)
+    ours, other = lists[CONSTANTS[wants]].items, lists[CONSTANTS[-1 - wants]].items
+    behind = [
+        [row.index(i) if i in row else 10 for i in one]
+        for one, row in zip(ours.tolist(), other.tolist(), strict=True)
+    ]
+    lead = np.array(behind) - np.arange(10)
+    target = ours[np.arange(3), lead.argmax(axis=1)]
+    gains = {
+        sigma: metrics.ndcg(metrics.item_ranks(found.items, target), 10).mean()
+        for sigma, found in lists.items()
+    }
+    assert gains[CONSTANTS[wants]] > gains[CONSTANTS[-1 - wants]]
+    best = best_constant(generator, prompts(), wanting(target))
+    assert gains[best] == max(gains.values())
+
+
+def test_other_fusions_differ_in_what_their_names_say(generator):
+    ways = {name: choice.config for name, choice in other_fusions(generator, 0.5).items()}
+    assert ways == {
+        "SIGMA, sigma of Eq. 11": dataclasses.replace(CONFIG, sigma_floor=0.0),
+        "SIGMA, constant sigma": dataclasses.replace(CONFIG, sigma=0.5),
+        "SIGMA, first prefix": dataclasses.replace(CONFIG, ranking="first_prefix"),
+    }
+
+
+def test_nothing_is_fused_without_codes_or_without_a_query(generator):
+    assert fuses(generator)
+    model, tables = recommender()
+    assert not fuses(Generator.create(model, tables, semantic_ids(), 0, CONFIG))
+    assert not fuses(Generator.create(model, tables, semantic_ids(), 1, CONFIG, "none"))
+    first = dataclasses.replace(CONFIG, ranking="first_prefix")
+    assert not fuses(Generator.create(model, tables, semantic_ids(), 1, first))
