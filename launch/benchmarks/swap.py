@@ -2,11 +2,11 @@
 
     python launch/benchmarks/swap.py --export=exports/demo --users=users.jsonl
 
-Threads ask an export's copy while `sigma_jax.catalogue add` gives it one per cent of new items (those
-it has, under other ids) and the process takes them up. Afterwards every request is answered once more
-by the version that answered it, alone: another list is a mixed one. Each user is answered once before
-the clock starts, so that all programs are compiled; those compiled later are counted, by whether a
-request had to wait for them.
+Threads ask an export's copy while `sigma_jax.catalogue add` gives it one per cent of new items
+(those it has, under other ids) and the process takes them up. Afterwards every request is answered
+once more by the version that answered it, alone: another list is a mixed one. Each user is answered
+once before the clock starts, so that all programs are compiled; those compiled later are counted,
+by whether a request had to wait for them.
 """
 
 import argparse
