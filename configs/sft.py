@@ -126,8 +126,23 @@ CHANGES = {
         "report_requests": 20,
         "prior.fit_requests": 30,
     },
-    # A catalogue may be far larger than a draw: then targets of the batch tell much more.
-    "files": {"batch_negatives": 512},
+    # Of a log of any size: passes over it, as far as a laptop gets in minutes. A catalogue may be
+    # far larger than a draw: then targets of the batch tell much more.
+    "files": {
+        "train": common.train(
+            4_000,
+            16,
+            epochs=10.0,
+            eval_every=400,
+            checkpoint_every=200,
+            average_over=0.2,
+            keep_best="ndcg10_item",
+        ),
+        "backbone.dropout": 0.1,
+        "prompt.contexts_per_group": 0,
+        "report_requests": 100,
+        "batch_negatives": 512,
+    },
     # Eight items a user: what is not held back learns them by heart.
     "amazon": {
         "optimizer": common.optimizer(

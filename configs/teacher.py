@@ -34,6 +34,17 @@ AMAZON = {
     "targets_per_position": 1,
 }
 
+# Of a log of any size: passes over it, as far as a laptop gets in minutes.
+FILES = {
+    "train": common.train(
+        3_000, 64, epochs=20.0, eval_every=200, checkpoint_every=400, keep_best="ndcg_10"
+    ),
+    "report_users": 5_000,
+    "optimizer.learning_rate": 2e-3,
+    "optimizer.table_learning_rate": 6e-3,
+    "model.dropout": 0.3,
+}
+
 PAPER = {
     "train": common.train(100_000, 8_192, log_every=100),
     "model": {"width": 128, "layers": 4, "heads": 4, "history": 128, "dropout": 0.1},
@@ -46,6 +57,7 @@ PAPER = {
 
 CHANGES = {
     "amazon": AMAZON,
+    "files": FILES,
     "smoke": {
         "train": common.train(20, 16),
         "optimizer.warmup_steps": 5,

@@ -199,9 +199,8 @@ def fit(
     Returns:
       the trained model, the task's tables on the mesh, the figures of the last report.
     """
-    loop: TrainConfig = fields.train
-    if loop.epochs:
-        loop = dataclasses.replace(loop, steps=math.ceil(loop.epochs * task.epoch_steps), epochs=0)
+    loop: TrainConfig = fields.train.of_examples(task.epoch_steps)
+    log_length(name, loop.steps, fields.train, task.epoch_steps)
     optimizer_config: OptimizerConfig = fields.optimizer
     sharding.check_rows(task.batch_rows, mesh)
     tables = sharding.place_tables(task.tables(), mesh)
@@ -359,6 +358,13 @@ def needless(stage: str, workdir: Path) -> str | None:
     if stage == "grounding" and not artifacts.read_manifest(workdir, "data").figures["texts"]:
         return "the items have no texts"
     return None
+
+
+def log_length(name: str, steps: int, loop: TrainConfig, epoch_steps: float) -> None:
+    """One log line of how long the training is, and what else the config asked for."""
+    done = steps / max(epoch_steps, 1e-9)
+    limit = f" of {loop.epochs:g}: train.steps is the limit" if 0 < done < loop.epochs else ""
+    logging.info("%s: %d steps, %.3g epochs%s", name, steps, done, limit)
 
 
 def log_figures(name: str, step: int, figures: dict[str, float]) -> None:

@@ -61,6 +61,7 @@ class LinearTask:
     """Regression onto a fixed linear map."""
 
     batch_rows = ROWS
+    epoch_steps = 4.0
 
     def __init__(self, seed: int = 0, seen: list | None = None):
         self.seed, self.seen = seed, seen

@@ -241,7 +241,7 @@ def test_unfinished_folder_of_a_stage_is_named(trained, workdir):
         ("model.uses_full_vocabulary", True, "model.has_open_query=True needs code logits over"),
         ("model.item_encoder.inputs", ("own",), "inputs has 'own', which starts at random; put"),
         ("upstream.tokenizer.inputs", ("own",), "inputs names ['own']; known are id, text,"),
-        ("train.epochs", 2.0, "train.steps=10 and train.epochs=2.0 both say how long to"),
+        ("train.epochs", -2.0, "train.epochs=-2.0; use 0 or more."),
         ("prompt.row_tokens", 40, "prompt.row_tokens=40; these prompts need 57 or more."),
         ("prompt.pack_group_rows", 3, "train.batch_size=8 is no multiple of prompt.pack_group_r"),
         ("upstream.teacher.model.heads", 3, "model.width=16 does not divide into 3 heads; use"),

@@ -154,8 +154,6 @@ def test_reports_come_with_the_steps_they_belong_to(tmp_path):
 class Peaked(LinearTask):
     """Reports that are best after four steps; dies when asked for batch `die_at`."""
 
-    epoch_steps = 4.0
-
     def __init__(self, die_at: int = 10**6):
         super().__init__()
         self.die_at = die_at
@@ -250,11 +248,12 @@ def test_the_average_is_of_the_share_of_steps(tmp_path):
     np.testing.assert_allclose(of_two, halves, rtol=1e-6)
 
 
-def test_epochs_are_steps_by_the_size_of_the_data(tmp_path):
-    model, _, _ = fit(Peaked(), tmp_path, steps=0, epochs=1.5)
-    assert int(model.calls[...]) == 6
-    with pytest.raises(ValueError, match=r"train.steps=3 and train.epochs=1.0 both say"):
-        linear_config(3, epochs=1.0)
+def test_epochs_are_steps_by_the_size_of_the_data_and_steps_the_most(tmp_path):
+    """An epoch has 4 steps."""
+    for steps, epochs, expected in ((0, 1.5, 6), (9, 1.5, 6), (3, 1.5, 3), (3, 0.0, 3)):
+        folder = tmp_path / f"{steps}-{epochs}"
+        model, _, _ = fit(Peaked(), folder, steps=steps, epochs=epochs)
+        assert int(model.calls[...]) == expected, (steps, epochs)
 
 
 def test_unknown_stage_is_named():

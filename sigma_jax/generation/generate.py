@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.generation.beam import Beams, Prompts, beam_search
@@ -20,7 +21,7 @@ from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.evidence import ItemEvidence, make_evidence
 from sigma_jax.generation.host_index import HostIndex, leaves_of_items
 from sigma_jax.generation.rank import Given, Recommendations, rank, rank_found, sharpness_of
-from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index
+from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index, cut_up
 from sigma_jax.generation.told import Answer, ItemWords, Told, read_answer, told_of
 from sigma_jax.generation.trie import Subset, Trie
 from sigma_jax.generation.trie_build import active_items, build_trie, subset
@@ -56,8 +57,12 @@ class Generator:
         item_query: str,
         words: WordTable | None = None,
         vectors: Float[np.ndarray, "I D"] | None = None,
+        mesh: Mesh | None = None,
     ):
-        """`vectors`: of all items, unit length, where they are known; else the model makes them."""
+        """`vectors`: of all items, unit length, where they are known; else the model makes them.
+
+        `mesh`: whose devices share the item table, a part each; None: it lies on one.
+        """
         self.config = config
         self.item_query = item_query
         self.words = words
@@ -69,6 +74,8 @@ class Generator:
         if vectors is None:
             vectors = all_item_vectors(model, self.tables, trie.num_items)
         self.index = build_index(trie, vectors)
+        if mesh is not None:
+            self.index = cut_up(self.index, mesh)
         self.host = None
         if config.retrieval == "scann":
             leaves = leaves_of_items(np.asarray(trie.leaf_start), np.asarray(trie.sorted_items))
@@ -88,6 +95,7 @@ class Generator:
         config: GenerationConfig,
         item_query: str = "token",
         words: WordTable | None = None,
+        mesh: Mesh | None = None,
     ) -> Generator:
         """Over all items of `semantic_ids`; prefixes are `depth` codes long.
 
@@ -99,7 +107,7 @@ class Generator:
         if config.ranking == "fused" and not model.uses_codes:
             depth = 0
         trie = build_trie(semantic_ids.codes, depth, semantic_ids.codebook_size)
-        return cls(model, tables, trie, config, item_query, words)
+        return cls(model, tables, trie, config, item_query, words, mesh=mesh)
 
     def at_load(self, share: float) -> Generator:
         """The same with beams for `share` of the work (GenerationConfig.under_load); it shares all

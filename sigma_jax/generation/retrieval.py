@@ -15,6 +15,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float16, Float32, Int32
 
 from sigma_jax.generation.trie import Subset, Trie
@@ -34,6 +36,8 @@ class PrefixIndex:
     leaf_start: Int32[Array, " P+1"]
     chunk: int = dataclasses.field(metadata={"static": True})  # rows of a range scored at a time
     is_whole: bool = dataclasses.field(metadata={"static": True})  # the trie has depth 0: one leaf
+    # Where rows are cut up over its devices; None: they lie on one.
+    mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 def build_index(
@@ -54,6 +58,24 @@ def build_index(
         leaf_start=jnp.asarray(trie.leaf_start),
         chunk=min(chunk, len(trie.sorted_items)),
         is_whole=trie.depth == 0,
+    )
+
+
+def cut_up(index: PrefixIndex, mesh: Mesh) -> PrefixIndex:
+    """The same index, its rows cut up over the devices of `mesh`: for a table too large for one."""
+    missing = -len(index.sorted_items) % mesh.size
+
+    def placed(array: Array, fill: int) -> Array:
+        room = [(0, missing), *[(0, 0)] * (array.ndim - 1)]
+        padded = np.pad(np.asarray(array), room, constant_values=fill)
+        return jax.device_put(padded, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+
+    return dataclasses.replace(
+        index,
+        vectors=placed(index.vectors, 0),
+        sorted_items=placed(index.sorted_items, -1),
+        leaf_start=jax.device_put(index.leaf_start, NamedSharding(mesh, PartitionSpec())),
+        mesh=mesh,
     )
 
 
@@ -140,62 +162,124 @@ def search(
     the exact denominator of Eq. 11 (-inf for beams that are not valid). Items in `excluded` (padded
     with -1), or not in `subset`, are not returned but count in the denominator, since the model
     gives them probability.
+
+    Where the index lies on several devices, each searches its own rows, and the best of all are put
+    together.
     """
-    is_valid = is_valid & (leaves >= 0)
-    leaf = jnp.where(is_valid, leaves, 0)
-    start = jnp.where(is_valid, index.leaf_start[leaf], 0)
-    size = jnp.where(is_valid, index.leaf_start[leaf + 1] - start, 0)
-    sharpness = sharpness[..., None, None]
-    if excluded is not None:
-        excluded = jnp.sort(excluded, axis=-1)
+    asked = Asked(queries, leaves, is_valid, sharpness, excluded, bias, subset)
+    if index.mesh is None:
+        found = _search_rows(index, asked, count, 0)
+    else:
+        axes = index.mesh.axis_names
+        whole, rows = PartitionSpec(), PartitionSpec(axes)
+        specs = dataclasses.replace(index, vectors=rows, sorted_items=rows, leaf_start=whole)
+
+        def search_own(index: PrefixIndex, asked: Asked) -> Found:
+            first = jax.lax.axis_index(axes) * index.sorted_items.shape[0]
+            own = _search_rows(index, asked, count, first)
+            return _merged(jax.lax.all_gather(own, axes), count)
+
+        # What is gathered from all is the same on all, which the check cannot see.
+        place = functools.partial(jax.shard_map, mesh=index.mesh, check_vma=False)
+        found = place(search_own, in_specs=(specs, whole), out_specs=whole)(index, asked)
+    is_found = found.best > -jnp.inf
+    items = jnp.where(is_found, found.items, -1)
+    return items, jnp.where(is_found, found.cosines, -jnp.inf), found.log_normaliser
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The arguments of `search`."""
+
+    queries: Float[Array, "*B M D"]
+    leaves: Int32[Array, "*B M"]
+    is_valid: Bool[Array, "*B M"]
+    sharpness: Float32[Array, "*B"]
+    excluded: Int32[Array, "*B S"] | None
+    bias: ItemBias | None
+    subset: Subset | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The best items of each beam so far; `best` is -inf where there are fewer."""
+
+    best: Float32[Array, "*B M R"]  # what they are ordered by
+    cosines: Float32[Array, "*B M R"]
+    items: Int32[Array, "*B M R"]
+    log_normaliser: Float32[Array, "*B M"]
+
+
+def _search_rows(
+    index: PrefixIndex, asked: Asked, count: int, first_row: Int32[Array, ""] | int
+) -> Found:
+    """`search` in the rows of `index`, which are those from `first_row` on of the whole one's."""
+    is_valid = asked.is_valid & (asked.leaves >= 0)
+    leaf = jnp.where(is_valid, asked.leaves, 0)
+    bounds = jnp.stack([index.leaf_start[leaf], index.leaf_start[leaf + 1]])
+    start, end = jnp.clip(bounds - first_row, 0, index.sorted_items.shape[0])
+    size = jnp.where(is_valid, end - start, 0)
+    sharpness = asked.sharpness[..., None, None]
+    excluded = asked.excluded if asked.excluded is None else jnp.sort(asked.excluded, axis=-1)
+    # Highest precision: a TPU would round the factors to bfloat16.
+    exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     longest = size.max()
 
-    def score_chunk(state):
-        first, best, kept, rows, log_normaliser = state
+    def score_chunk(state: tuple[Array, Found]) -> tuple[Array, Found]:
+        first, found = state
         offsets = first + jnp.arange(index.chunk, dtype=jnp.int32)
-        positions = start[..., None] + offsets
+        rows = start[..., None] + offsets
         is_item = offsets < size[..., None]
-        # Highest precision: a TPU would round the factors to bfloat16.
-        exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
         if index.is_whole:
-            cosines = exact("...D,RD->...R", queries, index.vectors.at[offsets].get(mode="clip"))
+            vectors = index.vectors.at[offsets].get(mode="clip")
+            cosines = exact("...D,RD->...R", asked.queries, vectors)
         else:
-            vectors = index.vectors.at[positions].get(mode="clip")
-            cosines = exact("...D,...RD->...R", queries, vectors)
+            vectors = index.vectors.at[rows].get(mode="clip")
+            cosines = exact("...D,...RD->...R", asked.queries, vectors)
         part = jax.nn.logsumexp(cosines * sharpness, axis=-1, where=is_item)
-        log_normaliser = jnp.logaddexp(log_normaliser, part)
+        items = index.sorted_items.at[rows].get(mode="clip")
         scores = cosines
-        if excluded is not None or bias is not None:
-            items = index.sorted_items.at[positions].get(mode="clip")
         if excluded is not None:
             is_item &= ~find(items, excluded)[1]
-        if subset is not None:
-            is_item &= subset.has_rows(positions)
-        if bias is not None:
-            scores = cosines * sharpness + bias.of(items)
-        # Earlier rows stand first and are lower items: top_k then resolves ties as promised.
-        pool = jnp.concatenate([best, jnp.where(is_item, scores, -jnp.inf)], axis=-1)
-        best, chosen = jax.lax.top_k(pool, count)
-        kept, rows = (
-            jnp.take_along_axis(jnp.concatenate(parts, axis=-1), chosen, axis=-1)
-            for parts in ((kept, cosines), (rows, positions))
-        )
-        return first + index.chunk, best, kept, rows, log_normaliser
+        if asked.subset is not None:
+            is_item &= asked.subset.has_rows(first_row + rows)
+        if asked.bias is not None:
+            scores = cosines * sharpness + asked.bias.of(items)
+        log_normaliser = jnp.logaddexp(found.log_normaliser, part)
+        more = Found(jnp.where(is_item, scores, -jnp.inf), cosines, items, log_normaliser)
+        return first + index.chunk, _best_of(found, more, count)
 
-    shape = (*leaves.shape, count)
-    state = (
-        jnp.int32(0),
-        jnp.full(shape, -jnp.inf, jnp.float32),
-        jnp.full(shape, -jnp.inf, jnp.float32),
-        jnp.zeros(shape, jnp.int32),
-        jnp.full(leaves.shape, -jnp.inf, jnp.float32),
+    shape = (*asked.leaves.shape, count)
+    nothing = jnp.full(shape, -jnp.inf, jnp.float32)
+    none = Found(nothing, nothing, jnp.full(shape, -1, jnp.int32), nothing[..., 0])
+    state = (jnp.int32(0), none)
+    return jax.lax.while_loop(lambda state: state[0] < longest, score_chunk, state)[1]
+
+
+def _best_of(found: Found, more: Found, count: int) -> Found:
+    """The best of both, with the normaliser of `more`.
+
+    Earlier rows stand first and are lower items: top_k then resolves ties as promised.
+    """
+
+    def both(name: str) -> Array:
+        return jnp.concatenate([getattr(found, name), getattr(more, name)], axis=-1)
+
+    best, chosen = jax.lax.top_k(both("best"), count)
+    cosines, items = (
+        jnp.take_along_axis(both(name), chosen, axis=-1) for name in ("cosines", "items")
     )
-    _, best, cosines, rows, log_normaliser = jax.lax.while_loop(
-        lambda state: state[0] < longest, score_chunk, state
-    )
-    is_found = best > -jnp.inf
-    items = jnp.where(is_found, index.sorted_items[rows], -1)
-    return items, jnp.where(is_found, cosines, -jnp.inf), log_normaliser
+    return Found(best, cosines, items, more.log_normaliser)
+
+
+def _merged(of_devices: Found, count: int) -> Found:
+    """What all devices found, of which each has its own rows, in their order."""
+    parts = [jax.tree.map(lambda x, n=n: x[n], of_devices) for n in range(len(of_devices.best))]
+    log_normaliser = jax.nn.logsumexp(of_devices.log_normaliser, axis=0)
+    found = functools.reduce(lambda one, other: _best_of(one, other, count), parts)
+    return dataclasses.replace(found, log_normaliser=log_normaliser)
 
 
 def find(

@@ -48,8 +48,8 @@ MAY_BE_0 = ("steps", "epochs", "eval_every", "average_over", "patience")  # of t
 class TrainConfig:
     """The training loop (sigma_jax/train.py)."""
 
-    steps: int  # 0: nothing to train, or as many as `epochs` come to
-    epochs: float  # passes over the stage's examples, where `steps` is 0
+    steps: int  # with `epochs`: at most; 0: nothing to train, or as many as `epochs` come to
+    epochs: float  # passes over the stage's examples; 0: `steps` alone says how long
     batch_size: int  # rows of the global batch
     log_every: int
     eval_every: int  # 0: only at the end
@@ -70,11 +70,13 @@ class TrainConfig:
             )
         if self.average_over > 1:
             raise ValueError(f"train.average_over={self.average_over}; use a share, 0 to 1.")
-        if self.steps and self.epochs:
-            raise ValueError(
-                f"train.steps={self.steps} and train.epochs={self.epochs} both say how long to "
-                "train; set one of them to 0."
-            )
+
+    def of_examples(self, epoch_steps: float) -> TrainConfig:
+        """The same in steps, where an epoch has `epoch_steps`."""
+        if not self.epochs:
+            return self
+        steps = math.ceil(self.epochs * epoch_steps)
+        return dataclasses.replace(self, steps=min(steps, self.steps or steps), epochs=0.0)
 
 
 @dataclasses.dataclass(frozen=True)

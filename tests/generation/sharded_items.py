@@ -1,0 +1,44 @@
+"""Run by test_sharded.py with eight devices: lists with the item table cut up over them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import AxisType
+from small_recommender import CODES, NUM_ITEMS, prompts, recommender, semantic_ids
+from test_generate import CONFIG
+
+from sigma_jax.generation.generate import Choice, Generator
+from sigma_jax.generation.retrieval import ItemFeatures
+from sigma_jax.generation.trie_build import build_trie
+
+assert jax.device_count() == 8
+MESH = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def check(depth: int, open_query: bool) -> None:
+    """30 items over 8 devices: 4 each, 2 on the last."""
+    model, tables = recommender(open_query=open_query)
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=4)
+    trie = build_trie(semantic_ids().codes, depth, CODES)
+    one, many = (Generator(model, tables, trie, config, "token", mesh=m) for m in (None, MESH))
+    rows = {shard.data.shape[0] for shard in many.index.vectors.addressable_shards}
+    assert rows == {-(-len(trie.sorted_items) // 8)}, rows
+    rng = np.random.default_rng(0)
+    items = np.sort(rng.permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)[:, :8], axis=1)
+    features = ItemFeatures(items.astype(np.int32), rng.normal(0, 3, (3, 8, 1)).astype(np.float32))
+    seen = np.array([[1, 2, -1], [3, -1, -1], [-1, -1, -1]], np.int32)
+    choices = [Choice(), Choice(seen), Choice(None, features, np.array([[1.0]], np.float32))]
+    is_active = rng.random(NUM_ITEMS) < 0.5
+    for of_active in (False, True):
+        expected, found = (
+            g.variants(prompts(), 20, choices, g.subset(is_active) if of_active else None)
+            for g in (one, many)
+        )
+        for left, right in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(right.items, left.items)
+            np.testing.assert_allclose(right.log_probs, left.log_probs, atol=1e-5)
+
+
+for case in ((0, True), (1, False), (2, True)):
+    check(*case)

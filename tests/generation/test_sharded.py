@@ -1,0 +1,21 @@
+"""An item table that no device holds whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_eight_devices_recommend_what_one_does():
+    """Prefixes that lie on several devices, all items as one prefix, bias, seen and inactive."""
+    folders = (ROOT, ROOT / "tests", ROOT / "tests" / "generation")
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+    }
+    script = Path(__file__).with_name("sharded_items.py")
+    run = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
