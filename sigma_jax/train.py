@@ -255,7 +255,7 @@ def fit(
         figures = None if is_earlier else figures
     model = template.merge(state.kept_params, state.rest)
     figures = task.report(model, tables) if figures is None else figures
-    if loop.keep_best:
+    if best.is_kept:
         figures = {**figures, "kept_step": best.step, "steps": loop.steps}
     return model, tables, figures
 

@@ -179,6 +179,16 @@ def test_the_best_report_decides_what_is_kept(tmp_path):
     assert early.weight[...].shape == model.weight[...].shape
 
 
+def test_without_anything_to_judge_by_the_last_step_is_kept(tmp_path):
+    class Unjudged(Peaked):
+        def report(self, model, tables):
+            return {}
+
+    settings = {"eval_every": 2, "keep_best": "score", "patience": 1}
+    model, _, figures = fit(Unjudged(), tmp_path, **settings)
+    assert int(model.calls[...]) == 10 and figures == {}
+
+
 @pytest.mark.parametrize("die_at", [5, 7])
 def test_a_kill_does_not_change_what_is_kept(tmp_path, die_at):
     settings = {"eval_every": 2, "keep_best": "score", "checkpoint_every": 3, "average_over": 0.3}

@@ -38,14 +38,15 @@ class Best:
     def offer(self, step: int, figures: Mapping[str, float], state: TrainState) -> None:
         """Keeps `state` if its figure is higher than all before.
 
-        ValueError if the report has no such figure.
+        A report of nothing, where the data has nothing to judge by, keeps nothing. ValueError if
+        the report has other figures.
         """
-        if not self._figure:
+        if not self._figure or not figures:
             return
         if self._figure not in figures:
             raise ValueError(
                 f"train.keep_best={self._figure!r} is no figure of the report; use one of "
-                f"{', '.join(figures) or 'none: it is empty'}."
+                f"{', '.join(figures)}."
             )
         value = float(figures[self._figure])
         if value > self._value:
@@ -57,16 +58,22 @@ class Best:
             # not report the step again.
             self._store.steps()
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there are parameters that were kept."""
+        return math.isfinite(self._value)
+
     def is_over(self, step: int, patience: int) -> bool:
         """Whether by `step` nothing better has come for `patience` steps (0: for ever)."""
-        return bool(self._figure and patience and step - self.step >= patience)
+        return bool(self.is_kept and patience and step - self.step >= patience)
 
     def close(self, state: TrainState) -> tuple[TrainState, bool]:
         """`state` with the parameters that were kept, and whether they are of an earlier step."""
         if not self._figure:
             return state, False
         self._store.__exit__()
-        if not math.isfinite(self._value):
+        if not self.is_kept:
+            logging.warning("no report had a figure to keep the best by: the last step is kept")
             return state, False
         logging.info("best %s %.4g at step %d: kept", self._figure, self._value, self.step)
         kept = dataclasses.replace(
