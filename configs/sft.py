@@ -6,7 +6,7 @@ Runs every stage that is missing before it. Presets:
 
     local       Complete Journey, a year of grocery shopping; 8 to 16 minutes on two CPU cores
     smoke       the same path in minutes, to see that all is installed; its figures mean nothing
-    files       as local, over your own tables: --config.data.path=FOLDER
+    files       over your own tables, longer than local: --config.data.path=FOLDER
     amazon      Amazon reviews: --config.data.path=FOLDER (see configs/data.py)
     qwen3_0p6b  the paper's setting, Qwen3-0.6B, over your own tables: --config.data.path=FOLDER
                 --config.upstream.grounding.backbone.hf_folder=QWEN3
@@ -126,7 +126,7 @@ CHANGES = {
         "report_requests": 20,
         "prior.fit_requests": 30,
     },
-    # Of a log of any size: passes over it, as far as a laptop gets in minutes. A catalogue may be
+    # Of a log of any size: passes over it, 4,000 steps at most. A catalogue may be
     # far larger than a draw: then targets of the batch tell much more.
     "files": {
         "train": common.train(

@@ -34,7 +34,7 @@ AMAZON = {
     "targets_per_position": 1,
 }
 
-# Of a log of any size: passes over it, as far as a laptop gets in minutes.
+# Of a log of any size: passes over it, 3,000 steps at most.
 FILES = {
     "train": common.train(
         3_000, 64, epochs=20.0, eval_every=200, checkpoint_every=400, keep_best="ndcg_10"

@@ -199,9 +199,14 @@ def fit(
     Returns:
       the trained model, the task's tables on the mesh, the figures of the last report.
     """
-    loop: TrainConfig = fields.train.of_examples(task.epoch_steps)
-    log_length(name, loop.steps, fields.train, task.epoch_steps)
+    loop: TrainConfig = fields.train
     optimizer_config: OptimizerConfig = fields.optimizer
+    if loop.epochs:
+        loop = loop.of_examples(task.epoch_steps)
+        log_length(name, loop.steps, fields.train, task.epoch_steps)
+        # Of little data, which makes few steps.
+        warmup = min(optimizer_config.warmup_steps, loop.steps // 2)
+        optimizer_config = dataclasses.replace(optimizer_config, warmup_steps=warmup)
     sharding.check_rows(task.batch_rows, mesh)
     tables = sharding.place_tables(task.tables(), mesh)
     state, template, optimizer = init_state(

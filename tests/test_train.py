@@ -260,7 +260,14 @@ def test_the_average_is_of_the_share_of_steps(tmp_path):
 
 def test_epochs_are_steps_by_the_size_of_the_data_and_steps_the_most(tmp_path):
     """An epoch has 4 steps."""
-    for steps, epochs, expected in ((0, 1.5, 6), (9, 1.5, 6), (3, 1.5, 3), (3, 0.0, 3)):
+    # One step is fewer than the warmup has.
+    for steps, epochs, expected in (
+        (0, 1.5, 6),
+        (9, 1.5, 6),
+        (3, 1.5, 3),
+        (3, 0.0, 3),
+        (0, 0.2, 1),
+    ):
         folder = tmp_path / f"{steps}-{epochs}"
         model, _, _ = fit(Peaked(), folder, steps=steps, epochs=epochs)
         assert int(model.calls[...]) == expected, (steps, epochs)

@@ -104,7 +104,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     refreshed = time.perf_counter()
     for thread in threads:
         thread.join()
-    waited = sum(ident in {thread.ident for thread in threads} for ident in compiled)
+    counted = tuple(compiled)  # without those of the check below
+    waited = sum(ident in {thread.ident for thread in threads} for ident in counted)
     mixed = sum(
         answer.items is not None
         and answer.by.recommend(asked[answer.number % len(asked)], COUNT).items[0].tolist()
@@ -122,7 +123,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
         "add_seconds": added - start,
         "refresh_seconds": refreshed - added,
         "compiled_for_requests": waited,
-        "compiled_elsewhere": len(compiled) - waited,
+        "compiled_elsewhere": len(counted) - waited,
         "ms_median": float(np.median(ms)),
         "ms_most": float(ms.max()),
     }
@@ -138,6 +139,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    if arguments.requests <= SETTLED:
+        parser.error(f"--requests={arguments.requests}; use more than {SETTLED}.")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "export"
         shutil.copytree(arguments.export, folder)
@@ -146,6 +149,10 @@ def main() -> None:
         print(f"{name:24}{value:>12,.1f}" if isinstance(value, float) else f"{name:24}{value:>12,}")
     if arguments.output:
         arguments.output.write_text(json.dumps(found, indent=1))
+    if found["failed"] or found["mixed"]:
+        sys.exit("an answer failed or was mixed")
+    if not found["by_new_version"]:
+        sys.exit("all requests were over before the new version came; use more of them")
 
 
 if __name__ == "__main__":

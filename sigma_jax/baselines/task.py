@@ -69,10 +69,10 @@ class TeacherTask:
         self.histories = data.histories
         self.num_items = len(data.catalogue)
         self.first_window = count_windows(self.histories, config.model.history)
-        if self.first_window[-1] == 0 and config.train.steps > 0:
+        if self.first_window[-1] == 0 and (config.train.steps or config.train.epochs):
             raise ValueError(
                 "no user has two sessions in the training part, so SASRec has nothing to learn; "
-                "set train.steps=0."
+                "set train.steps=0 and train.epochs=0."
             )
 
     def batches(self) -> grain.MapDataset:

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from sigma_jax import metrics
-from sigma_jax.evaluation.score import LIST
 from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.schema import Requests
 
+JUDGED = 10  # length of the lists that constants are chosen by
 CONSTANTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
 
@@ -34,9 +34,9 @@ def best_constant(
     """The one of CONSTANTS with the highest NDCG@10 of `requests`, the lower one on ties."""
     config = generator.config
     choices = [Choice(config=dataclasses.replace(config, sigma=sigma)) for sigma in CONSTANTS]
-    found = generator.variants(prompts, LIST, choices)
+    found = generator.variants(prompts, JUDGED, choices)
     gains = [
-        metrics.ndcg(metrics.item_ranks(result.items, requests.target), LIST).mean()
+        metrics.ndcg(metrics.item_ranks(result.items, requests.target), JUDGED).mean()
         for result in found
     ]
     return CONSTANTS[int(np.argmax(gains))]
@@ -50,6 +50,8 @@ def other_fusions(generator: Generator, constant: float) -> dict[str, Choice]:
         "first prefix": {"ranking": "first_prefix"},
     }
     return {
-        f"SIGMA, {name}": Choice(config=dataclasses.replace(generator.config, **fields))
+        f"SIGMA without prior, {name}": Choice(
+            config=dataclasses.replace(generator.config, **fields)
+        )
         for name, fields in changes.items()
     }

@@ -212,7 +212,7 @@ def sigma_section(results: Results) -> str:
     if results.get("constant_sigma") is not None:
         note += (
             f" Of constants {results['constant_sigma']} serves validation requests best: the row "
-            "<i>SIGMA, constant sigma</i> above."
+            "<i>SIGMA without prior, constant sigma</i> above."
         )
     return f'<p>{note}</p><div class="plots">{image}</div>'
 

@@ -37,7 +37,6 @@ from sigma_jax.runtime.artifacts import (
     write_artifact,
 )
 from sigma_jax.runtime.config import check_least, to_dataclass
-from sigma_jax.runtime.mesh import serving_mesh
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.sft import instructions
 from sigma_jax.sft.requests import make_requests
@@ -270,7 +269,7 @@ def draw_requests(
 
 
 def make_generator(trained: TrainedRecommender, config: GenerationConfig) -> Generator:
-    """A generator over the whole catalogue, its items on all devices there are."""
+    """A generator over the whole catalogue."""
     return Generator.create(
         trained.model,
         trained.tables,
@@ -279,7 +278,6 @@ def make_generator(trained: TrainedRecommender, config: GenerationConfig) -> Gen
         config,
         trained.config.prompt.item_query,
         trained.words,
-        serving_mesh(),
     )
 
 

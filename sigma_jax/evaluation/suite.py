@@ -24,9 +24,9 @@ OURS = "SIGMA"  # what a run's own model is called in its results
 VARIANTS = {  # other rankings by the same run
     "SIGMA without prior": " without counts",
     "SIGMA before refit": " before the refit",
-    "SIGMA, sigma of Eq. 11": ", sigma of Eq. 11",
-    "SIGMA, constant sigma": ", constant sigma",
-    "SIGMA, first prefix": ", first prefix",
+    "SIGMA without prior, sigma of Eq. 11": " without counts, sigma of Eq. 11",
+    "SIGMA without prior, constant sigma": " without counts, constant sigma",
+    "SIGMA without prior, first prefix": " without counts, first prefix",
 }
 ROUNDING = 2 * 10**-DIGITS  # of the differences that a check looks at
 NAME, CELL = 34, 16  # widths of a table

@@ -61,7 +61,8 @@ class Generator:
     ):
         """`vectors`: of all items, unit length, where they are known; else the model makes them.
 
-        `mesh`: whose devices share the item table, a part each; None: it lies on one.
+        `mesh`: whose devices share the search inside prefixes, each in a part of the items; None:
+        one device has them all.
         """
         self.config = config
         self.item_query = item_query

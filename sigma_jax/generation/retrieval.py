@@ -62,7 +62,7 @@ def build_index(
 
 
 def cut_up(index: PrefixIndex, mesh: Mesh) -> PrefixIndex:
-    """The same index, its rows cut up over the devices of `mesh`: for a table too large for one."""
+    """The same index, its rows cut up over the devices of `mesh`: each searches its own."""
     missing = -len(index.sorted_items) % mesh.size
 
     def placed(array: Array, fill: int) -> Array:
@@ -75,6 +75,7 @@ def cut_up(index: PrefixIndex, mesh: Mesh) -> PrefixIndex:
         vectors=placed(index.vectors, 0),
         sorted_items=placed(index.sorted_items, -1),
         leaf_start=jax.device_put(index.leaf_start, NamedSharding(mesh, PartitionSpec())),
+        chunk=min(index.chunk, -(-len(index.sorted_items) // mesh.size)),
         mesh=mesh,
     )
 

@@ -32,10 +32,3 @@ def make_mesh(config: MeshConfig) -> Mesh:
     for name in free:
         sizes[name] = count // given
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def serving_mesh() -> Mesh | None:
-    """All devices of this process, where it is alone and has several: for tables to be cut up."""
-    if jax.process_count() > 1 or jax.device_count() == 1:
-        return None
-    return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))

@@ -18,7 +18,6 @@ from sigma_jax.baselines.candidates import seen_items
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Generator, Recommendations
 from sigma_jax.generation.trie import Subset
-from sigma_jax.runtime.mesh import serving_mesh
 from sigma_jax.schema import PreparedData
 from sigma_jax.serving.bundle import Bundle, nobody, read_state
 from sigma_jax.serving.users import Asked, ItemNumbers, Reading
@@ -70,7 +69,6 @@ class Answering:
             trained.config.prompt.item_query,
             trained.words,
             np.asarray(version.fused),
-            serving_mesh(),
         )
         now = 0
         if trained.prior is not None:

@@ -66,9 +66,9 @@ def test_the_constant_is_the_one_that_ranks_the_targets_highest(generator, wants
 def test_other_fusions_differ_in_what_their_names_say(generator):
     ways = {name: choice.config for name, choice in other_fusions(generator, 0.5).items()}
     assert ways == {
-        "SIGMA, sigma of Eq. 11": dataclasses.replace(CONFIG, sigma_floor=0.0),
-        "SIGMA, constant sigma": dataclasses.replace(CONFIG, sigma=0.5),
-        "SIGMA, first prefix": dataclasses.replace(CONFIG, ranking="first_prefix"),
+        "SIGMA without prior, sigma of Eq. 11": dataclasses.replace(CONFIG, sigma_floor=0.0),
+        "SIGMA without prior, constant sigma": dataclasses.replace(CONFIG, sigma=0.5),
+        "SIGMA without prior, first prefix": dataclasses.replace(CONFIG, ranking="first_prefix"),
     }
 
 

@@ -13,17 +13,22 @@ from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.trie_build import build_trie
 
 assert jax.device_count() == 8
-MESH = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+AUTO = (AxisType.Auto,) * 2
+# The trie has room for 32 items: six devices need more, and some rows are of none.
+MESHES = (
+    jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=AUTO),
+    jax.make_mesh((2, 3), ("data", "fsdp"), axis_types=AUTO, devices=jax.devices()[:6]),
+)
 
 
-def check(depth: int, open_query: bool) -> None:
-    """30 items over 8 devices: 4 each, 2 on the last."""
+def check(depth: int, open_query: bool, mesh) -> None:
+    """30 items: over 8 devices 4 each, 2 on the last; over 6 devices 6 each, none on the last."""
     model, tables = recommender(open_query=open_query)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=4)
     trie = build_trie(semantic_ids().codes, depth, CODES)
-    one, many = (Generator(model, tables, trie, config, "token", mesh=m) for m in (None, MESH))
+    one, many = (Generator(model, tables, trie, config, "token", mesh=m) for m in (None, mesh))
     rows = {shard.data.shape[0] for shard in many.index.vectors.addressable_shards}
-    assert rows == {-(-len(trie.sorted_items) // 8)}, rows
+    assert rows == {-(-len(trie.sorted_items) // mesh.size)}, rows
     rng = np.random.default_rng(0)
     items = np.sort(rng.permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)[:, :8], axis=1)
     features = ItemFeatures(items.astype(np.int32), rng.normal(0, 3, (3, 8, 1)).astype(np.float32))
@@ -41,4 +46,5 @@ def check(depth: int, open_query: bool) -> None:
 
 
 for case in ((0, True), (1, False), (2, True)):
-    check(*case)
+    for mesh in MESHES:
+        check(*case, mesh)

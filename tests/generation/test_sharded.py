@@ -1,4 +1,4 @@
-"""An item table that no device holds whole."""
+"""A search that several devices share."""
 
 import os
 import subprocess
