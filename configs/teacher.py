@@ -22,26 +22,27 @@ BASE = {
     "report_users": 1_000,
 }
 
-AMAZON = {
-    "train": common.train(
-        0, 128, epochs=20.0, eval_every=200, checkpoint_every=400, keep_best="ndcg_10"
-    ),
+# Of passes over a log instead of a minute's steps.
+PASSES = {
     "report_users": 5_000,
     "optimizer.learning_rate": 2e-3,
     "optimizer.table_learning_rate": 6e-3,
+}
+
+AMAZON = PASSES | {
+    "train": common.train(
+        0, 128, epochs=20.0, eval_every=200, checkpoint_every=400, keep_best="ndcg_10"
+    ),
     "model": {"width": 64, "layers": 2, "heads": 2, "history": 20, "dropout": 0.4},
     "loss_positions": 6,
     "targets_per_position": 1,
 }
 
 # Of a log of any size: passes over it, 3,000 steps at most.
-FILES = {
+FILES = PASSES | {
     "train": common.train(
         3_000, 64, epochs=20.0, eval_every=200, checkpoint_every=400, keep_best="ndcg_10"
     ),
-    "report_users": 5_000,
-    "optimizer.learning_rate": 2e-3,
-    "optimizer.table_learning_rate": 6e-3,
     "model.dropout": 0.3,
 }
 

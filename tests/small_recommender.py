@@ -3,12 +3,26 @@
 import numpy as np
 from flax import nnx
 
+from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.models.item_encoder import ItemEncoderConfig
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
 from sigma_jax.models.recommender import Recommender, RecommenderConfig, TokenSpace
 from sigma_jax.schema import SemanticIds
 
 NUM_ITEMS, LEVELS, CODES, VOCABULARY = 30, 3, 5, 16
+CONFIG = GenerationConfig(
+    num_beams=4,
+    num_retrieved=6,
+    temperature=0.1,
+    sigma="deviation",
+    sigma_floor=0.05,
+    normaliser="exact",
+    ranking="fused",
+    batch_size=2,
+    early_beams=(),
+    beam_margin=0.0,
+    retrieval="exact",
+)
 
 
 def backbone_config(**changes) -> Qwen3Config:

@@ -4,27 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+import small_recommender
 from small_recommender import prompts, recommender, semantic_ids
 
 from sigma_jax import metrics
 from sigma_jax.evaluation.fusions import CONSTANTS, best_constant, fuses, other_fusions
-from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Generator
 from sigma_jax.schema import Requests
 
-CONFIG = GenerationConfig(
-    num_beams=4,
-    num_retrieved=6,
-    temperature=0.1,
-    sigma="deviation",
-    sigma_floor=1.0,
-    normaliser="exact",
-    ranking="fused",
-    batch_size=2,
-    early_beams=(),
-    beam_margin=0.0,
-    retrieval="exact",
-)
+CONFIG = dataclasses.replace(small_recommender.CONFIG, sigma_floor=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 from jax.sharding import AxisType
-from small_recommender import CODES, NUM_ITEMS, prompts, recommender, semantic_ids
-from test_generate import CONFIG
+from small_recommender import CODES, CONFIG, NUM_ITEMS, prompts, recommender, semantic_ids
 
 from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.retrieval import ItemFeatures

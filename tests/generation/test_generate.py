@@ -7,30 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_recommender import CODES, NUM_ITEMS, prompts, recommender, semantic_ids
+from small_recommender import CODES, CONFIG, NUM_ITEMS, prompts, recommender, semantic_ids
 
 from sigma_jax.generation.beam import Prompts, beam_search
-from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.trie_build import build_trie
 from sigma_jax.models.qwen3 import causal_mask
 from sigma_jax.schema import TASKS
 from sigma_jax.sft.gains import GRID, WORTH, Gains, codes_pay, fit_gains, smallest_about_best
-
-CONFIG = GenerationConfig(
-    num_beams=4,
-    num_retrieved=6,
-    temperature=0.1,
-    sigma="deviation",
-    sigma_floor=0.05,
-    normaliser="exact",
-    ranking="fused",
-    batch_size=2,
-    early_beams=(),
-    beam_margin=0.0,
-    retrieval="exact",
-)
 
 
 @jax.jit

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_eight_devices_recommend_what_one_does():
     """Prefixes that lie on several devices, all items as one prefix, bias, seen and inactive."""
-    folders = (ROOT, ROOT / "tests", ROOT / "tests" / "generation")
+    folders = (ROOT, ROOT / "tests")
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
