@@ -178,7 +178,11 @@ def search(
         def search_own(index: PrefixIndex, asked: Asked) -> Found:
             first = jax.lax.axis_index(axes) * index.sorted_items.shape[0]
             own = _search_rows(index, asked, count, first)
-            return _merged(jax.lax.all_gather(own, axes), count)
+            gather = functools.partial(jax.lax.all_gather, axis_name=axes)
+            side_by_side = functools.partial(gather, axis=own.best.ndim - 1, tiled=True)
+            log_normaliser = jax.nn.logsumexp(gather(own.log_normaliser), axis=0)
+            ranked = map(side_by_side, (own.best, own.cosines, own.items))
+            return _best_of(Found(*ranked, log_normaliser), count)
 
         # What is gathered from all is the same on all, which the check cannot see.
         place = functools.partial(jax.shard_map, mesh=index.mesh, check_vma=False)
@@ -240,8 +244,9 @@ def _search_rows(
             vectors = index.vectors.at[rows].get(mode="clip")
             cosines = exact("...D,...RD->...R", asked.queries, vectors)
         part = jax.nn.logsumexp(cosines * sharpness, axis=-1, where=is_item)
-        items = index.sorted_items.at[rows].get(mode="clip")
         scores = cosines
+        if excluded is not None or asked.bias is not None:
+            items = index.sorted_items.at[rows].get(mode="clip")
         if excluded is not None:
             is_item &= ~find(items, excluded)[1]
         if asked.subset is not None:
@@ -249,38 +254,28 @@ def _search_rows(
         if asked.bias is not None:
             scores = cosines * sharpness + asked.bias.of(items)
         log_normaliser = jnp.logaddexp(found.log_normaliser, part)
-        more = Found(jnp.where(is_item, scores, -jnp.inf), cosines, items, log_normaliser)
-        return first + index.chunk, _best_of(found, more, count)
+        # Earlier rows stand first and are lower items: top_k then resolves ties as promised.
+        more = (jnp.where(is_item, scores, -jnp.inf), cosines, rows)
+        pairs = zip((found.best, found.cosines, found.items), more, strict=True)
+        pool = (jnp.concatenate(pair, axis=-1) for pair in pairs)
+        return first + index.chunk, _best_of(Found(*pool, log_normaliser), count)
 
     shape = (*asked.leaves.shape, count)
     nothing = jnp.full(shape, -jnp.inf, jnp.float32)
-    none = Found(nothing, nothing, jnp.full(shape, -1, jnp.int32), nothing[..., 0])
+    # Its items are rows until all are searched.
+    none = Found(nothing, nothing, jnp.zeros(shape, jnp.int32), nothing[..., 0])
     state = (jnp.int32(0), none)
-    return jax.lax.while_loop(lambda state: state[0] < longest, score_chunk, state)[1]
+    found = jax.lax.while_loop(lambda state: state[0] < longest, score_chunk, state)[1]
+    return dataclasses.replace(found, items=index.sorted_items[found.items])
 
 
-def _best_of(found: Found, more: Found, count: int) -> Found:
-    """The best of both, with the normaliser of `more`.
-
-    Earlier rows stand first and are lower items: top_k then resolves ties as promised.
-    """
-
-    def both(name: str) -> Array:
-        return jnp.concatenate([getattr(found, name), getattr(more, name)], axis=-1)
-
-    best, chosen = jax.lax.top_k(both("best"), count)
+def _best_of(found: Found, count: int) -> Found:
+    """The `count` best of each beam, the first on ties."""
+    best, chosen = jax.lax.top_k(found.best, count)
     cosines, items = (
-        jnp.take_along_axis(both(name), chosen, axis=-1) for name in ("cosines", "items")
+        jnp.take_along_axis(values, chosen, axis=-1) for values in (found.cosines, found.items)
     )
-    return Found(best, cosines, items, more.log_normaliser)
-
-
-def _merged(of_devices: Found, count: int) -> Found:
-    """What all devices found, of which each has its own rows, in their order."""
-    parts = [jax.tree.map(lambda x, n=n: x[n], of_devices) for n in range(len(of_devices.best))]
-    log_normaliser = jax.nn.logsumexp(of_devices.log_normaliser, axis=0)
-    found = functools.reduce(lambda one, other: _best_of(one, other, count), parts)
-    return dataclasses.replace(found, log_normaliser=log_normaliser)
+    return Found(best, cosines, items, found.log_normaliser)
 
 
 def find(
