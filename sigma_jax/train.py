@@ -201,9 +201,10 @@ def fit(
     """
     loop: TrainConfig = fields.train
     optimizer_config: OptimizerConfig = fields.optimizer
-    if loop.epochs:
-        loop = loop.of_examples(task.epoch_steps)
-        log_length(name, loop.steps, fields.train, task.epoch_steps)
+    loop = loop.of_examples(task.epoch_steps) if loop.epochs else loop
+    until = math.ceil(share * loop.steps)
+    if fields.train.epochs:
+        log_length(name, until, loop.steps, fields.train, task.epoch_steps)
         # Of little data, which makes few steps.
         warmup = min(optimizer_config.warmup_steps, loop.steps // 2)
         optimizer_config = dataclasses.replace(optimizer_config, warmup_steps=warmup)
@@ -234,7 +235,6 @@ def fit(
         if start:
             logging.info("%s: continues after step %d of %d", name, start, loop.steps)
         with contextlib.closing(MetricWriter(folder, start, loop.steps, name)) as writer:
-            until = math.ceil(share * loop.steps)
             patience = loop.patience * loop.eval_every
             if best.is_over(start, patience):  # it ended there, and was killed before it was told
                 until = start
@@ -365,11 +365,13 @@ def needless(stage: str, workdir: Path) -> str | None:
     return None
 
 
-def log_length(name: str, steps: int, loop: TrainConfig, epoch_steps: float) -> None:
-    """One log line of how long the training is, and what else the config asked for."""
+def log_length(name: str, until: int, steps: int, loop: TrainConfig, epoch_steps: float) -> None:
+    """One log line of how long the training is (`until` of a schedule of `steps`), and what else
+    the config asked for."""
     done = steps / max(epoch_steps, 1e-9)
     limit = f" of {loop.epochs:g}: train.steps is the limit" if 0 < done < loop.epochs else ""
-    logging.info("%s: %d steps, %.3g epochs%s", name, steps, done, limit)
+    stop = f"{until} of " if until < steps else ""
+    logging.info("%s: %s%d steps, %.3g epochs%s", name, stop, steps, done, limit)
 
 
 def log_figures(name: str, step: int, figures: dict[str, float]) -> None:

@@ -200,6 +200,21 @@ def test_a_kill_does_not_change_what_is_kept(tmp_path, die_at):
     assert int(model.calls[...]) == 4
 
 
+def test_a_report_made_again_with_other_last_digits_changes_nothing(tmp_path):
+    """As on another mesh: killed after its best was kept, before the next checkpoint was."""
+    settings = {"eval_every": 2, "keep_best": "score", "checkpoint_every": 3}
+    with pytest.raises(Exception, match="cut off"):
+        fit(Peaked(5), tmp_path, **settings)
+
+    class Higher(Peaked):
+        def report(self, model, tables):
+            figures = super().report(model, tables)
+            return figures | {"score": figures["score"] + 1e-6}
+
+    model, _, figures = fit(Higher(), tmp_path, **settings)
+    assert int(model.calls[...]) == 4 and figures["kept_step"] == 4
+
+
 @pytest.mark.parametrize("die_at", [10**6, 5, 7])
 def test_training_ends_when_nothing_better_has_come(tmp_path, die_at):
     """Best after four steps, reports every two: with a patience of two it ends after eight."""

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Int32
 
 from sigma_jax import metrics
 from sigma_jax.generation.generate import Choice, Generator
@@ -29,17 +30,26 @@ def fuses(generator: Generator) -> bool:
 
 
 def best_constant(
-    generator: Generator, prompts: Mapping[str, np.ndarray], requests: Requests
+    generator: Generator,
+    prompts: Mapping[str, np.ndarray],
+    requests: Requests,
+    seen: Int32[np.ndarray, "N S"],
 ) -> float:
-    """The one of CONSTANTS with the highest NDCG@10 of `requests`, the lower one on ties."""
+    """The one of CONSTANTS with the highest NDCG@10 of `requests`, the lower one on ties.
+
+    The mean of the lists with the `seen` items kept and left out, for one constant serves both.
+    """
     config = generator.config
-    choices = [Choice(config=dataclasses.replace(config, sigma=sigma)) for sigma in CONSTANTS]
-    found = generator.variants(prompts, JUDGED, choices)
-    gains = [
-        metrics.ndcg(metrics.item_ranks(result.items, requests.target), JUDGED).mean()
-        for result in found
+    choices = [
+        Choice(left_out, config=dataclasses.replace(config, sigma=sigma))
+        for sigma in CONSTANTS
+        for left_out in (None, seen)
     ]
-    return CONSTANTS[int(np.argmax(gains))]
+    gains = [
+        metrics.ndcg(metrics.item_ranks(found.items, requests.target), JUDGED).mean()
+        for found in generator.variants(prompts, JUDGED, choices)
+    ]
+    return CONSTANTS[int(np.reshape(gains, (-1, 2)).mean(axis=1).argmax())]
 
 
 def other_fusions(generator: Generator, constant: float) -> dict[str, Choice]:

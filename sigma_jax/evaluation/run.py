@@ -6,7 +6,6 @@ The same requests, the same seen items and the same metric code for every method
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +32,7 @@ from sigma_jax.runtime.artifacts import (
     check_inputs,
     command_line,
     is_current,
+    read_json,
     read_manifest,
     write_artifact,
 )
@@ -45,6 +45,7 @@ from sigma_jax.sft.trained import BEFORE_REFIT, TrainedRecommender, load_recomme
 STAGES = ("data", "teacher", "grounding", "tokenizer", "records", "sft")
 LIST = 20  # items a request
 FILES = ("results.json", "table.txt", "report.html")
+VERSION = 2  # of the figures: higher where the same settings give others, or more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +86,13 @@ def evaluate(config: Any, workdir: Path) -> Results:
     recipe = Recipe(dataclasses.asdict(settings), inputs, config.seed)
     if is_current_evaluation(workdir, recipe):
         logging.info("evaluation: done before, %s", workdir / "evaluation")
-        results = json.loads((workdir / "evaluation" / "results.json").read_text())
+        results = read_json(workdir / "evaluation" / "results.json")
         print(render_summary(results, workdir / "evaluation"))
         return results
     began = time.monotonic()
     results = judge(workdir, settings, config.seed)
     results["run"] = {
+        "version": VERSION,
         "command": command_line(),
         "config_hash": recipe.fingerprint[:12],
         "data_hash": inputs["data"][:12],
@@ -125,10 +127,12 @@ def evaluate(config: Any, workdir: Path) -> Results:
 
 def is_current_evaluation(workdir: Path, recipe: Recipe) -> bool:
     """Whether these very settings were judged before. Others replace the figures, never clash."""
-    if not all((workdir / "evaluation" / name).exists() for name in FILES):
+    folder = workdir / "evaluation"
+    if not all((folder / name).exists() for name in FILES):
         return False
     try:
-        return is_current(workdir, "evaluation", recipe)
+        run = read_json(folder / "results.json").get("run", {})
+        return run.get("version") == VERSION and is_current(workdir, "evaluation", recipe)
     except ValueError:
         return False
 
@@ -146,13 +150,16 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     generator = make_generator(trained, settings.generation)
     prompts = trained.prompts(requests, data)
     seen = seen_items(data.histories, requests)
-    choice = trained.choice(generator, requests, data, settings.uses_prior)
-    constant = constant_sigma(trained, generator, data, settings, seed)
-    choices = {"SIGMA": choice} | other_choices(generator, choice, constant)
-    rankings, kept = both_ways(generator, prompts, choices, seen)
-    if (workdir / "sft" / BEFORE_REFIT).exists():
+    first, of_first = trained, generator
+    is_refitted = (workdir / "sft" / BEFORE_REFIT).exists()
+    if is_refitted:
         first = load_recommender(workdir, data, BEFORE_REFIT)
         of_first = make_generator(first, settings.generation)
+    choice = trained.choice(generator, requests, data, settings.uses_prior)
+    constant = constant_sigma(first, of_first, data, settings, seed)
+    choices = {"SIGMA": choice} | other_choices(generator, choice, constant)
+    rankings, kept = both_ways(generator, prompts, choices, seen)
+    if is_refitted:
         other = first.choice(of_first, requests, data, settings.uses_prior)
         rankings |= both_ways(of_first, prompts, {"SIGMA before refit": other}, seen)[0]
     sets = {}
@@ -182,10 +189,13 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
         results["followed"] = followed(
             lists_of(trained, generator, settings, sets, data), sets, data
         )
-    if choice.features is not None and settings.split == "valid":
-        results["warnings"].append(
-            "the prior was fitted on requests of this split: judge it on the test split"
-        )
+    if settings.split == "valid":
+        chosen = {"the prior was fitted": choice.features, "constant sigma was chosen": constant}
+        results["warnings"] += [
+            f"{what} on requests of this split: judge it on the test split"
+            for what, value in chosen.items()
+            if value is not None
+        ]
     return results
 
 
@@ -196,11 +206,18 @@ def constant_sigma(
     settings: EvaluationConfig,
     seed: int,
 ) -> float | None:
-    """The best constant in place of Eq. 11's sigma, by validation; None where nothing is fused."""
+    """The best constant in place of Eq. 11's sigma, by validation; None where nothing is fused.
+
+    Args:
+      trained: a model that no validation row has trained.
+    """
     if not fuses(generator):
         return None
     valid = draw_requests(data, trained, dataclasses.replace(settings, split="valid"), seed)
-    return best_constant(generator, trained.prompts(valid, data), valid) if len(valid) else None
+    if not len(valid):
+        return None
+    seen = seen_items(data.histories, valid)
+    return best_constant(generator, trained.prompts(valid, data), valid, seen)
 
 
 def other_choices(generator: Generator, choice: Choice, constant: float | None) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from sigma_jax.evaluation.score import FILTERED, MODES, Results
@@ -25,7 +26,7 @@ TITLES = {
     "new": "seen items left out, requests for a new item only",
 }
 FOLLOWED = ("fits", "popularity", "new category", "overlap")  # of evaluation/followed.py
-NAME_WIDTH = 30
+NAME_WIDTH = 30  # of the first column, where no name is longer
 SHORT = {"JustForYou": "ForYou", "Category": "Categ.", "Longtail": "Tail", "Discover": "Disc."}
 
 
@@ -102,68 +103,71 @@ def percent(figure: dict | None) -> str:
     return f"{100 * figure['mean']:.2f}" if figure else "-"
 
 
+def aligned(head: str, rows: Mapping[str, str]) -> list[str]:
+    """A line for the head and one for each row, after its name, which is never cut."""
+    width = max([NAME_WIDTH, *(len(name) + 1 for name in rows)])
+    return [" " * width + head, *(f"{name:{width}}{row}" for name, row in rows.items())]
+
+
 def render_average(results: Results, mode: str, level: str) -> list[str]:
     """Title, head and a row a method."""
-    lines = [f"Average over tasks, hits by {LEVELS[level]}, {TITLES[mode]}"]
-    lines.append(f"{'':{NAME_WIDTH}}" + "".join(f"{name:>9}" for name in [*COLUMNS, "± HR@10"]))
+    rows = {}
     for method in methods_in(results, mode):
         figures = results["methods"][method][mode]["average"]
         if f"{level}.HR@10" not in figures:
             continue
         error = f"{100 * figures[f'{level}.HR@10']['error']:.2f}"
-        row = "".join(f"{cell:>9}" for cell in [*cells(figures, level), error])
-        lines.append(f"{method[:NAME_WIDTH]:{NAME_WIDTH}}" + row)
-    return lines
+        rows[method] = "".join(f"{cell:>9}" for cell in [*cells(figures, level), error])
+    head = "".join(f"{name:>9}" for name in [*COLUMNS, "± HR@10"])
+    title = f"Average over tasks, hits by {LEVELS[level]}, {TITLES[mode]}"
+    return [title, *aligned(head, rows)]
 
 
 def render_tasks(results: Results, mode: str, level: str) -> list[str]:
     """HR@10 of each task, with its standard error."""
     tasks = tasks_in(results)
-    lines = [f"HR@10 by task, hits by {LEVELS[level]}, {TITLES[mode]}"]
-    lines.append(f"{'':{NAME_WIDTH}}" + "".join(f"{SHORT.get(t, t):>12}" for t in tasks))
+    rows = {}
     for method in methods_in(results, mode):
         by_task = results["methods"][method][mode]["tasks"]
-        row = ""
+        rows[method] = ""
         for task in tasks:
             figure = by_task.get(task, {}).get(f"{level}.HR@10")
             text = f"{percent(figure)}±{100 * figure['error']:.1f}" if figure else "-"
-            row += f"{text:>12}"
-        lines.append(f"{method[:NAME_WIDTH]:{NAME_WIDTH}}" + row)
-    return lines
+            rows[method] += f"{text:>12}"
+    head = "".join(f"{SHORT.get(task, task):>12}" for task in tasks)
+    return [f"HR@10 by task, hits by {LEVELS[level]}, {TITLES[mode]}", *aligned(head, rows)]
 
 
 def render_cold(results: Results) -> list[str]:
     """Recall@10 of targets without a training interaction, beside that of the others."""
     names = ("cold.Recall@10", "warm.Recall@10")
-    rows = {
-        (method, mode): results["methods"][method][mode]["average"]
-        for mode in ("kept", "left_out")
-        for method in methods_in(results, mode)
-    }
-    if not any(names[0] in figures for figures in rows.values()):
+    rows = {}
+    for mode in ("kept", "left_out"):
+        for method in methods_in(results, mode):
+            figures = results["methods"][method][mode]["average"]
+            cold, warm = (figures.get(name) for name in names)
+            if cold:
+                row = f"{percent(cold):>12}{cold['n']:>12}{percent(warm):>12}"
+                rows[f"{method}, {mode.replace('_', ' ')}"] = row
+    if not rows:
         return []
-    lines = ["Recall@10 by item: cold targets (nobody took them in training) and warm ones"]
-    lines.append(f"{'':{NAME_WIDTH}}" + "".join(f"{n:>12}" for n in ("cold", "requests", "warm")))
-    for (method, mode), figures in rows.items():
-        cold, warm = (figures.get(name) for name in names)
-        if cold:
-            name = f"{method[: NAME_WIDTH - 10]}, {mode.replace('_', ' ')}"
-            row = f"{percent(cold):>12}{cold['n']:>12}{percent(warm):>12}"
-            lines.append(f"{name:{NAME_WIDTH}}{row}")
-    return [*lines, ""]
+    head = "".join(f"{name:>12}" for name in ("cold", "requests", "warm"))
+    title = "Recall@10 by item: cold targets (nobody took them in training) and warm ones"
+    return [title, *aligned(head, rows), ""]
 
 
 def render_followed(results: Results) -> list[str]:
     """Whether instructions are followed (sigma_jax/evaluation/followed.py)."""
     if not results.get("followed"):
         return []
-    lines = ["Instructions followed, first 10 items of SIGMA, seen items kept"]
-    lines.append(f"{'':{NAME_WIDTH}}" + "".join(f"{name:>14}" for name in FOLLOWED))
-    for task, sets in results["followed"].items():
-        for name, figures in sets.items():
-            row = "".join(f"{percent(figures.get(figure)):>14}" for figure in FOLLOWED)
-            lines.append(f"{task + ', ' + name:{NAME_WIDTH}}" + row)
-    return [*lines, ""]
+    rows = {
+        f"{task}, {name}": "".join(f"{percent(figures.get(figure)):>14}" for figure in FOLLOWED)
+        for task, sets in results["followed"].items()
+        for name, figures in sets.items()
+    }
+    head = "".join(f"{name:>14}" for name in FOLLOWED)
+    title = "Instructions followed, first 10 items of SIGMA, seen items kept"
+    return [title, *aligned(head, rows), ""]
 
 
 def write_json(results: Results, path: Path) -> None:

@@ -21,8 +21,9 @@ FOLDER = "best"
 class Best:
     """What is kept in FOLDER/best: parameters by the highest value of one figure of the reports.
 
-    A run that was killed and goes on reports the same value at the same step again, which is no
-    improvement on what lies there: so the choice does not depend on interruptions.
+    A run that was killed and goes on reports the same steps again, on another mesh with other last
+    digits. What lies there was the best of them: only later steps can be better, so the choice does
+    not depend on interruptions.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, figure: str, state: TrainState):
@@ -49,7 +50,7 @@ class Best:
                 f"{', '.join(figures)}."
             )
         value = float(figures[self._figure])
-        if value > self._value:
+        if step > self.step and value > self._value:
             # A copy: the next step donates its state.
             self._kept = jax.tree.map(jnp.copy, _content(state, value))
             self._value, self.step = value, step
