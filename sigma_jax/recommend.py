@@ -24,7 +24,8 @@ from absl import flags
 from tqdm import tqdm
 
 from sigma_jax.baselines.candidates import seen_items
-from sigma_jax.evaluation.run import describe, make_generator
+from sigma_jax.evaluation.judged import make_generator
+from sigma_jax.evaluation.run import describe
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.artifacts import check_inputs
 from sigma_jax.schema import PreparedData, Requests

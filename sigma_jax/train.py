@@ -348,7 +348,7 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
             sharding.check_rows(fields.train.batch_size, mesh)
             schedule(fields.optimizer, 1.0, fields.train.steps)
         if stage == "sft":
-            from sigma_jax.evaluation.run import EvaluationConfig
+            from sigma_jax.evaluation.judged import EvaluationConfig
 
             fields.prompt.check(config.upstream.tokenizer.model.levels)
             to_dataclass(EvaluationConfig, config.evaluation, "evaluation")

@@ -100,7 +100,7 @@ def test_every_preset_becomes_its_dataclasses(path, preset):
 
 def config_dataclasses() -> set[type]:
     """Every dataclass that the config files fill, nested ones included."""
-    from sigma_jax.evaluation.run import EvaluationConfig
+    from sigma_jax.evaluation.judged import EvaluationConfig
 
     found, waiting = set(), [MeshConfig, DataConfig, EvaluationConfig]
     waiting += [task_classes(stage)[0] for stage in STAGES]

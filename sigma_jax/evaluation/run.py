@@ -15,17 +15,16 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int32
 
-from sigma_jax.baselines.candidates import allowed_items, seen_items
+from sigma_jax.baselines.candidates import allowed_items
 from sigma_jax.baselines.covisitation import CoVisitation
 from sigma_jax.baselines.own_frequent import OwnFrequent
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.sasrec import SasrecBaseline, load_sasrec
-from sigma_jax.evaluation.followed import followed, followed_requests
-from sigma_jax.evaluation.fusions import best_constant, fuses, other_fusions
+from sigma_jax.evaluation.fusions import other_fusions
+from sigma_jax.evaluation.judged import LENGTH, EvaluationConfig, Judged
 from sigma_jax.evaluation.page import collect_figures, write_report
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
-from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Choice, Generator, Recommendations
 from sigma_jax.runtime.artifacts import (
     Recipe,
@@ -36,38 +35,14 @@ from sigma_jax.runtime.artifacts import (
     read_manifest,
     write_artifact,
 )
-from sigma_jax.runtime.config import check_least, to_dataclass
+from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.sft import instructions
-from sigma_jax.sft.requests import make_requests
-from sigma_jax.sft.trained import BEFORE_REFIT, TrainedRecommender, load_recommender
+from sigma_jax.sft.trained import BEFORE_REFIT
 
 STAGES = ("data", "teacher", "grounding", "tokenizer", "records", "sft")
-LIST = 20  # items a request
 FILES = ("results.json", "table.txt", "report.html")
 VERSION = 2  # of the figures: higher where the same settings give others, or more
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """What is judged, and how SIGMA generates."""
-
-    split: str  # "test", or "valid" while settings are chosen
-    requests: dict[str, int]  # task -> at most this many requests
-    generation: GenerationConfig
-    uses_prior: bool  # what counts say, with the sigma fitted beside it (sigma_jax/sft/prior.py)
-    has_baselines: bool  # the methods of sigma_jax/baselines beside SIGMA
-    has_filtered_baselines: bool  # also the baselines restricted to what an instruction allows
-    followed_requests: int  # of each task, to see whether instructions are followed; 0: not looked
-
-    def __post_init__(self):
-        if unknown := set(self.requests) - set(TASKS):
-            raise ValueError(
-                f"evaluation.requests names {sorted(unknown)}; known are {', '.join(TASKS)}."
-            )
-        if min(self.requests.values(), default=0) < 0:
-            raise ValueError(f"evaluation.requests={self.requests}; use 0 or more.")
-        check_least(0, self, "followed_requests", group="evaluation.")
 
 
 def evaluate(config: Any, workdir: Path) -> Results:
@@ -140,55 +115,37 @@ def is_current_evaluation(workdir: Path, recipe: Recipe) -> bool:
 def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     """Scores of SIGMA and the baselines, and the deviation of the beam scores by task."""
     data = PreparedData.load(workdir / "data")
-    trained = load_recommender(workdir, data)
-    requests = draw_requests(data, trained, settings, seed)
+    ours = Judged.load(workdir, data, settings, seed)
+    requests = ours.requests()
     if not len(requests):
         raise ValueError(
             f"the {settings.split} split has no requests; check the split in config.data."
         )
     logging.info("evaluation: %d requests", len(requests))
-    generator = make_generator(trained, settings.generation)
-    prompts = trained.prompts(requests, data)
-    seen = seen_items(data.histories, requests)
-    first, of_first = trained, generator
     is_refitted = (workdir / "sft" / BEFORE_REFIT).exists()
+    first = Judged.load(workdir, data, settings, seed, BEFORE_REFIT) if is_refitted else ours
+    constant = first.constant_sigma()
+    choice = ours.choice(requests)
+    choices = {"SIGMA": choice} | other_choices(ours.generator, choice, constant)
+    rankings, kept = ours.both_ways(requests, choices)
     if is_refitted:
-        first = load_recommender(workdir, data, BEFORE_REFIT)
-        of_first = make_generator(first, settings.generation)
-    choice = trained.choice(generator, requests, data, settings.uses_prior)
-    constant = constant_sigma(first, of_first, data, settings, seed)
-    choices = {"SIGMA": choice} | other_choices(generator, choice, constant)
-    rankings, kept = both_ways(generator, prompts, choices, seen)
-    if is_refitted:
-        other = first.choice(of_first, requests, data, settings.uses_prior)
-        rankings |= both_ways(of_first, prompts, {"SIGMA before refit": other}, seen)[0]
-    sets = {}
-    if trained.config.prompt.phrasings is not instructions.WITHOUT_WORDS:
-        unseen = draw_requests(data, trained, settings, seed, instructions.HELDOUT_PHRASINGS)
-        assert np.array_equal(unseen.target, requests.target)
-        prompts = trained.prompts(unseen, data)
-        # All but the words is that of the same users at the same time.
-        told = None if choice.told is None else trained.told(generator, unseen, data)
-        [other] = generator.variants(prompts, LIST, [dataclasses.replace(choice, told=told)])
-        rankings["SIGMA, unseen wording"] = {"kept": other.items}
-        if settings.followed_requests:
-            sets = followed_requests(
-                requests, data, settings.followed_requests, trained.config.prompt.phrasings
-            )
+        other = {"SIGMA before refit": first.choice(requests)}
+        rankings |= first.both_ways(requests, other)[0]
+    is_worded = ours.phrasings is not instructions.WITHOUT_WORDS
+    if is_worded:
+        rankings["SIGMA, unseen wording"] = {"kept": ours.unseen_wording(requests, choice)}
     if settings.has_baselines:
         is_filtered_too = settings.has_filtered_baselines
         rankings |= baseline_rankings(workdir, data, requests, is_filtered_too, seed)
-    results = score(rankings, requests, data, trained.semantic_ids)
+    results = score(rankings, requests, data, ours.trained.semantic_ids)
     results["deviation"] = {
         TASKS[task]: kept.deviation[requests.task == task].tolist()
         for task in np.unique(requests.task)
     }
     results["sigma"] = choice.config.sigma
     results["constant_sigma"] = constant
-    if sets:
-        results["followed"] = followed(
-            lists_of(trained, generator, settings, sets, data), sets, data
-        )
+    if is_worded and (figures := ours.followed(requests)):
+        results["followed"] = figures
     if settings.split == "valid":
         chosen = {"the prior was fitted": choice.features, "constant sigma was chosen": constant}
         results["warnings"] += [
@@ -199,27 +156,6 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     return results
 
 
-def constant_sigma(
-    trained: TrainedRecommender,
-    generator: Generator,
-    data: PreparedData,
-    settings: EvaluationConfig,
-    seed: int,
-) -> float | None:
-    """The best constant in place of Eq. 11's sigma, by validation; None where nothing is fused.
-
-    Args:
-      trained: a model that no validation row has trained.
-    """
-    if not fuses(generator):
-        return None
-    valid = draw_requests(data, trained, dataclasses.replace(settings, split="valid"), seed)
-    if not len(valid):
-        return None
-    seen = seen_items(data.histories, valid)
-    return best_constant(generator, trained.prompts(valid, data), valid, seen)
-
-
 def other_choices(generator: Generator, choice: Choice, constant: float | None) -> dict:
     """name -> Choice: the model without the prior of `choice`, and with other fusions."""
     found = {}
@@ -228,74 +164,6 @@ def other_choices(generator: Generator, choice: Choice, constant: float | None) 
     if constant is not None:
         found |= other_fusions(generator, constant)
     return found
-
-
-def both_ways(
-    generator: Generator,
-    prompts: Mapping[str, np.ndarray],
-    choices: Mapping[str, Choice],
-    seen: Int32[np.ndarray, "N S"],
-) -> tuple[dict[str, dict[str, Int32[np.ndarray, "N K"]]], Recommendations]:
-    """Rankings of each choice with seen items kept and left out, and all that the first gave."""
-    each = [dataclasses.replace(c, seen=s) for c in choices.values() for s in (None, seen)]
-    found = generator.variants(dict(prompts), LIST, each)
-    rankings = {
-        name: {"kept": found[2 * number].items, "left_out": found[2 * number + 1].items}
-        for number, name in enumerate(choices)
-    }
-    return rankings, found[0]
-
-
-def lists_of(
-    trained: TrainedRecommender,
-    generator: Generator,
-    settings: EvaluationConfig,
-    sets: Mapping[str, tuple[np.ndarray, Requests]],
-    data: PreparedData,
-) -> dict[str, Int32[np.ndarray, "n K"]]:
-    """What SIGMA recommends to the requests of each set, seen items kept."""
-    lists = {}
-    for name, (_, requests) in sets.items():
-        choice = trained.choice(generator, requests, data, settings.uses_prior)
-        [found] = generator.variants(trained.prompts(requests, data), LIST, [choice])
-        lists[name] = found.items
-    return lists
-
-
-def draw_requests(
-    data: PreparedData,
-    trained: TrainedRecommender,
-    settings: EvaluationConfig,
-    seed: int,
-    phrasings: Mapping[str, tuple[str, ...]] | None = None,
-) -> Requests:
-    """The split's requests, at most so many a task as the config says, drawn by the seed.
-
-    Other phrasings of the instructions leave all else as it is.
-    """
-    share = trained.config.prompt.longtail_share
-    most = max(settings.requests.values(), default=0)
-    phrasings = phrasings or trained.config.prompt.phrasings
-    requests = make_requests(data, settings.split, seed, most, share, phrasings)
-    rng = np.random.default_rng(seed)
-    rows = []
-    for number, task in enumerate(TASKS):
-        here = np.flatnonzero(requests.task == number)
-        rows.append(np.sort(rng.permutation(here)[: settings.requests.get(task, 0)]))
-    return requests.take(np.concatenate(rows))
-
-
-def make_generator(trained: TrainedRecommender, config: GenerationConfig) -> Generator:
-    """A generator over the whole catalogue."""
-    return Generator.create(
-        trained.model,
-        trained.tables,
-        trained.semantic_ids,
-        trained.config.prompt.sid_generated,
-        config,
-        trained.config.prompt.item_query,
-        trained.words,
-    )
 
 
 def baseline_rankings(
@@ -315,7 +183,7 @@ def baseline_rankings(
     for name, baseline in baselines.items():
         for suffix, limit in (("", None), (FILTERED, allowed))[: 1 + is_filtered_too]:
             rankings[name + suffix] = {
-                mode: baseline.recommend(data, requests, LIST, mode == "kept", limit)
+                mode: baseline.recommend(data, requests, LENGTH, mode == "kept", limit)
                 for mode in ("kept", "left_out")
             }
     return rankings
@@ -325,13 +193,10 @@ def show_recommendations(config: Any, workdir: Path, users: int = 2, count: int 
     """Prints what the model recommends to a few users under three instructions."""
     settings = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
     data = PreparedData.load(workdir / "data")
-    trained = load_recommender(workdir, data)
-    requests = draw_requests(data, trained, settings, config.seed)
-    wanted = example_rows(requests, users)
-    requests = requests.take(wanted)
-    generator = make_generator(trained, settings.generation)
-    choice = trained.choice(generator, requests, data, settings.uses_prior)
-    [found] = generator.variants(trained.prompts(requests, data), count, [choice])
+    ours = Judged.load(workdir, data, settings, config.seed)
+    requests = ours.requests()
+    requests = requests.take(example_rows(requests, users))
+    [found] = ours.lists(requests, [ours.choice(requests)], count)
     for row in range(len(requests)):
         user = data.users.table["user_id"][int(requests.user[row])].as_py()
         print(f'\nuser {user}: "{requests.instruction[row]}"')

@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from sigma_jax.evaluation import run
+from sigma_jax.evaluation import judged, run
 from sigma_jax.evaluation.fusions import CONSTANTS
-from sigma_jax.evaluation.run import EvaluationConfig, evaluate, judge
+from sigma_jax.evaluation.judged import EvaluationConfig
+from sigma_jax.evaluation.run import evaluate, judge
 from sigma_jax.evaluation.table import render_table
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.sft.trained import BEFORE_REFIT, WEIGHTS
@@ -72,7 +73,7 @@ def test_the_constant_is_chosen_with_the_model_before_its_refit(trained, workdir
         chosen_by.append(float(model.code_gain[...]))
         return 0.7
 
-    monkeypatch.setattr(run, "best_constant", best_constant)
+    monkeypatch.setattr(judged, "best_constant", best_constant)
     assert judge(workdir, settings(trained), 0)["constant_sigma"] == 0.7
     assert chosen_by == [0.25]
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_export import new_items, one, users_of, write_rows
 
-from sigma_jax.evaluation.run import make_generator
+from sigma_jax.evaluation.judged import make_generator
 from sigma_jax.generation import generate, rank
 from sigma_jax.recommend import one_request, recommend_all
 from sigma_jax.schema import Requests

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from sigma_jax.evaluation.run import make_generator
+from sigma_jax.evaluation.judged import make_generator
 from sigma_jax.generation.told import TOLD
 from sigma_jax.schema import PreparedData
 from sigma_jax.sft.instructions import SLOTS, TRAIN_PHRASINGS, argument_texts
