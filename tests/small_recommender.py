@@ -1,11 +1,13 @@
 """A recommender small enough to be checked by brute force."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.models.item_encoder import ItemEncoderConfig
-from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
+from sigma_jax.models.qwen3 import Qwen3, Qwen3Config, causal_mask
 from sigma_jax.models.recommender import Recommender, RecommenderConfig, TokenSpace
 from sigma_jax.schema import SemanticIds
 
@@ -88,3 +90,10 @@ def prompts(lengths=(7, 4, 1), length=8, seed=2) -> dict[str, np.ndarray]:
         "is_token": is_token,
         "lengths": np.array(lengths, np.int32),
     }
+
+
+@jax.jit
+def forward(model, tables, tokens, items):
+    """Hidden states of plain causal rows; what stands behind a row's end is never looked at."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return model(tokens, items, positions, causal_mask(jnp.ones_like(tokens)), tables)[0]

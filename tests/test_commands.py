@@ -35,14 +35,6 @@ def data(trained) -> PreparedData:
     return PreparedData.load(trained[1] / "data")
 
 
-@pytest.fixture(scope="module")
-def evaluated(trained, tmp_path_factory):
-    """(config, a workdir of its own, what evaluate returned)."""
-    folder = tmp_path_factory.mktemp("evaluated") / "run"
-    shutil.copytree(trained[1], folder)
-    return trained[0], folder, evaluate(trained[0], folder)
-
-
 @pytest.fixture
 def workdir(trained, tmp_path) -> Path:
     """A copy of the trained workdir, to be damaged."""
@@ -324,30 +316,6 @@ def test_a_stage_alone_says_what_is_missing_before_it(trained, workdir):
         shutil.rmtree(workdir / stage)
     line = complaint(run_train, trained[0], workdir, only=True)
     assert line == f"{workdir} lacks grounding, which sft needs; run without --only."
-
-
-def test_evaluate_writes_figures_table_and_page(evaluated):
-    _, workdir, results = evaluated
-    names = {path.name for path in (workdir / "evaluation").iterdir()}
-    assert names == {"manifest.json", "results.json", "table.txt", "report.html"}
-    assert results["run"]["split"] == "test" and len(results["run"]["data_hash"]) == 12
-    assert "SIGMA" in (workdir / "evaluation" / "table.txt").read_text()
-    assert {"SIGMA", "SIGMA without prior", "SIGMA, unseen wording"} < set(results["methods"])
-
-
-def test_evaluate_again_prints_the_same_and_other_settings_replace_it(evaluated, capsys):
-    config, workdir, results = evaluated
-    path = workdir / "evaluation" / "results.json"
-    before = path.stat().st_mtime_ns
-    assert evaluate(config, workdir).keys() == results.keys()
-    assert path.stat().st_mtime_ns == before
-    assert capsys.readouterr().out.strip()
-    other = config.copy_and_resolve_references()
-    with other.unlocked():
-        other.evaluation.has_filtered_baselines = False
-    assert evaluate(other, workdir)["run"]["config_hash"] != results["run"]["config_hash"]
-    assert path.stat().st_mtime_ns > before and not half_written(workdir)
-    assert "Popularity + filter" in str(results) and "+ filter" not in path.read_text()
 
 
 TEACHER = "--config.upstream.teacher."

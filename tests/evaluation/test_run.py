@@ -23,6 +23,14 @@ FUSIONS = {
 }
 
 
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory):
+    """(config, a workdir of its own, what evaluate returned)."""
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(trained[1], folder)
+    return trained[0], folder, evaluate(trained[0], folder)
+
+
 def set_gains(folder: Path, code: float, query: float) -> None:
     """Those of a finished stage 3."""
     weights = load_file(folder / WEIGHTS)
@@ -97,3 +105,27 @@ def test_figures_of_another_version_are_made_again(trained, workdir, monkeypatch
     assert again["version"] == first["version"] + 1
     assert json.loads(path.read_text())["run"] == again
     assert again["config_hash"] == first["config_hash"]
+
+
+def test_evaluate_writes_figures_table_and_page(evaluated):
+    _, workdir, results = evaluated
+    names = {path.name for path in (workdir / "evaluation").iterdir()}
+    assert names == {"manifest.json", "results.json", "table.txt", "report.html"}
+    assert results["run"]["split"] == "test" and len(results["run"]["data_hash"]) == 12
+    assert "SIGMA" in (workdir / "evaluation" / "table.txt").read_text()
+    assert {"SIGMA", "SIGMA without prior", "SIGMA, unseen wording"} < set(results["methods"])
+
+
+def test_evaluate_again_prints_the_same_and_other_settings_replace_it(evaluated, capsys):
+    config, workdir, results = evaluated
+    path = workdir / "evaluation" / "results.json"
+    before = path.stat().st_mtime_ns
+    assert evaluate(config, workdir).keys() == results.keys()
+    assert path.stat().st_mtime_ns == before
+    assert capsys.readouterr().out.strip()
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.evaluation.has_filtered_baselines = False
+    assert evaluate(other, workdir)["run"]["config_hash"] != results["run"]["config_hash"]
+    assert path.stat().st_mtime_ns > before
+    assert "Popularity + filter" in str(results) and "+ filter" not in path.read_text()

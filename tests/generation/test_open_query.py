@@ -1,0 +1,166 @@
+"""Items scored before codes: three heads as one distribution, against every item on its own, and
+the gains of codes and query by validation."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_recommender import (
+    CODES,
+    CONFIG,
+    NUM_ITEMS,
+    forward,
+    prompts,
+    recommender,
+    semantic_ids,
+)
+
+from sigma_jax.generation.generate import Choice, Generator
+from sigma_jax.generation.retrieval import ItemFeatures
+from sigma_jax.sft.gains import GRID, WORTH, Gains, codes_pay, fit_gains, smallest_about_best
+
+
+def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np.ndarray:
+    """log P of every item by open query, codes and queries with their gains, path by path."""
+    asking = depth if item_query == "token" else depth - 1  # tokens after the prompt
+    codes = semantic_ids().codes[:, :depth]
+    vectors = np.asarray(model.item_vectors(jnp.arange(NUM_ITEMS), tables), np.float64)
+    length = int(batch["lengths"][row])
+    tokens = np.zeros((NUM_ITEMS, 12), np.int32)
+    items = np.full(tokens.shape, -1, np.int32)
+    tokens[:, :length] = batch["tokens"][row, :length]
+    items[:, :length] = batch["items"][row, :length]
+    tokens[:, length : length + depth] = np.asarray(model.space.code(np.arange(depth), codes))
+    if item_query == "token":
+        tokens[:, length + depth] = model.space.query
+    hidden = forward(model, tables, tokens, items)
+
+    def looked(place):
+        is_seen = jnp.broadcast_to(jnp.arange(12) <= place, (NUM_ITEMS, 1, 12))
+        return hidden[:, place : place + 1], jnp.asarray(items), is_seen, tables
+
+    opened = model.open_query(*looked(length - 1))
+    code_gain, query_gain = (float(gain[...]) for gain in (model.code_gain, model.query_gain))
+    queries = opened
+    if depth:
+        queries = opened + query_gain * model.query(*looked(length + asking))
+    opened, queries = (np.asarray(q[:, 0], np.float64) for q in (opened, queries))
+    mass = np.exp(vectors @ opened[0] / temperature)
+    log_p = np.zeros(NUM_ITEMS)
+    for item in range(NUM_ITEMS):
+        below = np.ones(NUM_ITEMS, bool)
+        for level in range(depth):
+            logits = model.code_log_probs(hidden[item, length - 1 + level], level)
+            share = np.array([mass[below & (codes[:, level] == c)].sum() for c in range(CODES)])
+            shares = np.exp(np.asarray(logits, np.float64)) ** code_gain * share
+            log_p[item] += np.log(shares[codes[item, level]] / shares.sum())
+            below &= codes[:, level] == codes[item, level]
+        scores = vectors @ queries[item] / temperature
+        log_p[item] += scores[item] - np.log(np.exp(scores[below]).sum())
+    return log_p
+
+
+@pytest.mark.parametrize(
+    "depth, item_query", [(0, "token"), (1, "token"), (2, "token"), (2, "code")]
+)
+def test_with_an_open_query_all_three_heads_make_one_distribution(depth, item_query):
+    model, tables = recommender(open_query=True)
+    model.code_gain[...], model.query_gain[...] = jnp.array(0.4), jnp.array(0.7)
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
+    batch = prompts()
+    generator = Generator.create(model, tables, semantic_ids(), depth, config, item_query)
+    found = generator(batch, NUM_ITEMS)
+    for row in range(3):
+        log_p = naive_log_p(model, tables, batch, row, depth, config.temperature, item_query)
+        np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-6)
+        assert sorted(found.items[row]) == list(range(NUM_ITEMS))
+        np.testing.assert_allclose(found.log_probs[row], log_p[found.items[row]], atol=2e-4)
+
+
+def test_codes_that_add_nothing_are_not_searched():
+    model, tables = recommender(open_query=True)
+    model.code_gain[...], model.query_gain[...] = jnp.zeros(()), jnp.zeros(())
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
+    generator = Generator.create(model, tables, semantic_ids(), 2, config)
+    assert generator.trie.depth == 0
+    found = generator(prompts(), NUM_ITEMS)
+    for row in range(3):
+        log_p = naive_log_p(model, tables, prompts(), row, 2, config.temperature, "token")
+        assert sorted(found.items[row]) == list(range(NUM_ITEMS))
+        np.testing.assert_allclose(found.log_probs[row], log_p[found.items[row]], atol=2e-4)
+    first = dataclasses.replace(config, ranking="first_prefix")
+    assert Generator.create(model, tables, semantic_ids(), 2, first).trie.depth == 2
+    model.query_gain[...] = jnp.array(0.1)
+    assert Generator.create(model, tables, semantic_ids(), 2, config).trie.depth == 2
+
+
+def test_without_codes_the_one_prefix_gives_the_items_of_all_beams():
+    model, tables = recommender(open_query=True)
+    config = dataclasses.replace(CONFIG, num_beams=3, num_retrieved=4)
+    found = Generator.create(model, tables, semantic_ids(), 0, config)(prompts(), NUM_ITEMS)
+    assert ((found.items >= 0).sum(axis=1) == 12).all()
+    favoured = found.items[:, 11]  # the last
+    features = ItemFeatures(favoured[:, None], np.full((3, 1, 1), 50.0, np.float32))
+    choice = Choice(
+        None, features, np.ones((1, 1), np.float32), dataclasses.replace(config, sigma=1.0)
+    )
+    [biased] = Generator.create(model, tables, semantic_ids(), 0, config).variants(
+        prompts(), 1, [choice]
+    )
+    assert np.array_equal(biased.items[:, 0], favoured)
+
+
+@pytest.mark.parametrize("depth, item_query", [(1, "code"), (2, "token")])
+def test_gains_are_the_smallest_under_which_the_targets_are_about_likeliest(depth, item_query):
+    model, tables = recommender(open_query=True)
+    batch, targets = prompts(), np.array([3, 17, 8], np.int32)
+
+    def log_p(code_gain, query_gain):
+        Gains(code_gain, query_gain, 0.0, 0.0).put_into(model)
+        temperature = CONFIG.temperature
+        rows = [
+            naive_log_p(model, tables, batch, row, depth, temperature, item_query)[target]
+            for row, target in enumerate(targets)
+        ]
+        return np.array(rows)
+
+    settings = depth, item_query, CONFIG.temperature
+    with_codes = {**tables, "codes": jnp.asarray(semantic_ids().codes, jnp.int32)}
+    fitted = fit_gains(model, with_codes, batch, targets, *settings)
+    np.testing.assert_allclose(fitted.log_p, log_p(fitted.code, fitted.query).mean(), rtol=1e-4)
+    np.testing.assert_allclose(fitted.open_log_p, log_p(0.0, 0.0).mean(), rtol=1e-4)
+    by_gain = (
+        np.stack([log_p(gain, fitted.query) for gain in GRID]),
+        np.stack([log_p(fitted.code, gain) for gain in GRID]),
+    )
+    for chosen, rows in zip((fitted.code, fitted.query), by_gain, strict=True):
+        behind = rows[rows.mean(axis=1).argmax()] - rows
+        error = np.maximum(behind.std(axis=1, ddof=1) / len(targets) ** 0.5, WORTH)
+        place = np.flatnonzero(behind.mean(axis=1) <= error)[0]
+        is_worth_it = behind[0].mean() - behind[place].mean() > WORTH
+        assert chosen == (GRID[place] if is_worth_it else 0)
+
+
+def test_a_gain_is_worth_more_than_chance():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 1, (400, 1))
+    better = np.array([0.0, 0.4, 0.5, 0.1]) + noise * np.array([0.0, 1.0, 1.2, 2.0])
+    assert smallest_about_best(better - better.mean(axis=0) + [0.0, 0.01, 0.03, 0.0]) == 0
+    assert smallest_about_best(better - better.mean(axis=0) + [0.0, 0.4, 0.4, 0.1]) == 1
+    assert smallest_about_best(better - better.mean(axis=0) + [0.0, 0.2, 0.4, 0.1]) == 2
+    sure = np.array([[0.0, 0.009], [0.0, 0.009]])
+    assert smallest_about_best(sure) == 0
+    assert smallest_about_best(2 * sure) == 1
+    little = np.array([[0.0, 0.006, 0.011], [0.0, 0.006, 0.011]])
+    assert smallest_about_best(little) == 0
+
+
+def test_codes_pay_where_targets_rise_by_more_than_chance():
+    before = np.array([1, 1, 3, 3])
+    assert codes_pay(np.array([0, 0, 3, 3]), before)
+    assert not codes_pay(before, before)
+    assert not codes_pay(np.array([0, 1, 3, 3]), np.array([1, 0, 3, 3]))
+    beyond = np.array([12, 12, 12, 12])
+    assert not codes_pay(beyond - 2, beyond)
+    assert not codes_pay(before, np.array([0, 0, 3, 3]))
