@@ -110,7 +110,7 @@ def get_suite() -> dict[str, Any]:
                 "seeds": (0,),
             },
             "temperature tau": {
-                "methods": ("SIGMA",),
+                "methods": ("GR(ID)",),  # which ranks as SIGMA does where codes add nothing
                 "fields": ("temperature", "evaluation.generation.temperature"),
                 "values": (0.05, 0.07, 0.1, 0.15),
                 "seeds": (0,),
