@@ -199,24 +199,15 @@ def fit(
     Returns:
       the trained model, the task's tables on the mesh, the figures of the last report.
     """
-    loop: TrainConfig = fields.train
-    optimizer_config: OptimizerConfig = fields.optimizer
-    loop = loop.of_examples(task.epoch_steps) if loop.epochs else loop
+    loop, optimizer_config = length(task, fields)
     until = math.ceil(share * loop.steps)
     if fields.train.epochs:
         log_length(name, until, loop.steps, fields.train, task.epoch_steps)
-        # Of little data, which makes few steps.
-        warmup = min(optimizer_config.warmup_steps, loop.steps // 2)
-        optimizer_config = dataclasses.replace(optimizer_config, warmup_steps=warmup)
     sharding.check_rows(task.batch_rows, mesh)
     tables = sharding.place_tables(task.tables(), mesh)
+    has_average = loop.average_over > 0
     state, template, optimizer = init_state(
-        task.model(nnx.Rngs(seed)),
-        task.label,
-        optimizer_config,
-        loop.steps,
-        mesh,
-        loop.average_over > 0,
+        task.model(nnx.Rngs(seed)), task.label, optimizer_config, loop.steps, mesh, has_average
     )
     step_fn = make_step(
         task.loss,
@@ -263,6 +254,17 @@ def fit(
     if best.is_kept:
         figures = {**figures, "kept_step": best.step, "steps": loop.steps}
     return model, tables, figures
+
+
+def length(task: Any, fields: Any) -> tuple[TrainConfig, OptimizerConfig]:
+    """The settings of `fit` with the steps that their epochs are, and no longer a warmup than half
+    of these: of little data, which makes few."""
+    loop, optimizer_config = fields.train, fields.optimizer
+    if not loop.epochs:
+        return loop, optimizer_config
+    loop = loop.of_examples(task.epoch_steps)
+    warmup = min(optimizer_config.warmup_steps, loop.steps // 2)
+    return loop, dataclasses.replace(optimizer_config, warmup_steps=warmup)
 
 
 def numbered_batches(
