@@ -1,11 +1,14 @@
 """A recommender small enough to be checked by brute force."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.words import WordTable
 from sigma_jax.models.item_encoder import ItemEncoderConfig
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config, causal_mask
 from sigma_jax.models.recommender import Recommender, RecommenderConfig, TokenSpace
@@ -24,6 +27,12 @@ CONFIG = GenerationConfig(
     early_beams=(),
     beam_margin=0.0,
     retrieval="exact",
+)
+
+WORDS = WordTable.make(
+    [json.dumps({"title": f"red {'abc'[n % 3]} number{n}"}) for n in range(NUM_ITEMS)],
+    ["red a", "b", *(f"number{n}" for n in range(NUM_ITEMS))],
+    ["find for me"],
 )
 
 

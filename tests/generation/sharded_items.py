@@ -1,11 +1,20 @@
 """Run by test_sharded.py with eight devices: lists with the item table cut up over them."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 from jax.sharding import AxisType
-from small_recommender import CODES, CONFIG, NUM_ITEMS, prompts, recommender, semantic_ids
+from small_recommender import (
+    CODES,
+    CONFIG,
+    NUM_ITEMS,
+    WORDS,
+    prompts,
+    recommender,
+    semantic_ids,
+)
 
 from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.retrieval import ItemFeatures
@@ -25,7 +34,9 @@ def check(depth: int, open_query: bool, mesh) -> None:
     model, tables = recommender(open_query=open_query)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=4)
     trie = build_trie(semantic_ids().codes, depth, CODES)
-    one, many = (Generator(model, tables, trie, config, "token", mesh=m) for m in (None, mesh))
+    one, many = (
+        Generator(model, tables, trie, config, "token", WORDS, mesh=m) for m in (None, mesh)
+    )
     rows = {shard.data.shape[0] for shard in many.index.vectors.addressable_shards}
     assert rows == {-(-len(trie.sorted_items) // mesh.size)}, rows
     rng = np.random.default_rng(0)
@@ -33,6 +44,14 @@ def check(depth: int, open_query: bool, mesh) -> None:
     features = ItemFeatures(items.astype(np.int32), rng.normal(0, 3, (3, 8, 1)).astype(np.float32))
     seen = np.array([[1, 2, -1], [3, -1, -1], [-1, -1, -1]], np.int32)
     choices = [Choice(), Choice(seen), Choice(None, features, np.array([[1.0]], np.float32))]
+    by_row = dataclasses.replace(features, row=np.array([1, 0, 1], np.int32))
+    table = rng.normal(0, 3, (2, NUM_ITEMS, 1)).astype(np.float32)
+    said = ["find b for me", "red number7", "surprise me"]
+    told = one.told(said, prompts(seed=5) if open_query else None)
+    again = many.told(said, prompts(seed=5) if open_query else None)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), again, told)
+    weights = np.array([[1.0, 0.5, 2.0, 5.0]], np.float32)
+    choices.append(Choice(None, by_row, weights, table=table, told=told))
     is_active = rng.random(NUM_ITEMS) < 0.5
     for of_active in (False, True):
         expected, found = (

@@ -1,23 +1,16 @@
 """What an instruction says by itself, against the probabilities of all items."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
-from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
+from small_recommender import NUM_ITEMS, WORDS, prompts, recommender, semantic_ids
 
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.retrieval import ItemFeatures
-from sigma_jax.generation.words import WordTable
 
 SAID = [""] * 3  # to a generator without words
-WORDS = WordTable.make(
-    [json.dumps({"title": f"red {'abc'[n % 3]} number{n}"}) for n in range(NUM_ITEMS)],
-    ["red a", "b", *(f"number{n}" for n in range(NUM_ITEMS))],
-    ["find for me"],
-)
 CONFIG = GenerationConfig(30, NUM_ITEMS, 0.1, 1.0, 0.05, "exact", "fused", 2, (), 0.0, "exact")
 
 
