@@ -36,9 +36,7 @@ class Prefix:
 
     @property
     def sample(self) -> Int32[np.ndarray, " n"]:
-        """Rows that stand for all where not all are compared."""
-        if self.searcher is None:
-            return np.arange(len(self.items), dtype=np.int32)
+        """Rows that stand for all where ScaNN compares only some."""
         return np.random.default_rng(0).integers(0, len(self.items), SAMPLE_OF_ALL, np.int32)
 
 
@@ -92,12 +90,38 @@ class HostIndex:
         Best first; item -1 and product -inf where the leaf has fewer, or is -1. `excluded`: items
         that are not wanted, of each query.
         """
+        return self._search(queries, leaves, count, excluded)[:2]
+
+    def _search(
+        self,
+        queries: np.ndarray,
+        leaves: np.ndarray,
+        count: int,
+        excluded: Sequence[np.ndarray] | None,
+        sharpness: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`search` and, where `sharpness` of each query is given, logsumexp(sharpness * product)
+        over each leaf (-inf where it is empty or -1), of the products that are made for both.
+
+        Where ScaNN searches, it is of what was found and, for all others, of a sample of the leaf.
+        """
         items = np.full((len(queries), count), NONE)
         products = np.full((len(queries), count), -np.inf, np.float32)
+        totals = np.full(len(queries), -np.inf, np.float32)
         for leaf, rows in self._by_leaf(leaves):
+            asked, prefix = queries[rows], self._prefixes[leaf]
             unwanted = [excluded[row] for row in rows] if excluded is not None else None
-            items[rows], products[rows] = self._in_leaf(leaf, queries[rows], count, unwanted)
-        return items, products
+            of_all = asked @ prefix.vectors.T if prefix.searcher is None else None
+            found = self._in_leaf(leaf, asked, of_all, count, unwanted)
+            items[rows], products[rows] = found
+            if sharpness is not None:
+                if of_all is None:
+                    logits = self._sampled_logits(prefix, asked, sharpness[rows], found[0])
+                else:
+                    logits = of_all * sharpness[rows, None]
+                top = logits.max(axis=1, keepdims=True)
+                totals[rows] = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
+        return items, products, totals
 
     def of_beams(
         self,
@@ -127,8 +151,8 @@ class HostIndex:
         excluded = None
         if seen is not None:
             excluded = [row[row >= 0] for row in seen for _ in range(beams)]
-        items, products = self.search(flat, of_leaf, count, excluded)
-        normaliser = self.log_normaliser(flat, of_leaf, np.repeat(sharpness, beams), items)
+        sharpness = np.repeat(sharpness, beams)
+        items, products, normaliser = self._search(flat, of_leaf, count, excluded, sharpness)
         items, products = (part.reshape(batch, beams, count) for part in (items, products))
         if listed is not None:
             more = self._listed(queries, leaves, listed, seen, items)
@@ -137,34 +161,20 @@ class HostIndex:
             )
         return items, products, normaliser.reshape(batch, beams)
 
-    def log_normaliser(
-        self,
-        queries: Float32[np.ndarray, "n D"],
-        leaves: Int32[np.ndarray, " n"],
-        sharpness: Float32[np.ndarray, " n"],
-        found: Int32[np.ndarray, "n k"],
-    ) -> Float32[np.ndarray, " n"]:
-        """logsumexp(sharpness * product) over each leaf; -inf where it is empty or -1.
-
-        Where ScaNN searches, of the `found` items and, for all others, of a sample of the leaf.
-        """
-        totals = np.full(len(queries), -np.inf, np.float32)
-        for leaf, rows in self._by_leaf(leaves):
-            prefix = self._prefixes[leaf]
-            sample = prefix.sample
-            logits = (queries[rows] @ prefix.vectors[sample].T) * sharpness[rows, None]
-            if prefix.searcher is not None:
-                is_found = (prefix.items[sample][None, :, None] == found[rows, None, :]).any(axis=2)
-                others = len(prefix.items) - (found[rows] >= 0).sum(axis=1)
-                drawn = np.maximum((~is_found).sum(axis=1), 1)
-                logits = np.where(is_found, -np.inf, logits + np.log(others / drawn)[:, None])
-                known = prefix.vectors[self._row[found[rows]]]
-                own = np.einsum("nD,nkD->nk", queries[rows], known) * sharpness[rows, None]
-                own = np.where(found[rows] >= 0, own, -np.inf)
-                logits = np.concatenate([logits, own], axis=1)
-            top = logits.max(axis=1, keepdims=True)
-            totals[rows] = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-        return totals
+    def _sampled_logits(
+        self, prefix: Prefix, queries: np.ndarray, sharpness: np.ndarray, found: np.ndarray
+    ) -> np.ndarray:
+        """Logits whose exponentials sum up to about those of all items of the prefix: of the
+        `found` ones, and of a sample as heavy as all others."""
+        sample = prefix.sample
+        logits = (queries @ prefix.vectors[sample].T) * sharpness[:, None]
+        is_found = (prefix.items[sample][None, :, None] == found[:, None, :]).any(axis=2)
+        others = len(prefix.items) - (found >= 0).sum(axis=1)
+        drawn = np.maximum((~is_found).sum(axis=1), 1)
+        logits = np.where(is_found, -np.inf, logits + np.log(others / drawn)[:, None])
+        known = prefix.vectors[self._row[found]]
+        own = np.einsum("nD,nkD->nk", queries, known) * sharpness[:, None]
+        return np.concatenate([logits, np.where(found >= 0, own, -np.inf)], axis=1)
 
     def _by_leaf(self, leaves: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Each leaf that has items, and the queries that look into it."""
@@ -174,18 +184,22 @@ class HostIndex:
         self,
         leaf: int,
         queries: np.ndarray,
+        of_all: np.ndarray | None,
         count: int,
         excluded: list[np.ndarray] | None,
     ) -> tuple[np.ndarray, np.ndarray]:
+        """`search` in one leaf; `of_all`: the products with all of its items, where they are made
+        already."""
         prefix = self._prefixes[leaf]
         of_leaf = [row[self._leaf[row] == leaf] for row in excluded or ()]
-        searcher = prefix.searcher
-        gone = int(self._is_removed[prefix.items[: prefix.built]].sum())
-        if 2 * gone > prefix.built:
-            searcher = None  # most of what it finds would be passed over
+        searcher, gone = prefix.searcher, 0
+        if searcher is not None:
+            gone = int(self._is_removed[prefix.items[: prefix.built]].sum())
+            if 2 * gone > prefix.built:
+                searcher = None  # most of what it finds would be passed over
         if searcher is None:
             items = np.broadcast_to(prefix.items, (len(queries), len(prefix.items)))
-            products = queries @ prefix.vectors.T
+            products = queries @ prefix.vectors.T if of_all is None else of_all
         else:
             # As many more as may have to be passed over.
             wanted = min(count + gone + max(map(len, of_leaf), default=0), prefix.built)
