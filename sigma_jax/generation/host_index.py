@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from sigma_jax.generation.searcher import HAS_SCANN, Searcher, top_rows
 
 SCANN_ABOVE = 20_000  # items of a prefix from which ScaNN is faster than a product
 STALE = 0.1  # share of a prefix, new or removed, above which `compact` builds it anew
+GONE = 0.5  # share of a prefix, not wanted, above which a product is faster than passing them over
 SAMPLE_OF_ALL = 1_024  # items of a leaf that stand for all in the denominator of Eq. 11
 NONE = np.int32(-1)
 
@@ -36,8 +38,17 @@ class Prefix:
 
     @property
     def sample(self) -> Int32[np.ndarray, " n"]:
-        """Rows that stand for all where ScaNN compares only some."""
-        return np.random.default_rng(0).integers(0, len(self.items), SAMPLE_OF_ALL, np.int32)
+        """Rows that stand for all that ScaNN knows."""
+        return np.random.default_rng(0).integers(0, self.built, SAMPLE_OF_ALL, np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """Rows of a prefix whose products with each query are known, wanted or not; -1: none."""
+
+    rows: Int[np.ndarray, "n r"]
+    products: Float32[np.ndarray, "n r"]
+    nearest: int | None  # so many come from ScaNN, behind them what it does not know; None: all do
 
 
 class HostIndex:
@@ -101,26 +112,19 @@ class HostIndex:
         sharpness: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`search` and, where `sharpness` of each query is given, logsumexp(sharpness * product)
-        over each leaf (-inf where it is empty or -1), of the products that are made for both.
-
-        Where ScaNN searches, it is of what was found and, for all others, of a sample of the leaf.
-        """
+        over each leaf (-inf where it is empty or -1), of wanted items and others."""
         items = np.full((len(queries), count), NONE)
         products = np.full((len(queries), count), -np.inf, np.float32)
         totals = np.full(len(queries), -np.inf, np.float32)
         for leaf, rows in self._by_leaf(leaves):
-            asked, prefix = queries[rows], self._prefixes[leaf]
-            unwanted = [excluded[row] for row in rows] if excluded is not None else None
-            of_all = asked @ prefix.vectors.T if prefix.searcher is None else None
-            found = self._in_leaf(leaf, asked, of_all, count, unwanted)
-            items[rows], products[rows] = found
+            prefix, asked = self._prefixes[leaf], queries[rows]
+            unwanted = []
+            if excluded is not None:
+                unwanted = [own[self._leaf[own] == leaf] for own in map(excluded.__getitem__, rows)]
+            compared = self._compare(prefix, asked, count + max(map(len, unwanted), default=0))
+            items[rows], products[rows] = self._wanted(prefix, asked, compared, count, unwanted)
             if sharpness is not None:
-                if of_all is None:
-                    logits = self._sampled_logits(prefix, asked, sharpness[rows], found[0])
-                else:
-                    logits = of_all * sharpness[rows, None]
-                top = logits.max(axis=1, keepdims=True)
-                totals[rows] = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
+                totals[rows] = _log_mass(prefix, asked, compared, sharpness[rows])
         return items, products, totals
 
     def of_beams(
@@ -161,59 +165,49 @@ class HostIndex:
             )
         return items, products, normaliser.reshape(batch, beams)
 
-    def _sampled_logits(
-        self, prefix: Prefix, queries: np.ndarray, sharpness: np.ndarray, found: np.ndarray
-    ) -> np.ndarray:
-        """Logits whose exponentials sum up to about those of all items of the prefix: of the
-        `found` ones, and of a sample as heavy as all others."""
-        sample = prefix.sample
-        logits = (queries @ prefix.vectors[sample].T) * sharpness[:, None]
-        is_found = (prefix.items[sample][None, :, None] == found[:, None, :]).any(axis=2)
-        others = len(prefix.items) - (found >= 0).sum(axis=1)
-        drawn = np.maximum((~is_found).sum(axis=1), 1)
-        logits = np.where(is_found, -np.inf, logits + np.log(others / drawn)[:, None])
-        known = prefix.vectors[self._row[found]]
-        own = np.einsum("nD,nkD->nk", queries, known) * sharpness[:, None]
-        return np.concatenate([logits, np.where(found >= 0, own, -np.inf)], axis=1)
-
     def _by_leaf(self, leaves: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Each leaf that has items, and the queries that look into it."""
         return ((leaf, rows) for leaf, rows in _groups(leaves) if leaf in self._prefixes)
 
-    def _in_leaf(
+    def _compare(self, prefix: Prefix, queries: np.ndarray, count: int) -> Compared:
+        """About the `count` nearest that are not removed, with the removed ones among them."""
+        gone = 0.0
+        if prefix.searcher is not None:
+            gone = self._is_removed[prefix.items[: prefix.built]].mean()
+        if prefix.searcher is None or gone > GONE:
+            return _everything(prefix, queries)
+        wanted = count / (1 - gone)
+        # As many more as mostly suffice where those that are gone lie anywhere.
+        wanted = min(math.ceil(wanted + 3 * math.sqrt(wanted * gone)), prefix.built)
+        rows, products = prefix.searcher(queries, wanted)
+        new = np.arange(prefix.built, len(prefix.items))
+        beside = queries @ prefix.vectors[prefix.built :].T
+        rows = np.concatenate([rows, np.tile(new, (len(queries), 1))], axis=1)
+        return Compared(rows, np.concatenate([products, beside], axis=1), wanted)
+
+    def _wanted(
         self,
-        leaf: int,
+        prefix: Prefix,
         queries: np.ndarray,
-        of_all: np.ndarray | None,
+        compared: Compared,
         count: int,
-        excluded: list[np.ndarray] | None,
+        unwanted: list[np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`search` in one leaf; `of_all`: the products with all of its items, where they are made
-        already."""
-        prefix = self._prefixes[leaf]
-        of_leaf = [row[self._leaf[row] == leaf] for row in excluded or ()]
-        searcher, gone = prefix.searcher, 0
-        if searcher is not None:
-            gone = int(self._is_removed[prefix.items[: prefix.built]].sum())
-            if 2 * gone > prefix.built:
-                searcher = None  # most of what it finds would be passed over
-        if searcher is None:
-            items = np.broadcast_to(prefix.items, (len(queries), len(prefix.items)))
-            products = queries @ prefix.vectors.T if of_all is None else of_all
-        else:
-            # As many more as may have to be passed over.
-            wanted = min(count + gone + max(map(len, of_leaf), default=0), prefix.built)
-            rows, products = searcher(queries, wanted)
-            items = np.where(rows >= 0, prefix.items[rows], NONE)
-            new = prefix.items[prefix.built :]
-            items = np.concatenate([items, np.tile(new, (len(queries), 1))], axis=1)
-            beside = queries @ prefix.vectors[prefix.built :].T
-            products = np.concatenate([products, beside], axis=1)
+        """The best `count` of what was compared and may come; of all, where these are too few."""
+        items = np.where(compared.rows >= 0, prefix.items[compared.rows], NONE)
         is_out = (items < 0) | self._is_removed[items]
-        for row, unwanted in enumerate(of_leaf):
-            if len(unwanted):
-                is_out[row] |= np.isin(items[row], unwanted)
-        return _best(items, np.where(is_out, -np.inf, products).astype(np.float32), count)
+        for row, own in enumerate(unwanted):
+            if len(own):
+                is_out[row] |= np.isin(items[row], own)
+        products = np.where(is_out, -np.inf, compared.products).astype(np.float32)
+        items, products = _best(items, products, count)
+        short = np.flatnonzero(items[:, -1] < 0)
+        if compared.nearest is not None and len(short):
+            own = [unwanted[row] for row in short] if unwanted else []
+            every = _everything(prefix, queries[short])
+            more = self._wanted(prefix, queries[short], every, count, own)
+            items[short], products[short] = more
+        return items, products
 
     def _listed(self, queries, leaves, listed, seen, found):
         """Items and products of the `listed` ones in each beam's leaf that were not found."""
@@ -300,6 +294,31 @@ def _groups(leaves: Int[np.ndarray, " n"]) -> Iterator[tuple[int, np.ndarray]]:
     for number, leaf in enumerate(known.tolist()):
         end = starts[number + 1] if number + 1 < len(starts) else len(order)
         yield leaf, order[starts[number] : end]
+
+
+def _everything(prefix: Prefix, queries: np.ndarray) -> Compared:
+    """All rows of the prefix."""
+    rows = np.broadcast_to(np.arange(len(prefix.items)), (len(queries), len(prefix.items)))
+    return Compared(rows, queries @ prefix.vectors.T, None)
+
+
+def _log_mass(
+    prefix: Prefix, queries: np.ndarray, compared: Compared, sharpness: np.ndarray
+) -> np.ndarray:
+    """logsumexp(sharpness * product) over the prefix, of what was compared and, for what was not,
+    of a sample."""
+    logits = np.where(compared.rows >= 0, compared.products, -np.inf) * sharpness[:, None]
+    if compared.nearest is not None:
+        sample = prefix.sample
+        nearest = compared.rows[:, : compared.nearest]
+        is_known = (sample[None, :, None] == nearest[:, None, :]).any(axis=2)
+        others = prefix.built - (nearest >= 0).sum(axis=1)
+        drawn = np.maximum((~is_known).sum(axis=1), 1)
+        more = (queries @ prefix.vectors[sample].T) * sharpness[:, None]
+        more = np.where(is_known, -np.inf, more + np.log(np.maximum(others, 1) / drawn)[:, None])
+        logits = np.concatenate([logits, more], axis=1)
+    top = logits.max(axis=1, keepdims=True)
+    return np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
 
 
 def _best(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 from typing import Any
 
 import numpy as np
@@ -79,12 +80,12 @@ class Searcher:
         self, queries: Float32[np.ndarray, "n D"], count: int
     ) -> tuple[Int[np.ndarray, "n k"], Float32[np.ndarray, "n k"]]:
         """Rows and products, best first; -1 where ScaNN gives none."""
-        more = -(-count // self.count)  # times as far for as many times more
+        more = max(count / self.count, 1.0)  # times as far for as many times more
         rows, products = self.scann.search_batched_parallel(
             queries,
             count,
-            more * self.candidates,
-            min(more * self.partitions, self.all_partitions),
+            math.ceil(more * self.candidates),
+            min(math.ceil(more * self.partitions), self.all_partitions),
         )
         rows, products = np.asarray(rows, np.int64), np.asarray(products, np.float32)
         is_found = np.isfinite(products)

@@ -78,6 +78,33 @@ def test_what_is_excluded_does_not_come_and_others_move_up(state):
     assert agreement(state, excluded=[row[row >= 0] for row in found]) >= least(state)
 
 
+def test_the_denominator_counts_what_may_not_come(state):
+    """The nearest items are seen, others not allowed; some prefixes have almost none left."""
+    index, vectors, leaf_of = state
+    table = np.stack([vectors[item] for item in range(len(vectors))])
+    leaf = np.array([leaf_of[item] for item in range(len(table))])
+    queries = clustered(8, 21).reshape(2, 4, D)
+    leaves = np.array([[0, 1, 2, 3], [1, 0, -1, 0]], np.int32)
+    sharpness = np.array([20.0, 30.0], np.float32)
+    near = index.search(queries.reshape(8, D), leaves.reshape(-1), 5)[0].reshape(2, -1)
+    for is_allowed in (None, np.arange(len(table)) % 50 == 0):
+        found = index.of_beams(queries, leaves, 10, sharpness, near, None, is_allowed)
+        for row, beam in np.ndindex(2, 4):
+            here = leaf == leaves[row, beam]
+            if not here.any():
+                assert found[2][row, beam] == -np.inf and (found[0][row, beam] < 0).all()
+                continue
+            products = table @ queries[row, beam]
+            mass = np.log(np.exp(products[here] * sharpness[row]).sum())
+            assert found[2][row, beam] == pytest.approx(mass, abs=0.1)
+            may_come = here if is_allowed is None else here & is_allowed
+            may_come[near[row][near[row] >= 0]] = False
+            best = np.flatnonzero(may_come)[np.argsort(-products[may_come])][:10]
+            items = found[0][row, beam]
+            assert (items >= 0).sum() == len(best)
+            assert len(set(items[items >= 0]) & set(best)) >= (len(best) * least(state)) // 1
+
+
 def test_items_come_go_and_come_back_without_and_with_a_rebuild(state):
     index, vectors, leaf_of = state
     new = np.arange(2_000, 2_300, dtype=np.int32)
