@@ -62,9 +62,7 @@ def main(argv: Sequence[str]) -> None:
         if not (FLAGS.users and FLAGS.output):
             raise ValueError("--export needs --users=FILE and --output=FILE.")
         bundle = Bundle.open(Path(FLAGS.export))
-        answering = Answering.of(
-            bundle, "", FLAGS.instruction, beams=FLAGS.beams, count=FLAGS.count
-        )
+        answering = Answering.of(bundle, "", FLAGS.instruction, beams=FLAGS.beams)
         rows, short = recommend_all(
             answering, FLAGS.users, Path(FLAGS.output), FLAGS.count, FLAGS.keep_seen
         )
@@ -99,7 +97,7 @@ def recommend_all(
                 found = answering.recommend(asked, count, keeps_seen)
                 writer.write(rows_of(answering, asked, found))
                 rows += len(asked)
-                short += int((found.items < 0).any(axis=1).sum())
+                short += int(((found.items >= 0).sum(axis=1) < count).sum())
                 bar.update(len(asked))
         beside.replace(output)
     finally:
@@ -122,12 +120,12 @@ def recommend(
     trained = load_recommender(workdir, data)
     if not trained.config.prompt.has_words:  # it was never told anything
         request = dataclasses.replace(request, instruction=[""])
-    settings = generation_config(trained.config, beams, batch_size=1)
-    settings = dataclasses.replace(settings, num_retrieved=max(count, settings.num_retrieved))
-    generator = make_generator(trained, settings)
+    generator = make_generator(trained, generation_config(trained.config, beams, batch_size=1))
     seen = None if keep_seen else seen_items(data.histories, request)
     choice = trained.choice(generator, request, data, seen=seen)
-    [found] = generator.variants(trained.prompts(request, data), count, [choice])
+    most = min(count, len(data.catalogue))
+    choice = dataclasses.replace(choice, config=generator.for_lists(choice.config, most))
+    [found] = generator.variants(trained.prompts(request, data), most, [choice])
     shown = " ".join(instruction[:200].split()) + (" ..." if len(instruction) > 200 else "")
     lines = [f'"{shown}", for {f"user {user}" if user else "anyone"}:', describe(found, 0, data)]
     number = int((found.items[0] >= 0).sum())

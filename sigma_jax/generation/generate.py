@@ -23,11 +23,13 @@ from sigma_jax.generation.host_index import HostIndex, leaves_of_items
 from sigma_jax.generation.rank import Given, Recommendations, rank, rank_found, sharpness_of
 from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index, cut_up
 from sigma_jax.generation.told import Answer, ItemWords, Told, read_answer, told_of
-from sigma_jax.generation.trie import Subset, Trie
+from sigma_jax.generation.trie import Subset, Trie, power_of_two
 from sigma_jax.generation.trie_build import active_items, build_trie, subset
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.recommender import Recommender, Tables
 from sigma_jax.schema import SemanticIds
+
+FEW = 64  # beams, and items of a prefix, up to which it does not matter that there are fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,13 @@ class Generator:
         `mesh`: whose devices share the search inside prefixes, each in a part of the items; None:
         one device has them all.
         """
-        self.config = config
+        self.config, self._longest = config, len(trie.sorted_items)  # prefix, in items
+        if trie.depth:
+            sizes = np.diff(np.asarray(trie.leaf_start))
+            # Powers of two, and not few: similar catalogues share what is compiled.
+            self._longest = max(power_of_two(sizes.max()), FEW)
+            most = max(power_of_two((sizes > 0).sum()), FEW)
+            self.config = dataclasses.replace(config, num_beams=min(config.num_beams, most))
         self.item_query = item_query
         self.words = words
         self.item_words = ItemWords.of(words) if words is not None else None
@@ -80,8 +88,8 @@ class Generator:
         self.host = None
         if config.retrieval == "scann":
             leaves = leaves_of_items(np.asarray(trie.leaf_start), np.asarray(trie.sorted_items))
-            count = self._per_prefix(config).num_retrieved
-            self.host = HostIndex(leaves, np.asarray(vectors), count)
+            usual = self._per_prefix(config, 1).num_retrieved
+            self.host = HostIndex(leaves, np.asarray(vectors), usual)
         self.evidence = None
         if model.config.has_open_query:
             self.evidence = make_evidence(trie, self.index.vectors, config.temperature)
@@ -170,7 +178,7 @@ class Generator:
                     self.item_words,
                     choice.weights,
                 )
-                config = self._per_prefix(choice.config or self.config)
+                config = self._per_prefix(choice.config or self.config, count)
                 if self.host is None:
                     found.append(rank(self.index, beams, active, given, config, count))
                 else:
@@ -235,11 +243,20 @@ class Generator:
         ]
         return jax.tree.map(lambda *values: np.concatenate(values)[:total], *parts)
 
-    def _per_prefix(self, config: GenerationConfig) -> GenerationConfig:
-        """`config`; where no code is generated, the one prefix gives the items of all beams."""
-        if self.trie.depth:
-            return config
-        return dataclasses.replace(config, num_retrieved=config.num_beams * config.num_retrieved)
+    def for_lists(self, config: GenerationConfig, count: int) -> GenerationConfig:
+        """`config`, with as many items of a prefix as lists of `count` can need: all may be of
+        one."""
+        if not self.trie.depth:
+            return config  # `variants` sees to it
+        return dataclasses.replace(config, num_retrieved=max(config.num_retrieved, count))
+
+    def _per_prefix(self, config: GenerationConfig, count: int) -> GenerationConfig:
+        """`config`, with no more items of a prefix than there are; where no code is generated, the
+        one prefix gives the items of all beams, and `count` at least."""
+        wanted = config.num_retrieved
+        if not self.trie.depth:
+            wanted = max(config.num_beams * wanted, count)
+        return dataclasses.replace(config, num_retrieved=min(wanted, self._longest))
 
 
 def take_rows(tree, rows: np.ndarray):

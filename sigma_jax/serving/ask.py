@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from sigma_jax.baselines.candidates import seen_items
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Generator, Recommendations
-from sigma_jax.generation.trie import Subset
+from sigma_jax.generation.trie import Subset, power_of_two
 from sigma_jax.schema import PreparedData
 from sigma_jax.serving.bundle import Bundle, nobody, read_state
 from sigma_jax.serving.users import Asked, ItemNumbers, Reading
@@ -47,9 +47,8 @@ class Answering:
         instruction: str = "",
         generation: GenerationConfig | None = None,
         beams: int = 32,
-        count: int = 10,
     ) -> Answering:
-        """The version `name`, or the active one, for lists of `count` items.
+        """The version `name`, or the active one.
 
         `generation` in place of the settings of training with `beams`. ValueError where the export
         is damaged.
@@ -59,8 +58,6 @@ class Answering:
         trained = bundle.recommender(version)
         if generation is None:
             generation = generation_config(trained.config, beams, SIZE_OF_BATCH)
-            most = max(count, generation.num_retrieved)
-            generation = dataclasses.replace(generation, num_retrieved=most)
         generator = Generator(
             trained.model,
             trained.tables,
@@ -99,7 +96,8 @@ class Answering:
         keeps_seen: bool = True,
         is_allowed: Bool[np.ndarray, " I"] | None = None,
     ) -> Recommendations:
-        """The best `count` items for each request, NumPy arrays; removed ones never.
+        """The best `count` items for each request, NumPy arrays; removed ones never. Fewer columns
+        where the catalogue has fewer items.
 
         Args:
           keeps_seen: whether items of the history may come again.
@@ -114,6 +112,8 @@ class Answering:
             active = self.generator.subset(self.version.is_active & is_allowed)
         seen = None if keeps_seen else seen_items(asked.histories, asked.requests)
         choice = trained.choice(self.generator, asked.requests, data, seen=seen)
+        count = min(count, power_of_two(len(self.version.catalogue)))
+        choice = dataclasses.replace(choice, config=self.generator.for_lists(choice.config, count))
         prompts = trained.prompts(asked.requests, data)
         [found] = self.generator.variants(prompts, count, [choice], active)
         return found
@@ -126,10 +126,17 @@ class Living:
     the version that was there when it began.
     """
 
-    def __init__(self, folder: Path, instruction: str = "", beams: int = 32):
-        self._folder, self._instruction, self._beams = folder, instruction, beams
+    def __init__(
+        self,
+        folder: Path,
+        instruction: str = "",
+        generation: GenerationConfig | None = None,
+        beams: int = 32,
+    ):
+        """`instruction` of requests that have none; `generation` and `beams` as in Answering.of."""
+        self._folder, self._settings = folder, (instruction, generation, beams)
         self._refreshing = threading.Lock()
-        self.now = Answering.of(Bundle.open(folder), "", instruction, beams=beams)
+        self.now = Answering.of(Bundle.open(folder), "", *self._settings)
 
     def refresh(self) -> bool:
         """Takes the active version where it is another one; whether it was."""
@@ -138,5 +145,5 @@ class Living:
             if name == self.now.name:
                 return False
             bundle = Bundle.open(self._folder)
-            self.now = Answering.of(bundle, name, self._instruction, beams=self._beams)
+            self.now = Answering.of(bundle, name, *self._settings)
             return True

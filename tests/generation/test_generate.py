@@ -293,6 +293,17 @@ def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
             np.testing.assert_array_equal(found.items[row][:3], np.argsort(-expected)[:3])
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+def test_more_beams_and_items_than_exist_take_no_more_memory(depth):
+    model, tables = recommender(open_query=True)
+    large = dataclasses.replace(CONFIG, num_beams=10**6, num_retrieved=10**6)
+    generator = Generator.create(model, tables, semantic_ids(), depth, large)
+    for choice in (Choice(), Choice(config=generator.for_lists(large, 10**6))):
+        [found] = generator.variants(prompts(), NUM_ITEMS + 5, [choice])
+        assert (np.sort(found.items[:, :NUM_ITEMS], axis=1) == np.arange(NUM_ITEMS)).all()
+        assert (found.items[:, NUM_ITEMS:] == -1).all()
+
+
 def test_a_padded_last_batch_changes_nothing():
     model, tables = recommender()
     batch = prompts()

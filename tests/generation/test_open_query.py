@@ -98,16 +98,18 @@ def test_codes_that_add_nothing_are_not_searched():
 def test_without_codes_the_one_prefix_gives_the_items_of_all_beams():
     model, tables = recommender(open_query=True)
     config = dataclasses.replace(CONFIG, num_beams=3, num_retrieved=4)
-    found = Generator.create(model, tables, semantic_ids(), 0, config)(prompts(), NUM_ITEMS)
-    assert ((found.items >= 0).sum(axis=1) == 12).all()
+    generator = Generator.create(model, tables, semantic_ids(), 0, config)
+    found = generator(prompts(), 12)
+    assert (found.items >= 0).all()
+    everything = generator(prompts(), NUM_ITEMS).items
+    assert (np.sort(everything, axis=1) == np.arange(NUM_ITEMS)).all()
+    np.testing.assert_array_equal(everything[:, :12], found.items)
     favoured = found.items[:, 11]  # the last
     features = ItemFeatures(favoured[:, None], np.full((3, 1, 1), 50.0, np.float32))
     choice = Choice(
         None, features, np.ones((1, 1), np.float32), dataclasses.replace(config, sigma=1.0)
     )
-    [biased] = Generator.create(model, tables, semantic_ids(), 0, config).variants(
-        prompts(), 1, [choice]
-    )
+    [biased] = generator.variants(prompts(), 1, [choice])
     assert np.array_equal(biased.items[:, 0], favoured)
 
 
