@@ -245,11 +245,13 @@ class Bundle:
             write_json(self.folder / "catalogue" / ACTIVE, {"active": name, "before": before})
 
     def rollback(self) -> str:
-        """Makes the version active that was before; its name. ValueError where none was."""
+        """Makes the version active that was before; its name. ValueError where none was, or it is
+        damaged."""
         state = self.state()
         if not state["before"]:
             raise ValueError(f"{self.folder}: no version was active before {state['active']}.")
         *before, name = state["before"]
+        self.check(name)
         write_json(self.folder / "catalogue" / ACTIVE, {"active": name, "before": before})
         return name
 

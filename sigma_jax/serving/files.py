@@ -60,18 +60,23 @@ def read_folder(folder: Path, manifest: str) -> dict[str, Any]:
 
     ValueError where it is missing, of another format, or a file is not the one that was written.
     """
+    damaged = ValueError(
+        f"{folder / manifest} is missing or damaged; copy the export again, or export again."
+    )
     try:
         found = read_json(folder / manifest)
     except ValueError:
-        raise ValueError(
-            f"{folder / manifest} is missing or damaged; copy the export again, or export again."
-        ) from None
+        raise damaged from None
     if found.get("format") != FORMAT:
         raise ValueError(
             f"{folder} has format {found.get('format')}, this version of sigma_jax reads {FORMAT}; "
             "export again with this version, or use the one that made it."
         )
-    for name, (size, digest) in found["files"].items():
+    files = found.get("files")
+    marks = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(mark, list) and len(mark) == 2 for mark in marks):
+        raise damaged
+    for name, (size, digest) in files.items():
         path = folder / name
         if not path.exists():
             raise ValueError(f"{path} is missing; copy the export again, or export again.")

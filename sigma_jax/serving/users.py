@@ -18,6 +18,7 @@ import dataclasses
 import decimal
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -67,9 +68,16 @@ class ItemNumbers:
 
 def as_text(value: Any) -> str:
     """A value as text; 7.0, which is how a column of integers with gaps arrives, is 7."""
-    if isinstance(value, float | decimal.Decimal) and value == int(value):
+    is_number = isinstance(value, float | decimal.Decimal)
+    if is_number and math.isfinite(value) and value == int(value):
         return str(int(value))
     return str(value)
+
+
+def is_missing(value: Any) -> bool:
+    """None, and NaN, which is how a gap in a column of numbers arrives."""
+    is_number = isinstance(value, float | decimal.Decimal)
+    return value is None or (is_number and not math.isfinite(value))
 
 
 def users_of(ids: Sequence[str], profiles: Sequence[str]) -> Users:
@@ -117,15 +125,22 @@ def file_rows(path: Path) -> Iterator[dict[str, Any]]:
                     yield from csv.DictReader(file)
             case ".jsonl":
                 with path.open(encoding="utf-8") as file:
-                    for number, line in enumerate(file, 1):
-                        row = json.loads(line)
-                        if not isinstance(row, dict):
-                            raise ValueError(f"row {number} is no JSON object")
-                        yield row
+                    yield from (json_row(line, n) for n, line in enumerate(file, 1) if line.strip())
             case _:
                 raise ValueError(f"it ends in {path.suffix!r}")
     except (ValueError, csv.Error, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({error}); {remedy}.") from error
+
+
+def json_row(line: str, number: int) -> dict[str, Any]:
+    """The object of a line; numbers that are none are missing. ValueError where it is no object."""
+    try:
+        row = json.loads(line, parse_constant=lambda _: None)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no JSON object")
+    return row
 
 
 def asked_of(numbered: Sequence[tuple[int, dict[str, Any]]], reading: Reading, path: str) -> Asked:
@@ -134,15 +149,16 @@ def asked_of(numbered: Sequence[tuple[int, dict[str, Any]]], reading: Reading, p
     item, time, session, offsets = [], [], [], [0]
     for number, row in numbered:
         where = f"{path}: row {number}"
-        if row.get("user_id") is None or not as_text(row["user_id"]).strip():
+        if is_missing(row.get("user_id")) or not as_text(row["user_id"]).strip():
             raise ValueError(f"{where}: user_id is empty or missing; fill it or delete the row.")
         ids.append(as_text(row["user_id"]))
         profiles.append(profile_of(row, reading.text))
         given = row.get("instruction")
-        said = "" if given is None else as_text(given).strip()
+        said = "" if is_missing(given) else as_text(given).strip()
         wanted.append((said or reading.instruction) if reading.has_words else "")
+        check_text(ids[-1] + profiles[-1] + said, where)
         asks = row.get("timestamp")
-        asks = None if asks in (None, "") else unix_time(asks, where)
+        asks = None if is_missing(asks) or asks == "" else unix_time(asks, where)
         now = reading.now if asks is None else min(reading.now, asks - DAY)
         events = events_of(row.get("history"), dataclasses.replace(reading, now=now), where)
         sessions = sessions_of(events, reading.gap)
@@ -167,6 +183,16 @@ def asked_of(numbered: Sequence[tuple[int, dict[str, Any]]], reading: Reading, p
     )
     requests = Requests(np.arange(len(ids), dtype=np.int32), ends, none, none, none, wanted)
     return Asked(users_of(ids, profiles), histories, requests)
+
+
+def check_text(text: str, where: str) -> None:
+    """ValueError for half a character, as a JSON escape can give, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: it holds {error.object[error.start]!r}, which is no text."
+        ) from None
 
 
 def profile_of(row: Mapping[str, Any], config: TextConfig) -> str:
@@ -208,14 +234,15 @@ def events_of(history: Any, reading: Reading, where: str) -> list[Event]:
     found = []
     for entry in history or []:
         entry = entry if isinstance(entry, Mapping) else {"item_id": entry}
-        if entry.get("item_id") is None:
+        if is_missing(entry.get("item_id")):
             raise ValueError(f"{where}: an entry of history has no item_id; add it.")
         given = entry.get("timestamp")
-        time = reading.now if given is None else unix_time(given, where)
+        is_timed = not is_missing(given)
+        time = unix_time(given, where) if is_timed else reading.now
         session = entry.get("session_id") if reading.has_sessions else None
         number = reading.numbers(entry["item_id"], where)
-        session = None if session is None else as_text(session)
-        found.append(Event(number, time, session, given is not None))
+        session = None if is_missing(session) else as_text(session)
+        found.append(Event(number, time, session, is_timed))
     return found
 
 
@@ -230,13 +257,12 @@ def sessions_of(events: Sequence[Event], gap: int) -> list[tuple[int, list[int]]
     (8, [3, 4])].
     """
     found: dict[Any, tuple[int, set[int]]] = {}
-    last = None
+    last, alone = None, ()  # of events without a session: a tuple is none of a file
     for place, event in enumerate(sorted(events, key=lambda event: event.time)):
-        if event.session is not None:
-            key = event.session
-        else:
+        key = event.session
+        if key is None:
             is_near = event.is_timed and last is not None and event.time - last <= gap
-            key = key if is_near and gap > 0 else (place,)  # a tuple is no session of a file
+            key = alone = alone if is_near and gap > 0 else (place,)
             last = event.time if event.is_timed else None
         time, items = found.get(key, (event.time, set()))
         found[key] = time, items | {event.item}

@@ -46,6 +46,17 @@ def without(rows, field):
     return [{name: value for name, value in row.items() if name != field} for row in rows]
 
 
+@pytest.mark.parametrize("form", ["550E8400-E29B-41D4-A716-44665544000{}", "10:2{}", "2024-1-{}"])
+def test_ids_stay_as_they_stand(tmp_path, tiny_config, form):
+    """Though DuckDB would take them for UUIDs, times or days."""
+    ids = dict(zip("abcd", map(form.format, range(1, 5)), strict=True))
+    for name, rows in (("items", ITEMS), ("interactions", EVENTS)):
+        rows = [row | {"item_id": ids[row["item_id"]]} for row in rows]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    data, _ = run(tmp_path, tiny_config)
+    assert sorted(data.catalogue.ids(np.arange(4))) == list(ids.values())
+
+
 BAD_TABLES = {
     "missing column": (
         "interactions",

@@ -1,6 +1,7 @@
 """A catalogue that changes without training."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -86,6 +87,21 @@ def test_versions_come_and_go_back(own, data, tmp_path):
         bundle.rollback()
     with pytest.raises(ValueError, match="has no version '0009'; it has 0001, 0002, 0003"):
         bundle.activate("0009")
+    bundle.activate(second)
+    bundle.activate(third)
+    shutil.rmtree(own / "catalogue" / second)
+    with pytest.raises(ValueError, match=second):
+        bundle.rollback()
+    assert bundle.state()["active"] == third
+
+
+@pytest.mark.parametrize("files", [None, ["a"], {"a": 1}])
+def test_a_manifest_of_another_shape_is_damaged(own, files):
+    path = own / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"files": files}))
+    with pytest.raises(ValueError, match=r"manifest.json is missing or damaged"):
+        Bundle.open(own)
 
 
 def test_items_that_cannot_be_added_or_removed_are_named(own, data, tmp_path):

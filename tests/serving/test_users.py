@@ -123,11 +123,31 @@ def test_a_gap_joins_events_by_their_own_times_only(tmp_path):
     )
 
 
+def test_blank_lines_and_numbers_that_are_none_are_passed_over(tmp_path):
+    text = '{"user_id": 1, "timestamp": NaN, "instruction": NaN}\n\n \n{"user_id": 2}\n\n'
+    asked = read(tmp_path / "u.jsonl", text)
+    assert asked.users.table["user_id"].to_pylist() == ["1", "2"]
+    assert asked.requests.instruction == ["anything"] * 2
+    path = tmp_path / "u.parquet"
+    pq.write_table(pa.table({"user_id": [1.0, 2.0], "instruction": [np.nan, 5.0]}), path)
+    [asked] = read_users(str(path), reading(), 100)
+    assert asked.users.table["user_id"].to_pylist() == ["1", "2"]
+    assert asked.requests.instruction == ["anything", "5"]
+
+
+def test_events_without_a_session_stay_out_of_named_ones_between_them():
+    events = [Event(1, 0, None), Event(2, 5, "s"), Event(3, 10, None), Event(4, 100, None)]
+    assert sessions_of(events, 60) == [(0, [1, 3]), (5, [2]), (100, [4])]
+
+
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("u.jsonl", "[1]\n", "row 1 is no JSON object"),
-        ("u.jsonl", "{\n", "cannot be read"),
+        ("u.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("u.jsonl", '{"user_id": 1}\n\n{\n', "line 3: "),
+        ("u.jsonl", '{"user_id": "a", "town": "\\ud800"}\n', "row 1: it holds '\\ud800', which is"),
+        ("u.jsonl", '{"user_id": Infinity}\n', "row 1: user_id is empty or missing"),
+        ("u.jsonl", '{"user_id": "a", "history": [NaN]}', "row 1: an entry of history has no item"),
         ("u.txt", "a", "ends in '.txt'"),
         ("u.parquet", "a", "cannot be read"),
         (

@@ -78,7 +78,19 @@ def open_table(con: ibis.BaseBackend, path: str) -> ir.Table:
         if path.endswith(".csv"):
             # Strings only: an id of 007 must not become 7.
             return con.read_csv(path, all_varchar=True, header=True)
-        return con.read_json(path, format="newline_delimited")
+        return _read_json(con, path)
+
+
+def _read_json(con: ibis.BaseBackend, path: str) -> ir.Table:
+    """JSON lines. Text that DuckDB would take for a UUID, day or time stays as it stands: an id of
+    2024-1-2 must not become 2024-01-02."""
+    kind = "newline_delimited"
+    source = f"read_json('{path.replace(chr(39), 2 * chr(39))}', format='{kind}')"
+    columns = {
+        name: "VARCHAR" if found.startswith(("UUID", "DATE", "TIME")) else found
+        for name, found, *_ in con.raw_sql(f"DESCRIBE SELECT * FROM {source}").fetchall()
+    }
+    return con.read_json(path, format=kind, columns=columns)
 
 
 def _join(folder: str, name: str) -> str:
