@@ -14,6 +14,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float16, Int32, Int64
 
 from sigma_jax.baselines.candidates import training_rows
@@ -24,6 +25,7 @@ from sigma_jax.sft.relations import DAY
 MEMORY = {"week": 7.0, "month": 30.0, "quarter": 91.0, "ever": np.inf}  # days
 TRENDS = tuple(MEMORY)
 UNIT = 0.1  # of a line: what makes a difference from none
+DAYS_KEPT = 4  # whose features are not made again: nearly all requests of a shop are of today
 MOST_ENTRIES = 2**27  # of a table [T, I, G], 256 MB; with more, days are put together
 
 
@@ -34,6 +36,9 @@ class Trends:
     item: Int32[np.ndarray, " rows"]
     time: Int64[np.ndarray, " rows"]  # unix seconds
     num_items: int
+    _of_day: dict[int, Float16[np.ndarray, "1 I G"]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def make(cls, data: PreparedData) -> Trends:
@@ -57,6 +62,23 @@ class Trends:
             step *= 2  # days are read as the first of so many: never after the request
             days, row = np.unique((day - first_day) // step * step, return_inverse=True)
             days += first_day
+        if step > 1:
+            logging.info("trends: days are put together by %d, for memory", step)
+        row = row.reshape(-1).astype(np.int32)
+        if len(days) != 1:
+            return self._table(days), row
+        [today] = days.tolist()
+        table = self._of_day.get(today)
+        if table is None:
+            table = self._table(days)
+            table.flags.writeable = False
+            for old in list(self._of_day)[: len(self._of_day) - DAYS_KEPT + 1]:
+                self._of_day.pop(old, None)
+            self._of_day[today] = table
+        return table, row
+
+    def _table(self, days: Int64[np.ndarray, " T"]) -> Float16[np.ndarray, "T I G"]:
+        """The features on some days, ascending, padded."""
         table = np.zeros((power_of_two(len(days)), self.num_items, len(TRENDS)), np.float16)
         counts = np.zeros((self.num_items, len(TRENDS)))
         memory = np.array(list(MEMORY.values()))
@@ -71,11 +93,12 @@ class Trends:
                 counts[:, trend] += np.bincount(self.item[lines], weight, self.num_items)
             table[number] = np.log1p(counts / UNIT)
             first, last_day = end, today
-        return table, row.reshape(-1).astype(np.int32)
+        return table
 
     def save(self, folder: Path) -> None:
         """Writes trends.npz."""
-        np.savez_compressed(folder / "trends.npz", **vars(self))
+        arrays = {"item": self.item, "time": self.time, "num_items": self.num_items}
+        np.savez_compressed(folder / "trends.npz", **arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Trends:

@@ -54,6 +54,19 @@ def test_the_day_of_a_request_and_what_comes_after_are_unknown(histories):
     assert (made.at(np.array([now + DAY]))[0] != other.at(np.array([now + DAY]))[0]).any()
 
 
+def test_a_day_is_made_once_and_few_are_kept(histories):
+    made = Trends.make(plain_data(histories))
+    days = np.arange(18_010, 18_010 + 2 * trends.DAYS_KEPT, dtype=np.int64) * DAY
+    together, row = made.at(days)
+    for number, day in enumerate(days):
+        [one], [first] = made.at(day[None])
+        assert first == 0
+        assert made.at(np.array([day, day + 5]))[0] is made.at(day[None])[0]
+        np.testing.assert_allclose(one, together[row[number]], rtol=2e-3, atol=2e-3)
+        assert len(made._of_day) <= trends.DAYS_KEPT
+    assert made.at(np.zeros(0, np.int64))[1].shape == (0,)
+
+
 def test_days_are_put_together_where_there_are_too_many(histories, monkeypatch):
     made = Trends.make(plain_data(histories))
     times = np.arange(18_000, 18_064, dtype=np.int64) * DAY
