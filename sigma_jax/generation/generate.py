@@ -78,6 +78,7 @@ class Generator:
         self.item_words = ItemWords.of(words) if words is not None else None
         self.tables = {name: jnp.asarray(table) for name, table in tables.items()}
         self.trie = jax.tree.map(jnp.asarray, trie)
+        self._on_host = jax.tree.map(np.asarray, trie)  # for subsets
         self.graphdef, self.state = nnx.split(model)
         self.reads_task = model.config.reads_task
         if vectors is None:
@@ -127,7 +128,7 @@ class Generator:
 
     def subset(self, is_active: Bool[np.ndarray, " I"]) -> Subset:
         """The active items, as `variants` takes them. ValueError where there is none."""
-        return jax.device_put(subset(jax.device_get(self.trie), is_active))
+        return jax.device_put(subset(self._on_host, is_active))
 
     def __call__(
         self,
@@ -200,7 +201,7 @@ class Generator:
         queries, leaves = np.asarray(beams.queries), np.asarray(beams.leaves)
         seen = np.asarray(given.seen) if given.seen is not None else None
         listed = np.asarray(given.features.items) if given.features is not None else None
-        allowed = None if active is None else active_items(self.trie, active)
+        allowed = None if active is None else active_items(self._on_host, active)
         found = self.host.of_beams(
             queries, leaves, config.num_retrieved, sharpness, seen, listed, allowed
         )

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -20,7 +22,8 @@ from sigma_jax.generation.generate import Generator, Recommendations
 from sigma_jax.generation.trie import Subset, power_of_two
 from sigma_jax.schema import PreparedData
 from sigma_jax.serving.bundle import Bundle, nobody, read_state
-from sigma_jax.serving.users import Asked, ItemNumbers, Reading
+from sigma_jax.serving.output import rows_of
+from sigma_jax.serving.users import Asked, ItemNumbers, Reading, asked_of
 from sigma_jax.serving.version import Version
 from sigma_jax.sft.trained import TrainedRecommender, generation_config
 
@@ -122,8 +125,9 @@ class Answering:
 class Living:
     """The active version of an export in a process that goes on answering.
 
-    `refresh` loads what has become active and puts it in place in one step. An answer is made by
-    the version that was there when it began.
+    `refresh` loads what has become active and puts it in place in one step. An answer of
+    `recommend` is made by the version that was there when it began; who uses `now` takes it once
+    for reading and answering, for another version may have other numbers.
     """
 
     def __init__(
@@ -137,6 +141,15 @@ class Living:
         self._folder, self._settings = folder, (instruction, generation, beams)
         self._refreshing = threading.Lock()
         self.now = Answering.of(Bundle.open(folder), "", *self._settings)
+
+    def recommend(
+        self, rows: Sequence[Mapping[str, Any]], count: int = 10, keeps_seen: bool = True
+    ) -> list[dict[str, Any]]:
+        """What `sigma_jax.recommend` writes for such rows of a users' file (serving/users.py), read
+        and answered by one version. ValueError as in read_users."""
+        now = self.now
+        asked = asked_of(list(enumerate(map(dict, rows), 1)), now.reading, "requests")
+        return rows_of(now, asked, now.recommend(asked, count, keeps_seen))
 
     def refresh(self) -> bool:
         """Takes the active version where it is another one; whether it was."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sigma_jax.generation.generate import Recommendations
-from sigma_jax.serving.ask import Answering
 from sigma_jax.serving.users import Asked
+
+if TYPE_CHECKING:
+    from sigma_jax.serving.ask import Answering
 
 OUTPUTS = (".jsonl", ".parquet")
 ITEM = pa.struct(

@@ -134,6 +134,23 @@ def test_a_swap_compiles_nothing_and_mixes_nothing(own, data, tmp_path):
     assert [program._cache_size() for program in programs] == compiled
 
 
+def test_rows_are_answered_as_the_command_does(own, data, tmp_path):
+    living, rows = Living(own, "recommend something", beams=BEAMS), users_of(data, 3)
+    output = tmp_path / "found.jsonl"
+    path = str(write_rows(tmp_path / "users.jsonl", rows))
+    recommend_all(living.now, path, output, 4, False)
+    found = living.recommend(rows, 4, keeps_seen=False)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [[item["item_id"] for item in row["items"]] for row in found] == [
+        [item["item_id"] for item in row["items"]] for row in lines
+    ]
+    assert [row["user_id"] for row in found] == [row["user_id"] for row in rows]
+    every = living.recommend(rows[:1], 10**6)[0]["items"]
+    assert len(every) == len(living.now.version)
+    with pytest.raises(ValueError, match="requests: row 2: user_id is empty"):
+        living.recommend([rows[0], {}])
+
+
 @pytest.mark.parametrize(
     "row, message",
     [
