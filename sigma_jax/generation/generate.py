@@ -47,7 +47,8 @@ class Choice:
 class Generator:
     """A trained model with the trie and the index of its catalogue.
 
-    Compiles once for each shape of prompts; a batch that is not full is padded.
+    Compiles once for each shape of prompts; a batch that is not full is padded. Fewer requests than
+    a batch are one of the next power of two.
     """
 
     def __init__(
@@ -236,8 +237,9 @@ class Generator:
 
     def _by_batch(self, total: int, function: Callable[[np.ndarray], Any]) -> Any:
         """What `function` gives for the rows of each batch, put together as NumPy arrays."""
-        size = self.config.batch_size
-        # The last batch is filled by the first rows: one shape, one compilation.
+        # A few requests make a small batch, of few sizes. The last batch of many is filled by the
+        # first rows: one shape, one compilation.
+        size = min(self.config.batch_size, power_of_two(total))
         parts = [
             jax.device_get(function(np.arange(start, start + size) % total))
             for start in range(0, total, size)

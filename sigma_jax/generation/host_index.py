@@ -48,7 +48,7 @@ class Compared:
 
     rows: Int[np.ndarray, "n r"]
     products: Float32[np.ndarray, "n r"]
-    nearest: int | None  # so many come from ScaNN, behind them what it does not know; None: all do
+    nearest: int | None  # the first so many are ScaNN's, the rest is new to it; None: all rows
 
 
 class HostIndex:
@@ -194,15 +194,19 @@ class HostIndex:
         unwanted: list[np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best `count` of what was compared and may come; of all, where these are too few."""
-        items = np.where(compared.rows >= 0, prefix.items[compared.rows], NONE)
-        is_out = (items < 0) | self._is_removed[items]
+        is_all = compared.nearest is None
+        if is_all:
+            items = np.broadcast_to(prefix.items, compared.rows.shape)
+            is_out = np.tile(self._is_removed[prefix.items], (len(items), 1))
+        else:
+            items = np.where(compared.rows >= 0, prefix.items[compared.rows], NONE)
+            is_out = (items < 0) | self._is_removed[items]
         for row, own in enumerate(unwanted):
-            if len(own):
-                is_out[row] |= np.isin(items[row], own)
+            is_out[row, self._row[own] if is_all else np.isin(items[row], own)] = True
         products = np.where(is_out, -np.inf, compared.products).astype(np.float32)
         items, products = _best(items, products, count)
         short = np.flatnonzero(items[:, -1] < 0)
-        if compared.nearest is not None and len(short):
+        if len(short) and not is_all:
             own = [unwanted[row] for row in short] if unwanted else []
             every = _everything(prefix, queries[short])
             more = self._wanted(prefix, queries[short], every, count, own)

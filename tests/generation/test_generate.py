@@ -293,6 +293,24 @@ def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
             np.testing.assert_array_equal(found.items[row][:3], np.argsort(-expected)[:3])
 
 
+@pytest.mark.parametrize(
+    "total, batch_size, sizes",
+    [(1, 32, [1]), (3, 32, [4]), (20, 32, [32]), (20, 24, [24]), (33, 32, [32, 32])],
+)
+def test_few_requests_make_a_small_batch(total, batch_size, sizes):
+    model, tables = recommender()
+    config = dataclasses.replace(CONFIG, batch_size=batch_size)
+    generator = Generator.create(model, tables, semantic_ids(), 1, config)
+    seen = []
+
+    def read(rows):
+        seen.append(len(rows))
+        return rows
+
+    np.testing.assert_array_equal(generator._by_batch(total, read), np.arange(total))
+    assert seen == sizes
+
+
 @pytest.mark.parametrize("depth", [0, 2])
 def test_more_beams_and_items_than_exist_take_no_more_memory(depth):
     model, tables = recommender(open_query=True)
