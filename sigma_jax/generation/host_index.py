@@ -52,7 +52,7 @@ class Compared:
 
 
 class HostIndex:
-    """Items by leaf, on the host."""
+    """Items by leaf, on the host. It is not to be changed while another thread searches it."""
 
     def __init__(
         self,
@@ -283,11 +283,13 @@ class HostIndex:
         return found
 
     def _rebuild(self, leaf: int, without: np.ndarray) -> None:
-        prefix = self._prefixes.pop(leaf)
+        prefix = self._prefixes[leaf]
         kept = ~np.isin(prefix.items, without)
         self._leaf[prefix.items[~kept]] = NONE
         if kept.any():
             self._build(leaf, prefix.items[kept], prefix.vectors[kept])
+        else:
+            self._prefixes.pop(leaf)
 
 
 def _groups(leaves: Int[np.ndarray, " n"]) -> Iterator[tuple[int, np.ndarray]]:
