@@ -124,7 +124,7 @@ def recommend(
     seen = None if keep_seen else seen_items(data.histories, request)
     choice = trained.choice(generator, request, data, seen=seen)
     most = min(count, len(data.catalogue))
-    choice = dataclasses.replace(choice, config=generator.for_lists(choice.config, most))
+    choice = generator.for_lists(choice, most)
     [found] = generator.variants(trained.prompts(request, data), most, [choice])
     shown = " ".join(instruction[:200].split()) + (" ..." if len(instruction) > 200 else "")
     lines = [f'"{shown}", for {f"user {user}" if user else "anyone"}:', describe(found, 0, data)]

@@ -246,12 +246,14 @@ class Generator:
         ]
         return jax.tree.map(lambda *values: np.concatenate(values)[:total], *parts)
 
-    def for_lists(self, config: GenerationConfig, count: int) -> GenerationConfig:
-        """`config`, with as many items of a prefix as lists of `count` can need: all may be of
+    def for_lists(self, choice: Choice, count: int) -> Choice:
+        """`choice`, with as many items of a prefix as lists of `count` can need: all may be of
         one."""
         if not self.trie.depth:
-            return config  # `variants` sees to it
-        return dataclasses.replace(config, num_retrieved=max(config.num_retrieved, count))
+            return choice  # `variants` sees to it
+        config = choice.config or self.config
+        config = dataclasses.replace(config, num_retrieved=max(config.num_retrieved, count))
+        return dataclasses.replace(choice, config=config)
 
     def _per_prefix(self, config: GenerationConfig, count: int) -> GenerationConfig:
         """`config`, with no more items of a prefix than there are; where no code is generated, the

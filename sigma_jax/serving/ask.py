@@ -116,7 +116,7 @@ class Answering:
         seen = None if keeps_seen else seen_items(asked.histories, asked.requests)
         choice = trained.choice(self.generator, asked.requests, data, seen=seen)
         count = min(count, power_of_two(len(self.version.catalogue)))
-        choice = dataclasses.replace(choice, config=self.generator.for_lists(choice.config, count))
+        choice = self.generator.for_lists(choice, count)
         prompts = trained.prompts(asked.requests, data)
         [found] = self.generator.variants(prompts, count, [choice], active)
         return found

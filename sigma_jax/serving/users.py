@@ -199,14 +199,12 @@ def profile_of(row: Mapping[str, Any], config: TextConfig) -> str:
     """JSON of the columns that are no others, as data/text.py makes it; "" where there are none."""
     shown = {}
     for name, value in row.items():
-        if name in COLUMNS or name is None:
+        if name in COLUMNS or name is None or is_missing(value):
             continue
         if isinstance(value, list):
             value = ", ".join(map(as_text, value))
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             value = str(value).strip()[: config.max_chars] or None
-        if isinstance(value, float) and not np.isfinite(value):
-            value = None
         if value is not None:
             shown[name] = value
     return json.dumps(shown, ensure_ascii=False) if shown else ""

@@ -316,7 +316,7 @@ def test_more_beams_and_items_than_exist_take_no_more_memory(depth):
     model, tables = recommender(open_query=True)
     large = dataclasses.replace(CONFIG, num_beams=10**6, num_retrieved=10**6)
     generator = Generator.create(model, tables, semantic_ids(), depth, large)
-    for choice in (Choice(), Choice(config=generator.for_lists(large, 10**6))):
+    for choice in (Choice(), generator.for_lists(Choice(config=large), 10**6)):
         [found] = generator.variants(prompts(), NUM_ITEMS + 5, [choice])
         assert (np.sort(found.items[:, :NUM_ITEMS], axis=1) == np.arange(NUM_ITEMS)).all()
         assert (found.items[:, NUM_ITEMS:] == -1).all()
