@@ -87,7 +87,9 @@ def test_the_denominator_counts_what_may_not_come(state):
     leaves = np.array([[0, 1, 2, 3], [1, 0, -1, 0]], np.int32)
     sharpness = np.array([20.0, 30.0], np.float32)
     near = index.search(queries.reshape(8, D), leaves.reshape(-1), 5)[0].reshape(2, -1)
-    for is_allowed in (None, np.arange(len(table)) % 50 == 0):
+    closeness = table @ queries[0, 0]
+    far = closeness < np.quantile(closeness, 0.6)  # all that ScaNN finds first may not come
+    for is_allowed in (None, np.arange(len(table)) % 50 == 0, far):
         found = index.of_beams(queries, leaves, 10, sharpness, near, None, is_allowed)
         for row, beam in np.ndindex(2, 4):
             here = leaf == leaves[row, beam]
