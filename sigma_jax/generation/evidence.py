@@ -20,7 +20,9 @@ from jaxtyping import Array, Float, Int32
 
 from sigma_jax.generation.trie import Trie
 from sigma_jax.generation.trie_build import nodes_of_leaves
-from sigma_jax.losses import LOG_ZERO, cosines
+from sigma_jax.losses import LOG_ZERO, cosines, map_row_chunks
+
+ENTRIES = 2**26  # of [requests, items] that exist at once: 256 MB of float32
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +37,10 @@ class ItemEvidence:
 
     def node_scores(self, queries: Float[Array, "B D"]) -> list[Float[Array, "B n"]]:
         """For levels 1, 2, ... the log of the summed exponentials of the items below each node."""
+        at_once = max(ENTRIES // len(self.vectors), 1)
+        return map_row_chunks(self._node_scores, queries, at_once)
+
+    def _node_scores(self, queries: Float[Array, "b D"]) -> list[Float[Array, "b n"]]:
         scores = cosines(self.vectors, queries) / self.temperature
         top = scores.max(axis=0)
         mass = jnp.exp(scores - top)

@@ -17,12 +17,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.generation.beam import Beams, Prompts, beam_search
+from sigma_jax.generation.bias import ItemFeatures
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.evidence import ItemEvidence, make_evidence
 from sigma_jax.generation.host_index import HostIndex, leaves_of_items
 from sigma_jax.generation.rank import Given, Recommendations, rank, rank_found, sharpness_of
-from sigma_jax.generation.retrieval import ItemFeatures, PrefixIndex, build_index, cut_up
-from sigma_jax.generation.told import Answer, ItemWords, Told, read_answer, told_of
+from sigma_jax.generation.retrieval import PrefixIndex, build_index, cut_up
+from sigma_jax.generation.told import Answer, ItemWords, Said, Told, read_answer
 from sigma_jax.generation.trie import Subset, Trie, power_of_two
 from sigma_jax.generation.trie_build import active_items, build_trie, subset
 from sigma_jax.generation.words import WordTable
@@ -290,10 +291,15 @@ def _search_beams(
 def _answer(
     graphdef, state, tables: Tables, prompts: Prompts, index: PrefixIndex, temperature: float
 ) -> Answer:
-    return read_answer(nnx.merge(graphdef, state), tables, prompts, index, temperature)
+    model, is_item = nnx.merge(graphdef, state), index.sorted_items >= 0
+    return read_answer(model, tables, prompts, index.vectors, is_item, temperature)
 
 
-_told_at = jax.jit(told_of)
+@jax.jit
+def _told_at(
+    told: Told, index: PrefixIndex, item_words: ItemWords | None, items: Int[Array, "B n"]
+) -> Float[Array, "B n 2"]:
+    return Said.of(told, item_words).at(items, index.vectors_of(items))
 
 
 def all_item_vectors(

@@ -16,9 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams
+from sigma_jax.generation.bias import ItemBias, ItemFeatures
 from sigma_jax.generation.config import GenerationConfig
-from sigma_jax.generation.retrieval import ItemBias, ItemFeatures, PrefixIndex, search
-from sigma_jax.generation.told import ItemWords, Told, told_of_all
+from sigma_jax.generation.retrieval import PrefixIndex, search
+from sigma_jax.generation.told import ItemWords, Said, Told
 from sigma_jax.generation.trie import Subset
 
 
@@ -48,14 +49,12 @@ class Given:
     item_words: ItemWords | None
     weights: Float[Array, "tasks F+G+2"] | None  # of these features, by Beams.tasks
 
-    def bias(self, beams: Beams, index: PrefixIndex) -> ItemBias | None:
+    def bias(self, beams: Beams) -> ItemBias | None:
         """What the features say, weighed."""
         if self.features is None:
             return None
-        of_all = None
-        if self.told is not None:
-            of_all = told_of_all(self.told, index, self.item_words)
-        return self.features.weighed(beams.tasks @ self.weights, self.table, of_all)
+        said = Said.of(self.told, self.item_words) if self.told is not None else None
+        return self.features.weighed(beams.tasks @ self.weights, self.table, said)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -76,7 +75,7 @@ def rank(
     count: int,
 ) -> Recommendations:
     """The best `count` items, retrieved exactly, what is given taken into account."""
-    bias, sharpness = given.bias(beams, index), sharpness_of(beams, config)
+    bias, sharpness = given.bias(beams), sharpness_of(beams, config)
     items, cosines, log_normaliser = search(
         index,
         beams.queries,
@@ -88,7 +87,7 @@ def rank(
         bias,
         active,
     )
-    return _fused(beams, items, cosines, log_normaliser, sharpness, bias, config, count)
+    return _fused(index, beams, items, cosines, log_normaliser, sharpness, bias, config, count)
 
 
 @functools.partial(jax.jit, static_argnums=(6, 7))
@@ -103,11 +102,12 @@ def rank_found(
     count: int,
 ) -> Recommendations:
     """The same of items that were found in the prefixes elsewhere; -1 where there is none."""
-    bias, sharpness = given.bias(beams, index), sharpness_of(beams, config)
-    return _fused(beams, items, cosines, log_normaliser, sharpness, bias, config, count)
+    bias, sharpness = given.bias(beams), sharpness_of(beams, config)
+    return _fused(index, beams, items, cosines, log_normaliser, sharpness, bias, config, count)
 
 
 def _fused(
+    index: PrefixIndex,
     beams: Beams,
     items: Int[Array, "B M R"],
     cosines: Float[Array, "B M R"],
@@ -123,7 +123,8 @@ def _fused(
         beams.scores, beams.is_valid, cosines, items >= 0, log_normaliser, sharpness
     )
     if bias is not None:
-        log_probs = fusion.add_bias(log_probs, jnp.where(items >= 0, bias.of(items), 0.0))
+        of_items = bias.of(items, index.vectors_of(items))
+        log_probs = fusion.add_bias(log_probs, jnp.where(items >= 0, of_items, 0.0))
     if config.ranking == "first_prefix":
         log_probs = fusion.keep_first_prefix(log_probs, beams.scores, beams.is_valid)
     batch, _, retrieved = items.shape

@@ -4,8 +4,7 @@ Items lie sorted by prefix, so V_k is one contiguous range. A search walks all r
 step, a chunk of rows at a time, keeping the best so far and the running log-sum-exp: memory is
 [beams, chunk, D] however large a prefix is, and the walk ends with the longest range asked for.
 
-Axes: B requests, M beams, R items retrieved for a beam, S items with a bias or left out, F, G
-and H features, T rows of the table with G of them.
+Axes: B requests, M beams, R items retrieved for a beam, S items left out.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Float16, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from sigma_jax.generation.bias import ItemBias, find
 from sigma_jax.generation.trie import Subset, Trie
 from sigma_jax.losses import unit
 
@@ -33,11 +33,16 @@ class PrefixIndex:
 
     vectors: Float[Array, "I D"]  # unit length, in the order of sorted_items; padding 0
     sorted_items: Int32[Array, " I"]  # padding -1
+    row_of_item: Int32[Array, " I"]  # where each stands in them
     leaf_start: Int32[Array, " P+1"]
     chunk: int = dataclasses.field(metadata={"static": True})  # rows of a range scored at a time
     is_whole: bool = dataclasses.field(metadata={"static": True})  # the trie has depth 0: one leaf
     # Where rows are cut up over its devices; None: they lie on one.
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def vectors_of(self, items: Int32[Array, "*n"]) -> Float[Array, "*n D"]:
+        """The vector of each item; of item -1 that of item 0."""
+        return self.vectors[self.row_of_item[jnp.maximum(items, 0)]]
 
 
 def build_index(
@@ -52,9 +57,14 @@ def build_index(
         )
     items = jnp.asarray(trie.sorted_items)
     rows = unit(jnp.take(jnp.asarray(vectors), jnp.maximum(items, 0), axis=0))
+    places = jnp.arange(len(items), dtype=jnp.int32)
     return PrefixIndex(
         vectors=jnp.where(items[:, None] >= 0, rows, 0),
         sorted_items=items,
+        # Padding stands for no item: it goes beyond the end.
+        row_of_item=jnp.zeros_like(items)
+        .at[jnp.where(items >= 0, items, len(items))]
+        .set(places, mode="drop"),
         leaf_start=jnp.asarray(trie.leaf_start),
         chunk=min(chunk, len(trie.sorted_items)),
         is_whole=trie.depth == 0,
@@ -64,6 +74,7 @@ def build_index(
 def cut_up(index: PrefixIndex, mesh: Mesh) -> PrefixIndex:
     """The same index, its rows cut up over the devices of `mesh`: each searches its own."""
     missing = -len(index.sorted_items) % mesh.size
+    whole = NamedSharding(mesh, PartitionSpec())
 
     def placed(array: Array, fill: int) -> Array:
         room = [(0, missing), *[(0, 0)] * (array.ndim - 1)]
@@ -74,74 +85,11 @@ def cut_up(index: PrefixIndex, mesh: Mesh) -> PrefixIndex:
         index,
         vectors=placed(index.vectors, 0),
         sorted_items=placed(index.sorted_items, -1),
-        leaf_start=jax.device_put(index.leaf_start, NamedSharding(mesh, PartitionSpec())),
+        row_of_item=jax.device_put(index.row_of_item, whole),
+        leaf_start=jax.device_put(index.leaf_start, whole),
         chunk=min(index.chunk, -(-len(index.sorted_items) // mesh.size)),
         mesh=mesh,
     )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ItemBias:
-    """What items of each request have beside their probability, added to its logarithm.
-
-    Some items have values of their own request; all have those of a table that requests share, and
-    all may have one of the request.
-    """
-
-    items: Int32[Array, "*B S"]  # ascending, none twice; padded with the largest int32
-    values: Float32[Array, "*B S"]
-    table: Float16[Array, "T I G"] | None = None
-    row: Int32[Array, "*B"] | None = None  # of the table
-    weights: Float32[Array, "*B G"] | None = None  # of its features
-    of_all: Float32[Array, "*B I"] | None = None
-
-    def of(self, items: Int32[Array, "*B M n"]) -> Float32[Array, "*B M n"]:
-        """The bias of each item."""
-        places, is_listed = find(items, self.items)
-        values = self.values.reshape(-1, self.values.shape[-1])
-        found = jnp.take_along_axis(values, places.reshape(values.shape[0], -1), axis=1)
-        found = jnp.where(is_listed, found.reshape(items.shape), 0.0)
-        known = jnp.maximum(items, 0)
-        if self.table is not None:
-            row = jnp.broadcast_to(self.row[..., None, None], items.shape)
-            shared = self.table.at[row, known].get(mode="clip").astype(jnp.float32)
-            found += jnp.einsum("...MnG,...G->...Mn", shared, self.weights)
-        if self.of_all is not None:
-            every = self.of_all.reshape(values.shape[0], -1)
-            flat = known.reshape(values.shape[0], -1)
-            found += jnp.take_along_axis(every, flat, axis=1, mode="clip").reshape(items.shape)
-        return found
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ItemFeatures:
-    """What counts say of items at each request, not weighed yet; F features of a request's own
-    items, G of all items in a table that requests share."""
-
-    items: Int32[Array, "*B S"]  # as in ItemBias
-    values: Float16[Array, "*B S F"]
-    row: Int32[Array, "*B"] | None = None  # of the table
-
-    def weighed(
-        self,
-        weights: Float32[Array, "*B F+G+H"],
-        table: Float16[Array, "T I G"] | None = None,
-        of_all: Float32[Array, "*B I H"] | None = None,
-    ) -> ItemBias:
-        """The bias these features make, each request with weights of its own.
-
-        `of_all`: H more features, of all items; their weights are the last.
-        """
-        own = self.values.shape[-1]
-        values = jnp.einsum("...SF,...F->...S", self.values.astype(jnp.float32), weights[..., :own])
-        if of_all is not None:
-            of_all = jnp.einsum("...IH,...H->...I", of_all, weights[..., -of_all.shape[-1] :])
-        if table is None:
-            return ItemBias(self.items, values, of_all=of_all)
-        shared = weights[..., own : own + table.shape[-1]]
-        return ItemBias(self.items, values, table, self.row, shared, of_all)
 
 
 def search(
@@ -173,7 +121,9 @@ def search(
     else:
         axes = index.mesh.axis_names
         whole, rows = PartitionSpec(), PartitionSpec(axes)
-        specs = dataclasses.replace(index, vectors=rows, sorted_items=rows, leaf_start=whole)
+        specs = dataclasses.replace(
+            index, vectors=rows, sorted_items=rows, row_of_item=whole, leaf_start=whole
+        )
 
         def search_own(index: PrefixIndex, asked: Asked) -> Found:
             first = jax.lax.axis_index(axes) * index.sorted_items.shape[0]
@@ -252,7 +202,7 @@ def _search_rows(
         if asked.subset is not None:
             is_item &= asked.subset.has_rows(first_row + rows)
         if asked.bias is not None:
-            scores = cosines * sharpness + asked.bias.of(items)
+            scores = cosines * sharpness + asked.bias.of(items, vectors)
         log_normaliser = jnp.logaddexp(found.log_normaliser, part)
         # Earlier rows stand first and are lower items: top_k then resolves ties as promised.
         more = (jnp.where(is_item, scores, -jnp.inf), cosines, rows)
@@ -276,17 +226,3 @@ def _best_of(found: Found, count: int) -> Found:
         jnp.take_along_axis(values, chosen, axis=-1) for values in (found.cosines, found.items)
     )
     return Found(best, cosines, items, found.log_normaliser)
-
-
-def find(
-    items: Int32[Array, "*B M n"], sorted_rows: Int32[Array, "*B S"]
-) -> tuple[Int32[Array, "*B M n"], Bool[Array, "*B M n"]]:
-    """Where each item stands in its request's ascending row, and whether it does: binary search.
-
-    Comparing all with all would cost S comparisons an item, and a history has thousands.
-    """
-    rows = sorted_rows.reshape(-1, sorted_rows.shape[-1])
-    flat = items.reshape(rows.shape[0], -1)
-    places = jnp.minimum(jax.vmap(jnp.searchsorted)(rows, flat), rows.shape[1] - 1)
-    found = jnp.take_along_axis(rows, places, axis=1)
-    return places.reshape(items.shape), (found == flat).reshape(items.shape)

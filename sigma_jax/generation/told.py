@@ -14,22 +14,24 @@ and the trust of words.py, compared with the item that has most of them:
 
 and 0 for all items where none has any.
 
-Axes: B requests, I items (in the order of the index, or by number), n items or words of a request,
-W words of an item.
+Neither is ever made for all items of a catalogue at once, but for those that are being scored.
+
+Axes: B requests, I items, n items or words of a request, W words of an item, V words.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sigma_jax.generation.beam import Prompts
-from sigma_jax.generation.retrieval import PrefixIndex
+from sigma_jax.generation.evidence import ENTRIES
 from sigma_jax.generation.words import WordTable
-from sigma_jax.losses import cosines
+from sigma_jax.losses import cosines, map_row_chunks
 from sigma_jax.models.qwen3 import causal_mask
 from sigma_jax.models.recommender import Recommender, Tables
 
@@ -73,61 +75,102 @@ def read_answer(
     model: Recommender,
     tables: Tables,
     prompts: Prompts,
-    index: PrefixIndex,
+    vectors: Float[Array, "I D"],
+    is_item: Bool[Array, " I"],
     temperature: float,
 ) -> Answer:
-    """The answers of a model with an open query to `prompts`, which are instructions alone."""
+    """The answers of a model with an open query to `prompts`, which are instructions alone.
+
+    `vectors`: of all items, unit length, in any order; False of `is_item`: padding.
+    """
     mask = causal_mask(prompts.is_token.astype(jnp.int32))
     hidden, _ = model(prompts.tokens, prompts.items, prompts.positions, mask, tables)
     last = hidden[jnp.arange(len(hidden)), prompts.lengths - 1][:, None]
     opened = model.open_query(last, prompts.items, prompts.is_token[:, None], tables)[:, 0]
     queries = opened / temperature
-    logits = jnp.where(index.sorted_items >= 0, cosines(queries, index.vectors), -jnp.inf)
-    log_p = jax.nn.log_softmax(logits, axis=-1)
-    entropy = -jnp.sum(jnp.exp(log_p) * jnp.where(jnp.isfinite(log_p), log_p, 0), axis=-1)
-    return Answer(queries, entropy + ROOM - jax.nn.logsumexp(logits, axis=-1))
+
+    def offsets(queries: Float[Array, "b D"]) -> Float32[Array, " b"]:
+        logits = jnp.where(is_item, cosines(queries, vectors), -jnp.inf)
+        log_p = jax.nn.log_softmax(logits, axis=-1)
+        entropy = -jnp.sum(jnp.exp(log_p) * jnp.where(is_item, log_p, 0), axis=-1)
+        return entropy + ROOM - jax.nn.logsumexp(logits, axis=-1)
+
+    return Answer(queries, map_row_chunks(offsets, queries, max(ENTRIES // len(vectors), 1)))
 
 
-def told_of_all(
-    told: Told, index: PrefixIndex, item_words: ItemWords | None
-) -> Float32[Array, "B I 2"]:
-    """TOLD of every item, by item number."""
-    requests = len(jax.tree.leaves(told)[0])
-    found = jnp.zeros((requests, index.sorted_items.shape[0], len(TOLD)))
-    if told.answer is not None:
-        found = found.at[..., 0].set(answer_of_all(told.answer, index))
-    if told.words is not None:
-        of_items = words_of_all(told.words, item_words)
-        found = found.at[:, : of_items.shape[1], 1].set(of_items)  # the rest is padding
-    return found
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """`Told` of a batch, ready to be asked about any items."""
+
+    answer: Answer | None
+    words: ItemWords | None
+    weights: Float32[Array, "V B"] | None  # of the words that were said; the others weigh nothing
+    most: Float32[Array, " B"] | None  # weight of them that any item has
+    surest: Float32[Array, " B"] | None  # trust in any of them
+
+    @classmethod
+    def of(cls, told: Told, words: ItemWords | None) -> Said:
+        """`words`: of the items, where `told` has words."""
+        if told.words is None:
+            return cls(told.answer, None, None, None, None)
+        requests = jnp.arange(told.words.shape[0])[:, None]
+        weights = jnp.zeros((words.weights.shape[0], told.words.shape[0]), jnp.float32)
+        weights = weights.at[told.words, requests].set(words.weights[told.words])
+        surest = words.trust[told.words].max(axis=1)
+        return cls(told.answer, words, weights, _most_of(weights, words.of_items), surest)
+
+    def at(
+        self, items: Int32[Array, "b n"], vectors: Float[Array, "b n D"]
+    ) -> Float32[Array, "B n 2"]:
+        """TOLD of some items of each request, whose vectors are `vectors`; b is B, or 1 where all
+        requests ask about the same. Of item -1 that of item 0."""
+        answer = words = jnp.zeros((), jnp.float32)
+        if self.answer is not None:
+            queries = self.answer.queries
+            if len(items) == 1:
+                logits = cosines(queries, vectors[0])
+            else:
+                product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+                logits = product("bD,bnD->bn", queries, vectors)
+            answer = jnp.minimum(logits + self.answer.offsets[:, None], 0)
+        if self.words is not None:
+            total, most = self._weight_of(jnp.maximum(items, 0)), self.most[:, None]
+            words = (total - most) / jnp.maximum(most, 1e-9) * self.surest[:, None]
+            words = jnp.where(most > 0, words, 0)
+        return jnp.stack(jnp.broadcast_arrays(answer, words), axis=-1)
+
+    def _weight_of(self, items: Int32[Array, "b n"]) -> Float32[Array, "B n"]:
+        """What each item has of the words that were said."""
+        if len(items) == 1:
+            return _weight_of_all(self.weights, self.words.of_items[:, items[0]]).T
+        requests = jnp.arange(len(items))[:, None]
+
+        def add(total, of_items):
+            return total + self.weights[of_items[items], requests], None
+
+        return jax.lax.scan(add, jnp.zeros(items.shape), self.words.of_items)[0]
 
 
-def answer_of_all(answer: Answer, index: PrefixIndex) -> Float32[Array, "B I"]:
-    """The feature `told` of every item."""
-    found = jnp.minimum(cosines(answer.queries, index.vectors) + answer.offsets[:, None], 0)
-    # Padding stands last and goes beyond the end.
-    place = jnp.where(index.sorted_items >= 0, index.sorted_items, found.shape[1])
-    return jnp.zeros_like(found).at[:, place].set(found, mode="drop")
+def _weight_of_all(
+    weights: Float32[Array, "V B"], of_items: Int32[Array, "W n"]
+) -> Float32[Array, "n B"]:
+    """The summed weights of the words of each item."""
+
+    def add(total, words):  # one word of every item at a time: memory is that of the result
+        return total + weights[words], None
+
+    total = jnp.zeros((of_items.shape[1], weights.shape[1]), jnp.float32)
+    return jax.lax.scan(add, total, of_items)[0]
 
 
-def words_of_all(words: Int32[Array, "B n"], item_words: ItemWords) -> Float32[Array, "B I"]:
-    """The feature `words` of every item."""
-    requests = jnp.arange(words.shape[0])[:, None]
-    weights = jnp.zeros((item_words.weights.shape[0], words.shape[0]), jnp.float32)
-    weights = weights.at[words, requests].set(item_words.weights[words])
+def _most_of(weights: Float32[Array, "V B"], of_items: Int32[Array, "W I"]) -> Float32[Array, " B"]:
+    """The largest of these sums over all items."""
+    size = min(max(ENTRIES // weights.shape[1], 1), of_items.shape[1])
 
-    def add(total, of_items):  # one word of every item at a time: memory is that of the result
-        return total + weights[of_items], None
+    def read(most, first):  # the last part begins earlier where the end is near
+        part = jax.lax.dynamic_slice_in_dim(of_items, first, size, axis=1)
+        return jnp.maximum(most, _weight_of_all(weights, part).max(axis=0)), None
 
-    total = jnp.zeros((item_words.of_items.shape[1], words.shape[0]), jnp.float32)
-    total, _ = jax.lax.scan(add, total, item_words.of_items)
-    most, surest = total.max(axis=0), item_words.trust[words].max(axis=1)
-    return jnp.where(most > 0, (total - most) / jnp.maximum(most, 1e-9) * surest, 0).T
-
-
-def told_of(
-    told: Told, index: PrefixIndex, item_words: ItemWords | None, items: Int32[Array, "B n"]
-) -> Float[Array, "B n 2"]:
-    """TOLD of some items of each request; of item -1 that of item 0."""
-    every = told_of_all(told, index, item_words)
-    return jnp.take_along_axis(every, jnp.maximum(items, 0)[..., None], axis=1)
+    starts = jnp.arange(0, of_items.shape[1], size)
+    return jax.lax.scan(read, jnp.zeros(weights.shape[1]), starts)[0]

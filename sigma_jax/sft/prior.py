@@ -38,9 +38,9 @@ from jaxtyping import Bool, Float, Float16, Float32, Float64, Int32
 from scipy.optimize import minimize
 
 from sigma_jax.baselines.candidates import Allowed
+from sigma_jax.generation.bias import ItemFeatures
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Choice, Generator
-from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.told import TOLD, Told
 from sigma_jax.schema import TASKS, Histories, PreparedData, Requests
 from sigma_jax.sft.relations import DAMAGE, RELATED, Relations, values_at

@@ -46,7 +46,7 @@ from sigma_jax.baselines.covisitation import (
     recent_items,
     strongest,
 )
-from sigma_jax.generation.retrieval import ItemFeatures
+from sigma_jax.generation.bias import ItemFeatures
 from sigma_jax.generation.trie import power_of_two
 from sigma_jax.schema import Histories, PreparedData, Requests
 

@@ -16,8 +16,8 @@ from small_recommender import (
     semantic_ids,
 )
 
+from sigma_jax.generation.bias import ItemFeatures
 from sigma_jax.generation.generate import Choice, Generator
-from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.trie_build import build_trie
 
 assert jax.device_count() == 8

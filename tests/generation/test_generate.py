@@ -10,8 +10,8 @@ import pytest
 from small_recommender import CODES, CONFIG, NUM_ITEMS, forward, prompts, recommender, semantic_ids
 
 from sigma_jax.generation.beam import Prompts, beam_search
+from sigma_jax.generation.bias import ItemFeatures
 from sigma_jax.generation.generate import Choice, Generator
-from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.generation.trie_build import build_trie
 from sigma_jax.schema import TASKS
 

@@ -16,8 +16,8 @@ from small_recommender import (
     semantic_ids,
 )
 
+from sigma_jax.generation.bias import ItemFeatures
 from sigma_jax.generation.generate import Choice, Generator
-from sigma_jax.generation.retrieval import ItemFeatures
 from sigma_jax.sft.gains import GRID, WORTH, Gains, codes_pay, fit_gains, smallest_about_best
 
 

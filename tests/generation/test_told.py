@@ -1,14 +1,18 @@
 """What an instruction says by itself, against the probabilities of all items."""
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
 import pytest
 from small_recommender import NUM_ITEMS, WORDS, prompts, recommender, semantic_ids
 
+from sigma_jax.generation import evidence
+from sigma_jax.generation import told as told_module
+from sigma_jax.generation.bias import ItemFeatures
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Choice, Generator
-from sigma_jax.generation.retrieval import ItemFeatures
 
 SAID = [""] * 3  # to a generator without words
 CONFIG = GenerationConfig(30, NUM_ITEMS, 0.1, 1.0, 0.05, "exact", "fused", 2, (), 0.0, "exact")
@@ -48,11 +52,11 @@ def test_told_is_what_falls_behind_a_typical_item_by_more_than_e(generators):
 def test_told_weighs_in_the_ranking_by_its_weight(generators):
     generator, whole = generators
     batch, instructions = prompts(), prompts(seed=5)
-    told = generator.told(SAID, instructions)
+    spoken = generator.told(SAID, instructions)
     none = ItemFeatures(np.zeros((3, 1), np.int32), np.zeros((3, 1, 2), np.float32))
     weights = np.array([[0.5, 0.5, 0.7, 2.0]], np.float32)
     [plain, found] = generator.variants(
-        batch, NUM_ITEMS, [Choice(), Choice(None, none, weights, told=told)]
+        batch, NUM_ITEMS, [Choice(), Choice(None, none, weights, told=spoken)]
     )
     wanted = naive(whole, instructions)
     for row in range(3):
@@ -82,9 +86,9 @@ def test_words_lift_the_items_that_have_them(depth, is_answered):
     model, tables = recommender(open_query=True)
     generator = Generator.create(model, tables, semantic_ids(), depth, CONFIG, words=WORDS)
     said = ["find b for me", "red number7", "surprise me"]
-    told = generator.told(said, prompts(seed=5) if is_answered else None)
+    spoken = generator.told(said, prompts(seed=5) if is_answered else None)
     items = np.random.default_rng(0).permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)
-    answer, words = np.moveaxis(generator.told_at(told, items), -1, 0)
+    answer, words = np.moveaxis(generator.told_at(spoken, items), -1, 0)
     assert answer.any() == is_answered
     trust = WORDS.trust[WORDS.numbers["b"]]
     np.testing.assert_allclose(words[0], np.where(items[0] % 3 == 1, 0, -trust), atol=1e-6)
@@ -93,7 +97,26 @@ def test_words_lift_the_items_that_have_them(depth, is_answered):
     none = ItemFeatures(np.zeros((3, 1), np.int32), np.zeros((3, 1, 2), np.float32))
     weights = np.array([[0.0, 0.0, 0.0, 100.0]], np.float32)
     [plain, found] = generator.variants(
-        prompts(), NUM_ITEMS, [Choice(), Choice(None, none, weights, told=told)]
+        prompts(), NUM_ITEMS, [Choice(), Choice(None, none, weights, told=spoken)]
     )
     assert (found.items[0, : NUM_ITEMS // 3] % 3 == 1).all() and found.items[1, 0] == 7
     np.testing.assert_array_equal(found.items[2], plain.items[2])
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_large_catalogue_is_read_in_parts(depth, monkeypatch):
+    """A part is of one request and 7 items of 30; what is found is the same."""
+    model, tables = recommender(open_query=True)
+    batch, said = prompts(), ["find b for me", "red number7", "surprise me"]
+    none = ItemFeatures(np.zeros((3, 1), np.int32), np.zeros((3, 1, 2), np.float32))
+    weights = np.array([[0.0, 0.0, 0.7, 2.0]], np.float32)
+    found = []
+    for entries in (2**26, 14):
+        for module in (evidence, told_module):
+            monkeypatch.setattr(module, "ENTRIES", entries)
+        jax.clear_caches()
+        generator = Generator.create(model, tables, semantic_ids(), depth, CONFIG, words=WORDS)
+        spoken = generator.told(said, prompts(seed=5))
+        [ranked] = generator.variants(batch, 9, [Choice(None, none, weights, told=spoken)])
+        found.append((spoken, ranked))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), *found)

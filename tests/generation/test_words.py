@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sigma_jax.generation.told import ItemWords, words_of_all
+from sigma_jax.generation.told import ItemWords, Said, Told
 from sigma_jax.generation.words import MOST_OF_ITEM, WordTable, item_words, words_of
 
 TEXTS = [
@@ -25,7 +25,14 @@ def table() -> WordTable:
 
 
 def features(words: WordTable, said) -> np.ndarray:
-    return np.asarray(words_of_all(jnp.asarray(words.of(said)), ItemWords.of(words)))
+    spoken = Said.of(Told(None, jnp.asarray(words.of(said))), ItemWords.of(words))
+    every = np.arange(words.of_items.shape[1])[None]
+    same = spoken.at(every, np.zeros((*every.shape, 1)))
+    each = every.repeat(len(said), axis=0)
+    own = spoken.at(each, np.zeros((*each.shape, 1)))
+    np.testing.assert_allclose(own, same, atol=1e-6)
+    assert not same[..., 0].any()
+    return np.asarray(same[..., 1])
 
 
 def naive(said) -> np.ndarray:
