@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool
 
@@ -20,12 +21,13 @@ from sigma_jax.baselines.candidates import seen_items
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Generator, Recommendations
 from sigma_jax.generation.trie import Subset, power_of_two
-from sigma_jax.schema import PreparedData
+from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.serving.bundle import Bundle, nobody, read_state
 from sigma_jax.serving.output import rows_of
 from sigma_jax.serving.users import Asked, ItemNumbers, Reading, asked_of
 from sigma_jax.serving.version import Version
 from sigma_jax.sft.trained import TrainedRecommender, generation_config
+from sigma_jax.sft.trends import request_times
 
 SIZE_OF_BATCH = 32
 
@@ -113,13 +115,24 @@ class Answering:
         active = self.active
         if is_allowed is not None:
             active = self.generator.subset(self.version.is_active & is_allowed)
-        seen = None if keeps_seen else seen_items(asked.histories, asked.requests)
-        choice = trained.choice(self.generator, asked.requests, data, seen=seen)
         count = min(count, power_of_two(len(self.version.catalogue)))
-        choice = self.generator.for_lists(choice, count)
-        prompts = trained.prompts(asked.requests, data)
-        [found] = self.generator.variants(prompts, count, [choice], active)
-        return found
+
+        def answer(requests: Requests) -> Recommendations:
+            seen = None if keeps_seen else seen_items(asked.histories, requests)
+            choice = trained.choice(self.generator, requests, data, seen=seen)
+            choice = self.generator.for_lists(choice, count)
+            [found] = self.generator.variants(
+                trained.prompts(requests, data), count, [choice], active
+            )
+            return found
+
+        if trained.prior is None:
+            return answer(asked.requests)
+        times = request_times(asked.histories, asked.requests)
+        parts = trained.prior.counts.trends.together(times)
+        found = [answer(asked.requests.take(rows)) for rows in parts]
+        places = np.argsort(np.concatenate(parts))
+        return jax.tree.map(lambda *values: np.concatenate(values)[places], *found)
 
 
 class Living:

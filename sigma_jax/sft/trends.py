@@ -47,6 +47,17 @@ class Trends:
         order = np.argsort(time, kind="stable")
         return cls(item[order], time[order], len(data.catalogue))
 
+    @property
+    def _most_days(self) -> int:
+        return max(1, MOST_ENTRIES // (self.num_items * len(TRENDS)))
+
+    def together(self, times: Int64[np.ndarray, " N"]) -> list[Int64[np.ndarray, " n"]]:
+        """Which of `times` `at` is to be asked together, so that each has its own day."""
+        day = times // DAY
+        most = 2 ** int(np.log2(self._most_days))
+        number = np.unique(day, return_inverse=True)[1].reshape(-1) // most
+        return [np.flatnonzero(number == n) for n in range(number.max(initial=0) + 1)]
+
     def at(
         self, times: Int64[np.ndarray, " N"]
     ) -> tuple[Float16[np.ndarray, "T I G"], Int32[np.ndarray, " N"]]:
@@ -57,8 +68,7 @@ class Trends:
         day = times // DAY
         first_day, step = day.min(initial=0), 1
         days, row = np.unique(day, return_inverse=True)
-        most = max(1, MOST_ENTRIES // (self.num_items * len(TRENDS)))
-        while power_of_two(len(days)) > most:
+        while power_of_two(len(days)) > self._most_days:
             step *= 2  # days are read as the first of so many: never after the request
             days, row = np.unique((day - first_day) // step * step, return_inverse=True)
             days += first_day

@@ -17,6 +17,7 @@ from sigma_jax.serving.ask import Answering, Living
 from sigma_jax.serving.bundle import Bundle
 from sigma_jax.serving.newcomers import add_items, read_items, set_active
 from sigma_jax.serving.users import read_users
+from sigma_jax.sft import trends
 from sigma_jax.sft.trained import generation_config, load_recommender
 
 BEAMS = 8
@@ -69,6 +70,25 @@ def test_rows_come_in_order_whatever_the_batch_and_the_file(data, answering, tmp
     for line, asked in zip(lines, alone, strict=True):
         items = answering.recommend(asked, 5).items[0]
         assert answering.version.catalogue.ids(items) == [i["item_id"] for i in line["items"]]
+
+
+def test_an_answer_does_not_depend_on_the_days_of_others(data, answering, tmp_path, monkeypatch):
+    """Requests in the midst of the log, where memory is for two days."""
+    rows = users_of(data, 12)
+    for row in rows:
+        row["history"] = row["history"][: len(row["history"]) // 2]
+        row["timestamp"] = row["history"][-1]["timestamp"] + 86_400
+    path = write_rows(tmp_path / "users.jsonl", rows)
+    asked = one(read_users(str(path), answering.reading, 100))
+    expected = answering.recommend(asked, 20)
+    monkeypatch.setattr(trends, "MOST_ENTRIES", 2 * answering.version.room * len(trends.TRENDS))
+    found = answering.recommend(asked, 20)
+    np.testing.assert_array_equal(found.items, expected.items)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-3)
+    with monkeypatch.context() as patch:  # the days make a difference
+        patch.setattr(trends.Trends, "together", lambda self, times: [np.arange(len(times))])
+        other = answering.recommend(asked, 20)
+    assert np.abs(other.log_probs - expected.log_probs).max() > 1e-2
 
 
 def test_what_is_seen_removed_or_not_allowed_never_comes(data, exported, answering, tmp_path):

@@ -81,6 +81,20 @@ def test_days_are_put_together_where_there_are_too_many(histories, monkeypatch):
             np.testing.assert_array_equal(coarse[of[number]], fine[row[day]])
 
 
+@pytest.mark.parametrize("days", [1, 5, 64])
+def test_requests_asked_together_have_a_day_each(histories, monkeypatch, days):
+    made = Trends.make(plain_data(histories))
+    times = np.random.default_rng(0).integers(18_000, 18_064, 50) * DAY
+    fine, row = made.at(times)
+    monkeypatch.setattr(trends, "MOST_ENTRIES", days * ITEMS * len(TRENDS))
+    parts = made.together(times)
+    assert sorted(np.concatenate(parts)) == list(range(50)) and (len(parts) == 1) == (days == 64)
+    for rows in parts:
+        table, of = made.at(times[rows])
+        assert len(table) <= days
+        np.testing.assert_allclose(table[of], fine[row[rows]], rtol=2e-3, atol=2e-3)
+
+
 def test_without_times_nothing_is_known(histories):
     timeless = dataclasses.replace(histories, time=np.zeros_like(histories.time))
     times = request_times(timeless, plain_requests(timeless))
