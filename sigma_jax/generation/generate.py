@@ -62,11 +62,13 @@ class Generator:
         words: WordTable | None = None,
         vectors: Float[np.ndarray, "I D"] | None = None,
         mesh: Mesh | None = None,
+        host: HostIndex | None = None,
     ):
         """`vectors`: of all items, unit length, where they are known; else the model makes them.
 
         `mesh`: whose devices share the search inside prefixes, each in a part of the items; None:
-        one device has them all.
+        one device has them all. `host`: the index of these items where the host searches them;
+        None: it is built.
         """
         self.config, self._longest = config, len(trie.sorted_items)  # prefix, in items
         if trie.depth:
@@ -88,8 +90,9 @@ class Generator:
         self.index = build_index(trie, vectors)
         if mesh is not None:
             self.index = cut_up(self.index, mesh)
-        self.host = None
-        if config.retrieval == "scann":
+        self.host = host if config.retrieval == "scann" else None
+        self._host_of: tuple[Subset, HostIndex] | None = None  # the last subset's
+        if config.retrieval == "scann" and host is None:
             leaves = leaves_of_items(np.asarray(trie.leaf_start), np.asarray(trie.sorted_items))
             usual = self._per_prefix(config, 1).num_retrieved
             self.host = HostIndex(leaves, np.asarray(vectors), usual)
@@ -203,11 +206,19 @@ class Generator:
         queries, leaves = np.asarray(beams.queries), np.asarray(beams.leaves)
         seen = np.asarray(given.seen) if given.seen is not None else None
         listed = np.asarray(given.features.items) if given.features is not None else None
-        allowed = None if active is None else active_items(self._on_host, active)
-        found = self.host.of_beams(
-            queries, leaves, config.num_retrieved, sharpness, seen, listed, allowed
-        )
+        index = self._host_index(active)
+        found = index.of_beams(queries, leaves, config.num_retrieved, sharpness, seen, listed)
         return rank_found(self.index, beams, *map(jnp.asarray, found), given, config, count)
+
+    def _host_index(self, active: Subset | None) -> HostIndex:
+        """The host's index of the active items."""
+        if active is None:
+            return self.host
+        last = self._host_of
+        if last is None or last[0] is not active:
+            last = (active, self.host.only(active_items(self._on_host, active)))
+            self._host_of = last
+        return last[1]
 
     def told(
         self, instructions: Sequence[str], prompts: Mapping[str, np.ndarray] | None = None

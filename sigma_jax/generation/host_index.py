@@ -12,43 +12,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
 
-from sigma_jax.generation.searcher import HAS_SCANN, Searcher, top_rows
+from sigma_jax.generation.prefix import NONE, Compared, Prefix, best_of, everything, log_mass
+from sigma_jax.generation.searcher import HAS_SCANN, Searcher
+from sigma_jax.generation.trie import power_of_two
 
 SCANN_ABOVE = 20_000  # items of a prefix from which ScaNN is faster than a product
 STALE = 0.1  # share of a prefix, new or removed, above which `compact` builds it anew
 GONE = 0.5  # share of a prefix, not wanted, above which a product is faster than passing them over
-SAMPLE_OF_ALL = 1_024  # items of a leaf that stand for all in the denominator of Eq. 11
-NONE = np.int32(-1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prefix:
-    """The items of one leaf: the first `built` are those its searcher knows, others came later."""
-
-    items: Int32[np.ndarray, " I"]
-    vectors: Float32[np.ndarray, "I D"]
-    built: int
-    searcher: Searcher | None  # None: compared one by one
-
-    @property
-    def sample(self) -> Int32[np.ndarray, " n"]:
-        """Rows that stand for all that ScaNN knows."""
-        return np.random.default_rng(0).integers(0, self.built, SAMPLE_OF_ALL, np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Compared:
-    """Rows of a prefix whose products with each query are known, wanted or not; -1: none."""
-
-    rows: Int[np.ndarray, "n r"]
-    products: Float32[np.ndarray, "n r"]
-    nearest: int | None  # the first so many are ScaNN's, the rest is new to it; None: all rows
 
 
 class HostIndex:
@@ -89,6 +67,12 @@ class HostIndex:
             if prefix.searcher is not None
         }
 
+    def only(self, is_allowed: Bool[np.ndarray, " I"]) -> HostIndex:
+        """The same, but items that are not allowed are passed over as removed ones are."""
+        shown = copy.copy(self)
+        shown._is_removed = self._is_removed | ~is_allowed
+        return shown
+
     def search(
         self,
         queries: Float32[np.ndarray, "n D"],
@@ -124,7 +108,7 @@ class HostIndex:
             compared = self._compare(prefix, asked, count + max(map(len, unwanted), default=0))
             items[rows], products[rows] = self._wanted(prefix, asked, compared, count, unwanted)
             if sharpness is not None:
-                totals[rows] = _log_mass(prefix, asked, compared, sharpness[rows])
+                totals[rows] = log_mass(prefix, asked, compared, sharpness[rows])
         return items, products, totals
 
     def of_beams(
@@ -135,7 +119,6 @@ class HostIndex:
         sharpness: Float32[np.ndarray, " B"],
         seen: Int32[np.ndarray, "B S"] | None,
         listed: Int32[np.ndarray, "B L"] | None,
-        is_allowed: Bool[np.ndarray, " I"] | None = None,
     ) -> tuple[
         Int32[np.ndarray, "B M R"], Float32[np.ndarray, "B M R"], Float32[np.ndarray, "B M"]
     ]:
@@ -144,12 +127,8 @@ class HostIndex:
 
         Behind the `count` nearest stand those of the `listed` items (padded beyond the last item)
         that lie in the prefix: where counts speak for an item, it has to be among what they choose
-        from, however far it lies. Items that are not allowed are passed over as removed ones are.
+        from, however far it lies. They have as many places as the beam with most of them needs.
         """
-        if is_allowed is not None:
-            shown = copy.copy(self)
-            shown._is_removed = self._is_removed | ~is_allowed
-            return shown.of_beams(queries, leaves, count, sharpness, seen, listed)
         batch, beams, width = queries.shape
         flat, of_leaf = queries.reshape(-1, width), leaves.reshape(-1)
         excluded = None
@@ -175,15 +154,16 @@ class HostIndex:
         if prefix.searcher is not None:
             gone = self._is_removed[prefix.items[: prefix.built]].mean()
         if prefix.searcher is None or gone > GONE:
-            return _everything(prefix, queries)
+            return everything(prefix, queries)
         wanted = count / (1 - gone)
         # As many more as mostly suffice where those that are gone lie anywhere.
         wanted = min(math.ceil(wanted + 3 * math.sqrt(wanted * gone)), prefix.built)
         rows, products = prefix.searcher(queries, wanted)
+        nearest = rows.shape[1]
         new = np.arange(prefix.built, len(prefix.items))
         beside = queries @ prefix.vectors[prefix.built :].T
         rows = np.concatenate([rows, np.tile(new, (len(queries), 1))], axis=1)
-        return Compared(rows, np.concatenate([products, beside], axis=1), wanted)
+        return Compared(rows, np.concatenate([products, beside], axis=1), nearest)
 
     def _wanted(
         self,
@@ -204,31 +184,34 @@ class HostIndex:
         for row, own in enumerate(unwanted):
             is_out[row, self._row[own] if is_all else np.isin(items[row], own)] = True
         products = np.where(is_out, -np.inf, compared.products).astype(np.float32)
-        items, products = _best(items, products, count)
+        items, products = best_of(items, products, count)
         short = np.flatnonzero(items[:, -1] < 0)
         if len(short) and not is_all:
             own = [unwanted[row] for row in short] if unwanted else []
-            every = _everything(prefix, queries[short])
+            every = everything(prefix, queries[short])
             more = self._wanted(prefix, queries[short], every, count, own)
             items[short], products[short] = more
         return items, products
 
     def _listed(self, queries, leaves, listed, seen, found):
         """Items and products of the `listed` ones in each beam's leaf that were not found."""
-        shape = (*leaves.shape, listed.shape[1])
-        items, products = np.full(shape, NONE), np.full(shape, -np.inf, np.float32)
+        lists = []
         for row, wanted in enumerate(listed):
             wanted = wanted[(wanted >= 0) & (wanted < len(self._leaf))]
             wanted = wanted[~self._is_removed[wanted]]
             if seen is not None:
                 wanted = wanted[~np.isin(wanted, seen[row])]
-            for beam, leaf in enumerate(leaves[row].tolist()):
-                here = wanted[self._leaf[wanted] == leaf] if leaf >= 0 else wanted[:0]
-                here = here[~np.isin(here, found[row, beam])]
-                if len(here):
-                    vectors = self._prefixes[leaf].vectors[self._row[here]]
-                    items[row, beam, : len(here)] = here
-                    products[row, beam, : len(here)] = vectors @ queries[row, beam]
+            wanted = wanted[~np.isin(wanted, found[row])]
+            places = dict(_groups(self._leaf[wanted]))
+            lists += [wanted[places.get(leaf, [])] for leaf in leaves[row].tolist()]
+        width = power_of_two(max(map(len, lists), default=1))
+        items = np.full((*leaves.shape, width), NONE)
+        products = np.full(items.shape, -np.inf, np.float32)
+        for (row, beam), here in zip(np.ndindex(leaves.shape), lists, strict=True):
+            if len(here):
+                vectors = self._prefixes[int(leaves[row, beam])].vectors[self._row[here]]
+                items[row, beam, : len(here)] = here
+                products[row, beam, : len(here)] = vectors @ queries[row, beam]
         return items, products
 
     def add(
@@ -282,6 +265,71 @@ class HostIndex:
                 found.append(leaf)
         return found
 
+    def follow(
+        self,
+        leaf_of_item: Int32[np.ndarray, " I"],
+        vectors: Float32[np.ndarray, "I D"],
+        is_active: Bool[np.ndarray, " I"],
+    ) -> list[int]:
+        """Becomes the index of a later version of its catalogue: items may be new, removed or back
+        again, and leaves have other numbers, but whoever was in one leaf still is. The leaves that
+        are built anew."""
+        known = len(self._leaf)
+        inside = np.flatnonzero(self._leaf >= 0)
+        self._leaf[inside] = leaf_of_item[inside]
+        self._prefixes = {int(self._leaf[p.items[0]]): p for p in self._prefixes.values()}
+        self._is_removed = ~is_active[:known]
+        is_in = np.pad(self._leaf >= 0, (0, len(is_active) - known))
+        missing = np.flatnonzero(is_active & ~is_in).astype(np.int32)
+        self.add(missing, vectors[missing], leaf_of_item[missing])
+        return self.compact()
+
+    def save(self, folder: Path) -> None:
+        """Writes `folder`, without vectors: those of the catalogue are beside it. What a searcher
+        was loaded from is taken over."""
+        folder.mkdir()
+        leaves = np.array(list(self._prefixes), np.int32)
+        prefixes = self._prefixes.values()
+        none = np.zeros(0, np.int32)
+        np.savez(
+            folder / "prefixes.npz",
+            leaf=leaves,
+            size=np.array([len(p.items) for p in prefixes], np.int64),
+            built=np.array([p.built for p in prefixes], np.int64),
+            items=np.concatenate([none, *(p.items for p in prefixes)]),
+        )
+        searchers = {}
+        for leaf, prefix in self._prefixes.items():
+            if prefix.searcher is not None:
+                searchers[leaf] = prefix.searcher.save(folder / str(leaf))
+        said = {"count": self._count, "scann_above": self._scann_above, "searchers": searchers}
+        (folder / "index.json").write_text(json.dumps(said))
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        vectors: Float32[np.ndarray, "I D"],
+        is_active: Bool[np.ndarray, " I"],
+    ) -> HostIndex:
+        """What `save` wrote, over the catalogue it was saved with. ValueError without scann."""
+        said = json.loads((folder / "index.json").read_text())
+        none = np.full(len(vectors), NONE)
+        index = cls(none, vectors, said["count"], said["scann_above"])
+        index._is_removed = ~is_active
+        with np.load(folder / "prefixes.npz") as file:
+            columns = (file[name].tolist() for name in ("leaf", "size", "built"))
+            items = np.split(file["items"], np.cumsum(file["size"])[:-1])
+            for leaf, _, built, own in zip(*columns, items, strict=True):
+                figures = said["searchers"].get(str(leaf))
+                searcher = None
+                if figures is not None:
+                    searcher = Searcher.load(folder / str(leaf), figures)
+                table = np.ascontiguousarray(vectors[own], np.float32)
+                index._prefixes[leaf] = Prefix(own, table, built, searcher)
+                index._leaf[own], index._row[own] = leaf, np.arange(len(own))
+        return index
+
     def _rebuild(self, leaf: int, without: np.ndarray) -> None:
         prefix = self._prefixes[leaf]
         kept = ~np.isin(prefix.items, without)
@@ -300,44 +348,6 @@ def _groups(leaves: Int[np.ndarray, " n"]) -> Iterator[tuple[int, np.ndarray]]:
     for number, leaf in enumerate(known.tolist()):
         end = starts[number + 1] if number + 1 < len(starts) else len(order)
         yield leaf, order[starts[number] : end]
-
-
-def _everything(prefix: Prefix, queries: np.ndarray) -> Compared:
-    """All rows of the prefix."""
-    rows = np.broadcast_to(np.arange(len(prefix.items)), (len(queries), len(prefix.items)))
-    return Compared(rows, queries @ prefix.vectors.T, None)
-
-
-def _log_mass(
-    prefix: Prefix, queries: np.ndarray, compared: Compared, sharpness: np.ndarray
-) -> np.ndarray:
-    """logsumexp(sharpness * product) over the prefix, of what was compared and, for what was not,
-    of a sample."""
-    logits = np.where(compared.rows >= 0, compared.products, -np.inf) * sharpness[:, None]
-    if compared.nearest is not None:
-        sample = prefix.sample
-        nearest = compared.rows[:, : compared.nearest]
-        is_known = (sample[None, :, None] == nearest[:, None, :]).any(axis=2)
-        others = prefix.built - (nearest >= 0).sum(axis=1)
-        drawn = np.maximum((~is_known).sum(axis=1), 1)
-        more = (queries @ prefix.vectors[sample].T) * sharpness[:, None]
-        more = np.where(is_known, -np.inf, more + np.log(np.maximum(others, 1) / drawn)[:, None])
-        logits = np.concatenate([logits, more], axis=1)
-    top = logits.max(axis=1, keepdims=True)
-    return np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-
-
-def _best(
-    items: Int32[np.ndarray, "n I"], products: Float32[np.ndarray, "n I"], count: int
-) -> tuple[Int32[np.ndarray, "n k"], Float32[np.ndarray, "n k"]]:
-    """The best `count`, padded."""
-    columns, values = top_rows(products, min(count, products.shape[1]))
-    found = np.where(np.isfinite(values), np.take_along_axis(items, columns, axis=1), NONE)
-    room = ((0, 0), (0, count - found.shape[1]))
-    return (
-        np.pad(found, room, constant_values=-1),
-        np.pad(values, room, constant_values=-np.inf),
-    )
 
 
 def leaves_of_items(

@@ -12,6 +12,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +39,7 @@ class Searcher:
     all_partitions: int
     candidates: int  # that are scored exactly
     recall: float  # measured
+    folder: Path | None = None  # where it is stored
 
     @classmethod
     def build(
@@ -76,20 +81,50 @@ class Searcher:
             else:
                 candidates = min(2 * candidates, size)
 
+    def save(self, folder: Path) -> dict[str, float]:
+        """Writes `folder`; the figures that `load` needs."""
+        if self.folder is None:
+            folder.mkdir()
+            self.scann.serialize(str(folder), relative_path=True)
+        else:
+            shutil.copytree(self.folder, folder, copy_function=_link)
+        names = ("count", "partitions", "all_partitions", "candidates", "recall")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def load(cls, folder: Path, figures: Mapping[str, Any]) -> Searcher:
+        """What `save` wrote. ValueError where scann is not installed."""
+        if not HAS_SCANN:
+            raise ValueError(
+                f"{folder} needs scann, which is not installed here; install it, or search without "
+                "this index by --retrieval=exact."
+            )
+        import scann
+
+        return cls(scann.scann_ops_pybind.load_searcher(str(folder)), **figures, folder=folder)
+
     def __call__(
         self, queries: Float32[np.ndarray, "n D"], count: int
     ) -> tuple[Int[np.ndarray, "n k"], Float32[np.ndarray, "n k"]]:
-        """Rows and products, best first; -1 where ScaNN gives none."""
+        """Rows and products, best first, of all that it compares exactly to find `count`; -1 where
+        ScaNN gives none."""
         more = max(count / self.count, 1.0)  # times as far for as many times more
+        candidates = min(math.ceil(more * self.candidates), self.scann.size())
+        partitions = min(math.ceil(more * self.partitions), self.all_partitions)
         rows, products = self.scann.search_batched_parallel(
-            queries,
-            count,
-            math.ceil(more * self.candidates),
-            min(math.ceil(more * self.partitions), self.all_partitions),
+            queries, candidates, candidates, partitions
         )
         rows, products = np.asarray(rows, np.int64), np.asarray(products, np.float32)
         is_found = np.isfinite(products)
         return np.where(is_found, rows, -1), np.where(is_found, products, -np.inf)
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under another name, or a copy where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def top_rows(

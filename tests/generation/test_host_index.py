@@ -2,28 +2,11 @@
 
 import numpy as np
 import pytest
+from small_index import LEAVES, D, agreement, clustered
 
 from sigma_jax.generation.host_index import HostIndex, leaves_of_items
 from sigma_jax.generation.searcher import RECALL
 from sigma_jax.generation.trie_build import build_trie
-
-D, LEAVES = 16, 4
-CENTRES = np.random.default_rng(99).normal(size=(20, D))
-
-
-def clustered(count: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    vectors = CENTRES[rng.integers(0, 20, count)] + rng.normal(size=(count, D)) / 3
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def brute(vectors: dict, leaf_of: dict, query, leaf, count, excluded=()):
-    scored = [
-        (float(vectors[item] @ query), item)
-        for item, place in leaf_of.items()
-        if place == leaf and item not in excluded
-    ]
-    return [item for _, item in sorted(scored, key=lambda entry: -entry[0])[:count]]
 
 
 @pytest.fixture(scope="module", params=[10**9, 500], ids=["product", "scann"])
@@ -36,29 +19,6 @@ def state(request):
     assert (request.param == 500) == (len(index.recall) == 2)
     assert all(recall >= RECALL for recall in index.recall.values())
     return index, dict(enumerate(vectors)), dict(enumerate(leaf.tolist()))
-
-
-def agreement(state, count=10, excluded=None, seed=2) -> float:
-    """Share of what is right that was found; what is found is always of the leaf and wanted."""
-    index, vectors, leaf_of = state
-    queries = clustered(60, seed)
-    leaves = np.random.default_rng(seed).integers(-1, LEAVES + 1, 60).astype(np.int32)
-    found, products = index.search(queries, leaves, count, excluded)
-    shares = []
-    for row, leaf in enumerate(leaves):
-        out = set(excluded[row]) if excluded is not None else ()
-        expected = brute(vectors, leaf_of, queries[row], leaf, count, out)
-        items = found[row][found[row] >= 0].tolist()
-        assert len(items) == len(expected) and len(set(items)) == len(items)
-        assert all(leaf_of[item] == leaf and item not in out for item in items)
-        np.testing.assert_allclose(
-            products[row][: len(items)], [vectors[item] @ queries[row] for item in items], atol=1e-5
-        )
-        assert (np.diff(products[row][: len(items)]) <= 0).all()
-        assert (products[row][len(items) :] == -np.inf).all()
-        if expected:
-            shares.append(len(set(items) & set(expected)) / len(expected))
-    return float(np.mean(shares))
 
 
 def least(state) -> float:
@@ -90,7 +50,8 @@ def test_the_denominator_counts_what_may_not_come(state):
     closeness = table @ queries[0, 0]
     far = closeness < np.quantile(closeness, 0.6)  # all that ScaNN finds first may not come
     for is_allowed in (None, np.arange(len(table)) % 50 == 0, far):
-        found = index.of_beams(queries, leaves, 10, sharpness, near, None, is_allowed)
+        shown = index if is_allowed is None else index.only(is_allowed)
+        found = shown.of_beams(queries, leaves, 10, sharpness, near, None)
         for row, beam in np.ndindex(2, 4):
             here = leaf == leaves[row, beam]
             if not here.any():
