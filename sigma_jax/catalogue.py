@@ -98,7 +98,10 @@ def listed(bundle: Bundle) -> str:
     for name in bundle.names():
         found = bundle.describe(name)
         mark = "*" if name == active else " "
-        lines.append(f"{mark} {name}  {found['active_items']:>10} items  {found['comment']}")
+        recall = f"  ScaNN's recall {min(found['recall']):.3f}" if found.get("recall") else ""
+        lines.append(
+            f"{mark} {name}  {found['active_items']:>10} items  {found['comment']}{recall}"
+        )
     return "\n".join(lines)
 
 

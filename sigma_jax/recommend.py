@@ -26,6 +26,7 @@ from tqdm import tqdm
 from sigma_jax.baselines.candidates import seen_items
 from sigma_jax.evaluation.judged import make_generator
 from sigma_jax.evaluation.run import describe
+from sigma_jax.generation.config import RETRIEVALS
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.artifacts import check_inputs
 from sigma_jax.schema import PreparedData, Requests
@@ -50,6 +51,12 @@ def define_flags() -> None:
     flags.DEFINE_string("instruction", default, "What is wanted, in your own words.")
     flags.DEFINE_integer("count", 10, "Items to recommend.", lower_bound=1)
     flags.DEFINE_integer("beams", 32, "Prefixes to look into (K of Eq. 6).", lower_bound=1)
+    flags.DEFINE_enum(
+        "retrieval",
+        None,
+        RETRIEVALS,
+        "With --export: how items inside prefixes are found. Else: as it was exported.",
+    )
     flags.DEFINE_bool("keep_seen", True, "Whether items of the history may come again.")
 
 
@@ -62,7 +69,9 @@ def main(argv: Sequence[str]) -> None:
         if not (FLAGS.users and FLAGS.output):
             raise ValueError("--export needs --users=FILE and --output=FILE.")
         bundle = Bundle.open(Path(FLAGS.export))
-        answering = Answering.of(bundle, "", FLAGS.instruction, beams=FLAGS.beams)
+        answering = Answering.of(
+            bundle, "", FLAGS.instruction, beams=FLAGS.beams, retrieval=FLAGS.retrieval or ""
+        )
         rows, short = recommend_all(
             answering, FLAGS.users, Path(FLAGS.output), FLAGS.count, FLAGS.keep_seen
         )

@@ -265,6 +265,13 @@ class HostIndex:
                 found.append(leaf)
         return found
 
+    def copy(self) -> HostIndex:
+        """One that can be changed while this one stays; what is large they share."""
+        other = copy.copy(self)
+        for name in ("_leaf", "_row", "_is_removed", "_prefixes"):
+            setattr(other, name, getattr(self, name).copy())
+        return other
+
     def follow(
         self,
         leaf_of_item: Int32[np.ndarray, " I"],

@@ -52,17 +52,22 @@ class Answering:
         instruction: str = "",
         generation: GenerationConfig | None = None,
         beams: int = 32,
+        retrieval: str = "",
     ) -> Answering:
         """The version `name`, or the active one.
 
-        `generation` in place of the settings of training with `beams`. ValueError where the export
-        is damaged.
+        `generation` in place of the settings of training with `beams`, and with `retrieval`: "" is
+        "scann" where the export has such an index, else "exact". ValueError where the export is
+        damaged.
         """
         name = name or bundle.state()["active"]
-        version = bundle.version(name)
+        retrieval = generation.retrieval if generation is not None else retrieval
+        version = bundle.version(name, with_index=retrieval != "exact")
         trained = bundle.recommender(version)
         if generation is None:
             generation = generation_config(trained.config, beams, SIZE_OF_BATCH)
+            retrieval = retrieval or ("exact" if version.index is None else "scann")
+            generation = dataclasses.replace(generation, retrieval=retrieval)
         generator = Generator(
             trained.model,
             trained.tables,
@@ -71,6 +76,7 @@ class Answering:
             trained.config.prompt.item_query,
             trained.words,
             np.asarray(version.fused),
+            host=version.index,
         )
         now = 0
         if trained.prior is not None:
@@ -149,9 +155,10 @@ class Living:
         instruction: str = "",
         generation: GenerationConfig | None = None,
         beams: int = 32,
+        retrieval: str = "",
     ):
-        """`instruction` of requests that have none; `generation` and `beams` as in Answering.of."""
-        self._folder, self._settings = folder, (instruction, generation, beams)
+        """`instruction` of requests that have none; the others as in Answering.of."""
+        self._folder, self._settings = folder, (instruction, generation, beams, retrieval)
         self._refreshing = threading.Lock()
         self.now = Answering.of(Bundle.open(folder), "", *self._settings)
 

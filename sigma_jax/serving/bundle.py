@@ -28,6 +28,7 @@ from orbax.checkpoint import v1 as ocp
 from sigma_jax.data.config import TextConfig
 from sigma_jax.data.vectors import item_vectors
 from sigma_jax.generation.generate import all_item_vectors
+from sigma_jax.generation.host_index import HostIndex
 from sigma_jax.generation.trie import power_of_two
 from sigma_jax.generation.trie_build import build_trie, room_for, with_room
 from sigma_jax.generation.words import WordTable
@@ -45,6 +46,7 @@ from sigma_jax.sft.trained import (
     TrainedRecommender,
     asked_texts,
     assemble,
+    generation_config,
     load_recommender,
     read_config,
 )
@@ -55,22 +57,26 @@ ACTIVE = "active.json"
 FIRST = "0001"
 
 
-def export(workdir: Path, target: Path) -> dict[str, Any]:
-    """Writes the export of a trained workdir to `target`; what its manifest says.
+def export(workdir: Path, target: Path, retrieval: str = "exact") -> dict[str, Any]:
+    """Writes the export of a trained workdir to `target`; what its manifest and that of the first
+    version say.
 
-    ValueError if the workdir is not trained, or `target` is there already.
+    `retrieval`: as in GenerationConfig, of who asks the export; with "scann" the index is part of
+    it. ValueError if the workdir is not trained, or `target` is there already.
     """
     check_inputs(workdir, "sft")
     data = PreparedData.load(workdir / "data")
     trained = load_recommender(workdir, data)
+
+    first: dict[str, Any] = {}
 
     def write(folder: Path) -> dict[str, Any]:
         write_folder(
             folder / "model", MANIFEST, lambda into: _write_model(workdir, data, trained, into)
         )
         (folder / "catalogue").mkdir()
-        version = first_version(workdir, data, trained)
-        write_version(folder, FIRST, version, "exported")
+        version = first_version(workdir, data, trained, retrieval)
+        first.update(write_version(folder, FIRST, version, "exported"))
         write_json(folder / "catalogue" / ACTIVE, {"active": FIRST, "before": []})
         stages = {name: read_manifest(workdir, name) for name in ("data", "tokenizer", "sft")}
         return {
@@ -78,7 +84,7 @@ def export(workdir: Path, target: Path) -> dict[str, Any]:
             "fingerprints": {name: found.fingerprint for name, found in stages.items()},
         }
 
-    return write_folder(target, MANIFEST, write, ("model", "catalogue"))
+    return first | write_folder(target, MANIFEST, write, ("model", "catalogue"))
 
 
 def _write_model(
@@ -133,7 +139,9 @@ def text_columns(catalogue: Catalogue, most: int = 10_000) -> dict[str, bool]:
     return order
 
 
-def first_version(workdir: Path, data: PreparedData, trained: TrainedRecommender) -> Version:
+def first_version(
+    workdir: Path, data: PreparedData, trained: TrainedRecommender, retrieval: str
+) -> Version:
     """The items of a workdir."""
     model, items = trained.model, len(data.catalogue)
     rows = {name: np.asarray(table[...]) for name, table in model.item_encoder.trained.items()}
@@ -141,7 +149,7 @@ def first_version(workdir: Path, data: PreparedData, trained: TrainedRecommender
     trie = build_trie(trained.semantic_ids.codes, depth, trained.semantic_ids.codebook_size)
     trie = with_room(trie)
     near = trained.prior.counts.relations.near if trained.prior is not None else None
-    return Version(
+    version = Version(
         catalogue=data.catalogue,
         semantic_ids=trained.semantic_ids,
         vectors=item_vectors(workdir, items),
@@ -152,6 +160,11 @@ def first_version(workdir: Path, data: PreparedData, trained: TrainedRecommender
         words=roomy_words(trained.words, len(trie.sorted_items)),
         near=near,
     )
+    if retrieval == "exact":
+        return version
+    usual = generation_config(trained.config, 1, 1).num_retrieved
+    index = HostIndex(version.leaves, np.asarray(version.fused), usual)
+    return dataclasses.replace(version, index=index)
 
 
 def roomy_words(
@@ -166,18 +179,24 @@ def roomy_words(
     return words.with_room(room, room_for(len(words.weights), known), width)
 
 
-def write_version(folder: Path, name: str, version: Version, comment: str) -> None:
-    """Writes FOLDER/catalogue/NAME."""
+def write_version(folder: Path, name: str, version: Version, comment: str) -> dict[str, Any]:
+    """Writes FOLDER/catalogue/NAME; what its manifest says."""
 
     def write(into: Path) -> dict[str, Any]:
         version.save(into)
-        return {
+        sizes = np.diff(np.asarray(version.trie.leaf_start))
+        found = {
             "items": len(version),
             "active_items": int(version.is_active.sum()),
+            "largest_prefix": int(sizes.max()),
             "comment": comment,
         }
+        if version.index is not None:
+            # Of each prefix that ScaNN searches; the others are compared whole.
+            found["recall"] = list(version.index.recall.values())
+        return found
 
-    write_folder(folder / "catalogue" / name, VERSION, write)
+    return write_folder(folder / "catalogue" / name, VERSION, write)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,9 +248,12 @@ class Bundle:
         read_folder(folder, VERSION)
         return folder
 
-    def version(self, name: str = "") -> Version:
-        """A version, the active one if not named. ValueError where it is damaged, or none."""
-        return Version.load(self.check(name or self.state()["active"]))
+    def version(self, name: str = "", with_index: bool = True) -> Version:
+        """A version, the active one if not named, `with_index` where it has one.
+
+        ValueError where it is damaged, none, or needs what is not installed.
+        """
+        return Version.load(self.check(name or self.state()["active"]), with_index)
 
     def activate(self, name: str) -> None:
         """Makes a version the active one, at once and for whoever opens the export from now on.
@@ -258,7 +280,7 @@ class Bundle:
     def add_version(self, version: Version, comment: str) -> str:
         """Writes another version, which is not active yet; its name."""
         name = f"{int(self.names()[-1]) + 1:04d}"
-        write_version(self.folder, name, version, comment)
+        write_version(self.folder, name, version.indexed(), comment)
         return name
 
     def recommender(self, version: Version) -> TrainedRecommender:

@@ -9,6 +9,7 @@
     trie.json trie_*.npy    over all of them, with room for more
     words.json words.npz    words that instructions ask for, where they are read
     near.npz                which lie near which, where counts are used
+    index/                  ScaNN inside prefixes, where it was asked for (generation/host_index.py)
     version.json            what is here, with sizes and hashes
 
 A version is never changed. Rows keep their number in all versions made from one another.
@@ -21,8 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sparse
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int32
 
+from sigma_jax.generation.host_index import HostIndex, leaves_of_items
 from sigma_jax.generation.trie import Trie
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.item_encoder import TABLES
@@ -42,6 +44,7 @@ class Version:
     trie: Trie
     words: WordTable | None
     near: sparse.csr_matrix | None
+    index: HostIndex | None = None
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -65,10 +68,13 @@ class Version:
             self.words.save(folder)
         if self.near is not None:
             sparse.save_npz(folder / "near.npz", self.near)
+        if self.index is not None:
+            self.index.save(folder / "index")
 
     @classmethod
-    def load(cls, folder: Path) -> Version:
-        """What `save` wrote, arrays memory-mapped. ValueError where it is damaged."""
+    def load(cls, folder: Path, with_index: bool = True) -> Version:
+        """What `save` wrote, arrays memory-mapped. ValueError where it is damaged, or its index
+        needs what is not installed."""
         tables = {
             prefix: {
                 name: read_npy(folder / f"{prefix}_{name}.npy", 2)
@@ -77,14 +83,34 @@ class Version:
             }
             for prefix in ("vectors", "rows")
         }
+        fused = read_npy(folder / "fused.npy", 2)
+        is_active = np.array(read_npy(folder / "is_active.npy", 1))
+        index = None
+        if with_index and (folder / "index").exists():
+            index = HostIndex.load(folder / "index", fused, is_active)
         return cls(
             Catalogue.load(folder),
             SemanticIds.load(folder),
             tables["vectors"],
             tables["rows"],
-            read_npy(folder / "fused.npy", 2),
-            np.array(read_npy(folder / "is_active.npy", 1)),
+            fused,
+            is_active,
             Trie.load(folder),
             WordTable.load(folder) if (folder / "words.json").exists() else None,
             sparse.load_npz(folder / "near.npz") if (folder / "near.npz").exists() else None,
+            index,
         )
+
+    def indexed(self) -> Version:
+        """The same, its index as the items are now; nothing to do where there is none."""
+        if self.index is None:
+            return self
+        index = self.index.copy()
+        index.follow(self.leaves, np.asarray(self.fused), self.is_active)
+        return dataclasses.replace(self, index=index)
+
+    @property
+    def leaves(self) -> Int32[np.ndarray, " I"]:
+        """The leaf of the trie that each item is in."""
+        leaf_start, items = np.asarray(self.trie.leaf_start), np.asarray(self.trie.sorted_items)
+        return leaves_of_items(leaf_start, items)
