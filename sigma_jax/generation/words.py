@@ -32,6 +32,7 @@ from tokenizers import normalizers, pre_tokenizers
 
 from sigma_jax.generation.trie import power_of_two
 
+NONE = np.int32(-1)
 MOST_OF_ITEM = 64  # words of an item's text, the first ones: titles stand first
 
 _PLAIN = normalizers.Sequence([normalizers.NFKC(), normalizers.BertNormalizer()])
@@ -50,27 +51,49 @@ class WordTable:
     @classmethod
     def make(cls, texts: Iterable[str], asked: Iterable[str], around: Sequence[str]) -> WordTable:
         """Of the items' JSON `texts`, where people ask for `asked` in the wordings `around`."""
+        return cls._over({}, np.zeros((1, 0), np.int32), texts, asked, around)
+
+    def grown(
+        self, items: int, texts: Iterable[str], asked: Iterable[str], around: Sequence[str]
+    ) -> WordTable:
+        """The table that `make` gives with `texts` behind those of the first `items` items, which
+        are not read again."""
+        known = np.where(self.of_items == len(self.weights) - 1, NONE, self.of_items)[:, :items]
+        return self._over(dict(self.numbers), known, texts, asked, around)
+
+    @classmethod
+    def _over(
+        cls,
+        numbers: dict[str, int],
+        known: Int32[np.ndarray, "W I"],
+        texts: Iterable[str],
+        asked: Iterable[str],
+        around: Sequence[str],
+    ) -> WordTable:
+        """`known` words of the first items, padded with NONE, and those of `texts`."""
         asked = [words_of(text) for text in set(asked)]
         demands = Counter()
         for words in asked:
             demands.update(dict.fromkeys(words, 1 / max(len(words), 1)))
         fillers = Counter(word for text in around for word in words_of(text))
-        numbers: dict[str, int] = {}
         found, ends = array("i"), array("q", [0])
         for text in texts:
             kept = [word for word in item_words(text) if word in demands][:MOST_OF_ITEM]
             found.extend(numbers.setdefault(word, len(numbers)) for word in kept)
             ends.append(len(found))
         found, sizes = np.array(found, np.int32), np.diff(ends)
-        of_items = np.full((max(sizes.max(initial=0), 1), len(sizes)), len(numbers), np.int32)
+        items = known.shape[1] + len(sizes)
+        of_items = np.full((max(sizes.max(initial=1), len(known)), items), NONE)
+        of_items[: len(known), : known.shape[1]] = known
         item = np.repeat(np.arange(len(sizes)), sizes)
-        of_items[np.arange(len(found)) - np.array(ends)[item], item] = found
-        rarity = np.log(len(sizes) / np.bincount(found, minlength=len(numbers)))
+        of_items[np.arange(len(found)) - np.array(ends)[item], known.shape[1] + item] = found
+        having = np.bincount(of_items[of_items >= 0], minlength=len(numbers))
         a = np.array([demands[word] for word in numbers])
         b = np.array([fillers[word] for word in numbers]) * len(asked) / max(len(around), 1)
         trust = a / (a + b + 1)
+        rarity = np.log(items / having)
         trust, weights = (np.append(v, 0).astype(np.float32) for v in (trust, trust * rarity))
-        return cls(numbers, trust, weights, of_items)
+        return cls(numbers, trust, weights, np.where(of_items < 0, len(numbers), of_items))
 
     def of(self, instructions: Sequence[str]) -> Int32[np.ndarray, "N n"]:
         """The words of each instruction that some item has, padded with V - 1."""

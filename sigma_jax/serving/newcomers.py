@@ -19,6 +19,7 @@ from pathlib import Path
 import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import scipy.sparse as sparse
 from jaxtyping import Float32, Int64
 
@@ -146,7 +147,8 @@ def add_items(
     )
     trained = bundle.recommender(version)
     if before.words is not None:
-        words = words_of_items(catalogue, bundle.items["asked"], trained.config.prompt)
+        known = (before.words, start)
+        words = words_of_items(catalogue, bundle.items["asked"], trained.config.prompt, known)
         words = roomy_words(words, version.room, before.words)
         version = dataclasses.replace(version, words=words)
     made = all_item_vectors(trained.model, trained.tables, len(version), first=start)
@@ -162,26 +164,29 @@ def set_active(before: Version, ids: list[str], is_active: bool) -> Version:
 
     ValueError naming an id that is not there, or where nothing would be left.
     """
-    number = {name: row for row, name in enumerate(before.catalogue.table["item_id"].to_pylist())}
+    known = before.catalogue.table["item_id"]
+    rows = pc.index_in(pa.array(ids, known.type), value_set=known).to_pylist()
     flags = np.array(before.is_active)
-    for name in ids:
-        if name not in number or flags[number[name]] == is_active:
+    for name, row in zip(ids, rows, strict=True):
+        if row is None or flags[row] == is_active:
             state = "was not removed from" if is_active else "is not in"
             raise ValueError(f"item {name!r} {state} the catalogue; check the file.")
-        flags[number[name]] = is_active
+        flags[row] = is_active
     if not flags.any():
         raise ValueError("that would remove every item; leave one at least.")
     return dataclasses.replace(before, is_active=flags)
 
 
 def _check_new(before: Version, items: pa.Table) -> None:
-    known = set(before.catalogue.table["item_id"].to_pylist())
-    for row, name in enumerate(items["item_id"].to_pylist(), 1):
-        if name in known:
-            raise ValueError(
-                f"row {row}: item_id={name!r} is in the catalogue already, or was removed from it: "
-                "then `restore` brings it back; a changed item needs another id."
-            )
+    known = before.catalogue.table["item_id"]
+    is_known = pc.is_in(items["item_id"].cast(known.type), value_set=known)
+    row = pc.index(is_known, True).as_py()
+    if row >= 0:
+        name = items["item_id"][row].as_py()
+        raise ValueError(
+            f"row {row + 1}: item_id={name!r} is in the catalogue already, or was removed from it: "
+            "then `restore` brings it back; a changed item needs another id."
+        )
 
 
 def _joined(before: Catalogue, items: pa.Table) -> Catalogue:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import decimal
+import functools
 import itertools
 import json
 import math
@@ -33,6 +34,7 @@ from sigma_jax.schema import Catalogue, Histories, Requests, Users
 
 COLUMNS = ("user_id", "instruction", "history", "timestamp")
 DAY = 86_400
+IDS = 100_000  # of items, in Python at a time
 READ = 1_000  # rows of Parquet read together
 
 
@@ -49,15 +51,28 @@ class Asked:
 
 
 class ItemNumbers:
-    """The number of each item by its id."""
+    """The number of each item by its id. Of a large catalogue the ids are not held in Python: they
+    are found by their hashes, in order, and compared in the table."""
 
     def __init__(self, catalogue: Catalogue):
-        ids = catalogue.table["item_id"].to_pylist()
-        self.of_id = {name: number for number, name in enumerate(ids)}
+        self._ids = catalogue.table["item_id"].combine_chunks()
+        parts = (self._ids[start : start + IDS] for start in range(0, len(self._ids), IDS))
+        hashes = (hash(name) for part in parts for name in part.to_pylist())
+        hashes = np.fromiter(hashes, np.int64, len(self._ids))
+        self._order = np.argsort(hashes, kind="stable").astype(np.int32)
+        self._hashes = hashes[self._order]
+        self._number = functools.lru_cache(IDS)(self._find)  # most events are of few items
+
+    def _find(self, name: str) -> int | None:
+        key = np.int64(hash(name))
+        first = int(np.searchsorted(self._hashes, key))
+        last = int(np.searchsorted(self._hashes, key, "right"))
+        numbers = self._order[first:last].tolist()
+        return next((n for n in numbers if self._ids[n].as_py() == name), None)
 
     def __call__(self, item_id: Any, where: str) -> int:
         """The number of an item. ValueError naming `where` if it is unknown."""
-        number = self.of_id.get(as_text(item_id))
+        number = self._number(as_text(item_id))
         if number is None:
             raise ValueError(
                 f"{where}: item {item_id!r} is not in the catalogue; leave it out or add it with "

@@ -161,12 +161,23 @@ def asked_texts(data: PreparedData) -> list[str]:
     return [text for task in instructions.SLOTS for text in instructions.argument_texts(data, task)]
 
 
-def words_of_items(catalogue: Catalogue, asked: Sequence[str], config: PromptConfig) -> WordTable:
-    """The words of the items of `catalogue` that `asked` texts hold."""
-    items = np.arange(len(catalogue))
+def words_of_items(
+    catalogue: Catalogue,
+    asked: Sequence[str],
+    config: PromptConfig,
+    before: tuple[WordTable, int] | None = None,
+) -> WordTable:
+    """The words of the items of `catalogue` that `asked` texts hold.
+
+    `before`: those of its first items, and how many these are.
+    """
+    items = np.arange(before[1] if before is not None else 0, len(catalogue))
     parts = (items[start : start + TEXTS] for start in range(0, len(items), TEXTS))
     texts = itertools.chain.from_iterable(map(catalogue.texts, parts))
-    return WordTable.make(texts, asked, instructions.around_slots(config.phrasings))
+    around = instructions.around_slots(config.phrasings)
+    if before is None:
+        return WordTable.make(texts, asked, around)
+    return before[0].grown(before[1], texts, asked, around)
 
 
 def prompts_of(

@@ -104,6 +104,20 @@ def test_words_are_alike_however_they_are_written(text, words):
     assert words_of(text) == words
 
 
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_items_behind_others_are_read_alone(first):
+    """The same as all read at once; there is room for more items, words and words of an item."""
+    texts = [json.dumps(text) for text in TEXTS]
+    before = WordTable.make(texts[:first], ASKED, AROUND).with_room(9, 12, 8)
+    grown, every = before.grown(first, texts[first:], ASKED, AROUND), table()
+    assert grown.numbers == every.numbers
+    np.testing.assert_array_equal(grown.trust, every.trust)
+    np.testing.assert_array_equal(grown.weights, every.weights)
+    size = len(every.of_items)
+    np.testing.assert_array_equal(grown.of_items[:size], every.of_items)
+    assert (grown.of_items[size:] == len(every.numbers)).all()
+
+
 def test_a_long_text_is_read_from_its_beginning():
     text = " ".join(f"w{number}" for number in range(MOST_OF_ITEM + 5))
     words = WordTable.make([json.dumps({"text": text}), '{"text": "w1"}'], [text], [])

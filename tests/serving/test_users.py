@@ -9,6 +9,7 @@ import pytest
 
 from sigma_jax.data.config import TextConfig
 from sigma_jax.schema import Catalogue
+from sigma_jax.serving import users
 from sigma_jax.serving.users import Event, ItemNumbers, Reading, read_users, sessions_of, unix_time
 
 DAY = 86_400
@@ -53,6 +54,15 @@ def histories(asked) -> list[tuple[list[int], list[int], list[int]]]:
 
 def request_times(asked) -> list[int]:
     return asked.histories.time[asked.requests.cut].tolist()
+
+
+def test_items_of_one_hash_are_told_apart(monkeypatch):
+    monkeypatch.setattr(users, "hash", lambda name: len(name), raising=False)
+    numbers = reading().numbers
+    assert [numbers(f"i{number}", "here") for number in range(9)] == list(range(9))
+    for unknown in ("i9", "i", "i10"):
+        with pytest.raises(ValueError, match=f"here: item '{unknown}' is not in the catalogue"):
+            numbers(unknown, "here")
 
 
 def test_plain_ids_keep_their_order_and_are_a_session_each(tmp_path):
