@@ -19,8 +19,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
+from jax.sharding import AxisType
 from tqdm import tqdm
 
 from sigma_jax.baselines.candidates import seen_items
@@ -57,6 +59,10 @@ def define_flags() -> None:
         RETRIEVALS,
         "With --export: how items inside prefixes are found. Else: as it was exported.",
     )
+    flags.DEFINE_bool(
+        "split_items", False, "With --export: cut the item table up over all devices."
+    )
+    flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
     flags.DEFINE_bool("keep_seen", True, "Whether items of the history may come again.")
 
 
@@ -65,12 +71,22 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if bool(FLAGS.workdir) == bool(FLAGS.export):
         raise ValueError("give --workdir=FOLDER of a training, or --export=FOLDER of an export.")
+    if FLAGS.compilation_cache:
+        cli.use_compilation_cache()
     if FLAGS.export:
         if not (FLAGS.users and FLAGS.output):
             raise ValueError("--export needs --users=FILE and --output=FILE.")
         bundle = Bundle.open(Path(FLAGS.export))
+        mesh = None
+        if FLAGS.split_items:
+            mesh = jax.make_mesh((jax.device_count(),), ("items",), axis_types=(AxisType.Auto,))
         answering = Answering.of(
-            bundle, "", FLAGS.instruction, beams=FLAGS.beams, retrieval=FLAGS.retrieval or ""
+            bundle,
+            "",
+            FLAGS.instruction,
+            beams=FLAGS.beams,
+            retrieval=FLAGS.retrieval or "",
+            mesh=mesh,
         )
         rows, short = recommend_all(
             answering, FLAGS.users, Path(FLAGS.output), FLAGS.count, FLAGS.keep_seen

@@ -22,7 +22,7 @@ from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.evidence import ItemEvidence, make_evidence
 from sigma_jax.generation.host_index import HostIndex, leaves_of_items
 from sigma_jax.generation.rank import Given, Recommendations, rank, rank_found, sharpness_of
-from sigma_jax.generation.retrieval import PrefixIndex, build_index, cut_up
+from sigma_jax.generation.retrieval import PrefixIndex, build_index
 from sigma_jax.generation.told import Answer, ItemWords, Said, Told, read_answer
 from sigma_jax.generation.trie import Subset, Trie, power_of_two
 from sigma_jax.generation.trie_build import active_items, build_trie, subset
@@ -87,9 +87,7 @@ class Generator:
         self.reads_task = model.config.reads_task
         if vectors is None:
             vectors = all_item_vectors(model, self.tables, trie.num_items)
-        self.index = build_index(trie, vectors)
-        if mesh is not None:
-            self.index = cut_up(self.index, mesh)
+        self.index = build_index(trie, np.asarray(vectors), mesh=mesh)
         self.host = host if config.retrieval == "scann" else None
         self._host_of: tuple[Subset, HostIndex] | None = None  # the last subset's
         if config.retrieval == "scann" and host is None:

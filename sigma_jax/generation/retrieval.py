@@ -15,7 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sigma_jax.generation.bias import ItemBias, find
@@ -23,6 +23,7 @@ from sigma_jax.generation.trie import Subset, Trie
 from sigma_jax.losses import unit
 
 CHUNK = 128
+PLACED = 2**18  # rows of an index that are placed at a time
 WHOLE_CHUNK = 4_096  # where one prefix holds all items: these are scored for all requests at once
 
 
@@ -46,50 +47,53 @@ class PrefixIndex:
 
 
 def build_index(
-    trie: Trie, vectors: Float32[Array, "I D"], chunk: int | None = None
+    trie: Trie,
+    vectors: Float32[np.ndarray, "I D"],
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> PrefixIndex:
-    """Index of `vectors` (row i = item i, any length but 0) over the leaves of `trie`."""
-    chunk = chunk or (CHUNK if trie.depth else WHOLE_CHUNK)
-    if vectors.shape[0] != trie.num_items:
+    """Index of `vectors` (row i = item i, any length but 0) over the leaves of `trie`.
+
+    `mesh`: whose devices have the rows in equal parts, and search their own; no device ever holds
+    all of them.
+    """
+    if len(vectors) != trie.num_items:
         raise ValueError(
-            f"{vectors.shape[0]} item vectors for {trie.num_items} items with SIDs; make both "
+            f"{len(vectors)} item vectors for {trie.num_items} items with SIDs; make both "
             "from the same catalogue."
         )
-    items = jnp.asarray(trie.sorted_items)
-    rows = unit(jnp.take(jnp.asarray(vectors), jnp.maximum(items, 0), axis=0))
-    places = jnp.arange(len(items), dtype=jnp.int32)
+    parts = 1 if mesh is None else mesh.size
+    items = np.asarray(trie.sorted_items)
+    row_of_item = np.zeros_like(items)
+    row_of_item[items[items >= 0]] = np.flatnonzero(items >= 0)
+    items = np.pad(items, (0, -len(items) % parts), constant_values=-1)
+    whole = rows = SingleDeviceSharding(jax.devices()[0])
+    if mesh is not None:
+        whole = NamedSharding(mesh, PartitionSpec())
+        rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return PrefixIndex(
-        vectors=jnp.where(items[:, None] >= 0, rows, 0),
-        sorted_items=items,
-        # Padding stands for no item: it goes beyond the end.
-        row_of_item=jnp.zeros_like(items)
-        .at[jnp.where(items >= 0, items, len(items))]
-        .set(places, mode="drop"),
-        leaf_start=jnp.asarray(trie.leaf_start),
-        chunk=min(chunk, len(trie.sorted_items)),
+        vectors=jax.make_array_from_callback(
+            (len(items), vectors.shape[1]), rows, lambda part: _unit_rows(vectors, items[part[0]])
+        ),
+        sorted_items=jax.device_put(items, rows),
+        row_of_item=jax.device_put(row_of_item, whole),
+        leaf_start=jax.device_put(np.asarray(trie.leaf_start), whole),
+        chunk=min(chunk or (CHUNK if trie.depth else WHOLE_CHUNK), len(items) // parts),
         is_whole=trie.depth == 0,
-    )
-
-
-def cut_up(index: PrefixIndex, mesh: Mesh) -> PrefixIndex:
-    """The same index, its rows cut up over the devices of `mesh`: each searches its own."""
-    missing = -len(index.sorted_items) % mesh.size
-    whole = NamedSharding(mesh, PartitionSpec())
-
-    def placed(array: Array, fill: int) -> Array:
-        room = [(0, missing), *[(0, 0)] * (array.ndim - 1)]
-        padded = np.pad(np.asarray(array), room, constant_values=fill)
-        return jax.device_put(padded, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
-
-    return dataclasses.replace(
-        index,
-        vectors=placed(index.vectors, 0),
-        sorted_items=placed(index.sorted_items, -1),
-        row_of_item=jax.device_put(index.row_of_item, whole),
-        leaf_start=jax.device_put(index.leaf_start, whole),
-        chunk=min(index.chunk, -(-len(index.sorted_items) // mesh.size)),
         mesh=mesh,
     )
+
+
+def _unit_rows(
+    vectors: Float32[np.ndarray, "I D"], items: Int32[np.ndarray, " n"]
+) -> Float32[np.ndarray, "n D"]:
+    """Rows of unit length; 0 for item -1."""
+    found = np.zeros((len(items), vectors.shape[1]), np.float32)
+    for start in range(0, len(items), PLACED):
+        part = items[start : start + PLACED]
+        rows = np.asarray(unit(jnp.asarray(vectors[np.maximum(part, 0)])))
+        found[start : start + PLACED] = np.where(part[:, None] >= 0, rows, 0)
+    return found
 
 
 def search(

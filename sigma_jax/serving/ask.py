@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from sigma_jax.baselines.candidates import seen_items
@@ -53,12 +54,14 @@ class Answering:
         generation: GenerationConfig | None = None,
         beams: int = 32,
         retrieval: str = "",
+        mesh: Mesh | None = None,
     ) -> Answering:
         """The version `name`, or the active one.
 
         `generation` in place of the settings of training with `beams`, and with `retrieval`: "" is
         "scann" where the export has such an index, else "exact". ValueError where the export is
         damaged.
+        `mesh`: whose devices have the item table in equal parts; None: one has it all.
         """
         name = name or bundle.state()["active"]
         retrieval = generation.retrieval if generation is not None else retrieval
@@ -76,6 +79,7 @@ class Answering:
             trained.config.prompt.item_query,
             trained.words,
             np.asarray(version.fused),
+            mesh=mesh,
             host=version.index,
         )
         now = 0
@@ -156,9 +160,10 @@ class Living:
         generation: GenerationConfig | None = None,
         beams: int = 32,
         retrieval: str = "",
+        mesh: Mesh | None = None,
     ):
         """`instruction` of requests that have none; the others as in Answering.of."""
-        self._folder, self._settings = folder, (instruction, generation, beams, retrieval)
+        self._folder, self._settings = folder, (instruction, generation, beams, retrieval, mesh)
         self._refreshing = threading.Lock()
         self.now = Answering.of(Bundle.open(folder), "", *self._settings)
 
