@@ -1,9 +1,9 @@
 """Nearest items inside prefixes (Eq. 9 of SIGMA) on the host, for catalogues whose prefixes are
 large: ScaNN where a prefix holds many items, a plain product elsewhere.
 
-Items come and go without a rebuild: new ones lie beside their prefix and are compared one by one,
-removed ones are passed over; a prefix of which too many are either is built anew (`compact`), and
-so is one whose item is put into another place.
+Items come and go without a rebuild: new ones lie beside what ScaNN knows of their prefix and are
+compared one by one, removed ones are passed over; where too many are either, it is built anew
+(`compact`), and so it is where an item is put into another place.
 
 Axes: n queries, each with the leaf it looks into; I items, D dimensions, k items found.
 """
@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float32, Int, Int32
 
 from sigma_jax.generation.prefix import NONE, Compared, Prefix, best_of, everything, log_mass
 from sigma_jax.generation.searcher import HAS_SCANN, Searcher
-from sigma_jax.generation.trie import power_of_two
 
+LISTED = 64  # listed items of a beam, times 4, 16 ...: few widths, since each is compiled
 SCANN_ABOVE = 20_000  # items of a prefix from which ScaNN is faster than a product
 STALE = 0.1  # share of a prefix, new or removed, above which `compact` builds it anew
 GONE = 0.5  # share of a prefix, not wanted, above which a product is faster than passing them over
@@ -52,11 +52,17 @@ class HostIndex:
             self._build(leaf, items.astype(np.int32), vectors[items])
 
     def _build(self, leaf: int, items: np.ndarray, vectors: np.ndarray) -> None:
-        vectors = np.ascontiguousarray(vectors, np.float32)
-        is_large = HAS_SCANN and len(items) >= self._scann_above
-        searcher = Searcher.build(vectors, self._count) if is_large else None
-        self._prefixes[leaf] = Prefix(items, vectors, len(items), searcher)
+        """The prefix of these items; its searcher knows those that are not removed."""
+        is_removed = self._is_removed[items]
+        order = np.argsort(is_removed, kind="stable")
+        items, vectors = items[order], np.ascontiguousarray(vectors[order], np.float32)
+        built = len(items) - int(is_removed.sum())
+        searcher = Searcher.build(vectors[:built], self._count) if self._is_large(built) else None
+        self._prefixes[leaf] = Prefix(items, vectors, built, searcher)
         self._row[items] = np.arange(len(items))
+
+    def _is_large(self, size: int) -> bool:
+        return HAS_SCANN and size >= self._scann_above
 
     @property
     def recall(self) -> Mapping[int, float]:
@@ -159,11 +165,10 @@ class HostIndex:
         # As many more as mostly suffice where those that are gone lie anywhere.
         wanted = min(math.ceil(wanted + 3 * math.sqrt(wanted * gone)), prefix.built)
         rows, products = prefix.searcher(queries, wanted)
-        nearest = rows.shape[1]
-        new = np.arange(prefix.built, len(prefix.items))
-        beside = queries @ prefix.vectors[prefix.built :].T
+        new = prefix.built + np.flatnonzero(~self._is_removed[prefix.items[prefix.built :]])
+        beside = queries @ prefix.vectors[new].T
         rows = np.concatenate([rows, np.tile(new, (len(queries), 1))], axis=1)
-        return Compared(rows, np.concatenate([products, beside], axis=1), nearest)
+        return Compared(rows, np.concatenate([products, beside], axis=1), False)
 
     def _wanted(
         self,
@@ -174,19 +179,18 @@ class HostIndex:
         unwanted: list[np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best `count` of what was compared and may come; of all, where these are too few."""
-        is_all = compared.nearest is None
-        if is_all:
+        if compared.is_all:
             items = np.broadcast_to(prefix.items, compared.rows.shape)
             is_out = np.tile(self._is_removed[prefix.items], (len(items), 1))
         else:
             items = np.where(compared.rows >= 0, prefix.items[compared.rows], NONE)
             is_out = (items < 0) | self._is_removed[items]
         for row, own in enumerate(unwanted):
-            is_out[row, self._row[own] if is_all else np.isin(items[row], own)] = True
+            is_out[row, self._row[own] if compared.is_all else np.isin(items[row], own)] = True
         products = np.where(is_out, -np.inf, compared.products).astype(np.float32)
         items, products = best_of(items, products, count)
         short = np.flatnonzero(items[:, -1] < 0)
-        if len(short) and not is_all:
+        if len(short) and not compared.is_all:
             own = [unwanted[row] for row in short] if unwanted else []
             every = everything(prefix, queries[short])
             more = self._wanted(prefix, queries[short], every, count, own)
@@ -204,7 +208,9 @@ class HostIndex:
             wanted = wanted[~np.isin(wanted, found[row])]
             places = dict(_groups(self._leaf[wanted]))
             lists += [wanted[places.get(leaf, [])] for leaf in leaves[row].tolist()]
-        width = power_of_two(max(map(len, lists), default=1))
+        width, longest = LISTED, max(map(len, lists), default=0)
+        while width < longest:
+            width *= 4
         items = np.full((*leaves.shape, width), NONE)
         products = np.full(items.shape, -np.inf, np.float32)
         for (row, beam), here in zip(np.ndindex(leaves.shape), lists, strict=True):
@@ -255,13 +261,15 @@ class HostIndex:
         self._is_removed[items] = True
 
     def compact(self) -> list[int]:
-        """Builds anew the prefixes of which too many items are new or removed; their leaves."""
+        """Builds anew what ScaNN knows of prefixes of which too many items are new or removed, and
+        of those that have become large; their leaves."""
         found = []
         for leaf, prefix in list(self._prefixes.items()):
-            is_removed = self._is_removed[prefix.items]
-            stale = len(prefix.items) - prefix.built + int(is_removed[: prefix.built].sum())
-            if stale > STALE * prefix.built:
-                self._rebuild(leaf, prefix.items[is_removed])
+            is_shown = ~self._is_removed[prefix.items]
+            stale = int((~is_shown[: prefix.built]).sum() + is_shown[prefix.built :].sum())
+            is_stale = prefix.searcher is not None and stale > STALE * prefix.built
+            if is_stale or (prefix.searcher is None and self._is_large(int(is_shown.sum()))):
+                self._build(leaf, prefix.items, prefix.vectors)
                 found.append(leaf)
         return found
 
@@ -279,16 +287,14 @@ class HostIndex:
         is_active: Bool[np.ndarray, " I"],
     ) -> list[int]:
         """Becomes the index of a later version of its catalogue: items may be new, removed or back
-        again, and leaves have other numbers, but whoever was in one leaf still is. The leaves that
-        are built anew."""
+        again, and leaves have other numbers, but whoever was in one leaf still is, and all items
+        are in one. The leaves that are built anew."""
         known = len(self._leaf)
-        inside = np.flatnonzero(self._leaf >= 0)
-        self._leaf[inside] = leaf_of_item[inside]
+        self._leaf = leaf_of_item[:known].astype(np.int32)
         self._prefixes = {int(self._leaf[p.items[0]]): p for p in self._prefixes.values()}
-        self._is_removed = ~is_active[:known]
-        is_in = np.pad(self._leaf >= 0, (0, len(is_active) - known))
-        missing = np.flatnonzero(is_active & ~is_in).astype(np.int32)
-        self.add(missing, vectors[missing], leaf_of_item[missing])
+        new = np.arange(known, len(leaf_of_item), dtype=np.int32)
+        self.add(new, vectors[new], leaf_of_item[new])
+        self._is_removed = ~is_active
         return self.compact()
 
     def save(self, folder: Path) -> None:

@@ -19,7 +19,8 @@ NONE = np.int32(-1)
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """The items of one leaf: the first `built` are those its searcher knows, others came later."""
+    """The items of one leaf, those that were removed too: the model still gives them probability.
+    The first `built` are those its searcher knows."""
 
     items: Int32[np.ndarray, " I"]
     vectors: Float32[np.ndarray, "I D"]
@@ -28,10 +29,10 @@ class Prefix:
 
     @functools.cached_property
     def sample(self) -> tuple[Int32[np.ndarray, " s"], Int32[np.ndarray, " I"]]:
-        """Rows that stand for all that ScaNN knows, and where each row stands among them; -1: it is
-        none of them."""
-        size = min(SAMPLE_OF_ALL, self.built)
-        rows = np.random.default_rng(0).choice(self.built, size, replace=False).astype(np.int32)
+        """Rows that stand for all, and where each row stands among them; -1: it is none of them."""
+        total = len(self.items)
+        size = min(SAMPLE_OF_ALL, total)
+        rows = np.random.default_rng(0).choice(total, size, replace=False).astype(np.int32)
         place = np.full(len(self.items), NONE)
         place[rows] = np.arange(size)
         return rows, place
@@ -43,13 +44,13 @@ class Compared:
 
     rows: Int[np.ndarray, "n r"]
     products: Float32[np.ndarray, "n r"]
-    nearest: int | None  # the first so many are ScaNN's, the rest is new to it; None: all rows
+    is_all: bool  # row r of the prefix is column r
 
 
 def everything(prefix: Prefix, queries: np.ndarray) -> Compared:
     """All rows of the prefix."""
     rows = np.broadcast_to(np.arange(len(prefix.items)), (len(queries), len(prefix.items)))
-    return Compared(rows, queries @ prefix.vectors.T, None)
+    return Compared(rows, queries @ prefix.vectors.T, True)
 
 
 def log_mass(
@@ -58,14 +59,13 @@ def log_mass(
     """logsumexp(sharpness * product) over the prefix, of what was compared and, for what was not,
     of a sample."""
     logits = np.where(compared.rows >= 0, compared.products, -np.inf) * sharpness[:, None]
-    if compared.nearest is not None:
+    if not compared.is_all:
         sample, place = prefix.sample
-        nearest = compared.rows[:, : compared.nearest]
-        found = np.where(nearest >= 0, place[nearest], NONE)
+        found = np.where(compared.rows >= 0, place[compared.rows], NONE)
         row, column = np.nonzero(found >= 0)
         is_known = np.zeros((len(queries), len(sample)), bool)
         is_known[row, found[row, column]] = True
-        others = prefix.built - (nearest >= 0).sum(axis=1)
+        others = len(prefix.items) - (compared.rows >= 0).sum(axis=1)
         drawn = np.maximum((~is_known).sum(axis=1), 1)
         more = (queries @ prefix.vectors[sample].T) * sharpness[:, None]
         more = np.where(is_known, -np.inf, more + np.log(np.maximum(others, 1) / drawn)[:, None])

@@ -15,7 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sigma_jax.generation.bias import ItemBias, find
@@ -62,23 +62,28 @@ def build_index(
             f"{len(vectors)} item vectors for {trie.num_items} items with SIDs; make both "
             "from the same catalogue."
         )
-    parts = 1 if mesh is None else mesh.size
     items = np.asarray(trie.sorted_items)
     row_of_item = np.zeros_like(items)
     row_of_item[items[items >= 0]] = np.flatnonzero(items >= 0)
-    items = np.pad(items, (0, -len(items) % parts), constant_values=-1)
-    whole = rows = SingleDeviceSharding(jax.devices()[0])
-    if mesh is not None:
-        whole = NamedSharding(mesh, PartitionSpec())
-        rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    chunk = chunk or (CHUNK if trie.depth else WHOLE_CHUNK)
+    if mesh is None:  # they go where what they are compared with is
+        own, whole, parts = jnp.asarray(_unit_rows(vectors, items)), jnp.asarray, 1
+        cut = whole
+    else:
+        parts = mesh.size
+        items = np.pad(items, (0, -len(items) % parts), constant_values=-1)
+        by_row = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        cut = functools.partial(jax.device_put, device=by_row)
+        whole = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec()))
+        own = jax.make_array_from_callback(
+            (len(items), vectors.shape[1]), by_row, lambda part: _unit_rows(vectors, items[part[0]])
+        )
     return PrefixIndex(
-        vectors=jax.make_array_from_callback(
-            (len(items), vectors.shape[1]), rows, lambda part: _unit_rows(vectors, items[part[0]])
-        ),
-        sorted_items=jax.device_put(items, rows),
-        row_of_item=jax.device_put(row_of_item, whole),
-        leaf_start=jax.device_put(np.asarray(trie.leaf_start), whole),
-        chunk=min(chunk or (CHUNK if trie.depth else WHOLE_CHUNK), len(items) // parts),
+        vectors=own,
+        sorted_items=cut(items),
+        row_of_item=whole(row_of_item),
+        leaf_start=whole(np.asarray(trie.leaf_start)),
+        chunk=min(chunk, len(items) // parts),
         is_whole=trie.depth == 0,
         mesh=mesh,
     )

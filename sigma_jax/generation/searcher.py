@@ -96,8 +96,8 @@ class Searcher:
         """What `save` wrote. ValueError where scann is not installed."""
         if not HAS_SCANN:
             raise ValueError(
-                f"{folder} needs scann, which is not installed here; install it, or search without "
-                "this index by --retrieval=exact."
+                f"{folder} needs scann, which is not installed here; install it, or recommend with "
+                "--retrieval=exact."
             )
         import scann
 

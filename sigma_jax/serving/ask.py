@@ -172,6 +172,8 @@ class Living:
     ) -> list[dict[str, Any]]:
         """What `sigma_jax.recommend` writes for such rows of a users' file (serving/users.py), read
         and answered by one version. ValueError as in read_users."""
+        if not rows:
+            return []
         now = self.now
         asked = asked_of(list(enumerate(map(dict, rows), 1)), now.reading, "requests")
         return rows_of(now, asked, now.recommend(asked, count, keeps_seen))

@@ -29,6 +29,7 @@ from sigma_jax.data.config import TextConfig
 from sigma_jax.data.vectors import item_vectors
 from sigma_jax.generation.generate import all_item_vectors
 from sigma_jax.generation.host_index import HostIndex
+from sigma_jax.generation.searcher import HAS_SCANN
 from sigma_jax.generation.trie import power_of_two
 from sigma_jax.generation.trie_build import build_trie, room_for, with_room
 from sigma_jax.generation.words import WordTable
@@ -55,6 +56,7 @@ MANIFEST = "manifest.json"
 VERSION = "version.json"
 ACTIVE = "active.json"
 FIRST = "0001"
+BEAMS = 32  # that ScaNN's recall is measured for where no code is generated
 
 
 def export(workdir: Path, target: Path, retrieval: str = "exact") -> dict[str, Any]:
@@ -162,7 +164,10 @@ def first_version(
     )
     if retrieval == "exact":
         return version
-    usual = generation_config(trained.config, 1, 1).num_retrieved
+    if not HAS_SCANN:
+        raise ValueError("--retrieval=scann needs scann, which is not installed here; install it.")
+    config = generation_config(trained.config, BEAMS, 1)
+    usual = config.num_retrieved * (1 if depth else BEAMS)  # the one prefix serves all beams
     index = HostIndex(version.leaves, np.asarray(version.fused), usual)
     return dataclasses.replace(version, index=index)
 
@@ -184,11 +189,10 @@ def write_version(folder: Path, name: str, version: Version, comment: str) -> di
 
     def write(into: Path) -> dict[str, Any]:
         version.save(into)
-        sizes = np.diff(np.asarray(version.trie.leaf_start))
         found = {
             "items": len(version),
             "active_items": int(version.is_active.sum()),
-            "largest_prefix": int(sizes.max()),
+            "largest_prefix": version.trie.largest_leaf,
             "comment": comment,
         }
         if version.index is not None:

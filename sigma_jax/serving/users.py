@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import decimal
-import functools
 import itertools
 import json
 import math
@@ -55,13 +54,13 @@ class ItemNumbers:
     are found by their hashes, in order, and compared in the table."""
 
     def __init__(self, catalogue: Catalogue):
-        self._ids = catalogue.table["item_id"].combine_chunks()
+        self._ids = catalogue.table["item_id"]
         parts = (self._ids[start : start + IDS] for start in range(0, len(self._ids), IDS))
         hashes = (hash(name) for part in parts for name in part.to_pylist())
         hashes = np.fromiter(hashes, np.int64, len(self._ids))
         self._order = np.argsort(hashes, kind="stable").astype(np.int32)
         self._hashes = hashes[self._order]
-        self._number = functools.lru_cache(IDS)(self._find)  # most events are of few items
+        self._known: dict[str, int] = {}  # most events are of few items
 
     def _find(self, name: str) -> int | None:
         key = np.int64(hash(name))
@@ -72,12 +71,17 @@ class ItemNumbers:
 
     def __call__(self, item_id: Any, where: str) -> int:
         """The number of an item. ValueError naming `where` if it is unknown."""
-        number = self._number(as_text(item_id))
+        name = as_text(item_id)
+        number = self._known.get(name)
+        if number is None:
+            number = self._find(name)
         if number is None:
             raise ValueError(
                 f"{where}: item {item_id!r} is not in the catalogue; leave it out or add it with "
                 "`python -m sigma_jax.catalogue add`."
             )
+        if len(self._known) < IDS:
+            self._known[name] = number
         return number
 
 

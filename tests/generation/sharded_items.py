@@ -5,7 +5,8 @@ import functools
 
 import jax
 import numpy as np
-from jax.sharding import AxisType
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from small_recommender import (
     CODES,
     CONFIG,
@@ -63,6 +64,19 @@ def check(depth: int, open_query: bool, mesh) -> None:
             np.testing.assert_allclose(right.log_probs, left.log_probs, atol=1e-5)
 
 
+def check_model_on_all() -> None:
+    """As in training: the model's parameters and tables are on all devices, the index is not."""
+    model, tables = recommender(open_query=True)
+    trie = build_trie(semantic_ids().codes, 1, CODES)
+    expected = Generator(model, tables, trie, CONFIG, "token")(prompts(), 5)
+    whole = NamedSharding(MESHES[0], PartitionSpec())
+    graphdef, state = nnx.split(model)
+    placed, tables = jax.device_put((state, tables), whole)
+    many = Generator(nnx.merge(graphdef, placed), tables, trie, CONFIG, "token")
+    np.testing.assert_array_equal(many(prompts(), 5).items, expected.items)
+
+
+check_model_on_all()
 for case in ((0, True), (1, False), (2, True)):
     for mesh in MESHES:
         check(*case, mesh)

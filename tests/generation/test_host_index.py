@@ -81,8 +81,7 @@ def test_items_come_go_and_come_back_without_and_with_a_rebuild(state):
     index.remove(gone)
     kept = {item: leaf for item, leaf in leaf_of.items() if item not in set(gone.tolist())}
     assert agreement((index, vectors, kept), seed=8) >= least(state)
-    rebuilt = index.compact()
-    assert 3 in rebuilt
+    assert bool(index.compact()) == bool(index.recall)  # a product needs nothing
     assert agreement((index, vectors, kept), seed=9) >= least(state)
     back, moved = gone[:50], np.full(50, 3, np.int32)
     index.add(back, np.stack([vectors[int(item)] for item in back]), moved)
@@ -120,7 +119,7 @@ def test_nothing_is_searched_and_nothing_unknown_removed():
 def test_beams_get_items_what_is_listed_and_the_denominator(state):
     index, vectors, leaf_of = state
     table = np.stack([vectors[item] for item in range(len(vectors))])
-    leaf = np.array([leaf_of.get(item, -1) for item in range(len(table))])
+    leaf = index._leaf  # of removed items too: the model gives them probability
     queries = clustered(6, 11).reshape(2, 3, D)
     leaves = np.array([[0, 1, -1], [3, 0, LEAVES]], np.int32)
     sharpness = np.array([5.0, 12.0], np.float32)

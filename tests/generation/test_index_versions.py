@@ -21,23 +21,23 @@ def test_an_index_follows_its_catalogue_and_finds_the_same_when_loaded(tmp_path)
     assert set(index.recall) == {0, 1}
     is_active = np.ones(1_500, bool)
     index.save(tmp_path / "0")
-    # New items, few of leaf 0 and many of leaf 2; some are removed; leaves are counted otherwise.
-    few = (np.arange(1_800) < 1_500) | ((leaf == 0) & (np.arange(1_800) < 1_550)) | (leaf == 2)
+    # Some items are removed, new ones come, of which some are removed at once; leaves are counted
+    # otherwise.
     steps = [
-        (few, np.arange(1_800) % 40 == 0),
+        (np.arange(1_800) < 1_550, np.arange(1_800) % 40 == 0),
         (np.ones(1_800, bool), (leaf == 1) & (np.arange(1_800) % 3 == 0)),
         (np.ones(1_800, bool), np.arange(1_800) % 40 == 1),
     ]
     number = np.array([0, 1, 2, 3], np.int32)
     for step, (known, removed) in enumerate(steps, 1):
         before = HostIndex.load(tmp_path / str(step - 1), vectors[: len(is_active)], is_active)
-        number = rng.permutation(LEAVES).astype(np.int32)
-        is_active = known & ~removed
-        rebuilt = before.follow(number[leaf], vectors, is_active)
+        number, size = rng.permutation(LEAVES).astype(np.int32), int(known.sum())
+        is_active = (known & ~removed)[:size]
+        rebuilt = before.follow(number[leaf[:size]], vectors[:size], is_active)
         assert (number[1] in rebuilt) == (step == 2 or step == 3)
         assert number[0] not in rebuilt or step > 1
         before.save(tmp_path / str(step))
-        after = HostIndex.load(tmp_path / str(step), vectors, is_active)
+        after = HostIndex.load(tmp_path / str(step), vectors[:size], is_active)
         kept = of_catalogue(number[leaf], vectors, is_active)
         queries, leaves = clustered(50, 3), np.arange(50, dtype=np.int32) % LEAVES
         for left, right in zip(
@@ -46,7 +46,14 @@ def test_an_index_follows_its_catalogue_and_finds_the_same_when_loaded(tmp_path)
             np.testing.assert_array_equal(left, right)
         for shown in (before, after):
             assert agreement((shown, *kept)) >= 0.95
-        some = is_active & (np.arange(1_800) % 2 == 0)
+        asked, at = queries[:8].reshape(2, 4, -1), leaves[:8].reshape(2, 4)
+        sharpness = np.array([4.0, 6.0], np.float32)
+        mass = after.of_beams(asked, at, 10, sharpness, None, None)[2]
+        for row, beam in np.ndindex(2, 4):  # removed items still have their probability
+            inside = vectors[known & (number[leaf] == at[row, beam])]
+            exact = np.log(np.exp(inside @ asked[row, beam] * sharpness[row]).sum())
+            assert mass[row, beam] == pytest.approx(exact, abs=0.1)
+        some = is_active & (np.arange(size) % 2 == 0)
         assert agreement((after.only(some), *of_catalogue(number[leaf], vectors, some))) >= 0.95
         assert after.recall == before.recall
 
