@@ -133,7 +133,8 @@ class HostIndex:
 
         Behind the `count` nearest stand those of the `listed` items (padded beyond the last item)
         that lie in the prefix: where counts speak for an item, it has to be among what they choose
-        from, however far it lies. They have as many places as the beam with most of them needs.
+        from, however far it lies. What all items have (trends, what is said) orders these, and
+        brings in no others. The listed have as many places as the beam with most of them needs.
         """
         batch, beams, width = queries.shape
         flat, of_leaf = queries.reshape(-1, width), leaves.reshape(-1)

@@ -32,7 +32,6 @@ from tokenizers import normalizers, pre_tokenizers
 
 from sigma_jax.generation.trie import power_of_two
 
-NONE = np.int32(-1)
 MOST_OF_ITEM = 64  # words of an item's text, the first ones: titles stand first
 
 _PLAIN = normalizers.Sequence([normalizers.NFKC(), normalizers.BertNormalizer()])
@@ -51,26 +50,15 @@ class WordTable:
     @classmethod
     def make(cls, texts: Iterable[str], asked: Iterable[str], around: Sequence[str]) -> WordTable:
         """Of the items' JSON `texts`, where people ask for `asked` in the wordings `around`."""
-        return cls._over({}, np.zeros((1, 0), np.int32), texts, asked, around)
+        none = cls({}, *np.zeros((2, 1), np.float32), np.zeros((1, 0), np.int32))
+        return none.grown(0, texts, asked, around)
 
     def grown(
         self, items: int, texts: Iterable[str], asked: Iterable[str], around: Sequence[str]
     ) -> WordTable:
         """The table that `make` gives with `texts` behind those of the first `items` items, which
         are not read again."""
-        known = np.where(self.of_items == len(self.weights) - 1, NONE, self.of_items)[:, :items]
-        return self._over(dict(self.numbers), known, texts, asked, around)
-
-    @classmethod
-    def _over(
-        cls,
-        numbers: dict[str, int],
-        known: Int32[np.ndarray, "W I"],
-        texts: Iterable[str],
-        asked: Iterable[str],
-        around: Sequence[str],
-    ) -> WordTable:
-        """`known` words of the first items, padded with NONE, and those of `texts`."""
+        numbers, known = dict(self.numbers), self.of_items[:, :items]
         asked = [words_of(text) for text in set(asked)]
         demands = Counter()
         for words in asked:
@@ -82,18 +70,20 @@ class WordTable:
             found.extend(numbers.setdefault(word, len(numbers)) for word in kept)
             ends.append(len(found))
         found, sizes = np.array(found, np.int32), np.diff(ends)
-        items = known.shape[1] + len(sizes)
-        of_items = np.full((max(sizes.max(initial=1), len(known)), items), NONE)
-        of_items[: len(known), : known.shape[1]] = known
+        of_items = np.full(
+            (max(sizes.max(initial=1), len(known)), items + len(sizes)), len(numbers), np.int32
+        )
+        for row, old in zip(of_items, known, strict=False):  # it may be large: one copy
+            row[:items] = np.where(old == len(self.weights) - 1, len(numbers), old)
         item = np.repeat(np.arange(len(sizes)), sizes)
-        of_items[np.arange(len(found)) - np.array(ends)[item], known.shape[1] + item] = found
-        having = np.bincount(of_items[of_items >= 0], minlength=len(numbers))
+        of_items[np.arange(len(found)) - np.array(ends)[item], items + item] = found
+        having = sum(np.bincount(row, minlength=len(numbers) + 1) for row in of_items)[:-1]
         a = np.array([demands[word] for word in numbers])
         b = np.array([fillers[word] for word in numbers]) * len(asked) / max(len(around), 1)
         trust = a / (a + b + 1)
-        rarity = np.log(items / having)
+        rarity = np.log(of_items.shape[1] / having)
         trust, weights = (np.append(v, 0).astype(np.float32) for v in (trust, trust * rarity))
-        return cls(numbers, trust, weights, np.where(of_items < 0, len(numbers), of_items))
+        return WordTable(numbers, trust, weights, of_items)
 
     def of(self, instructions: Sequence[str]) -> Int32[np.ndarray, "N n"]:
         """The words of each instruction that some item has, padded with V - 1."""
@@ -127,8 +117,8 @@ class WordTable:
         words = max(words, len(self.weights))
         none = len(self.weights) - 1
         of_items = np.full(size, words - 1, np.int32)
-        known = np.where(self.of_items == none, words - 1, self.of_items)
-        of_items[: known.shape[0], : known.shape[1]] = known
+        for row, known in zip(of_items, self.of_items, strict=False):  # it may be large: one copy
+            row[: len(known)] = np.where(known == none, words - 1, known)
         trust, weights = np.zeros((2, words), np.float32)
         trust[:none], weights[:none] = self.trust[:none], self.weights[:none]
         return WordTable(self.numbers, trust, weights, of_items)
