@@ -16,11 +16,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from sigma_jax.data.vectors import unit_rows
 from sigma_jax.generation.beam import Beams, Prompts, beam_search
 from sigma_jax.generation.bias import ItemFeatures
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.evidence import ItemEvidence, make_evidence
 from sigma_jax.generation.host_index import HostIndex, leaves_of_items
+from sigma_jax.generation.lifts import Lifts
 from sigma_jax.generation.rank import Given, Recommendations, rank, rank_found, sharpness_of
 from sigma_jax.generation.retrieval import PrefixIndex, build_index
 from sigma_jax.generation.told import Answer, ItemWords, Said, Told, read_answer
@@ -90,10 +92,12 @@ class Generator:
         self.index = build_index(trie, np.asarray(vectors), mesh=mesh)
         self.host = host if config.retrieval == "scann" else None
         self._host_of: tuple[Subset, HostIndex] | None = None  # the last subset's
-        if config.retrieval == "scann" and host is None:
-            leaves = leaves_of_items(np.asarray(trie.leaf_start), np.asarray(trie.sorted_items))
-            usual = self._per_prefix(config, 1).num_retrieved
-            self.host = HostIndex(leaves, np.asarray(vectors), usual)
+        if config.retrieval == "scann":
+            self.lifts = Lifts(words)
+            if host is None:
+                leaves = leaves_of_items(np.asarray(trie.leaf_start), np.asarray(trie.sorted_items))
+                usual = self._per_prefix(config, 1).num_retrieved
+                self.host = HostIndex(leaves, np.asarray(vectors), usual)
         self.evidence = None
         if model.config.has_open_query:
             self.evidence = make_evidence(trie, self.index.vectors, config.temperature)
@@ -186,7 +190,8 @@ class Generator:
                 if self.host is None:
                     found.append(rank(self.index, beams, active, given, config, count))
                 else:
-                    found.append(self._rank_on_host(beams, given, config, count, active))
+                    lifted = self._lifted(choice, rows)
+                    found.append(self._rank_on_host(beams, given, lifted, config, count, active))
             return found
 
         return self._by_batch(len(prompts["lengths"]), answer)
@@ -195,18 +200,35 @@ class Generator:
         self,
         beams: Beams,
         given: Given,
+        lifted: list[np.ndarray] | None,
         config: GenerationConfig,
         count: int,
         active: Subset | None,
     ) -> Recommendations:
-        """`rank` with the items that the host finds in the prefixes."""
+        """`rank` with the items that the host finds in the prefixes, and those of `lifted` there,
+        for each request."""
+        index, retrieved = self._host_index(active), config.num_retrieved
         sharpness = np.asarray(sharpness_of(beams, config))
         queries, leaves = np.asarray(beams.queries), np.asarray(beams.leaves)
         seen = np.asarray(given.seen) if given.seen is not None else None
-        listed = np.asarray(given.features.items) if given.features is not None else None
-        index = self._host_index(active)
-        found = index.of_beams(queries, leaves, config.num_retrieved, sharpness, seen, listed)
+        if lifted is not None and given.told is not None and given.told.answer is not None:
+            answers = unit_rows(np.asarray(given.told.answer.queries))
+            answers = np.repeat(answers, leaves.shape[1], axis=0)
+            near = index.search(answers, leaves.reshape(-1), retrieved)[0].reshape(len(leaves), -1)
+            lifted = [np.union1d(*both) for both in zip(lifted, near, strict=True)]
+        found = index.of_beams(queries, leaves, retrieved, sharpness, seen, lifted)
         return rank_found(self.index, beams, *map(jnp.asarray, found), given, config, count)
+
+    def _lifted(self, choice: Choice, rows: np.ndarray) -> list[np.ndarray] | None:
+        """Items of each request that more than the query speaks for; None where nothing does."""
+        if choice.features is None:
+            return None
+        parts = [self.lifts.of_features(take_on_host(choice.features, rows))]
+        if choice.told is not None and choice.told.words is not None:
+            parts.append(self.lifts.of_words(choice.told.words[rows]))
+        if choice.table is not None:
+            parts.append(self.lifts.of_trends(choice.table, choice.features.row[rows]))
+        return [np.unique(np.concatenate(row)) for row in zip(*parts, strict=True)]
 
     def _host_index(self, active: Subset | None) -> HostIndex:
         """The host's index of the active items."""
@@ -272,6 +294,11 @@ class Generator:
         if not self.trie.depth:
             wanted = max(config.num_beams * wanted, count)
         return dataclasses.replace(config, num_retrieved=min(wanted, self._longest))
+
+
+def take_on_host(tree, rows: np.ndarray):
+    """The rows of every array of `tree`, NumPy arrays; None stays None."""
+    return jax.tree.map(lambda table: np.asarray(table)[rows], tree)
 
 
 def take_rows(tree, rows: np.ndarray):

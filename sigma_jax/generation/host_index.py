@@ -124,17 +124,17 @@ class HostIndex:
         count: int,
         sharpness: Float32[np.ndarray, " B"],
         seen: Int32[np.ndarray, "B S"] | None,
-        listed: Int32[np.ndarray, "B L"] | None,
+        listed: Sequence[Int32[np.ndarray, " L"]] | None,
     ) -> tuple[
         Int32[np.ndarray, "B M R"], Float32[np.ndarray, "B M R"], Float32[np.ndarray, "B M"]
     ]:
         """What `retrieval.search` gives for each beam: items, cosines and the log-normaliser, an
         estimate where ScaNN has searched.
 
-        Behind the `count` nearest stand those of the `listed` items (padded beyond the last item)
-        that lie in the prefix: where counts speak for an item, it has to be among what they choose
-        from, however far it lies. What all items have (trends, what is said) orders these, and
-        brings in no others. The listed have as many places as the beam with most of them needs.
+        Behind the `count` nearest stand those of each request's `listed` items (negative and
+        unknown ones are none) that lie in the prefix: where more than the query speaks for an item,
+        it has to be among what is chosen from, however far it lies (lifts.py). They have LISTED
+        places, or 4, 16 ... times as many.
         """
         batch, beams, width = queries.shape
         flat, of_leaf = queries.reshape(-1, width), leaves.reshape(-1)

@@ -103,6 +103,37 @@ def test_words_lift_the_items_that_have_them(depth, is_answered):
     np.testing.assert_array_equal(found.items[2], plain.items[2])
 
 
+LIFTS = ("values", "trends", "answer", "words")
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("lift", LIFTS)
+def test_what_lifts_an_item_brings_it_in_where_only_the_nearest_are_searched(depth, lift):
+    """The host looks for 2 items of 30, or of each prefix, and finds what the device finds."""
+    model, tables = recommender(open_query=True)
+    rng, beams = np.random.default_rng(3), 30 if depth else 1
+    items = np.sort(rng.permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)[:, :2], axis=1)
+    rows = np.arange(3, dtype=np.int32)
+    features = ItemFeatures(items.astype(np.int32), np.ones((3, 2, 1), np.float32), rows)
+    table = np.zeros((3, NUM_ITEMS, 1), np.float16)
+    table[rows, [11, 23, 5]] = 1
+    weights = np.zeros((1, len(LIFTS)), np.float32)
+    weights[0, LIFTS.index(lift)] = 300
+    firsts, answers = [], []
+    for how in ("exact", "scann"):
+        config = dataclasses.replace(CONFIG, num_beams=beams, num_retrieved=2, retrieval=how)
+        generator = Generator.create(model, tables, semantic_ids(), depth, config, words=WORDS)
+        said = generator.told(["red b", "number7", "surprise me"], prompts(seed=5))
+        choice = Choice(None, features, weights, table=table, told=said)
+        first = generator.variants(prompts(), 2, [choice])[0].items[:, :1]
+        firsts.append(first)
+        answers.append(generator.told_at(said, first)[..., 0])
+    if lift == "answer":  # of all that is asked for it prefers nothing
+        np.testing.assert_allclose(*answers, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(*firsts)
+
+
 @pytest.mark.parametrize("depth", [0, 2])
 def test_a_large_catalogue_is_read_in_parts(depth, monkeypatch):
     """A part is of one request and 4 items of 30; what is found is the same."""
