@@ -60,8 +60,8 @@ class Answering:
 
         `generation` in place of the settings of training with `beams`, and with `retrieval`: "" is
         "scann" where the export has such an index, else "exact". ValueError where the export is
-        damaged.
-        `mesh`: whose devices have the item table in equal parts; None: one has it all.
+        damaged. `mesh`: whose devices have the item vectors that are compared in equal parts; None:
+        one has them all.
         """
         name = name or bundle.state()["active"]
         retrieval = generation.retrieval if generation is not None else retrieval
