@@ -29,6 +29,15 @@ def test_every_record_is_of_a_run_of_its_suite(folder):
     assert "WARNING" not in text
 
 
+def test_what_the_readme_shows_without_training_is_all_recorded():
+    found = re.findall(r'--workdir=launch/results/(\w+) "--runs=([^"]+)"', README)
+    assert found
+    for name, prefix in found:
+        suite = suite_of(RESULTS / name)
+        runs = benchmark.chosen(suites.planned(suite), [prefix])
+        assert runs and all(suites.read_results(run, RESULTS / name) for run in runs)
+
+
 def test_the_readme_shows_the_means_and_deviations_of_the_records():
     """Rows such as | Beauty | SIGMA | 3 | 9.51 ± 0.12 | ...: seeds, then the suite's columns."""
     folder = RESULTS / "amazon"
