@@ -36,6 +36,8 @@ def load_encoder(name: str) -> Encode:
         raise ValueError(
             f"data.text_encoder={name!r} cannot be loaded ({reason}); name a model or its folder."
         ) from error
+    if model.device.type == "cpu":
+        model.float()  # half precision, as some are stored, takes a CPU several times as long
     return lambda texts: model.encode(texts, show_progress_bar=False, convert_to_numpy=True)
 
 

@@ -75,3 +75,17 @@ def test_a_missing_or_unknown_encoder_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", fake)
     with pytest.raises(ValueError, match=r"cannot be loaded \(no model MiniLM\); name a model"):
         sentences.load_encoder("MiniLM")
+
+
+@pytest.mark.parametrize("device, casts", [("cpu", 1), ("cuda", 0)])
+def test_a_cpu_encodes_in_full_precision(monkeypatch, device, casts):
+    calls = []
+    model = types.SimpleNamespace(
+        device=types.SimpleNamespace(type=device),
+        float=lambda: calls.append("float"),
+        encode=lambda texts, **options: np.ones((len(texts), 2)),
+    )
+    fake = types.SimpleNamespace(SentenceTransformer=lambda name: model)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", fake)
+    assert sentences.load_encoder("any")(["a", "b"]).shape == (2, 2)
+    assert len(calls) == casts
