@@ -19,10 +19,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
-from jax.sharding import AxisType
 from tqdm import tqdm
 
 from sigma_jax.baselines.candidates import seen_items
@@ -31,6 +29,8 @@ from sigma_jax.evaluation.run import describe
 from sigma_jax.generation.config import RETRIEVALS
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.artifacts import check_inputs
+from sigma_jax.runtime.config import MeshConfig
+from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.serving.ask import Answering
 from sigma_jax.serving.bundle import Bundle
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         bundle = Bundle.open(Path(FLAGS.export))
         mesh = None
         if FLAGS.split_items:
-            mesh = jax.make_mesh((jax.device_count(),), ("items",), axis_types=(AxisType.Auto,))
+            mesh = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
         answering = Answering.of(
             bundle,
             "",
@@ -120,7 +120,7 @@ def recommend_all(
         with RowWriter(beside, output.suffix) as writer, tqdm(unit=" users") as bar:
             for asked in read_users(users, answering.reading, ROWS):
                 found = answering.recommend(asked, count, keeps_seen)
-                writer.write(rows_of(answering, asked, found))
+                writer.write(rows_of(asked, found, answering.version.catalogue, answering.name))
                 rows += len(asked)
                 short += int(((found.items >= 0).sum(axis=1) < count).sum())
                 bar.update(len(asked))

@@ -95,9 +95,8 @@ class Generator:
         if config.retrieval == "scann":
             self.lifts = Lifts(words)
             if host is None:
-                leaves = leaves_of_items(np.asarray(trie.leaf_start), np.asarray(trie.sorted_items))
                 usual = self._per_prefix(config, 1).num_retrieved
-                self.host = HostIndex(leaves, np.asarray(vectors), usual)
+                self.host = HostIndex(leaves_of_items(trie), np.asarray(vectors), usual)
         self.evidence = None
         if model.config.has_open_query:
             self.evidence = make_evidence(trie, self.index.vectors, config.temperature)
@@ -223,7 +222,7 @@ class Generator:
         """Items of each request that more than the query speaks for; None where nothing does."""
         if choice.features is None:
             return None
-        parts = [self.lifts.of_features(take_on_host(choice.features, rows))]
+        parts = [choice.features.items[rows]]
         if choice.told is not None and choice.told.words is not None:
             parts.append(self.lifts.of_words(choice.told.words[rows]))
         if choice.table is not None:
@@ -294,11 +293,6 @@ class Generator:
         if not self.trie.depth:
             wanted = max(config.num_beams * wanted, count)
         return dataclasses.replace(config, num_retrieved=min(wanted, self._longest))
-
-
-def take_on_host(tree, rows: np.ndarray):
-    """The rows of every array of `tree`, NumPy arrays; None stays None."""
-    return jax.tree.map(lambda table: np.asarray(table)[rows], tree)
 
 
 def take_rows(tree, rows: np.ndarray):

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float32, Int, Int32
 
 from sigma_jax.generation.prefix import NONE, Compared, Prefix, best_of, everything, log_mass
 from sigma_jax.generation.searcher import HAS_SCANN, Searcher
+from sigma_jax.generation.trie import Trie
 
 LISTED = 64  # listed items of a beam, times 4, 16 ...: few widths, since each is compiled
 SCANN_ABOVE = 20_000  # items of a prefix from which ScaNN is faster than a product
@@ -364,12 +365,9 @@ def _groups(leaves: Int[np.ndarray, " n"]) -> Iterator[tuple[int, np.ndarray]]:
         yield leaf, order[starts[number] : end]
 
 
-def leaves_of_items(
-    leaf_start: Int[np.ndarray, " P+1"], sorted_items: Int[np.ndarray, " I"]
-) -> Int32[np.ndarray, " I"]:
+def leaves_of_items(trie: Trie) -> Int32[np.ndarray, " I"]:
     """The leaf of each item of a trie, as `HostIndex` takes them."""
-    count = int(leaf_start[-1])
-    sizes = np.diff(leaf_start)
-    found = np.full(count, NONE)
-    found[sorted_items[:count]] = np.repeat(np.arange(len(sizes)), sizes)
+    sizes = np.diff(np.asarray(trie.leaf_start))
+    found = np.full(trie.num_items, NONE)
+    found[np.asarray(trie.sorted_items)[: trie.num_items]] = np.repeat(np.arange(len(sizes)), sizes)
     return found

@@ -1,4 +1,4 @@
-"""What may lift an item into a list however far it lies from the query: counts, the time, words.
+"""What may lift an item into a list however far it lies from the query: the time, and words.
 
 A search that compares all items finds these by itself (retrieval.py); one that finds the nearest
 alone (host_index.py) has to be told of them.
@@ -13,7 +13,6 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float16, Int32
 
-from sigma_jax.generation.bias import ItemFeatures
 from sigma_jax.generation.words import WordTable
 
 MOST = 4_096  # items that have words of a request, those with the weightiest first
@@ -35,10 +34,6 @@ class Lifts:
         order = np.argsort(word, kind="stable")
         self._weights, self._items = words.weights, np.concatenate(items)[order]
         self._start = np.searchsorted(word[order], np.arange(none + 2))
-
-    def of_features(self, features: ItemFeatures) -> list[Int32[np.ndarray, " n"]]:
-        """The items each request has values of its own for."""
-        return [row[row < np.iinfo(np.int32).max] for row in np.asarray(features.items)]
 
     def of_words(self, words: Int32[np.ndarray, "N n"]) -> list[Int32[np.ndarray, " n"]]:
         """The items that have words of each request (WordTable.of), at most MOST."""

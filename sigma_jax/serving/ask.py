@@ -176,7 +176,8 @@ class Living:
             return []
         now = self.now
         asked = asked_of(list(enumerate(map(dict, rows), 1)), now.reading, "requests")
-        return rows_of(now, asked, now.recommend(asked, count, keeps_seen))
+        found = now.recommend(asked, count, keeps_seen)
+        return rows_of(asked, found, now.version.catalogue, now.name)
 
     def refresh(self) -> bool:
         """Takes the active version where it is another one; whether it was."""

@@ -60,8 +60,8 @@ BEAMS = 32  # that ScaNN's recall is measured for where no code is generated
 
 
 def export(workdir: Path, target: Path, retrieval: str = "exact") -> dict[str, Any]:
-    """Writes the export of a trained workdir to `target`; what its manifest and that of the first
-    version say.
+    """Writes the export of a trained workdir to `target`; what the manifest of its first version
+    says.
 
     `retrieval`: as in GenerationConfig, of who asks the export; with "scann" the index is part of
     it. ValueError if the workdir is not trained, or `target` is there already.
@@ -70,15 +70,13 @@ def export(workdir: Path, target: Path, retrieval: str = "exact") -> dict[str, A
     data = PreparedData.load(workdir / "data")
     trained = load_recommender(workdir, data)
 
-    first: dict[str, Any] = {}
-
     def write(folder: Path) -> dict[str, Any]:
         write_folder(
             folder / "model", MANIFEST, lambda into: _write_model(workdir, data, trained, into)
         )
         (folder / "catalogue").mkdir()
         version = first_version(workdir, data, trained, retrieval)
-        first.update(write_version(folder, FIRST, version, "exported"))
+        write_version(folder, FIRST, version, "exported")
         write_json(folder / "catalogue" / ACTIVE, {"active": FIRST, "before": []})
         stages = {name: read_manifest(workdir, name) for name in ("data", "tokenizer", "sft")}
         return {
@@ -86,7 +84,8 @@ def export(workdir: Path, target: Path, retrieval: str = "exact") -> dict[str, A
             "fingerprints": {name: found.fingerprint for name, found in stages.items()},
         }
 
-    return first | write_folder(target, MANIFEST, write, ("model", "catalogue"))
+    write_folder(target, MANIFEST, write, ("model", "catalogue"))
+    return read_json(target / "catalogue" / FIRST / VERSION)
 
 
 def _write_model(
@@ -184,8 +183,8 @@ def roomy_words(
     return words.with_room(room, room_for(len(words.weights), known), width)
 
 
-def write_version(folder: Path, name: str, version: Version, comment: str) -> dict[str, Any]:
-    """Writes FOLDER/catalogue/NAME; what its manifest says."""
+def write_version(folder: Path, name: str, version: Version, comment: str) -> None:
+    """Writes FOLDER/catalogue/NAME."""
 
     def write(into: Path) -> dict[str, Any]:
         version.save(into)
@@ -200,7 +199,7 @@ def write_version(folder: Path, name: str, version: Version, comment: str) -> di
             found["recall"] = list(version.index.recall.values())
         return found
 
-    return write_folder(folder / "catalogue" / name, VERSION, write)
+    write_folder(folder / "catalogue" / name, VERSION, write)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sigma_jax.generation.generate import Recommendations
+from sigma_jax.schema import Catalogue
 from sigma_jax.serving.users import Asked
-
-if TYPE_CHECKING:
-    from sigma_jax.serving.ask import Answering
 
 OUTPUTS = (".jsonl", ".parquet")
 ITEM = pa.struct(
@@ -36,9 +34,10 @@ SCHEMA = pa.schema(
 )
 
 
-def rows_of(answering: Answering, asked: Asked, found: Recommendations) -> list[dict[str, Any]]:
-    """A row of SCHEMA for each request."""
-    catalogue = answering.version.catalogue
+def rows_of(
+    asked: Asked, found: Recommendations, catalogue: Catalogue, version: str
+) -> list[dict[str, Any]]:
+    """A row of SCHEMA for each request, answered by the version of that name."""
     rows = []
     for number, user in enumerate(asked.users.table["user_id"].to_pylist()):
         items = found.items[number]
@@ -56,7 +55,7 @@ def rows_of(answering: Answering, asked: Asked, found: Recommendations) -> list[
             {
                 "user_id": user,
                 "instruction": asked.requests.instruction[number],
-                "version": answering.name,
+                "version": version,
                 "items": chosen,
             }
         )

@@ -112,5 +112,4 @@ class Version:
     @property
     def leaves(self) -> Int32[np.ndarray, " I"]:
         """The leaf of the trie that each item is in."""
-        leaf_start, items = np.asarray(self.trie.leaf_start), np.asarray(self.trie.sorted_items)
-        return leaves_of_items(leaf_start, items)
+        return leaves_of_items(self.trie)

@@ -153,6 +153,6 @@ def test_beams_get_items_what_is_listed_and_the_denominator(state):
 def test_leaves_of_a_trie():
     codes = np.random.default_rng(0).integers(0, 5, (80, 2)).astype(np.int32)
     trie = build_trie(codes, 2, 5)
-    leaves = leaves_of_items(trie.leaf_start, trie.sorted_items)
+    leaves = leaves_of_items(trie)
     prefixes = sorted(set(map(tuple, codes.tolist())))
     assert [prefixes[leaf] for leaf in leaves] == list(map(tuple, codes.tolist()))
