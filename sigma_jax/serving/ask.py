@@ -82,18 +82,6 @@ class Answering:
             mesh=mesh,
             host=version.index,
         )
-        now = 0
-        if trained.prior is not None:
-            now = int(trained.prior.counts.trends.time.max(initial=0))
-        reading = Reading(
-            ItemNumbers(version.catalogue),
-            bundle.text,
-            trained.config.prompt.has_words,
-            instruction,
-            now,
-            bundle.items["has_sessions"],
-            bundle.items["session_gap"],
-        )
         return cls(
             name,
             version,
@@ -101,7 +89,7 @@ class Answering:
             generator,
             generator.subset(version.is_active),
             nobody(bundle.folder / "model", version),
-            reading,
+            _reading(bundle, version, trained, instruction),
         )
 
     def recommend(
@@ -143,6 +131,24 @@ class Answering:
         found = [answer(asked.requests.take(rows)) for rows in parts]
         places = np.argsort(np.concatenate(parts))
         return jax.tree.map(lambda *values: np.concatenate(values)[places], *found)
+
+
+def _reading(
+    bundle: Bundle, version: Version, trained: TrainedRecommender, instruction: str
+) -> Reading:
+    """How rows of users are understood; `instruction` where they have none."""
+    now = 0
+    if trained.prior is not None:
+        now = int(trained.prior.counts.trends.time.max(initial=0))
+    return Reading(
+        ItemNumbers(version.catalogue),
+        bundle.text,
+        trained.config.prompt.has_words,
+        instruction,
+        now,
+        bundle.items["has_sessions"],
+        bundle.items["session_gap"],
+    )
 
 
 class Living:
