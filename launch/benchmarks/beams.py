@@ -23,7 +23,7 @@ from sigma_jax.generation.beam import BeamState, Prompts, beam_search, first_sta
 from sigma_jax.generation.trie import Trie
 from sigma_jax.generation.trie_build import build_trie
 from sigma_jax.models.item_encoder import ItemEncoderConfig
-from sigma_jax.models.qwen3 import KVCache, Qwen3, Qwen3Config, causal_mask, pad_mask
+from sigma_jax.models.qwen3 import KVCache, Qwen3, Qwen3Config, causal_mask
 from sigma_jax.models.recommender import Recommender, RecommenderConfig, TokenSpace
 
 DEPTH, CODES, ITEMS, VOCABULARY = 3, 256, 20_000, 1_000
@@ -82,7 +82,7 @@ def copied(
     model = nnx.merge(graphdef, state)
     users, length = prompts.tokens.shape
     cache = KVCache.empty(BACKBONE, users, length + DEPTH)
-    mask = pad_mask(causal_mask(prompts.is_token.astype(jnp.int32)), cache.size)
+    mask = causal_mask(prompts.is_token.astype(jnp.int32))
     hidden, cache = model(
         prompts.tokens, prompts.items, prompts.positions, mask, tables, cache=cache
     )
@@ -103,12 +103,11 @@ def copied(
         tokens = jnp.where(
             jnp.isfinite(found.scores), model.space.code(level, found.codes[..., -1]), 0
         ).reshape(-1, 1)
-        is_seen = jnp.arange(cache.size) <= length + level
         hidden, cache = model(
             tokens,
             jnp.full(tokens.shape, -1),
             jnp.full(tokens.shape, length + level),
-            jnp.broadcast_to(is_seen, (len(tokens), 1, cache.size)),
+            jnp.ones((len(tokens), 1, length + level + 1), bool),
             tables,
             cache=cache,
         )

@@ -11,6 +11,7 @@ by whether a request had to wait for them.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ from sigma_jax.serving.users import Asked, read_users
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 COUNT = 10
-SETTLED = 100  # requests answered before items are added
+SETTLED = 100  # requests answered before items are added, and again by the new version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +45,15 @@ class Answer:
 class Load:
     """Threads that ask one request at a time, each when the one before is answered."""
 
-    def __init__(self, living: Living, asked: list[Asked], requests: int):
+    def __init__(self, living: Living, asked: list[Asked]):
         self.answers: list[Answer] = []
-        self._living, self._asked, self._left = living, asked, iter(range(requests))
-        self._lock = threading.Lock()
+        self.is_over = threading.Event()
+        self._living, self._asked, self._numbers = living, asked, itertools.count()
 
     def run(self) -> None:
-        """Asks until there is nothing left to ask."""
-        while True:
-            with self._lock:
-                number = next(self._left, None)
-            if number is None:
-                return
+        """Asks until it is over."""
+        while not self.is_over.is_set():
+            number = next(self._numbers)
             start, by = time.perf_counter(), self._living.now
             try:
                 found = by.recommend(self._asked[number % len(self._asked)], COUNT)
@@ -78,6 +76,12 @@ def new_items(answering: Answering, share: float, path: Path) -> int:
     return len(lines)
 
 
+def wait_for(load: Load, answers: int) -> None:
+    """Until so many are there."""
+    while len(load.answers) < answers:
+        time.sleep(0.01)
+
+
 def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     """Figures of one run over the export in `folder`."""
     living = Living(folder)
@@ -85,8 +89,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     asked = list(read_users(str(arguments.users), first.reading, 1))[: arguments.requests]
     for one in asked:
         first.recommend(one, COUNT)
-    load = Load(living, asked, arguments.requests)
-    threads = [threading.Thread(target=load.run) for _ in range(arguments.threads)]
+    load = Load(living, asked)
+    threads = [threading.Thread(target=load.run, daemon=True) for _ in range(arguments.threads)]
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **more: event == COMPILED and compiled.append(threading.get_ident())
@@ -94,14 +98,15 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     items = new_items(first, arguments.share, folder.parent / "new.jsonl")
     for thread in threads:
         thread.start()
-    while len(load.answers) < SETTLED:
-        time.sleep(0.01)
+    wait_for(load, SETTLED)
     words = ["add", f"--export={folder}", f"--items={folder.parent / 'new.jsonl'}"]
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "sigma_jax.catalogue", *words], check=True)
     added = time.perf_counter()
     living.refresh()
     refreshed = time.perf_counter()
+    wait_for(load, max(arguments.requests, len(load.answers) + SETTLED))
+    load.is_over.set()
     for thread in threads:
         thread.join()
     counted = tuple(compiled)  # without those of the check below
@@ -135,12 +140,10 @@ def main() -> None:
     parser.add_argument("--export", type=Path, required=True)
     parser.add_argument("--users", type=Path, required=True)
     parser.add_argument("--share", type=float, default=0.01)
-    parser.add_argument("--requests", type=int, default=1_000)
+    parser.add_argument("--requests", type=int, default=1_000, help="at least")
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    if arguments.requests <= SETTLED:
-        parser.error(f"--requests={arguments.requests}; use more than {SETTLED}.")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "export"
         shutil.copytree(arguments.export, folder)
@@ -151,8 +154,6 @@ def main() -> None:
         arguments.output.write_text(json.dumps(found, indent=1))
     if found["failed"] or found["mixed"]:
         sys.exit("an answer failed or was mixed")
-    if not found["by_new_version"]:
-        sys.exit("all requests were over before the new version came; use more of them")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ active, seen, or not of its path.
 
 import argparse
 import functools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +87,7 @@ def main() -> None:
     """Runs the cases and prints what came back."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     cases = paths = items = number = 0
     while cases < arguments.cases:
@@ -95,6 +98,9 @@ def main() -> None:
         f"{cases:,} requests over {number:,} catalogues: {paths:,} paths and {items:,} items, all "
         "of them active"
     )
+    if arguments.output:
+        counted = {"requests": cases, "catalogues": number, "paths": paths, "items": items}
+        arguments.output.write_text(json.dumps(counted, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from b, both may look at row b and neither at row a; nothing is copied.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import operator
 
@@ -22,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sigma_jax.generation.evidence import ItemEvidence
 from sigma_jax.generation.trie import Subset, Trie, child_of, children, leaves_of
 from sigma_jax.losses import LOG_ZERO
-from sigma_jax.models.qwen3 import KVCache, causal_mask, pad_mask
+from sigma_jax.models.qwen3 import KVCache, causal_mask
 from sigma_jax.models.recommender import Recommender, Tables
 
 
@@ -59,7 +58,7 @@ class BeamState:
     scores: Float[Array, "B M"]
     nodes: Int[Array, "B M"]  # -1 where invalid
     codes: Int[Array, "B M t"]  # codes chosen so far
-    ancestors: Bool[Array, "B M R"]  # which of the beams' cache rows a beam descends from
+    ancestors: Bool[Array, "B M R"]  # which of the R rows that beams read a beam descends from
 
 
 def beam_search(
@@ -93,11 +92,10 @@ def beam_search(
     tokens_of = [1] * depth
     if depth:  # the query goes through the backbone together with the last code
         tokens_of[-1] = {"token": 2, "code": 1, "none": 0}[item_query]
-    first_row = [0, *itertools.accumulate(map(operator.mul, widths, tokens_of))]
-    own_rows = first_row[-1]
+    own_rows = sum(map(operator.mul, widths, tokens_of))
     cache = KVCache.empty(model.backbone.config, batch, length + own_rows)
     hidden, cache = _read_prompt(model, tables, prompts, cache)
-    state = first_state(batch, own_rows)
+    state = first_state(batch)
     hidden = hidden[:, None]
     tasks = jnp.ones((batch, 1), jnp.float32)
     if model.config.reads_task:
@@ -121,9 +119,7 @@ def beam_search(
         if tokens_of[level] == 2:
             query = jnp.full_like(tokens, model.space.query)
             tokens = jnp.concatenate([tokens, query], axis=-1)
-        hidden, state, cache = _extend(
-            model, tables, prompts, state, tokens, level, first_row[level], cache
-        )
+        hidden, state, cache = _extend(model, tables, prompts, state, tokens, level, cache)
     if item_query != "none":
         queries = model.query(hidden, *looked_at) if depth else opened
         if depth and evidence is not None:
@@ -142,20 +138,20 @@ def beam_search(
 
 def _read_prompt(model, tables, prompts: Prompts, cache: KVCache):
     """Fills the cache; the hidden state [B, D] of each prompt's last token."""
-    mask = pad_mask(causal_mask(prompts.is_token.astype(jnp.int32)), cache.size)
+    mask = causal_mask(prompts.is_token.astype(jnp.int32))
     hidden, cache = model(
         prompts.tokens, prompts.items, prompts.positions, mask, tables, cache=cache
     )
     return hidden[jnp.arange(len(hidden)), prompts.lengths - 1], cache
 
 
-def first_state(batch: int, own_rows: int = 0) -> BeamState:
-    """One beam a prompt, at the root, with `own_rows` rows of cache for what beams read."""
+def first_state(batch: int) -> BeamState:
+    """One beam a prompt, at the root; it has read nothing of its own."""
     return BeamState(
         scores=jnp.zeros((batch, 1), jnp.float32),
         nodes=jnp.zeros((batch, 1), jnp.int32),
         codes=jnp.zeros((batch, 1, 0), jnp.int32),
-        ancestors=jnp.zeros((batch, 1, own_rows), bool),
+        ancestors=jnp.zeros((batch, 1, 0), bool),
     )
 
 
@@ -262,37 +258,29 @@ def _grown(
     )
 
 
-def _extend(
-    model,
-    tables,
-    prompts: Prompts,
-    state: BeamState,
-    tokens,
-    level: int,
-    first_row: int,
-    cache: KVCache,
-):
-    """Reads `tokens` [B, M, n] of each beam into rows from `first_row` on of the beams' own; the
-    hidden state of each beam's last one."""
+def _extend(model, tables, prompts: Prompts, state: BeamState, tokens, level: int, cache: KVCache):
+    """Reads `tokens` [B, M, n] of each beam into rows of the cache; the hidden state [B, M, D] of
+    each beam's last one."""
     batch, num_beams, count = tokens.shape
-    rows = first_row + jnp.arange(num_beams * count).reshape(num_beams, count)
-    own_row = jax.nn.one_hot(rows, state.ancestors.shape[-1], dtype=bool)
+    rows = num_beams * count
+    own_row = jnp.eye(rows, dtype=bool).reshape(num_beams, count, rows)
     before = jnp.cumsum(own_row, axis=1).astype(bool)  # token j of a beam sees tokens 0..j
-    seen = state.ancestors[:, :, None, :] | before
-    prompt = jnp.broadcast_to(
-        prompts.is_token[:, None, None, :], (*seen.shape[:3], prompts.is_token.shape[1])
-    )
-    mask = jnp.concatenate([prompt, seen], axis=-1)
+
+    def each(values: Array, shape: tuple[int, ...]) -> Array:
+        return jnp.broadcast_to(values, (batch, num_beams, count, *shape))
+
+    prompt = each(prompts.is_token[:, None, None], prompts.is_token.shape[1:])
+    above = each(state.ancestors[:, :, None], state.ancestors.shape[2:])
+    mask = jnp.concatenate([prompt, above, each(before, (rows,))], axis=-1)
     positions = prompts.lengths[:, None, None] + level + jnp.arange(count)
-    positions = jnp.broadcast_to(positions, tokens.shape)
     hidden, cache = model(
-        tokens.reshape(batch, -1),
-        jnp.full((batch, num_beams * count), -1),
-        positions.reshape(batch, -1),
-        mask.reshape(batch, num_beams * count, -1),
+        tokens.reshape(batch, rows),
+        jnp.full((batch, rows), -1),
+        each(positions, ()).reshape(batch, rows),
+        mask.reshape(batch, rows, -1),
         tables,
         cache=cache,
     )
     hidden = hidden.reshape(batch, num_beams, count, -1)[:, :, -1]
-    state = dataclasses.replace(state, ancestors=seen[:, :, -1])
-    return hidden, state, cache
+    seen = mask[:, :, -1, prompts.is_token.shape[1] :]
+    return hidden, dataclasses.replace(state, ancestors=seen), cache

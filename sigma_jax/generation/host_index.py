@@ -25,7 +25,7 @@ from sigma_jax.generation.searcher import HAS_SCANN, Searcher
 from sigma_jax.generation.trie import Trie
 
 LISTED = 64  # listed items of a beam, times 4, 16 ...: few widths, since each is compiled
-SCANN_ABOVE = 20_000  # items of a prefix from which ScaNN is faster than a product
+SCANN_ABOVE = 10_000  # items of a prefix from which ScaNN is faster than a product
 STALE = 0.1  # share of a prefix, new or removed, above which `compact` builds it anew
 GONE = 0.5  # share of a prefix, not wanted, above which a product is faster than passing them over
 

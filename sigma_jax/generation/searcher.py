@@ -96,8 +96,8 @@ class Searcher:
         """What `save` wrote. ValueError where scann is not installed."""
         if not HAS_SCANN:
             raise ValueError(
-                f"{folder} needs scann, which is not installed here; install it, or recommend with "
-                "--retrieval=exact."
+                f"{folder} needs scann, which is not installed here; install it, or recommend "
+                "with `sigma_jax.recommend --retrieval=exact`."
             )
         import scann
 

@@ -123,6 +123,15 @@ class KVCache:
 
         return KVCache(put(self.keys, keys), put(self.values, values), self.length)
 
+    def _first(self, layer, count: int) -> tuple[Float[Array, "B count K H"], ...]:
+        """Keys and values of one layer's first `count` rows."""
+
+        def get(whole):
+            sizes = (1, whole.shape[1], count, *whole.shape[3:])
+            return jax.lax.dynamic_slice(whole, (layer, 0, 0, 0, 0), sizes)[0]
+
+        return get(self.keys), get(self.values)
+
 
 def causal_mask(segment: Int32[Array, "B T"]) -> Bool[Array, "B T T"]:
     """Token i sees j <= i of its own segment; segment 0 is padding, sees and is seen by nobody.
@@ -147,11 +156,6 @@ def branch_mask(
     is_own = branch[:, :, None] == branch[:, None, :]
     is_context = (branch[:, None, :] == 0) & (time < attach[:, :, None])
     return causal_mask(segment) & (is_own | is_context)
-
-
-def pad_mask(mask: Bool[Array, "B T S"], size: int) -> Bool[Array, "B T size"]:
-    """`mask` over the first S of `size` cache rows; the others are not seen."""
-    return jnp.pad(mask, ((0, 0), (0, 0), (0, size - mask.shape[2])))
 
 
 def rms_norm(
@@ -225,10 +229,7 @@ def attention(
     queries, keys = rotate(queries, rotary), rotate(keys, rotary)
     if cache is not None:
         cache = cache._written(layer, keys, values)
-        keys, values = (
-            jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False).astype(x.dtype)
-            for whole in (cache.keys, cache.values)
-        )
+        keys, values = (rows.astype(x.dtype) for rows in cache._first(layer, mask.shape[-1]))
     mixed = attend(queries, keys, values, mask)
     return jnp.einsum("BTNH,NHD->BTD", mixed, weights["out"]), cache
 
@@ -357,10 +358,10 @@ class Qwen3(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm.
 
-        Without a cache S = T. With one, S is its size, the T new rows are written at
-        length..length+T, and the cache comes back with length + T; `mask` says which of all S
-        rows each new token sees, itself included. `key` turns dropout on. ValueError if the new
-        rows do not fit (where the length is known: outside jit).
+        Without a cache S = T. With one, the T new rows are written at length..length+T, and the
+        cache comes back with length + T; `mask` says which of its first S rows each new token
+        sees, itself included, and the others cost nothing. `key` turns dropout on. ValueError if
+        the new rows do not fit (where the length is known: outside jit).
         """
         config = self.config
         if cache is not None:

@@ -7,6 +7,7 @@ last.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
@@ -156,7 +157,9 @@ class Living:
 
     `refresh` loads what has become active and puts it in place in one step. An answer of
     `recommend` is made by the version that was there when it began; who uses `now` takes it once
-    for reading and answering, for another version may have other numbers.
+    for reading and answering, for another version may have other numbers. No request waits for a
+    program to be compiled for the new version: it answers the like of what was asked last before
+    it takes over.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class Living:
         """`instruction` of requests that have none; the others as in Answering.of."""
         self._folder, self._settings = folder, (instruction, generation, beams, retrieval, mesh)
         self._refreshing = threading.Lock()
+        self._last: dict[int, _Request] = {}  # by the batch they make
         self.now = Answering.of(Bundle.open(folder), "", *self._settings)
 
     def recommend(
@@ -180,10 +184,11 @@ class Living:
         and answered by one version. ValueError as in read_users."""
         if not rows:
             return []
-        now = self.now
-        asked = asked_of(list(enumerate(map(dict, rows), 1)), now.reading, "requests")
-        found = now.recommend(asked, count, keeps_seen)
-        return rows_of(asked, found, now.version.catalogue, now.name)
+        request = _Request(tuple(map(dict, rows)), count, keeps_seen)
+        answer = request.by(self.now)
+        few = dataclasses.replace(request, rows=request.rows[:SIZE_OF_BATCH])
+        self._last[power_of_two(len(few.rows))] = few
+        return answer
 
     def refresh(self) -> bool:
         """Takes the active version where it is another one; whether it was."""
@@ -191,6 +196,24 @@ class Living:
             name = read_state(self._folder)["active"]
             if name == self.now.name:
                 return False
-            bundle = Bundle.open(self._folder)
-            self.now = Answering.of(bundle, name, *self._settings)
+            new = Answering.of(Bundle.open(self._folder), name, *self._settings)
+            for request in tuple(self._last.values()):
+                with contextlib.suppress(ValueError):  # an older version may lack what it names
+                    request.by(new)
+            self.now = new
             return True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """The arguments of `Living.recommend`."""
+
+    rows: tuple[dict[str, Any], ...]
+    count: int
+    keeps_seen: bool
+
+    def by(self, version: Answering) -> list[dict[str, Any]]:
+        """Its answer."""
+        asked = asked_of(list(enumerate(map(dict, self.rows), 1)), version.reading, "requests")
+        found = version.recommend(asked, self.count, self.keeps_seen)
+        return rows_of(asked, found, version.version.catalogue, version.name)

@@ -218,13 +218,13 @@ TOKENS = [[0, 0, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8]]
 @pytest.mark.parametrize("chunks", [(8,), (5, 3), (1, 4, 1, 2), (1,) * 8])
 def test_cache_in_chunks_equals_no_cache(model, chunks):
     segment, tokens = jnp.array(SEGMENT), jnp.array(TOKENS)
-    mask = qwen3.pad_mask(qwen3.causal_mask(segment), 11)
+    mask = qwen3.causal_mask(segment)
     cache, start, parts = KVCache.empty(CONFIG, 2, 11), 0, []
     for chunk in chunks:
         rows = slice(start, start + chunk)
         positions = counted(segment)[:, rows]
         hidden, cache = forward(
-            model, model.embed(tokens[:, rows]), positions, mask[:, rows], cache
+            model, model.embed(tokens[:, rows]), positions, mask[:, rows, : rows.stop], cache
         )
         parts.append(hidden)
         start += chunk
@@ -251,7 +251,7 @@ def test_beams_share_one_prompt_by_mask_alone(model):
         for beam in range(2):
             sees[step, 0, beam, :3] = True
             sees[step, 0, beam, [3 + 2 * past + beam for past in range(step + 1)]] = True
-    mask = qwen3.pad_mask(qwen3.causal_mask(jnp.ones((1, 3), jnp.int32)), size)
+    mask = qwen3.causal_mask(jnp.ones((1, 3), jnp.int32))
     cache = KVCache.empty(CONFIG, 1, size)
     _, cache = forward(model, model.embed(prompt), jnp.arange(3)[None], mask, cache)
     for step in range(2):
@@ -265,7 +265,7 @@ def test_beams_share_one_prompt_by_mask_alone(model):
 
 def test_cache_keeps_its_own_dtype(model):
     cache = KVCache.empty(CONFIG, 1, 4, "bfloat16")
-    mask = qwen3.pad_mask(jnp.ones((1, 1, 1), bool), 4)
+    mask = jnp.ones((1, 1, 1), bool)
     embeddings = model.embed(jnp.array([[3]]))
     hidden, cache = forward(model, embeddings, jnp.zeros((1, 1), int), mask, cache)
     assert cache.keys.dtype == jnp.bfloat16 and hidden.dtype == jnp.float32

@@ -154,6 +154,28 @@ def test_a_swap_compiles_nothing_and_mixes_nothing(own, data, tmp_path):
     assert [program._cache_size() for program in programs] == compiled
 
 
+def test_no_request_waits_for_programs_of_a_catalogue_that_outgrew_its_room(own, data, tmp_path):
+    living, rows = Living(own, "recommend something", beams=BEAMS), users_of(data, 3)
+    programs = (generate._search_beams, rank.rank, generate._answer)
+    bundle, before = Bundle.open(own), living.now.version
+    many = new_items(len(before))
+    items = read_items(str(write_rows(tmp_path / "new.jsonl", many)), bundle)
+    bundle.activate(bundle.add_version(add_items(bundle, before, items, {}), "twice as many"))
+    living.recommend(rows)
+    living.recommend(rows[:1])
+    counts = [sum(program._cache_size() for program in programs)]
+    assert living.refresh()
+    counts.append(sum(program._cache_size() for program in programs))
+    new = [{**row, "history": [*row["history"], many[0]["item_id"]]} for row in rows]
+    for asked in (rows, rows[:1]):
+        assert living.recommend(asked)[0]["version"] == living.now.name
+    counts.append(sum(program._cache_size() for program in programs))
+    assert counts[0] < counts[1] == counts[2]
+    living.recommend(new)
+    bundle.activate("0001")
+    assert living.refresh() and living.now.name == "0001"  # where many[0] is unknown
+
+
 def test_rows_are_answered_as_the_command_does(own, data, tmp_path):
     living, rows = Living(own, "recommend something", beams=BEAMS), users_of(data, 3)
     output = tmp_path / "found.jsonl"
