@@ -1,5 +1,6 @@
 """The figures that the project shows are those of the records it keeps."""
 
+import json
 import re
 from pathlib import Path
 
@@ -72,3 +73,44 @@ def test_the_readme_shows_table_1_of_the_records():
         assert all(len(figures) == int(seeds) for figures in row.figures.values())
         published = suite.published[data].get(names.get(method, method))
         assert of_paper == (f"{published[suite.headline]:.2f}" if published else "-")
+
+
+@pytest.mark.parametrize(
+    "name, first, columns",
+    [
+        (
+            "trie",
+            "items, 8 levels of 2,048 codes",
+            {"items": ",", "build_ratio": ".2f", "bytes_ratio": ".2f", "search_ratio": ".2f"}
+            | {"search_without_model_ratio": ".2f"},
+        ),
+        (
+            "beams",
+            "beams",
+            {"beams": ",", "shared": ",.0f", "copied": ",.0f"}
+            | {"shared_ms": ".0f", "copied_ms": ".0f"},
+        ),
+        (
+            "retrieval",
+            "items of a prefix",
+            {"items": ",", "queries": ",", "recall": ".3f"}
+            | {"scann": ".3f", "exact": ".3f", "ratio": ".2f"},
+        ),
+    ],
+)
+def test_the_readme_shows_the_benchmarks_of_the_records(name, first, columns):
+    path = ROOT / "launch" / "benchmarks" / "results" / f"{name}.json"
+    table = README.split(f"| {first} |")[1].split("\n\n")[0].splitlines()[2:]
+    shown = [line.strip("| ").split(" | ") for line in table]
+    assert shown == [
+        [format(row[key], form) for key, form in columns.items()]
+        for row in json.loads(path.read_text())
+    ]
+
+
+def test_the_readme_shows_the_swap_of_the_record():
+    found = json.loads((ROOT / "launch" / "benchmarks" / "results" / "swap.json").read_text())
+    assert not found["failed"] and not found["mixed"] and not found["compiled_for_requests"]
+    assert f"{found['new_items']} new items" in README
+    assert f"of {found['requests']:,} requests none failed" in README
+    assert f"median was {found['ms_median']:.0f} ms" in README
