@@ -24,6 +24,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
+from sigma_jax.models import flash
+from sigma_jax.runtime.sharding import by_rows_and_heads, constrain, gathered, on_tpu
+
+# Logical axes of activations (runtime/sharding.py).
+HIDDEN = ("rows", None, None)  # B T D
+HEADS = ("rows", None, "heads", None)  # B T N H
+KV_HEADS = ("rows", None, "kv_heads", None)  # B T K H
+
 DTYPES = ("float32", "bfloat16", "float16")
 REMAT = ("none", "layer")
 
@@ -186,6 +194,12 @@ def rotary_angles(
 def rotate(x: Float[Array, "B T N H"], rotary) -> Float[Array, "B T N H"]:
     """Pairs (x[i], x[i + H/2]) turned by the angles of `rotary_angles`."""
     cos, sin = rotary
+    if on_tpu():  # halves change places by a product: moving them between lanes takes longer
+        half = cos.shape[-1]
+        swap = jnp.roll(jnp.eye(2 * half, dtype=x.dtype), half, axis=1)
+        swapped = jnp.matmul(x, swap, precision=jax.lax.Precision.HIGHEST)
+        cos, sin = jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
+        return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return turned.astype(x.dtype)
@@ -216,13 +230,22 @@ def attend(
     return jnp.where(mask.any(axis=-1)[:, :, None, None], mixed, 0)
 
 
+def _attend(queries, keys, values, mask):
+    """`attend`, on TPUs by a kernel (flash.py) where it is one's matter."""
+    T, S = mask.shape[1:]
+    if not (on_tpu() and queries.dtype == jnp.bfloat16 and flash.fits(T, S)):
+        return attend(queries, keys, values, mask)
+    axes = (HEADS, KV_HEADS, KV_HEADS, ("rows", None, None))
+    return by_rows_and_heads(flash.flash_attend, axes)(queries, keys, values, mask)
+
+
 def attention(
     config: Qwen3Config, weights: dict, x: Float[Array, "B T D"], rotary, mask, cache, layer
 ) -> tuple[Float[Array, "B T D"], KVCache | None]:
     """The attention of layer number `layer`, with what it adds to `cache`."""
-    queries = jnp.einsum("BTD,DNH->BTNH", x, weights["query"])
-    keys = jnp.einsum("BTD,DKH->BTKH", x, weights["key"])
-    values = jnp.einsum("BTD,DKH->BTKH", x, weights["value"])
+    queries = constrain(jnp.einsum("BTD,DNH->BTNH", x, weights["query"]), *HEADS)
+    keys = constrain(jnp.einsum("BTD,DKH->BTKH", x, weights["key"]), *KV_HEADS)
+    values = constrain(jnp.einsum("BTD,DKH->BTKH", x, weights["value"]), *KV_HEADS)
     if config.has_qk_norm:
         queries = rms_norm(queries, weights["query_norm"], config.norm_eps)
         keys = rms_norm(keys, weights["key_norm"], config.norm_eps)
@@ -230,15 +253,15 @@ def attention(
     if cache is not None:
         cache = cache._written(layer, keys, values)
         keys, values = (rows.astype(x.dtype) for rows in cache._first(layer, mask.shape[-1]))
-    mixed = attend(queries, keys, values, mask)
-    return jnp.einsum("BTNH,NHD->BTD", mixed, weights["out"]), cache
+    mixed = constrain(_attend(queries, keys, values, mask), *HEADS)
+    return constrain(jnp.einsum("BTNH,NHD->BTD", mixed, weights["out"]), *HIDDEN), cache
 
 
 def swiglu(weights: dict, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """down(silu(gate x) * up x)."""
-    gate = jnp.einsum("BTD,DF->BTF", x, weights["gate"])
-    up = jnp.einsum("BTD,DF->BTF", x, weights["up"])
-    return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, weights["down"])
+    gate = constrain(jnp.einsum("BTD,DF->BTF", x, weights["gate"]), "rows", None, "mlp")
+    up = constrain(jnp.einsum("BTD,DF->BTF", x, weights["up"]), "rows", None, "mlp")
+    return constrain(jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, weights["down"]), *HIDDEN)
 
 
 def drop(x: Float[Array, "B T D"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "B T D"]:
@@ -346,7 +369,7 @@ class Qwen3(nnx.Module):
     def embed(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
         """Rows of the text table. Ids outside it are clipped: their rows are the caller's."""
         rows = self.embedding[...].at[tokens].get(mode="clip", wrap_negative_indices=False)
-        return rows.astype(self.config.dtype)
+        return constrain(rows.astype(self.config.dtype), *HIDDEN)
 
     def __call__(
         self,
@@ -368,11 +391,14 @@ class Qwen3(nnx.Module):
             cache._checked_room(embeddings.shape[1])
         rotary = rotary_angles(positions, config.head_dim, config.rope_theta)
         weights = {name: weight[...] for name, weight in self.layers.items()}
+        axes = {name: weight.axes for name, weight in layer_weights(config).items()}
 
         def run(carry, layer_inputs):
             x, cache = carry
             layer, weights, key = layer_inputs
+            # Cast first: half the bytes are gathered.
             weights = {name: weight.astype(config.dtype) for name, weight in weights.items()}
+            weights = gathered(weights, axes)
             return block(config, weights, x, rotary, mask, cache, layer, key), None
 
         if config.remat == "layer":

@@ -6,14 +6,18 @@ alone says what they mean.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
-RULES: Mapping[str, str | None] = {
+ROWS = ("data", "fsdp")  # the leading axis of a batch
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    "rows": ROWS,
     "vocab": "tensor",
     "embed": "fsdp",
     "heads": "tensor",
@@ -24,11 +28,12 @@ RULES: Mapping[str, str | None] = {
     "layers": None,  # scanned: each device holds its part of every layer
     "codes": None,  # a thousand rows or so, read at every position
 }
-ROWS = ("data", "fsdp")  # the leading axis of a batch
 LARGE = 2**20  # values; smaller arrays without logical axes are kept whole on every device
 
 
-def spec(shape: Sequence[int], axes: Sequence[str | None] | None, mesh: Mesh) -> PartitionSpec:
+def spec(
+    shape: Sequence[int], axes: Sequence[str | None] | None, mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     """Mesh axes of an array with logical `axes`, or without any (None).
 
     A dimension that its mesh axis does not divide stays whole, and a mesh axis is used once, by
@@ -40,17 +45,60 @@ def spec(shape: Sequence[int], axes: Sequence[str | None] | None, mesh: Mesh) ->
         raise ValueError(
             f"axes={tuple(axes)} do not fit shape {tuple(shape)}; name each dimension."
         )
-    parts: list[str | None] = []
+    parts: list[str | tuple[str, ...] | None] = []
     for size, name in zip(shape, axes, strict=True):
         if name is not None and name not in RULES:
             raise ValueError(f"logical axis {name!r} has no rule; add it to runtime/sharding.py.")
         part = None if name is None else RULES[name]
-        fits = part is not None and part not in parts and size % mesh.shape[part] == 0
-        parts.append(part if fits else None)
+        own = part if isinstance(part, tuple) else (part,)
+        fits = part is not None and size % math.prod(mesh.shape[axis] for axis in own) == 0
+        parts.append(part if fits and part not in parts else None)
     return PartitionSpec(*parts)
 
 
-def _largest(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def constrain(array: Array, *axes: str | None) -> Array:
+    """`array` laid out by its logical axes on the mesh of `jax.set_mesh`, as `spec` says; unchanged
+    where no mesh is set. For activations: without it XLA may cut a product where a weight is cut,
+    and gather the batch instead of the weight.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, spec(array.shape, axes, mesh))
+
+
+def on_tpu() -> bool:
+    """Whether what is traced now is for a TPU: the mesh that is set, or else the first device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) == "tpu"
+
+
+def by_rows_and_heads(function: Callable, axes: Sequence[Sequence[str | None]]) -> Callable:
+    """`function` of arrays of these logical axes, each device on its own part; what it gives lies
+    as the first does. For what XLA cannot cut up by itself, such as a Pallas kernel."""
+
+    def run(*arrays: Array) -> Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return function(*arrays)
+        parts = [spec(array.shape, own, mesh) for array, own in zip(arrays, axes, strict=True)]
+        place = functools.partial(jax.shard_map, check_vma=False)
+        return place(function, in_specs=tuple(parts), out_specs=parts[0])(*arrays)
+
+    return run
+
+
+def gathered(weights: Mapping[str, Array], axes: Mapping[str, Sequence[str | None]]) -> dict:
+    """`weights` of these logical axes as products take them: whole along "fsdp", which cuts up
+    what is stored, and cut along "tensor" alone."""
+
+    def whole(name: str | None) -> str | None:
+        return None if name is None or RULES[name] == "fsdp" else name
+
+    return {name: constrain(weight, *map(whole, axes[name])) for name, weight in weights.items()}
+
+
+def _largest(shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     size = mesh.shape["fsdp"]
     divisible = [axis for axis in range(len(shape)) if shape[axis] % size == 0]
     if math.prod(shape) < LARGE or not divisible:

@@ -102,6 +102,39 @@ def shardings(template: Template, mesh: Mesh) -> dict[str, NamedSharding]:
     }
 
 
+def abstract_state(
+    model: nnx.Module,
+    label: LabelFn,
+    config: OptimizerConfig,
+    steps: int,
+    mesh: Mesh,
+    has_average: bool = False,
+) -> tuple[TrainState, Template, optax.GradientTransformation]:
+    """What `init_state` makes, as shapes that know where they will lie. `model` may be one of
+    `nnx.eval_shape`, and the mesh one of devices that are not there.
+    """
+    template, params, rest = take_apart(model, label)
+    where = shardings(template, mesh)
+    whole = sharding.replicated(mesh)
+
+    def shape_of(leaf: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    def placed(values: Arrays) -> Arrays:
+        return {name: shape_of(value, where[name]) for name, value in values.items()}
+
+    params, rest = placed(params), placed(rest)
+    optimizer = make_optimizer(config, steps, template.labels)
+    # Adam's moments lie where their parameters lie: their paths end in the parameter's name.
+    opt_state = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: shape_of(leaf, where.get(getattr(path[-1], "key", None), whole)),
+        jax.eval_shape(optimizer.init, params),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    average = params if has_average else {}
+    return TrainState(step, params, rest, opt_state, average), template, optimizer
+
+
 def init_state(
     model: nnx.Module,
     label: LabelFn,
@@ -111,21 +144,17 @@ def init_state(
     has_average: bool = False,
 ) -> tuple[TrainState, Template, optax.GradientTransformation]:
     """State before the first step, placed on the mesh."""
-    template, params, rest = take_apart(model, label)
-    where = shardings(template, mesh)
-    params = {name: _put(value, where[name]) for name, value in params.items()}
-    rest = {name: _put(value, where[name]) for name, value in rest.items()}
-    optimizer = make_optimizer(config, steps, template.labels)
-    abstract = jax.eval_shape(optimizer.init, params)
-    whole = sharding.replicated(mesh)
-    # Adam's moments lie where their parameters lie: their paths end in the parameter's name.
-    opt_where = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: where.get(getattr(path[-1], "key", None), whole) if path else whole,
-        abstract,
-    )
-    opt_state = jax.jit(optimizer.init, out_shardings=opt_where)(params)
-    step = jax.device_put(jnp.zeros((), jnp.int32), whole)
-    average = {name: _put(value, where[name]) for name, value in params.items() if has_average}
+    shapes, template, optimizer = abstract_state(model, label, config, steps, mesh, has_average)
+    _, params, rest = take_apart(model, label)
+
+    def placed(values: Arrays, of: Arrays) -> Arrays:
+        return {name: _put(values[name], shape.sharding) for name, shape in of.items()}
+
+    params, rest = placed(params, shapes.params), placed(rest, shapes.rest)
+    where = jax.tree.map(lambda shape: shape.sharding, shapes.opt_state)
+    opt_state = jax.jit(optimizer.init, out_shardings=where)(params)
+    step = jax.device_put(jnp.zeros((), jnp.int32), shapes.step.sharding)
+    average = placed(params, shapes.average)
     return TrainState(step, params, rest, opt_state, average), template, optimizer
 
 
@@ -147,7 +176,8 @@ def make_step(
 ) -> Callable[[TrainState, Mapping, Mapping], tuple[TrainState, Arrays]]:
     """The jitted step (state, tables, batch) -> (state, metrics).
 
-    `loss(model, tables, batch, key)` gives a scalar and its named parts. The key depends on the
+    `loss(model, tables, batch, key)` gives a scalar and its named parts; `state` may be one of
+    `abstract_state`. The key depends on the
     seed and the number of the step only. The state comes back where it lay. A state with an average
     keeps it of all steps so far, and from `average_over` * steps of them on of about that many of
     the last (a mean with exponential weights: Polyak and Juditsky 1992 where weights are equal).
@@ -155,7 +185,13 @@ def make_step(
     rate = schedule(config, config.learning_rate, steps)
     table_rate = schedule(config, config.table_learning_rate, steps)
 
+    mesh = state.step.sharding.mesh
+
     def step_fn(state: TrainState, tables: Mapping, batch: Mapping):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for sharding.constrain
+            return take_step(state, tables, batch)
+
+    def take_step(state: TrainState, tables: Mapping, batch: Mapping):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def loss_of(params: Arrays):

@@ -34,6 +34,8 @@ MESH = FakeMesh(2, 4, 2)
         ((8, 3, 6), ("embed", "kv_heads", "head_dim"), ("fsdp", None, None)),  # 3 heads stay whole
         ((8, 8), ("heads", "mlp"), ("tensor", None)),  # a mesh axis is used once
         ((8, 8), (None, "embed"), (None, "fsdp")),
+        ((16, 5, 4), ("rows", None, "heads"), (("data", "fsdp"), None, "tensor")),
+        ((12, 4), ("rows", "embed"), (None, "fsdp")),  # 12 rows over 8 devices stay whole
         ((8, 8), None, ()),  # small, without axes: whole
         ((2**10, 2**12), None, (None, "fsdp")),  # large: along the longest dimension
         ((2**11 + 1, 2**10 + 1), None, ()),  # nothing divides
@@ -41,6 +43,13 @@ MESH = FakeMesh(2, 4, 2)
 )
 def test_rules(shape, axes, wanted):
     assert spec(shape, axes, MESH) == PartitionSpec(*wanted)
+
+
+def test_without_a_mesh_nothing_is_constrained():
+    array = np.ones((4, 2))
+    assert sharding.constrain(array, "rows", None) is array
+    weights = {"up": array}
+    assert sharding.gathered(weights, {"up": ("embed", "mlp")})["up"] is array
 
 
 def test_axis_without_a_rule_is_named():
