@@ -107,7 +107,8 @@ LETTER = {
     "model.reads_task": False,
     "prompt.sid_in_prompt": 1,
     "prompt.item_query": "token",
-    "prompt.row_tokens": 352,
+    "prompt.row_tokens": 512,
+    "prompt.row_targets": 64,
     "prompt.bare_share": 0.0,
     "prompt.wording_dropout": 0.0,
     "ntp_weight": 1.0,
@@ -262,4 +263,6 @@ def get_config(preset: str = "local") -> ConfigDict:
     }
     config = common.run_config("sft", stage_fields(preset), data.data_fields(preset), upstream)
     config.evaluation = common.select(preset, EVALUATION, EVALUATION_CHANGES)
+    if preset.startswith("qwen3"):
+        config.mesh = common.mesh(data=1, fsdp=-1)
     return config.lock()

@@ -125,44 +125,14 @@ class GroundingTask:
         return {}  # ID vectors come with the batch: a table of 10^8 items stays on disk
 
     def label(self, path: tuple[str, ...]) -> str:
-        """Text embeddings have their own rate: from scratch, a row is seen far less often."""
-        if path[-1] == "head":
-            return "frozen"  # predicts tokens; nothing is predicted here
-        return "table" if path[-1] == "embedding" else "base"
+        """Group of the optimizer."""
+        return label(path)
 
     def loss(
         self, model: TextEncoder, tables: dict, batch: dict[str, Array], key: Array
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Eq. 2 + kd_weight * Eq. 3 over the global batch."""
-        config = self.config
-
-        def encode(rows):
-            tokens, lengths, number = rows
-            # Under chunks each has a dropout of its own.
-            return model(tokens, lengths, key=jax.random.fold_in(key, number[0]))
-
-        number = jnp.arange(self.batch_rows)
-        rows = (batch["tokens"], batch["length"], number)
-        # Chunks recompute their activations: memory for one chunk, negatives from all.
-        vectors = losses.map_row_chunks(encode, rows, config.encode_rows or self.batch_rows)
-        keys = batch["key"] if config.masks_false_negatives else None
-        contrast, accuracy = losses.contrastive_loss(
-            vectors, config.temperature, keys, config.loss_rows
-        )
-        parts = {"contrastive": contrast, "in_batch_accuracy": accuracy}
-        if self.id_vectors is None:
-            return contrast, parts
-        distillation = losses.distillation_loss(
-            vectors,
-            batch["id_vectors"],
-            config.temperature,
-            config.id_temperature,
-            batch["has_id"],
-            keys,
-            config.loss_rows,
-        )
-        loss = contrast + config.kd_weight * distillation
-        return loss, {**parts, "distillation": distillation}
+        return grounding_loss(self.config, model, tables, batch, key)
 
     def report(self, model: TextEncoder, tables: dict) -> dict[str, float]:
         """recall_K/VIEW of held-out pairs, and among how many items they were ranked.
@@ -224,6 +194,48 @@ class GroundingTask:
             "pairs": {view: len(pairs.right) for view, pairs in self.data.pairs.items()},
             "encode_seconds": time.monotonic() - began,
         }
+
+
+def label(path: tuple[str, ...]) -> str:
+    """Group of a parameter. Text embeddings have their own rate: from scratch, a row is seen far
+    less often."""
+    if path[-1] == "head":
+        return "frozen"  # predicts tokens; nothing is predicted here
+    return "table" if path[-1] == "embedding" else "base"
+
+
+def grounding_loss(
+    config: GroundingConfig, model: TextEncoder, tables: dict, batch: dict[str, Array], key: Array
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Eq. 2 + kd_weight * Eq. 3 of SIGMA over the global batch; Eq. 3 where it has ID vectors."""
+
+    def encode(rows):
+        tokens, lengths, number = rows
+        # Under chunks each has a dropout of its own.
+        return model(tokens, lengths, key=jax.random.fold_in(key, number[0]))
+
+    count = len(batch["length"])
+    rows = (batch["tokens"], batch["length"], jnp.arange(count))
+    # Chunks recompute their activations: memory for one chunk, negatives from all.
+    vectors = losses.map_row_chunks(encode, rows, config.encode_rows or count)
+    keys = batch["key"] if config.masks_false_negatives else None
+    contrast, accuracy = losses.contrastive_loss(
+        vectors, config.temperature, keys, config.loss_rows
+    )
+    parts = {"contrastive": contrast, "in_batch_accuracy": accuracy}
+    if "id_vectors" not in batch:
+        return contrast, parts
+    distillation = losses.distillation_loss(
+        vectors,
+        batch["id_vectors"],
+        config.temperature,
+        config.id_temperature,
+        batch["has_id"],
+        keys,
+        config.loss_rows,
+    )
+    loss = contrast + config.kd_weight * distillation
+    return loss, {**parts, "distillation": distillation}
 
 
 def places(candidates: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -12,13 +13,13 @@ from sigma_jax.runtime.config import MeshConfig
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """All devices of all processes as a mesh of AXES.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices of all processes, or `devices`, as a mesh of AXES.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices.
     """
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     sizes = {name: getattr(config, name) for name in AXES}
     free = [name for name in AXES if sizes[name] == -1]
     given = math.prod(size for size in sizes.values() if size != -1)
@@ -31,4 +32,5 @@ def make_mesh(config: MeshConfig) -> Mesh:
         )
     for name in free:
         sizes[name] = count // given
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)

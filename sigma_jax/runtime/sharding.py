@@ -139,9 +139,14 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     return {name: place(array, rows(mesh)) for name, array in batch.items()}
 
 
+def table_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Of a frozen array: a large one is cut along its longest dimension."""
+    return NamedSharding(mesh, _largest(shape, mesh))
+
+
 def place_tables(tables: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Frozen arrays on the mesh: large ones cut along their longest dimension."""
+    """Frozen arrays on the mesh."""
     return {
-        name: place(np.asarray(table), NamedSharding(mesh, _largest(table.shape, mesh)))
+        name: place(np.asarray(table), table_sharding(table.shape, mesh))
         for name, table in tables.items()
     }

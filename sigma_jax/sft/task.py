@@ -148,13 +148,8 @@ class SftTask:
         return tables
 
     def label(self, path: tuple[str, ...]) -> str:
-        """Group of the optimizer: SID table, code bias and trained vectors are tables."""
-        if path[0] == "sid_table" and self.config.model.is_sid_table_frozen:
-            return "frozen"
-        if path[0] in GAINS:
-            return "frozen"
-        is_table = path[0] in ("sid_table", "code_bias") or path[:2] == ("item_encoder", "trained")
-        return "table" if is_table else "base"
+        """Group of the optimizer."""
+        return label(self.config, path)
 
     def loss(
         self, model: Recommender, tables: Mapping[str, Array], batch: Mapping[str, Array], key
@@ -324,6 +319,14 @@ class SftTask:
         self.write_weights(model, folder)
         (folder / "config.json").write_text(json.dumps(plain(self.config), indent=1))
         return figures
+
+
+def label(config: SftConfig, path: tuple[str, ...]) -> str:
+    """Group of a parameter: SID table, code bias and trained vectors are tables."""
+    if path[0] in GAINS or (path[0] == "sid_table" and config.model.is_sid_table_frozen):
+        return "frozen"
+    is_table = path[0] in ("sid_table", "code_bias") or path[:2] == ("item_encoder", "trained")
+    return "table" if is_table else "base"
 
 
 def write_record_shards(

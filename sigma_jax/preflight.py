@@ -1,0 +1,192 @@
+"""Does a training fit a TPU slice, how long does a step take, what does it all cost?
+
+    python -m sigma_jax.preflight --config=configs/sft.py:qwen3_0p6b --topology=v5e-16
+
+Compiles the very step that `sigma_jax.train` runs, with the TPU's own compiler (`pip install
+libtpu`; no TPU, no data and no weights are needed), and prints what that says: memory at the peak,
+an estimate of the time by operation, what crosses between chips. Exit status 1 where it does not
+fit. `--largest` also looks for the largest batch that does. Stages: grounding and sft.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from sigma_jax.models.backbone import HOW, BackboneConfig
+from sigma_jax.models.qwen3 import Qwen3Config
+from sigma_jax.runtime import cli, preflight, sharding
+from sigma_jax.runtime.config import MeshConfig, to_dataclass
+from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.preflight import GIB, Estimate, Sketch, estimate, topology_of
+from sigma_jax.schema import Sizes
+from sigma_jax.train import stage_fields, task_classes
+
+FLAGS = flags.FLAGS
+QWEN3_ROWS = 151_936  # of the text table of all Qwen3 models
+SHOWN = 12  # of the costliest operations
+
+
+def define_flags() -> None:
+    """This command's flags."""
+    cli.define_config()
+    flags.DEFINE_string("topology", "v5e-16", "A slice, such as v5e-16, or v5e:4x4.")
+    flags.DEFINE_integer("items", 1_000_000, "Of the catalogue.", lower_bound=2)
+    flags.DEFINE_integer("vocab_size", 0, "Rows of the text table; 0: as the config says.")
+    flags.DEFINE_bool("largest", False, "Also look for the largest batch that fits.")
+    flags.DEFINE_string("output", None, "A file for the figures, as JSON.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    del argv
+    config = FLAGS.config
+    name, chip, devices = topology_of(FLAGS.topology)
+    mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"), devices)
+    make, fields = stage_sketch(config, FLAGS.items, FLAGS.vocab_size)
+    rows = fields.train.batch_size
+    sharding.check_rows(rows, mesh)
+    found = measure(make, fields, rows, mesh, chip)
+    report = {"config": cli.config_file(), "topology": name, "mesh": dict(mesh.shape)}
+    report |= {"items": FLAGS.items, "batch_size": rows, "steps": fields.train.steps}
+    report |= figures(found, make(rows), fields.train.steps, chip)
+    print(table(report))
+    if FLAGS.largest:
+        report["largest"] = largest(make, fields, found, mesh, chip)
+        print(f"largest batch that fits: {report['largest']}")
+    if FLAGS.output:
+        Path(FLAGS.output).write_text(json.dumps(report, indent=1))
+    if not report["fits"]:
+        sys.exit(1)
+
+
+def stage_sketch(
+    config: ConfigDict, items: int, vocab_size: int = 0
+) -> tuple[Callable[[int], Sketch], Any]:
+    """(the stage's sketch for a batch of so many rows, its fields). ValueError for a stage without
+    one."""
+    fields = to_dataclass(task_classes(config.stage)[0], *stage_fields(config, config.stage))
+    match config.stage:
+        case "grounding":
+            from sigma_jax.grounding.sketch import sketch
+        case "sft":
+            from sigma_jax.sft.sketch import sketch
+        case _:
+            raise ValueError(
+                f"stage {config.stage!r} is small; preflight looks at configs/grounding.py and "
+                "configs/sft.py."
+            )
+    upstream = config.upstream
+    vectors = {"id": upstream.teacher.model.width}
+    sizes = Sizes(items, vectors, levels=4, codebook_size=256, categories=1_000)
+    if config.stage == "sft":
+        vectors["text"] = upstream.grounding.encoder.width
+        codes = upstream.tokenizer.model
+        sizes = dataclasses.replace(sizes, levels=codes.levels, codebook_size=codes.codebook_size)
+    source = fields.backbone
+    if config.stage == "sft" and fields.starts_from_grounding:
+        source = dataclasses.replace(source, hf_folder=upstream.grounding.backbone.hf_folder)
+    backbone = backbone_of(source, config, vocab_size)
+
+    def make(rows: int) -> Sketch:
+        train = dataclasses.replace(fields.train, batch_size=rows)
+        return sketch(dataclasses.replace(fields, train=train), backbone, sizes)
+
+    return make, fields
+
+
+def backbone_of(source: BackboneConfig, config: ConfigDict, vocab_size: int) -> Qwen3Config:
+    """Sizes of the backbone: its folder's, or those of a start from scratch."""
+    if source.hf_folder:
+        from sigma_jax.models.hf import read_config
+
+        return read_config(source.hf_folder, **{name: getattr(source, name) for name in HOW})
+    is_paper = cli.config_file()[1].startswith("qwen3")  # a folder is to be given then
+    known = QWEN3_ROWS if is_paper else config.data.text_tokenizer.vocab_size
+    return source.scratch(vocab_size or known)
+
+
+def measure(make: Callable[[int], Sketch], fields: Any, rows: int, mesh, chip) -> Estimate:
+    """The estimate of a batch of `rows`."""
+    sketch = make(rows)
+    logging.info("compiling a step of %d rows for %d chips", rows, mesh.size)
+    try:
+        compiled, seconds = preflight.compile_step(sketch, fields.optimizer, fields.train, mesh)
+    except MemoryError as error:
+        return preflight.too_large(error, mesh.size)
+    return estimate(compiled, seconds, sketch, chip, mesh.size)
+
+
+def largest(make, fields: Any, found: Estimate, mesh, chip) -> int:
+    """The most rows that fit, by the line through two batches' memory, and compiled once more."""
+    unit = mesh.shape["data"] * mesh.shape["fsdp"]
+    if hasattr(fields, "prompt"):  # rows are packed in groups
+        unit *= fields.prompt.pack_group_rows
+    rows = {fields.train.batch_size: found.memory}
+    few = max(fields.train.batch_size // 4 // unit, 1) * unit
+    rows[few] = measure(make, fields, few, mesh, chip).memory
+    (low, least), (high, most) = sorted(rows.items())[0], sorted(rows.items())[-1]
+    slope = (most - least) / max(high - low, 1)
+    guess = low + int(max(chip.memory - least, 0) / max(slope, 1))
+    guess = max(guess // unit, 1) * unit
+    while guess > unit and measure(make, fields, guess, mesh, chip).memory > chip.memory:
+        guess = max(int(guess * 0.9) // unit, 1) * unit
+    return guess
+
+
+def figures(found: Estimate, sketch: Sketch, steps: int, chip: preflight.Chip) -> dict[str, Any]:
+    """What is printed and written."""
+    shown = dataclasses.asdict(found)
+    operations = sorted(found.operations.items(), key=lambda pair: -pair[1])
+    shown["operations"] = dict(operations[:SHOWN])
+    shown |= {"chip_memory": chip.memory, "fits": found.memory <= chip.memory}
+    if found.seconds is not None:
+        hours = steps * found.seconds / 3600
+        shown |= {
+            "examples_per_second": sketch.examples / found.seconds,
+            "tokens_per_second": sketch.tokens / found.seconds,
+            "hours": hours,
+            "chip_hours": hours * found.chips,
+        }
+    return shown
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report in lines."""
+    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
+    fits = "fits" if report["fits"] else "DOES NOT FIT"
+    lines = [
+        f"{':'.join(report['config'])} on {report['topology']}, {report['chips']} chips ({mesh})",
+        f"  batch of {report['batch_size']:,} rows, {report['items']:,} items",
+        f"  memory: {report['memory'] / GIB:.2f} of {report['chip_memory'] / GIB:.0f} GiB a chip "
+        f"at the peak: {fits}",
+        f"  compiled in {report['compile_seconds']:.0f} s",
+    ]
+    if report["seconds"] is None:
+        return "\n".join([*lines, f"  no estimate of the time: {report['reason']}"])
+    lines += [
+        f"  step: {1000 * report['seconds']:.0f} ms estimated, MFU {100 * report['mfu']:.0f} % "
+        f"(kernels {1000 * report['kernel_seconds']:.0f} ms, waiting for other chips "
+        f"{1000 * report['waiting_seconds']:.0f} ms)",
+        f"  {report['examples_per_second']:,.0f} examples and {report['tokens_per_second']:,.0f} "
+        f"tokens a second; {report['steps']:,} steps: {report['hours']:.1f} hours, "
+        f"{report['chip_hours']:,.0f} chip-hours",
+        "  between chips, GB a chip: "
+        + ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in report["collectives"].items()),
+        "  costliest, ms:",
+    ]
+    return "\n".join(
+        lines + [f"    {1000 * s:9.2f}  {name[-100:]}" for name, s in report["operations"].items()]
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run_command(main)

@@ -1,0 +1,208 @@
+"""A training step compiled for TPUs that are not there: does it fit, and how long does it take?
+
+`libtpu` from PyPI compiles for a described topology on any Linux machine. Memory is what its
+compiler has set aside; time is what it estimates (runtime/hlo.py). Neither has been measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from sigma_jax.runtime import hlo, sharding
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig
+from sigma_jax.runtime.state import abstract_state, make_step
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A kind of TPU, by its maker's figures; rates a second."""
+
+    flops: float  # of bfloat16
+    memory: float  # bytes
+    memory_rate: float  # bytes
+    link_rate: float  # bytes a chip exchanges with its neighbours
+    clock: float  # cycles: flops over what the matrix units do in one
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32 * GIB, 1.228e12, 300e9, 1.05e9),
+    "v5e": Chip(197e12, 16 * GIB, 0.819e12, 200e9, 1.5e9),
+    "v5p": Chip(459e12, 95 * GIB, 2.765e12, 600e9, 1.75e9),
+    "v6e": Chip(918e12, 32 * GIB, 1.64e12, 448e9, 1.75e9),
+}
+# As slices are rented; v4 and v5p count cores, of which a chip has two.
+SLICES = {
+    "v5e-4": "v5e:2x2",
+    "v5e-8": "v5e:2x4",
+    "v5e-16": "v5e:4x4",
+    "v5e-32": "v5e:4x8",
+    "v5e-64": "v5e:8x8",
+    "v5e-256": "v5e:16x16",
+    "v6e-4": "v6e:2x2",
+    "v6e-8": "v6e:2x4",
+    "v6e-16": "v6e:4x4",
+    "v6e-64": "v6e:8x8",
+    "v6e-256": "v6e:16x16",
+    "v5p-8": "v5p:2x2x1",
+    "v5p-16": "v5p:2x2x2",
+    "v5p-32": "v5p:2x2x4",
+    "v5p-64": "v5p:2x4x4",
+    "v4-8": "v4:2x2x1",
+    "v4-32": "v4:2x2x4",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sketch:
+    """A stage's training without data or weights: what `make_step` takes, as shapes."""
+
+    model: nnx.Module  # of nnx.eval_shape
+    label: Callable[[tuple[str, ...]], str]
+    loss: Callable
+    tables: Mapping[str, jax.ShapeDtypeStruct]
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    examples: int  # of a batch, as an epoch counts them
+    tokens: int  # of a batch
+    flops_per_token: float  # forward and backward, nothing computed twice
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Of one step on one chip; seconds are None where the compiler's text cannot be had."""
+
+    chips: int
+    memory: float  # bytes at the peak
+    compile_seconds: float
+    seconds: float | None
+    kernel_seconds: float | None  # of these, in kernels written by hand
+    waiting_seconds: float | None  # of these, for collectives beside which nothing runs
+    mfu: float | None
+    operations: dict[str, float]  # seconds by name
+    collectives: dict[str, float]  # bytes by kind
+    reason: str = ""  # why there is no time
+
+
+def topology_of(name: str) -> tuple[str, Chip, Sequence[jax.Device]]:
+    """(its full name, a chip of it, its chips) of "v5e-16" or "v5e:4x4".
+
+    Raises:
+      ValueError: there is no such topology, or libtpu is not installed.
+    """
+    full = SLICES.get(name, name)
+    kind = full.partition(":")[0]
+    near = difflib.get_close_matches(name, [*SLICES, *SLICES.values()], 1, 0.0)[0]
+    if kind not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)+", full):
+        raise ValueError(f"--topology={name} is unknown; did you mean {near}?")
+    # No accelerator's service is asked; other processes may have libtpu loaded too.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=full)
+    except Exception as error:
+        if "INVALID_ARGUMENT" in str(error):
+            raise ValueError(f"--topology={name} does not exist; did you mean {near}?") from error
+        raise ValueError(
+            f"the TPU's compiler cannot be had ({str(error).splitlines()[0]}); "
+            "pip install libtpu, on Linux."
+        ) from error
+    return full, CHIPS[kind], found.devices
+
+
+def compile_step(
+    sketch: Sketch, optimizer: OptimizerConfig, train: TrainConfig, mesh: Mesh
+) -> tuple[Any, float]:
+    """The step of `train.py` for the mesh, compiled, and the seconds that took.
+
+    Raises:
+      MemoryError: the compiler finds no room; the message says what it needs.
+    """
+    state, template, update = abstract_state(
+        sketch.model, sketch.label, optimizer, train.steps, mesh, train.average_over > 0
+    )
+    step = make_step(
+        sketch.loss, template, update, optimizer, train.steps, 0, state, train.average_over
+    )
+    tables = {
+        name: _placed(shape, sharding.table_sharding(shape.shape, mesh))
+        for name, shape in sketch.tables.items()
+    }
+    batch = {name: _placed(shape, sharding.rows(mesh)) for name, shape in sketch.batch.items()}
+    start = time.monotonic()
+    lowered = step.lower(state, tables, batch)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(str(error)) from error
+    return compiled, time.monotonic() - start
+
+
+def _placed(shape: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
+
+def estimate(
+    compiled: Any, compile_seconds: float, sketch: Sketch, chip: Chip, chips: int
+) -> Estimate:
+    """What the compiler has said of a step."""
+    memory = compiled.memory_analysis().peak_memory_in_bytes
+    try:
+        program = hlo.read_program(compiled.as_text())
+    except Exception as error:  # some programs for v5p and v6e have no text
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        unknown = (None,) * 4
+        return Estimate(chips, memory, compile_seconds, *unknown, {}, {}, reason)
+    operations = {name: cycles / chip.clock for name, cycles in program.cycles.items()}
+    kernels = {
+        name: sum(
+            hlo.kernel_seconds(kernel, chip.flops, chip.memory_rate, chip.clock) for kernel in each
+        )
+        for name, each in program.kernels.items()
+    }
+    waiting = sum(program.waited_for.values()) / chip.link_rate
+    seconds = sum(operations.values()) + sum(kernels.values()) + waiting
+    used = sketch.flops_per_token * sketch.tokens / chips / chip.flops
+    return Estimate(
+        chips,
+        memory,
+        compile_seconds,
+        seconds,
+        sum(kernels.values()),
+        waiting,
+        used / seconds,
+        operations | kernels,
+        program.collectives,
+    )
+
+
+def backbone_flops(config: Any, tokens: int) -> float:
+    """Operations a token of a row of `tokens`, forward and backward: 6 a weight of the layers and
+    12 a layer, head dimension and token seen (Chowdhery et al. 2022, PaLM, appendix B)."""
+    D, F = config.width, config.mlp_width
+    heads = config.num_heads * config.head_dim
+    weights = 2 * D * (heads + config.num_kv_heads * config.head_dim) + 3 * D * F
+    return config.num_layers * (6 * weights + 12 * heads * tokens)
+
+
+def too_large(error: MemoryError, chips: int) -> Estimate:
+    """Of a step for which the compiler found no room: memory as its message says, or infinite."""
+    found = re.search(r"Used ([\d.]+)([KMGT])", str(error))
+    scale = dict(zip("KMGT", (2**10, 2**20, GIB, 2**40), strict=True))
+    memory = float(found.group(1)) * scale[found.group(2)] if found else float("inf")
+    reason = "the compiler finds no room for it."
+    return Estimate(chips, memory, 0.0, None, None, None, None, {}, {}, reason)
