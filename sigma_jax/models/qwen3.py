@@ -194,12 +194,6 @@ def rotary_angles(
 def rotate(x: Float[Array, "B T N H"], rotary) -> Float[Array, "B T N H"]:
     """Pairs (x[i], x[i + H/2]) turned by the angles of `rotary_angles`."""
     cos, sin = rotary
-    if on_tpu():  # halves change places by a product: moving them between lanes takes longer
-        half = cos.shape[-1]
-        swap = jnp.roll(jnp.eye(2 * half, dtype=x.dtype), half, axis=1)
-        swapped = jnp.matmul(x, swap, precision=jax.lax.Precision.HIGHEST)
-        cos, sin = jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
-        return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return turned.astype(x.dtype)
@@ -230,15 +224,6 @@ def attend(
     return jnp.where(mask.any(axis=-1)[:, :, None, None], mixed, 0)
 
 
-def _attend(queries, keys, values, mask):
-    """`attend`, on TPUs by a kernel (flash.py) where it is one's matter."""
-    T, S = mask.shape[1:]
-    if not (on_tpu() and queries.dtype == jnp.bfloat16 and flash.fits(T, S)):
-        return attend(queries, keys, values, mask)
-    axes = (HEADS, KV_HEADS, KV_HEADS, ("rows", None, None))
-    return by_rows_and_heads(flash.flash_attend, axes)(queries, keys, values, mask)
-
-
 def attention(
     config: Qwen3Config, weights: dict, x: Float[Array, "B T D"], rotary, mask, cache, layer
 ) -> tuple[Float[Array, "B T D"], KVCache | None]:
@@ -246,15 +231,39 @@ def attention(
     queries = constrain(jnp.einsum("BTD,DNH->BTNH", x, weights["query"]), *HEADS)
     keys = constrain(jnp.einsum("BTD,DKH->BTKH", x, weights["key"]), *KV_HEADS)
     values = constrain(jnp.einsum("BTD,DKH->BTKH", x, weights["value"]), *KV_HEADS)
+    scales = None
     if config.has_qk_norm:
-        queries = rms_norm(queries, weights["query_norm"], config.norm_eps)
-        keys = rms_norm(keys, weights["key_norm"], config.norm_eps)
-    queries, keys = rotate(queries, rotary), rotate(keys, rotary)
-    if cache is not None:
-        cache = cache._written(layer, keys, values)
-        keys, values = (rows.astype(x.dtype) for rows in cache._first(layer, mask.shape[-1]))
-    mixed = constrain(_attend(queries, keys, values, mask), *HEADS)
+        scales = jnp.stack([weights["query_norm"], weights["key_norm"]])
+    is_fast = cache is None and on_tpu() and x.dtype == jnp.bfloat16
+    if is_fast and flash.fits(x.shape[1], config.head_dim):
+        mixed = _flash(queries, keys, values, mask, rotary, scales, config.norm_eps)
+    else:
+        if scales is not None:
+            queries = rms_norm(queries, scales[0], config.norm_eps)
+            keys = rms_norm(keys, scales[1], config.norm_eps)
+        queries, keys = rotate(queries, rotary), rotate(keys, rotary)
+        if cache is not None:
+            cache = cache._written(layer, keys, values)
+            keys, values = (rows.astype(x.dtype) for rows in cache._first(layer, mask.shape[-1]))
+        mixed = attend(queries, keys, values, mask)
+    mixed = constrain(mixed, *HEADS)
     return constrain(jnp.einsum("BTNH,NHD->BTD", mixed, weights["out"]), *HIDDEN), cache
+
+
+def _flash(queries, keys, values, mask, rotary, scales, eps: float) -> Float[Array, "B T N H"]:
+    """Norms, rotary embedding and attention by the TPU's kernel, each device on its own rows and
+    key heads."""
+    by_key = queries.reshape(*keys.shape[:3], -1, keys.shape[3])
+    angles = (*HIDDEN, None)
+    axes = [(*KV_HEADS, None), KV_HEADS, KV_HEADS, HIDDEN, angles, angles]
+    if scales is not None:
+        axes.append((None, None))
+
+    def run(*arrays):
+        return flash.flash_attend(*arrays[:6], arrays[6] if scales is not None else None, eps)
+
+    given = (by_key, keys, values, mask, *rotary, *([scales] if scales is not None else []))
+    return by_rows_and_heads(run, axes)(*given).reshape(queries.shape)
 
 
 def swiglu(weights: dict, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
