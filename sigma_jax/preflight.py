@@ -22,11 +22,11 @@ from ml_collections import ConfigDict
 
 from sigma_jax.models.backbone import HOW, BackboneConfig
 from sigma_jax.models.qwen3 import Qwen3Config
+from sigma_jax.models.sizes import Sizes
 from sigma_jax.runtime import cli, preflight, sharding
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.runtime.preflight import GIB, Estimate, Sketch, estimate, topology_of
-from sigma_jax.schema import Sizes
 from sigma_jax.train import stage_fields, task_classes
 
 FLAGS = flags.FLAGS

@@ -51,17 +51,6 @@ def read_npy(path: Path, ndim: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-    """What the shapes of a training follow from, where there is no data yet."""
-
-    items: int
-    vectors: dict[str, int]  # pre-trained vectors of items: their width, by name
-    levels: int  # of SIDs
-    codebook_size: int
-    categories: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Links:
     """Rows to their many targets as CSR: row r has `targets[offsets[r]:offsets[r + 1]]`.
 

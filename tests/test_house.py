@@ -28,7 +28,7 @@ FLOORS = (
     ("sft",),
     ("evaluation",),
     ("serving",),
-    ("prepare", "train", "evaluate", "recommend", "benchmark", "export", "catalogue"),
+    ("prepare", "train", "evaluate", "recommend", "benchmark", "export", "catalogue", "preflight"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -10,9 +10,9 @@ from flax import nnx
 
 from sigma_jax.grounding.task import GroundingConfig, grounding_loss, label
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
+from sigma_jax.models.sizes import Sizes
 from sigma_jax.models.text_encoder import TextEncoder
 from sigma_jax.runtime.preflight import Sketch, backbone_flops
-from sigma_jax.schema import Sizes
 
 
 def sketch(config: GroundingConfig, backbone: Qwen3Config, sizes: Sizes) -> Sketch:

@@ -48,39 +48,39 @@ def fits(tokens: int, head_dim: int) -> bool:
 
 
 def flash_attend(
-    queries: Float[Array, "B T K G H"],
-    keys: Float[Array, "B T K H"],
-    values: Float[Array, "B T K H"],
+    queries: Float[Array, "B T N*H"],
+    keys: Float[Array, "B T K*H"],
+    values: Float[Array, "B T K*H"],
     mask: Bool[Array, "B T T"],
     cos: Float[Array, "B T 1 H/2"],
     sin: Float[Array, "B T 1 H/2"],
     scales: Float[Array, "2 H"] | None,
     eps: float,
     interpret: bool = False,
-) -> Float[Array, "B T K G H"]:
+) -> Float[Array, "B T N*H"]:
     """What `attend` of qwen3.py gives once queries and keys are normed and turned, for any mask,
-    queries by the key head they share. A row that sees nobody gets 0.
+    heads side by side. A row that sees nobody gets 0.
 
     Args:
       cos, sin: of the angles that queries and keys are turned by.
       scales: of the norms of queries and of keys; None: there are none.
       interpret: runs where there is no TPU, slowly, for tests.
     """
-    B, T, K, G, H = queries.shape
+    T, H = queries.shape[1], 2 * cos.shape[-1]
+    heads = Heads(keys.shape[2] // H, queries.shape[2] // keys.shape[2], H, eps)
     more = -T % ROWS
 
     def padded(array: Array, *sizes: int) -> Array:
         return jnp.pad(array, ((0, 0), *((0, size) for size in sizes)))
 
-    flat = (padded(each.reshape(B, T, -1), more, 0) for each in (queries, keys, values))
     # Turning: x times the cosines, and its halves in each other's place times the signed sines.
     angles = jnp.stack([jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)], 1)
     angles = padded(angles[:, :, :, 0], 0, more, 0)
     mask = padded(mask.astype(jnp.int8), more, more)
     if scales is not None:
         scales = scales.astype(jnp.float32)
-    mixed = _attend(*flat, mask, angles, scales, Heads(K, G, H, eps), interpret)
-    return mixed[:, :T].reshape(B, T, K, G, H)
+    rows = (padded(each, more, 0) for each in (queries, keys, values))
+    return _attend(*rows, mask, angles, scales, heads, interpret)[:, :T]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))

@@ -20,17 +20,11 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from sigma_jax.models import flash
-from sigma_jax.runtime.sharding import by_rows_and_heads, constrain, gathered, on_tpu
-
-# Logical axes of activations (runtime/sharding.py).
-HIDDEN = ("rows", None, None)  # B T D
-HEADS = ("rows", None, "heads", None)  # B T N H
-KV_HEADS = ("rows", None, "kv_heads", None)  # B T K H
+from sigma_jax.models.attention import HIDDEN, attention, rms_norm, rotary_angles
+from sigma_jax.runtime.sharding import constrain, gathered
 
 DTYPES = ("float32", "bfloat16", "float16")
 REMAT = ("none", "layer")
@@ -164,106 +158,6 @@ def branch_mask(
     is_own = branch[:, :, None] == branch[:, None, :]
     is_context = (branch[:, None, :] == 0) & (time < attach[:, :, None])
     return causal_mask(segment) & (is_own | is_context)
-
-
-def rms_norm(
-    x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float
-) -> Float[Array, "*B D"]:
-    """x / root mean square, times scale; in float32, as squares overflow or vanish in 16 bits."""
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-def rotary_angles(
-    positions: Int32[Array, "B T"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]:
-    """Cosine and sine of position * theta^(-2i/H), for all heads.
-
-    float32: bfloat16 cannot tell position 257 from 258.
-    """
-    # On the host, rounded to float32 twice, as where the checkpoints were trained: compiled, XLA's
-    # power differs in the last bit, of which position 3000 makes 3e-4 in the logits.
-    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    power = (float(theta) ** exponent.astype(np.float64)).astype(np.float32)
-    frequencies = np.float32(1) / power
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: Float[Array, "B T N H"], rotary) -> Float[Array, "B T N H"]:
-    """Pairs (x[i], x[i + H/2]) turned by the angles of `rotary_angles`."""
-    cos, sin = rotary
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-    return turned.astype(x.dtype)
-
-
-def attend(
-    queries: Float[Array, "B T N H"],
-    keys: Float[Array, "B S K H"],
-    values: Float[Array, "B S K H"],
-    mask: Bool[Array, "B T S"],
-) -> Float[Array, "B T N H"]:
-    """Grouped-query attention: N/K queries share a key. A row that sees nobody gets 0."""
-    B, T, N, H = queries.shape
-    S, K = keys.shape[1:3]
-    G = N // K
-    # Batch axes first, and the G queries of a key as further rows of one product: on a CPU a
-    # training step takes up to a tenth less than with five-axis einsums; on a TPU it is the same.
-    rows = queries.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-    keys, values = keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("BKTH,BKSH->BKTS", rows, keys, preferred_element_type=jnp.float32)
-    scores = (scores * H**-0.5).reshape(B, K, G, T, S)
-    # A large finite number, not -inf: the softmax of a row of -inf, and its gradient, are NaN.
-    scores = jnp.where(mask[:, None, None], scores, -1e30)
-    # float32: in 16 bits the sum over many keys loses the small ones.
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype).reshape(B, K, G * T, S)
-    mixed = jnp.einsum("BKTS,BKSH->BKTH", weights, values)
-    mixed = mixed.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-    return jnp.where(mask.any(axis=-1)[:, :, None, None], mixed, 0)
-
-
-def attention(
-    config: Qwen3Config, weights: dict, x: Float[Array, "B T D"], rotary, mask, cache, layer
-) -> tuple[Float[Array, "B T D"], KVCache | None]:
-    """The attention of layer number `layer`, with what it adds to `cache`."""
-    queries = constrain(jnp.einsum("BTD,DNH->BTNH", x, weights["query"]), *HEADS)
-    keys = constrain(jnp.einsum("BTD,DKH->BTKH", x, weights["key"]), *KV_HEADS)
-    values = constrain(jnp.einsum("BTD,DKH->BTKH", x, weights["value"]), *KV_HEADS)
-    scales = None
-    if config.has_qk_norm:
-        scales = jnp.stack([weights["query_norm"], weights["key_norm"]])
-    is_fast = cache is None and on_tpu() and x.dtype == jnp.bfloat16
-    if is_fast and flash.fits(x.shape[1], config.head_dim):
-        mixed = _flash(queries, keys, values, mask, rotary, scales, config.norm_eps)
-    else:
-        if scales is not None:
-            queries = rms_norm(queries, scales[0], config.norm_eps)
-            keys = rms_norm(keys, scales[1], config.norm_eps)
-        queries, keys = rotate(queries, rotary), rotate(keys, rotary)
-        if cache is not None:
-            cache = cache._written(layer, keys, values)
-            keys, values = (rows.astype(x.dtype) for rows in cache._first(layer, mask.shape[-1]))
-        mixed = attend(queries, keys, values, mask)
-    mixed = constrain(mixed, *HEADS)
-    return constrain(jnp.einsum("BTNH,NHD->BTD", mixed, weights["out"]), *HIDDEN), cache
-
-
-def _flash(queries, keys, values, mask, rotary, scales, eps: float) -> Float[Array, "B T N H"]:
-    """Norms, rotary embedding and attention by the TPU's kernel, each device on its own rows and
-    key heads."""
-    by_key = queries.reshape(*keys.shape[:3], -1, keys.shape[3])
-    angles = (*HIDDEN, None)
-    axes = [(*KV_HEADS, None), KV_HEADS, KV_HEADS, HIDDEN, angles, angles]
-    if scales is not None:
-        axes.append((None, None))
-
-    def run(*arrays):
-        return flash.flash_attend(*arrays[:6], arrays[6] if scales is not None else None, eps)
-
-    given = (by_key, keys, values, mask, *rotary, *([scales] if scales is not None else []))
-    return by_rows_and_heads(run, axes)(*given).reshape(queries.shape)
 
 
 def swiglu(weights: dict, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

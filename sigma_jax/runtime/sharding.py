@@ -73,6 +73,12 @@ def on_tpu() -> bool:
     return (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) == "tpu"
 
 
+def is_cut(axis: str, size: int) -> bool:
+    """Whether the mesh that is set cuts up `size` of a logical axis into equal parts."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and spec((size,), (axis,), mesh) != PartitionSpec(None)
+
+
 def by_rows_and_heads(function: Callable, axes: Sequence[Sequence[str | None]]) -> Callable:
     """`function` of arrays of these logical axes, each device on its own part; what it gives lies
     as the first does. For what XLA cannot cut up by itself, such as a Pallas kernel."""

@@ -11,8 +11,8 @@ from flax import nnx
 from sigma_jax.models.item_encoder import OWN
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
 from sigma_jax.models.recommender import Recommender, TokenSpace
+from sigma_jax.models.sizes import Sizes
 from sigma_jax.runtime.preflight import Sketch, backbone_flops
-from sigma_jax.schema import Sizes
 from sigma_jax.sft.assemble import Group
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.constraints import MOST_OF_ITEM

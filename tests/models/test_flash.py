@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from sigma_jax.models import flash
+from sigma_jax.models.attention import attend, rms_norm, rotary_angles, rotate
 from sigma_jax.models.flash import fits, flash_attend
-from sigma_jax.models.qwen3 import attend, branch_mask, rms_norm, rotary_angles, rotate
+from sigma_jax.models.qwen3 import branch_mask
 
 # Batch, queries, query heads, key heads, head size; 300 queries are no multiple of a block.
 EPS = 1e-6
@@ -29,8 +30,8 @@ def make(shape, dtype: str):
 
 def by_kernel(queries, keys, values, mask, angles, scales=None):
     """`flash_attend` where there is no TPU, with heads as `attend` has them."""
-    by_key = queries.reshape(*keys.shape[:3], -1, keys.shape[3])
-    found = flash_attend(by_key, keys, values, mask, *angles, scales, EPS, interpret=True)
+    flat = (each.reshape(*each.shape[:2], -1) for each in (queries, keys, values))
+    found = flash_attend(*flat, mask, *angles, scales, EPS, interpret=True)
     return found.reshape(queries.shape)
 
 

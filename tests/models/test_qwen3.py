@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from small_recommender import backbone_config
 
-from sigma_jax.models import qwen3
+from sigma_jax.models import attention, qwen3
 from sigma_jax.models.hf import load_backbone
 from sigma_jax.models.qwen3 import KVCache, Qwen3
 
@@ -76,14 +76,14 @@ def hidden_of(model, tokens, segment):
 
 def test_norm_equals_transformers(golden):
     model, arrays, weights = golden
-    actual = qwen3.rms_norm(arrays["norm_in"], weights["attention_norm"], model.config.norm_eps)
+    actual = attention.rms_norm(arrays["norm_in"], weights["attention_norm"], model.config.norm_eps)
     close(actual, arrays["norm_out"])
 
 
 def test_rotary_equals_transformers(golden):
     model, arrays, _ = golden
     config = model.config
-    cos, sin = qwen3.rotary_angles(arrays["positions"], config.head_dim, config.rope_theta)
+    cos, sin = attention.rotary_angles(arrays["positions"], config.head_dim, config.rope_theta)
     half = config.head_dim // 2
     close(cos[:, :, 0], arrays["cos"][..., :half])
     close(sin[:, :, 0], arrays["sin"][..., half:])
@@ -92,14 +92,14 @@ def test_rotary_equals_transformers(golden):
 def rotary_and_mask(model, arrays):
     config = model.config
     mask = qwen3.causal_mask(jnp.array(arrays["is_token"], jnp.int32))
-    return qwen3.rotary_angles(arrays["positions"], config.head_dim, config.rope_theta), mask
+    return attention.rotary_angles(arrays["positions"], config.head_dim, config.rope_theta), mask
 
 
 def test_attention_equals_transformers(golden):
     model, arrays, weights = golden
     rotary, mask = rotary_and_mask(model, arrays)
     x = jnp.array(arrays["attention_in"])
-    actual, _ = qwen3.attention(model.config, weights, x, rotary, mask, None, 0)
+    actual, _ = attention.attention(model.config, weights, x, rotary, mask, None, 0)
     close(actual, arrays["attention_out"], where=arrays["is_token"])
 
 
@@ -131,7 +131,7 @@ def test_attend_equals_plain_loop():
     q = jax.random.normal(keys[0], (B, T, N, H))
     k, v = (jax.random.normal(key, (B, S, K, H)) for key in keys[1:3])
     mask = jax.random.bernoulli(keys[3], 0.6, (B, T, S)).at[1, 1].set(False)
-    actual = qwen3.attend(q, k, v, mask)
+    actual = attention.attend(q, k, v, mask)
     expected = np.zeros((B, T, N, H))
     for b, t, n in np.ndindex(B, T, N):
         seen = np.flatnonzero(mask[b, t])
@@ -308,12 +308,12 @@ def test_recomputing_layers_changes_no_gradient():
 def test_scanned_layers_equal_a_loop(model):
     segment = jnp.array(SEGMENT)
     mask = qwen3.causal_mask(segment)
-    rotary = qwen3.rotary_angles(counted(segment), CONFIG.head_dim, CONFIG.rope_theta)
+    rotary = attention.rotary_angles(counted(segment), CONFIG.head_dim, CONFIG.rope_theta)
     x = model.embed(jnp.array(TOKENS))
     for layer in range(CONFIG.num_layers):
         weights = {name: weight[layer] for name, weight in model.layers.items()}
         x, _ = qwen3.block(CONFIG, weights, x, rotary, mask, None, layer, None)
-    x = qwen3.rms_norm(x, model.final_norm[...], CONFIG.norm_eps)
+    x = attention.rms_norm(x, model.final_norm[...], CONFIG.norm_eps)
     close(x, hidden_of(model, TOKENS, SEGMENT))
 
 

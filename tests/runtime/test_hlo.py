@@ -1,0 +1,34 @@
+"""What is read off a compiled program: loops count, kernels count, bytes are those that cross."""
+
+from pathlib import Path
+
+import pytest
+
+from sigma_jax.runtime.hlo import Kernel, kernel_seconds, read_program
+
+TEXT = (Path(__file__).parents[1] / "golden" / "program.hlo").read_text()
+
+
+def test_loops_count_as_often_as_they_run():
+    program = read_program(TEXT)
+    assert program.cycles == {"layer/dot": 28 * 150, "copied": 6, "end": 7}
+
+
+def test_kernels_say_what_they_do():
+    [[kernel]] = read_program(TEXT).kernels.values()
+    assert kernel == Kernel(28 * 4000, 28 * 2048, 28 * 10)
+    # Products for 28 s; beside them 8 cycles for each 1,024 scores, at 100 a second.
+    assert kernel_seconds(kernel, 4000, 1000, 100) == pytest.approx(28 + 28 * 2 * 8 / 100)
+    assert kernel_seconds(kernel, 4000, 1, 100) == pytest.approx(280 + 28 * 2 * 8 / 100)
+
+
+def test_bytes_between_chips_count_once_each_and_say_what_is_waited_for():
+    program = read_program(TEXT)
+    gathered = 64 * 128 * 2
+    assert program.collectives == {"all-gather": 28 * gathered + gathered, "all-reduce": 80}
+    assert program.waited_for == {"all-reduce": 80}
+
+
+def test_text_of_something_else_is_refused():
+    with pytest.raises(ValueError, match="no text of a compiled program"):
+        read_program("nothing")

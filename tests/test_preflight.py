@@ -1,0 +1,103 @@
+"""The look ahead: a real compilation for TPUs that are not there, and what is told of it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sigma_jax.preflight import figures, table
+from sigma_jax.runtime.preflight import CHIPS, GIB, SLICES, Estimate, Sketch, too_large, topology_of
+
+pytest.importorskip("libtpu")
+ROOT = Path(__file__).parents[1]
+FOUND = Estimate(4, 3 * GIB, 20.0, 0.5, 0.1, 0.05, 0.4, {"a": 0.3, "b": 0.1}, {"all-gather": 1e9})
+SKETCH = Sketch(None, None, None, {}, {}, 100, 5_000, 1e9)
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sigma_jax.preflight", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> tuple[str, dict]:
+    """Of a small backbone in 16 bits with heads of 128, so that the kernels are compiled too."""
+    path = tmp_path_factory.mktemp("preflight") / "report.json"
+    done = run(
+        "--config=configs/sft.py:smoke",
+        "--topology=v5e-4",
+        "--items=5000",
+        "--config.mesh.data=2",
+        "--config.mesh.fsdp=2",
+        "--config.backbone.head_dim=128",
+        "--config.backbone.dtype=bfloat16",
+        "--config.backbone.remat=layer",
+        f"--output={path}",
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(path.read_text())
+
+
+def test_a_step_is_compiled_and_described(report):
+    shown, found = report
+    assert found["fits"] and 0 < found["memory"] < found["chip_memory"] == 16 * GIB
+    assert found["chips"] == 4 and found["topology"] == "v5e:2x2" and found["items"] == 5000
+    assert found["seconds"] > found["kernel_seconds"] > 0 and 0 < found["mfu"] < 1
+    assert found["collectives"]["all-gather"] > 0  # weights are cut up over "fsdp"
+    assert found["chip_hours"] == pytest.approx(4 * found["hours"])
+    assert "sft:smoke on v5e:2x2, 4 chips (data 2 x fsdp 2 x tensor 1)" in shown
+    assert "fits" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--topology=v5e-17"], "--topology=v5e-17 is unknown; did you mean v5e-16?"),
+        (["--topology=v5e:3x5"], "--topology=v5e:3x5 does not exist; did you mean v5e:"),
+        (["--config.mesh.fsdp=5"], "mesh={'data': -1, 'fsdp': 5, 'tensor': 1} does not fit 16"),
+        (["--config.train.batch_size=12"], "batch_size=12 does not divide over 16 devices"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words, message):
+    done = run("--config=configs/sft.py:smoke", *words)
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert message in line
+
+
+def test_stages_without_a_look_ahead_are_named():
+    done = run("--config=configs/teacher.py:smoke", "--topology=v5e-4")
+    assert done.returncode == 1 and "stage 'teacher' is small" in done.stderr
+
+
+def test_slices_are_what_they_say():
+    """v5e and v6e count chips, v4 and v5p cores, of which a chip has two."""
+    for name, full in SLICES.items():
+        kind, count = name.split("-")
+        sizes = [int(size) for size in full.partition(":")[2].split("x")]
+        chips = sizes[0] * sizes[1] * (sizes[2] if len(sizes) > 2 else 1)
+        assert int(count) == chips * (2 if kind in ("v4", "v5p") else 1)
+    full, chip, devices = topology_of("v5e-8")
+    assert full == "v5e:2x4" and chip is CHIPS["v5e"] and len(devices) == 8
+
+
+def test_figures_and_their_table():
+    found = figures(FOUND, SKETCH, 7200, CHIPS["v5e"])
+    assert found["fits"] and found["hours"] == 1 and found["chip_hours"] == 4
+    assert found["examples_per_second"] == 200 and found["tokens_per_second"] == 10_000
+    head = {"config": ("sft", "x"), "topology": "v5e:2x2", "mesh": {"data": 4}}
+    head |= {"items": 10, "batch_size": 8, "steps": 7200}
+    assert "step: 500 ms estimated, MFU 40 %" in table(head | found)
+    big = dataclasses.replace(FOUND, memory=17 * GIB, seconds=None, reason="no text")
+    shown = table(head | figures(big, SKETCH, 7200, CHIPS["v5e"]))
+    assert "17.00 of 16 GiB a chip at the peak: DOES NOT FIT" in shown
+    assert "no estimate of the time: no text" in shown
+
+
+def test_the_memory_of_what_does_not_fit_is_read_from_the_message():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory. Used 24.5G of 15.75G hbm."
+    assert too_large(MemoryError(message), 8).memory == 24.5 * GIB
+    assert too_large(MemoryError("RESOURCE_EXHAUSTED"), 8).memory == float("inf")
