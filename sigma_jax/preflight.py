@@ -108,9 +108,10 @@ def backbone_of(source: BackboneConfig, config: ConfigDict, vocab_size: int) -> 
         from sigma_jax.models.hf import read_config
 
         return read_config(source.hf_folder, **{name: getattr(source, name) for name in HOW})
-    is_paper = cli.config_file()[1].startswith("qwen3")  # a folder is to be given then
-    known = QWEN3_ROWS if is_paper else config.data.text_tokenizer.vocab_size
-    return source.scratch(vocab_size or known)
+    if not vocab_size:
+        is_paper = cli.config_file()[1].startswith("qwen3")  # a folder is to be given then
+        vocab_size = QWEN3_ROWS if is_paper else config.data.text_tokenizer.vocab_size
+    return source.scratch(vocab_size)
 
 
 def measure(make: Callable[[int], Sketch], fields: Any, rows: int, mesh, chip) -> Estimate:

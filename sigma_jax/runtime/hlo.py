@@ -1,8 +1,9 @@
 """What the TPU's compiler says of a program: time by operation, bytes that cross between chips.
 
 The compiled text carries the compiler's own estimate in cycles at each operation. Bodies of loops
-stand there once and count as often as they run; of a condition, all branches count. Kernels written by hand carry none: they count as
-long as their products take, or their traffic, and the vector unit's work on each score beside it.
+stand there once and count as often as they run; of a condition, all branches count. Kernels written
+by hand carry none: they count as long as their products take, or their traffic, and the vector
+unit's work on each score beside it.
 """
 
 from __future__ import annotations
