@@ -90,6 +90,7 @@ def train(steps: int, batch_size: int, **changes: Any) -> ConfigDict:
             "steps": steps,
             "epochs": 0.0,
             "batch_size": batch_size,
+            "accumulate": 1,
             "log_every": 10,
             "eval_every": max(steps // 4, 1),
             "checkpoint_every": max(steps // 4, 1),
@@ -109,12 +110,13 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> ConfigDict:
 
 
 def run_config(
-    stage: str, own: ConfigDict, data: ConfigDict, upstream: Mapping[str, ConfigDict]
+    stage: str, preset: str, own: ConfigDict, data: ConfigDict, upstream: Mapping[str, ConfigDict]
 ) -> ConfigDict:
     """A stage's `own` fields with those of the run; `upstream`: fields of the stages before it."""
     own.stage = stage
     own.seed = 0
-    own.mesh = mesh()
+    # Weights of a large backbone are cut up over all devices.
+    own.mesh = mesh(data=1, fsdp=-1) if preset.startswith("qwen3") else mesh()
     own.data = data
     own.upstream = ConfigDict(upstream)
     return own

@@ -117,6 +117,6 @@ def get_config(preset: str = "local") -> ConfigDict:
     """This stage's fields, the run's, and under `upstream` the teacher's."""
     upstream = {"teacher": teacher.stage_fields(preset)}
     config = common.run_config(
-        "grounding", stage_fields(preset), data.data_fields(preset), upstream
+        "grounding", preset, stage_fields(preset), data.data_fields(preset), upstream
     )
     return config.lock()

@@ -209,7 +209,9 @@ CHANGES = {
     },
     "qwen3_4b": {
         "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),
-        "train": common.train(32_000, 4_096, log_every=20, eval_every=4_000, checkpoint_every=500),
+        "train": common.train(
+            32_000, 4_096, accumulate=16, log_every=20, eval_every=4_000, checkpoint_every=500
+        ),
         "backbone": grounding.stage_fields("qwen3_4b").backbone,
         **LETTER,
     },
@@ -261,8 +263,8 @@ def get_config(preset: str = "local") -> ConfigDict:
         "grounding": grounding.stage_fields(preset),
         "tokenizer": tokenizer.stage_fields(preset),
     }
-    config = common.run_config("sft", stage_fields(preset), data.data_fields(preset), upstream)
+    config = common.run_config(
+        "sft", preset, stage_fields(preset), data.data_fields(preset), upstream
+    )
     config.evaluation = common.select(preset, EVALUATION, EVALUATION_CHANGES)
-    if preset.startswith("qwen3"):
-        config.mesh = common.mesh(data=1, fsdp=-1)
     return config.lock()

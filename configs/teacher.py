@@ -79,5 +79,7 @@ def stage_fields(preset: str) -> ConfigDict:
 def get_config(preset: str = "local") -> ConfigDict:
     """This stage's fields and the run's."""
     upstream = {}
-    config = common.run_config("teacher", stage_fields(preset), data.data_fields(preset), upstream)
+    config = common.run_config(
+        "teacher", preset, stage_fields(preset), data.data_fields(preset), upstream
+    )
     return config.lock()

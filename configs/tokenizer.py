@@ -69,6 +69,6 @@ def get_config(preset: str = "local") -> ConfigDict:
         "grounding": grounding.stage_fields(preset),
     }
     config = common.run_config(
-        "tokenizer", stage_fields(preset), data.data_fields(preset), upstream
+        "tokenizer", preset, stage_fields(preset), data.data_fields(preset), upstream
     )
     return config.lock()

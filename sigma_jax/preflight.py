@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"), devices)
     make, fields = stage_sketch(config, FLAGS.items, FLAGS.vocab_size)
     rows = fields.train.batch_size
-    sharding.check_rows(rows, mesh)
+    sharding.check_rows(rows // fields.train.accumulate, mesh)
     found = measure(make, fields, rows, mesh, chip)
     report = {"config": cli.config_file(), "topology": name, "mesh": dict(mesh.shape)}
     report |= {"items": FLAGS.items, "batch_size": rows, "steps": fields.train.steps}
@@ -127,7 +127,7 @@ def measure(make: Callable[[int], Sketch], fields: Any, rows: int, mesh, chip) -
 
 def largest(make, fields: Any, found: Estimate, mesh, chip) -> int:
     """The most rows that fit, by the line through two batches' memory, and compiled once more."""
-    unit = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = mesh.shape["data"] * mesh.shape["fsdp"] * fields.train.accumulate
     if hasattr(fields, "prompt"):  # rows are packed in groups
         unit *= fields.prompt.pack_group_rows
     rows = {fields.train.batch_size: found.memory}

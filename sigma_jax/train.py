@@ -203,7 +203,7 @@ def fit(
     until = math.ceil(share * loop.steps)
     if fields.train.epochs:
         log_length(name, until, loop.steps, fields.train, task.epoch_steps)
-    sharding.check_rows(task.batch_rows, mesh)
+    sharding.check_rows(task.batch_rows // loop.accumulate, mesh)
     tables = sharding.place_tables(task.tables(), mesh)
     has_average = loop.average_over > 0
     state, template, optimizer = init_state(
@@ -218,6 +218,7 @@ def fit(
         seed,
         state,
         loop.average_over,
+        loop.accumulate,
     )
     figures = None
     with Checkpoints(folder, loop.keep_checkpoints, recipe) as checkpoints:
@@ -338,6 +339,8 @@ def recipe_config(fields: Any) -> dict[str, Any]:
     """A stage's config without what does not change its result: how often it logs and saves."""
     plain = artifacts.plain(fields)
     plain["train"] = {key: value for key, value in plain["train"].items() if key not in LOOP_FIELDS}
+    if plain["train"]["accumulate"] == 1:  # as it was before there was such a field
+        del plain["train"]["accumulate"]
     return plain
 
 
@@ -347,7 +350,7 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
         values, where = stage_fields(config, stage)
         with named_fields(stage, config):
             fields = to_dataclass(task_classes(stage)[0], values, where)
-            sharding.check_rows(fields.train.batch_size, mesh)
+            sharding.check_rows(fields.train.batch_size // fields.train.accumulate, mesh)
             schedule(fields.optimizer, 1.0, fields.train.steps)
         if stage == "sft":
             from sigma_jax.evaluation.judged import EvaluationConfig

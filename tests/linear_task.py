@@ -41,7 +41,7 @@ def linear_config(steps: int = 10, **train) -> LinearConfig:
     optimizer = OptimizerConfig(0.1, 0.01, 0.01, 2, "cosine", 1.0, 0.9, 0.999)
     fields = {"steps": steps, "epochs": 0.0, "batch_size": ROWS, "log_every": 1, "eval_every": 0}
     fields |= {"checkpoint_every": 5, "keep_checkpoints": 2, "average_over": 0.0}
-    fields |= {"patience": 0, "keep_best": ""}
+    fields |= {"patience": 0, "keep_best": "", "accumulate": 1}
     return LinearConfig(optimizer, TrainConfig(**{**fields, **train}))
 
 

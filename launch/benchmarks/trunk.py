@@ -60,7 +60,7 @@ CONFIG = Qwen3Config(
     remat="layer",
 )
 OPTIMIZER = OptimizerConfig(2e-5, 2e-5, 0.01, 2_000, "cosine", 1.0, 0.9, 0.999)
-TRAIN = TrainConfig(20_000, 0.0, 1, 1, 0, 1, 1, 0.0, 0, "")
+TRAIN = TrainConfig(20_000, 0.0, 1, 1, 1, 0, 1, 1, 0.0, 0, "")
 
 
 def mean_square(hidden: jax.Array) -> jax.Array:

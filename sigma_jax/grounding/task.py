@@ -50,6 +50,11 @@ class GroundingConfig:
 
     def __post_init__(self):
         check_mixture(self.mixture)
+        if self.train.accumulate > 1:
+            raise ValueError(
+                f"train.accumulate={self.train.accumulate} would part anchors from negatives; "
+                "encode_rows saves memory here."
+            )
         check_least(1, self, "max_tokens", "loss_rows", "eval_pairs", "eval_batch_size")
         check_least(0, self, "kd_weight", "encode_rows", "eval_candidates")
         for name in ("temperature", "id_temperature"):

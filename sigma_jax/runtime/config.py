@@ -51,6 +51,7 @@ class TrainConfig:
     steps: int  # with `epochs`: at most; 0: nothing to train, or as many as `epochs` come to
     epochs: float  # passes over the stage's examples; 0: `steps` alone says how long
     batch_size: int  # rows of the global batch
+    accumulate: int  # parts that a batch is worked off in, to save memory; 1: all at once
     log_every: int
     eval_every: int  # 0: only at the end
     checkpoint_every: int
@@ -63,6 +64,11 @@ class TrainConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self)[:-1]:
             check_least(0 if field.name in MAY_BE_0 else 1, self, field.name, group="train.")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"train.batch_size={self.batch_size} does not divide into train.accumulate="
+                f"{self.accumulate} parts; use a multiple of {self.accumulate}."
+            )
         if self.patience and not (self.keep_best and self.eval_every):
             raise ValueError(
                 f"train.patience={self.patience} waits for a better report; set train.keep_best "

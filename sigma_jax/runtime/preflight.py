@@ -134,7 +134,15 @@ def compile_step(
         sketch.model, sketch.label, optimizer, train.steps, mesh, train.average_over > 0
     )
     step = make_step(
-        sketch.loss, template, update, optimizer, train.steps, 0, state, train.average_over
+        sketch.loss,
+        template,
+        update,
+        optimizer,
+        train.steps,
+        0,
+        state,
+        train.average_over,
+        train.accumulate,
     )
     tables = {
         name: _placed(shape, sharding.table_sharding(shape.shape, mesh))

@@ -173,6 +173,7 @@ def make_step(
     seed: int,
     state: TrainState,
     average_over: float = 0.0,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Mapping, Mapping], tuple[TrainState, Arrays]]:
     """The jitted step (state, tables, batch) -> (state, metrics).
 
@@ -181,6 +182,8 @@ def make_step(
     seed and the number of the step only. The state comes back where it lay. A state with an average
     keeps it of all steps so far, and from `average_over` * steps of them on of about that many of
     the last (a mean with exponential weights: Polyak and Juditsky 1992 where weights are equal).
+    With `accumulate` the batch is worked off in so many parts of every n-th row, one after the
+    other; loss, figures and gradients are the mean of theirs.
     """
     rate = schedule(config, config.learning_rate, steps)
     table_rate = schedule(config, config.table_learning_rate, steps)
@@ -191,15 +194,41 @@ def make_step(
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for sharding.constrain
             return take_step(state, tables, batch)
 
-    def take_step(state: TrainState, tables: Mapping, batch: Mapping):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def gradients(params: Arrays, rest: Arrays, tables: Mapping, batch: Mapping, key: Array):
+        """(loss, figures, gradients) and the variables as the forward pass left them."""
 
         def loss_of(params: Arrays):
-            model = template.merge(params, state.rest)
+            model = template.merge(params, rest)
             value, parts = loss(model, tables, batch, key)
             return value, (parts, template.rest_of(model))
 
-        (value, (parts, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (value, (parts, left)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        return (value, parts, grads), left
+
+    def accumulated(params: Arrays, rest: Arrays, tables: Mapping, batch: Mapping, key: Array):
+        """The same in parts."""
+
+        def cut(rows: Array) -> Array:  # every device keeps its own
+            parts = rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1)
+            return sharding.constrain(parts, None, "rows", *[None] * (rows.ndim - 1))
+
+        def add(carry, part):
+            total, rest = carry
+            number, batch = part
+            found, rest = gradients(params, rest, tables, batch, jax.random.fold_in(key, number))
+            return (jax.tree.map(jnp.add, total, found), rest), None
+
+        parts = (jnp.arange(accumulate), {name: cut(rows) for name, rows in batch.items()})
+        first = jax.tree.map(lambda part: part[0], parts)
+        shapes = jax.eval_shape(gradients, params, rest, tables, first[1], key)[0]
+        zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, jnp.float32), shapes)
+        (total, rest), _ = jax.lax.scan(add, (zero, rest), parts)
+        return jax.tree.map(lambda value: value / accumulate, total), rest
+
+    def take_step(state: TrainState, tables: Mapping, batch: Mapping):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        find = gradients if accumulate == 1 else accumulated
+        (value, parts, grads), rest = find(state.params, state.rest, tables, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         window = jnp.clip(state.step + 1, 1, max(average_over * steps, 1))

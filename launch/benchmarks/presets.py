@@ -1,0 +1,69 @@
+"""The full-size presets on the slices they are for: memory, time and cost, by the TPU's compiler.
+
+    python launch/benchmarks/presets.py --output=presets.json
+
+Runs `sigma_jax.preflight` for each and prints a table. Needs `pip install libtpu`, and no TPU.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+RUNS = [
+    ("grounding", "qwen3_0p6b", "v5e-16"),
+    ("sft", "qwen3_0p6b", "v5e-16"),
+    ("sft", "qwen3_0p6b", "v5e-64"),
+    ("sft", "qwen3_0p6b", "v6e-16"),
+    ("sft", "qwen3_0p6b", "v5p-8"),
+    ("grounding", "qwen3_4b", "v6e-16"),
+    ("sft", "qwen3_4b", "v6e-16"),
+    ("grounding", "qwen3_4b", "v5p-8"),
+    ("sft", "qwen3_4b", "v5p-8"),
+]
+KEPT = ("batch_size", "chips", "memory", "chip_memory", "fits", "compile_seconds", "seconds", "mfu")
+KEPT += ("examples_per_second", "hours", "chip_hours", "collectives", "reason")
+
+
+def look(stage: str, preset: str, topology: str, folder: Path) -> dict:
+    """What preflight says."""
+    path = folder / f"{stage}-{preset}-{topology}.json"
+    words = [f"--config=configs/{stage}.py:{preset}", f"--topology={topology}", f"--output={path}"]
+    subprocess.run([sys.executable, "-m", "sigma_jax.preflight", *words], stdout=subprocess.DEVNULL)
+    found = json.loads(path.read_text())
+    kept = {name: found[name] for name in KEPT if name in found}
+    return {"stage": stage, "preset": preset, "topology": topology, **kept}
+
+
+def row(found: dict) -> str:
+    """A line of the table."""
+    memory = f"{found['memory'] / 2**30:.1f} of {found['chip_memory'] / 2**30:.0f}"
+    cells = [found["stage"], found["preset"], found["topology"], f"{found['batch_size']:,}", memory]
+    if found["seconds"] is None:
+        cells += ["-"] * 4
+    else:
+        cells += [f"{found['seconds']:.2f}", f"{100 * found['mfu']:.0f}"]
+        cells += [f"{found['hours']:.0f}", f"{found['chip_hours']:,.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Looks at each and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    print("| stage | preset | slice | batch | GiB a chip | s a step | MFU | hours | chip-hours |")
+    print("|" + "---|" * 9)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for run in RUNS:
+            rows.append(look(*run, Path(folder)))
+            print(row(rows[-1]), flush=True)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
