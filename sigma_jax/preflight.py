@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
@@ -47,6 +48,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     del argv
+    jax.config.update("jax_platforms", "cpu")  # this process only compiles
     config = FLAGS.config
     name, chip, devices = topology_of(FLAGS.topology)
     mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"), devices)

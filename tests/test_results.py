@@ -114,3 +114,28 @@ def test_the_readme_shows_the_swap_of_the_record():
     assert f"{found['new_items']} new items" in README
     assert f"of {found['requests']:,} requests none failed" in README
     assert f"median was {found['ms_median']:.0f} ms" in README
+
+
+def test_the_readme_shows_the_presets_of_the_record():
+    path = ROOT / "launch" / "benchmarks" / "results" / "presets.json"
+    table = README.split("| stage | preset | slice |")[1].split("\n\n")[0].splitlines()[2:]
+    rows = json.loads(path.read_text())
+    assert [line.split(" | ")[0] for line in table] == [f"| {row['stage']}" for row in rows]
+    for line, row in zip(table, rows, strict=True):
+        cells = line.strip("| ").split(" | ")
+        assert cells[1:4] == [row["preset"], row["topology"], f"{row['batch_size']:,}"]
+        assert cells[4] == f"{row['memory'] / 2**30:.1f} of {row['chip_memory'] / 2**30:.0f}"
+        assert row["fits"]
+        if row["seconds"] is None:
+            assert cells[5:] == ["-"] * 4
+        else:
+            assert cells[5:7] == [f"{row['seconds']:.2f}", f"{100 * row['mfu']:.0f}"]
+            assert cells[7:] == [f"{row['hours']:.0f}", f"{row['chip_hours']:,.0f}"]
+
+
+def test_the_readme_shows_the_trunk_of_the_record():
+    found = json.loads((ROOT / "launch" / "benchmarks" / "results" / "trunk.json").read_text())
+    for name in ("ours", "theirs"):
+        assert f"{1000 * found[name]['seconds']:.0f} ms" in README
+        assert f"{found[name]['memory'] / 2**30:.2f} GiB" in README
+    assert f"{found['sft_ratio']:.2f} of the trunk" in README
