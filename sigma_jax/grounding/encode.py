@@ -22,9 +22,12 @@ from sigma_jax.runtime.artifacts import read_json, write_json
 
 @functools.partial(jax.jit, static_argnames=("graph", "where"))
 def _vectors(graph, state, tokens, lengths, where):
-    vectors = nnx.merge(graph, state)(tokens, lengths)
-    # Whole on every device: each process of several can then read all of it.
-    return vectors if where is None else jax.lax.with_sharding_constraint(vectors, where)
+    model = nnx.merge(graph, state)
+    if where is None:
+        return model(tokens, lengths)
+    with sharding.on_mesh(where.mesh):
+        # Whole on every device: each process of several can then read all of it.
+        return jax.lax.with_sharding_constraint(model(tokens, lengths), where)
 
 
 class BatchEncoder:

@@ -6,6 +6,7 @@ alone says what they mean.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -56,10 +57,15 @@ def spec(
     return PartitionSpec(*parts)
 
 
+def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """What is traced within is cut up over `mesh` where the functions below say so."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def constrain(array: Array, *axes: str | None) -> Array:
-    """`array` laid out by its logical axes on the mesh of `jax.set_mesh`, as `spec` says; unchanged
-    where no mesh is set. For activations: without it XLA may cut a product where a weight is cut,
-    and gather the batch instead of the weight.
+    """`array` laid out by its logical axes as `spec` says; unchanged outside of `on_mesh`. For
+    activations: without it XLA may cut a product where a weight is cut, and gather the batch
+    instead of the weight.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -68,13 +74,16 @@ def constrain(array: Array, *axes: str | None) -> Array:
 
 
 def on_tpu() -> bool:
-    """Whether what is traced now is for a TPU: the mesh that is set, or else the first device."""
+    """Whether what is traced now is for TPUs and may hold kernels: within `on_mesh`, or where there
+    is one device, for XLA cuts up no kernel by itself."""
     mesh = jax.sharding.get_abstract_mesh()
-    return (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) == "tpu"
+    if mesh.empty:
+        return jax.default_backend() == "tpu" and jax.device_count() == 1
+    return mesh.abstract_device.platform == "tpu"
 
 
 def is_cut(axis: str, size: int) -> bool:
-    """Whether the mesh that is set cuts up `size` of a logical axis into equal parts."""
+    """Whether the mesh of `on_mesh` cuts up `size` of a logical axis into equal parts."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and spec((size,), (axis,), mesh) != PartitionSpec(None)
 

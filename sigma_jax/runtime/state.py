@@ -178,21 +178,14 @@ def make_step(
     """The jitted step (state, tables, batch) -> (state, metrics).
 
     `loss(model, tables, batch, key)` gives a scalar and its named parts; `state` may be one of
-    `abstract_state`. The key depends on the
-    seed and the number of the step only. The state comes back where it lay. A state with an average
-    keeps it of all steps so far, and from `average_over` * steps of them on of about that many of
-    the last (a mean with exponential weights: Polyak and Juditsky 1992 where weights are equal).
-    With `accumulate` the batch is worked off in so many parts of every n-th row, one after the
-    other; loss, figures and gradients are the mean of theirs.
+    `abstract_state`. The key depends on the seed and the number of the step only. The state comes
+    back where it lay. A state with an average keeps it of all steps so far, and from `average_over`
+    * steps of them on of about that many of the last (a mean with exponential weights: Polyak and
+    Juditsky 1992 where weights are equal). With `accumulate` the batch is worked off in so many
+    parts of every n-th row, one after the other; loss, figures and gradients are their mean.
     """
     rate = schedule(config, config.learning_rate, steps)
     table_rate = schedule(config, config.table_learning_rate, steps)
-
-    mesh = state.step.sharding.mesh
-
-    def step_fn(state: TrainState, tables: Mapping, batch: Mapping):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for sharding.constrain
-            return take_step(state, tables, batch)
 
     def gradients(params: Arrays, rest: Arrays, tables: Mapping, batch: Mapping, key: Array):
         """(loss, figures, gradients) and the variables as the forward pass left them."""
@@ -205,29 +198,10 @@ def make_step(
         (value, (parts, left)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         return (value, parts, grads), left
 
-    def accumulated(params: Arrays, rest: Arrays, tables: Mapping, batch: Mapping, key: Array):
-        """The same in parts."""
-
-        def cut(rows: Array) -> Array:  # every device keeps its own
-            parts = rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1)
-            return sharding.constrain(parts, None, "rows", *[None] * (rows.ndim - 1))
-
-        def add(carry, part):
-            total, rest = carry
-            number, batch = part
-            found, rest = gradients(params, rest, tables, batch, jax.random.fold_in(key, number))
-            return (jax.tree.map(jnp.add, total, found), rest), None
-
-        parts = (jnp.arange(accumulate), {name: cut(rows) for name, rows in batch.items()})
-        first = jax.tree.map(lambda part: part[0], parts)
-        shapes = jax.eval_shape(gradients, params, rest, tables, first[1], key)[0]
-        zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, jnp.float32), shapes)
-        (total, rest), _ = jax.lax.scan(add, (zero, rest), parts)
-        return jax.tree.map(lambda value: value / accumulate, total), rest
+    find = gradients if accumulate == 1 else _in_parts(gradients, accumulate)
 
     def take_step(state: TrainState, tables: Mapping, batch: Mapping):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        find = gradients if accumulate == 1 else accumulated
         (value, parts, grads), rest = find(state.params, state.rest, tables, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -246,4 +220,34 @@ def make_step(
         return TrainState(state.step + 1, params, rest, opt_state, average), metrics
 
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
+    mesh = where.step.mesh
+
+    def step_fn(state: TrainState, tables: Mapping, batch: Mapping):
+        with sharding.on_mesh(mesh):
+            return take_step(state, tables, batch)
+
     return jax.jit(step_fn, donate_argnums=0, out_shardings=(where, None))
+
+
+def _in_parts(gradients: Callable, count: int) -> Callable:
+    """`gradients` of `make_step` over the batch in `count` parts, their mean."""
+
+    def cut(rows: Array) -> Array:  # every device keeps its own
+        parts = rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
+        return sharding.constrain(parts, None, "rows", *[None] * (rows.ndim - 1))
+
+    def accumulated(params: Arrays, rest: Arrays, tables: Mapping, batch: Mapping, key: Array):
+        def add(carry, part):
+            total, rest = carry
+            number, rows = part
+            found, rest = gradients(params, rest, tables, rows, jax.random.fold_in(key, number))
+            return (jax.tree.map(jnp.add, total, found), rest), None
+
+        parts = {name: cut(rows) for name, rows in batch.items()}
+        first = {name: rows[0] for name, rows in parts.items()}
+        shapes = jax.eval_shape(gradients, params, rest, tables, first, key)[0]
+        zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, jnp.float32), shapes)
+        (total, rest), _ = jax.lax.scan(add, (zero, rest), (jnp.arange(count), parts))
+        return jax.tree.map(lambda value: value / count, total), rest
+
+    return accumulated

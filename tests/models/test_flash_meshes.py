@@ -1,0 +1,71 @@
+"""The TPU's attention on a mesh: every device has its own rows and heads, gradients add up."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import functools
+from unittest import mock
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from sigma_jax.models import attention, flash
+from sigma_jax.models.qwen3 import Qwen3, Qwen3Config, causal_mask
+from sigma_jax.runtime import sharding
+from sigma_jax.runtime.config import MeshConfig
+from sigma_jax.runtime.mesh import make_mesh
+config = Qwen3Config(50, 64, 2, 4, 2, 128, 64, 1e4, 1e-6, True, True, 0.0, "bfloat16", "float32",
+                     "layer")
+graph, state = nnx.split(Qwen3(config, rngs=nnx.Rngs(0)))
+rng = np.random.default_rng(0)
+tokens = rng.integers(0, 50, (8, 130)).astype(np.int32)
+segment = np.sort(rng.integers(0, 3, (8, 130)), axis=1).astype(np.int32)
+positions = np.broadcast_to(np.arange(130, dtype=np.int32), tokens.shape)
+weights = rng.normal(size=(8, 130, 64)).astype(np.float32)
+
+def loss(state, mesh, *batch):
+    tokens, segment, positions, weights = batch
+    with sharding.on_mesh(mesh):
+        model = nnx.merge(graph, state)
+        hidden, _ = model(model.embed(tokens), positions, causal_mask(segment))
+    return (hidden.astype(jnp.float32) * weights).mean()
+
+calls = []
+def interpreted(*arrays, **how):
+    calls.append(arrays[0].shape)
+    return flash_attend(*arrays, interpret=True)
+
+flash_attend, found = flash.flash_attend, {}
+meshes = {"plain": (1, 1, 1), "one": (1, 1, 1), "all": (2, 2, 2), "heads": (1, 2, 4)}
+for name, sizes in meshes.items():
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    batch = [jax.device_put(a, sharding.rows(mesh)) for a in (tokens, segment, positions, weights)]
+    placed = jax.device_put(state, sharding.replicated(mesh))
+    with mock.patch.object(attention, "on_tpu", lambda: name != "plain"):
+        with mock.patch.object(flash, "flash_attend", interpreted):
+            step = jax.jit(jax.value_and_grad(lambda state, *batch: loss(state, mesh, *batch)))
+            found[name] = jax.device_get(step(placed, *batch))
+assert (2, 130, 2 * 128) in calls  # rows over data and fsdp, heads over tensor
+assert (4, 130, 4 * 128) in calls  # two key heads do not divide by four: whole
+for name, like, most in (("one", "plain", 0.15), ("all", "one", 0.02), ("heads", "one", 0.02)):
+    np.testing.assert_allclose(found[name][0], found[like][0], rtol=0.02, atol=1e-4)
+    gradients = (jax.tree.leaves(found[which][1]) for which in (name, like))
+    for one, other in zip(*gradients, strict=True):  # they come in 16 bits
+        apart = np.linalg.norm(one - other) / np.linalg.norm(other)
+        assert apart < most, (name, other.shape, apart)
+"""
+
+
+def test_a_mesh_gives_what_one_device_gives():
+    root = Path(__file__).parents[2]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
