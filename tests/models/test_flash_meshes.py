@@ -48,7 +48,7 @@ for name, sizes in meshes.items():
             found[name] = jax.device_get(step(placed, *batch))
 assert (2, 130, 2 * 128) in calls  # rows over data and fsdp, heads over tensor
 assert (4, 130, 4 * 128) in calls  # two key heads do not divide by four: whole
-for name, like, most in (("one", "plain", 0.15), ("all", "one", 0.02), ("heads", "one", 0.02)):
+for name, like, most in (("one", "plain", 0.15), ("all", "one", 0.05), ("heads", "one", 0.05)):
     np.testing.assert_allclose(found[name][0], found[like][0], rtol=0.02, atol=1e-4)
     gradients = (jax.tree.leaves(found[which][1]) for which in (name, like))
     for one, other in zip(*gradients, strict=True):  # they come in 16 bits
