@@ -36,6 +36,7 @@ from sigma_jax.runtime.lock import locked
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.runtime.optimizer import schedule
 from sigma_jax.runtime.state import init_state, make_step
+from sigma_jax.runtime.stop import Stopped, StopSignal
 from sigma_jax.runtime.writer import MetricWriter, clock
 
 STAGES = ("teacher", "grounding", "tokenizer", "sft")  # after the data, each needs those before it
@@ -221,7 +222,7 @@ def fit(
         loop.accumulate,
     )
     figures = None
-    with Checkpoints(folder, loop.keep_checkpoints, recipe) as checkpoints:
+    with Checkpoints(folder, loop.keep_checkpoints, recipe) as checkpoints, StopSignal() as stop:
         state, start = checkpoints.restore(state)
         best = Best(folder, recipe, loop.keep_best, state)
         if start:
@@ -242,12 +243,15 @@ def fit(
                     is_last = is_last or best.is_over(done, patience)
                     writer.write(done, {f"eval/{key}": value for key, value in figures.items()})
                     log_figures(name, done, figures)
-                if is_last or done % loop.checkpoint_every == 0:
+                is_told = stop.is_given(done)
+                if is_last or is_told or done % loop.checkpoint_every == 0:
                     writer.flush()  # a loss that is not finite is told before it is saved
                     checkpoints.save(done, state)
                 writer.tick(done)
                 if is_last:
                     break
+                if is_told:
+                    raise Stopped(f"{name}: saved after step {done} of {until}, told to end")
         state, is_earlier = best.close(state)
         figures = None if is_earlier else figures
     model = template.merge(state.kept_params, state.rest)

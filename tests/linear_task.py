@@ -1,9 +1,9 @@
 """A stage of three parameters and one counter, for tests of the loop; a command as well:
 
-    python tests/linear_task.py FOLDER STEPS DIE_AT
+    python tests/linear_task.py FOLDER STEPS DIE_AT [term]
 
-trains it in FOLDER, kills itself with SIGKILL before step DIE_AT (0: never), writes the batches it
-saw to FOLDER/batches.txt and prints the parameters' bytes.
+trains it in FOLDER, kills itself with SIGKILL before step DIE_AT (0: never), or sends itself
+SIGTERM there, writes the batches it saw to FOLDER/batches.txt and prints the parameters' bytes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from flax import nnx
 
 from sigma_jax.runtime.artifacts import Recipe
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig
+from sigma_jax.runtime.stop import Stopped
 
 ROWS, WIDTH = 16, 8
 
@@ -98,7 +99,7 @@ def recipe(seed: int = 0) -> Recipe:
     return Recipe({"width": WIDTH}, {}, seed)
 
 
-def run(folder: Path, steps: int, die_at: int = 0, **train) -> nnx.Module:
+def run(folder: Path, steps: int, die_at: int = 0, how: str = "kill", **train) -> nnx.Module:
     """Trains in `folder` over all devices; the batches seen go to batches.txt."""
     from sigma_jax import train as command
     from sigma_jax.runtime.mesh import make_mesh
@@ -108,7 +109,10 @@ def run(folder: Path, steps: int, die_at: int = 0, **train) -> nnx.Module:
     def told_batches(*args):
         for done, batch in numbered_batches(*args):
             if die_at and done == die_at + 1:
-                die(folder, die_at)
+                if how == "term":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                else:
+                    die(folder, die_at)
             with open(folder / "batches.txt", "a") as file:
                 file.write(f"{done - 1} {float(jnp.sum(batch['x'])).hex()}\n")
             yield done, batch
@@ -130,7 +134,11 @@ def die(folder: Path, step: int) -> None:
 
 
 if __name__ == "__main__":
-    model = run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    try:
+        model = run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
+    except Stopped as stopped:
+        print(stopped)
+        sys.exit(0)
     for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
         print(np.asarray(leaf).tobytes().hex())
     print(int(model.calls[...]))

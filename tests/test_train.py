@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tests" / "linear_task.py"
 
 
-def start(folder: Path, steps: int, die_at: int = 0, devices: int = 1):
+def start(folder: Path, steps: int, die_at: int = 0, devices: int = 1, how: str = "kill"):
     """The linear stage in a process of its own: (exit status, parameters as printed)."""
     environment = {
         **os.environ,
@@ -29,7 +29,7 @@ def start(folder: Path, steps: int, die_at: int = 0, devices: int = 1):
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
     }
-    words = [sys.executable, str(SCRIPT), str(folder), str(steps), str(die_at)]
+    words = [sys.executable, str(SCRIPT), str(folder), str(steps), str(die_at), how]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in (0, -9), done.stderr[-2000:]
     return done.returncode, done.stdout
@@ -58,6 +58,21 @@ def test_ten_steps_are_five_a_kill_and_five(tmp_path, whole, die_at):
     seen = (tmp_path / "batches.txt").read_text().splitlines()
     assert seen[die_at:] == wanted[5 if resumed else 0 :]
     assert lines(tmp_path) == lines(whole[0])
+
+
+@pytest.mark.parametrize("told_at", [2, 5, 7])
+def test_sigterm_saves_and_ends_well_and_nothing_is_done_twice(tmp_path, whole, told_at):
+    status, said = start(tmp_path, 10, told_at, how="term")
+    assert status == 0
+    assert said == f"linear: saved after step {told_at + 1} of 10, told to end\n"
+    assert (tmp_path / "checkpoints" / str(told_at + 1)).exists()
+    assert start(tmp_path, 10)[1] == whole[1]
+    assert (tmp_path / "batches.txt").read_text() == (whole[0] / "batches.txt").read_text()
+    assert lines(tmp_path) == lines(whole[0])
+
+
+def test_sigterm_in_the_last_step_is_the_end_anyway(tmp_path, whole):
+    assert start(tmp_path, 10, 9, how="term") == (0, whole[1])
 
 
 def test_metrics_have_one_line_a_step(whole):

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from sigma_jax.runtime import artifacts
 from sigma_jax.runtime.config import nearest
+from sigma_jax.runtime.stop import Stopped
 
 PACKAGE = Path(__file__).parents[1]
 TRACEBACK = "SIGMA_TRACEBACK"  # set to 1, it shows where an error came from
@@ -38,6 +39,9 @@ def run_command(main: Callable[[Sequence[str]], Any]) -> None:
     logging.get_absl_handler().addFilter(_is_ours)
     try:
         app.run(main, flags_parser=_parse_flags)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command continues.", file=sys.stderr)
+        sys.exit(0)
     except KeyboardInterrupt:
         print("error: interrupted; the same command continues.", file=sys.stderr)
         sys.exit(130)

@@ -24,12 +24,15 @@ COMMAND = """
 import sys
 import time
 from sigma_jax.runtime import cli
+from sigma_jax.runtime.stop import Stopped
 CONFIG = cli.define_config()
 def main(argv):
     config = CONFIG.value
     if config.path == "wait":
         print("waiting", flush=True)
         time.sleep(60)
+    if config.path == "stopped":
+        raise Stopped("linear: saved after step 3 of 9, told to end")
     if config.path == "missing":
         open("/nowhere/items.csv")
     if config.path:
@@ -77,6 +80,12 @@ def ended(process):
 )
 def test_preset_and_overrides(command, words, wanted):
     assert ended(command(*words))[:2] == (0, wanted + "\n")
+
+
+def test_a_run_that_was_told_to_end_has_not_failed(command):
+    status, _, err = ended(command("--config=tiny.py", "--config.path=stopped"))
+    said = "linear: saved after step 3 of 9, told to end; the same command continues.\n"
+    assert (status, err) == (0, said)
 
 
 @pytest.mark.parametrize(
