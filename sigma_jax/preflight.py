@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import jax
 from absl import flags, logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sigma_jax.models.backbone import HOW, BackboneConfig
@@ -116,7 +118,9 @@ def backbone_of(source: BackboneConfig, config: ConfigDict, vocab_size: int) -> 
     return source.scratch(vocab_size)
 
 
-def measure(make: Callable[[int], Sketch], fields: Any, rows: int, mesh, chip) -> Estimate:
+def measure(
+    make: Callable[[int], Sketch], fields: Any, rows: int, mesh: Mesh, chip: preflight.Chip
+) -> Estimate:
     """The estimate of a batch of `rows`."""
     sketch = make(rows)
     logging.info("compiling a step of %d rows for %d chips", rows, mesh.size)
@@ -127,19 +131,26 @@ def measure(make: Callable[[int], Sketch], fields: Any, rows: int, mesh, chip) -
     return estimate(compiled, seconds, sketch, chip, mesh.size)
 
 
-def largest(make, fields: Any, found: Estimate, mesh, chip) -> int:
-    """The most rows that fit, by the line through two batches' memory, and compiled once more."""
+def largest(
+    make: Callable[[int], Sketch], fields: Any, found: Estimate, mesh: Mesh, chip: preflight.Chip
+) -> int:
+    """The most rows that fit, by the line through the memory of two batches, compiled once more; 0
+    where not even the least does."""
     unit = mesh.shape["data"] * mesh.shape["fsdp"] * fields.train.accumulate
     if hasattr(fields, "prompt"):  # rows are packed in groups
-        unit *= fields.prompt.pack_group_rows
-    rows = {fields.train.batch_size: found.memory}
-    few = max(fields.train.batch_size // 4 // unit, 1) * unit
-    rows[few] = measure(make, fields, few, mesh, chip).memory
-    (low, least), (high, most) = sorted(rows.items())[0], sorted(rows.items())[-1]
-    slope = (most - least) / max(high - low, 1)
-    guess = low + int(max(chip.memory - least, 0) / max(slope, 1))
+        unit = math.lcm(unit, fields.prompt.pack_group_rows)
+    rows = fields.train.batch_size
+    other = max(rows // 4 // unit, 1) * unit
+    if other >= rows:
+        other = (rows // unit + 1) * unit
+    of_other = measure(make, fields, other, mesh, chip).memory
+    (low, least), (high, most) = sorted([(rows, found.memory), (other, of_other)])
+    slope = max((most - least) / (high - low), 1.0)
+    guess = low + int((chip.memory - least) / slope)
     guess = max(guess // unit, 1) * unit
-    while guess > unit and measure(make, fields, guess, mesh, chip).memory > chip.memory:
+    while measure(make, fields, guess, mesh, chip).memory > chip.memory:
+        if guess == unit:
+            return 0
         guess = max(int(guess * 0.9) // unit, 1) * unit
     return guess
 

@@ -5,10 +5,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from sigma_jax.preflight import figures, table
+from sigma_jax.preflight import figures, largest, table
 from sigma_jax.runtime.preflight import CHIPS, GIB, SLICES, Estimate, Sketch, too_large, topology_of
 
 pytest.importorskip("libtpu")
@@ -95,6 +96,35 @@ def test_figures_and_their_table():
     shown = table(head | figures(big, SKETCH, 7200, CHIPS["v5e"]))
     assert "17.00 of 16 GiB a chip at the peak: DOES NOT FIT" in shown
     assert "no estimate of the time: no text" in shown
+
+
+@pytest.mark.parametrize(
+    ("fixed", "of_row", "bends", "wanted"),
+    [
+        (1 * GIB, GIB // 512, 0, 7_680),  # 15 GiB at 2 MiB a row
+        (1 * GIB, GIB // 512, 200, 7_072),  # and more where batches are large
+        (17 * GIB, GIB // 512, 0, 0),
+    ],
+)
+@pytest.mark.parametrize("batch", [8, 64, 10_240])
+def test_the_largest_batch_that_fits(monkeypatch, fixed, of_row, bends, wanted, batch):
+    measured = []
+
+    def measure(make, fields, rows, mesh, chip):
+        measured.append(rows)
+        return dataclasses.replace(FOUND, memory=fixed + of_row * rows + bends * rows**2 / 8)
+
+    monkeypatch.setattr("sigma_jax.preflight.measure", measure)
+    train = SimpleNamespace(batch_size=batch, accumulate=2)
+    fields = SimpleNamespace(train=train, prompt=SimpleNamespace(pack_group_rows=4))
+    mesh = SimpleNamespace(shape={"data": 1, "fsdp": 4})
+    first = measure(None, fields, batch, mesh, None)
+    found = largest(None, fields, first, mesh, CHIPS["v5e"])
+    assert found % 8 == 0 and len(measured) < 12
+    if not bends or not wanted:
+        assert found == wanted
+    else:
+        assert 0.85 * wanted < found <= wanted
 
 
 def test_the_memory_of_what_does_not_fit_is_read_from_the_message():
