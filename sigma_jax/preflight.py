@@ -3,9 +3,9 @@
     python -m sigma_jax.preflight --config=configs/sft.py:qwen3_0p6b --topology=v5e-16
 
 Compiles the very step that `sigma_jax.train` runs, with the TPU's own compiler (`pip install
-libtpu`; no TPU, no data and no weights are needed), and prints what that says: memory at the peak,
-an estimate of the time by operation, what crosses between chips. Exit status 1 where it does not
-fit. `--largest` also looks for the largest batch that does. Stages: grounding and sft.
+"jax[tpu]"`; no TPU, no data and no weights are needed), and prints what that says: memory at the
+peak, an estimate of the time by operation, what crosses between chips. Exit status 1 where it does
+not fit. `--largest` also looks for the largest batch that does. Stages: grounding and sft.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python launch/benchmarks/presets.py --output=presets.json
 
-Runs `sigma_jax.preflight` for each and prints a table. Needs `pip install libtpu`, and no TPU.
+Runs `sigma_jax.preflight` for each and prints a table. Needs `pip install "jax[tpu]"`, and no TPU.
 """
 
 import argparse

@@ -9,7 +9,7 @@ reference runs with its flash attention and whole layers rematerialised. Time is
 says of all operations, and of kernels their products or traffic and their vector work
 (sigma_jax/runtime/hlo.py; the reference's say nothing of themselves and count nothing);
 collectives that nothing runs beside are added at the links' rate. "ours, sft" is the whole step of
-stage 3, with all losses and 100,000 negatives. Needs `pip install libtpu`, and no TPU.
+stage 3, with all losses and 100,000 negatives. Needs `pip install "jax[tpu]"`, and no TPU.
 """
 
 import argparse

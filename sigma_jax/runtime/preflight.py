@@ -1,7 +1,7 @@
 """A training step compiled for TPUs that are not there: does it fit, and how long does it take?
 
-`libtpu` from PyPI compiles for a described topology on any Linux machine. Memory is what its
-compiler has set aside; time is what it estimates (runtime/hlo.py). Neither has been measured.
+`libtpu` (`pip install "jax[tpu]"`) compiles for a described topology on any Linux machine. Memory is
+what its compiler has set aside; time is what it estimates (runtime/hlo.py). Neither is measured.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1.228e12, 300e9, 1.05e9),
+    "v4": Chip(137.5e12, 16 * GIB, 0.614e12, 150e9, 1.05e9),  # a core: JAX sees two of a chip
     "v5e": Chip(197e12, 16 * GIB, 0.819e12, 200e9, 1.5e9),
     "v5p": Chip(459e12, 95 * GIB, 2.765e12, 600e9, 1.75e9),
     "v6e": Chip(918e12, 32 * GIB, 1.64e12, 448e9, 1.75e9),
@@ -117,7 +117,7 @@ def topology_of(name: str) -> tuple[str, Chip, Sequence[jax.Device]]:
             raise ValueError(f"--topology={name} does not exist; did you mean {near}?") from error
         raise ValueError(
             f"the TPU's compiler cannot be had ({str(error).splitlines()[0]}); "
-            "pip install libtpu, on Linux."
+            'pip install "jax[tpu]", on Linux.'
         ) from error
     return full, CHIPS[kind], found.devices
 
