@@ -1,7 +1,7 @@
 """A training step compiled for TPUs that are not there: does it fit, and how long does it take?
 
-`libtpu` (`pip install "jax[tpu]"`) compiles for a described topology on any Linux machine. Memory is
-what its compiler has set aside; time is what it estimates (runtime/hlo.py). Neither is measured.
+`libtpu` (`pip install "jax[tpu]"`) compiles for a described topology on any Linux machine. Memory
+is what its compiler has set aside; time is what it estimates (runtime/hlo.py). Neither is measured.
 """
 
 from __future__ import annotations
