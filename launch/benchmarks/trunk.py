@@ -19,7 +19,6 @@ import json
 import sys
 import time
 import types
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -172,8 +171,7 @@ def main() -> None:
     make, fields = stage_sketch(get_config("qwen3_0p6b"), 1_000_000, CONFIG.vocab_size)
     compiled["ours, sft"] = compile_step(make(rows), fields.optimizer, fields.train, mesh)
     if arguments.reference:
-        compile_: Callable = compile_reference
-        compiled["theirs"] = compile_(arguments.reference, rows, arguments.tokens, devices)
+        compiled["theirs"] = compile_reference(arguments.reference, rows, arguments.tokens, devices)
     report = {}
     print(f"{'':10}{'ms':>9}{'kernels':>9}{'waiting':>9}{'GiB':>7}{'MFU':>7}{'compiled s':>12}")
     for name, (program, seconds) in compiled.items():

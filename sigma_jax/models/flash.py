@@ -24,11 +24,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int8
 
+from sigma_jax.losses import LOG_ZERO
+
 ROWS = 128  # queries and keys come in multiples of it
 LANES = 128  # and head sizes
 SCORES = 2**18  # of one head in on-chip memory
 KEYS = 4_096  # more do not fit on the chip
-LOG_ZERO = -1e30
 # Programs of one key head run in turn: the backward pass adds up over them.
 _IN_TURN = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 SCRIPT = """
-import functools
 from unittest import mock
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
