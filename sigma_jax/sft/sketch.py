@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,9 @@ from sigma_jax.sft.task import label
 
 def sketch(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> Sketch:
     """What SftTask trains over a catalogue of such `sizes`."""
-    encoder, prompt, items = config.model.item_encoder, config.prompt, sizes.items
-    vectors = {name: (items, width) for name, width in sizes.vectors.items()}
-    vectors[OWN] = (items, encoder.fused_width)
+    prompt, rows = config.prompt, config.train.batch_size
+    vectors = {name: (sizes.items, width) for name, width in sizes.vectors.items()}
+    vectors[OWN] = (sizes.items, config.model.item_encoder.fused_width)
     space = TokenSpace(backbone.vocab_size, sizes.levels, sizes.codebook_size)
     model = nnx.eval_shape(
         lambda: Recommender(
@@ -35,6 +36,28 @@ def sketch(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> Sketch:
             rngs=nnx.Rngs(0),
         )
     )
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
+        for name, array in Group.empty(prompt).arrays.items()
+    }
+    contexts = prompt.contexts_per_group or prompt.pack_group_rows
+    return Sketch(
+        model,
+        functools.partial(label, config),
+        functools.partial(recommender_loss, config),
+        _tables(config, sizes, vectors),
+        batch,
+        rows // prompt.pack_group_rows * contexts,
+        rows * prompt.row_tokens,
+        backbone_flops(backbone, prompt.row_tokens),
+    )
+
+
+def _tables(
+    config: SftConfig, sizes: Sizes, vectors: Mapping[str, tuple[int, int]]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What SftTask.tables gives, over item vectors of such shapes."""
+    encoder, prompt, items = config.model.item_encoder, config.prompt, sizes.items
 
     def whole(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -57,19 +80,4 @@ def sketch(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> Sketch:
         tables["constraints"] = whole(items, MOST_OF_ITEM)
         tables["category"] = whole(items)
         tables["category_sizes"] = whole(sizes.categories)
-    rows = config.train.batch_size
-    batch = {
-        name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
-        for name, array in Group.empty(prompt).arrays.items()
-    }
-    contexts = prompt.contexts_per_group or prompt.pack_group_rows
-    return Sketch(
-        model,
-        functools.partial(label, config),
-        functools.partial(recommender_loss, config),
-        tables,
-        batch,
-        rows // prompt.pack_group_rows * contexts,
-        rows * prompt.row_tokens,
-        backbone_flops(backbone, prompt.row_tokens),
-    )
+    return tables
