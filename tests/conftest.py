@@ -1,6 +1,7 @@
 """What tests share: a tiny catalogue with everything in it, and what prepare makes of it."""
 
 import csv
+import gc
 import json
 import os
 import tempfile
@@ -28,6 +29,7 @@ WORDS = ("red", "small", "old", "fine", "warm", "round", "green", "soft", "tall"
 NUM_ITEMS, NUM_USERS, NUM_SESSIONS = 60, 40, 15
 DAY = 86_400
 START = 1_672_531_200  # 2023-01-01
+MOST_MAPS = 20_000
 
 
 def tiny_tables(seed: int = 0) -> dict[str, list[dict]]:
@@ -142,6 +144,19 @@ def tiny_config(folder: Path, /, **changes) -> DataConfig:
             node = node[parent]
         node[last] = value
     return to_dataclass(DataConfig, fields)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Lets go of compiled programs where a process has many: they are mapped into memory, and with
+    more than 65,530 maps (Linux's default) the compiler crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
