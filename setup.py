@@ -43,6 +43,8 @@ EXTRAS = {
         *DEMO,
         *TPU,
         "hypothesis>=6.100",
+        "ipykernel>=6.29",  # the notebook is run as a test
+        "nbclient>=0.10",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.12",

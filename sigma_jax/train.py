@@ -12,32 +12,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 from absl import flags, logging
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sigma_jax.runtime import artifacts, cli, sharding
+from sigma_jax.runtime import artifacts, cli, hosts, sharding
 from sigma_jax.runtime.artifacts import UNSHARED, Pool, Recipe
 from sigma_jax.runtime.best import Best
 from sigma_jax.runtime.checkpoint import Checkpoints
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig, to_dataclass
+from sigma_jax.runtime.feed import numbered_batches
 from sigma_jax.runtime.lock import locked
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.mesh import local_mesh, make_mesh
 from sigma_jax.runtime.optimizer import schedule
-from sigma_jax.runtime.state import init_state, make_step
+from sigma_jax.runtime.state import init_state, kept_model, make_step
 from sigma_jax.runtime.stop import Stopped, StopSignal
-from sigma_jax.runtime.writer import MetricWriter, clock
+from sigma_jax.runtime.writer import MetricWriter, clock, peak_memory_mb
 
 STAGES = ("teacher", "grounding", "tokenizer", "sft")  # after the data, each needs those before it
 RUN_FIELDS = (
@@ -50,7 +49,6 @@ RUN_FIELDS = (
 )  # of a config; not a stage's
 LOOP_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
 FINISH_FIELDS = ("prior",)  # of a stage; read by `finish` alone, when training is over
-READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 FLAGS = flags.FLAGS
 
@@ -64,6 +62,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("only", False, "Run this stage alone; what it reads must be there.")
     flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
+    flags.DEFINE_bool(
+        "distributed", False, "This command runs on all hosts of a slice (or of a Slurm job)."
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -73,19 +74,26 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else cli.default_workdir()
     if FLAGS.compilation_cache:
         cli.use_compilation_cache()
+    hosts.start(FLAGS.distributed)
     mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"))
     cli.log_start(mesh, cli.find_field(config, "dtype") or "float32")
     logging.info("workdir: %s", workdir)
-    # One lock for all processes: the first one writes.
-    with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        hosts.by_first(lambda: held.enter_context(locked(workdir)))
+        hosts.check_shared(workdir)
         train(config, workdir, mesh, FLAGS.only, Pool(FLAGS.artifacts and Path(FLAGS.artifacts)))
         if config.stage == "sft":
-            from sigma_jax.evaluation.run import evaluate, show_recommendations
-
-            evaluate(config, workdir)
-            show_recommendations(config, workdir)
+            hosts.by_first(lambda: judge(config, workdir))
     seconds = time.monotonic() - began
     logging.info("%s: %s in all, peak memory %.0f MB", workdir, clock(seconds), peak_memory_mb())
+
+
+def judge(config: ConfigDict, workdir: Path) -> None:
+    """The evaluation of a recommender, and a few of its recommendations."""
+    from sigma_jax.evaluation.run import evaluate, show_recommendations
+
+    evaluate(config, workdir)
+    show_recommendations(config, workdir)
 
 
 def train(
@@ -102,7 +110,7 @@ def train(
       pool: artifacts of other workdirs.
     """
     check_config(config, mesh)
-    inputs = {"data": prepare_data(config, workdir, only, pool)}
+    inputs = {"data": hosts.by_first(lambda: prepare_data(config, workdir, only, pool))}
     missing = []
     for stage in stages_until(config):
         if stage != config.stage and (reason := needless(stage, workdir)):
@@ -111,7 +119,7 @@ def train(
         fields = to_dataclass(task_classes(stage)[0], *stage_fields(config, stage))
         recipe = Recipe(recipe_config(fields), dict(inputs), config.seed, FINISH_FIELDS)
         inputs[stage] = recipe.fingerprint
-        pool.take(workdir, stage, recipe)
+        hosts.by_first(functools.partial(pool.take, workdir, stage, recipe))
         if artifacts.is_current(workdir, stage, recipe):
             logging.info("%s: done before, %s", stage, workdir / stage)
         elif only and stage != config.stage:
@@ -123,7 +131,7 @@ def train(
         else:
             with named_fields(stage, config):
                 run_stage(stage, fields, recipe, config, workdir, mesh)
-            pool.give(workdir, stage, recipe)
+            hosts.by_first(functools.partial(pool.give, workdir, stage, recipe))
 
 
 def prepare_data(config: ConfigDict, workdir: Path, only: bool, pool: Pool) -> str:
@@ -143,7 +151,7 @@ def run_stage(
 ) -> None:
     """Trains one stage and writes its artifact."""
     began = time.monotonic()
-    task = task_classes(stage)[1](fields, workdir, config.seed, mesh)
+    task = task_classes(stage)[1](fields, workdir, config.seed, local_mesh(mesh))
     folder = workdir / "train" / stage
     model, tables, figures = fit(task, fields, recipe, folder, mesh, config.seed, stage)
     again = task.refit() if getattr(fields, "refits", False) else None
@@ -168,14 +176,16 @@ def run_stage(
             "peak_memory_mb": peak_memory_mb(),
         }
 
-    manifest = artifacts.write_artifact(workdir, stage, recipe, write)
+    def write_figures() -> dict[str, Any]:
+        return artifacts.write_artifact(workdir, stage, recipe, write).figures
+
     logging.info(
         "%s: finished in %s: %s",
         stage,
         clock(time.monotonic() - began),
         ", ".join(
             f"{name} {value:.4g}"
-            for name, value in manifest.figures.items()
+            for name, value in hosts.by_first(write_figures).items()
             if isinstance(value, int | float)
         ),
     )
@@ -193,12 +203,15 @@ def fit(
 ) -> tuple[nnx.Module, dict[str, jax.Array], dict[str, float]]:
     """Trains `task` from its newest checkpoint in `folder`, or from the start.
 
+    On several processes, model and tables that are returned lie on devices of the first, and the
+    others have none.
+
     Args:
       fields: the stage's config, with `train: TrainConfig` and `optimizer: OptimizerConfig`.
       share: of the steps after which to stop; the schedule stays that of all.
 
     Returns:
-      the trained model, the task's tables on the mesh, the figures of the last report.
+      the trained model, the task's tables, the figures of the last report.
     """
     loop, optimizer_config = length(task, fields)
     until = math.ceil(share * loop.steps)
@@ -238,24 +251,26 @@ def fit(
                     writer.write(done, metrics)
                 figures = None
                 if is_last or (loop.eval_every and done % loop.eval_every == 0):
-                    figures = task.report(template.merge(state.kept_params, state.rest), tables)
+                    kept = kept_model(task, state, template, tables, mesh)
+                    figures = hosts.by_first(functools.partial(task.report, *kept))
                     best.offer(done, figures, state)
                     is_last = is_last or best.is_over(done, patience)
                     writer.write(done, {f"eval/{key}": value for key, value in figures.items()})
                     log_figures(name, done, figures)
-                is_told = stop.is_given(done)
+                is_told = stop.is_given(state.step, is_last)
                 if is_last or is_told or done % loop.checkpoint_every == 0:
                     writer.flush()  # a loss that is not finite is told before it is saved
                     checkpoints.save(done, state)
                 writer.tick(done)
-                if is_last:
-                    break
                 if is_told:
                     raise Stopped(f"{name}: saved after step {done} of {until}, told to end")
+                if is_last:
+                    break
         state, is_earlier = best.close(state)
         figures = None if is_earlier else figures
-    model = template.merge(state.kept_params, state.rest)
-    figures = task.report(model, tables) if figures is None else figures
+    model, tables = kept_model(task, state, template, tables, mesh)
+    if figures is None:
+        figures = hosts.by_first(lambda: task.report(model, tables))
     if best.is_kept:
         figures = {**figures, "kept_step": best.step, "steps": loop.steps}
     return model, tables, figures
@@ -270,21 +285,6 @@ def length(task: Any, fields: Any) -> tuple[TrainConfig, OptimizerConfig]:
     loop = loop.of_examples(task.epoch_steps)
     warmup = min(optimizer_config.warmup_steps, loop.steps // 2)
     return loop, dataclasses.replace(optimizer_config, warmup_steps=warmup)
-
-
-def numbered_batches(
-    task: Any, start: int, steps: int, mesh: Mesh
-) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """(steps done after it, batch) from step `start` on; what came before is not read again."""
-    if start >= steps:
-        return
-    iterator = iter(task.batches().to_iter_dataset(READ))
-    iterator.set_state({"next_index": start})
-    for step in range(start, steps):
-        batch = next(iterator, None)
-        if batch is None:
-            raise ValueError(f"the data holds {step} batches, train.steps={steps}; lower it.")
-        yield step + 1, sharding.place_batch(batch, mesh)
 
 
 def task_classes(stage: str) -> tuple[type, type]:
@@ -387,12 +387,6 @@ def log_figures(name: str, step: int, figures: dict[str, float]) -> None:
     """One log line of held-out figures."""
     text = ", ".join(f"{key} {float(value):.4g}" for key, value in figures.items())
     logging.info("%s: step %d: %s", name, step, text)
-
-
-def peak_memory_mb() -> float:
-    """The most memory this process has held, in MB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sigma_jax.runtime import hosts
 from sigma_jax.runtime.artifacts import Recipe
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig
 from sigma_jax.runtime.stop import Stopped
@@ -72,8 +73,12 @@ class LinearTask:
         x = random.normal(size=(ROWS, WIDTH)).astype(np.float32)
         return {"x": x, "y": x[:, :4] * 3 - 1, "step": np.full(ROWS, step, np.int32)}
 
-    def batches(self) -> grain.MapDataset:
-        return grain.MapDataset.range(10**6).map(self.make_batch)
+    def batches(self, rows: np.ndarray | None = None) -> grain.MapDataset:
+        def own(step: int) -> dict[str, np.ndarray]:
+            return {name: array[rows] for name, array in self.make_batch(step).items()}
+
+        rows = np.arange(ROWS) if rows is None else rows
+        return grain.MapDataset.range(10**6).map(own)
 
     def model(self, rngs: nnx.Rngs) -> Linear:
         return Linear(rngs)
@@ -108,13 +113,15 @@ def run(folder: Path, steps: int, die_at: int = 0, how: str = "kill", **train) -
 
     def told_batches(*args):
         for done, batch in numbered_batches(*args):
-            if die_at and done == die_at + 1:
+            if die_at and done == die_at + 1 and hosts.is_first():
                 if how == "term":
                     os.kill(os.getpid(), signal.SIGTERM)
                 else:
                     die(folder, die_at)
-            with open(folder / "batches.txt", "a") as file:
-                file.write(f"{done - 1} {float(jnp.sum(batch['x'])).hex()}\n")
+            total = float(jnp.sum(batch["x"]))
+            if hosts.is_first():
+                with open(folder / "batches.txt", "a") as file:
+                    file.write(f"{done - 1} {total.hex()}\n")
             yield done, batch
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,10 +141,13 @@ def die(folder: Path, step: int) -> None:
 
 
 if __name__ == "__main__":
+    hosts.start(False)
     try:
         model = run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
     except Stopped as stopped:
         print(stopped)
+        sys.exit(0)
+    if model is None:  # the first process has it
         sys.exit(0)
     for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
         print(np.asarray(leaf).tobytes().hex())

@@ -71,8 +71,10 @@ def test_sigterm_saves_and_ends_well_and_nothing_is_done_twice(tmp_path, whole, 
     assert lines(tmp_path) == lines(whole[0])
 
 
-def test_sigterm_in_the_last_step_is_the_end_anyway(tmp_path, whole):
-    assert start(tmp_path, 10, 9, how="term") == (0, whole[1])
+def test_sigterm_in_the_last_step_is_heard_too(tmp_path, whole):
+    said = "linear: saved after step 10 of 10, told to end\n"
+    assert start(tmp_path, 10, 9, how="term") == (0, said)
+    assert start(tmp_path, 10)[1] == whole[1]
 
 
 def test_metrics_have_one_line_a_step(whole):
@@ -139,7 +141,7 @@ def test_the_step_is_compiled_once(tmp_path):
 
 def test_short_data_is_an_error(tmp_path):
     class Short(LinearTask):
-        def batches(self):
+        def batches(self, rows=None):
             return grain.MapDataset.range(4).map(self.make_batch)
 
     with pytest.raises(ValueError, match=r"holds 4 batches, train.steps=10"):

@@ -1,6 +1,6 @@
 """The prompt's keys and values stored once a user, against a copy for every beam.
 
-    python launch/benchmarks/beams.py --output=beams.json
+    python -m launch.benchmarks.beams --output=beams.json
 
 Both search the same trie under the same random model and find the same paths with the same scores.
 Memory is what the compiler sets aside for the program (arguments and results not counted), time the

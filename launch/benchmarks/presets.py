@@ -1,6 +1,6 @@
 """The full-size presets on the slices they are for: memory, time and cost, by the TPU's compiler.
 
-    python launch/benchmarks/presets.py --output=presets.json
+    python -m launch.benchmarks.presets --output=presets.json
 
 Runs `sigma_jax.preflight` for each and prints a table. Needs `pip install "jax[tpu]"`, and no TPU.
 """

@@ -1,6 +1,6 @@
 """Items inside a prefix: ScaNN against an exact search, on clustered random vectors.
 
-    python launch/benchmarks/retrieval.py --output=retrieval.json
+    python -m launch.benchmarks.retrieval --output=retrieval.json
 
 Both answer the same queries in the same process, one after the other in each round: the exact
 search is one product of all queries with all items (BLAS, all cores) and a partial sort. Queries

@@ -1,6 +1,6 @@
 """A catalogue that changes under load: does any answer fail, or mix two versions?
 
-    python launch/benchmarks/swap.py --export=exports/demo --users=users.jsonl
+    python -m launch.benchmarks.swap --export=exports/demo --users=users.jsonl
 
 Threads ask an export's copy while `sigma_jax.catalogue add` gives it one per cent of new items
 (those it has, under other ids) and the process takes them up. Afterwards every request is answered

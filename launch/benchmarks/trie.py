@@ -1,6 +1,6 @@
 """Constrained beam search against STATIC's reference implementation, on random semantic IDs.
 
-    python launch/benchmarks/trie.py --reference=FOLDER --output=trie.json
+    python -m launch.benchmarks.trie --reference=FOLDER --output=trie.json
 
 FOLDER is a checkout of github.com/youtube/static-constraint-decoding; without one only this
 package is measured. Both search with the reference's stand-in model (uniform random logits); the

@@ -1,6 +1,6 @@
 """The trunk's training step on TPUs against google/tunix's, both by the TPU compiler's estimate.
 
-    python launch/benchmarks/trunk.py --reference=FOLDER --output=trunk.json
+    python -m launch.benchmarks.trunk --reference=FOLDER --output=trunk.json
 
 FOLDER is a checkout of github.com/google/tunix; without one only this package is compiled. Same
 topology, sizes (Qwen3-0.6B), tokens a chip, optimizer (AdamW) and loss (the mean square of the

@@ -1,6 +1,6 @@
 """Many random requests over random catalogues: is everything that comes back there, and allowed?
 
-    python launch/benchmarks/validity.py --cases=100000
+    python -m launch.benchmarks.validity --cases=100000
 
 Each case is a request with random logits and queries over a catalogue with repeated SIDs, of 1 to
 2,000 items and 1 to 5 levels, of which a random share is active, and some items have been seen.

@@ -23,11 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Int64
 
 from sigma_jax import metrics
 from sigma_jax.baselines.candidates import training_rows
 from sigma_jax.baselines.sasrec import Sasrec, SasrecConfig, rank_windows, save_sasrec, window
+from sigma_jax.data.pipeline import stack_rows, step_batches
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
 from sigma_jax.schema import Histories, PreparedData, Requests
 
@@ -75,13 +76,16 @@ class TeacherTask:
                 "set train.steps=0 and train.epochs=0."
             )
 
-    def batches(self) -> grain.MapDataset:
-        """item [B,T], position [B,P] and target [B,P,R]; -1 is padding in all three."""
+    def batches(self, rows: Int64[np.ndarray, " n"] | None = None) -> grain.MapDataset:
+        """item [B,T], position [B,P] and target [B,P,R]; -1 is padding in all three.
+
+        Element s is the batch of step s, or `rows` of it.
+        """
         if self.first_window[-1] == 0:
             return grain.MapDataset.range(0)
         every_window = grain.MapDataset.range(int(self.first_window[-1])).seed(self.seed)
-        rows = every_window.shuffle().repeat().random_map(self._row)
-        return rows.batch(self.batch_rows, drop_remainder=True)
+        groups = every_window.shuffle().repeat().random_map(self._row).batch(1, drop_remainder=True)
+        return step_batches(groups, 1, self.batch_rows, stack_rows, rows)
 
     def _row(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         user = int(np.searchsorted(self.first_window, number, side="right")) - 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import grain
 import numpy as np
@@ -68,33 +67,36 @@ def shuffled_forever(source: Sequence, seed: int) -> grain.MapDataset:
 
 def step_batches(
     groups: grain.MapDataset,
-    groups_per_step: int,
-    combine: Callable[[list], Any],
-    process: int,
-    processes: int,
+    group_rows: int,
+    batch_rows: int,
+    combine: Callable[[list], dict[str, np.ndarray]],
+    rows: Int[np.ndarray, " n"] | None = None,
 ) -> grain.MapDataset:
-    """A dataset whose element s is what `process` of `processes` gets at step s.
+    """A dataset whose element s is the batch of step s, or only its `rows` (ascending).
 
-    Step s owns groups s*g .. (s+1)*g, g = groups_per_step; a process makes only its own share, and
-    the shares in order of process make up the step. Worked example, g = 4, 2 processes: at step 1
-    process 0 combines groups 4 and 5, process 1 groups 6 and 7.
-
-    Raises:
-      ValueError: the groups of a step do not divide over the processes.
+    A batch is made of groups of `group_rows` rows, and step s owns groups s*g .. (s+1)*g; only
+    those that hold one of `rows` are made, so hosts share the work. `combine` puts groups under
+    one another. Worked example, groups of 2 rows, batches of 8, rows [2 3 6]: at step 1 groups 5
+    and 7 are combined, and of these four rows the first three are given.
     """
-    if groups_per_step % processes:
-        raise ValueError(
-            f"a batch of {groups_per_step} groups of rows does not divide over {processes} "
-            f"processes; use a multiple of {processes} groups."
-        )
-    share = groups_per_step // processes
+    assert batch_rows % group_rows == 0
+    rows = np.arange(batch_rows) if rows is None else rows
+    wanted = np.unique(rows // group_rows)
+    place = np.searchsorted(wanted, rows // group_rows) * group_rows + rows % group_rows
+    is_all = len(place) == len(wanted) * group_rows
+    groups_per_step = batch_rows // group_rows
 
-    def batch(step: int) -> Any:
-        first = step * groups_per_step + process * share
-        return combine([groups[first + number] for number in range(share)])
+    def batch(step: int) -> dict[str, np.ndarray]:
+        first = step * groups_per_step
+        made = combine([groups[first + int(number)] for number in wanted])
+        return made if is_all else {name: array[place] for name, array in made.items()}
 
-    steps = len(groups) // groups_per_step
-    return grain.MapDataset.range(steps).map(batch)
+    return grain.MapDataset.range(len(groups) // groups_per_step).map(batch)
+
+
+def stack_rows(groups: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Groups of rows one under another."""
+    return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
 
 
 def first_fit(

@@ -63,9 +63,9 @@ class PairBatches:
     pairs: int
     seed: int
 
-    def dataset(self) -> grain.MapDataset:
-        """Element s is the batch of step s, whatever was read before."""
-        return grain.MapDataset.range(FOREVER).map(self.batch)
+    def dataset(self, rows: Int64[np.ndarray, " n"] | None = None) -> grain.MapDataset:
+        """Element s is the batch of step s, whatever was read before, or `rows` of it."""
+        return grain.MapDataset.range(FOREVER).map(lambda step: self.batch(step, rows))
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Number of the view (in VIEWS), left and right rows of the B pairs of a step.
@@ -86,24 +86,27 @@ class PairBatches:
             left[slots], right[slots] = left_rows(source, self.table, chosen), source.right[chosen]
         return np.array([VIEWS.index(name) for name in names], np.int32)[views], left, right
 
-    def batch(self, step: int) -> Batch:
-        """tokens [2B, T], length, key, view [2B]; id_vectors [2B, D], has_id [2B] if there are.
+    def batch(self, step: int, rows: Int64[np.ndarray, " n"] | None = None) -> Batch:
+        """tokens [2B, T], length, key, view [2B]; id_vectors [2B, D], has_id [2B] if there are;
+        or `rows` of these.
 
         Equal texts have one key. A row without ID vector (a query, a theme, an item whose vector
         is zero) has zeros.
         """
         view, left, right = self.draw(int(step))
-        rows = np.concatenate([left, right])
-        tokens, lengths = self.table.batch(rows)
+        view, texts = np.concatenate([view, view]), np.concatenate([left, right])
+        if rows is not None:
+            view, texts = view[rows], texts[rows]
+        tokens, lengths = self.table.batch(texts)
         batch = {
             "tokens": tokens,
             "length": lengths,
-            "key": np.asarray(self.table.key[rows]),
-            "view": np.concatenate([view, view]),
+            "key": np.asarray(self.table.key[texts]),
+            "view": view,
         }
         if self.id_vectors is not None:
-            is_item = rows < len(self.data.catalogue)
-            vectors = np.asarray(self.id_vectors[np.where(is_item, rows, 0)], np.float32)
+            is_item = texts < len(self.data.catalogue)
+            vectors = np.asarray(self.id_vectors[np.where(is_item, texts, 0)], np.float32)
             batch["id_vectors"] = np.where(is_item[:, None], vectors, 0)
             batch["has_id"] = batch["id_vectors"].any(axis=1)
         return batch

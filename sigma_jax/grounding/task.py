@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int64
 
 from sigma_jax import losses
 from sigma_jax.grounding.encode import BatchEncoder, save_encoder
@@ -111,8 +111,9 @@ class GroundingTask:
             )
         return vectors
 
-    def batches(self) -> grain.MapDataset:
-        return self.pairs.dataset()
+    def batches(self, rows: Int64[np.ndarray, " n"] | None = None) -> grain.MapDataset:
+        """Element s is the batch of step s (PairBatches), or `rows` of its 2B."""
+        return self.pairs.dataset(rows)
 
     @property
     def epoch_steps(self) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 from tokenizers import Tokenizer
 
+from sigma_jax.runtime import hosts
 from sigma_jax.schema import PreparedData, read_npy
 
 CHUNK = 8192  # texts held as Python objects at a time
@@ -84,8 +85,12 @@ def token_table(
     """
     recipe = _recipe(data, max_tokens, instruction)
     folder = cache / f"tokens-{recipe}"
-    if not folder.exists():
-        _write(data, folder, max_tokens, instruction)
+
+    def make() -> None:
+        if not folder.exists():
+            _write(data, folder, max_tokens, instruction)
+
+    hosts.by_first(make)
     offsets = read_npy(folder / "offsets.npy", 1)
     lengths = np.diff(offsets)
     wanted = int(np.quantile(lengths, quantile, method="higher"))

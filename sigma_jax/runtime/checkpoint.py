@@ -17,7 +17,8 @@ from absl import logging
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
-from sigma_jax.runtime import artifacts
+from sigma_jax.runtime import artifacts, hosts
+from sigma_jax.runtime.state import is_key
 
 T = TypeVar("T")
 FOLDER = "checkpoints"
@@ -71,16 +72,19 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
+            found, reason = None, "another process cannot read it"
             try:
-                return self._load(step, state), step
+                found = self._load(step, state)
             except Exception as error:  # Orbax and TensorStore raise a dozen kinds
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                logging.warning(
-                    "checkpoint %s is damaged (%s); trying the one before.",
-                    self._folder / str(step),
-                    reason,
-                )
-                self._set_aside(step)
+            if hosts.all_true(found is not None):
+                return found, step
+            logging.warning(
+                "checkpoint %s is damaged (%s); trying the one before.",
+                self._folder / str(step),
+                reason,
+            )
+            self._set_aside(step)
         if steps:
             raise ValueError(
                 f"every checkpoint of {self._folder} was damaged; "
@@ -99,14 +103,11 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         """Moves a damaged checkpoint out of the way of the next save of that step."""
         self._checkpointer.close()
-        if jax.process_index() == 0:
+        if hosts.is_first():
             aside = self._folder.parent / f"damaged-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (self._folder / str(step)).rename(aside)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("checkpoint set aside")
+        hosts.wait()
         self._checkpointer = self._open()
 
 
@@ -115,7 +116,7 @@ def _check_run(folder: Path, recipe: artifacts.Recipe) -> None:
     wanted = recipe.of_training()
     if path.exists():
         artifacts.check_same(artifacts.read_json(path), wanted, folder)
-    elif jax.process_index() == 0:
+    elif hosts.is_first():
         folder.mkdir(parents=True, exist_ok=True)
         artifacts.write_json(path, wanted)
 
@@ -124,7 +125,7 @@ def _to_leaves(state: Any) -> dict[str, Array]:
     """Path -> array; keys of random numbers as the integers they hold."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
     return {
-        jax.tree_util.keystr(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        jax.tree_util.keystr(path): jax.random.key_data(leaf) if is_key(leaf) else leaf
         for path, leaf in flat
     }
 
@@ -145,7 +146,7 @@ def _from_leaves(leaves: dict[str, Array], state: T) -> T:
         value = leaves[jax.tree_util.keystr(path)]
         values.append(
             jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
-            if _is_key(leaf)
+            if is_key(leaf)
             else value
         )
     return jax.tree_util.tree_unflatten(treedef, values)
@@ -161,7 +162,3 @@ def _checksum(leaves: dict[str, Array]) -> UInt32[Array, ""]:
         bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
         total += jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
     return total
-
-
-def _is_key(leaf: Array) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

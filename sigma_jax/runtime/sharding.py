@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Int64
 
 ROWS = ("data", "fsdp")  # the leading axis of a batch
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
@@ -144,14 +144,34 @@ def check_rows(batch_size: int, mesh: Mesh) -> None:
 
 def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """A global array; each process gives the parts of its own devices out of `array`."""
-    if jax.process_count() == 1:
+    if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """A batch of all rows on the mesh, cut by rows."""
-    return {name: place(array, rows(mesh)) for name, array in batch.items()}
+def own_rows(batch_size: int, mesh: Mesh) -> Int64[np.ndarray, " n"]:
+    """The rows of a batch of all processes that lie on devices of this one, ascending."""
+    parts = rows(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for (part,) in parts]))
+
+
+def place_batch(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int | None = None
+) -> dict[str, jax.Array]:
+    """A batch on the mesh, cut by rows; of all processes' `batch_size` rows, where given, each
+    brings its `own_rows`."""
+    if batch_size is None or jax.process_count() == 1:
+        return {name: place(array, rows(mesh)) for name, array in batch.items()}
+    own = own_rows(batch_size, mesh)
+
+    def joined(array: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first, last, _ = index[0].indices(batch_size)
+            return array[np.searchsorted(own, first) : np.searchsorted(own, last)]
+
+        return jax.make_array_from_callback((batch_size, *array.shape[1:]), rows(mesh), part)
+
+    return {name: joined(array) for name, array in batch.items()}
 
 
 def table_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:

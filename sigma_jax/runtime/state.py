@@ -17,8 +17,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int32, PyTree
 
-from sigma_jax.runtime import sharding
+from sigma_jax.runtime import hosts, sharding
 from sigma_jax.runtime.config import OptimizerConfig
+from sigma_jax.runtime.mesh import local_mesh
 from sigma_jax.runtime.optimizer import GROUPS, make_optimizer, schedule
 
 Arrays = dict[str, Array]
@@ -58,6 +59,16 @@ class Template:
             for name, (path, variable) in self.variables.items()
         ]
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
+
+    def merge_locally(self, params: Arrays, rest: Arrays, mesh: Mesh) -> nnx.Module | None:
+        """The model on `mesh`, which has devices of the first process alone, of values that lie on
+        devices of all; None on the others. All processes have to ask."""
+        where, local = shardings(self, mesh), {}
+        for name, value in {**params, **rest}.items():
+            whole = hosts.whole(value)
+            if hosts.is_first():
+                local[name] = _put(whole, where[name])
+        return self.merge(local, {}) if hosts.is_first() else None
 
     def rest_of(self, model: nnx.Module) -> Arrays:
         """What is not trained, as the forward pass left it."""
@@ -161,7 +172,27 @@ def init_state(
 def _put(value: Array, where: NamedSharding) -> Array:
     # A copy always: the step donates its state, and `value` may be shared with the task. Its type
     # named, as it is in the state that comes back: a weak one would be compiled for again.
+    if is_key(value):  # JAX puts no key on devices of other processes
+        data = jax.device_put(jax.random.key_data(value), where)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
     return jax.device_put(jnp.array(value, dtype=value.dtype), where)
+
+
+def is_key(value: Array) -> bool:
+    """Whether these are keys of random numbers."""
+    return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def kept_model(
+    task: Any, state: TrainState, template: Template, tables: Mapping[str, Array], mesh: Mesh
+) -> tuple[nnx.Module | None, Mapping[str, Array]]:
+    """The model to report on and to keep, and the task's tables: as they lie where there is one
+    process, else on the devices of the first, and the others have none."""
+    if hosts.is_alone():
+        return template.merge(state.kept_params, state.rest), tables
+    place = local_mesh(mesh)
+    model = template.merge_locally(state.kept_params, state.rest, place)
+    return model, sharding.place_tables(task.tables(), place) if hosts.is_first() else {}
 
 
 def make_step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ import jax
 from absl import logging
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from sigma_jax.runtime import hosts
 
 METRICS = "metrics.jsonl"
 QUIET = 10.0  # seconds between log lines where there is no terminal
@@ -32,7 +35,7 @@ class MetricWriter:
         self._folder, self._name, self._start, self._steps = folder, name, start, steps
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._loss = math.nan
-        self._is_writer = jax.process_index() == 0
+        self._is_writer = hosts.is_first()
         self._began, self._told = time.monotonic(), -math.inf
         if not self._is_writer:
             return
@@ -129,6 +132,12 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held, in MB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _parsed(text: str) -> dict[str, Any] | None:

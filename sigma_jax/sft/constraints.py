@@ -70,12 +70,16 @@ class Constraints:
         kept = place < MOST_OF_ITEM
         return padded(Links.from_edges(item[kept], demands.targets[order][kept], num_items))
 
+    def number_of(self, task: str, argument: int) -> int:
+        """The number of one demand; NONE where there is none."""
+        first = NEW_CATEGORY if task == "Discover" else self.first.get(task, NONE)
+        return first + max(argument, 0) if first >= 0 else first
+
     def number(
         self, task: Int[np.ndarray, " n"], argument: Int[np.ndarray, " n"]
     ) -> Int32[np.ndarray, " n"]:
         """The number of each task's demand with that argument; NONE where there is none."""
-        of_task = {"Discover": NEW_CATEGORY} | self.first
-        first = np.array([of_task.get(name, NONE) for name in TASKS] + [NONE])[task]
+        first = np.array([self.number_of(name, 0) for name in TASKS] + [NONE])[task]
         return np.where(first >= 0, first + np.maximum(argument, 0), first).astype(np.int32)
 
 

@@ -28,6 +28,7 @@ from sigma_jax.generation.words import WordTable
 from sigma_jax.models.hf import save_backbone
 from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import copy_weights, save_weights
+from sigma_jax.runtime import hosts
 from sigma_jax.runtime.artifacts import Recipe, is_current, plain, read_json, write_artifact
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.sft.assemble import batches, contexts_that_fit
@@ -98,8 +99,8 @@ class SftTask:
         """Rows of the global batch."""
         return self.config.train.batch_size
 
-    def batches(self) -> grain.MapDataset:
-        """Element s is the batch of step s, all of it on every process."""
+    def batches(self, rows: Int64[np.ndarray, " n"] | None = None) -> grain.MapDataset:
+        """Element s is the batch of step s, or `rows` of it."""
         return batches(
             self.records,
             self.data,
@@ -108,6 +109,7 @@ class SftTask:
             self.vocab_size,
             self.seed,
             self.batch_rows,
+            rows,
         )
 
     @property
@@ -342,8 +344,12 @@ def write_record_shards(
     inputs = {"data": read_json(data.folder / "manifest.json")["fingerprint"]}
     recipe = Recipe(settings, inputs, seed)
     name = "records-refit" if has_validation_rows else "records"
-    if not is_current(workdir, name, recipe):
-        write_artifact(
-            workdir, name, recipe, lambda folder: write_records(data, prompt, folder, seed)
-        )
+
+    def make() -> None:
+        if not is_current(workdir, name, recipe):
+            write_artifact(
+                workdir, name, recipe, lambda folder: write_records(data, prompt, folder, seed)
+            )
+
+    hosts.by_first(make)
     return workdir / name

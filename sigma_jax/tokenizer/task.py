@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Int64
 
 from sigma_jax.data.vectors import item_vectors, join_vectors
 from sigma_jax.models.item_encoder import PRETRAINED
@@ -74,14 +74,16 @@ class TokenizerTask:
         if len(self.vectors) == 0:
             raise ValueError(f"vectors of {config.inputs} hold no item; make them again.")
 
-    def batches(self) -> grain.MapDataset:
-        """vectors [B, D] of items drawn at random."""
-        return grain.MapDataset.range(sys.maxsize).map(self._batch)
+    def batches(self, rows: Int64[np.ndarray, " n"] | None = None) -> grain.MapDataset:
+        """vectors [B, D] of items drawn at random; of step s, or `rows` of it."""
 
-    def _batch(self, step: int) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng((self.seed, step))
-        rows = rng.integers(0, len(self.vectors), self.batch_rows)
-        return {"vectors": np.asarray(self.vectors[rows], np.float32)}
+        def batch(step: int) -> dict[str, np.ndarray]:
+            rng = np.random.default_rng((self.seed, step))
+            items = rng.integers(0, len(self.vectors), self.batch_rows)
+            items = items if rows is None else items[rows]
+            return {"vectors": np.asarray(self.vectors[items], np.float32)}
+
+        return grain.MapDataset.range(sys.maxsize).map(batch)
 
     @property
     def epoch_steps(self) -> float:

@@ -109,6 +109,15 @@ def test_batches_depend_on_seed_and_step_only(tmp_path):
     assert any((first[5][name] != first[6][name]).any() for name in first[5])
 
 
+def test_hosts_make_the_rows_of_a_batch_that_are_theirs(tmp_path):
+    save_data(tmp_path, histories_of(random_users(True)))
+    task = TeacherTask(config(), tmp_path, 3)
+    whole, rows = task.batches(), np.array([1, 2, task.batch_rows - 1])
+    for step in (0, 7):
+        for name, value in task.batches(rows)[step].items():
+            np.testing.assert_array_equal(value, whole[step][name][rows])
+
+
 def test_heldout_rows_change_neither_batches_nor_start(tmp_path):
     histories = histories_of(random_users(True))
     item = histories.item.copy()

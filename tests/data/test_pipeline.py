@@ -50,19 +50,28 @@ def test_each_pass_holds_every_record_once_in_another_order():
         shuffled_forever([], 7)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_shares_of_processes_make_up_the_step(processes):
+def numbered(rows):
+    """Groups of two rows, one under another."""
+    return {"x": np.concatenate([[2 * row, 2 * row + 1] for row in rows])}
+
+
+@pytest.mark.parametrize("cuts", [[8], [4, 8], [2, 3, 8], [1, 2, 3, 4, 5, 6, 7, 8]])
+def test_rows_of_processes_make_up_the_step(cuts):
     groups = grain.MapDataset.source(range(100)).repeat()
-    shares = [step_batches(groups, 4, list, process, processes) for process in range(processes)]
+    parts = np.split(np.arange(8), cuts[:-1])
+    shares = [step_batches(groups, 2, 8, numbered, rows) for rows in parts]
+    whole = step_batches(groups, 2, 8, numbered)
     for step in (0, 3, 30):
-        joined = [group for share in shares for group in share[step]]
-        assert joined == [(4 * step + place) % 100 for place in range(4)]
+        wanted = [2 * ((4 * step + place) % 100) + row for place in range(4) for row in (0, 1)]
+        assert whole[step]["x"].tolist() == wanted
+        assert np.concatenate([share[step]["x"] for share in shares]).tolist() == wanted
 
 
-def test_groups_that_do_not_divide_are_refused():
-    groups = grain.MapDataset.source(range(100)).repeat()
-    with pytest.raises(ValueError, match="4 groups of rows does not divide over 3"):
-        step_batches(groups, 4, list, 0, 3)
+def test_only_groups_with_a_row_that_is_asked_for_are_made():
+    made = []
+    groups = grain.MapDataset.source(range(100)).map(lambda number: made.append(number) or number)
+    rows = step_batches(groups, 2, 8, numbered, np.array([2, 3, 6]))[1]["x"]
+    assert rows.tolist() == [10, 11, 14] and made == [5, 7]
 
 
 def test_first_fit_worked_example():

@@ -28,6 +28,12 @@ def test_a_batch_depends_on_seed_and_step_alone(data, tmp_path):
     assert not np.array_equal(make(data, tmp_path, seed=1).dataset()[5]["key"], later["key"])
 
 
+def test_hosts_make_the_rows_of_a_batch_that_are_theirs(data, tmp_path):
+    batches, rows = make(data, tmp_path), np.array([0, 5, 127])
+    for name, array in batches.dataset(rows)[5].items():
+        np.testing.assert_array_equal(array, batches.dataset()[5][name][rows])
+
+
 def test_a_run_can_start_in_the_middle(data, tmp_path):
     batches = make(data, tmp_path).dataset()
     iterator = iter(batches.to_iter_dataset())

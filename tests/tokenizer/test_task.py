@@ -95,6 +95,8 @@ def test_batches_depend_on_seed_and_step_only(tmp_path):
     np.testing.assert_array_equal(forward, backward)
     assert forward[0].shape == (TINY.train.batch_size, 8)
     assert (forward[0] != forward[1]).any()
+    of_host = task.batches(np.array([3, 5]))[1]["vectors"]
+    np.testing.assert_array_equal(of_host, forward[1][[3, 5]])
 
 
 def test_training_lowers_the_loss_of_a_narrow_latent(tmp_path):

@@ -1,0 +1,122 @@
+"""A run on several processes is the run of one."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import ROOT, finish, joined, start
+
+from sigma_jax.runtime import hosts
+
+LINEAR = ROOT / "tests" / "linear_task.py"
+
+
+def linear(folder: Path, processes: int, devices: int, *words) -> list[tuple[int, str, str]]:
+    """Ten steps of the linear stage in `folder`."""
+    return finish(start([LINEAR, folder, 10, *words], processes, devices))
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def parameters(said: str) -> np.ndarray:
+    """As tests/linear_task.py prints them."""
+    lines = [line for line in said.splitlines()[:-1] if not line.startswith("[Gloo]")]
+    return np.concatenate([np.frombuffer(bytes.fromhex(line), np.float32) for line in lines])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder and the output of a run on one process with two devices."""
+    folder = tmp_path_factory.mktemp("whole")
+    [(status, said, errors)] = linear(folder, 1, 2, 0)
+    assert status == 0, errors
+    return folder, said
+
+
+@pytest.mark.parametrize("told_at", [3, 9])
+def test_two_processes_end_together_when_one_is_told_and_one_continues(tmp_path, whole, told_at):
+    ends = linear(tmp_path, 2, 1, told_at, "term")
+    told = {said.splitlines()[-1] for _, said, _ in ends}
+    assert [status for status, *_ in ends] == [0, 0], ends
+    assert len(told) == 1 and "saved after step" in told.pop()
+    steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert told_at < max(steps) <= told_at + 2
+    [(status, said, errors)] = linear(tmp_path, 1, 2, 0)
+    assert status == 0, errors
+    assert_same(tmp_path, said, whole)
+
+
+def test_one_process_is_killed_and_two_continue(tmp_path, whole):
+    [(status, *_)] = linear(tmp_path, 1, 2, 8)
+    assert status == -signal.SIGKILL
+    (status, said, errors), other = linear(tmp_path, 2, 1, 0)
+    assert status == other[0] == 0, (errors, other)
+    assert [line for line in other[1].splitlines() if not line.startswith("[Gloo]")] == []
+    assert_same(tmp_path, said, whole)
+
+
+def assert_same(folder: Path, said: str, whole: tuple[Path, str]) -> None:
+    """Parameters and losses are those of the undisturbed run, every step is there once."""
+    np.testing.assert_allclose(parameters(said), parameters(whole[1]), rtol=1e-5, atol=1e-6)
+    found, wanted = metrics(folder), metrics(whole[0])
+    assert [line["step"] for line in found] == list(range(1, 11))
+    assert [line["mean_step"] for line in found] == [line["mean_step"] for line in wanted]
+    losses = [[line["loss"] for line in lines] for lines in (found, wanted)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from sigma_jax.runtime import hosts
+hosts.start(False)
+import jax
+def refuse():
+    raise ValueError("no; try another.")
+print(hosts.by_first(lambda: {"by": [jax.process_index(), None, "\u00e9"]}))
+for function in (refuse, lambda: hosts.check_shared(Path(sys.argv[1 + jax.process_index()]))):
+    try:
+        hosts.by_first(function) if function is refuse else function()
+    except ValueError as error:
+        print(error)
+hosts.check_shared(Path(sys.argv[1]))
+print(hosts.all_true(True), hosts.all_true(jax.process_index() == 0))
+"""
+
+
+def test_what_the_first_does_all_know(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    ends = finish(start(["-c", SCRIPT, tmp_path / "a", tmp_path / "b"], 2, 1))
+    for number, (status, said, errors) in enumerate(ends):
+        assert status == 0, errors
+        seen, refused, unshared, agreed = said.splitlines()[-4:]
+        assert seen == "{'by': [0, None, 'é']}" and refused == "no; try another."
+        assert f"--workdir={tmp_path / 'ab'[number]} is not one folder for all 2" in unshared
+        assert agreed == "True False"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"SIGMA_PROCESSES": ""}, "SIGMA_PROCESSES='' is not a number"),
+        ({"SIGMA_PROCESS": "2"}, "SIGMA_PROCESS=2 of SIGMA_PROCESSES=2; count from 0"),
+    ],
+)
+def test_an_incomplete_environment_is_named(monkeypatch, changes, message):
+    for name, value in (joined(2)[1] | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        hosts.start(False)
+    assert "JAX_COORDINATOR_ADDRESS" in os.environ
+
+
+def test_one_process_waits_for_nobody(tmp_path):
+    hosts.wait()
+    hosts.check_shared(tmp_path / "missing")
+    assert hosts.by_first(lambda: (1, 2)) == (1, 2) and not hosts.all_true(False)
