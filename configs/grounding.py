@@ -26,7 +26,7 @@ BACKBONE = {
     "dropout": 0.0,
     "dtype": "float32",
     "param_dtype": "float32",
-    "remat": "layer",  # also the faster on a CPU, where memory is the bottleneck
+    "remat": "none",
 }
 
 BASE = {

@@ -32,11 +32,12 @@ from sigma_jax.runtime.checkpoint import Checkpoints
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig, to_dataclass
 from sigma_jax.runtime.feed import numbered_batches
 from sigma_jax.runtime.lock import locked
+from sigma_jax.runtime.memory import keep_freed, peak_memory_mb
 from sigma_jax.runtime.mesh import local_mesh, make_mesh
 from sigma_jax.runtime.optimizer import schedule
 from sigma_jax.runtime.state import init_state, kept_model, make_step
 from sigma_jax.runtime.stop import Stopped, StopSignal
-from sigma_jax.runtime.writer import MetricWriter, clock, peak_memory_mb
+from sigma_jax.runtime.writer import MetricWriter, clock
 
 STAGES = ("teacher", "grounding", "tokenizer", "sft")  # after the data, each needs those before it
 RUN_FIELDS = (
@@ -70,6 +71,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     began = time.monotonic()
+    keep_freed()
     config = FLAGS.config
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else cli.default_workdir()
     if FLAGS.compilation_cache:

@@ -24,6 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from sigma_jax.models.attention import HIDDEN, attention, rms_norm, rotary_angles
+from sigma_jax.models.project import project
 from sigma_jax.runtime.sharding import constrain, gathered
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -162,9 +163,9 @@ def branch_mask(
 
 def swiglu(weights: dict, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """down(silu(gate x) * up x)."""
-    gate = constrain(jnp.einsum("BTD,DF->BTF", x, weights["gate"]), "rows", None, "mlp")
-    up = constrain(jnp.einsum("BTD,DF->BTF", x, weights["up"]), "rows", None, "mlp")
-    return constrain(jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, weights["down"]), *HIDDEN)
+    gate = constrain(project(x, weights["gate"]), "rows", None, "mlp")
+    up = constrain(project(x, weights["up"]), "rows", None, "mlp")
+    return constrain(project(jax.nn.silu(gate) * up, weights["down"]), *HIDDEN)
 
 
 def drop(x: Float[Array, "B T D"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "B T D"]:

@@ -1,0 +1,67 @@
+"""Gradients that are written out are those of the plain formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sigma_jax.models.attention import attend
+from sigma_jax.models.project import project
+
+
+def draw(*shapes, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def naive(queries, keys, values, mask):
+    group = queries.shape[2] // keys.shape[2]
+    keys, values = (jnp.repeat(x, group, axis=2) for x in (keys, values))
+    scores = jnp.einsum("BTNH,BSNH->BNTS", queries, keys) / queries.shape[-1] ** 0.5
+    scores = jnp.where(mask[:, None], scores, -1e30)
+    mixed = jnp.einsum("BNTS,BSNH->BTNH", jax.nn.softmax(scores), values)
+    return mixed * mask.any(-1)[:, :, None, None]
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)])
+def test_attention_and_its_gradients_are_those_of_the_formula(heads):
+    N, K = heads
+    *arrays, weight = draw((2, 5, N, 4), (2, 7, K, 4), (2, 7, K, 4), (2, 5, N, 4))
+    mask = jnp.asarray(np.random.default_rng(1).random((2, 5, 7)) < 0.6).at[0, 3].set(False)
+
+    def total(function):
+        return lambda *x: (function(*x, mask) * weight).sum()
+
+    found = jax.value_and_grad(total(attend), (0, 1, 2))(*arrays)
+    wanted = jax.value_and_grad(total(naive), (0, 1, 2))(*arrays)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_keep_16_bits():
+    arrays = draw((1, 3, 2, 4), (1, 3, 2, 4), (1, 3, 2, 4), dtype=jnp.bfloat16)
+    mask = jnp.ones((1, 3, 3), bool)
+    grads = jax.grad(lambda *x: attend(*x, mask).astype(jnp.float32).sum(), (0, 1, 2))(*arrays)
+    assert {grad.dtype for grad in grads} == {jnp.dtype(jnp.bfloat16)}
+    wide = [x.astype(jnp.float32) for x in arrays]
+    wanted = jax.grad(lambda *x: naive(*x, mask).sum(), (0, 1, 2))(*wide)
+    for one, other in zip(grads, wanted, strict=True):
+        np.testing.assert_allclose(one.astype(jnp.float32), other, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "axes"),
+    [((2, 3, 4), (4, 9), 1), ((2, 3, 9), (9, 4), 1), ((5, 4), (4, 2, 3), 1)]
+    + [((2, 3, 2, 4), (2, 4, 5), 2)],
+)
+def test_projections_and_their_gradients_are_those_of_a_product(x, weight, axes):
+    arrays = draw(x, weight)
+    plain = jax.vjp(lambda *both: jnp.tensordot(*both, axes), *arrays)
+    found = jax.vjp(lambda *both: project(*both, axes), *arrays)
+    [given] = draw(plain[0].shape)
+    for one, other in zip(
+        jax.tree.leaves((found[0], found[1](given))),
+        jax.tree.leaves((plain[0], plain[1](given))),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
