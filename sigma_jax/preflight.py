@@ -62,6 +62,9 @@ def main(argv: Sequence[str]) -> None:
     report |= {"items": FLAGS.items, "batch_size": rows, "steps": fields.train.steps}
     report |= figures(found, make(rows), fields.train.steps, chip)
     print(table(report))
+    if not report["fits"]:
+        report["nearest"] = nearest_that_fits(make, fields, config.mesh, mesh, name)
+        print(f"nearest that fits: {report['nearest'] or 'no slice of this kind of TPU'}")
     if FLAGS.largest:
         report["largest"] = largest(make, fields, found, mesh, chip)
         print(f"largest batch that fits: {report['largest']}")
@@ -71,11 +74,9 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def stage_sketch(
-    config: ConfigDict, items: int, vocab_size: int = 0
-) -> tuple[Callable[[int], Sketch], Any]:
-    """(the stage's sketch for a batch of so many rows, its fields). ValueError for a stage without
-    one."""
+def stage_sketch(config: ConfigDict, items: int, vocab_size: int = 0) -> tuple[Callable, Any]:
+    """(the stage's sketch for a batch of so many rows, and with other fields than its own; these).
+    ValueError for a stage without one."""
     fields = to_dataclass(task_classes(config.stage)[0], *stage_fields(config, config.stage))
     match config.stage:
         case "grounding":
@@ -99,9 +100,9 @@ def stage_sketch(
         source = dataclasses.replace(source, hf_folder=upstream.grounding.backbone.hf_folder)
     backbone = backbone_of(source, config, vocab_size)
 
-    def make(rows: int) -> Sketch:
-        train = dataclasses.replace(fields.train, batch_size=rows)
-        return sketch(dataclasses.replace(fields, train=train), backbone, sizes)
+    def make(rows: int, of: Any = fields) -> Sketch:
+        train = dataclasses.replace(of.train, batch_size=rows)
+        return sketch(dataclasses.replace(of, train=train), backbone, sizes)
 
     return make, fields
 
@@ -118,11 +119,9 @@ def backbone_of(source: BackboneConfig, config: ConfigDict, vocab_size: int) -> 
     return source.scratch(vocab_size)
 
 
-def measure(
-    make: Callable[[int], Sketch], fields: Any, rows: int, mesh: Mesh, chip: preflight.Chip
-) -> Estimate:
-    """The estimate of a batch of `rows`."""
-    sketch = make(rows)
+def measure(make: Callable, fields: Any, rows: int, mesh: Mesh, chip: preflight.Chip) -> Estimate:
+    """The estimate of a batch of `rows` with `fields`."""
+    sketch = make(rows, fields)
     logging.info("compiling a step of %d rows for %d chips", rows, mesh.size)
     try:
         compiled, seconds = preflight.compile_step(sketch, fields.optimizer, fields.train, mesh)
@@ -131,9 +130,7 @@ def measure(
     return estimate(compiled, seconds, sketch, chip, mesh.size)
 
 
-def largest(
-    make: Callable[[int], Sketch], fields: Any, found: Estimate, mesh: Mesh, chip: preflight.Chip
-) -> int:
+def largest(make: Callable, fields: Any, found: Estimate, mesh: Mesh, chip: preflight.Chip) -> int:
     """The most rows that fit, by the line through the memory of two batches, compiled once more; 0
     where not even the least does."""
     unit = mesh.shape["data"] * mesh.shape["fsdp"] * fields.train.accumulate
@@ -153,6 +150,55 @@ def largest(
             return 0
         guess = max(int(guess * 0.9) // unit, 1) * unit
     return guess
+
+
+def nearest_that_fits(
+    make: Callable, fields: Any, mesh_fields: ConfigDict, mesh: Mesh, topology: str
+) -> str | None:
+    """The setting with which the batch fits, as a flag: worked off in smaller parts, else on more
+    chips of the kind. None where nothing helps."""
+    kind, rows = topology.partition(":")[0], fields.train.batch_size
+    chip = preflight.CHIPS[kind]
+
+    def fits(fields: Any, mesh: Mesh) -> bool:
+        return measure(make, fields, rows, mesh, chip).memory <= chip.memory
+
+    choices = smaller_parts(fields, mesh.shape["data"] * mesh.shape["fsdp"])
+    if choices and fits(choices[-1][1], mesh):
+        low, high = 0, len(choices) - 1  # the first that fits is between them
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(choices[middle][1], mesh) else (middle + 1, high)
+        return choices[high][0]
+    for name, full in preflight.SLICES.items():
+        if full.partition(":")[0] != kind:
+            continue
+        devices = topology_of(name)[2]
+        if len(devices) > mesh.size and rows // fields.train.accumulate % len(devices) == 0:
+            larger = make_mesh(to_dataclass(MeshConfig, mesh_fields, "mesh"), devices)
+            if fits(fields, larger):
+                return f"--topology={name}"
+    return None
+
+
+def smaller_parts(fields: Any, devices: int) -> list[tuple[str, Any]]:
+    """(flag, fields) that work a step off in smaller and smaller parts, to a row a device at
+    least."""
+    found, rows = [], fields.train.batch_size
+    if hasattr(fields, "encode_rows"):  # stage 1: its texts, not its batch
+        part = (fields.encode_rows or 2 * rows) // 2
+        while part and part % devices == 0:
+            changed = dataclasses.replace(fields, encode_rows=part)
+            found.append((f"--config.encode_rows={part}", changed))
+            part //= 2
+        return found
+    parts = 2 * fields.train.accumulate
+    while rows % (parts * devices) == 0:
+        train = dataclasses.replace(fields.train, accumulate=parts)
+        changed = dataclasses.replace(fields, train=train)
+        found.append((f"--config.train.accumulate={parts}", changed))
+        parts *= 2
+    return found
 
 
 def figures(found: Estimate, sketch: Sketch, steps: int, chip: preflight.Chip) -> dict[str, Any]:
@@ -176,11 +222,12 @@ def table(report: dict[str, Any]) -> str:
     """The report in lines."""
     mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
     fits = "fits" if report["fits"] else "DOES NOT FIT"
+    is_known = math.isfinite(report["memory"])
+    memory = f"{report['memory'] / GIB:.2f}" if is_known else "more than all"
     lines = [
         f"{':'.join(report['config'])} on {report['topology']}, {report['chips']} chips ({mesh})",
         f"  batch of {report['batch_size']:,} rows, {report['items']:,} items",
-        f"  memory: {report['memory'] / GIB:.2f} of {report['chip_memory'] / GIB:.0f} GiB a chip "
-        f"at the peak: {fits}",
+        f"  memory: {memory} of {report['chip_memory'] / GIB:.0f} GiB a chip at the peak: {fits}",
         f"  compiled in {report['compile_seconds']:.0f} s",
     ]
     if report["seconds"] is None:

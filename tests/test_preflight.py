@@ -8,8 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ml_collections import ConfigDict
 
-from sigma_jax.preflight import figures, largest, table
+from sigma_jax.preflight import figures, largest, nearest_that_fits, table
+from sigma_jax.runtime.config import MeshConfig, TrainConfig
+from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.runtime.preflight import CHIPS, GIB, SLICES, Estimate, Sketch, too_large, topology_of
 
 pytest.importorskip("libtpu")
@@ -131,3 +134,50 @@ def test_the_memory_of_what_does_not_fit_is_read_from_the_message():
     message = "RESOURCE_EXHAUSTED: Ran out of memory. Used 24.5G of 15.75G hbm."
     assert too_large(MemoryError(message), 8).memory == 24.5 * GIB
     assert too_large(MemoryError("RESOURCE_EXHAUSTED"), 8).memory == float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    train: TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFields(Fields):
+    encode_rows: int
+
+
+@pytest.mark.parametrize(
+    ("shared", "own", "of_row", "wanted"),
+    [
+        (0, 0, 0.3, "--config.train.accumulate=2"),
+        (0, 0, 1, "--config.train.accumulate=4"),
+        (0, 0, 15, "--config.train.accumulate=64"),
+        (80, 0, 0.1, "--topology=v5e-8"),  # weights, cut up over all chips
+        (0, 17, 0.1, None),
+    ],
+)
+@pytest.mark.parametrize("is_text", [False, True])
+def test_the_nearest_setting_that_fits(monkeypatch, shared, own, of_row, wanted, is_text):
+    """256 rows on 4 chips of 16 GiB: `shared` by all, `own` of each, and the rows at once."""
+
+    def measure(make, fields, rows, mesh, chip):
+        at_once = rows / fields.train.accumulate
+        at_once = fields.encode_rows / 2 if is_text and fields.encode_rows else at_once
+        gib = shared / mesh.size + own + of_row * at_once / mesh.size
+        return SimpleNamespace(memory=gib * GIB)
+
+    monkeypatch.setattr("sigma_jax.preflight.measure", measure)
+    train = TrainConfig(10, 0.0, 256, 1, 1, 0, 1, 1, 0.0, 0, "")
+    fields = TextFields(train, 0) if is_text else Fields(train)
+    mesh = make_mesh(MeshConfig(1, -1, 1), topology_of("v5e-4")[2])
+    mesh_fields = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    if is_text and wanted and "accumulate" in wanted:
+        wanted = f"--config.encode_rows={512 // int(wanted.rpartition('=')[2])}"
+    assert nearest_that_fits(None, fields, mesh_fields, mesh, "v5e:2x2") == wanted
+
+
+def test_a_model_that_is_too_large_is_told_the_nearest_setting():
+    words = ["--config.train.batch_size=16", "--config.prompt.row_tokens=16384"]
+    done = run("--config=configs/sft.py:smoke", "--topology=v5e-4", "--items=5000", *words)
+    assert done.returncode == 1 and "DOES NOT FIT" in done.stdout
+    assert "nearest that fits: --config.train.accumulate=4\n" in done.stdout
