@@ -139,3 +139,12 @@ def test_the_readme_shows_the_trunk_of_the_record():
         assert f"{1000 * found[name]['seconds']:.0f} ms" in README
         assert f"{found[name]['memory'] / 2**30:.2f} GiB" in README
     assert f"{found['sft_ratio']:.2f} of the trunk" in README
+
+
+def test_the_readme_shows_the_cpu_steps_of_the_record():
+    folder = ROOT / "launch" / "benchmarks" / "results"
+    found = json.loads((folder / "torch_cpu.json").read_text())
+    assert f"tokens a second are {found['ratios']['ours, next code']:.2f} times" in README
+    assert f"as that loop ({found['ratios']['ours, stage 3']:.2f})" in README
+    first = found["first_losses"]
+    assert first["ours, next code"] == pytest.approx(first["PyTorch, next code"], rel=1e-4)
