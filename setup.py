@@ -6,7 +6,6 @@ from setuptools import find_packages, setup
 
 REQUIRED = [
     "absl-py>=2.3",
-    "array_record>=0.8",
     "duckdb>=1.4,<2",
     "flax>=0.12.5,<0.13",
     "fsspec>=2024.1",

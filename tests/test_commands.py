@@ -175,7 +175,7 @@ def test_a_recommender_of_other_semantic_ids_is_refused(trained, workdir):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("records/contexts-00000.arrayrecord", r"/records/contexts-\*.arrayrecord is damaged"),
+        ("records/contexts-00000.arrow", r"/records/contexts-\*.arrow is damaged"),
         ("tokenizer/semantic_ids.npy", r"/tokenizer/semantic_ids.npy is damaged"),
         ("grounding/backbone/config.json", r"/grounding/backbone/config.json is damaged"),
         ("data/text_tokenizer/tokenizer.json", r"/data/text_tokenizer/tokenizer.json is damaged"),

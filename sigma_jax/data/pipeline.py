@@ -1,4 +1,4 @@
-"""Generic Grain plumbing: ArrayRecord shards, batches by (seed, step), first-fit packing.
+"""Generic Grain plumbing: shards of records, batches by (seed, step), first-fit packing.
 
 What a batch holds depends on the seed and the step alone: not on the step before it, on threads
 or on the number of processes. So a run is resumed by asking for the next step.
@@ -6,52 +6,73 @@ or on the number of processes. So a run is resumed by asking for the next step.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import grain
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
+import pyarrow as pa
 from jaxtyping import Int, Int32, Int64
 
-# One record a chunk: a read in random order decompresses nothing but the record it asks for.
-WRITER_OPTIONS = "group_size:1"
+SCHEMA = pa.schema([("record", pa.binary())])
+HELD = 4_096  # records at a time while writing, and in one Arrow batch
 
 
 def write_shards(
     records: Iterable[bytes], folder: Path, name: str, records_per_shard: int
 ) -> list[Path]:
-    """Writes `records` in order to `folder/name-00000.arrayrecord` and so on; returns the paths.
+    """Writes `records` in order to `folder/name-00000.arrow` and so on; returns the paths.
 
-    Holds one record at a time. No records, no file.
+    Holds HELD records at a time. No records, no file.
     """
-    paths: list[Path] = []
-    writer = None
-    for number, record in enumerate(records):
-        if number % records_per_shard == 0:
-            if writer is not None:
-                writer.close()
-            paths.append(folder / f"{name}-{len(paths):05d}.arrayrecord")
-            writer = ArrayRecordWriter(str(paths[-1]), WRITER_OPTIONS)
-        writer.write(record)
-    if writer is not None:
-        writer.close()
+    records, paths, room = iter(records), [], 0
+    with contextlib.ExitStack() as shard:
+        while held := list(itertools.islice(records, min(HELD, room or records_per_shard))):
+            if not room:
+                shard.close()
+                paths.append(folder / f"{name}-{len(paths):05d}.arrow")
+                writer = shard.enter_context(pa.ipc.new_file(str(paths[-1]), SCHEMA))
+                room = records_per_shard
+            writer.write_batch(pa.record_batch([pa.array(held, pa.binary())], SCHEMA))
+            room -= len(held)
     return paths
 
 
-def open_shards(folder: Path, name: str) -> grain.sources.ArrayRecordDataSource:
+class Shards:
+    """Records in Arrow files, memory-mapped, by number: what was not read takes no memory."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._batches = []
+        for path in paths:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            self._batches += [batch.column(0) for batch in batches]
+        self._ends = np.cumsum([len(batch) for batch in self._batches])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, number: int) -> bytes:
+        place = int(np.searchsorted(self._ends, number, side="right"))
+        batch = self._batches[place]
+        return batch[int(number) - int(self._ends[place]) + len(batch)].as_py()
+
+
+def open_shards(folder: Path, name: str) -> Shards:
     """The records that `write_shards` wrote, by number. ValueError if there are none."""
-    paths = sorted(str(path) for path in folder.glob(f"{name}-*.arrayrecord"))
+    paths = sorted(folder.glob(f"{name}-*.arrow"))
     if not paths:
         raise ValueError(
-            f"{folder} holds no {name}-*.arrayrecord; delete the folder and run its stage again."
+            f"{folder} holds no {name}-*.arrow; delete the folder and run its stage again."
         )
     try:
-        return grain.sources.ArrayRecordDataSource(paths)
-    except RuntimeError as error:
+        return Shards(paths)
+    except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["cut short"])[0][:200]
         raise ValueError(
-            f"{folder}/{name}-*.arrayrecord is damaged ({reason}); delete {folder} and run again."
+            f"{folder}/{name}-*.arrow is damaged ({reason}); delete {folder} and run again."
         ) from error
 
 

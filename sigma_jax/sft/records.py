@@ -1,4 +1,4 @@
-"""Training records: windows of users' histories with their candidate targets, in ArrayRecord.
+"""Training records: windows of users' histories with their candidate targets, in shards of bytes.
 
 Only training rows are read: those before `valid_start` of their user. A user has one window ending
 at the start of the last training session, and others `window_stride` items or more apart

@@ -18,7 +18,7 @@ from sigma_jax.data.pipeline import (
 def test_shards_keep_records_and_their_order(tmp_path):
     records = [bytes([number]) * number for number in range(25)]
     paths = write_shards(iter(records), tmp_path, "things", 10)
-    assert [path.name for path in paths] == [f"things-0000{n}.arrayrecord" for n in range(3)]
+    assert [path.name for path in paths] == [f"things-0000{n}.arrow" for n in range(3)]
     source = open_shards(tmp_path, "things")
     assert [source[number] for number in range(len(source))] == records
 
