@@ -148,3 +148,39 @@ def test_the_readme_shows_the_cpu_steps_of_the_record():
     assert f"as that loop ({found['ratios']['ours, stage 3']:.2f})" in README
     first = found["first_losses"]
     assert first["ours, next code"] == pytest.approx(first["PyTorch, next code"], rel=1e-4)
+
+
+def test_the_readme_shows_the_loader_of_the_record():
+    """Rows | preset | items | samples | and five figures, and what they mean for two machines."""
+    folder = ROOT / "launch" / "benchmarks" / "results"
+    names = ("opened_mb", "grown_mb", "rows_per_second", "far_batch_ms")
+    for row in json.loads((folder / "loader.json").read_text()):
+        cells = [row["preset"], f"{row['items']:,}", f"{row['samples']:,}"]
+        cells += [f"{row['opened_seconds']:.1f}", *(f"{row[name]:,.0f}" for name in names)]
+        assert f"| {' | '.join(cells)} |" in README
+        if row["preset"] == "local":
+            rate = row["rows_per_second"]
+        else:
+            needed = row["rows_per_second"]
+    step = json.loads((folder / "torch_cpu.json").read_text())
+    consumed = step["tokens_per_second"]["ours, stage 3"] / step["row_tokens"]
+    assert f"{rate / consumed:.0f} times what a training of `local`" in README
+    assert f"({consumed:.0f} rows a second)" in README
+    presets = json.loads((folder / "presets.json").read_text())
+    [slice_] = [
+        row
+        for row in presets
+        if (row["stage"], row["preset"], row["topology"]) == ("sft", "qwen3_0p6b", "v5e-16")
+    ]
+    wanted = slice_["batch_size"] / slice_["seconds"]
+    assert f"consumes {wanted:.0f} rows a second" in README and wanted < needed / 2
+
+
+def test_the_readme_shows_the_preemptions_of_the_record():
+    found = json.loads((ROOT / "launch" / "benchmarks" / "results" / "preemption.json").read_text())
+    for series in found.values():
+        assert sum(series["kills"].values()) == 20
+        assert series["checkpoints_lost"] == 0 and series["every_step_once"]
+    assert found["one mesh"]["bit_for_bit"]
+    worst = found["any mesh"]["weights"]
+    assert f"{worst:.7f} at most" in README and worst < 1e-5

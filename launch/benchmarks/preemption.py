@@ -125,7 +125,11 @@ def continue_until_done(workdir: Path, meshes: list[str], kills: int, length: fl
         had = newest(workdir)
         run = start(workdir, mesh)
         is_last = len([line for line in told if line["how"]]) >= kills
-        how = run.wait() and "failed" if is_last else disturb(run, workdir, turn, length, draw)
+        how = (
+            ("failed" if run.wait() else None)
+            if is_last
+            else disturb(run, workdir, turn, length, draw)
+        )
         log = Path(f"{workdir}.log").read_text()
         continued = {
             stage: int(step)
@@ -154,10 +158,10 @@ def compare(workdir: Path, whole: Path) -> dict:
             bits &= one[name].tobytes() == value.tobytes()
             worst = max(worst, float(np.abs(one[name] - value).max(initial=0)))
     loss, once = 0.0, True
-    for path in (whole / "train").rglob("metrics.jsonl"):
+    for path in (workdir / "train").rglob("metrics.jsonl"):
         lines = [
             [json.loads(line) for line in file.read_text().splitlines()]
-            for file in (workdir / path.relative_to(whole), path)
+            for file in (path, whole / path.relative_to(workdir))
         ]
         once &= [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
         for one, other in zip(*lines, strict=True):
