@@ -35,6 +35,12 @@ from sigma_jax.train import stage_fields, task_classes
 FLAGS = flags.FLAGS
 QWEN3_ROWS = 151_936  # of the text table of all Qwen3 models
 SHOWN = 12  # of the costliest operations
+PARTS = (
+    ("product", "products"),
+    ("kernel", "kernels"),
+    ("other", "other operations"),
+    ("waiting", "waiting for other chips"),
+)
 
 
 def define_flags() -> None:
@@ -209,7 +215,10 @@ def figures(found: Estimate, sketch: Sketch, steps: int, chip: preflight.Chip) -
     shown |= {"chip_memory": chip.memory, "fits": found.memory <= chip.memory}
     if found.seconds is not None:
         hours = steps * found.seconds / 3600
+        accounted = found.product_seconds + found.kernel_seconds + found.waiting_seconds
         shown |= {
+            "ideal_seconds": found.mfu * found.seconds,
+            "other_seconds": found.seconds - accounted,
             "examples_per_second": sketch.examples / found.seconds,
             "tokens_per_second": sketch.tokens / found.seconds,
             "hours": hours,
@@ -234,8 +243,9 @@ def table(report: dict[str, Any]) -> str:
         return "\n".join([*lines, f"  no estimate of the time: {report['reason']}"])
     lines += [
         f"  step: {1000 * report['seconds']:.0f} ms estimated, MFU {100 * report['mfu']:.0f} % "
-        f"(kernels {1000 * report['kernel_seconds']:.0f} ms, waiting for other chips "
-        f"{1000 * report['waiting_seconds']:.0f} ms)",
+        f"({1000 * report['ideal_seconds']:.0f} ms at the chip's peak)",
+        "  of it, ms: "
+        + ", ".join(f"{what} {1000 * report[f'{name}_seconds']:.0f}" for name, what in PARTS),
         f"  {report['examples_per_second']:,.0f} examples and {report['tokens_per_second']:,.0f} "
         f"tokens a second; {report['steps']:,} steps: {report['hours']:.1f} hours, "
         f"{report['chip_hours']:,.0f} chip-hours",

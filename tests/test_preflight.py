@@ -17,7 +17,12 @@ from sigma_jax.runtime.preflight import CHIPS, GIB, SLICES, Estimate, Sketch, to
 
 pytest.importorskip("libtpu")
 ROOT = Path(__file__).parents[1]
-FOUND = Estimate(4, 3 * GIB, 20.0, 0.5, 0.1, 0.05, 0.4, {"a": 0.3, "b": 0.1}, {"all-gather": 1e9})
+FOUND = Estimate(
+    *(4, 3 * GIB, 20.0, 0.5, 0.1, 0.05, 0.4),
+    {"a": 0.2, "b": 0.15},
+    {"all-gather": 1e9},
+    product_seconds=0.2,
+)
 SKETCH = Sketch(None, None, None, {}, {}, 100, 5_000, 1e9)
 
 
@@ -94,7 +99,10 @@ def test_figures_and_their_table():
     assert found["examples_per_second"] == 200 and found["tokens_per_second"] == 10_000
     head = {"config": ("sft", "x"), "topology": "v5e:2x2", "mesh": {"data": 4}}
     head |= {"items": 10, "batch_size": 8, "steps": 7200}
-    assert "step: 500 ms estimated, MFU 40 %" in table(head | found)
+    shown = table(head | found)
+    assert "step: 500 ms estimated, MFU 40 % (200 ms at the chip's peak)" in shown
+    parts = "products 200, kernels 100, other operations 150, waiting for other chips 50"
+    assert f"of it, ms: {parts}" in shown
     big = dataclasses.replace(FOUND, memory=17 * GIB, seconds=None, reason="no text")
     shown = table(head | figures(big, SKETCH, 7200, CHIPS["v5e"]))
     assert "17.00 of 16 GiB a chip at the peak: DOES NOT FIT" in shown

@@ -133,6 +133,18 @@ def test_the_readme_shows_the_presets_of_the_record():
             assert cells[7:] == [f"{row['hours']:.0f}", f"{row['chip_hours']:,.0f}"]
 
 
+def test_the_readme_shows_what_a_step_on_v6e_takes():
+    found = json.loads((ROOT / "launch" / "benchmarks" / "results" / "presets.json").read_text())
+    which = ("sft", "qwen3_0p6b", "v6e-16")
+    [row] = [one for one in found if (one["stage"], one["preset"], one["topology"]) == which]
+    names = ("", "ideal_", "product_", "kernel_", "other_", "waiting_")
+    whole, ideal, product, kernel, other, waiting = (f"{row[f'{n}seconds']:.2f}" for n in names)
+    text = " ".join(README.split())
+    assert f"of {whole} s a step, {ideal} would do" in text
+    assert f"products as compiled take {product}" in text
+    assert f"kernels {kernel}, other operations {other}, waiting for other chips {waiting}" in text
+
+
 def test_the_readme_shows_the_trunk_of_the_record():
     found = json.loads((ROOT / "launch" / "benchmarks" / "results" / "trunk.json").read_text())
     for name in ("ours", "theirs"):

@@ -24,6 +24,7 @@ RUNS = [
     ("sft", "qwen3_4b", "v5p-8"),
 ]
 KEPT = ("batch_size", "chips", "memory", "chip_memory", "fits", "compile_seconds", "seconds", "mfu")
+KEPT += ("ideal_seconds", "product_seconds", "kernel_seconds", "other_seconds", "waiting_seconds")
 KEPT += ("examples_per_second", "hours", "chip_hours", "collectives", "reason")
 
 
@@ -52,17 +53,23 @@ def row(found: dict) -> str:
 def main() -> None:
     """Looks at each and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--slice", help="these runs alone; OUTPUT keeps its others")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     print("| stage | preset | slice | batch | GiB a chip | s a step | MFU | hours | chip-hours |")
     print("|" + "---|" * 9)
-    rows = []
+    known = {}
+    if arguments.output and arguments.output.exists():
+        of_file = json.loads(arguments.output.read_text())
+        known = {(one["stage"], one["preset"], one["topology"]): one for one in of_file}
     with tempfile.TemporaryDirectory() as folder:
         for run in RUNS:
-            rows.append(look(*run, Path(folder)))
-            print(row(rows[-1]), flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(rows, indent=1))
+            if arguments.slice in (None, run[2]):
+                known[run] = look(*run, Path(folder))
+                print(row(known[run]), flush=True)
+                if arguments.output:
+                    rows = [known[one] for one in RUNS if one in known]
+                    arguments.output.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

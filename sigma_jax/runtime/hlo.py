@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+PRODUCTS = ("convolution", "dot")
 VECTOR_CYCLES = 8  # for 1,024 scores of a kernel: mask, maximum, exponential, sum, two products
 LANES = 1_024  # values the vector unit takes at a time
 SIZES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8} | {
@@ -44,6 +45,7 @@ class Program:
     """What is read off a program of one chip, for one run of it."""
 
     cycles: dict[str, float]  # by operation's name
+    product_cycles: float  # of these, in products and what is fused with them
     kernels: dict[str, list[Kernel]]  # by name
     collectives: dict[str, float]  # bytes that come out, by kind
     waited_for: dict[str, float]  # of these, in operations of their own: nothing runs beside them
@@ -74,7 +76,11 @@ def read_program(text: str) -> Program:
         raise ValueError("this is no text of a compiled program.")
     cycles, kernels = collections.Counter(), collections.defaultdict(list)
     collectives, waited_for = collections.Counter(), collections.Counter()
-    counted = set()
+    products, counted = collections.Counter(), set()
+
+    def holds_product(line: _Line) -> bool:
+        inner = (part for name in line.called for part in computations.get(name, ()))
+        return line.operation in PRODUCTS or any(map(holds_product, inner))
 
     def count_collective(line: _Line, times: float, is_alone: bool) -> None:
         kind = line.operation.removesuffix("-start")
@@ -110,13 +116,17 @@ def read_program(text: str) -> Program:
                 label = line.field(r'op_name="([^"]*)"') or line.name
                 if of_line is not None:
                     cycles[label] += times * float(of_line)
+                    if holds_product(line):
+                        products[label] += times * float(of_line)
                 elif line.operation == "custom-call" and "cost_estimate" in line.text:
                     kernels[line.name.rstrip("0123456789.")] += [_kernel(line, times)]
                 for called in line.called:
                     inside(called, times)
 
     walk(entry, 1.0)
-    return Program(dict(cycles), dict(kernels), dict(collectives), dict(waited_for))
+    return Program(
+        dict(cycles), products.total(), dict(kernels), dict(collectives), dict(waited_for)
+    )
 
 
 def kernel_seconds(kernel: Kernel, flops: float, bytes_: float, clock: float) -> float:

@@ -92,6 +92,7 @@ class Estimate:
     operations: dict[str, float]  # seconds by name
     collectives: dict[str, float]  # bytes by kind
     reason: str = ""  # why there is no time
+    product_seconds: float | None = None  # of all, in the compiler's own products
 
 
 def topology_of(name: str) -> tuple[str, Chip, Sequence[jax.Device]]:
@@ -195,6 +196,7 @@ def estimate(
         used / seconds,
         operations | kernels,
         program.collectives,
+        product_seconds=program.product_cycles / chip.clock,
     )
 
 

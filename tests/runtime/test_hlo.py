@@ -12,6 +12,7 @@ TEXT = (Path(__file__).parents[1] / "golden" / "program.hlo").read_text()
 def test_loops_count_as_often_as_they_run():
     program = read_program(TEXT)
     assert program.cycles == {"layer/dot": 28 * 150, "copied": 6, "end": 7}
+    assert program.product_cycles == 28 * 50  # of the fusion that holds one
 
 
 def test_kernels_say_what_they_do():
