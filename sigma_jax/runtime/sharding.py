@@ -149,6 +149,7 @@ def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
+@functools.lru_cache(maxsize=16)  # asked for at every step
 def own_rows(batch_size: int, mesh: Mesh) -> Int64[np.ndarray, " n"]:
     """The rows of a batch of all processes that lie on devices of this one, ascending."""
     parts = rows(mesh).addressable_devices_indices_map((batch_size,)).values()
@@ -160,7 +161,7 @@ def place_batch(
 ) -> dict[str, jax.Array]:
     """A batch on the mesh, cut by rows; of all processes' `batch_size` rows, where given, each
     brings its `own_rows`."""
-    if batch_size is None or jax.process_count() == 1:
+    if batch_size is None or rows(mesh).is_fully_addressable:
         return {name: place(array, rows(mesh)) for name, array in batch.items()}
     own = own_rows(batch_size, mesh)
 
