@@ -24,7 +24,7 @@ GR_SID = {
     "constraint_weight": 0.0,
 }
 
-PRESETS = ("local", "smoke", "amazon", "files", "qwen3_0p6b", "qwen3_4b")
+PRESETS = ("local", "smoke", "amazon", "files", "qwen3_0p6b", "qwen3_4b", "qwen3_4b_lora")
 
 
 def select(

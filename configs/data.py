@@ -100,6 +100,7 @@ CHANGES = {
     "files": FILES,
     "qwen3_0p6b": LARGE_FILES,
     "qwen3_4b": LARGE_FILES,
+    "qwen3_4b_lora": LARGE_FILES,
 }
 
 

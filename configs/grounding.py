@@ -27,6 +27,8 @@ BACKBONE = {
     "dtype": "float32",
     "param_dtype": "float32",
     "remat": "none",
+    "lora_rank": 0,
+    "lora_alpha": 32.0,
 }
 
 BASE = {
@@ -100,11 +102,20 @@ QWEN3_4B = {
     "backbone.mlp_width": 9_728,
 }
 
+# The layers' matrices stay, in 16 bits, and get additions of low rank. These take ten times the
+# rate of all weights (Schulman et al. 2025, LoRA Without Regret).
+LORA = {
+    "backbone.lora_rank": 32,
+    "backbone.param_dtype": "bfloat16",
+    "optimizer.learning_rate": 2e-4,
+}
+
 CHANGES = {
     "amazon": AMAZON,
     "smoke": SMOKE,
     "qwen3_0p6b": QWEN3_0P6B,
     "qwen3_4b": QWEN3_4B,
+    "qwen3_4b_lora": {**QWEN3_4B, **LORA},
 }
 
 

@@ -12,6 +12,7 @@ Runs every stage that is missing before it. Presets:
                 --config.upstream.grounding.backbone.hf_folder=QWEN3
                 --config.data.text_tokenizer.name=QWEN3
     qwen3_4b    the same with Qwen3-4B
+    qwen3_4b_lora   its layers stay as they are, low-rank additions to them are trained
 """
 
 from ml_collections import ConfigDict
@@ -119,6 +120,15 @@ LETTER = {
     "prior.neighbours": 0,
 }
 
+QWEN3_4B = {
+    "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),
+    "train": common.train(
+        32_000, 4_096, accumulate=16, log_every=20, eval_every=4_000, checkpoint_every=500
+    ),
+    "backbone": grounding.stage_fields("qwen3_4b").backbone,
+    **LETTER,
+}
+
 CHANGES = {
     "smoke": {
         "train": common.train(10, 8, eval_every=0),
@@ -207,13 +217,11 @@ CHANGES = {
         "backbone": grounding.stage_fields("qwen3_0p6b").backbone,
         **LETTER,
     },
-    "qwen3_4b": {
-        "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),
-        "train": common.train(
-            32_000, 4_096, accumulate=16, log_every=20, eval_every=4_000, checkpoint_every=500
-        ),
-        "backbone": grounding.stage_fields("qwen3_4b").backbone,
-        **LETTER,
+    "qwen3_4b": QWEN3_4B,
+    "qwen3_4b_lora": {
+        **QWEN3_4B,
+        "backbone": grounding.stage_fields("qwen3_4b_lora").backbone,
+        "optimizer.learning_rate": grounding.LORA["optimizer.learning_rate"],
     },
 }
 

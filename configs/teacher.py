@@ -68,6 +68,7 @@ CHANGES = {
     },
     "qwen3_0p6b": PAPER,
     "qwen3_4b": PAPER,
+    "qwen3_4b_lora": PAPER,
 }
 
 

@@ -118,7 +118,8 @@ def backbone_of(source: BackboneConfig, config: ConfigDict, vocab_size: int) -> 
     if source.hf_folder:
         from sigma_jax.models.hf import read_config
 
-        return read_config(source.hf_folder, **{name: getattr(source, name) for name in HOW})
+        sizes = read_config(source.hf_folder, **{name: getattr(source, name) for name in HOW})
+        return dataclasses.replace(sizes, lora=source.lora)
     if not vocab_size:
         is_paper = cli.config_file()[1].startswith("qwen3")  # a folder is to be given then
         vocab_size = QWEN3_ROWS if is_paper else config.data.text_tokenizer.vocab_size

@@ -347,6 +347,8 @@ def recipe_config(fields: Any) -> dict[str, Any]:
     plain["train"] = {key: value for key, value in plain["train"].items() if key not in LOOP_FIELDS}
     if plain["train"]["accumulate"] == 1:  # as it was before there was such a field
         del plain["train"]["accumulate"]
+    if plain.get("backbone", {}).get("lora_rank") == 0:  # likewise
+        del plain["backbone"]["lora_rank"], plain["backbone"]["lora_alpha"]
     return plain
 
 

@@ -118,7 +118,7 @@ def load_encoder(folder: Path, batch_size: int = 64, mesh: Mesh | None = None) -
     """What `save_encoder` wrote to WORKDIR/grounding. ValueError if it is missing or damaged."""
     settings = read_json(folder / "encoder.json")
     backbone_folder = folder / "backbone"
-    config = BackboneConfig(**{**settings["backbone"], "hf_folder": str(backbone_folder)})
+    config = BackboneConfig(**settings["backbone"]).trained(backbone_folder)
     vocab_size = load_tokenizer(backbone_folder).get_vocab_size()
     rngs = nnx.Rngs(0)
     backbone = make_backbone(config, vocab_size, rngs)

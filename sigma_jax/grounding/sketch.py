@@ -32,7 +32,7 @@ def sketch(config: GroundingConfig, backbone: Qwen3Config, sizes: Sizes) -> Sket
         batch["has_id"] = jax.ShapeDtypeStruct((rows,), jnp.bool_)
     return Sketch(
         model,
-        label,
+        functools.partial(label, config),
         functools.partial(grounding_loss, config),
         {},
         batch,

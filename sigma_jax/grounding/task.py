@@ -132,7 +132,7 @@ class GroundingTask:
 
     def label(self, path: tuple[str, ...]) -> str:
         """Group of the optimizer."""
-        return label(path)
+        return label(self.config, path)
 
     def loss(
         self, model: TextEncoder, tables: dict, batch: dict[str, Array], key: Array
@@ -202,10 +202,10 @@ class GroundingTask:
         }
 
 
-def label(path: tuple[str, ...]) -> str:
+def label(config: GroundingConfig, path: tuple[str, ...]) -> str:
     """Group of a parameter. Text embeddings have their own rate: from scratch, a row is seen far
     less often."""
-    if path[-1] == "head":
+    if path[-1] == "head" or config.backbone.keeps(path):
         return "frozen"  # predicts tokens; nothing is predicted here
     return "table" if path[-1] == "embedding" else "base"
 

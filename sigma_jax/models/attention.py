@@ -6,6 +6,7 @@ Axis letters as in qwen3.py.
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
 from sigma_jax.models import flash
-from sigma_jax.models.project import project
+from sigma_jax.models.lora import ENDINGS, INPUTS, adapted
 from sigma_jax.runtime.sharding import by_rows_and_heads, constrain, is_cut, on_tpu
 
 if TYPE_CHECKING:
@@ -124,9 +125,9 @@ def attention(
     is_fast = cache is None and on_tpu() and x.dtype == jnp.bfloat16
     if is_fast and flash.fits(x.shape[1], config.head_dim):
         return _flash_attention(config, weights, x, rotary, mask), None
-    queries = constrain(project(x, weights["query"]), *HEADS)
-    keys = constrain(project(x, weights["key"]), *KV_HEADS)
-    values = constrain(project(x, weights["value"]), *KV_HEADS)
+    queries = constrain(adapted(x, weights, "query", config.lora), *HEADS)
+    keys = constrain(adapted(x, weights, "key", config.lora), *KV_HEADS)
+    values = constrain(adapted(x, weights, "value", config.lora), *KV_HEADS)
     if config.has_qk_norm:
         queries = rms_norm(queries, weights["query_norm"], config.norm_eps)
         keys = rms_norm(keys, weights["key_norm"], config.norm_eps)
@@ -135,7 +136,7 @@ def attention(
         cache = cache._written(layer, keys, values)
         keys, values = (rows.astype(x.dtype) for rows in cache._first(layer, mask.shape[-1]))
     mixed = constrain(attend(queries, keys, values, mask), *HEADS)
-    return constrain(project(mixed, weights["out"], 2), *HIDDEN), cache
+    return constrain(adapted(mixed, weights, "out", config.lora, 2), *HIDDEN), cache
 
 
 def _flash_attention(
@@ -145,9 +146,10 @@ def _flash_attention(
     stay side by side, [B, T, N * H], for [N, H] lies in another order in memory."""
     heads = "kv_heads" if is_cut("kv_heads", config.num_kv_heads) else None
     axes, angles = ("rows", None, heads), ("rows", None, None, None)
-    width = x.shape[-1]
+    matrices = _matrices(weights)
     flat = [
-        constrain(x @ weights[name].reshape(width, -1), *axes) for name in ("query", "key", "value")
+        constrain(adapted(x, matrices, name, config.lora), *axes)
+        for name in ("query", "key", "value")
     ]
     scales = ()
     if config.has_qk_norm:
@@ -158,4 +160,13 @@ def _flash_attention(
 
     of_arrays = [axes] * 3 + [HIDDEN, angles, angles, *[(None, None) for _ in scales]]
     mixed = by_rows_and_heads(run, of_arrays)(*flat, mask, *rotary, *scales)
-    return constrain(mixed @ weights["out"].reshape(-1, width), *HIDDEN)
+    return constrain(adapted(mixed, matrices, "out", config.lora), *HIDDEN)
+
+
+def _matrices(weights: dict) -> dict[str, Array]:
+    """The weights of `_flash_attention`'s products, inputs flat and outputs flat."""
+    flat = {}
+    for name, weight in weights.items():
+        inputs = INPUTS.get(name.removesuffix(ENDINGS[0]), 1)
+        flat[name] = weight.reshape(math.prod(weight.shape[:inputs]), -1)
+    return flat

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flax import nnx
 
+from sigma_jax.models.lora import Lora, add_lora, is_kept
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
 
 
@@ -30,6 +31,8 @@ class BackboneConfig:
     dtype: str
     param_dtype: str
     remat: str
+    lora_rank: int  # of additions that alone are trained (models/lora.py); 0: all weights are
+    lora_alpha: float  # the additions count lora_alpha / lora_rank
 
     def __post_init__(self):
         self.scratch(vocab_size=1)  # ValueError for sizes that cannot be
@@ -38,7 +41,20 @@ class BackboneConfig:
         """The sizes of a start from scratch."""
         fields = {field.name for field in dataclasses.fields(Qwen3Config)}
         sizes = {k: v for k, v in dataclasses.asdict(self).items() if k in fields}
-        return Qwen3Config(vocab_size=vocab_size, **sizes)
+        return Qwen3Config(vocab_size=vocab_size, **sizes, lora=self.lora)
+
+    @property
+    def lora(self) -> Lora | None:
+        """The additions; None where there are none."""
+        return Lora(self.lora_rank, self.lora_alpha) if self.lora_rank else None
+
+    def keeps(self, path: tuple[str, ...]) -> bool:
+        """Whether the parameter at this path of a model around the backbone is not trained."""
+        return self.lora is not None and is_kept(path)
+
+    def trained(self, folder: Path) -> BackboneConfig:
+        """As it was left in `folder`: with the additions in its weights."""
+        return dataclasses.replace(self, hf_folder=str(folder), lora_rank=0)
 
 
 # What a folder's config.json cannot say: how to compute.
@@ -55,9 +71,15 @@ def make_backbone(
 
     Raises:
       ValueError: the tokenizer does not match the folder: more ids than rows, or (where
-        `tokenizer_folder` is given and the folder holds a tokenizer) other ids for the same words.
+        `tokenizer_folder` is given and the folder holds a tokenizer) other ids for the same words;
+        or additions alone are to be trained where there is no folder.
     """
     if not config.hf_folder:
+        if config.lora is not None:
+            raise ValueError(
+                f"backbone.lora_rank={config.lora_rank} trains additions to weights that are "
+                "there; give backbone.hf_folder, or lora_rank=0."
+            )
         return Qwen3(config.scratch(vocab_size), rngs=rngs)
     from sigma_jax.models.hf import load_backbone
 
@@ -72,6 +94,8 @@ def make_backbone(
         )
     if tokenizer_folder is not None:
         check_tokenizer(tokenizer_folder, folder)
+    if config.lora is not None:
+        add_lora(backbone, config.lora, rngs)
     return backbone
 
 

@@ -24,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from sigma_jax.models.attention import HIDDEN, attention, rms_norm, rotary_angles
-from sigma_jax.models.project import project
+from sigma_jax.models.lora import Lora, adapted, add_lora
 from sigma_jax.runtime.sharding import constrain, gathered
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -50,6 +50,7 @@ class Qwen3Config:
     dtype: str  # of activations and matrix products
     param_dtype: str  # of stored weights
     remat: str  # "layer": activations are recomputed a layer at a time in the backward pass
+    lora: Lora | None = None  # of layers whose own weights stay
 
     def __post_init__(self):
         for name in ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "mlp_width"):
@@ -161,11 +162,13 @@ def branch_mask(
     return causal_mask(segment) & (is_own | is_context)
 
 
-def swiglu(weights: dict, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+def swiglu(
+    weights: dict, x: Float[Array, "B T D"], lora: Lora | None = None
+) -> Float[Array, "B T D"]:
     """down(silu(gate x) * up x)."""
-    gate = constrain(project(x, weights["gate"]), "rows", None, "mlp")
-    up = constrain(project(x, weights["up"]), "rows", None, "mlp")
-    return constrain(project(jax.nn.silu(gate) * up, weights["down"]), *HIDDEN)
+    gate = constrain(adapted(x, weights, "gate", lora), "rows", None, "mlp")
+    up = constrain(adapted(x, weights, "up", lora), "rows", None, "mlp")
+    return constrain(adapted(jax.nn.silu(gate) * up, weights, "down", lora), *HIDDEN)
 
 
 def drop(x: Float[Array, "B T D"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "B T D"]:
@@ -184,7 +187,7 @@ def block(
     added, cache = attention(config, weights, normed, rotary, mask, cache, layer)
     x = x + drop(added, config.dropout, keys[0])
     normed = rms_norm(x, weights["mlp_norm"], config.norm_eps)
-    return x + drop(swiglu(weights, normed), config.dropout, keys[1]), cache
+    return x + drop(swiglu(weights, normed, config.lora), config.dropout, keys[1]), cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +272,8 @@ class Qwen3(nnx.Module):
         self.final_norm = Weight((config.width,), ("embed",), 0).param(config, rngs)
         if not config.is_tied:
             self.head = table_weight(config).param(config, rngs)
+        if config.lora is not None:
+            add_lora(self, config.lora, rngs)
 
     def embed(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
         """Rows of the text table. Ids outside it are clipped: their rows are the caller's."""
@@ -295,7 +300,7 @@ class Qwen3(nnx.Module):
             cache._checked_room(embeddings.shape[1])
         rotary = rotary_angles(positions, config.head_dim, config.rope_theta)
         weights = {name: weight[...] for name, weight in self.layers.items()}
-        axes = {name: weight.axes for name, weight in layer_weights(config).items()}
+        axes = {name: weight.get_metadata("axes")[1:] for name, weight in self.layers.items()}
 
         def run(carry, layer_inputs):
             x, cache = carry

@@ -201,12 +201,17 @@ def estimate(
 
 
 def backbone_flops(config: Any, tokens: int) -> float:
-    """Operations a token of a row of `tokens`, forward and backward: 6 a weight of the layers and
-    12 a layer, head dimension and token seen (Chowdhery et al. 2022, PaLM, appendix B)."""
+    """Operations a token of a row of `tokens`, forward and backward: 6 a weight of the layers, or 4
+    where it stays, and 12 a layer, head dimension and token seen (Chowdhery et al. 2022, PaLM,
+    appendix B)."""
     D, F = config.width, config.mlp_width
     heads = config.num_heads * config.head_dim
-    weights = 2 * D * (heads + config.num_kv_heads * config.head_dim) + 3 * D * F
-    return config.num_layers * (6 * weights + 12 * heads * tokens)
+    kv_heads = config.num_kv_heads * config.head_dim
+    weights = 2 * D * (heads + kv_heads) + 3 * D * F
+    if config.lora is None:
+        return config.num_layers * (6 * weights + 12 * heads * tokens)
+    added = config.lora.rank * (2 * (D + heads) + 2 * (D + kv_heads) + 3 * (D + F))
+    return config.num_layers * (4 * weights + 6 * added + 12 * heads * tokens)
 
 
 def too_large(error: MemoryError, chips: int) -> Estimate:

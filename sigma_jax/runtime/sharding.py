@@ -26,6 +26,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "items": "fsdp",
     "head_dim": None,
+    "rank": None,  # of low-rank additions
     "layers": None,  # scanned: each device holds its part of every layer
     "codes": None,  # a thousand rows or so, read at every position
 }

@@ -132,7 +132,7 @@ def assemble(
 
     `rows`: the trained tables of items, by kind, where they are no part of the weights.
     """
-    stored = dataclasses.replace(config.backbone, hf_folder=str(folder / "backbone"))
+    stored = config.backbone.trained(folder / "backbone")
     stored_config = dataclasses.replace(config, backbone=stored, starts_from_grounding=False)
     model = make_recommender(stored_config, folder, data, semantic_ids, vectors, nnx.Rngs(0))
     load_weights(model, folder / WEIGHTS, ("backbone", *([ITEM_ROWS] if rows is not None else [])))

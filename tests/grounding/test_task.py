@@ -15,6 +15,8 @@ from configs import common
 from configs.grounding import get_config, stage_fields
 from sigma_jax.grounding.encode import BatchEncoder, load_encoder
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask
+from sigma_jax.models.hf import save_backbone
+from sigma_jax.models.lora import ENDINGS, INPUTS
 from sigma_jax.runtime.config import OptimizerConfig, to_dataclass
 from sigma_jax.runtime.state import init_state, make_step
 from sigma_jax.schema import load_item_vectors
@@ -122,6 +124,18 @@ def test_text_embeddings_learn_at_their_own_rate(workdir):
     assert groups[("backbone", "embedding")] == "table"
     assert {g for path, g in groups.items() if path[-1] != "embedding"} == {"base"}
     assert isinstance(task.config.optimizer, OptimizerConfig)
+
+
+def test_with_low_rank_additions_they_and_the_projection_alone_are_trained(workdir, tmp_path):
+    task = GroundingTask(make_config(), workdir, 0)
+    save_backbone(task.model(nnx.Rngs(0)).backbone, tmp_path / "hf")
+    backbone = dataclasses.replace(
+        task.config.backbone, hf_folder=str(tmp_path / "hf"), lora_rank=2, lora_alpha=4.0
+    )
+    added = GroundingTask(make_config(backbone=backbone), workdir, 0)
+    paths = [path for path, _ in nnx.to_flat_state(nnx.state(added.model(nnx.Rngs(0))))]
+    trained = {path[-1] for path in paths if added.label(path) != "frozen"}
+    assert trained == {f"{name}{ending}" for name in INPUTS for ending in ENDINGS} | {"projection"}
 
 
 @pytest.mark.parametrize("preset", common.PRESETS)

@@ -11,7 +11,7 @@ from sigma_jax.models.backbone import BackboneConfig, make_backbone
 from sigma_jax.models.hf import save_backbone
 
 SCRATCH = BackboneConfig(
-    "", 16, 2, 2, 1, 8, 32, 1e4, 1e-6, True, True, 0.1, "float32", "float32", "none"
+    "", 16, 2, 2, 1, 8, 32, 1e4, 1e-6, True, True, 0.1, "float32", "float32", "none", 0, 32.0
 )
 
 

@@ -142,6 +142,29 @@ def test_the_loss_on_eight_devices_is_that_on_one(trained, tables_folder, tmp_pa
     np.testing.assert_allclose(eight[0], one[0], rtol=1e-5)
 
 
+def test_with_low_rank_additions_the_backbone_is_grounding_s_and_their_sum(trained, tmp_path):
+    config, workdir = trained
+    other = without_stage_3(trained, tmp_path)
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.backbone.lora_rank = 2
+    train_stages(changed, other, make_mesh(MeshConfig(-1, 1, 1)))
+    before = load_file(workdir / "grounding" / "backbone" / "model.safetensors")
+    after = load_file(other / "sft" / "backbone" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert np.array_equal(value, after[name]) == (not name.endswith("_proj.weight")), name
+        if name.endswith("_proj.weight"):
+            assert np.linalg.matrix_rank(after[name] - value, tol=1e-6) == 2
+    heads = load_file(workdir / "sft" / "weights.safetensors")
+    start = make_task((changed, other)).model(nnx.Rngs(0))
+    moved = load_recommender(other, PreparedData.load(other / "data")).model
+    assert moved.backbone.config.lora is None
+    for name in ("sid_table", "up_projection", "open_head"):
+        assert name in heads
+        assert not np.array_equal(getattr(start, name)[...], getattr(moved, name)[...])
+
+
 def test_refitting_sees_validation_targets_and_no_test_target(trained):
     task = make_task(trained, refits=True)
     again = task.refit()

@@ -1,0 +1,121 @@
+"""Low-rank additions: nothing at the start, the sum when saved, and all that is trained."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sigma_jax.models.attention import _matrices
+from sigma_jax.models.backbone import make_backbone
+from sigma_jax.models.hf import load_backbone, save_backbone
+from sigma_jax.models.lora import ENDINGS, INPUTS, Lora, adapted, add_lora, addition
+from sigma_jax.models.qwen3 import Qwen3, causal_mask
+from tests.models.test_backbone import SCRATCH
+from tests.small_recommender import backbone_config
+
+LORA = Lora(3, 6.0)
+TOKENS = jnp.array([[1, 2, 3, 4], [5, 6, 0, 0]])
+MASK = causal_mask(jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]]))
+
+
+def hidden(model):
+    positions = jnp.broadcast_to(jnp.arange(4), TOKENS.shape)
+    return model(model.embed(TOKENS), positions, MASK)[0]
+
+
+def disturbed(model):
+    """`model` with additions that count."""
+    for number, name in enumerate(INPUTS):
+        weight = model.layers[name + "_b"]
+        weight[...] = 0.1 * jax.random.normal(jax.random.key(number), weight.shape)
+    return model
+
+
+@pytest.fixture
+def model():
+    model = Qwen3(backbone_config(), rngs=nnx.Rngs(0))
+    add_lora(model, LORA, nnx.Rngs(1))
+    return model
+
+
+def test_additions_change_nothing_at_the_start(model):
+    plain = Qwen3(backbone_config(), rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(hidden(model), hidden(plain), atol=1e-5)
+    assert all(jnp.any(model.layers[name + "_a"][...] != 0) for name in INPUTS)
+
+
+def test_with_additions_it_is_the_model_of_the_summed_weights(model):
+    disturbed(model)
+    summed = Qwen3(backbone_config(), rngs=nnx.Rngs(0))
+    for name, inputs in INPUTS.items():
+        a, b = (model.layers[name + ending][...] for ending in ENDINGS)
+        letters = "pq"[:inputs]
+        added = 2.0 * jnp.einsum(f"n{letters}r,nr...->n{letters}...", a, b)  # alpha / rank
+        summed.layers[name][...] += added
+        np.testing.assert_allclose(addition(model.layers, name, 1, LORA), added[1], atol=1e-6)
+    found = hidden(model)
+    np.testing.assert_allclose(found, hidden(summed), atol=2e-5)
+    assert np.abs(found - hidden(Qwen3(backbone_config(), rngs=nnx.Rngs(0)))).max() > 0.05
+
+
+def test_saved_it_is_the_sum_and_has_no_additions(model, tmp_path):
+    save_backbone(disturbed(model), tmp_path, shard_bytes=3000)
+    loaded = load_backbone(tmp_path, dtype="float32", param_dtype="float32")
+    assert loaded.config.lora is None
+    assert not [name for name in loaded.layers if name.endswith(ENDINGS)]
+    np.testing.assert_allclose(hidden(loaded), hidden(model), atol=2e-5)
+
+
+def test_from_a_folder_they_stand_beside_its_weights_in_float32(tmp_path):
+    save_backbone(make_backbone(SCRATCH, 40, nnx.Rngs(3)), tmp_path)
+    how = {"lora_rank": 2, "lora_alpha": 8.0, "param_dtype": "bfloat16"}
+    config = dataclasses.replace(SCRATCH, hf_folder=str(tmp_path), **how)
+    model = make_backbone(config, 40, nnx.Rngs(0))
+    assert model.config.lora == Lora(2, 8.0)
+    assert model.layers["out"].dtype == jnp.bfloat16
+    assert model.layers["out_a"].shape == (2, 2, 8, 2)
+    assert model.layers["out_a"].dtype == jnp.float32
+    assert make_backbone(config.trained(tmp_path), 40, nnx.Rngs(0)).config.lora is None
+
+
+def test_additions_to_nothing_are_refused():
+    config = dataclasses.replace(SCRATCH, lora_rank=2)
+    with pytest.raises(
+        ValueError, match=r"lora_rank=2 trains additions .* give backbone.hf_folder"
+    ):
+        make_backbone(config, 40, nnx.Rngs(0))
+    with pytest.raises(ValueError, match="lora_rank=-1 is not a rank"):
+        dataclasses.replace(SCRATCH, lora_rank=-1)
+    with pytest.raises(ValueError, match=r"lora_alpha=0\.0 is not a factor"):
+        dataclasses.replace(SCRATCH, lora_rank=2, lora_alpha=0.0)
+
+
+def test_where_heads_are_flat_the_products_are_the_same(model):
+    """The TPU's kernel takes them so."""
+    weights = {name: weight[...][0] for name, weight in disturbed(model).layers.items()}
+    flat = _matrices(weights)
+    x = jax.random.normal(jax.random.key(0), (2, 3, 16))
+    for name in ("query", "key", "value"):
+        wanted = adapted(x, weights, name, LORA).reshape(2, 3, -1)
+        np.testing.assert_allclose(adapted(x, flat, name, LORA), wanted, atol=1e-5)
+    mixed = jax.random.normal(jax.random.key(1), (2, 3, 2, 8))
+    wanted = adapted(mixed, weights, "out", LORA, 2)
+    found = adapted(mixed.reshape(2, 3, -1), flat, "out", LORA)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_all_additions_have_gradients(model):
+    graph, state = nnx.split(disturbed(model))
+    flat = dict(nnx.to_flat_state(state))
+    trained = {path: leaf for path, leaf in flat.items() if path[-1].endswith(ENDINGS)}
+    assert len(trained) == 2 * len(INPUTS)
+
+    def loss(trained):
+        merged = nnx.merge(graph, nnx.from_flat_state([*{**flat, **trained}.items()]))
+        return (hidden(merged) ** 3).sum()
+
+    found = jax.grad(loss)(trained)
+    assert all(jnp.abs(leaf[...]).max() > 0 for leaf in found.values())
