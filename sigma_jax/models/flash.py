@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int8
@@ -30,6 +31,7 @@ ROWS = 128  # queries and keys come in multiples of it
 LANES = 128  # and head sizes
 SCORES = 2**18  # of one head in on-chip memory
 KEYS = 4_096  # more do not fit on the chip
+KEPT = "flash"  # what the backward pass needs of the forward one, to checkpoint policies
 # Programs of one key head run in turn: the backward pass adds up over them.
 _IN_TURN = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
 
@@ -131,7 +133,7 @@ def _forward(queries, keys, values, mask, angles, scales, heads, interpret):
 
 def _save(queries, keys, values, mask, angles, scales, heads, interpret):
     given = (queries, keys, values, mask, angles, scales)
-    found = _forward(*given, heads, interpret)
+    found = [checkpoint_name(each, KEPT) for each in _forward(*given, heads, interpret)]
     return found[0], (*given, *found)
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from sigma_jax.models.project import project
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # The matrices of a layer, and how many of their first dimensions are inputs.
 INPUTS = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
 ENDINGS = ("_a", "_b")
+PRODUCT = "product"  # what `adapted` gives, to checkpoint policies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +68,10 @@ def adapted(
 ) -> Array:
     """`project` by the weight `name` of a layer, and by its addition where there is one."""
     whole = project(x, weights[name], axes)
-    if lora is None:
-        return whole
-    a, b = (weights[name + ending] for ending in ENDINGS)
-    return whole + project(lora.scale * project(x, a, axes), b)
+    if lora is not None:
+        a, b = (weights[name + ending] for ending in ENDINGS)
+        whole += project(lora.scale * project(x, a, axes), b)
+    return checkpoint_name(whole, PRODUCT)
 
 
 def addition(layers: Mapping[str, nnx.Param], name: str, layer: int, lora: Lora) -> np.ndarray:

@@ -23,12 +23,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
+from sigma_jax.models import flash
 from sigma_jax.models.attention import HIDDEN, attention, rms_norm, rotary_angles
-from sigma_jax.models.lora import Lora, adapted, add_lora
+from sigma_jax.models.lora import PRODUCT, Lora, adapted, add_lora
 from sigma_jax.runtime.sharding import constrain, gathered
 
 DTYPES = ("float32", "bfloat16", "float16")
-REMAT = ("none", "layer")
+REMAT = ("none", "layer", "light")
+# Of a layer with remat "light".
+_LIGHT = jax.checkpoint_policies.save_only_these_names(PRODUCT, flash.KEPT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,9 @@ class Qwen3Config:
     dropout: float  # of what each attention and MLP adds; acts only where a key is given
     dtype: str  # of activations and matrix products
     param_dtype: str  # of stored weights
-    remat: str  # "layer": activations are recomputed a layer at a time in the backward pass
+    # What the backward pass computes again, a layer at a time: "layer" all of it but its input,
+    # "light" all but products with weights and attention (ten times the memory), "none" nothing.
+    remat: str
     lora: Lora | None = None  # of layers whose own weights stay
 
     def __post_init__(self):
@@ -310,9 +315,10 @@ class Qwen3(nnx.Module):
             weights = gathered(weights, axes)
             return block(config, weights, x, rotary, mask, cache, layer, key), None
 
-        if config.remat == "layer":
+        if config.remat != "none":
             # Under scan nothing can be merged across layers, so the barrier would only cost.
-            run = jax.checkpoint(run, prevent_cse=False)
+            policy = _LIGHT if config.remat == "light" else None
+            run = jax.checkpoint(run, prevent_cse=False, policy=policy)
         keys = None if key is None else jax.random.split(key, config.num_layers)
         carry = (embeddings.astype(config.dtype), cache)
         inputs = (jnp.arange(config.num_layers), weights, keys)

@@ -13,6 +13,7 @@ from small_recommender import backbone_config
 
 from sigma_jax.models import attention, qwen3
 from sigma_jax.models.hf import load_backbone
+from sigma_jax.models.lora import Lora
 from sigma_jax.models.qwen3 import KVCache, Qwen3
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -298,11 +299,29 @@ def loss_and_gradients(config, key=None):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-def test_recomputing_layers_changes_no_gradient():
-    plain = loss_and_gradients(CONFIG)
-    again = loss_and_gradients(dataclasses.replace(CONFIG, remat="layer"))
+@pytest.mark.parametrize("remat", ["layer", "light"])
+@pytest.mark.parametrize("lora", [None, Lora(2, 8.0)])
+def test_recomputing_layers_changes_no_gradient(remat, lora):
+    plain = loss_and_gradients(dataclasses.replace(CONFIG, lora=lora))
+    again = loss_and_gradients(dataclasses.replace(CONFIG, lora=lora, remat=remat))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("light", 2), ("layer", 8)])
+def test_what_is_computed_again_is_what_remat_says(remat, again):
+    """Of a layer's nine products seven are with weights and two of attention, where no kernel runs:
+    each once forward and twice in the backward pass. What the last gives, no gradient asks for."""
+    config = dataclasses.replace(CONFIG, remat=remat)
+    graph, params = nnx.split(made(config))
+
+    def loss(params):
+        model = nnx.merge(graph, params)
+        mask = qwen3.causal_mask(jnp.array(SEGMENT))
+        return model(model.embed(jnp.array(TOKENS)), counted(SEGMENT), mask)[0].sum()
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(params))
+    assert text.count("dot_general[") == 9 + 18 + again
 
 
 def test_scanned_layers_equal_a_loop(model):
@@ -317,7 +336,7 @@ def test_scanned_layers_equal_a_loop(model):
     close(x, hidden_of(model, TOKENS, SEGMENT))
 
 
-@pytest.mark.parametrize("remat", ["none", "layer"])
+@pytest.mark.parametrize("remat", ["none", "layer", "light"])
 def test_dropout_acts_only_with_a_key_and_repeats_with_it(remat):
     config = dataclasses.replace(CONFIG, dropout=0.5, remat=remat)
     assert loss_and_gradients(config)[0] == loss_and_gradients(CONFIG)[0]
