@@ -5,7 +5,9 @@
 Compiles the very step that `sigma_jax.train` runs, with the TPU's own compiler (`pip install
 "jax[tpu]"`; no TPU, no data and no weights are needed), and prints what that says: memory at the
 peak, an estimate of the time by operation, what crosses between chips. Exit status 1 where it does
-not fit. `--largest` also looks for the largest batch that does. Stages: grounding and sft.
+not fit. `--largest` also looks for the largest batch that does. `--inference` looks at how the
+trained stage answers instead: stage 1's texts on all chips, as training ends with; stage 3's
+requests on one. Stages: grounding and sft.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("items", 1_000_000, "Of the catalogue.", lower_bound=2)
     flags.DEFINE_integer("vocab_size", 0, "Rows of the text table; 0: as the config says.")
     flags.DEFINE_bool("largest", False, "Also look for the largest batch that fits.")
+    flags.DEFINE_bool("inference", False, "Look at how the trained stage answers.")
     flags.DEFINE_string("output", None, "A file for the figures, as JSON.")
 
 
@@ -59,6 +62,18 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # this process only compiles
     config = FLAGS.config
     name, chip, devices = topology_of(FLAGS.topology)
+    look = look_at_inference if FLAGS.inference else look_at_training
+    report = look(config, name, chip, devices)
+    if FLAGS.output:
+        Path(FLAGS.output).write_text(json.dumps(report, indent=1))
+    if not report["fits"]:
+        sys.exit(1)
+
+
+def look_at_training(
+    config: ConfigDict, name: str, chip: preflight.Chip, devices: Sequence[jax.Device]
+) -> dict[str, Any]:
+    """Prints what there is to say of a step, and gives it."""
     mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"), devices)
     make, fields = stage_sketch(config, FLAGS.items, FLAGS.vocab_size)
     rows = fields.train.batch_size
@@ -74,26 +89,66 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.largest:
         report["largest"] = largest(make, fields, found, mesh, chip)
         print(f"largest batch that fits: {report['largest']}")
-    if FLAGS.output:
-        Path(FLAGS.output).write_text(json.dumps(report, indent=1))
-    if not report["fits"]:
-        sys.exit(1)
+    return report
+
+
+def look_at_inference(
+    config: ConfigDict, name: str, chip: preflight.Chip, devices: Sequence[jax.Device]
+) -> dict[str, Any]:
+    """The same of how the stage answers."""
+    fields, backbone, sizes = stage_sizes(config, FLAGS.items, FLAGS.vocab_size)
+    if config.stage == "grounding":
+        from sigma_jax.grounding.sketch import inference
+
+        mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"), devices)
+        work = inference(fields, backbone, mesh)
+    else:
+        from sigma_jax.evaluation.judged import EvaluationConfig
+        from sigma_jax.sft.sketch import inference
+
+        mesh = make_mesh(MeshConfig(1, 1, 1), devices[:1])
+        judged = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
+        work = inference(fields, judged.generation, backbone, sizes, mesh)
+    logging.info("compiling %d %s at a time for %d chips", work.examples, work.unit, mesh.size)
+    try:
+        compiled, seconds = preflight.compile_inference(work)
+        found = estimate(compiled, seconds, work.flops, chip, mesh.size, work.turns)
+    except MemoryError as error:
+        found = preflight.too_large(error, mesh.size)
+    report = {"config": cli.config_file(), "topology": name, "mesh": dict(mesh.shape)}
+    report |= {"items": FLAGS.items, "batch_size": work.examples, "unit": work.unit}
+    report |= common_figures(found, work.examples, chip)
+    print(table(report))
+    return report
 
 
 def stage_sketch(config: ConfigDict, items: int, vocab_size: int = 0) -> tuple[Callable, Any]:
     """(the stage's sketch for a batch of so many rows, and with other fields than its own; these).
     ValueError for a stage without one."""
+    fields, backbone, sizes = stage_sizes(config, items, vocab_size)
+    if config.stage == "grounding":
+        from sigma_jax.grounding.sketch import sketch
+    else:
+        from sigma_jax.sft.sketch import sketch
+
+    def make(rows: int, of: Any = fields) -> Sketch:
+        train = dataclasses.replace(of.train, batch_size=rows)
+        return sketch(dataclasses.replace(of, train=train), backbone, sizes)
+
+    return make, fields
+
+
+def stage_sizes(
+    config: ConfigDict, items: int, vocab_size: int = 0
+) -> tuple[Any, Qwen3Config, Sizes]:
+    """The stage's fields, and what its shapes follow from. ValueError for a stage that preflight
+    does not look at."""
     fields = to_dataclass(task_classes(config.stage)[0], *stage_fields(config, config.stage))
-    match config.stage:
-        case "grounding":
-            from sigma_jax.grounding.sketch import sketch
-        case "sft":
-            from sigma_jax.sft.sketch import sketch
-        case _:
-            raise ValueError(
-                f"stage {config.stage!r} is small; preflight looks at configs/grounding.py and "
-                "configs/sft.py."
-            )
+    if config.stage not in ("grounding", "sft"):
+        raise ValueError(
+            f"stage {config.stage!r} is small; preflight looks at configs/grounding.py and "
+            "configs/sft.py."
+        )
     upstream = config.upstream
     vectors = {"id": upstream.teacher.model.width}
     sizes = Sizes(items, vectors, levels=4, codebook_size=256, categories=1_000)
@@ -104,13 +159,7 @@ def stage_sketch(config: ConfigDict, items: int, vocab_size: int = 0) -> tuple[C
     source = fields.backbone
     if config.stage == "sft" and fields.starts_from_grounding:
         source = dataclasses.replace(source, hf_folder=upstream.grounding.backbone.hf_folder)
-    backbone = backbone_of(source, config, vocab_size)
-
-    def make(rows: int, of: Any = fields) -> Sketch:
-        train = dataclasses.replace(of.train, batch_size=rows)
-        return sketch(dataclasses.replace(of, train=train), backbone, sizes)
-
-    return make, fields
+    return fields, backbone_of(source, config, vocab_size), sizes
 
 
 def backbone_of(source: BackboneConfig, config: ConfigDict, vocab_size: int) -> Qwen3Config:
@@ -134,7 +183,7 @@ def measure(make: Callable, fields: Any, rows: int, mesh: Mesh, chip: preflight.
         compiled, seconds = preflight.compile_step(sketch, fields.optimizer, fields.train, mesh)
     except MemoryError as error:
         return preflight.too_large(error, mesh.size)
-    return estimate(compiled, seconds, sketch, chip, mesh.size)
+    return estimate(compiled, seconds, sketch.flops, chip, mesh.size)
 
 
 def largest(make: Callable, fields: Any, found: Estimate, mesh: Mesh, chip: preflight.Chip) -> int:
@@ -209,21 +258,30 @@ def smaller_parts(fields: Any, devices: int) -> list[tuple[str, Any]]:
 
 
 def figures(found: Estimate, sketch: Sketch, steps: int, chip: preflight.Chip) -> dict[str, Any]:
-    """What is printed and written."""
+    """What is printed and written of a training."""
+    shown = common_figures(found, sketch.examples, chip)
+    if found.seconds is not None:
+        hours = steps * found.seconds / 3600
+        shown |= {
+            "tokens_per_second": sketch.tokens / found.seconds,
+            "hours": hours,
+            "chip_hours": hours * found.chips,
+        }
+    return shown
+
+
+def common_figures(found: Estimate, examples: int, chip: preflight.Chip) -> dict[str, Any]:
+    """What is printed and written of anything."""
     shown = dataclasses.asdict(found)
     operations = sorted(found.operations.items(), key=lambda pair: -pair[1])
     shown["operations"] = dict(operations[:SHOWN])
     shown |= {"chip_memory": chip.memory, "fits": found.memory <= chip.memory}
     if found.seconds is not None:
-        hours = steps * found.seconds / 3600
         accounted = found.product_seconds + found.kernel_seconds + found.waiting_seconds
         shown |= {
             "ideal_seconds": found.mfu * found.seconds,
             "other_seconds": found.seconds - accounted,
-            "examples_per_second": sketch.examples / found.seconds,
-            "tokens_per_second": sketch.tokens / found.seconds,
-            "hours": hours,
-            "chip_hours": hours * found.chips,
+            "examples_per_second": examples / found.seconds,
         }
     return shown
 
@@ -236,26 +294,40 @@ def table(report: dict[str, Any]) -> str:
     memory = f"{report['memory'] / GIB:.2f}" if is_known else "more than all"
     lines = [
         f"{':'.join(report['config'])} on {report['topology']}, {report['chips']} chips ({mesh})",
-        f"  batch of {report['batch_size']:,} rows, {report['items']:,} items",
+        f"  batch of {report['batch_size']:,} {report.get('unit', 'rows')}, "
+        f"{report['items']:,} items",
         f"  memory: {memory} of {report['chip_memory'] / GIB:.0f} GiB a chip at the peak: {fits}",
         f"  compiled in {report['compile_seconds']:.0f} s",
     ]
     if report["seconds"] is None:
         return "\n".join([*lines, f"  no estimate of the time: {report['reason']}"])
     lines += [
-        f"  step: {1000 * report['seconds']:.0f} ms estimated, MFU {100 * report['mfu']:.0f} % "
+        f"  {'a batch' if 'unit' in report else 'step'}: "
+        f"{1000 * report['seconds']:.0f} ms estimated, MFU {100 * report['mfu']:.0f} % "
         f"({1000 * report['ideal_seconds']:.0f} ms at the chip's peak)",
         "  of it, ms: "
         + ", ".join(f"{what} {1000 * report[f'{name}_seconds']:.0f}" for name, what in PARTS),
-        f"  {report['examples_per_second']:,.0f} examples and {report['tokens_per_second']:,.0f} "
-        f"tokens a second; {report['steps']:,} steps: {report['hours']:.1f} hours, "
-        f"{report['chip_hours']:,.0f} chip-hours",
+        rate(report),
         "  between chips, GB a chip: "
         + ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in report["collectives"].items()),
         "  costliest, ms:",
     ]
     return "\n".join(
         lines + [f"    {1000 * s:9.2f}  {name[-100:]}" for name, s in report["operations"].items()]
+    )
+
+
+def rate(report: dict[str, Any]) -> str:
+    """The line of the report that says how much is done in what time."""
+    a_second = f"{report['examples_per_second']:,.0f}"
+    if "unit" in report:
+        hours = report["items"] / report["examples_per_second"] / 3600
+        all_items = f"; the texts of all items: {hours:.1f} hours"
+        return f"  {a_second} {report['unit']} a second" + all_items * (report["unit"] == "texts")
+    return (
+        f"  {a_second} examples and {report['tokens_per_second']:,.0f} tokens a second; "
+        f"{report['steps']:,} steps: {report['hours']:.1f} hours, "
+        f"{report['chip_hours']:,.0f} chip-hours"
     )
 
 

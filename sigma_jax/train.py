@@ -3,9 +3,10 @@
     python -m sigma_jax.train --config=configs/sft.py:local --workdir=runs/demo
 
 Every stage is a task (`sigma_jax/STAGE/task.py`) with the same few functions, and this file knows
-no more of it: `batches`, `epoch_steps`, `model`, `tables`, `label`, `loss`, `report`, `finish`. A
-stage trains in WORKDIR/train/STAGE and leaves its artifact in WORKDIR/STAGE. Run again after any
-kind of end, the same command skips what is done and continues what is not.
+no more of it: `batches`, `epoch_steps`, `model`, `tables`, `label`, `loss`, `report`, `finish`, and
+`together` where all processes have something to do with the trained model before the first
+finishes. A stage trains in WORKDIR/train/STAGE and leaves its artifact in WORKDIR/STAGE. Run again
+after any kind of end, the same command skips what is done and continues what is not.
 """
 
 from __future__ import annotations
@@ -270,6 +271,8 @@ def fit(
                     break
         state, is_earlier = best.close(state)
         figures = None if is_earlier else figures
+    if hasattr(task, "together"):
+        task.together(template.merge(state.kept_params, state.rest), mesh)
     model, tables = kept_model(task, state, template, tables, mesh)
     if figures is None:
         figures = hosts.by_first(lambda: task.report(model, tables))

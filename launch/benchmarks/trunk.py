@@ -175,7 +175,7 @@ def main() -> None:
     report = {}
     print(f"{'':10}{'ms':>9}{'kernels':>9}{'waiting':>9}{'GiB':>7}{'MFU':>7}{'compiled s':>12}")
     for name, (program, seconds) in compiled.items():
-        found = estimate(program, seconds, sketch, chip, len(devices))
+        found = estimate(program, seconds, sketch.flops, chip, len(devices))
         report[name] = dataclasses.asdict(found)
         del report[name]["operations"]
         print(

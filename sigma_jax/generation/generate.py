@@ -164,7 +164,7 @@ class Generator:
 
         def answer(rows: np.ndarray) -> list[Recommendations]:
             batch = Prompts(**take_rows(dict(prompts), rows))
-            beams = _search_beams(
+            beams = search_beams(
                 self.graphdef,
                 self.state,
                 self.tables,
@@ -287,12 +287,16 @@ class Generator:
         return dataclasses.replace(choice, config=config)
 
     def _per_prefix(self, config: GenerationConfig, count: int) -> GenerationConfig:
-        """`config`, with no more items of a prefix than there are; where no code is generated, the
-        one prefix gives the items of all beams, and `count` at least."""
-        wanted = config.num_retrieved
-        if not self.trie.depth:
-            wanted = max(config.num_beams * wanted, count)
-        return dataclasses.replace(config, num_retrieved=min(wanted, self._longest))
+        return per_prefix(config, self.trie.depth, self._longest, count)
+
+
+def per_prefix(config: GenerationConfig, depth: int, longest: int, count: int) -> GenerationConfig:
+    """`config`, with no more items of a prefix than there are; where no code is generated, the one
+    prefix gives the items of all beams, and `count` at least."""
+    wanted = config.num_retrieved
+    if not depth:
+        wanted = max(config.num_beams * wanted, count)
+    return dataclasses.replace(config, num_retrieved=min(wanted, longest))
 
 
 def take_rows(tree, rows: np.ndarray):
@@ -301,7 +305,7 @@ def take_rows(tree, rows: np.ndarray):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7))
-def _search_beams(
+def search_beams(
     graphdef,
     state,
     tables: Tables,
@@ -312,6 +316,7 @@ def _search_beams(
     item_query: str,
     active: Subset | None,
 ) -> Beams:
+    """`beam_search` by a model in two parts, with the widths and the margin of `config`."""
     model = nnx.merge(graphdef, state)
     widths, margin = config.widths(trie.depth), config.beam_margin or math.inf
     return beam_search(model, tables, prompts, trie, widths, item_query, evidence, active, margin)

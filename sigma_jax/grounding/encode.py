@@ -21,7 +21,8 @@ from sigma_jax.runtime.artifacts import read_json, write_json
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "where"))
-def _vectors(graph, state, tokens, lengths, where):
+def vectors_of(graph, state, tokens, lengths, where):
+    """Unit vectors of texts by a model in two parts, whole on every device of `where`."""
     model = nnx.merge(graph, state)
     if where is None:
         return model(tokens, lengths)
@@ -31,7 +32,10 @@ def _vectors(graph, state, tokens, lengths, where):
 
 
 class BatchEncoder:
-    """`model` applied to batches of any number of rows, padded to one static shape."""
+    """`model` applied to batches of any number of rows, padded to one static shape.
+
+    Where `mesh` belongs to several processes, all of them have to ask, for the same.
+    """
 
     def __init__(self, model: TextEncoder, batch_size: int, mesh: Mesh | None = None):
         parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
@@ -50,9 +54,11 @@ class BatchEncoder:
         }
         where = None
         if self.mesh is not None:
-            batch = sharding.place_batch(batch, self.mesh)
+            own = sharding.own_rows(self.batch_size, self.mesh)
+            batch = {name: rows[own] for name, rows in batch.items()}
+            batch = sharding.place_batch(batch, self.mesh, self.batch_size)
             where = sharding.replicated(self.mesh)
-        return np.asarray(_vectors(self.graph, self.state, **batch, where=where))[:count]
+        return np.asarray(vectors_of(self.graph, self.state, **batch, where=where))[:count]
 
     def rows(self, table, rows: np.ndarray) -> Float32[np.ndarray, "n D"]:
         """Vectors of `rows` of a TokenTable."""

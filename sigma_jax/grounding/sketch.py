@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
+from sigma_jax.grounding.encode import BatchEncoder, vectors_of
 from sigma_jax.grounding.task import GroundingConfig, grounding_loss, label
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
 from sigma_jax.models.sizes import Sizes
 from sigma_jax.models.text_encoder import TextEncoder
-from sigma_jax.runtime.preflight import Sketch, backbone_flops
+from sigma_jax.runtime import sharding
+from sigma_jax.runtime.preflight import Inference, Sketch, backbone_flops
+from sigma_jax.runtime.state import shardings, take_apart
 
 
 def sketch(config: GroundingConfig, backbone: Qwen3Config, sizes: Sizes) -> Sketch:
     """What GroundingTask trains, every text as long as one may be."""
-    model = nnx.eval_shape(
-        lambda: TextEncoder(config.encoder, Qwen3(backbone, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
-    )
     rows, tokens = 2 * config.train.batch_size, config.max_tokens
     batch = {
         "tokens": jax.ShapeDtypeStruct((rows, tokens), jnp.int32),
@@ -31,7 +33,7 @@ def sketch(config: GroundingConfig, backbone: Qwen3Config, sizes: Sizes) -> Sket
         batch["id_vectors"] = jax.ShapeDtypeStruct((rows, sizes.vectors["id"]), jnp.float32)
         batch["has_id"] = jax.ShapeDtypeStruct((rows,), jnp.bool_)
     return Sketch(
-        model,
+        _model(config, backbone),
         functools.partial(label, config),
         functools.partial(grounding_loss, config),
         {},
@@ -40,3 +42,35 @@ def sketch(config: GroundingConfig, backbone: Qwen3Config, sizes: Sizes) -> Sket
         rows * tokens,
         backbone_flops(backbone, tokens),
     )
+
+
+def inference(config: GroundingConfig, backbone: Qwen3Config, mesh: Mesh) -> Inference:
+    """How a BatchEncoder makes vectors of a batch of the longest texts, as training ends with."""
+    backbone = dataclasses.replace(backbone, lora=None)
+    model = _model(config, backbone)
+    rows = BatchEncoder(model, config.eval_batch_size, mesh).batch_size
+    template, params, rest = take_apart(model, lambda path: "frozen")
+    where = shardings(template, mesh)
+    placed = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[name])
+        for name, leaf in {**params, **rest}.items()
+    }
+    graph, state = nnx.split(template.merge(placed, {}))
+    by_row = sharding.rows(mesh)
+    tokens = jax.ShapeDtypeStruct((rows, config.max_tokens), jnp.int32, sharding=by_row)
+    lengths = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=by_row)
+    return Inference(
+        lambda *arguments: vectors_of(graph, *arguments, where=sharding.replicated(mesh)),
+        (state, tokens, lengths),
+        "texts",
+        rows,
+        backbone_flops(backbone, config.max_tokens) / 3 * rows * config.max_tokens,
+    )
+
+
+def _model(config: GroundingConfig, backbone: Qwen3Config) -> TextEncoder:
+    def make() -> TextEncoder:
+        own = Qwen3(backbone, rngs=nnx.Rngs(0))
+        return TextEncoder(config.encoder, own, rngs=nnx.Rngs(0))
+
+    return nnx.eval_shape(make)

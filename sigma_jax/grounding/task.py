@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from sigma_jax.grounding.recall import candidate_items, recalls
 from sigma_jax.grounding.texts import load_tokenizer, token_table
 from sigma_jax.models.backbone import BackboneConfig, make_backbone
 from sigma_jax.models.text_encoder import TextEncoder, TextEncoderConfig
+from sigma_jax.runtime import hosts
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
 from sigma_jax.schema import PreparedData, load_item_vectors
 
@@ -74,6 +76,8 @@ class GroundingTask:
         self.seed = seed
         self.mesh = mesh
         self.batch_rows = 2 * config.train.batch_size
+        self.encoded = workdir / "train" / "grounding" / "text_vectors.npy"
+        self.encode_seconds = 0.0
         self.data = PreparedData.load(workdir / "data")
         self.table = token_table(
             self.data,
@@ -170,19 +174,28 @@ class GroundingTask:
             figures |= {f"recall_{k}/{view}": float(hit.mean()) for k, hit in found.items()}
         return figures
 
-    def finish(self, model: TextEncoder, tables: dict, folder: Path) -> dict:
-        """text_vectors.npy of all items, and the encoder for texts still to come."""
+    def together(self, model: TextEncoder, mesh: Mesh) -> None:
+        """Vectors of all items on the devices of all processes; the first writes them."""
         began = time.monotonic()
-        encoder = BatchEncoder(model, self.config.eval_batch_size, self.mesh)
-        items = len(self.data.catalogue)
-        shape = (items, self.config.encoder.width)
-        path = folder / "text_vectors.npy"
-        vectors = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-        size = encoder.batch_size
+        encoder = BatchEncoder(model, self.config.eval_batch_size, mesh)
+        items, size = len(self.data.catalogue), encoder.batch_size
+        if hosts.is_first():
+            self.encoded.parent.mkdir(parents=True, exist_ok=True)
+            shape = (items, self.config.encoder.width)
+            vectors = np.lib.format.open_memmap(self.encoded, "w+", np.float32, shape)
         for start in range(0, items, size):
             rows = np.arange(start, min(start + size, items))
-            vectors[start : start + size] = encoder(*self.table.batch(rows))
-        vectors.flush()
+            found = encoder(*self.table.batch(rows))
+            if hosts.is_first():
+                vectors[start : start + size] = found
+        if hosts.is_first():
+            vectors.flush()
+        self.encode_seconds = time.monotonic() - began
+
+    def finish(self, model: TextEncoder, tables: dict, folder: Path) -> dict:
+        """text_vectors.npy of all items, and the encoder for texts still to come."""
+        items = len(self.data.catalogue)
+        shutil.move(self.encoded, folder / "text_vectors.npy")
         save_encoder(
             model,
             self.config.backbone,
@@ -198,7 +211,7 @@ class GroundingTask:
             "texts_cut": self.table.truncated,
             "has_distillation": self.id_vectors is not None,
             "pairs": {view: len(pairs.right) for view, pairs in self.data.pairs.items()},
-            "encode_seconds": time.monotonic() - began,
+            "encode_seconds": self.encode_seconds,
         }
 
 

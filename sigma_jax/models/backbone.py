@@ -53,8 +53,9 @@ class BackboneConfig:
         return self.lora is not None and is_kept(path)
 
     def trained(self, folder: Path) -> BackboneConfig:
-        """As it was left in `folder`: with the additions in its weights."""
-        return dataclasses.replace(self, hf_folder=str(folder), lora_rank=0)
+        """As it answers once it was left in `folder`: with the additions in its weights, which are
+        of the type that products take."""
+        return dataclasses.replace(self, hf_folder=str(folder), lora_rank=0, param_dtype=self.dtype)
 
 
 # What a folder's config.json cannot say: how to compute.

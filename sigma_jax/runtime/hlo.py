@@ -69,8 +69,11 @@ class _Line:
         return names
 
 
-def read_program(text: str) -> Program:
-    """Reads `compiled.as_text()` of a program for a TPU. ValueError where it is no such text."""
+def read_program(text: str, turns: float = 1.0) -> Program:
+    """Reads `compiled.as_text()` of a program for a TPU. ValueError where it is no such text.
+
+    `turns`: of a loop that ends when its data say so.
+    """
     computations, entry = _computations(text)
     if entry is None:
         raise ValueError("this is no text of a compiled program.")
@@ -106,7 +109,7 @@ def read_program(text: str) -> Program:
         for line in computations[name]:
             if line.operation == "while":
                 body = line.field(r"body=%?([\w.\-]+)")
-                walk(body, times * _trips(line, computations))
+                walk(body, times * _trips(line, computations, turns))
             elif line.operation in ("call", "conditional"):
                 for called in line.called:
                     walk(called, times)
@@ -154,7 +157,7 @@ def _computations(text: str) -> tuple[dict[str, list[_Line]], str | None]:
     return found, entry
 
 
-def _trips(line: _Line, computations: dict[str, list[_Line]]) -> float:
+def _trips(line: _Line, computations: dict[str, list[_Line]], otherwise: float) -> float:
     """How often a loop runs: as the compiler says, or the number its counter is compared with."""
     known = line.field(r'"known_trip_count":\{"n":"(\d+)"\}')
     if known is not None:
@@ -165,7 +168,7 @@ def _trips(line: _Line, computations: dict[str, list[_Line]]) -> float:
         for each in condition
         if (match := re.match(r"[su]32\[\]\S* constant\((\d+)\)", each.text))
     ]
-    return float(max(limits, default=1))
+    return float(max(limits, default=otherwise))
 
 
 def _kernel(line: _Line, times: float) -> Kernel:

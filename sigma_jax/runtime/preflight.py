@@ -77,6 +77,23 @@ class Sketch:
     tokens: int  # of a batch
     flops_per_token: float  # forward and backward, nothing computed twice
 
+    @property
+    def flops(self) -> float:
+        """Of a batch."""
+        return self.flops_per_token * self.tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """How a stage answers a batch, without data or weights."""
+
+    run: Callable
+    arguments: tuple[Any, ...]  # of it, shapes that know where they lie
+    unit: str  # what is answered
+    examples: int  # of a batch
+    flops: float  # of its backbone
+    turns: float = 1.0  # of a loop that ends when its data say so
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -150,8 +167,17 @@ def compile_step(
         for name, shape in sketch.tables.items()
     }
     batch = {name: _placed(shape, sharding.rows(mesh)) for name, shape in sketch.batch.items()}
+    return _compile(step, state, tables, batch)
+
+
+def compile_inference(inference: Inference) -> tuple[Any, float]:
+    """The same of a stage's answer. Raises as `compile_step` does."""
+    return _compile(jax.jit(inference.run), *inference.arguments)
+
+
+def _compile(function: Any, *arguments: Any) -> tuple[Any, float]:
     start = time.monotonic()
-    lowered = step.lower(state, tables, batch)
+    lowered = function.lower(*arguments)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -165,13 +191,29 @@ def _placed(shape: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.Sh
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
 
+def placed_whole(tree: Any, mesh: Mesh) -> Any:
+    """The shapes of arrays or shapes, whole on every device of `mesh`."""
+    whole = sharding.replicated(mesh)
+    return jax.tree.map(lambda leaf: _placed(leaf, whole), tree)
+
+
 def estimate(
-    compiled: Any, compile_seconds: float, sketch: Sketch, chip: Chip, chips: int
+    compiled: Any,
+    compile_seconds: float,
+    flops: float,
+    chip: Chip,
+    chips: int,
+    turns: float = 1.0,
 ) -> Estimate:
-    """What the compiler has said of a step."""
+    """What the compiler has said of a program.
+
+    Args:
+      flops: that it needs, on all chips together.
+      turns: of a loop that ends when its data say so.
+    """
     memory = compiled.memory_analysis().peak_memory_in_bytes
     try:
-        program = hlo.read_program(compiled.as_text())
+        program = hlo.read_program(compiled.as_text(), turns)
     except Exception as error:  # some programs for v5p and v6e have no text
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         unknown = (None,) * 4
@@ -185,7 +227,7 @@ def estimate(
     }
     waiting = sum(program.waited_for.values()) / chip.link_rate
     seconds = sum(operations.values()) + sum(kernels.values()) + waiting
-    used = sketch.flops_per_token * sketch.tokens / chips / chip.flops
+    used = flops / chips / chip.flops
     return Estimate(
         chips,
         memory,

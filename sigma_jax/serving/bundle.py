@@ -33,6 +33,7 @@ from sigma_jax.generation.searcher import HAS_SCANN
 from sigma_jax.generation.trie import power_of_two
 from sigma_jax.generation.trie_build import build_trie, room_for, with_room
 from sigma_jax.generation.words import WordTable
+from sigma_jax.models.hf import load_backbone
 from sigma_jax.models.weights import named_parameters, save_weights
 from sigma_jax.runtime.artifacts import check_inputs, read_json, read_manifest, write_json
 from sigma_jax.runtime.config import to_dataclass
@@ -95,7 +96,14 @@ def _write_model(
     shutil.copy(source / "config.json", folder)
     shutil.copytree(source / "backbone", folder / "backbone")
     save_weights(trained.model, folder / WEIGHTS, ("backbone", ITEM_ROWS))
-    parameters = {name: value[...] for name, value in named_parameters(trained.model).items()}
+    # As it was trained: `trained` has it as it answers, in fewer bits where products take them.
+    how = {name: getattr(trained.config.backbone, name) for name in ("dtype", "param_dtype")}
+    whole = load_backbone(source / "backbone", **how)
+    parameters = {
+        **named_parameters(trained.model, ("backbone",)),
+        **{f"backbone.{name}": value for name, value in named_parameters(whole).items()},
+    }
+    parameters = {name: value[...] for name, value in parameters.items()}
     ocp.save((folder / "orbax").absolute(), parameters)
     shutil.copytree(workdir / "data" / "text_tokenizer", folder / "text_tokenizer")
     if trained.prior is not None:

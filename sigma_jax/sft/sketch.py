@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
+from sigma_jax.generation.beam import Prompts
+from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.evidence import make_evidence
+from sigma_jax.generation.generate import per_prefix, search_beams
+from sigma_jax.generation.rank import Given, rank
+from sigma_jax.generation.retrieval import build_index
+from sigma_jax.generation.trie_build import build_trie
 from sigma_jax.models.item_encoder import OWN
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
 from sigma_jax.models.recommender import Recommender, TokenSpace
 from sigma_jax.models.sizes import Sizes
-from sigma_jax.runtime.preflight import Sketch, backbone_flops
+from sigma_jax.runtime.preflight import Inference, Sketch, backbone_flops, placed_whole
 from sigma_jax.sft.assemble import Group
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.constraints import MOST_OF_ITEM
 from sigma_jax.sft.loss import recommender_loss
 from sigma_jax.sft.task import label
 
+COUNT = 10  # items recommended
+
 
 def sketch(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> Sketch:
     """What SftTask trains over a catalogue of such `sizes`."""
     prompt, rows = config.prompt, config.train.batch_size
-    vectors = {name: (sizes.items, width) for name, width in sizes.vectors.items()}
-    vectors[OWN] = (sizes.items, config.model.item_encoder.fused_width)
-    space = TokenSpace(backbone.vocab_size, sizes.levels, sizes.codebook_size)
-    model = nnx.eval_shape(
-        lambda: Recommender(
-            config.model,
-            Qwen3(backbone, rngs=nnx.Rngs(0)),
-            space,
-            vectors,
-            rngs=nnx.Rngs(0),
-        )
-    )
     batch = {
         name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
         for name, array in Group.empty(prompt).arrays.items()
     }
     contexts = prompt.contexts_per_group or prompt.pack_group_rows
     return Sketch(
-        model,
+        _model(config, backbone, sizes),
         functools.partial(label, config),
         functools.partial(recommender_loss, config),
-        _tables(config, sizes, vectors),
+        _tables(config, sizes),
         batch,
         rows // prompt.pack_group_rows * contexts,
         rows * prompt.row_tokens,
@@ -53,21 +52,98 @@ def sketch(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> Sketch:
     )
 
 
-def _tables(
-    config: SftConfig, sizes: Sizes, vectors: Mapping[str, tuple[int, int]]
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """What SftTask.tables gives, over item vectors of such shapes."""
-    encoder, prompt, items = config.model.item_encoder, config.prompt, sizes.items
+def inference(
+    config: SftConfig,
+    generation: GenerationConfig,
+    backbone: Qwen3Config,
+    sizes: Sizes,
+    mesh: Mesh,
+) -> Inference:
+    """How a Generator answers a batch of the longest prompts: beams, items in their prefixes, and
+    one ranking of COUNT items; what counts and words say is left out.
+
+    `mesh` is one device. Codes are drawn at random: prefixes are of about one size.
+    """
+    prompt, rng = config.prompt, np.random.default_rng(0)
+    depth = prompt.sid_generated
+    backbone = dataclasses.replace(backbone, param_dtype=backbone.dtype, lora=None)
+    graph, state = nnx.split(_model(config, backbone, sizes))
+    codes = rng.integers(0, sizes.codebook_size, (sizes.items, max(depth, 1)), np.int32)
+    trie = build_trie(codes, depth, sizes.codebook_size)
+    index = build_index(trie, np.ones((sizes.items, 1), np.float32))
+    fused = jax.ShapeDtypeStruct(
+        (len(index.vectors), config.model.item_encoder.fused_width), jnp.float32
+    )
+    evidence = None
+    if config.model.has_open_query:
+        evidence = make_evidence(trie, index.vectors, generation.temperature)
+        evidence = dataclasses.replace(evidence, vectors=fused)
+    longest = int(np.diff(trie.leaf_start).max())
+    ranked = per_prefix(generation, depth, longest, COUNT)
+    requests, length = generation.batch_size, prompt.row_tokens
+    rows = jax.ShapeDtypeStruct((requests, length), jnp.int32)
+    is_token = jax.ShapeDtypeStruct((requests, length), jnp.bool_)
+    lengths = jax.ShapeDtypeStruct((requests,), jnp.int32)
+
+    def run(state, tables, trie, evidence, index, prompts):
+        beams = search_beams(
+            graph, state, tables, trie, evidence, prompts, generation, prompt.item_query, None
+        )
+        return rank(index, beams, None, Given(*[None] * 6), ranked, COUNT)
+
+    arguments = (
+        state,
+        {
+            name: _tables(config, sizes)[name]
+            for name in (*_frozen(config, sizes), "codes", "prefix")
+        },
+        trie,
+        evidence,
+        dataclasses.replace(index, vectors=fused),
+        Prompts(rows, rows, rows, is_token, lengths),
+    )
+    own = sum(generation.widths(depth)) + generation.num_beams * prompt.has_query_token
+    return Inference(
+        run,
+        placed_whole(arguments, mesh),
+        "requests",
+        requests,
+        backbone_flops(backbone, length) / 3 * requests * (length + own),
+        -(-longest // index.chunk),
+    )
+
+
+def _model(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> Recommender:
+    vectors = {name: (sizes.items, width) for name, width in sizes.vectors.items()}
+    vectors[OWN] = (sizes.items, config.model.item_encoder.fused_width)
+    space = TokenSpace(backbone.vocab_size, sizes.levels, sizes.codebook_size)
+
+    def make() -> Recommender:
+        own = Qwen3(backbone, rngs=nnx.Rngs(0))
+        return Recommender(config.model, own, space, vectors, rngs=nnx.Rngs(0))
+
+    return nnx.eval_shape(make)
+
+
+def _frozen(config: SftConfig, sizes: Sizes) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of the vectors that are not trained on."""
+    encoder = config.model.item_encoder
+    return {
+        name: jax.ShapeDtypeStruct((sizes.items, width), jnp.float32)
+        for name, width in sizes.vectors.items()
+        if name in encoder.inputs and name not in encoder.trainable
+    }
+
+
+def _tables(config: SftConfig, sizes: Sizes) -> dict[str, jax.ShapeDtypeStruct]:
+    """What SftTask.tables gives."""
+    prompt, items = config.prompt, sizes.items
 
     def whole(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
     prefixes = min(sizes.codebook_size**prompt.sid_generated, items)
-    tables = {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32)
-        for name, shape in vectors.items()
-        if name in encoder.inputs and name not in encoder.trainable
-    } | {
+    tables = _frozen(config, sizes) | {
         "codes": whole(items, sizes.levels),
         "prefix": whole(items),
         "is_cold": jax.ShapeDtypeStruct((items,), jnp.bool_),

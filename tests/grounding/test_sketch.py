@@ -7,10 +7,12 @@ import pytest
 from flax import nnx
 
 from configs.grounding import stage_fields
-from sigma_jax.grounding.sketch import sketch
+from sigma_jax.grounding import encode
+from sigma_jax.grounding.sketch import inference, sketch
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask
 from sigma_jax.models.sizes import Sizes
-from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.runtime.config import MeshConfig, to_dataclass
+from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.runtime.state import take_apart
 
 
@@ -33,3 +35,26 @@ def test_shapes_are_those_of_a_training(workdir, kd_weight):
     assert other.labels == template.labels
     parts = jax.eval_shape(found.loss, model, {}, batch, jax.random.key(0))[1]
     assert ("distillation" in parts) == bool(kd_weight)
+
+
+def test_an_answer_is_looked_at_with_the_arrays_of_an_encoder(workdir, monkeypatch):
+    called, own = [], encode.vectors_of
+    mesh = make_mesh(MeshConfig(-1, 1, 1))
+
+    def spy(*arguments, **named):
+        called.append((*arguments[1:], named["tokens"], named["lengths"]))
+        return own(*arguments, **named)
+
+    monkeypatch.setattr(encode, "vectors_of", spy)
+    config = to_dataclass(GroundingConfig, stage_fields("smoke"))
+    task = GroundingTask(dataclasses.replace(config, eval_batch_size=20), workdir, 0, mesh)
+    model = task.model(nnx.Rngs(0))
+    task.together(model, mesh)
+    config = dataclasses.replace(task.config, max_tokens=task.table.length)
+    found = inference(config, model.backbone.config, mesh)
+    assert len(called) == -(-48 // found.examples)
+    for arguments in called:
+        theirs = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arguments)]
+        ours = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(found.arguments)]
+        assert ours == theirs
+    assert jax.eval_shape(found.run, *found.arguments).shape == (found.examples, 64)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from processes import finish, start
 
 from configs import common
 from configs.grounding import get_config, stage_fields
@@ -72,6 +73,7 @@ def test_the_artifact_encodes_texts_to_the_vectors_it_holds(workdir, mesh, tmp_p
     model = task.model(nnx.Rngs(1))
     folder = tmp_path / "grounding"
     folder.mkdir()
+    task.together(model, mesh)
     figures = task.finish(model, {}, folder)
     assert figures["items"] == 48 and figures["different_texts"] == 47
     stored = load_item_vectors(folder / "text_vectors.npy")
@@ -171,6 +173,41 @@ for devices in (jax.devices()[:1], jax.devices()):
 np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 assert reports[0].keys() == reports[1].keys()
 """
+
+
+ENCODE = """
+import sys
+from pathlib import Path
+import jax
+from flax import nnx
+from configs.grounding import stage_fields
+from sigma_jax.grounding.task import GroundingConfig, GroundingTask
+from sigma_jax.runtime import hosts
+from sigma_jax.runtime.config import MeshConfig, to_dataclass
+from sigma_jax.runtime.mesh import local_mesh, make_mesh
+from sigma_jax.runtime.state import init_state
+
+hosts.start(False)
+fields = stage_fields("smoke")
+fields.eval_batch_size = 20
+config, mesh = to_dataclass(GroundingConfig, fields), make_mesh(MeshConfig(1, -1, 1))
+task = GroundingTask(config, Path(sys.argv[1]), 0, local_mesh(mesh))
+model = task.model(nnx.Rngs(0))
+state, template, _ = init_state(model, task.label, config.optimizer, 20, mesh)
+task.together(template.merge(state.params, state.rest), mesh)
+"""
+
+
+def test_two_processes_encode_the_catalogue_as_one_does(workdir):
+    path = workdir / "train" / "grounding" / "text_vectors.npy"
+    found = []
+    for count in (1, 2):
+        for status, _, errors in finish(start(["-c", ENCODE, workdir], count, 2)):
+            assert status == 0, errors
+        found.append(np.load(path))
+        path.unlink()
+    assert len(np.unique(found[0], axis=0)) == 47
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
 
 
 def test_eight_devices_give_the_loss_of_one(workdir):

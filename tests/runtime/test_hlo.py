@@ -15,6 +15,13 @@ def test_loops_count_as_often_as_they_run():
     assert program.product_cycles == 28 * 50  # of the fusion that holds one
 
 
+def test_a_loop_that_ends_when_its_data_say_so_counts_as_often_as_one_says():
+    text = TEXT.replace("constant(28)", "get-tuple-element(%state), index=1")
+    assert text != TEXT
+    assert read_program(text).cycles["layer/dot"] == 150
+    assert read_program(text, 5).cycles == {"layer/dot": 5 * 150, "copied": 6, "end": 7}
+
+
 def test_kernels_say_what_they_do():
     [[kernel]] = read_program(TEXT).kernels.values()
     assert kernel == Kernel(28 * 4000, 28 * 2048, 28 * 10)

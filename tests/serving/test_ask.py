@@ -122,7 +122,7 @@ def test_a_swap_compiles_nothing_and_mixes_nothing(own, data, tmp_path):
     asked = one(read_users(str(path), living.now.reading, 100))
     count = len(living.now.version)
     living.now.recommend(asked, count + 1)
-    programs = (generate._search_beams, rank.rank, generate._answer)
+    programs = (generate.search_beams, rank.rank, generate._answer)
     compiled = [program._cache_size() for program in programs]
     first = living.now.version
     gone = first.catalogue.ids(np.arange(5))
@@ -156,7 +156,7 @@ def test_a_swap_compiles_nothing_and_mixes_nothing(own, data, tmp_path):
 
 def test_no_request_waits_for_programs_of_a_catalogue_that_outgrew_its_room(own, data, tmp_path):
     living, rows = Living(own, "recommend something", beams=BEAMS), users_of(data, 3)
-    programs = (generate._search_beams, rank.rank, generate._answer)
+    programs = (generate.search_beams, rank.rank, generate._answer)
     bundle, before = Bundle.open(own), living.now.version
     many = new_items(len(before))
     items = read_items(str(write_rows(tmp_path / "new.jsonl", many)), bundle)

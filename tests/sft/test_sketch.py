@@ -3,11 +3,22 @@
 import jax
 import pytest
 from flax import nnx
-from small_task import make_task
+from small_task import make_task, placed
 
+from sigma_jax.generation import generate
 from sigma_jax.models.sizes import Sizes
+from sigma_jax.runtime.config import MeshConfig
+from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.runtime.state import take_apart
-from sigma_jax.sft.sketch import sketch
+from sigma_jax.sft.build import frozen_tables
+from sigma_jax.sft.sketch import inference, sketch
+
+
+def sizes_of(task) -> Sizes:
+    codes, items = task.semantic_ids, len(task.data.catalogue)
+    widths = {name: vectors.shape[1] for name, vectors in task.vectors.items()}
+    categories = len(task.data.catalogue.categories)
+    return Sizes(items, widths, codes.levels, codes.codebook_size, categories)
 
 
 def shapes(arrays) -> dict:
@@ -17,12 +28,9 @@ def shapes(arrays) -> dict:
 @pytest.mark.parametrize("changes", [{}, {"batch_negatives": 8}, {"constraint_weight": 0.0}])
 def test_shapes_are_those_of_a_training(trained, changes):
     task = make_task(trained, **changes)
-    model, codes = task.model(nnx.Rngs(0)), task.semantic_ids
+    model = task.model(nnx.Rngs(0))
     tables, batch = task.tables(), task.batches()[0]
-    widths = {name: vectors.shape[1] for name, vectors in task.vectors.items()}
-    categories = len(task.data.catalogue.categories)
-    sizes = Sizes(len(task.data.catalogue), widths, codes.levels, codes.codebook_size, categories)
-    found = sketch(task.config, model.backbone.config, sizes)
+    found = sketch(task.config, model.backbone.config, sizes_of(task))
     assert shapes(found.batch) == shapes(batch)
     # How many demands an item satisfies, and how many prefixes are taken, the data says.
     data_says = {"constraints", "prefix_start", "by_prefix"}
@@ -38,3 +46,43 @@ def test_shapes_are_those_of_a_training(trained, changes):
     key = jax.random.key(0)
     value, parts = jax.eval_shape(found.loss, model, tables, batch, key)
     assert value.shape == () and parts.keys() == task.loss(model, tables, batch, key)[1].keys()
+
+
+def leaves(tree) -> list:
+    return [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
+
+
+def test_an_answer_is_looked_at_with_the_arrays_of_a_generator(trained, task, model, monkeypatch):
+    called = {}
+
+    def spy(name):
+        own = getattr(generate, name)
+
+        def call(*arguments):
+            called[name] = arguments
+            return own(*arguments)
+
+        monkeypatch.setattr(generate, name, call)
+
+    spy("search_beams"), spy("rank")
+    _, prompts = task.validation({"JustForYou": 4})
+    tables = frozen_tables(task.config, task.vectors, task.semantic_ids)
+    generator = task.generator(model, placed(tables), 4)
+    generator(prompts, 10)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    backbone = model.backbone.config
+    found = inference(task.config, generator.config, backbone, sizes_of(task), mesh)
+    state, tables, _, evidence, index, asked = found.arguments
+    _, own_state, own_tables, _, own_evidence, own_prompts, *_ = called["search_beams"]
+    own_index, *_, given, _, _ = called["rank"]
+    assert leaves(state) == leaves(own_state) and leaves(tables) == leaves(own_tables)
+    for name in ("vectors", "sorted_items", "row_of_item"):
+        assert leaves(getattr(index, name)) == leaves(getattr(own_index, name))
+    assert leaves(evidence) == leaves(own_evidence)
+    assert not leaves(given)
+    longest = task.config.prompt.row_tokens
+    assert [len(shape) for shape, _ in leaves(asked)] == [2, 2, 2, 2, 1]
+    assert [kind for _, kind in leaves(asked)] == [kind for _, kind in leaves(own_prompts)]
+    assert asked.tokens.shape == (found.examples, longest) and found.flops > 0
+    answer = jax.eval_shape(found.run, *found.arguments)
+    assert answer.items.shape == (found.examples, 10)
