@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,27 @@ from types import SimpleNamespace
 import pytest
 from ml_collections import ConfigDict
 
-from sigma_jax.preflight import figures, largest, nearest_that_fits, table
+from configs.sft import get_config
+from sigma_jax.preflight import (
+    common_figures,
+    figures,
+    largest,
+    nearest_that_fits,
+    stage_sketch,
+    table,
+)
 from sigma_jax.runtime.config import MeshConfig, TrainConfig
 from sigma_jax.runtime.mesh import make_mesh
-from sigma_jax.runtime.preflight import CHIPS, GIB, SLICES, Estimate, Sketch, too_large, topology_of
+from sigma_jax.runtime.preflight import (
+    CHIPS,
+    GIB,
+    SLICES,
+    Estimate,
+    Sketch,
+    compile_step,
+    too_large,
+    topology_of,
+)
 
 pytest.importorskip("libtpu")
 ROOT = Path(__file__).parents[1]
@@ -59,6 +77,37 @@ def test_a_step_is_compiled_and_described(report):
     assert found["chip_hours"] == pytest.approx(4 * found["hours"])
     assert "sft:smoke on v5e:2x2, 4 chips (data 2 x fsdp 2 x tensor 1)" in shown
     assert "fits" in shown
+
+
+def test_no_chip_ever_holds_a_table_of_all_items():
+    """Neither for the lookups of a batch, nor for 4,096 negatives that all rows share."""
+    items, config = 2**21, get_config("smoke")
+    with config.unlocked():
+        config.negatives_per_target = 0
+    make, fields = stage_sketch(config, items, 512)
+    mesh = make_mesh(MeshConfig(1, -1, 1), topology_of("v5e-4")[2])
+    compiled, _ = compile_step(make(8), fields.optimizer, fields.train, mesh)
+    text = compiled.as_text()
+    assert f"f32[{items // 4},64]" in text
+    assert not re.search(rf"\[(\d+,)*{items}[,\]]", text)
+
+
+def test_how_a_stage_answers_is_described(tmp_path):
+    path = tmp_path / "report.json"
+    words = ["--config=configs/sft.py:smoke", "--topology=v5e-4", "--items=5000"]
+    done = run(*words, "--inference", f"--output={path}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())
+    assert found["fits"] and found["chips"] == 1 and found["unit"] == "requests"
+    assert found["batch_size"] == 32 and 0 < found["mfu"] < 1
+    assert found["examples_per_second"] == pytest.approx(32 / found["seconds"])
+    assert "  batch of 32 requests, 5,000 items\n" in done.stdout
+    assert "requests a second\n" in done.stdout and "steps" not in done.stdout
+    texts = {"config": ("grounding", "x"), "topology": "v5e:2x2", "mesh": {"data": 4}}
+    texts |= {"items": 72_000, "batch_size": 10, "unit": "texts"}
+    shown = table(texts | common_figures(FOUND, 10, CHIPS["v5e"]))
+    assert "a batch: 500 ms estimated" in shown
+    assert "20 texts a second; the texts of all items: 1.0 hours" in shown
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 # The matrices of a layer, and how many of their first dimensions are inputs.
 INPUTS = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
 ENDINGS = ("_a", "_b")
-PRODUCT = "product"  # what `adapted` gives, to checkpoint policies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +65,13 @@ def add_lora(backbone: Qwen3, lora: Lora, rngs: nnx.Rngs) -> None:
 def adapted(
     x: Array, weights: Mapping[str, Array], name: str, lora: Lora | None, axes: int = 1
 ) -> Array:
-    """`project` by the weight `name` of a layer, and by its addition where there is one."""
+    """`project` by the weight `name` of a layer, and by its addition where there is one; checkpoint
+    policies know it by that name."""
     whole = project(x, weights[name], axes)
     if lora is not None:
         a, b = (weights[name + ending] for ending in ENDINGS)
         whole += project(lora.scale * project(x, a, axes), b)
-    return checkpoint_name(whole, PRODUCT)
+    return checkpoint_name(whole, name)
 
 
 def addition(layers: Mapping[str, nnx.Param], name: str, layer: int, lora: Lora) -> np.ndarray:

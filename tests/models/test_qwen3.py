@@ -299,7 +299,7 @@ def loss_and_gradients(config, key=None):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("remat", ["layer", "light"])
+@pytest.mark.parametrize("remat", ["layer", "attention", "light"])
 @pytest.mark.parametrize("lora", [None, Lora(2, 8.0)])
 def test_recomputing_layers_changes_no_gradient(remat, lora):
     plain = loss_and_gradients(dataclasses.replace(CONFIG, lora=lora))
@@ -308,7 +308,9 @@ def test_recomputing_layers_changes_no_gradient(remat, lora):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("light", 2), ("layer", 8)])
+@pytest.mark.parametrize(
+    ("remat", "again"), [("none", 0), ("light", 2), ("attention", 7), ("layer", 8)]
+)
 def test_what_is_computed_again_is_what_remat_says(remat, again):
     """Of a layer's nine products seven are with weights and two of attention, where no kernel runs:
     each once forward and twice in the backward pass. What the last gives, no gradient asks for."""
@@ -336,7 +338,7 @@ def test_scanned_layers_equal_a_loop(model):
     close(x, hidden_of(model, TOKENS, SEGMENT))
 
 
-@pytest.mark.parametrize("remat", ["none", "layer", "light"])
+@pytest.mark.parametrize("remat", ["none", "layer", "attention", "light"])
 def test_dropout_acts_only_with_a_key_and_repeats_with_it(remat):
     config = dataclasses.replace(CONFIG, dropout=0.5, remat=remat)
     assert loss_and_gradients(config)[0] == loss_and_gradients(CONFIG)[0]
