@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -30,6 +31,9 @@ from sigma_jax.generation.trie import Subset, Trie, power_of_two
 from sigma_jax.generation.trie_build import active_items, build_trie, subset
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.recommender import Recommender, Tables
+from sigma_jax.runtime import sharding
+from sigma_jax.runtime.config import MeshConfig
+from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.schema import SemanticIds
 
 FEW = 64  # beams, and items of a prefix, up to which it does not matter that there are fewer
@@ -90,6 +94,11 @@ class Generator:
         if vectors is None:
             vectors = all_item_vectors(model, self.tables, trie.num_items)
         self.index = build_index(trie, np.asarray(vectors), mesh=mesh)
+        arrays = (self.state, self.tables, self.index.vectors)
+        devices = set().union(*(array.devices() for array in jax.tree.leaves(arrays)))
+        self._place = None
+        if len(devices) == 1:
+            self._place = make_mesh(MeshConfig(1, 1, 1), list(devices))
         self.host = host if config.retrieval == "scann" else None
         self._host_of: tuple[Subset, HostIndex] | None = None  # the last subset's
         if config.retrieval == "scann":
@@ -174,6 +183,7 @@ class Generator:
                 self.config,
                 self.item_query,
                 active,
+                self._place,
             )
             found = []
             for choice in choices:
@@ -304,7 +314,7 @@ def take_rows(tree, rows: np.ndarray):
     return jax.tree.map(lambda table: jnp.asarray(table[rows]), tree)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7))
+@functools.partial(jax.jit, static_argnums=(0, 6, 7, 9))
 def search_beams(
     graphdef,
     state,
@@ -315,11 +325,18 @@ def search_beams(
     config: GenerationConfig,
     item_query: str,
     active: Subset | None,
+    place: Mesh | None = None,
 ) -> Beams:
-    """`beam_search` by a model in two parts, with the widths and the margin of `config`."""
+    """`beam_search` by a model in two parts, with the widths and the margin of `config`.
+
+    `place`: of the one device where all lies, on which kernels may run.
+    """
     model = nnx.merge(graphdef, state)
     widths, margin = config.widths(trie.depth), config.beam_margin or math.inf
-    return beam_search(model, tables, prompts, trie, widths, item_query, evidence, active, margin)
+    with contextlib.nullcontext() if place is None else sharding.on_mesh(place):
+        return beam_search(
+            model, tables, prompts, trie, widths, item_query, evidence, active, margin
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

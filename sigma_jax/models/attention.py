@@ -122,9 +122,10 @@ def attention(
     config: Qwen3Config, weights: dict, x: Float[Array, "B T D"], rotary, mask, cache, layer
 ) -> tuple[Float[Array, "B T D"], KVCache | None]:
     """The attention of layer number `layer`, with what it adds to `cache`."""
-    is_fast = cache is None and on_tpu() and x.dtype == jnp.bfloat16
+    # As many keys as queries: nothing stands in a cache before them.
+    is_fast = mask.shape[-1] == x.shape[1] and on_tpu() and x.dtype == jnp.bfloat16
     if is_fast and flash.fits(x.shape[1], config.head_dim):
-        return _flash_attention(config, weights, x, rotary, mask), None
+        return _flash_attention(config, weights, x, rotary, mask, cache, layer)
     queries = constrain(adapted(x, weights, "query", config.lora), *HEADS)
     keys = constrain(adapted(x, weights, "key", config.lora), *KV_HEADS)
     values = constrain(adapted(x, weights, "value", config.lora), *KV_HEADS)
@@ -140,8 +141,8 @@ def attention(
 
 
 def _flash_attention(
-    config: Qwen3Config, weights: dict, x: Float[Array, "B T D"], rotary, mask
-) -> Float[Array, "B T D"]:
+    config: Qwen3Config, weights: dict, x: Float[Array, "B T D"], rotary, mask, cache, layer
+) -> tuple[Float[Array, "B T D"], KVCache | None]:
     """`attention` by the TPU's kernel (flash.py), each device on its own rows and key heads. Heads
     stay side by side, [B, T, N * H], for [N, H] lies in another order in memory."""
     heads = "kv_heads" if is_cut("kv_heads", config.num_kv_heads) else None
@@ -160,7 +161,13 @@ def _flash_attention(
 
     of_arrays = [axes] * 3 + [HIDDEN, angles, angles, *[(None, None) for _ in scales]]
     mixed = by_rows_and_heads(run, of_arrays)(*flat, mask, *rotary, *scales)
-    return constrain(adapted(mixed, matrices, "out", config.lora), *HIDDEN)
+    if cache is not None:  # the kernel keeps to itself what it makes of keys
+        shape = (*x.shape[:2], config.num_kv_heads, config.head_dim)
+        keys, values = (each.reshape(shape) for each in flat[1:])
+        if config.has_qk_norm:
+            keys = rms_norm(keys, weights["key_norm"], config.norm_eps)
+        cache = cache._written(layer, rotate(keys, rotary), values)
+    return constrain(adapted(mixed, matrices, "out", config.lora), *HIDDEN), cache
 
 
 def _matrices(weights: dict) -> dict[str, Array]:

@@ -87,7 +87,7 @@ def inference(
 
     def run(state, tables, trie, evidence, index, prompts):
         beams = search_beams(
-            graph, state, tables, trie, evidence, prompts, generation, prompt.item_query, None
+            graph, state, tables, trie, evidence, prompts, generation, prompt.item_query, None, mesh
         )
         return rank(index, beams, None, Given(*[None] * 6), ranked, COUNT)
 

@@ -1,14 +1,18 @@
 """The TPU's attention gives what plain attention gives, values and gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from small_recommender import backbone_config
 
-from sigma_jax.models import flash
+from sigma_jax.models import attention, flash
 from sigma_jax.models.attention import attend, rms_norm, rotary_angles, rotate
 from sigma_jax.models.flash import fits, flash_attend
-from sigma_jax.models.qwen3 import branch_mask
+from sigma_jax.models.qwen3 import KVCache, Qwen3, branch_mask, causal_mask
 
 # Batch, queries, query heads, key heads, head size; 300 queries are no multiple of a block.
 EPS = 1e-6
@@ -89,3 +93,33 @@ def test_sixteen_bits_stay_sixteen_bits():
 def test_a_few_queries_are_no_matter_for_it():
     assert fits(512, 128) and not fits(2, 128)
     assert not fits(100_000, 128) and not fits(512, 64)
+
+
+def test_a_prompt_is_read_into_a_cache_as_without_the_kernel(monkeypatch):
+    """Hidden states, keys and values; and what is read after it, without the kernel, is as well."""
+    config = backbone_config(head_dim=128, dtype="bfloat16")
+    model, cache = Qwen3(config, rngs=nnx.Rngs(0)), KVCache.empty(config, 2, 132)
+    scales = model.layers["key_norm"]
+    scales[...] = scales[...] * jnp.linspace(0.5, 2.0, 128)  # a norm that does nothing is not seen
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 20, (2, 132)))
+    positions = jnp.broadcast_to(jnp.arange(132), tokens.shape)
+    segment = (positions < jnp.array([[130], [90]])).astype(jnp.int32)
+    mask, found, calls = causal_mask(segment), {}, []
+
+    def interpreted(*arrays, **how):
+        calls.append(arrays[0].shape)
+        return flash_attend(*arrays, interpret=True)
+
+    monkeypatch.setattr(flash, "flash_attend", interpreted)
+    for name, is_there in (("plain", False), ("kernel", True)):
+        monkeypatch.setattr(attention, "on_tpu", functools.partial(bool, is_there))
+        of = [model.embed(tokens[:, :130]), positions[:, :130], mask[:, :130, :130]]
+        hidden, filled = model(*of, cache=cache)
+        last = [model.embed(tokens[:, 130:]), positions[:, 130:], mask[:, :2].repeat(1, axis=1)]
+        more, _ = model(*last, cache=filled)
+        found[name] = [hidden * (segment[:, :130, None] > 0), filled.keys, filled.values, more]
+    assert set(calls) == {(2, 130, 256)}
+    for one, other in zip(found["kernel"], found["plain"], strict=True):
+        one, other = (np.asarray(each, np.float32) for each in (one, other))
+        np.testing.assert_allclose(one, other, atol=0.05 * np.abs(other).max())
+        assert np.abs(other).max() > 0.1
