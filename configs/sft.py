@@ -123,9 +123,10 @@ LETTER = {
 QWEN3_4B = {
     "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),
     "train": common.train(
-        32_000, 4_096, accumulate=16, log_every=20, eval_every=4_000, checkpoint_every=500
+        32_000, 4_096, accumulate=32, log_every=20, eval_every=4_000, checkpoint_every=500
     ),
     "backbone": grounding.stage_fields("qwen3_4b").backbone,
+    "backbone.remat": "light",
     **LETTER,
 }
 
@@ -213,14 +214,18 @@ CHANGES = {
     },
     "qwen3_0p6b": {
         "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),
-        "train": common.train(32_000, 4_096, log_every=20, eval_every=4_000, checkpoint_every=500),
+        "train": common.train(
+            32_000, 4_096, accumulate=8, log_every=20, eval_every=4_000, checkpoint_every=500
+        ),
         "backbone": grounding.stage_fields("qwen3_0p6b").backbone,
+        "backbone.remat": "light",
         **LETTER,
     },
     "qwen3_4b": QWEN3_4B,
     "qwen3_4b_lora": {
         **QWEN3_4B,
         "backbone": grounding.stage_fields("qwen3_4b_lora").backbone,
+        "backbone.remat": "light",
         "optimizer.learning_rate": grounding.LORA["optimizer.learning_rate"],
     },
 }

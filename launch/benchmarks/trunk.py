@@ -56,7 +56,7 @@ CONFIG = Qwen3Config(
     dropout=0.0,
     dtype="bfloat16",
     param_dtype="float32",
-    remat="layer",
+    remat="light",
 )
 OPTIMIZER = OptimizerConfig(2e-5, 2e-5, 0.01, 2_000, "cosine", 1.0, 0.9, 0.999)
 TRAIN = TrainConfig(20_000, 0.0, 1, 1, 1, 0, 1, 1, 0.0, 0, "")
