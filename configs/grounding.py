@@ -3,7 +3,7 @@
     python -m sigma_jax.train --config=configs/grounding.py --workdir=runs/demo
 
 Presets: `local` (Complete Journey, two CPU cores), `files` (the same for own tables), `amazon`,
-`smoke`; `qwen3_0p6b` and `qwen3_4b` have the paper's settings and take
+`smoke`; `qwen3_0p6b`, `qwen3_4b` and `qwen3_4b_lora` have the paper's settings and take
 `--config.backbone.hf_folder=FOLDER`.
 """
 
@@ -102,8 +102,9 @@ QWEN3_4B = {
     "backbone.mlp_width": 9_728,
 }
 
-# The layers' matrices stay, in 16 bits, and get additions of low rank. These take ten times the
-# rate of all weights (Schulman et al. 2025, LoRA Without Regret).
+# The layers' matrices stay, in 16 bits, and get additions of low rank. These, and what stands
+# around the backbone, take ten times the rate of all weights (Schulman et al. 2025, LoRA Without
+# Regret). Needs `hf_folder`.
 LORA = {
     "backbone.lora_rank": 32,
     "backbone.param_dtype": "bfloat16",

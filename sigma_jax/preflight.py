@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # this process only compiles
     config = FLAGS.config
     name, chip, devices = topology_of(FLAGS.topology)
+    if FLAGS.inference and FLAGS.largest:
+        raise ValueError("--largest is of trainings; leave out --inference, or it.")
     look = look_at_inference if FLAGS.inference else look_at_training
     report = look(config, name, chip, devices)
     if FLAGS.output:
@@ -77,7 +79,7 @@ def look_at_training(
     mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"), devices)
     make, fields = stage_sketch(config, FLAGS.items, FLAGS.vocab_size)
     rows = fields.train.batch_size
-    sharding.check_rows(rows // fields.train.accumulate, mesh)
+    sharding.check_rows(rows, mesh, fields.train.accumulate)
     found = measure(make, fields, rows, mesh, chip)
     report = {"config": cli.config_file(), "topology": name, "mesh": dict(mesh.shape)}
     report |= {"items": FLAGS.items, "batch_size": rows, "steps": fields.train.steps}

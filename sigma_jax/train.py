@@ -220,7 +220,7 @@ def fit(
     until = math.ceil(share * loop.steps)
     if fields.train.epochs:
         log_length(name, until, loop.steps, fields.train, task.epoch_steps)
-    sharding.check_rows(task.batch_rows // loop.accumulate, mesh)
+    sharding.check_rows(task.batch_rows, mesh, loop.accumulate)
     tables = sharding.place_tables(task.tables(), mesh)
     has_average = loop.average_over > 0
     state, template, optimizer = init_state(
@@ -271,6 +271,8 @@ def fit(
                     break
         state, is_earlier = best.close(state)
         figures = None if is_earlier else figures
+    # What only steps need makes room.
+    state = dataclasses.replace(state, params=state.kept_params, opt_state=(), average={})
     if hasattr(task, "together"):
         task.together(template.merge(state.kept_params, state.rest), mesh)
     model, tables = kept_model(task, state, template, tables, mesh)
@@ -361,7 +363,9 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
         values, where = stage_fields(config, stage)
         with named_fields(stage, config):
             fields = to_dataclass(task_classes(stage)[0], values, where)
-            sharding.check_rows(fields.train.batch_size // fields.train.accumulate, mesh)
+            sharding.check_rows(fields.train.batch_size, mesh, fields.train.accumulate)
+            if stage == "grounding" or (stage == "sft" and not fields.starts_from_grounding):
+                fields.backbone.check_start()
             schedule(fields.optimizer, 1.0, fields.train.steps)
         if stage == "sft":
             from sigma_jax.evaluation.judged import EvaluationConfig

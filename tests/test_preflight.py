@@ -103,6 +103,11 @@ def test_how_a_stage_answers_is_described(tmp_path):
     assert found["examples_per_second"] == pytest.approx(32 / found["seconds"])
     assert "  batch of 32 requests, 5,000 items\n" in done.stdout
     assert "requests a second\n" in done.stdout and "steps" not in done.stdout
+    words = ["--config=configs/grounding.py:smoke", "--topology=v5e-4", "--items=5000"]
+    done = run(*words, "--inference")
+    assert "texts a second; the texts of all items: " in done.stdout, done.stderr
+    refused = run(*words, "--inference", "--largest").stderr
+    assert "error: --largest is of trainings; leave out --inference" in refused
     texts = {"config": ("grounding", "x"), "topology": "v5e:2x2", "mesh": {"data": 4}}
     texts |= {"items": 72_000, "batch_size": 10, "unit": "texts"}
     shown = table(texts | common_figures(FOUND, 10, CHIPS["v5e"]))

@@ -169,7 +169,9 @@ def main() -> None:
     sketch = own_sketch(rows, arguments.tokens)
     compiled = {"ours": compile_step(sketch, OPTIMIZER, TRAIN, mesh)}
     make, fields = stage_sketch(get_config("qwen3_0p6b"), 1_000_000, CONFIG.vocab_size)
-    compiled["ours, sft"] = compile_step(make(rows), fields.optimizer, fields.train, mesh)
+    # As many rows at once as the trunk.
+    fields = dataclasses.replace(fields, train=dataclasses.replace(fields.train, accumulate=1))
+    compiled["ours, sft"] = compile_step(make(rows, fields), fields.optimizer, fields.train, mesh)
     if arguments.reference:
         compiled["theirs"] = compile_reference(arguments.reference, rows, arguments.tokens, devices)
     report = {}

@@ -261,7 +261,13 @@ class Generator:
         def read(rows: np.ndarray) -> Answer:
             batch = Prompts(**take_rows(dict(prompts), rows))
             return _answer(
-                self.graphdef, self.state, self.tables, batch, self.index, self.config.temperature
+                self.graphdef,
+                self.state,
+                self.tables,
+                batch,
+                self.index,
+                self.config.temperature,
+                self._place,
             )
 
         assert prompts is not None or self.words is not None, "nothing can be told"
@@ -333,18 +339,29 @@ def search_beams(
     """
     model = nnx.merge(graphdef, state)
     widths, margin = config.widths(trie.depth), config.beam_margin or math.inf
-    with contextlib.nullcontext() if place is None else sharding.on_mesh(place):
+    with _on(place):
         return beam_search(
             model, tables, prompts, trie, widths, item_query, evidence, active, margin
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _answer(
-    graphdef, state, tables: Tables, prompts: Prompts, index: PrefixIndex, temperature: float
+    graphdef,
+    state,
+    tables: Tables,
+    prompts: Prompts,
+    index: PrefixIndex,
+    temperature: float,
+    place: Mesh | None,
 ) -> Answer:
     model, is_item = nnx.merge(graphdef, state), index.sorted_items >= 0
-    return read_answer(model, tables, prompts, index.vectors, is_item, temperature)
+    with _on(place):
+        return read_answer(model, tables, prompts, index.vectors, is_item, temperature)
+
+
+def _on(place: Mesh | None) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if place is None else sharding.on_mesh(place)
 
 
 @jax.jit

@@ -22,6 +22,7 @@ from sigma_jax.grounding.pairs import PairBatches, check_mixture, held_out, mixt
 from sigma_jax.grounding.recall import candidate_items, recalls
 from sigma_jax.grounding.texts import load_tokenizer, token_table
 from sigma_jax.models.backbone import BackboneConfig, make_backbone
+from sigma_jax.models.lora import fold
 from sigma_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from sigma_jax.runtime import hosts
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
@@ -177,24 +178,31 @@ class GroundingTask:
     def together(self, model: TextEncoder, mesh: Mesh) -> None:
         """Vectors of all items on the devices of all processes; the first writes them."""
         began = time.monotonic()
+        fold(model.backbone)
         encoder = BatchEncoder(model, self.config.eval_batch_size, mesh)
         items, size = len(self.data.catalogue), encoder.batch_size
-        if hosts.is_first():
+        vectors = None
+
+        def create() -> None:
+            nonlocal vectors
             self.encoded.parent.mkdir(parents=True, exist_ok=True)
             shape = (items, self.config.encoder.width)
             vectors = np.lib.format.open_memmap(self.encoded, "w+", np.float32, shape)
+
+        hosts.by_first(create)
         for start in range(0, items, size):
             rows = np.arange(start, min(start + size, items))
             found = encoder(*self.table.batch(rows))
-            if hosts.is_first():
+            if vectors is not None:
                 vectors[start : start + size] = found
-        if hosts.is_first():
+        if vectors is not None:
             vectors.flush()
         self.encode_seconds = time.monotonic() - began
 
     def finish(self, model: TextEncoder, tables: dict, folder: Path) -> dict:
         """text_vectors.npy of all items, and the encoder for texts still to come."""
         items = len(self.data.catalogue)
+        fold(model.backbone)
         shutil.move(self.encoded, folder / "text_vectors.npy")
         save_encoder(
             model,

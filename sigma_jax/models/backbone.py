@@ -43,6 +43,14 @@ class BackboneConfig:
         sizes = {k: v for k, v in dataclasses.asdict(self).items() if k in fields}
         return Qwen3Config(vocab_size=vocab_size, **sizes, lora=self.lora)
 
+    def check_start(self) -> None:
+        """ValueError where additions alone are to be trained and there is nothing to add to."""
+        if self.lora_rank and not self.hf_folder:
+            raise ValueError(
+                f"backbone.lora_rank={self.lora_rank} trains additions to weights that are there; "
+                "give backbone.hf_folder, or lora_rank=0."
+            )
+
     @property
     def lora(self) -> Lora | None:
         """The additions; None where there are none."""
@@ -58,6 +66,8 @@ class BackboneConfig:
         return dataclasses.replace(self, hf_folder=str(folder), lora_rank=0, param_dtype=self.dtype)
 
 
+# What is left out by configs that were stored before there were additions.
+WITHOUT_LORA = {"lora_rank": 0, "lora_alpha": 32.0}
 # What a folder's config.json cannot say: how to compute.
 HOW = ("dropout", "dtype", "param_dtype", "remat")
 
@@ -76,11 +86,7 @@ def make_backbone(
         or additions alone are to be trained where there is no folder.
     """
     if not config.hf_folder:
-        if config.lora is not None:
-            raise ValueError(
-                f"backbone.lora_rank={config.lora_rank} trains additions to weights that are "
-                "there; give backbone.hf_folder, or lora_rank=0."
-            )
+        config.check_start()
         return Qwen3(config.scratch(vocab_size), rngs=rngs)
     from sigma_jax.models.hf import load_backbone
 

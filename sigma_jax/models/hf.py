@@ -21,7 +21,6 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sigma_jax.models.lora import INPUTS, addition
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
 
 HAS_QK_NORM = {"qwen3": True, "llama": False}
@@ -301,22 +300,23 @@ def save_backbone(model: Qwen3, folder: str | Path, *, shard_bytes: int = SHARD_
     """Writes `model` to `folder` so that transformers 5, and `load_backbone`, read it.
 
     Weights larger than `shard_bytes` together are split over several files, and no more than one
-    file's tensors are copied at a time. Low-rank additions are added to what they belong to.
-    config.json comes last: without it a folder is no model.
+    file's tensors are copied at a time. config.json comes last: without it a folder is no model.
+    ValueError for low-rank additions, which have no place there (lora.fold).
     """
+    if model.config.lora is not None:
+        raise ValueError("the backbone has low-rank additions; use lora.fold before it is saved.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in ("config.json", "model.safetensors*", "model-*-of-*.safetensors"):
         for stale in folder.glob(pattern):
             stale.unlink()
     params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    params = {path: param for path, param in params.items() if path in NAMES}
     shards = _shards(params, shard_bytes)
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = "model.safetensors" if len(shards) == 1 else file
-        tensors = {name: _stored(model, params[path], path, layer) for name, path, layer in shard}
+        tensors = {name: _stored(params[path], path, layer) for name, path, layer in shard}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         (folder / file).chmod(0o644)  # safetensors writes for its owner only
         weight_map |= dict.fromkeys(tensors, file)
@@ -351,12 +351,9 @@ def _shards(params: dict, shard_bytes: int) -> list[list[tuple[str, tuple[str, .
     return shards
 
 
-def _stored(model: Qwen3, param: nnx.Param, path: tuple[str, ...], layer: int) -> np.ndarray:
+def _stored(param: nnx.Param, path: tuple[str, ...], layer: int) -> np.ndarray:
     """One layer's weight in the checkpoint's layout."""
     array = np.asarray(jax.device_get(param[layer] if path[0] == "layers" else param[...]))
-    if model.config.lora is not None and path[-1] in INPUTS:
-        added = addition(model.layers, path[-1], layer, model.config.lora)
-        array = (array.astype(np.float32) + added).astype(array.dtype)
     inputs = NAMES[path].inputs
     if inputs:
         array = array.reshape(stored_shape(array.shape, inputs)[::-1]).T

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
@@ -74,10 +73,24 @@ def adapted(
     return checkpoint_name(whole, name)
 
 
-def addition(layers: Mapping[str, nnx.Param], name: str, layer: int, lora: Lora) -> np.ndarray:
-    """What is added to the weight `name` of one layer, on the host."""
-    a, b = (np.asarray(jax.device_get(layers[name + ending][layer])) for ending in ENDINGS)
-    return lora.scale * np.tensordot(a, b, 1)
+def fold(backbone: Qwen3) -> None:
+    """Puts the sum in place of each weight, in its type, and takes the additions away, where there
+    are any. All processes that have a part of the weights have to ask."""
+    lora = backbone.config.lora
+    if lora is None:
+        return
+    for name in INPUTS:
+        weight = backbone.layers[name]
+        a, b = (backbone.layers.pop(name + ending)[...] for ending in ENDINGS)
+        weight[...] = _sum(weight[...], a, b, lora.scale)
+    backbone.config = dataclasses.replace(backbone.config, lora=None)
+
+
+@jax.jit
+def _sum(weight: Array, a: Array, b: Array, scale: float) -> Array:
+    by_layer = (((a.ndim - 1,), (1,)), ((0,), (0,)))
+    added = jax.lax.dot_general(a, b, by_layer, precision=jax.lax.Precision.HIGHEST)
+    return (weight.astype(jnp.float32) + scale * added).astype(weight.dtype)
 
 
 def is_kept(path: tuple[str, ...]) -> bool:

@@ -1,8 +1,8 @@
 """One run on several processes: the hosts of a TPU slice, or processes of one machine.
 
-All of them run the same command with one workdir that all can see. They train together; what is
-not a step (preparing data, reports, artifacts, the evaluation) the first process does while the
-others wait.
+All of them run the same command with one workdir that all can see. They train together, and make
+stage 1's vectors together; the rest (preparing data, reports, artifacts, the evaluation) the first
+process does while the others wait.
 """
 
 from __future__ import annotations

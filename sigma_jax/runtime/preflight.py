@@ -1,4 +1,4 @@
-"""A training step compiled for TPUs that are not there: does it fit, and how long does it take?
+"""Steps and answers compiled for TPUs that are not there: do they fit, how long do they take?
 
 `libtpu` (`pip install "jax[tpu]"`) compiles for a described topology on any Linux machine. Memory
 is what its compiler has set aside; time is what it estimates (runtime/hlo.py). Neither is measured.
@@ -97,7 +97,7 @@ class Inference:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one step on one chip; seconds are None where the compiler's text cannot be had."""
+    """Of a step or batch on one chip; seconds are None where the compiler's text cannot be had."""
 
     chips: int
     memory: float  # bytes at the peak

@@ -133,9 +133,16 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
-def check_rows(batch_size: int, mesh: Mesh) -> None:
-    """ValueError if `batch_size` rows do not divide over the devices that share a batch."""
+def check_rows(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """ValueError if `batch_size` rows in so many parts do not divide over the devices that share a
+    batch."""
     parts = math.prod(mesh.shape[name] for name in ROWS)
+    if accumulate > 1 and batch_size // accumulate % parts:
+        raise ValueError(
+            f"batch_size={batch_size} in train.accumulate={accumulate} parts does not divide over "
+            f"{parts} devices; use fewer parts, such as {math.gcd(batch_size // parts, accumulate)}"
+            f", or a multiple of {parts * accumulate}."
+        )
     if batch_size % parts:
         raise ValueError(
             f"batch_size={batch_size} does not divide over {parts} devices; "

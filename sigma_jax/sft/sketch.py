@@ -77,7 +77,7 @@ def inference(
     evidence = None
     if config.model.has_open_query:
         evidence = make_evidence(trie, index.vectors, generation.temperature)
-        evidence = dataclasses.replace(evidence, vectors=fused)
+        evidence = dataclasses.replace(evidence, vectors=None)  # the index has them
     longest = int(np.diff(trie.leaf_start).max())
     ranked = per_prefix(generation, depth, longest, COUNT)
     requests, length = generation.batch_size, prompt.row_tokens
@@ -86,6 +86,8 @@ def inference(
     lengths = jax.ShapeDtypeStruct((requests,), jnp.int32)
 
     def run(state, tables, trie, evidence, index, prompts):
+        if evidence is not None:
+            evidence = dataclasses.replace(evidence, vectors=index.vectors)
         beams = search_beams(
             graph, state, tables, trie, evidence, prompts, generation, prompt.item_query, None, mesh
         )

@@ -26,6 +26,7 @@ from sigma_jax.data.vectors import item_vectors
 from sigma_jax.generation.generate import Generator, all_item_vectors
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.hf import save_backbone
+from sigma_jax.models.lora import fold
 from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import copy_weights, save_weights
 from sigma_jax.runtime import hosts
@@ -296,6 +297,7 @@ class SftTask:
 
         What was fitted on validation requests stays.
         """
+        fold(model.backbone)
         shutil.copytree(folder, folder / BEFORE_REFIT)
         if self.config.model.has_open_query:
             copy_weights(model, folder / WEIGHTS, GAINS)
@@ -311,6 +313,7 @@ class SftTask:
 
     def finish(self, model: Recommender, tables: Mapping[str, Array], folder: Path) -> dict:
         """Writes the weights, the backbone as a Hugging Face folder, the config and the prior."""
+        fold(model.backbone)  # what is fitted is fitted to what is kept
         requests, prompts = self.fit_requests() if self.config.prompt.asked_tasks else ([], {})
         figures = {}
         if len(requests):

@@ -19,6 +19,7 @@ from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.told import Told
 from sigma_jax.generation.words import WordTable
+from sigma_jax.models.backbone import WITHOUT_LORA
 from sigma_jax.models.recommender import Recommender
 from sigma_jax.models.weights import load_weights
 from sigma_jax.runtime.artifacts import read_json, read_manifest
@@ -113,8 +114,10 @@ def read_config(folder: Path, remedy: str) -> SftConfig:
     """The config in the folder of a finished stage 3. ValueError if it is missing or damaged."""
     path = folder / "config.json"
     try:
-        return to_dataclass(SftConfig, read_json(path))
-    except ValueError as error:
+        stored = read_json(path)
+        stored["backbone"] = WITHOUT_LORA | stored["backbone"]
+        return to_dataclass(SftConfig, stored)
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged or of another version ({error}); {remedy}.") from error
 
 

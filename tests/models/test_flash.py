@@ -105,6 +105,8 @@ def test_a_prompt_is_read_into_a_cache_as_without_the_kernel(monkeypatch):
     positions = jnp.broadcast_to(jnp.arange(132), tokens.shape)
     segment = (positions < jnp.array([[130], [90]])).astype(jnp.int32)
     mask, found, calls = causal_mask(segment), {}, []
+    own = jnp.broadcast_to(jnp.tri(2, dtype=bool), (2, 2, 2))
+    after = jnp.concatenate([segment[:, None, :130].repeat(2, axis=1) > 0, own], axis=-1)
 
     def interpreted(*arrays, **how):
         calls.append(arrays[0].shape)
@@ -115,7 +117,7 @@ def test_a_prompt_is_read_into_a_cache_as_without_the_kernel(monkeypatch):
         monkeypatch.setattr(attention, "on_tpu", functools.partial(bool, is_there))
         of = [model.embed(tokens[:, :130]), positions[:, :130], mask[:, :130, :130]]
         hidden, filled = model(*of, cache=cache)
-        last = [model.embed(tokens[:, 130:]), positions[:, 130:], mask[:, :2].repeat(1, axis=1)]
+        last = [model.embed(tokens[:, 130:]), positions[:, 130:], after]
         more, _ = model(*last, cache=filled)
         found[name] = [hidden * (segment[:, :130, None] > 0), filled.keys, filled.values, more]
     assert set(calls) == {(2, 130, 256)}

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs.sft import get_config
 from sigma_jax.models.attention import _matrices
 from sigma_jax.models.backbone import make_backbone
 from sigma_jax.models.hf import load_backbone, save_backbone
-from sigma_jax.models.lora import ENDINGS, INPUTS, Lora, adapted, add_lora, addition
+from sigma_jax.models.lora import ENDINGS, INPUTS, Lora, adapted, add_lora, fold
 from sigma_jax.models.qwen3 import Qwen3, causal_mask
+from sigma_jax.runtime.config import MeshConfig
+from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.train import check_config
 from tests.models.test_backbone import SCRATCH
 from tests.small_recommender import backbone_config
 
@@ -55,17 +59,23 @@ def test_with_additions_it_is_the_model_of_the_summed_weights(model):
         letters = "pq"[:inputs]
         added = 2.0 * jnp.einsum(f"n{letters}r,nr...->n{letters}...", a, b)  # alpha / rank
         summed.layers[name][...] += added
-        np.testing.assert_allclose(addition(model.layers, name, 1, LORA), added[1], atol=1e-6)
     found = hidden(model)
     np.testing.assert_allclose(found, hidden(summed), atol=2e-5)
+    fold(model)
+    for name, weight in model.layers.items():
+        np.testing.assert_allclose(weight[...], summed.layers[name][...], atol=1e-6)
+    assert model.config == summed.config and model.layers.keys() == summed.layers.keys()
+    fold(model)  # nothing is left to do
+    np.testing.assert_allclose(hidden(model), found, atol=2e-5)
     assert np.abs(found - hidden(Qwen3(backbone_config(), rngs=nnx.Rngs(0)))).max() > 0.05
 
 
-def test_saved_it_is_the_sum_and_has_no_additions(model, tmp_path):
-    save_backbone(disturbed(model), tmp_path, shard_bytes=3000)
+def test_additions_are_folded_before_a_model_is_saved(model, tmp_path):
+    with pytest.raises(ValueError, match=r"low-rank additions; use lora\.fold"):
+        save_backbone(disturbed(model), tmp_path)
+    fold(model)
+    save_backbone(model, tmp_path, shard_bytes=3000)
     loaded = load_backbone(tmp_path, dtype="float32", param_dtype="float32")
-    assert loaded.config.lora is None
-    assert not [name for name in loaded.layers if name.endswith(ENDINGS)]
     np.testing.assert_allclose(hidden(loaded), hidden(model), atol=2e-5)
 
 
@@ -78,7 +88,14 @@ def test_from_a_folder_they_stand_beside_its_weights_in_float32(tmp_path):
     assert model.layers["out"].dtype == jnp.bfloat16
     assert model.layers["out_a"].shape == (2, 2, 8, 2)
     assert model.layers["out_a"].dtype == jnp.float32
-    assert make_backbone(config.trained(tmp_path), 40, nnx.Rngs(0)).config.lora is None
+    answering = make_backbone(config.trained(tmp_path), 40, nnx.Rngs(0))
+    assert answering.config.lora is None and answering.layers["out"].dtype == jnp.float32
+
+
+def test_what_answers_has_weights_as_products_take_them(tmp_path):
+    save_backbone(make_backbone(SCRATCH, 40, nnx.Rngs(3)), tmp_path)
+    config = dataclasses.replace(SCRATCH, dtype="bfloat16").trained(tmp_path)
+    assert make_backbone(config, 40, nnx.Rngs(0)).layers["out"].dtype == jnp.bfloat16
 
 
 def test_additions_to_nothing_are_refused():
@@ -87,6 +104,9 @@ def test_additions_to_nothing_are_refused():
         ValueError, match=r"lora_rank=2 trains additions .* give backbone.hf_folder"
     ):
         make_backbone(config, 40, nnx.Rngs(0))
+    mesh = make_mesh(MeshConfig(1, -1, 1))
+    with pytest.raises(ValueError, match=r"stage grounding .*backbone\.lora_rank=32 trains"):
+        check_config(get_config("qwen3_4b_lora"), mesh)
     with pytest.raises(ValueError, match="lora_rank=-1 is not a rank"):
         dataclasses.replace(SCRATCH, lora_rank=-1)
     with pytest.raises(ValueError, match=r"lora_alpha=0\.0 is not a factor"):

@@ -66,6 +66,9 @@ def test_batch_that_does_not_divide_is_told_the_multiple():
         check_rows(30, FakeMesh(4, 2, 1))
     message = "batch_size=30 does not divide over 8 devices; use a multiple of 8."
     assert str(caught.value) == message
+    check_rows(64, FakeMesh(4, 2, 1), 8)
+    with pytest.raises(ValueError, match=r"accumulate=32 parts .* 8 devices; use .* such as 8, or"):
+        check_rows(64, FakeMesh(4, 2, 1), 32)
 
 
 def test_every_device_gets_its_place():

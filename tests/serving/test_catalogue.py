@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 from small_export import new_items, one, users_of, write_rows
 
+from sigma_jax.models.hf import load_backbone
 from sigma_jax.models.weights import named_parameters
 from sigma_jax.serving.ask import Answering
 from sigma_jax.serving.bundle import MANIFEST, Bundle, export
@@ -219,6 +221,19 @@ def test_an_export_is_whole_or_not_there(trained, exported, tmp_path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         export(trained[1], tmp_path / "half")
     assert not list(tmp_path.iterdir())
+
+
+def test_orbax_holds_the_backbone_as_it_was_trained(trained, data, tmp_path):
+    """Whatever the weights of what answers are."""
+    workdir = shutil.copytree(trained[1], tmp_path / "workdir")
+    stored = json.loads((workdir / "sft" / "config.json").read_text())
+    stored["backbone"]["dtype"] = "bfloat16"
+    (workdir / "sft" / "config.json").write_text(json.dumps(stored))
+    export(workdir, tmp_path / "out")
+    found = ocp.load(tmp_path / "out" / "model" / "orbax")
+    own = load_backbone(workdir / "sft" / "backbone", dtype="float32", param_dtype="float32")
+    assert load_recommender(workdir, data).model.backbone.layers["gate"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found["backbone.layers.gate"], own.layers["gate"][...])
 
 
 def test_orbax_and_safetensors_hold_the_same_parameters(trained, exported, data):

@@ -78,7 +78,8 @@ def test_an_answer_is_looked_at_with_the_arrays_of_a_generator(trained, task, mo
     assert leaves(state) == leaves(own_state) and leaves(tables) == leaves(own_tables)
     for name in ("vectors", "sorted_items", "row_of_item"):
         assert leaves(getattr(index, name)) == leaves(getattr(own_index, name))
-    assert leaves(evidence) == leaves(own_evidence)
+    assert leaves(evidence) == leaves(own_evidence.nodes)
+    assert leaves(index.vectors) == leaves(own_evidence.vectors)
     assert not leaves(given)
     longest = task.config.prompt.row_tokens
     assert [len(shape) for shape, _ in leaves(asked)] == [2, 2, 2, 2, 1]

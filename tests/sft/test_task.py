@@ -1,5 +1,6 @@
 """Stage 3: what it trains, one device against eight, being killed, being refitted."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from small_task import make_task, model_fields, placed
 
 from sigma_jax import metrics
 from sigma_jax.data.pipeline import open_shards
+from sigma_jax.grounding.encode import load_encoder
+from sigma_jax.models.lora import INPUTS
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.schema import PreparedData, SemanticIds
@@ -127,8 +130,6 @@ def test_stage_3_killed_in_between_ends_with_the_same_bits(trained, tables_folde
 
 
 def test_the_loss_on_eight_devices_is_that_on_one(trained, tables_folder, tmp_path):
-    import json
-
     other = without_stage_3(trained, tmp_path)
     assert run_stages(tables_folder, other, devices=8) == 0
 
@@ -156,13 +157,43 @@ def test_with_low_rank_additions_the_backbone_is_grounding_s_and_their_sum(train
         assert np.array_equal(value, after[name]) == (not name.endswith("_proj.weight")), name
         if name.endswith("_proj.weight"):
             assert np.linalg.matrix_rank(after[name] - value, tol=1e-6) == 2
-    heads = load_file(workdir / "sft" / "weights.safetensors")
     start = make_task((changed, other)).model(nnx.Rngs(0))
     moved = load_recommender(other, PreparedData.load(other / "data")).model
     assert moved.backbone.config.lora is None
     for name in ("sid_table", "up_projection", "open_head"):
-        assert name in heads
         assert not np.array_equal(getattr(start, name)[...], getattr(moved, name)[...])
+
+
+def test_additions_in_16_bits_are_kept_as_what_is_fitted_has_them(trained, tmp_path):
+    """Item vectors, gains and prior are of the very weights that are saved."""
+    config, _ = trained
+    other = without_stage_3(trained, tmp_path)
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.backbone.update(lora_rank=2, param_dtype="bfloat16")
+    task = make_task((changed, other))
+    model = task.model(nnx.Rngs(0))
+    for name in INPUTS:
+        weight = model.backbone.layers[name + "_b"]
+        weight[...] = weight[...] + 0.01
+    (tmp_path / "out").mkdir()
+    task.finish(model, placed(task.tables()), tmp_path / "out")
+    saved = load_file(tmp_path / "out" / "backbone" / "model.safetensors")
+    kept = np.asarray(model.backbone.layers["gate"][0], np.float32)
+    stored = np.asarray(saved["model.layers.0.mlp.gate_proj.weight"], np.float32)
+    np.testing.assert_array_equal(stored.T, kept)
+
+
+def test_configs_of_before_there_were_additions_are_read(trained, tmp_path):
+    other = shutil.copytree(trained[1], tmp_path / "old")
+    for path in ("sft/config.json", "grounding/encoder.json"):
+        stored = json.loads((other / path).read_text())
+        for name in ("lora_rank", "lora_alpha"):
+            del stored["backbone"][name]
+        (other / path).write_text(json.dumps(stored))
+    config = load_recommender(other, PreparedData.load(other / "data")).config
+    assert config.backbone.lora is None
+    assert load_encoder(other / "grounding")(["tea"]).shape[0] == 1
 
 
 def test_refitting_sees_validation_targets_and_no_test_target(trained):
