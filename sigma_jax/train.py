@@ -41,14 +41,8 @@ from sigma_jax.runtime.stop import Stopped, StopSignal
 from sigma_jax.runtime.writer import MetricWriter, clock
 
 STAGES = ("teacher", "grounding", "tokenizer", "sft")  # after the data, each needs those before it
-RUN_FIELDS = (
-    "stage",
-    "seed",
-    "mesh",
-    "data",
-    "upstream",
-    "evaluation",
-)  # of a config; not a stage's
+# Of a config; not a stage's.
+RUN_FIELDS = ("stage", "seed", "mesh", "data", "upstream", "evaluation")
 LOOP_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
 FINISH_FIELDS = ("prior",)  # of a stage; read by `finish` alone, when training is over
 
