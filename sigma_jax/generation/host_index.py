@@ -167,10 +167,11 @@ class HostIndex:
         # As many more as mostly suffice where those that are gone lie anywhere.
         wanted = min(math.ceil(wanted + 3 * math.sqrt(wanted * gone)), prefix.built)
         rows, products = prefix.searcher(queries, wanted)
+        least = products[:, min(wanted, products.shape[1]) - 1]
         new = prefix.built + np.flatnonzero(~self._is_removed[prefix.items[prefix.built :]])
         beside = queries @ prefix.vectors[new].T
         rows = np.concatenate([rows, np.tile(new, (len(queries), 1))], axis=1)
-        return Compared(rows, np.concatenate([products, beside], axis=1), False)
+        return Compared(rows, np.concatenate([products, beside], axis=1), False, least)
 
     def _wanted(
         self,
@@ -180,7 +181,8 @@ class HostIndex:
         count: int,
         unwanted: list[np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best `count` of what was compared and may come; of all, where these are too few."""
+        """The best `count` of what was compared and may come; of all, where these are too few, or
+        lie further than was searched for, since those that may not come are the nearest."""
         if compared.is_all:
             items = np.broadcast_to(prefix.items, compared.rows.shape)
             is_out = np.tile(self._is_removed[prefix.items], (len(items), 1))
@@ -191,7 +193,7 @@ class HostIndex:
             is_out[row, self._row[own] if compared.is_all else np.isin(items[row], own)] = True
         products = np.where(is_out, -np.inf, compared.products).astype(np.float32)
         items, products = best_of(items, products, count)
-        short = np.flatnonzero(items[:, -1] < 0)
+        short = np.flatnonzero((items[:, -1] < 0) | (products[:, -1] < compared.least))
         if len(short) and not compared.is_all:
             own = [unwanted[row] for row in short] if unwanted else []
             every = everything(prefix, queries[short])

@@ -45,12 +45,14 @@ class Compared:
     rows: Int[np.ndarray, "n r"]
     products: Float32[np.ndarray, "n r"]
     is_all: bool  # row r of the prefix is column r
+    # The least product that was searched for: of those below, others may be missing.
+    least: Float32[np.ndarray, " n"]
 
 
 def everything(prefix: Prefix, queries: np.ndarray) -> Compared:
     """All rows of the prefix."""
     rows = np.broadcast_to(np.arange(len(prefix.items)), (len(queries), len(prefix.items)))
-    return Compared(rows, queries @ prefix.vectors.T, True)
+    return Compared(rows, queries @ prefix.vectors.T, True, np.full(len(queries), -np.inf))
 
 
 def log_mass(

@@ -1,5 +1,7 @@
 """Search on the host against comparing everything."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from small_index import LEAVES, D, agreement, clustered
@@ -156,3 +158,29 @@ def test_leaves_of_a_trie():
     leaves = leaves_of_items(trie)
     prefixes = sorted(set(map(tuple, codes.tolist())))
     assert [prefixes[leaf] for leaf in leaves] == list(map(tuple, codes.tolist()))
+
+
+def test_what_lies_further_than_was_searched_for_is_looked_for_among_all():
+    """The nearest may not come, and what was compared beside them is not the best of the rest."""
+    vectors = clustered(400)
+    index = HostIndex(np.zeros(400, np.int32), vectors, scann_above=10**9)
+
+    class Narrow:
+        """Finds the nearest, and the farthest beside them."""
+
+        def __call__(self, queries, count):
+            products = queries @ vectors.T
+            order = np.argsort(-products, axis=1)
+            rows = np.concatenate([order[:, :count], order[:, -50:]], axis=1)
+            return rows, np.take_along_axis(products, rows, axis=1)
+
+    prefix = index._prefixes[0]
+    index._prefixes[0] = dataclasses.replace(prefix, vectors=vectors, searcher=Narrow())
+    query = vectors[:1]
+    closeness = vectors @ query[0]
+    is_far = closeness < np.quantile(closeness, 0.6)
+    leaf = np.zeros(1, np.int32)
+    for is_allowed in (np.ones(400, bool), np.arange(400) % 3 > 0, is_far):
+        found = index.only(is_allowed).search(query, leaf, 10)[0][0]
+        best = np.flatnonzero(is_allowed)[np.argsort(-closeness[is_allowed])][:10]
+        np.testing.assert_array_equal(found, best)
