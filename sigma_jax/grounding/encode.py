@@ -55,9 +55,7 @@ class BatchEncoder:
         }
         where = None
         if self.mesh is not None:
-            own = sharding.own_rows(self.batch_size, self.mesh)
-            batch = {name: rows[own] for name, rows in batch.items()}
-            batch = sharding.place_batch(batch, self.mesh, self.batch_size)
+            batch = sharding.place_batch(batch, self.mesh)
             where = sharding.replicated(self.mesh)
         return np.asarray(vectors_of(self.graph, self.state, **batch, where=where))[:count]
 
