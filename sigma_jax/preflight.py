@@ -13,6 +13,7 @@ requests on one. Stages: grounding and sft.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -81,8 +82,7 @@ def look_at_training(
     rows = fields.train.batch_size
     sharding.check_rows(rows, mesh, fields.train.accumulate)
     found = measure(make, fields, rows, mesh, chip)
-    report = {"config": cli.config_file(), "topology": name, "mesh": dict(mesh.shape)}
-    report |= {"items": FLAGS.items, "batch_size": rows, "steps": fields.train.steps}
+    report = head(name, mesh) | {"batch_size": rows, "steps": fields.train.steps}
     report |= figures(found, make(rows), fields.train.steps, chip)
     print(table(report))
     if not report["fits"]:
@@ -112,16 +112,18 @@ def look_at_inference(
         judged = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
         work = inference(fields, judged.generation, backbone, sizes, mesh)
     logging.info("compiling %d %s at a time for %d chips", work.examples, work.unit, mesh.size)
-    try:
-        compiled, seconds = preflight.compile_inference(work)
-        found = estimate(compiled, seconds, work.flops, chip, mesh.size, work.turns)
-    except MemoryError as error:
-        found = preflight.too_large(error, mesh.size)
-    report = {"config": cli.config_file(), "topology": name, "mesh": dict(mesh.shape)}
-    report |= {"items": FLAGS.items, "batch_size": work.examples, "unit": work.unit}
+    compile_it = functools.partial(preflight.compile_inference, work)
+    found = estimated(compile_it, work.flops, mesh, chip, work.turns)
+    report = head(name, mesh) | {"batch_size": work.examples, "unit": work.unit}
     report |= common_figures(found, work.examples, chip)
     print(table(report))
     return report
+
+
+def head(name: str, mesh: Mesh) -> dict[str, Any]:
+    """What a report begins with."""
+    where = {"config": cli.config_file(), "topology": name, "mesh": dict(mesh.shape)}
+    return {**where, "items": FLAGS.items}
 
 
 def stage_sketch(config: ConfigDict, items: int, vocab_size: int = 0) -> tuple[Callable, Any]:
@@ -181,11 +183,25 @@ def measure(make: Callable, fields: Any, rows: int, mesh: Mesh, chip: preflight.
     """The estimate of a batch of `rows` with `fields`."""
     sketch = make(rows, fields)
     logging.info("compiling a step of %d rows for %d chips", rows, mesh.size)
+    compile_it = functools.partial(
+        preflight.compile_step, sketch, fields.optimizer, fields.train, mesh
+    )
+    return estimated(compile_it, sketch.flops, mesh, chip)
+
+
+def estimated(
+    compile_it: Callable[[], tuple[Any, float]],
+    flops: float,
+    mesh: Mesh,
+    chip: preflight.Chip,
+    turns: float = 1.0,
+) -> Estimate:
+    """What the compiler says of a program, or that it finds no room for it."""
     try:
-        compiled, seconds = preflight.compile_step(sketch, fields.optimizer, fields.train, mesh)
+        compiled, seconds = compile_it()
     except MemoryError as error:
         return preflight.too_large(error, mesh.size)
-    return estimate(compiled, seconds, sketch.flops, chip, mesh.size)
+    return estimate(compiled, seconds, flops, chip, mesh.size, turns)
 
 
 def largest(make: Callable, fields: Any, found: Estimate, mesh: Mesh, chip: preflight.Chip) -> int:

@@ -331,7 +331,7 @@ def search_beams(
     config: GenerationConfig,
     item_query: str,
     active: Subset | None,
-    place: Mesh | None = None,
+    place: Mesh | None,
 ) -> Beams:
     """`beam_search` by a model in two parts, with the widths and the margin of `config`.
 

@@ -226,8 +226,9 @@ class GroundingTask:
 def label(config: GroundingConfig, path: tuple[str, ...]) -> str:
     """Group of a parameter. Text embeddings have their own rate: from scratch, a row is seen far
     less often."""
-    if path[-1] == "head" or config.backbone.keeps(path):
-        return "frozen"  # predicts tokens; nothing is predicted here
+    predicts_tokens = path[-1] == "head"  # nothing is predicted here
+    if predicts_tokens or config.backbone.keeps(path):
+        return "frozen"
     return "table" if path[-1] == "embedding" else "base"
 
 

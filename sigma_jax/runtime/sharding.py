@@ -137,16 +137,16 @@ def check_rows(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     """ValueError if `batch_size` rows in so many parts do not divide over the devices that share a
     batch."""
     parts = math.prod(mesh.shape[name] for name in ROWS)
-    if accumulate > 1 and batch_size // accumulate % parts:
-        raise ValueError(
-            f"batch_size={batch_size} in train.accumulate={accumulate} parts does not divide over "
-            f"{parts} devices; use fewer parts, such as {math.gcd(batch_size // parts, accumulate)}"
-            f", or a multiple of {parts * accumulate}."
-        )
     if batch_size % parts:
         raise ValueError(
             f"batch_size={batch_size} does not divide over {parts} devices; "
             f"use a multiple of {parts}."
+        )
+    if batch_size // accumulate % parts:
+        raise ValueError(
+            f"batch_size={batch_size} in train.accumulate={accumulate} parts does not divide over "
+            f"{parts} devices; use fewer parts, such as {math.gcd(batch_size // parts, accumulate)}"
+            f", or a multiple of {parts * accumulate}."
         )
 
 

@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 
 from sigma_jax.generation.beam import Prompts
 from sigma_jax.generation.config import GenerationConfig
-from sigma_jax.generation.evidence import make_evidence
+from sigma_jax.generation.evidence import ItemEvidence, make_evidence
 from sigma_jax.generation.generate import per_prefix, search_beams
 from sigma_jax.generation.rank import Given, rank
-from sigma_jax.generation.retrieval import build_index
+from sigma_jax.generation.retrieval import PrefixIndex, build_index
+from sigma_jax.generation.trie import Trie
 from sigma_jax.generation.trie_build import build_trie
 from sigma_jax.models.item_encoder import OWN
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
@@ -64,22 +65,13 @@ def inference(
 
     `mesh` is one device. Codes are drawn at random: prefixes are of about one size.
     """
-    prompt, rng = config.prompt, np.random.default_rng(0)
-    depth = prompt.sid_generated
+    prompt, depth = config.prompt, config.prompt.sid_generated
     backbone = dataclasses.replace(backbone, param_dtype=backbone.dtype, lora=None)
     graph, state = nnx.split(_model(config, backbone, sizes))
-    codes = rng.integers(0, sizes.codebook_size, (sizes.items, max(depth, 1)), np.int32)
-    trie = build_trie(codes, depth, sizes.codebook_size)
-    index = build_index(trie, np.ones((sizes.items, 1), np.float32))
-    fused = jax.ShapeDtypeStruct(
-        (len(index.vectors), config.model.item_encoder.fused_width), jnp.float32
-    )
-    evidence = None
-    if config.model.has_open_query:
-        evidence = make_evidence(trie, index.vectors, generation.temperature)
-        evidence = dataclasses.replace(evidence, vectors=None)  # the index has them
+    trie, index, evidence = _catalogue(config, generation, sizes)
     longest = int(np.diff(trie.leaf_start).max())
     ranked = per_prefix(generation, depth, longest, COUNT)
+    tables = _tables(config, sizes)
     requests, length = generation.batch_size, prompt.row_tokens
     rows = jax.ShapeDtypeStruct((requests, length), jnp.int32)
     is_token = jax.ShapeDtypeStruct((requests, length), jnp.bool_)
@@ -95,13 +87,10 @@ def inference(
 
     arguments = (
         state,
-        {
-            name: _tables(config, sizes)[name]
-            for name in (*_frozen(config, sizes), "codes", "prefix")
-        },
+        {name: tables[name] for name in (*_frozen(config, sizes), "codes", "prefix")},
         trie,
         evidence,
-        dataclasses.replace(index, vectors=fused),
+        index,
         Prompts(rows, rows, rows, is_token, lengths),
     )
     own = sum(generation.widths(depth)) + generation.num_beams * prompt.has_query_token
@@ -113,6 +102,22 @@ def inference(
         backbone_flops(backbone, length) / 3 * requests * (length + own),
         -(-longest // index.chunk),
     )
+
+
+def _catalogue(
+    config: SftConfig, generation: GenerationConfig, sizes: Sizes
+) -> tuple[Trie, PrefixIndex, ItemEvidence | None]:
+    """Of codes drawn at random; item vectors are a shape, and the index alone has them."""
+    depth, rng = config.prompt.sid_generated, np.random.default_rng(0)
+    codes = rng.integers(0, sizes.codebook_size, (sizes.items, max(depth, 1)), np.int32)
+    trie = build_trie(codes, depth, sizes.codebook_size)
+    index, evidence = build_index(trie, np.ones((sizes.items, 1), np.float32)), None
+    if config.model.has_open_query:
+        evidence = make_evidence(trie, index.vectors, generation.temperature)
+        evidence = dataclasses.replace(evidence, vectors=None)
+    shape = (len(index.vectors), config.model.item_encoder.fused_width)
+    fused = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return trie, dataclasses.replace(index, vectors=fused), evidence
 
 
 def _model(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> Recommender:

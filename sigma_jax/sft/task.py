@@ -328,9 +328,8 @@ class SftTask:
 
 def label(config: SftConfig, path: tuple[str, ...]) -> str:
     """Group of a parameter: SID table, code bias and trained vectors are tables."""
-    if path[0] in GAINS or (path[0] == "sid_table" and config.model.is_sid_table_frozen):
-        return "frozen"
-    if config.backbone.keeps(path):
+    is_kept = path[0] in GAINS or config.backbone.keeps(path)
+    if is_kept or (path[0] == "sid_table" and config.model.is_sid_table_frozen):
         return "frozen"
     is_table = path[0] in ("sid_table", "code_bias") or path[:2] == ("item_encoder", "trained")
     return "table" if is_table else "base"

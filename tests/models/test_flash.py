@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.ad_checkpoint import print_saved_residuals
 from small_recommender import backbone_config
 
 from sigma_jax.models import attention, flash
@@ -125,3 +126,17 @@ def test_a_prompt_is_read_into_a_cache_as_without_the_kernel(monkeypatch):
         one, other = (np.asarray(each, np.float32) for each in (one, other))
         np.testing.assert_allclose(one, other, atol=0.05 * np.abs(other).max())
         assert np.abs(other).max() > 0.1
+
+
+def test_what_its_backward_pass_needs_can_be_kept_by_name(capsys):
+    """Values, and log-normalisers: kept, it need not run forward again."""
+    queries, keys, values, mask, _ = make(SHAPES[1], "float32")
+    angles = angles_of(SHAPES[1])
+    policy = jax.checkpoint_policies.save_only_these_names(flash.KEPT)
+
+    def mixed(queries):
+        return by_kernel(queries, keys, values, mask, angles).sum()
+
+    print_saved_residuals(jax.checkpoint(mixed, policy=policy), queries)
+    kept = [line for line in capsys.readouterr().out.splitlines() if flash.KEPT in line]
+    assert [line.split(" ")[0] for line in kept] == ["f32[1,384,256]", "f32[1,2,1,384]"]

@@ -69,6 +69,9 @@ def test_batch_that_does_not_divide_is_told_the_multiple():
     check_rows(64, FakeMesh(4, 2, 1), 8)
     with pytest.raises(ValueError, match=r"accumulate=32 parts .* 8 devices; use .* such as 8, or"):
         check_rows(64, FakeMesh(4, 2, 1), 32)
+    with pytest.raises(ValueError) as caught:
+        check_rows(30, FakeMesh(4, 2, 1), 2)  # no number of parts would do
+    assert str(caught.value) == message
 
 
 def test_every_device_gets_its_place():
