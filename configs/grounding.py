@@ -9,7 +9,7 @@ Presets: `local` (Complete Journey, two CPU cores), `files` (the same for own ta
 
 from ml_collections import ConfigDict
 
-from configs import common, data, teacher
+from sigma_jax.configs import common, data, teacher
 
 BACKBONE = {
     "hf_folder": "",

@@ -17,7 +17,7 @@ Runs every stage that is missing before it. Presets:
 
 from ml_collections import ConfigDict
 
-from configs import common, data, grounding, teacher, tokenizer
+from sigma_jax.configs import common, data, grounding, teacher, tokenizer
 
 TAU = 0.05  # section 3.1.3 of the paper
 

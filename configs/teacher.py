@@ -7,7 +7,7 @@ It runs before the other stages where the data brings no ID vectors of its own.
 
 from ml_collections import ConfigDict
 
-from configs import common, data
+from sigma_jax.configs import common, data
 
 BASE = {
     "optimizer": common.optimizer(

@@ -7,7 +7,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common, data, grounding, teacher
+from sigma_jax.configs import common, data, grounding, teacher
 
 BASE = {
     "method": "rqvae",

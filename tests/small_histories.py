@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 from flax import nnx
 
-from configs import teacher
 from sigma_jax.baselines.sasrec import Sasrec, SasrecConfig
 from sigma_jax.baselines.task import TeacherConfig
+from sigma_jax.configs import teacher
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import Catalogue, Histories, PreparedData, Requests, Users
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny_run import tiny_run
 
-from configs import common
 from sigma_jax import train
+from sigma_jax.configs import common
 from sigma_jax.evaluation.run import evaluate
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh

@@ -1,4 +1,4 @@
-"""The Colab notebook is whole, holds no output and asks for what is there; .ci/run executes it."""
+"""The Colab notebook holds no output and runs commands that exist; .ci/run executes it."""
 
 import ast
 import json

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from ml_collections import ConfigDict
 
-from configs.sft import get_config
+from sigma_jax.configs.sft import get_config
 from sigma_jax.preflight import (
     common_figures,
     figures,

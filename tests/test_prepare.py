@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs.common import PRESETS
-from configs.data import data_fields
+from sigma_jax.configs.common import PRESETS
+from sigma_jax.configs.data import data_fields
 from sigma_jax.data.config import DataConfig
 from sigma_jax.prepare import prepare_workdir
 from sigma_jax.runtime.config import to_dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import sft
+from sigma_jax.configs import sft
 
 TASKS = ("JustForYou", "Query", "Category", "Longtail", "Discover", "Season", "Holiday")
 

@@ -8,7 +8,7 @@ stands beside the others, SIGMA takes its text vectors instead of training stage
 
 from typing import Any
 
-from configs import common
+from sigma_jax.configs import common
 
 CONFIG = "configs/sft.py:amazon"
 

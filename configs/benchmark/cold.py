@@ -7,7 +7,7 @@ FOLDER as in configs/benchmark/amazon.py. The items are drawn by the seed; they 
 
 from typing import Any
 
-from configs.benchmark import amazon
+from sigma_jax.configs.benchmark import amazon
 
 SHARE = 0.1
 

@@ -9,7 +9,7 @@ the large one. The models alone, without counts and without the refit.
 
 from typing import Any
 
-from configs.benchmark import amazon
+from sigma_jax.configs.benchmark import amazon
 
 ALONE = {"prior.neighbours": 0, "refits": False}
 # The paper's sum of Eq. 4 and Eq. 5; the preset's weights are for whole catalogues as negatives.

@@ -5,7 +5,7 @@ python -m sigma_jax.benchmark --suite=configs/benchmark/smoke.py
 
 from typing import Any
 
-from configs.benchmark import table1
+from sigma_jax.configs.benchmark import table1
 
 
 def get_suite() -> dict[str, Any]:

@@ -7,7 +7,7 @@ Every row is a setting of one model; the paper's own figures stand beside ours.
 
 from typing import Any
 
-from configs import common
+from sigma_jax.configs import common
 
 # The preset reads items by their vectors alone and lets the last code ask for the item.
 SID1 = {"prompt.sid_in_prompt": 1, "prompt.item_query": "token"}

@@ -9,7 +9,7 @@ whose hidden states are pooled as they are.
 
 from typing import Any
 
-from configs.benchmark import amazon
+from sigma_jax.configs.benchmark import amazon
 
 METHODS = {
     "ids alone": amazon.IDS_ONLY,

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.lib.format import open_memmap
 
-from configs.sft import get_config
+from sigma_jax.configs.sft import get_config
 from sigma_jax.data.pipeline import open_shards, write_shards
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import TASKS, Catalogue, PreparedData, SemanticIds, Users

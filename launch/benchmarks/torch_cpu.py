@@ -81,7 +81,7 @@ def own_loop(place: Connection, which: str, workdir: str, preset: str) -> None:
     import optax
     from flax import nnx
 
-    from configs.sft import get_config
+    from sigma_jax.configs.sft import get_config
     from sigma_jax.models.backbone import make_backbone
     from sigma_jax.models.hf import save_backbone
     from sigma_jax.models.qwen3 import causal_mask

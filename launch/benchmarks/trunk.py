@@ -29,7 +29,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from configs.sft import get_config
+from sigma_jax.configs.sft import get_config
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config, causal_mask
 from sigma_jax.preflight import stage_sketch
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig

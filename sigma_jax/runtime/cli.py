@@ -14,6 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from sigma_jax import configs
 from sigma_jax.runtime import artifacts
 from sigma_jax.runtime.config import nearest
 from sigma_jax.runtime.stop import Stopped
@@ -123,12 +124,44 @@ def log_start(mesh: Any, dtype: str) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
+    argv = [*argv[:1], *_with_packaged_config(argv[1:])]
     _check_config_words(argv[1:])
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         message = str(error.args[0] if error.args else error).splitlines()[0]
         raise ValueError(message) from error
+
+
+def _with_packaged_config(words: Sequence[str]) -> list[str]:
+    """`words` with the packaged file in place of a --config file that is not on disk."""
+    words = list(words)
+    for index, word in enumerate(words):
+        if word in ("-config", "--config") and index + 1 < len(words):
+            index, prefix, argument = index + 1, "", words[index + 1]
+        elif word.startswith(("-config=", "--config=")):
+            prefix, _, argument = word.partition("=")
+            prefix += "="
+        else:
+            continue
+        path, colon, preset = argument.partition(":")
+        words[index] = f"{prefix}{packaged_file(path)}{colon}{preset}"
+    return words
+
+
+def packaged_file(path: str) -> str:
+    """`path`, or the config file of this package with that name if `path` is not on disk.
+
+    `configs/sft.py` in a folder without configs -> `SITE_PACKAGES/sigma_jax/configs/sft.py`.
+    """
+    packaged = _packaged(path)
+    return str(packaged) if packaged and packaged.is_file() and not Path(path).is_file() else path
+
+
+def _packaged(path: str) -> Path | None:
+    """The place that a path configs/... has in this package; None for any other path."""
+    folder, *names = Path(path).parts or [""]
+    return Path(configs.__path__[0], *names) if folder == "configs" else None
 
 
 def _check_config_words(words: Sequence[str]) -> None:
@@ -159,16 +192,24 @@ def load_function(flag: str, path: str, name: str, remedy: str) -> Callable:
 
     ValueError naming the nearest file if there is no such file, or that it has no such function.
     """
+    path = packaged_file(path)
     if not Path(path).is_file():
-        folder = Path(path).parent
-        known = [str(found) for found in sorted(folder.glob("*.py")) if "__" not in found.name]
-        raise ValueError(f"--{flag}={path} is not there; {nearest(path, known)}")
+        raise ValueError(f"--{flag}={path} does not exist; {nearest(path, _config_files(path))}")
     spec = importlib.util.spec_from_file_location(f"sigma_jax_{flag}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, name):
         raise ValueError(f"--{flag}={path} has no {name}{remedy}")
     return getattr(module, name)
+
+
+def _config_files(path: str) -> list[str]:
+    """The Python files that `path` may mean: those of its folder, on disk and in this package."""
+    folder, packaged = Path(path).parent, _packaged(path)
+    found = {str(file) for file in folder.glob("*.py")}
+    if packaged:
+        found |= {str(folder / file.name) for file in packaged.parent.glob("*.py")}
+    return sorted(file for file in found if "__" not in file)
 
 
 def _check_field(config: ConfigDict, field: str) -> None:

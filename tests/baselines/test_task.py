@@ -19,8 +19,6 @@ from small_histories import (
     vectors_of,
 )
 
-from configs import teacher
-from configs.common import PRESETS
 from sigma_jax.baselines.sasrec import SasrecConfig, load_sasrec, rank_windows
 from sigma_jax.baselines.task import (
     TeacherConfig,
@@ -33,6 +31,8 @@ from sigma_jax.baselines.task import (
     training_row,
     validation_requests,
 )
+from sigma_jax.configs import teacher
+from sigma_jax.configs.common import PRESETS
 from sigma_jax.runtime.config import to_dataclass
 
 

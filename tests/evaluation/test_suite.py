@@ -86,7 +86,7 @@ def test_every_run_of_every_suite_is_a_config_that_can_be_trained(path, monkeypa
 
 
 def test_a_suite_that_is_none_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"--suite=.*smok.py is not there; did you mean"):
+    with pytest.raises(ValueError, match=r"--suite=.*smok.py does not exist; did you mean"):
         benchmark.load_suite(str(ROOT / "configs" / "benchmark" / "smok.py"))
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ValueError, match=r"has no get_suite"):

@@ -6,7 +6,7 @@ import jax
 import pytest
 from flax import nnx
 
-from configs.grounding import stage_fields
+from sigma_jax.configs.grounding import stage_fields
 from sigma_jax.grounding import encode
 from sigma_jax.grounding.sketch import inference, sketch
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 from processes import finish, start
 
-from configs import common
-from configs.grounding import get_config, stage_fields
+from sigma_jax.configs import common
+from sigma_jax.configs.grounding import get_config, stage_fields
 from sigma_jax.grounding.encode import BatchEncoder, load_encoder
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask
 from sigma_jax.models.hf import save_backbone
@@ -152,7 +152,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from flax import nnx
-from configs.grounding import stage_fields
+from sigma_jax.configs.grounding import stage_fields
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.runtime.sharding import place_batch
@@ -180,7 +180,7 @@ import sys
 from pathlib import Path
 import jax
 from flax import nnx
-from configs.grounding import stage_fields
+from sigma_jax.configs.grounding import stage_fields
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask
 from sigma_jax.runtime import hosts
 from sigma_jax.runtime.config import MeshConfig, to_dataclass

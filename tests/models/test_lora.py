@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs.sft import get_config
+from sigma_jax.configs.sft import get_config
 from sigma_jax.models.attention import _matrices
 from sigma_jax.models.backbone import make_backbone
 from sigma_jax.models.hf import load_backbone, save_backbone

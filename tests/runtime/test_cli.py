@@ -14,7 +14,7 @@ from sigma_jax.runtime import cli
 ROOT = Path(__file__).parents[2]
 
 CONFIG = """
-from configs import common
+from sigma_jax.configs import common
 
 def get_config(preset="local"):
     base = {"train": common.train(10, 4), "path": "", "inner": {"dtype": "bfloat16"}}
@@ -92,7 +92,7 @@ def test_a_run_that_was_told_to_end_has_not_failed(command):
     ("words", "message"),
     [
         (["--config=tiny.py:smok"], "preset 'smok' is unknown; did you mean 'smoke'?"),
-        (["--config=tiny.pi"], "--config=tiny.pi is not there; did you mean 'tiny.py'?"),
+        (["--config=tiny.pi"], "--config=tiny.pi does not exist; did you mean 'tiny.py'?"),
         (
             ["--config=tiny.py", "--config.train.stepz=3"],
             "--config.train.stepz is unknown; did you mean 'steps'?",

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common
+from sigma_jax.configs import common
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig, to_dataclass
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import common
-from configs import tokenizer as tokenizer_config
+from sigma_jax.configs import common
+from sigma_jax.configs import tokenizer as tokenizer_config
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.runtime.state import init_state, make_step

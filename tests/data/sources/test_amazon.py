@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from configs.data import data_fields
+from sigma_jax.configs.data import data_fields
 from sigma_jax.data.config import DataConfig
 from sigma_jax.prepare import prepare
 from sigma_jax.runtime.config import to_dataclass

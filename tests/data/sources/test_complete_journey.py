@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs.data import data_fields
+from sigma_jax.configs.data import data_fields
 from sigma_jax.data import database
 from sigma_jax.data.config import DataConfig
 from sigma_jax.data.sources import complete_journey
