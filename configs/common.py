@@ -11,14 +11,14 @@ from ml_collections import ConfigDict
 GR_ID = {
     "prompt.sid_in_prompt": 0,
     "prompt.sid_generated": 0,
-    "model.has_open_query": True,
+    "model.has_item_head": True,
 }
 GR_SID = {
     "prompt.sid_in_prompt": 4,
     "prompt.slot_in_prompt": False,
     "prompt.sid_generated": 4,
     "prompt.item_query": "none",
-    "model.has_open_query": False,
+    "model.has_item_head": False,
     "model.copies_history": False,
     "ntp_weight": 1.0,
     "constraint_weight": 0.0,

@@ -45,11 +45,10 @@ BASE = {
             "inputs": ("id", "text", "image"),
             "trainable": ("id",),
         },
-        "is_sid_table_frozen": False,
         "uses_full_vocabulary": False,
         "copies_history": True,
-        "has_open_query": True,
-        "reads_task": True,
+        "has_item_head": True,
+        "has_task_head": True,
     },
     "prompt": {
         # Codes in front of every slot, and a query token behind those of a target, make contexts
@@ -104,8 +103,8 @@ BASE = {
 LETTER = {
     "model.item_encoder.trainable": (),
     "model.copies_history": False,
-    "model.has_open_query": False,
-    "model.reads_task": False,
+    "model.has_item_head": False,
+    "model.has_task_head": False,
     "prompt.sid_in_prompt": 1,
     "prompt.item_query": "token",
     "prompt.row_tokens": 512,
@@ -189,7 +188,7 @@ CHANGES = {
         },
         "temperature": 0.1,
         "model.copies_history": False,  # nobody takes an item twice
-        "model.reads_task": False,
+        "model.has_task_head": False,
         "num_negatives": 100_000,  # all there are
         "report_requests": 3_000,
         "report_beams": 16,

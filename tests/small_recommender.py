@@ -10,8 +10,8 @@ from flax import nnx
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.item_encoder import ItemEncoderConfig
+from sigma_jax.models.network import NetworkConfig, RecommenderNetwork, TokenSpace
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config, causal_mask
-from sigma_jax.models.recommender import Recommender, RecommenderConfig, TokenSpace
 from sigma_jax.schema import SemanticIds
 
 NUM_ITEMS, LEVELS, CODES, VOCABULARY = 30, 3, 5, 16
@@ -63,8 +63,12 @@ def semantic_ids(seed: int = 0, num_items: int = NUM_ITEMS) -> SemanticIds:
 
 
 def recommender(
-    trainable=(), full_vocabulary=False, copies_history=True, open_query=False, reads_task=False
-) -> tuple[Recommender, dict]:
+    trainable=(),
+    full_vocabulary=False,
+    copies_history=True,
+    has_item_head=False,
+    has_task_head=False,
+) -> tuple[RecommenderNetwork, dict]:
     """The model with its frozen tables."""
     rng = np.random.default_rng(1)
     tables = {
@@ -72,13 +76,11 @@ def recommender(
         "text": rng.normal(size=(NUM_ITEMS, 8)).astype(np.float32),
     }
     encoder = ItemEncoderConfig(12, 16, ("id", "text", "image"), tuple(trainable))
-    config = RecommenderConfig(
-        encoder, False, full_vocabulary, copies_history, open_query, reads_task
-    )
+    config = NetworkConfig(encoder, full_vocabulary, copies_history, has_item_head, has_task_head)
     rngs = nnx.Rngs(0)
     backbone = Qwen3(backbone_config(), rngs=rngs)
     space = TokenSpace(VOCABULARY, LEVELS, CODES)
-    model = Recommender(config, backbone, space, tables, rngs=rngs)
+    model = RecommenderNetwork(config, backbone, space, tables, rngs=rngs)
     model.sid_table[...] = 4 * model.sid_table[...]  # codes far apart: no near ties
     return model, tables
 

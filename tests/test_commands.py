@@ -230,7 +230,7 @@ def test_unfinished_folder_of_a_stage_is_named(trained, workdir):
         ("prompt.sid_in_prompt", -1, "prompt.sid_in_prompt=-1; use 0 or more."),
         ("prompt.sid_generated", -1, "prompt.sid_generated=-1; use 0 or more."),
         ("prompt.item_query", "none", 'prompt.item_query="none" asks for no item; set'),
-        ("model.uses_full_vocabulary", True, "model.has_open_query=True needs code logits over"),
+        ("model.uses_full_vocabulary", True, "model.has_item_head=True needs code logits over"),
         ("model.item_encoder.inputs", ("own",), "inputs has 'own', which starts at random; put"),
         ("upstream.tokenizer.inputs", ("own",), "inputs names ['own']; known are id, text,"),
         ("train.epochs", -2.0, "train.epochs=-2.0; use 0 or more."),

@@ -18,7 +18,7 @@ from sigma_jax.sft.trained import load_recommender
 GR_SID = common.GR_SID | {"prompt.sid_in_prompt": 3, "prompt.sid_generated": 3}
 WITHOUT_WORDS = {
     "prompt.branches_per_context": 0,
-    "model.reads_task": False,
+    "model.has_task_head": False,
     "prompt.contexts_per_group": 0,
     "model.item_encoder.inputs": ("own",),
     "model.item_encoder.trainable": ("own",),
@@ -47,7 +47,7 @@ def test_settings_make_methods(trained, tables_folder, tmp_path, changes):
     assert ("SIGMA, unseen wording" in methods) == has_words
     assert not results["warnings"]
     model = load_recommender(workdir, PreparedData.load(workdir / "data")).model
-    assert hasattr(model, "open_head") == (changes is not GR_SID)
+    assert hasattr(model, "item_head") == (changes is not GR_SID)
     if changes is WITHOUT_WORDS:
         own = np.asarray(model.item_encoder.trained["own"][...])
         assert model.item_encoder.names == ("own",)

@@ -50,7 +50,7 @@ def tiny_run(tables: Path, **changes) -> ConfigDict:
         "prompt.window_stride": 6,
         "prompt.row_tokens": 192,
         "prompt.row_targets": 24,
-        "model.has_open_query": True,
+        "model.has_item_head": True,
         "ntp_weight": 1.0,
         "infonce_weight": 1.0,
         "constraint_weight": 0.0,

@@ -18,7 +18,7 @@ METHODS = {
     "GR(ID)": common.GR_ID | {"prompt.row_tokens": 40},
     "GR(SID)": common.GR_SID | {"prompt.row_tokens": 144},
     "SIGMA, the paper's letter": {
-        "model.has_open_query": False,
+        "model.has_item_head": False,
         "prompt.sid_in_prompt": 1,
         "prompt.item_query": "token",
         "ntp_weight": 1.0,

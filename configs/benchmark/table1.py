@@ -32,7 +32,7 @@ METHODS = {
         "prompt.wording_dropout": 0.0,
     },
     "- item scores before codes": {
-        "model.has_open_query": False,
+        "model.has_item_head": False,
         "constraint_weight": 0.0,
         "ntp_weight": 1.0,
         "infonce_weight": 1.0,

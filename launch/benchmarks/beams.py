@@ -23,8 +23,8 @@ from sigma_jax.generation.beam import BeamState, Prompts, beam_search, first_sta
 from sigma_jax.generation.trie import Trie
 from sigma_jax.generation.trie_build import build_trie
 from sigma_jax.models.item_encoder import ItemEncoderConfig
+from sigma_jax.models.network import NetworkConfig, RecommenderNetwork, TokenSpace
 from sigma_jax.models.qwen3 import KVCache, Qwen3, Qwen3Config, causal_mask
-from sigma_jax.models.recommender import Recommender, RecommenderConfig, TokenSpace
 
 DEPTH, CODES, ITEMS, VOCABULARY = 3, 256, 20_000, 1_000
 BACKBONE = Qwen3Config(
@@ -46,14 +46,16 @@ BACKBONE = Qwen3Config(
 )
 
 
-def make(history: int, users: int) -> tuple[Recommender, dict, Trie, Prompts]:
+def make(history: int, users: int) -> tuple[RecommenderNetwork, dict, Trie, Prompts]:
     """A random model, its tables, a trie and prompts of `history` tokens."""
     rng = np.random.default_rng(0)
     tables = {"id": jnp.asarray(rng.normal(size=(ITEMS, 64)), jnp.float32)}
     encoder = ItemEncoderConfig(64, 64, ("id",), ())
-    config = RecommenderConfig(encoder, False, False, False, False, False)
+    config = NetworkConfig(encoder, False, False, False, False)
     space = TokenSpace(VOCABULARY, DEPTH, CODES)
-    model = Recommender(config, Qwen3(BACKBONE, rngs=nnx.Rngs(0)), space, tables, rngs=nnx.Rngs(1))
+    model = RecommenderNetwork(
+        config, Qwen3(BACKBONE, rngs=nnx.Rngs(0)), space, tables, rngs=nnx.Rngs(1)
+    )
     codes = rng.integers(0, CODES, (ITEMS, DEPTH)).astype(np.int32)
     tokens = rng.integers(0, VOCABULARY, (users, history)).astype(np.int32)
     prompts = Prompts(

@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from sigma_jax.generation.evidence import ItemEvidence
 from sigma_jax.generation.trie import Subset, Trie, child_of, children, leaves_of
 from sigma_jax.losses import LOG_ZERO
+from sigma_jax.models.network import RecommenderNetwork, Tables
 from sigma_jax.models.qwen3 import KVCache, causal_mask
-from sigma_jax.models.recommender import Recommender, Tables
 
 
 @jax.tree_util.register_dataclass
@@ -46,7 +46,9 @@ class Beams:
     scores: Float[Array, "B M"]  # phi of Eq. 7; -inf where invalid
     is_valid: Bool[Array, "B M"]
     leaves: Int[Array, "B M"]  # the prefix's number in the trie, -1 where invalid
-    queries: Float[Array, "B M D"]  # h of Eq. 8 in the space of fused items (Recommender.query)
+    queries: Float[
+        Array, "B M D"
+    ]  # h of Eq. 8 in the space of fused items (RecommenderNetwork.query)
     tasks: Float[Array, "B tasks"]  # how likely each was asked for; where none is read, one: 1
 
 
@@ -62,7 +64,7 @@ class BeamState:
 
 
 def beam_search(
-    model: Recommender,
+    model: RecommenderNetwork,
     tables: Tables,
     prompts: Prompts,
     trie: Trie,
@@ -81,7 +83,7 @@ def beam_search(
     Args:
       widths: beams after each level of the trie.
       item_query: what asks for the item (see PromptConfig); queries are 0 where "none" does.
-      evidence: of a model with an open query.
+      evidence: of a model with an item head.
       subset: the items that may be recommended; all where it is None.
       margin: beams that are less likely than the best by more, in log P, are dropped; what is
         retrieved costs nothing in their prefixes.
@@ -98,17 +100,17 @@ def beam_search(
     state = first_state(batch)
     hidden = hidden[:, None]
     tasks = jnp.ones((batch, 1), jnp.float32)
-    if model.config.reads_task:
+    if model.config.has_task_head:
         tasks = jax.nn.softmax(model.task_logits(hidden[:, 0]), axis=-1)
     looked_at = (prompts.items, prompts.is_token[:, None], tables)
     opened, below = None, [None] * depth
     if evidence is not None:
-        opened = model.open_query(hidden, *looked_at)
+        opened = model.item_head_vector(hidden, *looked_at)
         below = evidence.node_scores(opened[:, 0])
     for level in range(depth):
         log_probs = model.code_log_probs(hidden, level)
         if evidence is not None:
-            log_probs *= model.code_gain[...]
+            log_probs *= model.code_head_weight[...]
         state = select(
             state, log_probs, trie, level, widths[level], None, below[level], subset, margin
         )
@@ -121,9 +123,9 @@ def beam_search(
             tokens = jnp.concatenate([tokens, query], axis=-1)
         hidden, state, cache = _extend(model, tables, prompts, state, tokens, level, cache)
     if item_query != "none":
-        queries = model.query(hidden, *looked_at) if depth else opened
+        queries = model.query_head_vector(hidden, *looked_at) if depth else opened
         if depth and evidence is not None:
-            queries = opened + model.query_gain[...] * queries
+            queries = opened + model.query_head_weight[...] * queries
     else:
         queries = jnp.zeros((*state.scores.shape, model.config.item_encoder.fused_width))
     return Beams(

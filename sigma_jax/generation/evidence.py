@@ -1,7 +1,7 @@
 """What the scores of items say about prefixes: the first factor of Eq. 10 of SIGMA from the same
 distribution over items as the second.
 
-A model with an open query scores every item before any code is chosen. A prefix is worth the sum of
+A model with an item head scores every item before any code is chosen. A prefix is worth the sum of
 its items' exponentials; to its logarithm the log-probabilities of the codes are added, as far as
 validation trusts them (sft/gains.py). On a CPU this is one matrix product a request over the
 catalogue; the paper's letter does without it.

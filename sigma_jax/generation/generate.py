@@ -30,7 +30,7 @@ from sigma_jax.generation.told import Answer, ItemWords, Said, Told, read_answer
 from sigma_jax.generation.trie import Subset, Trie, power_of_two
 from sigma_jax.generation.trie_build import active_items, build_trie, subset
 from sigma_jax.generation.words import WordTable
-from sigma_jax.models.recommender import Recommender, Tables
+from sigma_jax.models.network import RecommenderNetwork, Tables
 from sigma_jax.runtime import sharding
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh
@@ -60,7 +60,7 @@ class Generator:
 
     def __init__(
         self,
-        model: Recommender,
+        model: RecommenderNetwork,
         tables: Tables,
         trie: Trie,
         config: GenerationConfig,
@@ -90,7 +90,7 @@ class Generator:
         self.trie = jax.tree.map(jnp.asarray, trie)
         self._on_host = jax.tree.map(np.asarray, trie)  # for subsets
         self.graphdef, self.state = nnx.split(model)
-        self.reads_task = model.config.reads_task
+        self.has_task_head = model.config.has_task_head
         if vectors is None:
             vectors = all_item_vectors(model, self.tables, trie.num_items)
         self.index = build_index(trie, np.asarray(vectors), mesh=mesh)
@@ -107,13 +107,13 @@ class Generator:
                 usual = self._per_prefix(config, 1).num_retrieved
                 self.host = HostIndex(leaves_of_items(trie), np.asarray(vectors), usual)
         self.evidence = None
-        if model.config.has_open_query:
+        if model.config.has_item_head:
             self.evidence = make_evidence(trie, self.index.vectors, config.temperature)
 
     @classmethod
     def create(
         cls,
-        model: Recommender,
+        model: RecommenderNetwork,
         tables: Tables,
         semantic_ids: SemanticIds,
         depth: int,
@@ -126,10 +126,10 @@ class Generator:
 
         `words`: of the items, where instructions are to be read word by word. Where `item_query` is
         "none" all items of a prefix are equally likely. Where codes and queries add nothing to the
-        open query (its gains are 0, sft/gains.py), all items are ranked by one softmax at once: the
+        item head (its gains are 0, sft/gains.py), all items are ranked by one softmax at once: the
         same order without the beams.
         """
-        if config.ranking == "fused" and not model.uses_codes:
+        if config.ranking == "fused" and not model.beam_search_helps:
             depth = 0
         trie = build_trie(semantic_ids.codes, depth, semantic_ids.codebook_size)
         return cls(model, tables, trie, config, item_query, words, mesh=mesh)
@@ -254,7 +254,7 @@ class Generator:
     ) -> Told:
         """What `instructions` say by themselves, NumPy arrays.
 
-        `prompts` hold the instructions and nothing else: the model, which has an open query,
+        `prompts` hold the instructions and nothing else: the model, which has an item head,
         answers them. None: the words of the instructions are all that is read.
         """
 
@@ -372,7 +372,7 @@ def _told_at(
 
 
 def all_item_vectors(
-    model: Recommender, tables: Tables, num_items: int, chunk: int = 8192, first: int = 0
+    model: RecommenderNetwork, tables: Tables, num_items: int, chunk: int = 8192, first: int = 0
 ) -> Float[np.ndarray, "n D"]:
     """Fused vectors of the catalogue from item `first` on, unit length, a chunk at a time."""
     graphdef, state = nnx.split(model)

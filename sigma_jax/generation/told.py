@@ -32,8 +32,8 @@ from sigma_jax.generation.beam import Prompts
 from sigma_jax.generation.evidence import ENTRIES
 from sigma_jax.generation.words import WordTable
 from sigma_jax.losses import cosines, map_row_chunks
+from sigma_jax.models.network import RecommenderNetwork, Tables
 from sigma_jax.models.qwen3 import causal_mask
-from sigma_jax.models.recommender import Recommender, Tables
 
 TOLD = ("told", "words")
 ROOM = 1.0  # how much less likely an item may be, in log p
@@ -72,21 +72,21 @@ class ItemWords:
 
 
 def read_answer(
-    model: Recommender,
+    model: RecommenderNetwork,
     tables: Tables,
     prompts: Prompts,
     vectors: Float[Array, "I D"],
     is_item: Bool[Array, " I"],
     temperature: float,
 ) -> Answer:
-    """The answers of a model with an open query to `prompts`, which are instructions alone.
+    """The answers of a model with an item head to `prompts`, which are instructions alone.
 
     `vectors`: of all items, unit length, in any order; False of `is_item`: padding.
     """
     mask = causal_mask(prompts.is_token.astype(jnp.int32))
     hidden, _ = model(prompts.tokens, prompts.items, prompts.positions, mask, tables)
     last = hidden[jnp.arange(len(hidden)), prompts.lengths - 1][:, None]
-    opened = model.open_query(last, prompts.items, prompts.is_token[:, None], tables)[:, 0]
+    opened = model.item_head_vector(last, prompts.items, prompts.is_token[:, None], tables)[:, 0]
     queries = opened / temperature
 
     def offsets(queries: Float[Array, "b D"]) -> Float32[Array, " b"]:

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from sigma_jax.models.backbone import HOW, BackboneConfig, make_backbone
 from sigma_jax.models.hf import read_config
 from sigma_jax.models.item_encoder import OWN, TABLES
-from sigma_jax.models.recommender import Recommender, TokenSpace
+from sigma_jax.models.network import RecommenderNetwork, TokenSpace
 from sigma_jax.schema import PreparedData, SemanticIds
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.prompt import load_text_tokenizer
@@ -40,13 +40,13 @@ def make_recommender(
     semantic_ids: SemanticIds,
     vectors: Mapping[str, np.ndarray],
     rngs: nnx.Rngs,
-) -> Recommender:
+) -> RecommenderNetwork:
     """A recommender over `vectors`; its backbone as `config` says."""
     source, vocab_size = backbone_source(config, workdir, data)
     backbone = make_backbone(source, vocab_size, rngs, data.text_tokenizer_folder)
     space = TokenSpace(backbone.config.vocab_size, semantic_ids.levels, semantic_ids.codebook_size)
     own = {OWN: (len(data.catalogue), config.model.item_encoder.fused_width)}
-    return Recommender(config.model, backbone, space, {**own, **vectors}, rngs=rngs)
+    return RecommenderNetwork(config.model, backbone, space, {**own, **vectors}, rngs=rngs)
 
 
 def frozen_tables(

@@ -6,7 +6,7 @@ import dataclasses
 
 from sigma_jax.models.backbone import BackboneConfig
 from sigma_jax.models.item_encoder import OWN, TABLES
-from sigma_jax.models.recommender import RecommenderConfig
+from sigma_jax.models.network import NetworkConfig
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
 from sigma_jax.sft.prior import PriorConfig
 from sigma_jax.sft.prompt import PromptConfig
@@ -20,12 +20,12 @@ class SftConfig:
     train: TrainConfig
     backbone: BackboneConfig
     starts_from_grounding: bool  # with the backbone of stage 1, where that was trained
-    model: RecommenderConfig
+    model: NetworkConfig
     prompt: PromptConfig
     temperature: float  # tau of Eq. 5
     negatives_per_target: int  # drawn from the target's own prefix; 0: shared by the batch instead
     num_negatives: int  # drawn once a step for the whole batch (Eq. 5); 100,000 in the paper
-    # Targets of the batch that are negatives of the others too, for the open query (others do not
+    # Targets of the batch that are negatives of the others too, for the item head (others do not
     # read it), where num_negatives is not the whole catalogue; popular items, which these are,
     # count less.
     batch_negatives: int
@@ -66,28 +66,28 @@ class SftConfig:
                 f"train.batch_size={rows} is no multiple of prompt.pack_group_rows={group}; "
                 "change one of them."
             )
-        if self.model.has_open_query and self.model.uses_full_vocabulary:
+        if self.model.has_item_head and self.model.uses_full_vocabulary:
             raise ValueError(
-                "model.has_open_query=True needs code logits over one level; set "
+                "model.has_item_head=True needs code logits over one level; set "
                 "model.uses_full_vocabulary=False."
             )
-        if self.constraint_weight and not self.model.has_open_query:
+        if self.constraint_weight and not self.model.has_item_head:
             raise ValueError(
-                f"constraint_weight={self.constraint_weight} is of the open query; set "
-                "model.has_open_query=True, or the weight to 0."
+                f"constraint_weight={self.constraint_weight} is of the item head; set "
+                "model.has_item_head=True, or the weight to 0."
             )
-        if not self.prompt.sid_generated and not self.model.has_open_query:
+        if not self.prompt.sid_generated and not self.model.has_item_head:
             raise ValueError(
-                "prompt.sid_generated=0 generates no code: only an open query can find items then; "
-                "set model.has_open_query=True."
+                "prompt.sid_generated=0 generates no code: only an item head can find items then; "
+                "set model.has_item_head=True."
             )
-        if not self.prompt.generates_item and self.model.has_open_query:
+        if not self.prompt.generates_item and self.model.has_item_head:
             raise ValueError(
-                'prompt.item_query="none" asks for no item; set model.has_open_query=False.'
+                'prompt.item_query="none" asks for no item; set model.has_item_head=False.'
             )
-        if self.model.reads_task and not self.prompt.has_words:
+        if self.model.has_task_head and not self.prompt.has_words:
             raise ValueError(
-                "model.reads_task=True has no instruction to read where "
+                "model.has_task_head=True has no instruction to read where "
                 "prompt.branches_per_context=0; set it to False."
             )
         folder = self.backbone.hf_folder

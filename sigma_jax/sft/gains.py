@@ -1,10 +1,10 @@
-"""How much a prefix and the query after it add to the open query, fitted on validation requests.
+"""How much a prefix and the query after it add to the item head, fitted on validation requests.
 
-A model with an open query has three opinions of an item, each trained with a loss of its own: the
-open query's over all items, Eq. 4's of its prefix, Eq. 5's inside the prefix. They rank together as
+A model with an item head has three opinions of an item, each trained with a loss of its own: the
+item head's over all items, Eq. 4's of its prefix, Eq. 5's inside the prefix. They rank together as
 
     P(c_t | c_<t)      ~ P_Eq4(c_t | c_<t)^a * sum of exp(s(i)) over the items below c_<t, c_t
-    P(i | c_1 .. c_y)  ~ exp(s(i) + b * query . v_i / tau),    s(i) = open query . v_i / tau
+    P(i | c_1 .. c_y)  ~ exp(s(i) + b * query . v_i / tau),    s(i) = item head . v_i / tau
 
 so that a = b = 0 is one softmax over items. What a and b are worth depends on the catalogue and the
 log, not on the training loss, which has learnt by heart what codes say of it: log P is a sum of a
@@ -13,8 +13,9 @@ targets of validation requests: the smallest that is not worse than the best by 
 error (the rule of Breiman, Friedman, Olshen and Stone 1984), or than WORTH; and 0 where that one
 is not better than 0 by more than WORTH. At 0 the codes are not searched at all, so they have to
 earn their time. What decides is the ranking: a search finds the items of some prefixes only, and
-counts (sft/prior.py) choose among what is found. So gains are taken back where the final ranking of
-these requests is not better with them than without, by more than a standard error (codes_pay).
+counts (sft/prior.py) choose among what is found. So weights are taken back where the final ranking
+of these requests is not better with them than without, by more than a standard error
+(beam_search_helps).
 
 Axes: N requests, T tokens, I items, G values of a gain.
 """
@@ -35,50 +36,50 @@ from sigma_jax import metrics
 from sigma_jax.generation.beam import Prompts
 from sigma_jax.generation.generate import all_item_vectors, take_rows
 from sigma_jax.losses import LOG_ZERO, cosines
+from sigma_jax.models.network import RecommenderNetwork, Tables
 from sigma_jax.models.qwen3 import causal_mask
-from sigma_jax.models.recommender import Recommender, Tables
 
 GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 1.0)
 SCORES_A_STEP = 2**22  # of items, for the requests looked at together
 WORTH = 0.01  # of a gain, in log P: to make a target less than 1 % likelier is worth no search
-JUDGED = 10  # ranks of the final ranking that count when codes have to pay
-GAINS = ("code_gain", "query_gain")  # parameters of the Recommender
+JUDGED = 10  # ranks of the final ranking that count for beam_search_helps
+HEAD_WEIGHTS = ("code_head_weight", "query_head_weight")  # of RecommenderNetwork
 
 
 @dataclasses.dataclass(frozen=True)
-class Gains:
-    """What is fitted, and the mean log P of the targets with it and with the open query alone."""
+class HeadWeights:
+    """What is fitted, and the mean log P of the targets with it and with the item head alone."""
 
     code: float  # a
     query: float  # b
     log_p: float
-    open_log_p: float
+    item_head_log_p: float
 
     @property
-    def none(self) -> Gains:
-        """The open query alone."""
-        return Gains(0.0, 0.0, self.open_log_p, self.open_log_p)
+    def none(self) -> HeadWeights:
+        """The item head alone."""
+        return HeadWeights(0.0, 0.0, self.item_head_log_p, self.item_head_log_p)
 
     @property
     def figures(self) -> dict[str, float]:
         """As figures of the stage."""
-        return {f"gain_{name}": value for name, value in dataclasses.asdict(self).items()}
+        return {f"head_weight_{name}": value for name, value in dataclasses.asdict(self).items()}
 
-    def put_into(self, model: Recommender) -> None:
+    def put_into(self, model: RecommenderNetwork) -> None:
         """Sets the model's gains."""
-        model.code_gain[...] = jnp.float32(self.code)
-        model.query_gain[...] = jnp.float32(self.query)
+        model.code_head_weight[...] = jnp.float32(self.code)
+        model.query_head_weight[...] = jnp.float32(self.query)
 
 
-def fit_gains(
-    model: Recommender,
+def fit_head_weights(
+    model: RecommenderNetwork,
     tables: Tables,
     prompts: Mapping[str, np.ndarray],
     targets: Int[np.ndarray, " N"],
     depth: int,
     item_query: str,
     temperature: float,
-) -> Gains:
+) -> HeadWeights:
     """The gains under which `targets` are likeliest after `prompts` (fields of `Prompts`).
 
     `depth` is the number of codes generated, at least 1; `item_query` as in PromptConfig.
@@ -99,9 +100,9 @@ def fit_gains(
     log_p = np.concatenate(parts, axis=1)
     chosen = [smallest_about_best(of_gain) for of_gain in log_p]
     means = log_p.mean(axis=1)
-    return Gains(
+    return HeadWeights(
         *(GRID[place] for place in chosen),
-        float(means[range(len(GAINS)), chosen].sum()),
+        float(means[range(len(HEAD_WEIGHTS)), chosen].sum()),
         float(means[:, 0].sum()),
     )
 
@@ -121,8 +122,8 @@ def smallest_about_best(log_p: Float[np.ndarray, "N G"]) -> int:
     return chosen if behind[:, 0].mean() - behind[:, chosen].mean() > WORTH else 0
 
 
-def codes_pay(ranks: Int[np.ndarray, " N"], open_ranks: Int[np.ndarray, " N"]) -> bool:
-    """Whether targets rank better (NDCG@JUDGED) with codes than with the open query alone, by more
+def beam_search_helps(ranks: Int[np.ndarray, " N"], open_ranks: Int[np.ndarray, " N"]) -> bool:
+    """Whether targets rank better (NDCG@JUDGED) with codes than with the item head alone, by more
     than a standard error of the difference.
 
     Worked example: of four requests two rise from rank 1 to 0 and none falls: the mean gain is .18,
@@ -162,7 +163,7 @@ def _log_p(
     def scores(query) -> Float[Array, "N I"]:
         return cosines(query[:, 0], vectors) / temperature
 
-    opened = scores(model.open_query(*looked_at(0)))
+    opened = scores(model.item_head_vector(*looked_at(0)))
     mass = jnp.exp(opened - opened.max(axis=1, keepdims=True))
     is_below = jnp.ones(mass.shape, bool)
     of_codes = jnp.zeros((len(targets), len(GRID)))
@@ -177,7 +178,7 @@ def _log_p(
         is_below &= tables["codes"][None, :, level] == codes[:, level, None]
     of_items = jnp.zeros_like(of_codes)
     if item_query != "none":
-        asked = scores(model.query(*looked_at(tokens.shape[1])))
+        asked = scores(model.query_head_vector(*looked_at(tokens.shape[1])))
         parts = [
             _of(targets, jnp.where(is_below, opened + gain * asked, LOG_ZERO)) for gain in GRID
         ]
@@ -192,7 +193,7 @@ def _of(places: Int[Array, " N"], logits: Float[Array, "N n"]) -> Float[Array, "
 
 
 def _read(
-    model: Recommender, tables: Tables, prompts: Prompts, tokens: Int[Array, "N t"]
+    model: RecommenderNetwork, tables: Tables, prompts: Prompts, tokens: Int[Array, "N t"]
 ) -> tuple[Float[Array, "N T D"], Int[Array, "N T"]]:
     """Hidden states of the prompts with `tokens` behind them, and the items of these rows."""
     count, more = tokens.shape

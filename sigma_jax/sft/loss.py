@@ -1,4 +1,4 @@
-"""The loss of stage 3 over all targets of a batch: Eq. 4, Eq. 5 of SIGMA and the open query's."""
+"""The loss of stage 3 over all targets of a batch: Eq. 4, Eq. 5 of SIGMA and the item head's."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sigma_jax.losses import (
     sampling_correction,
     weighted_mean,
 )
+from sigma_jax.models.network import RecommenderNetwork
 from sigma_jax.models.qwen3 import branch_mask
-from sigma_jax.models.recommender import Recommender
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.constraints import NEW_CATEGORY, NONE
 from sigma_jax.sft.layout import HISTORY_TASK
@@ -27,17 +27,19 @@ from sigma_jax.sft.layout import HISTORY_TASK
 
 def recommender_loss(
     config: SftConfig,
-    model: Recommender,
+    model: RecommenderNetwork,
     tables: Mapping[str, Array],
     batch: Mapping[str, Array],
     key,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Eq. 4 + Eq. 5 of SIGMA over all targets of the batch, and the open query's loss.
+    """Eq. 4 + Eq. 5 of SIGMA over all targets of the batch, and the item head's loss.
 
     Figures: the losses, how often each is right, `targets`, and what was dropped in packing.
     """
     # A head that is not there takes no key: the others draw what they draw without it.
-    dropout_key, negative_key, *open_keys = jax.random.split(key, 2 + config.model.has_open_query)
+    dropout_key, negative_key, *item_head_keys = jax.random.split(
+        key, 2 + config.model.has_item_head
+    )
     hidden = hidden_states(model, tables, batch, dropout_key)
     loss, figures = jnp.zeros(()), {}
     if config.prompt.sid_generated:
@@ -48,12 +50,14 @@ def recommender_loss(
         infonce, more = item_loss(config, model, tables, batch, hidden, negative_key)
         loss += config.infonce_weight * infonce
         figures |= {"infonce_loss": infonce} | {f"item_{key}": more[key] for key in more}
-    if config.model.has_open_query:
-        opened, more = open_loss(config, model, tables, batch, hidden, *open_keys)
+    if config.model.has_item_head:
+        opened, more = item_head_loss(config, model, tables, batch, hidden, *item_head_keys)
         loss += opened + config.constraint_weight * more.get("constraint_loss", 0.0)
         shown = ("accuracy", "constraint_loss", "satisfied")
-        figures |= {"open_loss": opened} | {f"open_{k}": more[k] for k in shown if k in more}
-    if config.model.reads_task:
+        figures |= {"item_head_loss": opened} | {
+            f"item_head_{k}": more[k] for k in shown if k in more
+        }
+    if config.model.has_task_head:
         reading, accuracy = task_loss(model, batch, hidden)
         loss += reading
         figures |= {"task_loss": reading, "task_accuracy": accuracy}
@@ -72,7 +76,9 @@ def candidate_items(config: SftConfig, num_items: int, key) -> Int[Array, " N"]:
     return jax.random.randint(key, (config.num_negatives,), 0, num_items)
 
 
-def code_loss(config: SftConfig, model: Recommender, tables, batch, hidden: Float[Array, "B T D"]):
+def code_loss(
+    config: SftConfig, model: RecommenderNetwork, tables, batch, hidden: Float[Array, "B T D"]
+):
     """Eq. 4: next-token loss over the y codes of each target."""
     levels = config.prompt.sid_generated
     at_codes = _rows_at(hidden, batch["code_position"])
@@ -89,11 +95,11 @@ def code_loss(config: SftConfig, model: Recommender, tables, batch, hidden: Floa
     return loss, figures
 
 
-def item_loss(config: SftConfig, model: Recommender, tables, batch, hidden, key):
+def item_loss(config: SftConfig, model: RecommenderNetwork, tables, batch, hidden, key):
     """Eq. 5: InfoNCE against items of the target's prefix."""
     targets = batch["target_item"].reshape(-1)
     weights = batch["target_weight"].reshape(-1)
-    queries = queries_at(model.query, batch["query_position"], tables, batch, hidden)
+    queries = queries_at(model.query_head_vector, batch["query_position"], tables, batch, hidden)
     if config.negatives_per_target and config.uses_prefix_condition:
         return own_negatives_loss(config, model, tables, queries, targets, weights, key)
     shared = shared_negatives(config, model, tables, targets, key)
@@ -102,14 +108,14 @@ def item_loss(config: SftConfig, model: Recommender, tables, batch, hidden, key)
     )
 
 
-def open_loss(config: SftConfig, model: Recommender, tables, batch, hidden, key):
-    """InfoNCE of the open query, before any code is chosen: against items of all prefixes.
+def item_head_loss(config: SftConfig, model: RecommenderNetwork, tables, batch, hidden, key):
+    """InfoNCE of the item head, before any code is chosen: against items of all prefixes.
 
     With `constraints` among the tables its figures hold the loss of these too.
     """
     targets = batch["target_item"].reshape(-1)
     weights = batch["target_weight"].reshape(-1)
-    queries = queries_at(model.open_query, batch["start_position"], tables, batch, hidden)
+    queries = queries_at(model.item_head_vector, batch["start_position"], tables, batch, hidden)
     shared = shared_negatives(config, model, tables, targets, key)
     more, corrections = with_targets(config, tables, shared, targets, weights)
     loss, figures = shared_negatives_loss(
@@ -153,7 +159,7 @@ def satisfies(
     return jnp.where(demanded[:, None] == NEW_CATEGORY, is_new, is_listed)
 
 
-def task_loss(model: Recommender, batch, hidden: Float[Array, "B T D"]):
+def task_loss(model: RecommenderNetwork, batch, hidden: Float[Array, "B T D"]):
     """Cross-entropy of the task at the end of each instruction, and how often it is right.
 
     It trains the head alone: hidden states made to tell tasks apart learn wordings by heart. Of
@@ -193,7 +199,7 @@ class SharedNegatives(NamedTuple):
 
 
 def shared_negatives(
-    config: SftConfig, model: Recommender, tables, targets: Int[Array, " Q"], key
+    config: SftConfig, model: RecommenderNetwork, tables, targets: Int[Array, " Q"], key
 ) -> SharedNegatives:
     """The set drawn for this batch, or the whole catalogue."""
     num_items = tables["codes"].shape[0]
@@ -265,7 +271,7 @@ def shared_negatives_loss(
 
 
 def own_negatives_loss(
-    config: SftConfig, model: Recommender, tables, queries, targets, weights, key
+    config: SftConfig, model: RecommenderNetwork, tables, queries, targets, weights, key
 ):
     """Eq. 5 with negatives drawn for each target from its own prefix.
 
@@ -295,7 +301,7 @@ def own_negatives_loss(
     )
 
 
-def hidden_states(model: Recommender, tables, batch, key=None) -> Float[Array, "B T D"]:
+def hidden_states(model: RecommenderNetwork, tables, batch, key=None) -> Float[Array, "B T D"]:
     """Of contexts and branches, each branch seeing its context and itself."""
     hidden, _ = model(
         batch["token"], batch["item"], batch["position"], mask_of(batch), tables, key=key

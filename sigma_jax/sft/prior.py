@@ -19,7 +19,7 @@ theme, which items would have done. So the loss is -log P(target) - log P(what w
 counts may not buy the one by the other.
 
 Whoever asks for something new wants what he has least of all. A model that tells which task an
-instruction is of (Recommender.task_logits) has weights for each; its own doubt mixes them.
+instruction is of (RecommenderNetwork.task_logits) has weights for each; its own doubt mixes them.
 
 Axes: N requests, C candidates of a request, F features.
 """
@@ -197,7 +197,7 @@ def fit_prior(
     # Another sigma orders a prefix's items alike: all choices have the same candidates.
     known = np.flatnonzero((found[0].items == requests.target[:, None]).any(axis=1))
     if len(known) < LEAST_TARGETS:
-        none = dict.fromkeys(FEATURES, (0.0,) * (len(TASKS) if generator.reads_task else 1))
+        none = dict.fromkeys(FEATURES, (0.0,) * (len(TASKS) if generator.has_task_head else 1))
         return Prior(PriorWeights(config.sigma, none), counts), {"prior_targets": len(known)}
     requests = requests.take(known)
     candidates = np.sort(found[0].items[known], axis=1)
@@ -216,14 +216,14 @@ def fit_prior(
     loss, weights, _, sigma, columns = min(fits, key=lambda fit: fit[0])
     figures = {"prior_targets": len(known), "prior_loss": loss, "model_loss": fits[0][2]}
     by_task = np.stack([weights])
-    if generator.reads_task:
+    if generator.has_task_head:
         by_task, losses = fit_by_task(columns, target, is_asked, requests.task, weights)
         figures["prior_loss"] = losses.mean()
     shares = (by_task[:, 1:] / by_task[:, :1]).T.tolist()
     if told is None:
         shares += [[0.0] * len(by_task)] * len(TOLD)
     of = {name: tuple(values) for name, values in zip(FEATURES, shares, strict=True)}
-    labels = [f"_{task}" for task in TASKS] if generator.reads_task else [""]
+    labels = [f"_{task}" for task in TASKS] if generator.has_task_head else [""]
     for name, values in of.items():
         figures |= {f"prior_{name}{label}": v for label, v in zip(labels, values, strict=True)}
     return Prior(PriorWeights(sigma, of), counts), figures

@@ -20,8 +20,8 @@ from sigma_jax.generation.retrieval import PrefixIndex, build_index
 from sigma_jax.generation.trie import Trie
 from sigma_jax.generation.trie_build import build_trie
 from sigma_jax.models.item_encoder import OWN
+from sigma_jax.models.network import RecommenderNetwork, TokenSpace
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
-from sigma_jax.models.recommender import Recommender, TokenSpace
 from sigma_jax.models.sizes import Sizes
 from sigma_jax.runtime.preflight import Inference, Sketch, backbone_flops, placed_whole
 from sigma_jax.sft.assemble import Group
@@ -112,7 +112,7 @@ def _catalogue(
     codes = rng.integers(0, sizes.codebook_size, (sizes.items, max(depth, 1)), np.int32)
     trie = build_trie(codes, depth, sizes.codebook_size)
     index, evidence = build_index(trie, np.ones((sizes.items, 1), np.float32)), None
-    if config.model.has_open_query:
+    if config.model.has_item_head:
         evidence = make_evidence(trie, index.vectors, generation.temperature)
         evidence = dataclasses.replace(evidence, vectors=None)
     shape = (len(index.vectors), config.model.item_encoder.fused_width)
@@ -120,14 +120,14 @@ def _catalogue(
     return trie, dataclasses.replace(index, vectors=fused), evidence
 
 
-def _model(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> Recommender:
+def _model(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> RecommenderNetwork:
     vectors = {name: (sizes.items, width) for name, width in sizes.vectors.items()}
     vectors[OWN] = (sizes.items, config.model.item_encoder.fused_width)
     space = TokenSpace(backbone.vocab_size, sizes.levels, sizes.codebook_size)
 
-    def make() -> Recommender:
+    def make() -> RecommenderNetwork:
         own = Qwen3(backbone, rngs=nnx.Rngs(0))
-        return Recommender(config.model, own, space, vectors, rngs=nnx.Rngs(0))
+        return RecommenderNetwork(config.model, own, space, vectors, rngs=nnx.Rngs(0))
 
     return nnx.eval_shape(make)
 

@@ -27,7 +27,7 @@ from sigma_jax.generation.generate import Generator, all_item_vectors
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.hf import save_backbone
 from sigma_jax.models.lora import fold
-from sigma_jax.models.recommender import Recommender
+from sigma_jax.models.network import RecommenderNetwork
 from sigma_jax.models.weights import copy_weights, save_weights
 from sigma_jax.runtime import hosts
 from sigma_jax.runtime.artifacts import Recipe, is_current, plain, read_json, write_artifact
@@ -36,7 +36,13 @@ from sigma_jax.sft.assemble import batches, contexts_that_fit
 from sigma_jax.sft.build import backbone_source, frozen_tables, make_recommender, negative_tables
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.constraints import Constraints
-from sigma_jax.sft.gains import GAINS, JUDGED, Gains, codes_pay, fit_gains
+from sigma_jax.sft.gains import (
+    HEAD_WEIGHTS,
+    JUDGED,
+    HeadWeights,
+    beam_search_helps,
+    fit_head_weights,
+)
 from sigma_jax.sft.loss import recommender_loss
 from sigma_jax.sft.prior import Counts, Prior, fit_prior
 from sigma_jax.sft.prompt import PromptConfig, PromptTables
@@ -119,7 +125,7 @@ class SftTask:
         groups = self.batch_rows // self.prompt.pack_group_rows
         return len(open_shards(self.records, RECORDS)) / (groups * self.prompt.contexts_per_group)
 
-    def model(self, rngs: nnx.Rngs) -> Recommender:
+    def model(self, rngs: nnx.Rngs) -> RecommenderNetwork:
         """The recommender before its first step."""
         model = make_recommender(
             self.config, self.workdir, self.data, self.semantic_ids, self.vectors, rngs
@@ -155,12 +161,16 @@ class SftTask:
         return label(self.config, path)
 
     def loss(
-        self, model: Recommender, tables: Mapping[str, Array], batch: Mapping[str, Array], key
+        self,
+        model: RecommenderNetwork,
+        tables: Mapping[str, Array],
+        batch: Mapping[str, Array],
+        key,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Eq. 4 + Eq. 5 of SIGMA over all targets of the batch (sft/loss.py)."""
         return recommender_loss(self.config, model, tables, batch, key)
 
-    def report(self, model: Recommender, tables: Mapping[str, Array]) -> dict[str, float]:
+    def report(self, model: RecommenderNetwork, tables: Mapping[str, Array]) -> dict[str, float]:
         """HR@10 at item and SID level on validation requests, by task and on average."""
         if not self.config.report_requests:
             return {}
@@ -168,22 +178,22 @@ class SftTask:
         requests, prompts = self.validation(most)
         if not len(requests):
             return {}
-        self.fit_gains(model, tables, requests, prompts)
+        self.fit_head_weights(model, tables, requests, prompts)
         found = self.generator(model, tables, self.config.report_beams)(prompts, 10, None)
         return hit_rates(found.items, requests, self.semantic_ids)
 
-    def fit_gains(
+    def fit_head_weights(
         self,
-        model: Recommender,
+        model: RecommenderNetwork,
         tables: Mapping[str, Array],
         requests: Requests,
         prompts: Mapping[str, np.ndarray],
-    ) -> Gains | None:
-        """The gains that make `requests` likeliest, put into a model with an open query."""
+    ) -> HeadWeights | None:
+        """The gains that make `requests` likeliest, put into a model with an item head."""
         prompt = self.config.prompt
-        if not self.config.model.has_open_query or not prompt.sid_generated:
+        if not self.config.model.has_item_head or not prompt.sid_generated:
             return None
-        fitted = fit_gains(
+        fitted = fit_head_weights(
             model,
             tables,
             prompts,
@@ -216,7 +226,7 @@ class SftTask:
 
     def generator(
         self,
-        model: Recommender,
+        model: RecommenderNetwork,
         tables: Mapping[str, Array],
         beams: int,
         words: WordTable | None = None,
@@ -235,13 +245,13 @@ class SftTask:
 
     def fit_prior(
         self,
-        model: Recommender,
+        model: RecommenderNetwork,
         tables: Mapping[str, Array],
         requests: Requests,
         prompts: dict[str, np.ndarray],
-        gains: Gains | None,
+        gains: HeadWeights | None,
         folder: Path,
-    ) -> tuple[Gains | None, dict[str, float]]:
+    ) -> tuple[HeadWeights | None, dict[str, float]]:
         """Fits and writes what counts say beside the model; the gains kept and figures.
 
         Where codes are searched with `gains`, the prior is fitted without them too, and they are
@@ -267,10 +277,10 @@ class SftTask:
             return prior, figures, metrics.item_ranks(found.items, requests.target)
 
         prior, figures, ranks = fit()
-        if gains is not None and model.uses_codes:
+        if gains is not None and model.beam_search_helps:
             gains.none.put_into(model)
             open_prior, open_figures, open_ranks = fit()
-            if codes_pay(ranks, open_ranks):
+            if beam_search_helps(ranks, open_ranks):
                 gains.put_into(model)
             else:
                 gains, prior, figures = gains.none, open_prior, open_figures
@@ -279,7 +289,7 @@ class SftTask:
         prior.save(folder)
         return gains, figures
 
-    def counts(self, model: Recommender, tables: Mapping[str, Array]) -> Counts:
+    def counts(self, model: RecommenderNetwork, tables: Mapping[str, Array]) -> Counts:
         """What the prior counts in the training rows, and by the model's item vectors."""
         vectors = all_item_vectors(model, tables, len(self.data.catalogue))
         return Counts.make(self.data, vectors, self.config.prior.neighbours)
@@ -291,7 +301,9 @@ class SftTask:
         config = dataclasses.replace(self.config, report_requests=0)  # nothing is unseen any more
         return SftTask(config, self.workdir, self.seed, has_validation_rows=True)
 
-    def finish_refit(self, model: Recommender, tables: Mapping[str, Array], folder: Path) -> None:
+    def finish_refit(
+        self, model: RecommenderNetwork, tables: Mapping[str, Array], folder: Path
+    ) -> None:
         """Puts the refitted weights and counts in place of those that `finish` wrote, which
         go to the folder BEFORE_REFIT.
 
@@ -299,25 +311,25 @@ class SftTask:
         """
         fold(model.backbone)
         shutil.copytree(folder, folder / BEFORE_REFIT)
-        if self.config.model.has_open_query:
-            copy_weights(model, folder / WEIGHTS, GAINS)
+        if self.config.model.has_item_head:
+            copy_weights(model, folder / WEIGHTS, HEAD_WEIGHTS)
         self.write_weights(model, folder)
         if (folder / "prior.json").exists():
             weights = Prior.load(folder).weights
             Prior(weights, self.counts(model, tables)).save(folder)
 
-    def write_weights(self, model: Recommender, folder: Path) -> None:
+    def write_weights(self, model: RecommenderNetwork, folder: Path) -> None:
         """The weights, the backbone as a Hugging Face folder."""
         save_weights(model, folder / WEIGHTS, without=("backbone",))
         save_backbone(model.backbone, folder / "backbone")
 
-    def finish(self, model: Recommender, tables: Mapping[str, Array], folder: Path) -> dict:
+    def finish(self, model: RecommenderNetwork, tables: Mapping[str, Array], folder: Path) -> dict:
         """Writes the weights, the backbone as a Hugging Face folder, the config and the prior."""
         fold(model.backbone)  # what is fitted is fitted to what is kept
         requests, prompts = self.fit_requests() if self.config.prompt.asked_tasks else ([], {})
         figures = {}
         if len(requests):
-            gains = self.fit_gains(model, tables, requests, prompts)
+            gains = self.fit_head_weights(model, tables, requests, prompts)
             if self.config.prior.neighbours:
                 gains, figures = self.fit_prior(model, tables, requests, prompts, gains, folder)
             figures |= gains.figures if gains is not None else {}
@@ -328,8 +340,7 @@ class SftTask:
 
 def label(config: SftConfig, path: tuple[str, ...]) -> str:
     """Group of a parameter: SID table, code bias and trained vectors are tables."""
-    is_kept = path[0] in GAINS or config.backbone.keeps(path)
-    if is_kept or (path[0] == "sid_table" and config.model.is_sid_table_frozen):
+    if path[0] in HEAD_WEIGHTS or config.backbone.keeps(path):
         return "frozen"
     is_table = path[0] in ("sid_table", "code_bias") or path[:2] == ("item_encoder", "trained")
     return "table" if is_table else "base"

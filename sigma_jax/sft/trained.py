@@ -20,7 +20,7 @@ from sigma_jax.generation.generate import Choice, Generator
 from sigma_jax.generation.told import Told
 from sigma_jax.generation.words import WordTable
 from sigma_jax.models.backbone import WITHOUT_LORA
-from sigma_jax.models.recommender import Recommender
+from sigma_jax.models.network import RecommenderNetwork
 from sigma_jax.models.weights import load_weights
 from sigma_jax.runtime.artifacts import read_json, read_manifest
 from sigma_jax.runtime.config import to_dataclass
@@ -60,7 +60,7 @@ class TrainedRecommender:
     """A finished stage 3 with what it takes to prompt it."""
 
     config: SftConfig
-    model: Recommender
+    model: RecommenderNetwork
     tables: dict[str, np.ndarray]
     semantic_ids: SemanticIds
     prompt_tables: PromptTables
@@ -213,7 +213,7 @@ def told_by(
     generator has no words either.
     """
     prompt = config.prompt
-    can_answer = config.model.has_open_query and prompt.has_words and prompt.bare_share
+    can_answer = config.model.has_item_head and prompt.has_words and prompt.bare_share
     if not can_answer and generator.words is None:
         return None
     spoken, place = np.unique(np.array(requests.instruction, object), return_inverse=True)

@@ -34,7 +34,7 @@ def evaluated(trained, tmp_path_factory):
 def set_gains(folder: Path, code: float, query: float) -> None:
     """Those of a finished stage 3."""
     weights = load_file(folder / WEIGHTS)
-    for name, value in (("code_gain", code), ("query_gain", query)):
+    for name, value in (("code_head_weight", code), ("query_head_weight", query)):
         weights[name] = np.full_like(weights[name], value)
     save_file(weights, folder / WEIGHTS)
 
@@ -78,7 +78,7 @@ def test_the_constant_is_chosen_with_the_model_before_its_refit(trained, workdir
 
     def best_constant(generator, *_):
         model = nnx.merge(generator.graphdef, generator.state)
-        chosen_by.append(float(model.code_gain[...]))
+        chosen_by.append(float(model.code_head_weight[...]))
         return 0.7
 
     monkeypatch.setattr(judged, "best_constant", best_constant)

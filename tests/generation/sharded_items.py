@@ -30,9 +30,9 @@ MESHES = (
 )
 
 
-def check(depth: int, open_query: bool, mesh) -> None:
+def check(depth: int, has_item_head: bool, mesh) -> None:
     """30 items: over 8 devices 4 each, 2 on the last; over 6 devices 6 each, none on the last."""
-    model, tables = recommender(open_query=open_query)
+    model, tables = recommender(has_item_head=has_item_head)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=4)
     trie = build_trie(semantic_ids().codes, depth, CODES)
     one, many = (
@@ -48,8 +48,8 @@ def check(depth: int, open_query: bool, mesh) -> None:
     by_row = dataclasses.replace(features, row=np.array([1, 0, 1], np.int32))
     table = rng.normal(0, 3, (2, NUM_ITEMS, 1)).astype(np.float32)
     said = ["find b for me", "red number7", "surprise me"]
-    told = one.told(said, prompts(seed=5) if open_query else None)
-    again = many.told(said, prompts(seed=5) if open_query else None)
+    told = one.told(said, prompts(seed=5) if has_item_head else None)
+    again = many.told(said, prompts(seed=5) if has_item_head else None)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), again, told)
     weights = np.array([[1.0, 0.5, 2.0, 5.0]], np.float32)
     choices.append(Choice(None, by_row, weights, table=table, told=told))
@@ -66,7 +66,7 @@ def check(depth: int, open_query: bool, mesh) -> None:
 
 def check_model_on_all() -> None:
     """As in training: the model's parameters and tables are on all devices, the index is not."""
-    model, tables = recommender(open_query=True)
+    model, tables = recommender(has_item_head=True)
     trie = build_trie(semantic_ids().codes, 1, CODES)
     expected = Generator(model, tables, trie, CONFIG, "token")(prompts(), 5)
     whole = NamedSharding(MESHES[0], PartitionSpec())

@@ -31,7 +31,9 @@ def score_paths(model, tables, batch, row, paths) -> dict:
     tokens[:, last] = model.space.query
     hidden = forward(model, tables, tokens, items)
     is_seen = jnp.broadcast_to(jnp.arange(12) <= last, (NUM_ITEMS, 1, 12))
-    queries = model.query(hidden[:, last : last + 1], jnp.asarray(items), is_seen, tables)
+    queries = model.query_head_vector(
+        hidden[:, last : last + 1], jnp.asarray(items), is_seen, tables
+    )
     queries = np.asarray(queries[:, 0], np.float64)
     scores = np.zeros(NUM_ITEMS)
     for level in range(depth):
@@ -162,9 +164,9 @@ def _search(model, tables, sids, batch, config, depth):
     return search(model, tables, arrays, trie, config.widths(depth), "token", margin=margin)
 
 
-@pytest.mark.parametrize("depth, open_query", [(0, True), (1, False), (2, True), (3, False)])
-def test_a_subset_keeps_the_order_and_probabilities_of_its_items(depth, open_query):
-    model, tables = recommender(open_query=open_query)
+@pytest.mark.parametrize("depth, has_item_head", [(0, True), (1, False), (2, True), (3, False)])
+def test_a_subset_keeps_the_order_and_probabilities_of_its_items(depth, has_item_head):
+    model, tables = recommender(has_item_head=has_item_head)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
     sids = semantic_ids()
     trie = build_trie(sids.codes, depth, CODES)
@@ -216,9 +218,9 @@ def test_bias_multiplies_probabilities_and_decides_what_is_retrieved():
         assert set(short.items[row][short.items[row] >= 0]) == best
 
 
-@pytest.mark.parametrize("depth, open_query", [(0, True), (1, False), (2, True)])
-def test_the_host_retrieves_what_the_device_does(depth, open_query):
-    model, tables = recommender(open_query=open_query)
+@pytest.mark.parametrize("depth, has_item_head", [(0, True), (1, False), (2, True)])
+def test_the_host_retrieves_what_the_device_does(depth, has_item_head):
+    model, tables = recommender(has_item_head=has_item_head)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS)
     trie = build_trie(semantic_ids().codes, depth, CODES)
     rng = np.random.default_rng(0)
@@ -252,7 +254,7 @@ def test_the_host_retrieves_what_the_device_does(depth, open_query):
 
 
 def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
-    model, tables = recommender(open_query=True, reads_task=True)
+    model, tables = recommender(has_item_head=True, has_task_head=True)
     head = np.random.default_rng(0).normal(0, 0.5, model.task_head.shape)
     model.task_head[...] = jnp.asarray(head, jnp.float32)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
@@ -313,7 +315,7 @@ def test_few_requests_make_a_small_batch(total, batch_size, sizes):
 
 @pytest.mark.parametrize("depth", [0, 2])
 def test_more_beams_and_items_than_exist_take_no_more_memory(depth):
-    model, tables = recommender(open_query=True)
+    model, tables = recommender(has_item_head=True)
     large = dataclasses.replace(CONFIG, num_beams=10**6, num_retrieved=10**6)
     generator = Generator.create(model, tables, semantic_ids(), depth, large)
     for choice in (Choice(), generator.for_lists(Choice(config=large), 10**6)):

@@ -22,7 +22,7 @@ def world():
     queries = rng.normal(size=(3, 4, D)).astype(np.float32)
     queries[0, 0] = vectors[5]
     queries /= np.linalg.norm(queries, axis=-1, keepdims=True)
-    queries[1, 1] *= 1.5  # of an open query: as sharp as it is long
+    queries[1, 1] *= 1.5  # of an item head: as sharp as it is long
     leaves = np.int32([[0, 1, 2, 3], [4, 0, 1, -1], [2, 3, 4, 0]])
     leaves[0, 0] = 0
     is_valid = np.ones((3, 4), bool)

@@ -21,7 +21,7 @@ CONFIG = GenerationConfig(30, NUM_ITEMS, 0.1, 1.0, 0.05, "exact", "fused", 2, ()
 @pytest.fixture(scope="module", params=[0, 2], ids=["one prefix", "prefixes of two codes"])
 def generators(request):
     """One of some depth, and one that ranks all items by one softmax."""
-    model, tables = recommender(open_query=True)
+    model, tables = recommender(has_item_head=True)
     return [Generator.create(model, tables, semantic_ids(), d, CONFIG) for d in (request.param, 0)]
 
 
@@ -71,7 +71,7 @@ def test_told_weighs_in_the_ranking_by_its_weight(generators):
 
 def test_a_batch_that_is_not_full_changes_nothing(generators):
     generator, _ = generators
-    model, tables = recommender(open_query=True)
+    model, tables = recommender(has_item_head=True)
     config = dataclasses.replace(CONFIG, batch_size=3)
     other = Generator.create(model, tables, semantic_ids(), 0, config)
     items = np.tile(np.arange(NUM_ITEMS), (3, 1))
@@ -83,7 +83,7 @@ def test_a_batch_that_is_not_full_changes_nothing(generators):
 @pytest.mark.parametrize("depth", [0, 2])
 def test_words_lift_the_items_that_have_them(depth, is_answered):
     """Whether or not the model answers the instruction; a batch of 2 for 3 requests."""
-    model, tables = recommender(open_query=True)
+    model, tables = recommender(has_item_head=True)
     generator = Generator.create(model, tables, semantic_ids(), depth, CONFIG, words=WORDS)
     said = ["find b for me", "red number7", "surprise me"]
     spoken = generator.told(said, prompts(seed=5) if is_answered else None)
@@ -110,7 +110,7 @@ LIFTS = ("values", "trends", "answer", "words")
 @pytest.mark.parametrize("lift", LIFTS)
 def test_what_lifts_an_item_brings_it_in_where_only_the_nearest_are_searched(depth, lift):
     """The host looks for 2 items of 30, or of each prefix, and finds what the device finds."""
-    model, tables = recommender(open_query=True)
+    model, tables = recommender(has_item_head=True)
     rng, beams = np.random.default_rng(3), 30 if depth else 1
     items = np.sort(rng.permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)[:, :2], axis=1)
     rows = np.arange(3, dtype=np.int32)
@@ -137,7 +137,7 @@ def test_what_lifts_an_item_brings_it_in_where_only_the_nearest_are_searched(dep
 @pytest.mark.parametrize("depth", [0, 2])
 def test_a_large_catalogue_is_read_in_parts(depth, monkeypatch):
     """A part is of one request and 4 items of 30; what is found is the same."""
-    model, tables = recommender(open_query=True)
+    model, tables = recommender(has_item_head=True)
     batch, said = prompts(), ["find b for me", "red number7", "surprise me"]
     none = ItemFeatures(np.zeros((3, 1), np.int32), np.zeros((3, 1, 2), np.float32))
     weights = np.array([[0.0, 0.0, 0.7, 2.0]], np.float32)

@@ -19,7 +19,7 @@ from sigma_jax.sft.loss import (
 )
 from sigma_jax.sft.task import SftTask
 
-LETTER_MODEL = {"has_open_query": False, "reads_task": False}
+LETTER_MODEL = {"has_item_head": False, "has_task_head": False}
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def naive_losses(task, model, tables, batch) -> tuple[float, float]:
     return ntp / total, infonce / total
 
 
-def naive_open_loss(task, model, tables, batch) -> float:
-    """InfoNCE of the open query against all other items, target by target, in float64."""
+def naive_item_head_loss(task, model, tables, batch) -> float:
+    """InfoNCE of the item head against all other items, target by target, in float64."""
     hidden = np.asarray(hidden_states(model, tables, batch), np.float64)
     mask, weight = np.asarray(mask_of(batch)), np.asarray(batch["target_weight"])
     vectors = np.asarray(model.item_vectors(jnp.arange(len(task.data.catalogue)), tables))
@@ -99,7 +99,7 @@ def naive_open_loss(task, model, tables, batch) -> float:
     for row, place in zip(*np.nonzero(weight), strict=True):
         seen = row, batch["start_position"][row, place]
         items = batch["item"][row]
-        query = naive_query(model, model.open_head, hidden[seen], items, mask[seen], vectors)
+        query = naive_query(model, model.item_head, hidden[seen], items, mask[seen], vectors)
         scores = vectors @ query / task.config.temperature
         target = int(batch["target_item"][row, place])
         known = np.asarray(task.data.catalogue.popularity) > 0
@@ -109,15 +109,15 @@ def naive_open_loss(task, model, tables, batch) -> float:
     return total / weight.sum()
 
 
-def test_the_open_query_has_a_loss_of_its_own_beside_eq_4_and_eq_5(task, model):
+def test_the_item_head_has_a_loss_of_its_own_beside_eq_4_and_eq_5(task, model):
     tables, batch = placed(task.tables()), placed(task.batches()[0])
     loss, figures = jax.jit(task.loss)(model, tables, batch, jax.random.key(0))
     host = jax.device_get(batch)
     ntp, infonce = naive_losses(task, model, tables, host)
-    opened = naive_open_loss(task, model, tables, host)
+    opened = naive_item_head_loss(task, model, tables, host)
     np.testing.assert_allclose(figures["ntp_loss"], ntp, rtol=1e-5)
     np.testing.assert_allclose(figures["infonce_loss"], infonce, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(figures["open_loss"], opened, rtol=1e-5)
+    np.testing.assert_allclose(figures["item_head_loss"], opened, rtol=1e-5)
     np.testing.assert_allclose(loss, ntp + infonce + opened + figures["task_loss"], rtol=1e-5)
 
 
@@ -137,7 +137,7 @@ def test_the_weights_of_both_losses_count(trained, task, model):
     weighted = make_task(trained, ntp_weight=0.5, infonce_weight=2.0)
     arguments = model, placed(task.tables()), placed(task.batches()[0]), jax.random.key(0)
     loss, figures = jax.jit(weighted.loss)(*arguments)
-    expected = 0.5 * figures["ntp_loss"] + 2 * figures["infonce_loss"] + figures["open_loss"]
+    expected = 0.5 * figures["ntp_loss"] + 2 * figures["infonce_loss"] + figures["item_head_loss"]
     expected += figures["task_loss"]
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
@@ -182,9 +182,9 @@ def test_targets_of_a_batch_are_negatives_of_one_another(trained, model):
     expected = 4 / len(shares) + 30 * shares
     for found, items in zip(corrections, (targets, more.items), strict=True):
         np.testing.assert_allclose(found, -np.log(1 - np.exp(-expected[items])), rtol=1e-3)
-    loss = jax.jit(few.loss)(model, tables, batch, jax.random.key(0))[1]["open_loss"]
+    loss = jax.jit(few.loss)(model, tables, batch, jax.random.key(0))[1]["item_head_loss"]
     alone = make_task(trained, num_negatives=4)
-    assert loss > jax.jit(alone.loss)(model, tables, batch, jax.random.key(0))[1]["open_loss"]
+    assert loss > jax.jit(alone.loss)(model, tables, batch, jax.random.key(0))[1]["item_head_loss"]
     of_all = make_task(trained, batch_negatives=30)
     same = shared_negatives(of_all.config, model, tables, targets, jax.random.key(0))
     assert with_targets(of_all.config, tables, same, targets, weights) == (same, None)
@@ -200,11 +200,11 @@ def test_items_nobody_had_in_training_are_no_negatives(task, model):
         jax.jit(task.loss)(model, tables | more, batch, jax.random.key(0))[1]
         for more in ({}, nobody)
     )
-    assert usual["open_loss"] > 0.1
-    assert abs(figures["open_loss"]) < 1e-6
+    assert usual["item_head_loss"] > 0.1
+    assert abs(figures["item_head_loss"]) < 1e-6
 
 
-def test_targets_that_satisfy_an_instruction_train_the_open_query(trained, task):
+def test_targets_that_satisfy_an_instruction_train_the_item_head(trained, task):
     asking = make_task(trained, constraint_weight=2.0)
     tables, batch = placed(asking.tables()), placed(asking.batches()[0])
     numbers = np.asarray(batch["target_constraint"])
@@ -215,8 +215,8 @@ def test_targets_that_satisfy_an_instruction_train_the_open_query(trained, task)
     arguments = asking.model(nnx.Rngs(0)), tables, batch, jax.random.key(0)
     loss, figures = jax.jit(asking.loss)(*arguments)
     plain, _ = jax.jit(task.loss)(*arguments)
-    assert figures["open_constraint_loss"] > 0
-    np.testing.assert_allclose(loss, plain + 2 * figures["open_constraint_loss"], rtol=1e-5)
+    assert figures["item_head_constraint_loss"] > 0
+    np.testing.assert_allclose(loss, plain + 2 * figures["item_head_constraint_loss"], rtol=1e-5)
 
 
 def test_a_new_category_is_one_that_nothing_visible_has(trained):
@@ -237,8 +237,8 @@ def test_a_new_category_is_one_that_nothing_visible_has(trained):
 
 
 def test_the_task_of_an_instruction_is_learnt_beside_the_items(trained, task):
-    reading = make_task(trained, model=model_fields(trained, reads_task=True))
-    silent = make_task(trained, model=model_fields(trained, reads_task=False))
+    reading = make_task(trained, model=model_fields(trained, has_task_head=True))
+    silent = make_task(trained, model=model_fields(trained, has_task_head=False))
     tables, batch = placed(task.tables()), placed(task.batches()[0])
     model, plain = reading.model(nnx.Rngs(0)), silent.model(nnx.Rngs(0))
     rng = np.random.default_rng(0)

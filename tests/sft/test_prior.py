@@ -143,7 +143,7 @@ def test_what_was_taken_lately_is_wanted_only_where_it_is_taken_again():
 def test_what_instructions_say_counts_only_where_it_is_taken():
     histories = histories_of([[[i % 30], [(i + 1) % 30], [(i + 2) % 30]] for i in range(REQUESTS)])
     requests = plain_requests(histories).take(np.arange(REQUESTS))
-    model, tables = recommender(open_query=True)
+    model, tables = recommender(has_item_head=True)
     generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
     told = generator.told([""] * REQUESTS, many_prompts(REQUESTS, seed=5))
     every = np.tile(np.arange(NUM_ITEMS), (REQUESTS, 1))
@@ -188,7 +188,7 @@ def test_each_task_has_weights_of_its_own_where_it_has_targets():
     assert (by_task[[0, 1], 2] > 0.6).all() and by_task[4, 2] < -1.2
     np.testing.assert_array_equal(by_task[[2, 3, 5, 6]], np.tile(common, (4, 1)))
     assert losses.mean() < loss
-    prior, figures = fitted(True, reads_task=True)
+    prior, figures = fitted(True, has_task_head=True)
     # Of one task alone its weights are at least as good as all tasks', whichever sigma is best.
     assert figures["prior_loss"] <= fitted(True)[1]["prior_loss"] + 1e-6
     assert all(len(prior.weights.of[name]) == len(TASKS) for name in FEATURES)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
-from small_task import make_task, model_fields, placed
+from small_task import make_task, placed
 
 from sigma_jax import metrics
 from sigma_jax.data.pipeline import open_shards
@@ -20,7 +20,7 @@ from sigma_jax.models.lora import INPUTS
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.schema import PreparedData, SemanticIds
-from sigma_jax.sft.gains import Gains
+from sigma_jax.sft.gains import HeadWeights
 from sigma_jax.sft.prior import Prior
 from sigma_jax.sft.records import RECORDS, Record
 from sigma_jax.sft.trained import BEFORE_REFIT, load_recommender
@@ -40,9 +40,7 @@ def test_trained_tables_move_and_frozen_ones_do_not(trained, task):
     assert task.label(("item_encoder", "trained", "id")) == "table"
 
 
-def test_a_frozen_sid_table_is_labelled_so(trained, task):
-    model = model_fields(trained, is_sid_table_frozen=True)
-    assert make_task(trained, model=model).label(("sid_table",)) == "frozen"
+def test_the_sid_table_learns_as_a_table_and_the_backbone_as_the_base(task):
     assert task.label(("sid_table",)) == "table"
     assert task.label(("backbone", "embedding")) == "base"
 
@@ -63,13 +61,13 @@ def test_codes_are_searched_only_where_the_ranking_is_better_for_it(task, tmp_pa
         """What is kept, the figures, and the weights written."""
         gains.put_into(model)
         monkeypatch.setattr(
-            "sigma_jax.sft.task.codes_pay", lambda *ranks: judged.append(ranks) or pays
+            "sigma_jax.sft.task.beam_search_helps", lambda *ranks: judged.append(ranks) or pays
         )
         kept, figures = task.fit_prior(model, tables, requests, prompts, gains, tmp_path)
-        assert model.uses_codes == (kept.code > 0)
+        assert model.beam_search_helps == (kept.code > 0)
         return kept, figures, Prior.load(tmp_path).weights
 
-    gains = Gains(1.0, 0.5, -3.0, -4.0)
+    gains = HeadWeights(1.0, 0.5, -3.0, -4.0)
     opened = fit(gains.none)
     assert not judged and "codes_ndcg" not in opened[1]
     for pays in (True, False):
@@ -160,7 +158,7 @@ def test_with_low_rank_additions_the_backbone_is_grounding_s_and_their_sum(train
     start = make_task((changed, other)).model(nnx.Rngs(0))
     moved = load_recommender(other, PreparedData.load(other / "data")).model
     assert moved.backbone.config.lora is None
-    for name in ("sid_table", "up_projection", "open_head"):
+    for name in ("sid_table", "up_projection", "item_head"):
         assert not np.array_equal(getattr(start, name)[...], getattr(moved, name)[...])
 
 
@@ -177,13 +175,13 @@ def test_additions_in_16_bits_are_kept_as_what_is_fitted_has_them(trained, tmp_p
         weight = model.backbone.layers[name + "_b"]
         weight[...] = weight[...] + 0.01
     (tmp_path / "out").mkdir()
-    fitted, fit_gains = [], task.fit_gains
+    fitted, fit_head_weights = [], task.fit_head_weights
 
     def spy(model, *arguments):
         fitted.append(np.asarray(model.backbone.layers["gate"][0], np.float32))
-        return fit_gains(model, *arguments)
+        return fit_head_weights(model, *arguments)
 
-    monkeypatch.setattr(task, "fit_gains", spy)
+    monkeypatch.setattr(task, "fit_head_weights", spy)
     task.finish(model, placed(task.tables()), tmp_path / "out")
     saved = load_file(tmp_path / "out" / "backbone" / "model.safetensors")
     [kept] = fitted

@@ -52,7 +52,7 @@ def test_a_model_that_was_never_asked_without_a_history_is_not_asked_so(loaded):
     never = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, bare_share=0.0))
     told = told_by(generator, requests, data, tables, never)
     assert told.answer is None and len(told.words) == len(requests)
-    model = dataclasses.replace(config.model, has_open_query=False, reads_task=False)
+    model = dataclasses.replace(config.model, has_item_head=False, has_task_head=False)
     closed = dataclasses.replace(config, model=model, constraint_weight=0.0)
     assert told_by(generator, requests, data, tables, closed).answer is None
 

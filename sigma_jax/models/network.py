@@ -53,27 +53,26 @@ class TokenSpace:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecommenderConfig:
+class NetworkConfig:
     """What stands around the backbone."""
 
     item_encoder: ItemEncoderConfig
-    is_sid_table_frozen: bool
     uses_full_vocabulary: bool  # SID logits over text and all codes (the paper's letter)
     copies_history: bool  # the query may point at items of the prompt (False: the paper's letter)
     # A third head scores items before any code is chosen; its scores enter codes and prefixes, so
     # that both steps rank by one distribution over items (False: the paper's letter).
-    has_open_query: bool
+    has_item_head: bool
     # A head that tells which task an instruction is of, whatever its words: what counts say beside
     # the model weighs differently for each (sft/prior.py). False: the paper's letter.
-    reads_task: bool
+    has_task_head: bool
 
 
-class Recommender(nnx.Module):
+class RecommenderNetwork(nnx.Module):
     """A backbone with SID table, item encoder and the two heads of section 2.3 of SIGMA."""
 
     def __init__(
         self,
-        config: RecommenderConfig,
+        config: NetworkConfig,
         backbone: Qwen3,
         space: TokenSpace,
         vectors: Mapping[str, Float[Array, "I D"] | tuple[int, int]],
@@ -96,23 +95,23 @@ class Recommender(nnx.Module):
         up = nnx.initializers.orthogonal()(rngs.params(), (fused, width))
         self.up_projection = nnx.Param(text_scale * up, axes=(None, "embed"))
         self.query_head = nnx.Param(up.T, axes=("embed", None))
-        if config.has_open_query:
-            self.open_head = nnx.Param(up.T, axes=("embed", None))
+        if config.has_item_head:
+            self.item_head = nnx.Param(up.T, axes=("embed", None))
             # How much codes and queries add to it; fitted after training (sft/gains.py).
-            self.code_gain = nnx.Param(jnp.array(0.2))
-            self.query_gain = nnx.Param(jnp.array(0.1))
-        if config.reads_task:
+            self.code_head_weight = nnx.Param(jnp.array(0.2))
+            self.query_head_weight = nnx.Param(jnp.array(0.1))
+        if config.has_task_head:
             self.task_head = nnx.Param(jnp.zeros((width, len(TASKS))), axes=("embed", None))
         if config.copies_history:
             self.pointer_head = nnx.Param(up.T, axes=("embed", None))
             self.pointer_scale = nnx.Param(jnp.array([10.0, 0.0, 1.0]))
 
     @property
-    def uses_codes(self) -> bool:
-        """Whether codes, or the query after them, have a say beside the open query. On the host."""
-        if not self.config.has_open_query:
+    def beam_search_helps(self) -> bool:
+        """Whether codes, or the query after them, have a say beside the item head. On the host."""
+        if not self.config.has_item_head:
             return True
-        return bool(self.code_gain[...] > 0) or bool(self.query_gain[...] > 0)
+        return bool(self.code_head_weight[...] > 0) or bool(self.query_head_weight[...] > 0)
 
     def embed(
         self, tokens: Int[Array, "B T"], items: Int[Array, "B T"], tables: Tables
@@ -198,7 +197,7 @@ class Recommender(nnx.Module):
         """Logits of TASKS at the last token of instructions, float32."""
         return hidden.astype(jnp.float32) @ self.task_head[...]
 
-    def open_query(
+    def item_head_vector(
         self,
         hidden: Float[Array, "B N D"],
         items: Int[Array, "B T"],
@@ -213,9 +212,9 @@ class Recommender(nnx.Module):
           is_seen: which positions of the row each of the N sees.
         """
         hidden = hidden.astype(jnp.float32)
-        return self._pointing(unit(hidden @ self.open_head[...]), hidden, items, is_seen, tables)
+        return self._pointing(unit(hidden @ self.item_head[...]), hidden, items, is_seen, tables)
 
-    def query(
+    def query_head_vector(
         self,
         hidden: Float[Array, "B N D"],
         items: Int[Array, "B T"],
@@ -226,7 +225,7 @@ class Recommender(nnx.Module):
 
         Args:
           hidden: of N query tokens.
-          items, is_seen: as in `open_query`.
+          items, is_seen: as in `item_head_vector`.
         """
         hidden = hidden.astype(jnp.float32)
         return self._pointing(unit(hidden @ self.query_head[...]), hidden, items, is_seen, tables)

@@ -8,7 +8,7 @@ from flax import nnx
 from small_recommender import CODES, LEVELS, NUM_ITEMS, VOCABULARY, prompts, recommender
 
 from sigma_jax.models.item_encoder import ItemEncoder, ItemEncoderConfig
-from sigma_jax.models.recommender import TokenSpace
+from sigma_jax.models.network import TokenSpace
 from sigma_jax.models.weights import load_weights, save_weights
 
 
@@ -108,11 +108,11 @@ def test_a_query_without_items_to_see_points_at_nothing():
     model, tables = recommender()
     hidden = jax.random.normal(jax.random.key(3), (2, 3, 16))
     items = jnp.array([[4, -1, -1, 4], [-1, -1, -1, -1]])
-    nothing = model.query(hidden, items, jnp.zeros((2, 3, 4), bool), tables)
-    everything = model.query(hidden, items, jnp.ones((2, 3, 4), bool), tables)
+    nothing = model.query_head_vector(hidden, items, jnp.zeros((2, 3, 4), bool), tables)
+    everything = model.query_head_vector(hidden, items, jnp.ones((2, 3, 4), bool), tables)
     plain, _ = recommender(copies_history=False)
     plain.query_head[...] = model.query_head[...]
-    expected = plain.query(hidden, items, jnp.ones((2, 3, 4), bool), tables)
+    expected = plain.query_head_vector(hidden, items, jnp.ones((2, 3, 4), bool), tables)
     np.testing.assert_allclose(nothing, expected, atol=1e-6)
     np.testing.assert_allclose(everything[1], expected[1], atol=1e-6)
     # What is seen pulls the query towards itself.

@@ -18,11 +18,18 @@ from small_recommender import (
 
 from sigma_jax.generation.bias import ItemFeatures
 from sigma_jax.generation.generate import Choice, Generator
-from sigma_jax.sft.gains import GRID, WORTH, Gains, codes_pay, fit_gains, smallest_about_best
+from sigma_jax.sft.gains import (
+    GRID,
+    WORTH,
+    HeadWeights,
+    beam_search_helps,
+    fit_head_weights,
+    smallest_about_best,
+)
 
 
 def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np.ndarray:
-    """log P of every item by open query, codes and queries with their gains, path by path."""
+    """log P of every item by item head, codes and queries with their gains, path by path."""
     asking = depth if item_query == "token" else depth - 1  # tokens after the prompt
     codes = semantic_ids().codes[:, :depth]
     vectors = np.asarray(model.item_vectors(jnp.arange(NUM_ITEMS), tables), np.float64)
@@ -40,11 +47,13 @@ def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np
         is_seen = jnp.broadcast_to(jnp.arange(12) <= place, (NUM_ITEMS, 1, 12))
         return hidden[:, place : place + 1], jnp.asarray(items), is_seen, tables
 
-    opened = model.open_query(*looked(length - 1))
-    code_gain, query_gain = (float(gain[...]) for gain in (model.code_gain, model.query_gain))
+    opened = model.item_head_vector(*looked(length - 1))
+    code_head_weight, query_head_weight = (
+        float(gain[...]) for gain in (model.code_head_weight, model.query_head_weight)
+    )
     queries = opened
     if depth:
-        queries = opened + query_gain * model.query(*looked(length + asking))
+        queries = opened + query_head_weight * model.query_head_vector(*looked(length + asking))
     opened, queries = (np.asarray(q[:, 0], np.float64) for q in (opened, queries))
     mass = np.exp(vectors @ opened[0] / temperature)
     log_p = np.zeros(NUM_ITEMS)
@@ -53,7 +62,7 @@ def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np
         for level in range(depth):
             logits = model.code_log_probs(hidden[item, length - 1 + level], level)
             share = np.array([mass[below & (codes[:, level] == c)].sum() for c in range(CODES)])
-            shares = np.exp(np.asarray(logits, np.float64)) ** code_gain * share
+            shares = np.exp(np.asarray(logits, np.float64)) ** code_head_weight * share
             log_p[item] += np.log(shares[codes[item, level]] / shares.sum())
             below &= codes[:, level] == codes[item, level]
         scores = vectors @ queries[item] / temperature
@@ -64,9 +73,9 @@ def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np
 @pytest.mark.parametrize(
     "depth, item_query", [(0, "token"), (1, "token"), (2, "token"), (2, "code")]
 )
-def test_with_an_open_query_all_three_heads_make_one_distribution(depth, item_query):
-    model, tables = recommender(open_query=True)
-    model.code_gain[...], model.query_gain[...] = jnp.array(0.4), jnp.array(0.7)
+def test_with_an_item_head_all_three_heads_make_one_distribution(depth, item_query):
+    model, tables = recommender(has_item_head=True)
+    model.code_head_weight[...], model.query_head_weight[...] = jnp.array(0.4), jnp.array(0.7)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
     batch = prompts()
     generator = Generator.create(model, tables, semantic_ids(), depth, config, item_query)
@@ -79,8 +88,8 @@ def test_with_an_open_query_all_three_heads_make_one_distribution(depth, item_qu
 
 
 def test_codes_that_add_nothing_are_not_searched():
-    model, tables = recommender(open_query=True)
-    model.code_gain[...], model.query_gain[...] = jnp.zeros(()), jnp.zeros(())
+    model, tables = recommender(has_item_head=True)
+    model.code_head_weight[...], model.query_head_weight[...] = jnp.zeros(()), jnp.zeros(())
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
     generator = Generator.create(model, tables, semantic_ids(), 2, config)
     assert generator.trie.depth == 0
@@ -91,12 +100,12 @@ def test_codes_that_add_nothing_are_not_searched():
         np.testing.assert_allclose(found.log_probs[row], log_p[found.items[row]], atol=2e-4)
     first = dataclasses.replace(config, ranking="first_prefix")
     assert Generator.create(model, tables, semantic_ids(), 2, first).trie.depth == 2
-    model.query_gain[...] = jnp.array(0.1)
+    model.query_head_weight[...] = jnp.array(0.1)
     assert Generator.create(model, tables, semantic_ids(), 2, config).trie.depth == 2
 
 
 def test_without_codes_the_one_prefix_gives_the_items_of_all_beams():
-    model, tables = recommender(open_query=True)
+    model, tables = recommender(has_item_head=True)
     config = dataclasses.replace(CONFIG, num_beams=3, num_retrieved=4)
     generator = Generator.create(model, tables, semantic_ids(), 0, config)
     found = generator(prompts(), 12)
@@ -115,11 +124,11 @@ def test_without_codes_the_one_prefix_gives_the_items_of_all_beams():
 
 @pytest.mark.parametrize("depth, item_query", [(1, "code"), (2, "token")])
 def test_gains_are_the_smallest_under_which_the_targets_are_about_likeliest(depth, item_query):
-    model, tables = recommender(open_query=True)
+    model, tables = recommender(has_item_head=True)
     batch, targets = prompts(), np.array([3, 17, 8], np.int32)
 
-    def log_p(code_gain, query_gain):
-        Gains(code_gain, query_gain, 0.0, 0.0).put_into(model)
+    def log_p(code_head_weight, query_head_weight):
+        HeadWeights(code_head_weight, query_head_weight, 0.0, 0.0).put_into(model)
         temperature = CONFIG.temperature
         rows = [
             naive_log_p(model, tables, batch, row, depth, temperature, item_query)[target]
@@ -129,9 +138,9 @@ def test_gains_are_the_smallest_under_which_the_targets_are_about_likeliest(dept
 
     settings = depth, item_query, CONFIG.temperature
     with_codes = {**tables, "codes": jnp.asarray(semantic_ids().codes, jnp.int32)}
-    fitted = fit_gains(model, with_codes, batch, targets, *settings)
+    fitted = fit_head_weights(model, with_codes, batch, targets, *settings)
     np.testing.assert_allclose(fitted.log_p, log_p(fitted.code, fitted.query).mean(), rtol=1e-4)
-    np.testing.assert_allclose(fitted.open_log_p, log_p(0.0, 0.0).mean(), rtol=1e-4)
+    np.testing.assert_allclose(fitted.item_head_log_p, log_p(0.0, 0.0).mean(), rtol=1e-4)
     by_gain = (
         np.stack([log_p(gain, fitted.query) for gain in GRID]),
         np.stack([log_p(fitted.code, gain) for gain in GRID]),
@@ -160,9 +169,9 @@ def test_a_gain_is_worth_more_than_chance():
 
 def test_codes_pay_where_targets_rise_by_more_than_chance():
     before = np.array([1, 1, 3, 3])
-    assert codes_pay(np.array([0, 0, 3, 3]), before)
-    assert not codes_pay(before, before)
-    assert not codes_pay(np.array([0, 1, 3, 3]), np.array([1, 0, 3, 3]))
+    assert beam_search_helps(np.array([0, 0, 3, 3]), before)
+    assert not beam_search_helps(before, before)
+    assert not beam_search_helps(np.array([0, 1, 3, 3]), np.array([1, 0, 3, 3]))
     beyond = np.array([12, 12, 12, 12])
-    assert not codes_pay(beyond - 2, beyond)
-    assert not codes_pay(before, np.array([0, 0, 3, 3]))
+    assert not beam_search_helps(beyond - 2, beyond)
+    assert not beam_search_helps(before, np.array([0, 0, 3, 3]))
