@@ -16,6 +16,7 @@ import pyarrow.feather as feather
 from jaxtyping import Bool, Float32, Int32, Int64
 
 TASKS = ("JustForYou", "Query", "Category", "Longtail", "Discover", "Season", "Holiday")
+DAY = 86_400  # seconds
 
 
 def write_arrow(table: pa.Table, path: Path) -> None:

@@ -22,12 +22,11 @@ from sigma_jax.configs.data import data_fields
 from sigma_jax.data.config import DataConfig
 from sigma_jax.prepare import prepare
 from sigma_jax.runtime.config import to_dataclass
-from sigma_jax.schema import PreparedData
+from sigma_jax.schema import DAY, PreparedData
 
 CATEGORIES = ("Tea", "Coffee", "Soap", "Candles", "Garden", "Toys")
 WORDS = ("red", "small", "old", "fine", "warm", "round", "green", "soft", "tall", "plain")
 NUM_ITEMS, NUM_USERS, NUM_SESSIONS = 60, 40, 15
-DAY = 86_400
 START = 1_672_531_200  # 2023-01-01
 MOST_MAPS = 20_000
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sigma_jax.schema import PreparedData
+from sigma_jax.schema import DAY, PreparedData
 
 
 def new_items(count: int = 3) -> list[dict]:
@@ -28,7 +28,7 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 def users_of(data: PreparedData, count: int) -> list[dict]:
     """The first users with all of their history, as a file has them."""
     histories, ids = data.histories, data.catalogue.table["item_id"].to_pylist()
-    now = int(histories.time.max()) + 86_400
+    now = int(histories.time.max()) + DAY
     rows = []
     for user in range(count):
         here = slice(histories.offsets[user], histories.offsets[user + 1])

@@ -24,6 +24,7 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from sigma_jax.data import database
+from sigma_jax.data.times import DAYS, NOT_A_TIME, SCALES, YEARS
 
 TABLES = ("items", "interactions", "users", "searches", "themes")
 KINDS = ("season", "holiday", "trend")
@@ -232,8 +233,7 @@ class Checker:
         wrong = table.filter(table[target].isnull())
         if nullable:
             wrong = wrong.filter(wrong[source].notnull())
-        remedy = "is not a time; use ISO 8601 (2024-05-01 12:30:00) or unix seconds"
-        self._forbid(name, wrong, field, source, remedy)
+        self._forbid(name, wrong, field, source, NOT_A_TIME)
         return table
 
     def _known(self, name: str, table: ir.Table, items: ir.Table) -> ir.Table:
@@ -282,27 +282,28 @@ def whole_text(value: ir.Value) -> ir.StringValue:
 
 
 def as_number(value: ir.Value) -> ir.FloatingValue:
-    """A number, or the text of one, as float64; null for all else."""
-    if value.type().is_numeric():
-        return value.try_cast("float64")
-    return value.cast("string").strip().try_cast("float64")
+    """A number, or the text of one, as float64; null for infinity, NaN and all else."""
+    if not value.type().is_numeric():
+        value = value.cast("string").strip()
+    number = value.try_cast("float64")
+    return (number.isinf() | number.isnan()).ifelse(ibis.null("float64"), number)
 
 
 def date_seconds(value: ir.Value) -> ir.IntegerValue:
     """Seconds since 1970, UTC, of 20240501 (number or text) and of text 2024; null for all else.
 
-    Years go from 1900 to 2100; a year is its 1 January. 20240230, which is no day, is null.
+    `times.DAYS` and `times.YEARS` bound them; a year is its 1 January. 20240230 is no day: null.
     """
     number = as_number(value)
     is_whole = number == number.floor()
     digits = number.try_cast("int64").cast("string")
     date = ibis.cases(
         (
-            is_whole & number.between(19_000_101, 21_001_231),
+            is_whole & number.between(*DAYS),
             digits[:4] + "-" + digits[4:6] + "-" + digits[6:8],
         ),
         (
-            is_whole & number.between(1_900, 2_100) & ibis.literal(value.type().is_string()),
+            is_whole & number.between(*YEARS) & ibis.literal(value.type().is_string()),
             digits + "-01-01",
         ),
         else_=ibis.null(dt.string),
@@ -313,25 +314,25 @@ def date_seconds(value: ir.Value) -> ir.IntegerValue:
 def unix_seconds(value: ir.Value) -> ir.Value:
     """Seconds since 1970, UTC, of dates, ISO strings, seconds, ms, us or ns; null if none of these.
 
-    Numbers from 1e11 on are milliseconds (1e11 seconds is the year 5138), from 1e14 microseconds,
-    from 1e17 nanoseconds.
+    `times.SCALES` tells the unit of a number by its size. Fractions of a second are dropped.
     """
     kind = value.type()
     if kind.is_timestamp() or kind.is_date():
-        return value.cast("timestamp").epoch_seconds().cast("int64")
+        return _whole_seconds(value.cast("timestamp"))
     seconds = _numeric_seconds(as_number(value))
     if kind.is_numeric():
         return seconds
     iso = value.cast("string").strip().try_cast(dt.Timestamp(timezone="UTC"))
-    return ibis.coalesce(seconds, iso.epoch_seconds().cast("int64"))
+    return ibis.coalesce(seconds, _whole_seconds(iso))
+
+
+def _whole_seconds(time: ir.TimestampValue) -> ir.IntegerValue:
+    # Truncated first: DuckDB rounds where it casts a fraction of a second to a whole number.
+    return time.truncate("s").epoch_seconds().cast("int64")
 
 
 def _numeric_seconds(number: ir.FloatingValue) -> ir.IntegerValue:
     size = number.abs()
-    seconds = ibis.cases(
-        (size >= 1e17, number / 1e9),
-        (size >= 1e14, number / 1e6),
-        (size >= 1e11, number / 1e3),
-        else_=number,
-    )
+    cases = ((size >= smallest, number / units) for smallest, units in SCALES)
+    seconds = ibis.cases(*cases, else_=number)
     return seconds.floor().try_cast("int64")

@@ -18,9 +18,8 @@ import pyarrow as pa
 
 from sigma_jax.data import database
 from sigma_jax.data.config import ThemesConfig
-from sigma_jax.schema import Links, Themes
+from sigma_jax.schema import DAY, Links, Themes
 
-DAY = 86_400
 _SEASONS = {"spring": 3, "summer": 6, "fall": 9, "winter": 12}  # first month, north
 # Second days of one feast, and days moved to a weekday, would be themes of the same items; and
 # nobody shops for the rest.

@@ -20,7 +20,6 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sigma_jax.data.config import TextConfig
-from sigma_jax.schema import Catalogue, Histories, Requests, Users
+from sigma_jax.data.times import unix_time
+from sigma_jax.schema import DAY, Catalogue, Histories, Requests, Users
 
 COLUMNS = ("user_id", "instruction", "history", "timestamp")
-DAY = 86_400
 IDS = 100_000  # of items, in Python at a time
 READ = 1_000  # rows of Parquet read together
 
@@ -297,30 +296,3 @@ def request_time(
     if given < latest:
         raise ValueError(f"{where}: its timestamp is before the end of its history; correct one.")
     return given
-
-
-def unix_time(value: Any, where: str) -> int:
-    """Unix seconds of a number, a date or an ISO 8601 text; without a zone UTC.
-
-    As in the log of a training: numbers from 1e11 on are milliseconds, from 1e14 microseconds, from
-    1e17 nanoseconds; 20240501 is a day.
-    """
-    try:
-        if isinstance(value, str):
-            text = value.strip()
-            is_number = text.lstrip("-").replace(".", "", 1).isdigit()
-            value = float(text) if is_number else datetime.fromisoformat(text)
-        if isinstance(value, int | float | decimal.Decimal):
-            number = float(value)
-            if 19_000_101 <= number <= 21_001_231 and number == int(number):
-                value = datetime.strptime(str(int(number)), "%Y%m%d")
-            else:
-                scales = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
-                return int(number / next((s for least, s in scales if abs(number) >= least), 1))
-        if isinstance(value, date) and not isinstance(value, datetime):
-            value = datetime(value.year, value.month, value.day)
-        return int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp())
-    except (ValueError, TypeError, OverflowError, AttributeError):
-        raise ValueError(
-            f"{where}: timestamp {value!r} is no time; use ISO 8601 or unix seconds."
-        ) from None

@@ -48,7 +48,7 @@ from sigma_jax.baselines.covisitation import (
 )
 from sigma_jax.generation.bias import ItemFeatures
 from sigma_jax.generation.trie import power_of_two
-from sigma_jax.schema import Histories, PreparedData, Requests
+from sigma_jax.schema import DAY, Histories, PreparedData, Requests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,6 @@ OWN = Asking(None, 0.9, 0.1)
 TODAY = "_today"  # behind the name of a relation that is asked for the day's items alone
 RELATED = (*ASKED, "own", *(f"{name}{TODAY}" for name in ASKED))
 UNITS = tuple((ASKED | {"own": OWN})[name.removesuffix(TODAY)].unit for name in RELATED)
-DAY = 86_400  # seconds
 MOST_LISTED = 512  # items of a request that a relation may name: the strongest
 COSINES_A_STEP = 2**24  # entries of [items, I] that exist at once
 ROWS_A_STEP = 4_096  # of a square of items

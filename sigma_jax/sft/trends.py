@@ -19,8 +19,7 @@ from jaxtyping import Float16, Int32, Int64
 
 from sigma_jax.baselines.candidates import training_rows
 from sigma_jax.generation.trie import power_of_two
-from sigma_jax.schema import Histories, PreparedData, Requests
-from sigma_jax.sft.relations import DAY
+from sigma_jax.schema import DAY, Histories, PreparedData, Requests
 
 MEMORY = {"week": 7.0, "month": 30.0, "quarter": 91.0, "ever": np.inf}  # days
 TRENDS = tuple(MEMORY)

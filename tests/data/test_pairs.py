@@ -13,7 +13,7 @@ import pytest
 from sigma_jax.data import pairs
 from sigma_jax.data.themes import calendar
 from sigma_jax.prepare import prepare
-from sigma_jax.schema import VIEWS, PreparedData
+from sigma_jax.schema import DAY, VIEWS, PreparedData
 
 LEARNT_FROM_TRAINING = (
     "item_popularity.npy",
@@ -275,7 +275,7 @@ def test_calendar_has_holidays_and_seasons_in_their_time(data_config):
     ends = {end for name, _, _, end in rows if name == "Christmas"}
     assert 1_703_548_800 in ends  # the day after 25 December 2023, 0 o'clock
     winter = [(start, end) for name, _, start, end in rows if name == "winter"]
-    assert all(89 <= (end - start) / 86_400 <= 91 for start, end in winter)
+    assert all(89 <= (end - start) / DAY <= 91 for start, end in winter)
     settings = dataclasses.replace(data_config.themes, hemisphere="south")
     south = calendar(settings, 1_672_531_200, 1_703_980_800)
     months = {name: {_month(s) for n, _, s, _ in south if n == name} for name in ("winter", "fall")}
@@ -288,10 +288,10 @@ def test_calendar_goes_on_for_a_year_after_the_last_row(data_config):
     starts = {}
     for name, _, start, _ in calendar(data_config.themes, 1_672_531_200, last):
         starts.setdefault(name, []).append(start)
-    assert any(last - 14 * 86_400 <= start <= last for start in starts["New Year"])
+    assert any(last - 14 * DAY <= start <= last for start in starts["New Year"])
     for name in ("summer", "Easter", "Halloween"):
         assert max(starts[name]) > last
-    assert max(map(max, starts.values())) <= last + 366 * 86_400
+    assert max(map(max, starts.values())) <= last + 366 * DAY
 
 
 def _month(seconds: int) -> int:

@@ -12,7 +12,7 @@ from small_export import new_items, one, users_of, write_rows
 from sigma_jax.evaluation.judged import make_generator
 from sigma_jax.generation import generate, rank
 from sigma_jax.recommend import one_request, recommend_all
-from sigma_jax.schema import Requests
+from sigma_jax.schema import DAY, Requests
 from sigma_jax.serving.ask import Answering, Living
 from sigma_jax.serving.bundle import Bundle
 from sigma_jax.serving.newcomers import add_items, read_items, set_active
@@ -77,7 +77,7 @@ def test_an_answer_does_not_depend_on_the_days_of_others(data, answering, tmp_pa
     rows = users_of(data, 12)
     for row in rows:
         row["history"] = row["history"][: len(row["history"]) // 2]
-        row["timestamp"] = row["history"][-1]["timestamp"] + 86_400
+        row["timestamp"] = row["history"][-1]["timestamp"] + DAY
     path = write_rows(tmp_path / "users.jsonl", rows)
     asked = one(read_users(str(path), answering.reading, 100))
     expected = answering.recommend(asked, 20)
@@ -204,7 +204,8 @@ def test_rows_are_answered_as_the_command_does(own, data, tmp_path):
         ),
         (
             {"user_id": "a", "history": [{"item_id": "i001", "timestamp": "yesterday"}]},
-            "row 2: timestamp 'yesterday' is no time; use ISO 8601 or unix seconds.",
+            "row 2: timestamp='yesterday' is not a time; use ISO 8601 (2024-05-01 12:30:00) or "
+            "unix seconds.",
         ),
         (
             {"user_id": "a", "history": [{"timestamp": 3}]},

@@ -1,18 +1,15 @@
 """How a file of users is understood."""
 
-from datetime import date
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sigma_jax.data.config import TextConfig
-from sigma_jax.schema import Catalogue
+from sigma_jax.schema import DAY, Catalogue
 from sigma_jax.serving import users
-from sigma_jax.serving.users import Event, ItemNumbers, Reading, read_users, sessions_of, unix_time
+from sigma_jax.serving.users import Event, ItemNumbers, Reading, read_users, sessions_of
 
-DAY = 86_400
 TEXT = TextConfig((), "", "", " > ", 100)
 
 
@@ -189,24 +186,6 @@ def test_a_request_is_made_when_the_row_says_or_a_day_after_all(tmp_path):
     assert request_times(read(tmp_path / "u.jsonl", rows)) == [2 * DAY, 11 * DAY]
     without = '{"user_id": "b", "history": ["i1"]}\n'
     assert request_times(read(tmp_path / "v.jsonl", without, now=0)) == [0]
-
-
-@pytest.mark.parametrize(
-    "value, seconds",
-    [
-        (60, 60),
-        ("60", 60),
-        (1_600_000_000_000, 1_600_000_000),
-        (1_600_000_000_000_000_000, 1_600_000_000),
-        (19_700_102, DAY),
-        ("19700102", DAY),
-        (date(1970, 1, 2), DAY),
-        ("1970-01-01T00:01:00", 60),
-        ("1970-01-01 01:01:00+01:00", 60),
-    ],
-)
-def test_times(value, seconds):
-    assert unix_time(value, "here") == seconds
 
 
 @pytest.mark.parametrize("history", ['"not json"', '"{}"', "[null]"])

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sigma_jax.schema import (
+    DAY,
     Catalogue,
     Histories,
     Links,
@@ -24,7 +25,6 @@ from sigma_jax.schema import (
 from sigma_jax.sft import instructions
 from sigma_jax.sft.prompt import PromptConfig
 
-DAY = 86_400
 VOCABULARY = 400
 
 

@@ -12,7 +12,7 @@ from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
 from sigma_jax.baselines.candidates import Allowed
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generate import Generator
-from sigma_jax.schema import TASKS, Requests
+from sigma_jax.schema import DAY, TASKS, Requests
 from sigma_jax.sft.prior import (
     FEATURES,
     LEAST_TARGETS,
@@ -27,7 +27,6 @@ from sigma_jax.sft.prior import (
     fit_weights,
     log_loss,
 )
-from sigma_jax.sft.trends import DAY
 
 REQUESTS = LEAST_TARGETS + 10
 GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3, (), 0.0, "exact")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.data.pipeline import open_shards
-from sigma_jax.schema import TASKS
+from sigma_jax.schema import DAY, TASKS
 from sigma_jax.sft import records as module
 from sigma_jax.sft.candidates import TaskTables
 from sigma_jax.sft.records import (
@@ -123,7 +123,7 @@ def test_held_out_rows_change_no_record(shop, config, lookahead):
     is_held_out = np.arange(len(user)) >= histories.valid_start[user]
     assert is_held_out.any()
     item = np.where(is_held_out, (histories.item + 1) % 40, histories.item).astype(np.int32)
-    time = np.where(is_held_out, histories.time + 40 * 86_400, histories.time)
+    time = np.where(is_held_out, histories.time + 40 * DAY, histories.time)
     changed = dataclasses.replace(histories, item=item, time=time)
     records = every(shop, config, lookahead_sessions=lookahead)
     again = every(

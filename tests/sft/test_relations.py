@@ -10,11 +10,10 @@ from small_histories import ITEMS, histories_of, plain_data, plain_requests, ran
 from sigma_jax.baselines.candidates import history_ranges
 from sigma_jax.baselines.covisitation import SMOOTHING, count_ties, strongest
 from sigma_jax.generation.bias import ItemFeatures
-from sigma_jax.schema import Requests
+from sigma_jax.schema import DAY, Requests
 from sigma_jax.sft import relations
 from sigma_jax.sft.relations import (
     ASKED,
-    DAY,
     PADDING,
     RELATED,
     Relations,

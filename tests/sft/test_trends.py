@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from small_histories import ITEMS, histories_of, plain_data, plain_requests, random_users
 
+from sigma_jax.schema import DAY
 from sigma_jax.sft import trends
-from sigma_jax.sft.trends import DAY, MEMORY, TRENDS, UNIT, Trends, request_times
+from sigma_jax.sft.trends import MEMORY, TRENDS, UNIT, Trends, request_times
 
 USERS = random_users(baskets=True)
 

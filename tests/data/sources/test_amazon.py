@@ -9,7 +9,7 @@ from sigma_jax.configs.data import data_fields
 from sigma_jax.data.config import DataConfig
 from sigma_jax.prepare import prepare
 from sigma_jax.runtime.config import to_dataclass
-from sigma_jax.schema import PreparedData
+from sigma_jax.schema import DAY, PreparedData
 
 INTER = {"0": [3, 1, 2, 0], "1": [0, 2, 1], "10": [2, 0, 3], "9": [1, 3, 2]}
 ITEMS = {
@@ -51,11 +51,11 @@ def test_ids_alone_are_enough_and_keep_the_order_of_the_file(folder):
 
 
 def test_events_of_one_day_keep_the_order_of_the_file(folder):
-    times = {user: [86_400 * 15_000] * len(items) for user, items in INTER.items()}
+    times = {user: [DAY * 15_000] * len(items) for user, items in INTER.items()}
     (folder / "Tiny.time.json").write_text(json.dumps(times))
     data, _ = run(folder)
     assert data.histories.item[:4].tolist() == INTER["0"]
-    assert set(data.histories.time.tolist()) == {86_400 * 15_000}
+    assert set(data.histories.time.tolist()) == {DAY * 15_000}
 
 
 def test_texts_and_categories_of_all_spellings(folder):

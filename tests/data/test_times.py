@@ -1,0 +1,73 @@
+"""Tables and requests read a time by the same rules."""
+
+from datetime import UTC, date, datetime
+
+import ibis
+import pytest
+
+from sigma_jax.data.tables import date_seconds, unix_seconds
+from sigma_jax.data.times import DAYS, SCALES, unix_time
+from sigma_jax.schema import DAY
+
+EXAMPLES = [
+    (60, 60),
+    ("60", 60),
+    (" 60 ", 60),
+    ("6e1", 60),
+    (1.7, 1),
+    (-1.5, -2),
+    (1_600_000_000_999, 1_600_000_000),
+    (1_600_000_000_000_000, 1_600_000_000),
+    (1_600_000_000_000_000_000, 1_600_000_000),
+    (19_700_102, DAY),
+    ("19700102", DAY),
+    (DAYS[0], -25_567 * DAY),
+    (DAYS[1], 47_846 * DAY),
+    (DAYS[1] + 1, DAYS[1] + 1),
+    *((int(smallest), int(smallest / units)) for smallest, units in SCALES),
+    *((-int(smallest), -int(smallest / units)) for smallest, units in SCALES),
+    (10**11 - 1, 10**11 - 1),
+    (date(1970, 1, 2), DAY),
+    (datetime(1970, 1, 2, 0, 0, 1), DAY + 1),
+    (datetime(1970, 1, 1, 0, 1, 0, 900_000, tzinfo=UTC), 60),
+    ("1970-01-02", DAY),
+    ("1970-01-01T00:01:00", 60),
+    ("1970-01-01 00:01:00.9", 60),
+    ("1969-12-31 23:59:58.5", -2),
+    ("1970-01-01T00:01:00Z", 60),
+    ("1970-01-01 01:01:00+01:00", 60),
+]
+NOT_TIMES = ["", "tomorrow", "12:30", "inf", "nan", float("inf"), float("nan"), "2024-02-30"]
+
+
+@pytest.fixture(scope="module")
+def in_table():
+    """The seconds that a table's column of this one value holds."""
+    con = ibis.duckdb.connect()
+    con.raw_sql("SET TimeZone = 'UTC'")
+
+    def seconds(value):
+        row = con.create_table("row", ibis.memtable({"given": [value]}), overwrite=True)
+        time = ibis.coalesce(date_seconds(row["given"]), unix_seconds(row["given"]))
+        return con.to_pyarrow(row.select(time=time))["time"].to_pylist()[0]
+
+    return seconds
+
+
+@pytest.mark.parametrize("value, seconds", EXAMPLES)
+def test_a_table_and_a_request_read_the_same_time(in_table, value, seconds):
+    assert unix_time(value, "here") == seconds
+    assert in_table(value) == seconds
+
+
+@pytest.mark.parametrize("value", NOT_TIMES)
+def test_neither_reads_a_time_where_there_is_none(in_table, value):
+    assert in_table(value) is None
+    with pytest.raises(ValueError, match=r"^here: timestamp=.* is not a time; use ISO 8601"):
+        unix_time(value, "here")
+
+
+def test_a_day_that_is_not_in_the_calendar_is_no_day(in_table):
+    assert in_table(20_240_230) == 20_240_230  # seconds: the column cannot be one of days
+    with pytest.raises(ValueError, match="timestamp=20240230 is not a time"):
+        unix_time(20_240_230, "here")
