@@ -1,10 +1,9 @@
-"""What a ranking is worth: hit rate, recall, NDCG, MRR, coverage, long-tail share, constraints.
+"""Ranking metrics: hit rate, NDCG, reciprocal rank, coverage, share of members, constraints.
 
-A ranking is a row of K item numbers, best first; -1 stands where nothing was returned and never
-counts as a hit. Rankings are final: whoever made them has broken the ties of the scores already,
-and nothing here reorders them. Section 3.1.1 of SIGMA reports HR@K at SID level (all codes of a
-recommended item equal the target's); items that collide then count as hits, so the item-level
-figures stand beside them.
+A ranking is a row of K item numbers, best first; -1 stands where nothing was returned and is never
+a hit. Rankings are final: these functions neither break ties nor reorder items.
+Section 3.1.1 of SIGMA reports HR@K at SID level: a hit is an item whose codes all equal the
+target's. Items with the same SID are hits there, so item-level metrics are reported too.
 
     ranking [7, 3, -1], target 3 -> rank 1 (from 0): HR@1 = 0, HR@2 = 1, NDCG@2 = 1/log2(3)
 """
@@ -18,16 +17,19 @@ from jaxtyping import Bool, Float64, Int, Int32, Int64
 
 from sigma_jax.schema import Links
 
-# N@10 - N@5 over R@10 - R@5 with one target a request: the weight of ranks 6 to 10 (from 1).
+# Rank of a target that is not in its ranking: no k reaches it, however short the ranking is.
+ABSENT = np.iinfo(np.int32).max
+# Range of (NDCG@10 - NDCG@5) / (HR@10 - HR@5) with one target a request: the discounts of the
+# ranks 6 to 10, counted from 1.
 LEAVE_ONE_OUT_BAND = (1 / math.log2(11), 1 / math.log2(7))
 
 
 def item_ranks(
     rankings: Int[np.ndarray, "N K"], target: Int[np.ndarray, " N"]
 ) -> Int64[np.ndarray, " N"]:
-    """Rank (from 0) of each target in its ranking; K where it is absent or unknown (-1)."""
+    """Rank (from 0) of each target in its ranking; ABSENT if it is not there or unknown (-1)."""
     is_hit = (rankings == target[:, None]) & (rankings >= 0)
-    return _first_true(is_hit)
+    return _first_hit(is_hit)
 
 
 def sid_ranks(
@@ -35,41 +37,46 @@ def sid_ranks(
     target: Int[np.ndarray, " N"],
     codes: Int32[np.ndarray, "I L"],
 ) -> Int64[np.ndarray, " N"]:
-    """Rank (from 0) of the first item whose full SID is the target's; K where there is none.
+    """Rank (from 0) of the first item whose full SID is the target's; ABSENT if there is none.
 
-    Section 3.1.1 of SIGMA. The list stays as it was: several items of one SID are not merged.
+    Section 3.1.1 of SIGMA. Items that share a SID keep a rank each.
     """
     is_known = (rankings >= 0) & (target >= 0)[:, None]
     is_same = np.ones(rankings.shape, bool)
     for level in range(codes.shape[1]):  # level by level: [N, K, L] is never built
         code = np.asarray(codes[:, level])
         is_same &= code[np.maximum(rankings, 0)] == code[np.maximum(target, 0)][:, None]
-    return _first_true(is_same & is_known)
+    return _first_hit(is_same & is_known)
 
 
-def _first_true(is_hit: Bool[np.ndarray, "N K"]) -> Int64[np.ndarray, " N"]:
-    return np.where(is_hit.any(1), is_hit.argmax(1) if is_hit.shape[1] else 0, is_hit.shape[1])
+def _first_hit(is_hit: Bool[np.ndarray, "N K"]) -> Int64[np.ndarray, " N"]:
+    if not is_hit.shape[1]:
+        return np.full(len(is_hit), ABSENT, np.int64)
+    return np.where(is_hit.any(axis=1), is_hit.argmax(axis=1), ABSENT)
 
 
 def hits(ranks: Int[np.ndarray, " N"], k: int) -> Float64[np.ndarray, " N"]:
-    """HR@k of each request: 1 where the target is among the first k."""
+    """HR@k of each request: 1 if the target is among the first k, else 0."""
     return (np.asarray(ranks) < k).astype(np.float64)
 
 
 def ndcg(ranks: Int[np.ndarray, " N"], k: int) -> Float64[np.ndarray, " N"]:
-    """NDCG@k of each request with one target: 1 / log2(rank + 2), 0 beyond k (Järvelin 2002)."""
+    """NDCG@k of each request with one target: 1 / log2(rank + 2), and 0 from rank k on.
+
+    Järvelin and Kekäläinen 2002; ranks are counted from 0.
+    """
     ranks = np.asarray(ranks)
     return np.where(ranks < k, 1 / np.log2(ranks + 2.0), 0.0)
 
 
 def reciprocal_ranks(ranks: Int[np.ndarray, " N"], k: int) -> Float64[np.ndarray, " N"]:
-    """MRR@k of each request: 1 / (rank + 1), 0 beyond k."""
+    """Reciprocal rank at k of each request: 1 / (rank + 1), and 0 from rank k on."""
     ranks = np.asarray(ranks)
     return np.where(ranks < k, 1 / (ranks + 1.0), 0.0)
 
 
 def standard_error(values: Float64[np.ndarray, " N"]) -> float:
-    """Standard error of the mean over requests (sample deviation); 0 for fewer than two."""
+    """Standard error of the mean of `values` (sample deviation); 0 for fewer than two."""
     count = len(values)
     return float(np.std(values, ddof=1) / math.sqrt(count)) if count > 1 else 0.0
 
@@ -81,16 +88,16 @@ def coverage(rankings: Int[np.ndarray, "N K"], num_items: int) -> float:
 
 
 def long_tail(popularity: Int[np.ndarray, " I"], head_share: float) -> Bool[np.ndarray, " I"]:
-    """Which items are the long tail: all but the most popular ones that hold `head_share`.
+    """True for the items outside the head, which is the most popular items with `head_share`.
 
-    popularity [5, 3, 1, 1], head_share 0.8 -> the head is items 0 and 1 (8 of 10 interactions),
-    the tail items 2 and 3. Items nobody took belong to the tail.
+    Worked example, popularity [5, 3, 1, 1], head_share 0.8: items 0 and 1 are the head (8 of 10
+    interactions) and items 2 and 3 the tail. Items without interactions belong to the tail.
     """
     popularity = np.asarray(popularity, np.int64)
     order = np.argsort(-popularity, kind="stable")
-    held = np.cumsum(popularity[order])
-    before = np.concatenate([[0], held[:-1]])
-    is_head = (before < head_share * held[-1]) & (popularity[order] > 0)
+    cumulative = np.cumsum(popularity[order])
+    more_popular = np.concatenate([[0], cumulative[:-1]])
+    is_head = (more_popular < head_share * cumulative[-1]) & (popularity[order] > 0)
     is_tail = np.ones(len(order), bool)
     is_tail[order[is_head]] = False
     return is_tail
@@ -99,10 +106,10 @@ def long_tail(popularity: Int[np.ndarray, " I"], head_share: float) -> Bool[np.n
 def share_of(
     rankings: Int[np.ndarray, "N K"], is_member: Bool[np.ndarray, " I"]
 ) -> Float64[np.ndarray, " N"]:
-    """Share of each request's returned items that are members; 0 where nothing was returned."""
+    """Share of each request's returned items that are members; 0 if nothing was returned."""
     is_returned = rankings >= 0
-    inside = is_member[np.maximum(rankings, 0)] & is_returned
-    return inside.sum(1) / np.maximum(is_returned.sum(1), 1)
+    is_hit = is_member[np.maximum(rankings, 0)] & is_returned
+    return is_hit.sum(1) / np.maximum(is_returned.sum(1), 1)
 
 
 def satisfied(
@@ -110,37 +117,37 @@ def satisfied(
 ) -> Float64[np.ndarray, " N"]:
     """Share of each request's returned items that satisfy its constraint.
 
-    Request n allows the items `allowed.of(row[n])`; where these are fewer than what was returned,
-    the share is of them: a list of ten with both items of a query satisfies it. NaN where row is -1
-    (no constraint), 0 where nothing was returned or nothing is allowed.
+    Request n allows the items `allowed.of(row[n])`. If fewer items are allowed than were returned,
+    the share is of the allowed items: a list of ten with both items of a query satisfies it.
+    NaN if row is -1 (no constraint); 0 if nothing was returned or nothing is allowed.
     """
     share = np.full(len(rankings), np.nan)
     for constraint in np.unique(row[row >= 0]):
         requests = np.flatnonzero(row == constraint)
-        chosen = rankings[requests]
-        is_returned = chosen >= 0
-        inside = np.isin(chosen, allowed.of(constraint)) & is_returned
+        returned = rankings[requests]
+        is_returned = returned >= 0
+        is_allowed = np.isin(returned, allowed.of(constraint)) & is_returned
         possible = np.minimum(is_returned.sum(1), len(np.unique(allowed.of(constraint))))
-        share[requests] = inside.sum(1) / np.maximum(possible, 1)
+        share[requests] = is_allowed.sum(1) / np.maximum(possible, 1)
     return share
 
 
 def leave_one_out_gap(
     recall_5: float, recall_10: float, ndcg_5: float, ndcg_10: float, tolerance: float
 ) -> str | None:
-    """None where the four figures can come from one ranking, otherwise what is wrong.
+    """None if the four metrics can come from one ranking, otherwise a sentence that says why not.
 
-    With one target a request, what lies at ranks 6 to 10 adds between 1/log2(11) = 0.289 and
-    1/log2(7) = 0.356 to NDCG for each hit it adds to recall whatever the method.
-    `tolerance` is the rounding of the figures, 0.5e-4 for four decimals.
+    With one target a request, a hit at the ranks 6 to 10 adds 1 to recall@10 - recall@5. It adds
+    between 1/log2(11) = 0.289 and 1/log2(7) = 0.356 to NDCG@10 - NDCG@5, by any method.
+    `tolerance` is the rounding of the metrics: 0.5e-4 for four decimals.
     """
     low, high = LEAVE_ONE_OUT_BAND
-    hits_added, gain = recall_10 - recall_5, ndcg_10 - ndcg_5
+    recall_added, ndcg_added = recall_10 - recall_5, ndcg_10 - ndcg_5
     slack = 2 * tolerance
-    if low * (hits_added - slack) - slack <= gain <= high * (hits_added + slack) + slack:
+    if low * (recall_added - slack) - slack <= ndcg_added <= high * (recall_added + slack) + slack:
         return None
     return (
-        f"N@10 - N@5 = {gain:.5f} lies outside [{low:.3f}, {high:.3f}] x (R@10 - R@5) = "
-        f"[{low * hits_added:.5f}, {high * hits_added:.5f}]; "
-        "the figures cannot come from one ranking."
+        f"N@10 - N@5 = {ndcg_added:.5f} lies outside [{low:.3f}, {high:.3f}] x (R@10 - R@5) = "
+        f"[{low * recall_added:.5f}, {high * recall_added:.5f}]; "
+        "these metrics cannot come from one ranking."
     )

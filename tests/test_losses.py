@@ -1,4 +1,4 @@
-"""Eq. 1-5 against plain float64 loops, chunked against whole."""
+"""Tests of Eq. 1-5 against plain float64 loops, and of chunked against unchunked losses."""
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,16 @@ def cosine(a, b):
     return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
-def naive_p(vectors, i, is_candidate, tau):
+def naive_p(vectors, i, is_column, tau):
     weights = [
-        np.exp(cosine(vectors[i], vectors[k]) / tau) if is_candidate(i, k) else 0.0
+        np.exp(cosine(vectors[i], vectors[k]) / tau) if is_column(i, k) else 0.0
         for k in range(len(vectors))
     ]
     return np.array(weights) / sum(weights)
 
 
 def is_kept(keys, i, j):
-    """Is j in the denominator of anchor i? Written out from the docstring."""
+    """Whether column j is in the denominator of anchor i, by the docstring of the loss."""
     half = len(keys) // 2
     partner = lambda k: (k + half) % len(keys)  # noqa: E731
     if j == i:
@@ -58,13 +58,13 @@ def test_eq1_and_eq2_equal_a_float64_loop(has_keys):
 def test_masking_follows_the_worked_example():
     q, a, b, c = range(4)
     keys = np.array([q, q, c, a, b, a])  # (q, a) (q, b) (c, a)
-    is_candidate = np.array([[is_kept(keys, i, j) for j in range(6)] for i in range(6)])
-    np.testing.assert_array_equal(is_candidate[0], [False, False, True, True, False, False])
-    # anchor c: its positive a (row 5) stays, the other a (row 3) goes
-    np.testing.assert_array_equal(is_candidate[2], [True, True, False, False, True, True])
-    # All cosines are 0: each anchor's P is even over its candidates.
+    is_column = np.array([[is_kept(keys, i, j) for j in range(6)] for i in range(6)])
+    np.testing.assert_array_equal(is_column[0], [False, False, True, True, False, False])
+    # Anchor c: its positive a (row 5) is a column, the other a (row 3) is masked.
+    np.testing.assert_array_equal(is_column[2], [True, True, False, False, True, True])
+    # All cosines are 0: each anchor's P is uniform over its columns.
     loss, _ = losses.contrastive_loss(jnp.eye(6), TAU, jnp.asarray(keys))
-    np.testing.assert_allclose(loss, np.log(is_candidate.sum(axis=1)).mean(), rtol=1e-6)
+    np.testing.assert_allclose(loss, np.log(is_column.sum(axis=1)).mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("has_keys", [False, True])
@@ -100,20 +100,20 @@ def test_eq4_equals_a_float64_loop():
     logits = rng.normal(size=(2, 3, 4, 5)).astype(np.float32) * 4
     codes = rng.integers(0, 5, (2, 3, 4))
     weights = np.array([[1, 0, 2], [0.5, 1, 0]], np.float32)
-    codes[0, 1] = -1  # no target there
+    codes[0, 1] = -1  # no target at this position
     total = 0.0
     for b, n in np.argwhere(weights > 0):
         exact = logits[b, n].astype(np.float64)
         terms = [exact[t, codes[b, n, t]] - np.log(np.exp(exact[t]).sum()) for t in range(4)]
         total -= weights[b, n] * np.mean(terms)
-    loss, figures = losses.next_token_loss(jnp.asarray(logits), codes, weights)
+    loss, metrics = losses.next_token_loss(jnp.asarray(logits), codes, weights)
     np.testing.assert_allclose(loss, total / weights.sum(), rtol=1e-5)
     is_right = logits.argmax(-1) == codes
     np.testing.assert_allclose(
-        figures["accuracy_2"], (is_right[..., 1] * weights).sum() / weights.sum(), rtol=1e-5
+        metrics["accuracy_2"], (is_right[..., 1] * weights).sum() / weights.sum(), rtol=1e-5
     )
     np.testing.assert_allclose(
-        figures["accuracy"], (is_right.all(-1) * weights).sum() / weights.sum(), rtol=1e-5
+        metrics["accuracy"], (is_right.all(-1) * weights).sum() / weights.sum(), rtol=1e-5
     )
 
 
@@ -163,10 +163,10 @@ def test_eq5_equals_a_float64_loop(use_prefix_condition):
         seen += weight * len(logits)
         contested += weight * bool(logits)
         first += weight * (bool(logits) and positive > max(logits))
-    loss, figures = losses.prefix_infonce(**batch, use_prefix_condition=use_prefix_condition)
+    loss, metrics = losses.prefix_infonce(**batch, use_prefix_condition=use_prefix_condition)
     np.testing.assert_allclose(loss, total / batch["weights"].sum(), rtol=1e-5)
-    np.testing.assert_allclose(figures["negatives"], seen / batch["weights"].sum(), rtol=1e-5)
-    np.testing.assert_allclose(figures["accuracy"], first / contested, rtol=1e-5)
+    np.testing.assert_allclose(metrics["negatives"], seen / batch["weights"].sum(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], first / contested, rtol=1e-5)
 
 
 CONSTRAINED_INPUTS = (
@@ -183,40 +183,40 @@ CONSTRAINED_INPUTS = (
 def test_constraints_equal_a_float64_loop():
     batch, rng = infonce_batch(), np.random.default_rng(5)
     queries, negatives = len(batch["weights"]), len(batch["negative_items"])
-    demanded = np.where(np.arange(queries) % 3 == 0, -1, np.arange(queries) % 4).astype(np.int32)
-    satisfies = rng.integers(-1, 4, (20, 2)).astype(np.int32)  # of each item
-    by_negative = satisfies[batch["negative_items"]]
-    total, share, bound = 0.0, 0.0, 0.0
+    constraint = np.where(np.arange(queries) % 3 == 0, -1, np.arange(queries) % 4).astype(np.int32)
+    constraints_of = rng.integers(-1, 4, (20, 2)).astype(np.int32)  # that each item satisfies
+    by_negative = constraints_of[batch["negative_items"]]
+    total, share, constrained_weight = 0.0, 0.0, 0.0
     for q, weight in enumerate(batch["weights"]):
-        if demanded[q] < 0:
+        if constraint[q] < 0:
             continue
-        all_of_them = {batch["target_items"][q]: batch["target_vectors"][q]}
+        vector_of = {batch["target_items"][q]: batch["target_vectors"][q]}
         for n, item in enumerate(batch["negative_items"]):
             if item >= 0:
-                all_of_them.setdefault(item, batch["negative_vectors"][n])
-        mass = {i: np.exp(cosine(batch["queries"][q], v) / 0.2) for i, v in all_of_them.items()}
-        fits = [
+                vector_of.setdefault(item, batch["negative_vectors"][n])
+        mass = {i: np.exp(cosine(batch["queries"][q], v) / 0.2) for i, v in vector_of.items()}
+        satisfying = [
             value
             for item, value in mass.items()
-            if item == batch["target_items"][q] or demanded[q] in satisfies[item]
+            if item == batch["target_items"][q] or constraint[q] in constraints_of[item]
         ]
-        against = sum(mass.values()) - sum(fits)
-        total -= weight * np.mean([np.log(value / (value + against)) for value in fits])
-        share += weight * sum(fits) / sum(mass.values())
-        bound += weight
+        violating = sum(mass.values()) - sum(satisfying)
+        total -= weight * np.mean([np.log(value / (value + violating)) for value in satisfying])
+        share += weight * sum(satisfying) / sum(mass.values())
+        constrained_weight += weight
     shared = {name.replace("negative_", "other_"): batch[name] for name in CONSTRAINED_INPUTS}
 
     def satisfies(rows):
-        return (by_negative == jnp.asarray(demanded)[rows, None, None]).any(axis=-1)
+        return (by_negative == jnp.asarray(constraint)[rows, None, None]).any(axis=-1)
 
     for size in (2, 100):
         loss, satisfied = losses.constraint_loss(
-            **shared, is_demanding=demanded >= 0, satisfies=satisfies, chunk_size=size
+            **shared, has_constraint=constraint >= 0, satisfies=satisfies, chunk_size=size
         )
         np.testing.assert_allclose(loss, total / batch["weights"].sum(), rtol=1e-5)
-        np.testing.assert_allclose(satisfied, share / bound, rtol=1e-5)
+        np.testing.assert_allclose(satisfied, share / constrained_weight, rtol=1e-5)
     assert negatives > 1
-    assert 0 < share < bound
+    assert 0 < share < constrained_weight
 
 
 def test_corrections_are_added_to_the_logits():
@@ -237,7 +237,7 @@ def test_corrections_are_added_to_the_logits():
 
 
 def test_a_corrected_sample_stands_for_all_items():
-    """The sum of e^logit over a set drawn by popularity is on average that over all items."""
+    """The mean sum of e^logit over sets drawn by popularity is the sum over all items."""
     rng = np.random.default_rng(1)
     logits, popularity = rng.normal(size=30), rng.dirichlet(np.full(30, 0.3))
     expected = 12 * popularity + 6 / 30
@@ -276,18 +276,18 @@ def test_chunks_change_neither_values_nor_gradients(chunk_size):
     def infonce(v, size):
         return losses.prefix_infonce(**{**batch, "negative_vectors": v}, chunk_size=size)[0]
 
-    demanded = np.resize([-1, 2, -1, 0, 1, -1], len(batch["weights"]))
+    constraint = np.resize([-1, 2, -1, 0, 1, -1], len(batch["weights"]))
     shared = {name.replace("negative_", "other_"): batch[name] for name in CONSTRAINED_INPUTS}
 
     def satisfies(rows):
-        return batch["negative_items"] % 3 == jnp.asarray(demanded)[rows, None]
+        return batch["negative_items"] % 3 == jnp.asarray(constraint)[rows, None]
 
-    def constraint(v, size):
-        given = {**shared, "other_vectors": v, "is_demanding": demanded >= 0}
+    def constrained(v, size):
+        given = {**shared, "other_vectors": v, "has_constraint": constraint >= 0}
         return losses.constraint_loss(**given, satisfies=satisfies, chunk_size=size)[0]
 
     cases = [(contrast, vectors), (distil, vectors)]
-    cases += [(infonce, batch["negative_vectors"]), (constraint, batch["negative_vectors"])]
+    cases += [(infonce, batch["negative_vectors"]), (constrained, batch["negative_vectors"])]
     for loss, at in cases:
         step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
         whole = step(jnp.asarray(at), 100)
@@ -355,19 +355,19 @@ def test_an_odd_number_of_rows_is_no_batch_of_pairs():
         losses.contrastive_loss(jnp.ones((3, 2)), TAU)
 
 
-@pytest.mark.parametrize("num_others", [5, 12])
-def test_own_negatives_stand_for_all_they_were_drawn_from(num_others):
-    """Eq. 5 with each drawn negative counted num_others / drawn times, by a float64 loop."""
+@pytest.mark.parametrize("num_negatives", [5, 12])
+def test_negatives_drawn_for_a_target_stand_for_all_they_were_drawn_from(num_negatives):
+    """Eq. 5 with each drawn negative counted num_negatives / drawn times, by a float64 loop."""
     rng = np.random.default_rng(0)
     queries, targets = rng.normal(size=(2, 6, 8))
     negatives = rng.normal(size=(6, 5, 8))
     is_negative = rng.random((6, 5)) < 0.7
     is_negative[2] = False
     weights = rng.random(6)
-    loss, figures = losses.own_negatives_infonce(
+    loss, metrics = losses.per_target_infonce(
         *(jnp.asarray(a, jnp.float32) for a in (queries, targets, negatives)),
         jnp.asarray(is_negative),
-        jnp.full(6, num_others),
+        jnp.full(6, num_negatives),
         0.1,
         jnp.asarray(weights, jnp.float32),
     )
@@ -379,9 +379,9 @@ def test_own_negatives_stand_for_all_they_were_drawn_from(num_others):
     for q in range(6):
         positive = np.exp(cosine(queries[q], targets[q]) / 0.1)
         drawn = [np.exp(cosine(queries[q], v) / 0.1) for v in negatives[q][is_negative[q]]]
-        others = sum(drawn) * num_others / len(drawn) if drawn else 0.0
+        others = sum(drawn) * num_negatives / len(drawn) if drawn else 0.0
         total -= weights[q] * np.log(positive / (positive + others))
     np.testing.assert_allclose(loss, total / weights.sum(), rtol=1e-5)
     np.testing.assert_allclose(
-        figures["negatives"], (is_negative.sum(axis=1) * weights).sum() / weights.sum(), rtol=1e-5
+        metrics["negatives"], (is_negative.sum(axis=1) * weights).sum() / weights.sum(), rtol=1e-5
     )

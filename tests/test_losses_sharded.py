@@ -1,4 +1,4 @@
-"""Eq. 1-5 on 8 devices against 1, in a process of its own."""
+"""Test of Eq. 1-5 on 8 devices against 1, in a separate process."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Every metric equals a plain loop over requests."""
+"""Tests of the metrics against plain loops over requests."""
 
 import math
 
@@ -64,8 +64,23 @@ def test_sid_level_counts_collisions_and_never_less_than_item_level(world):
 def test_unknown_target_is_no_hit_of_a_missing_item():
     rankings = np.full((2, 4), -1, np.int32)
     target = np.array([-1, 0], np.int32)
-    assert metrics.item_ranks(rankings, target).tolist() == [4, 4]
-    assert metrics.sid_ranks(rankings, target, np.zeros((3, 2), np.int32)).tolist() == [4, 4]
+    absent = [metrics.ABSENT] * 2
+    assert metrics.item_ranks(rankings, target).tolist() == absent
+    assert metrics.sid_ranks(rankings, target, np.zeros((3, 2), np.int32)).tolist() == absent
+
+
+@pytest.mark.parametrize("length", [0, 1, 5])
+def test_an_absent_target_is_no_hit_at_any_k_however_short_the_ranking(length):
+    rankings = np.tile(np.arange(length, dtype=np.int32), (2, 1))
+    target = np.array([7, -1], np.int32)
+    codes = np.arange(8, dtype=np.int32)[:, None]
+    for ranks in (
+        metrics.item_ranks(rankings, target),
+        metrics.sid_ranks(rankings, target, codes),
+    ):
+        for k in (1, length, length + 1, 20, 10**9):
+            for metric in (metrics.hits, metrics.ndcg, metrics.reciprocal_ranks):
+                assert metric(ranks, k).tolist() == [0.0, 0.0]
 
 
 def test_coverage_and_shares_equal_plain_loops(world):
@@ -115,10 +130,10 @@ def test_standard_error_equals_its_definition():
 def test_leave_one_out_band_holds_for_every_ranking_and_catches_others(world):
     rankings, target, _ = world
     ranks = metrics.item_ranks(rankings, target)
-    figures = [f(ranks, k).mean() for f in (metrics.hits, metrics.ndcg) for k in (5, 10)]
-    assert figures[1] > figures[0]
-    assert metrics.leave_one_out_gap(*figures, tolerance=1e-9) is None
-    printed = [round(figure, 4) for figure in figures]
+    values = [f(ranks, k).mean() for f in (metrics.hits, metrics.ndcg) for k in (5, 10)]
+    assert values[1] > values[0]
+    assert metrics.leave_one_out_gap(*values, tolerance=1e-9) is None
+    printed = [round(value, 4) for value in values]
     assert metrics.leave_one_out_gap(*printed, tolerance=0.5e-4) is None
     assert "cannot" in metrics.leave_one_out_gap(0.10, 0.14, 0.07, 0.09, tolerance=0.5e-4)
     assert "cannot" in metrics.leave_one_out_gap(0.10, 0.14, 0.07, 0.075, tolerance=0.5e-4)

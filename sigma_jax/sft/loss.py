@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sigma_jax.losses import (
     constraint_loss,
     next_token_loss,
-    own_negatives_infonce,
+    per_target_infonce,
     prefix_infonce,
     sampling_correction,
     weighted_mean,
@@ -290,7 +290,7 @@ def own_negatives_loss(
     else:
         of_targets, of_negatives = (model.item_vectors(i, tables) for i in (targets, negatives))
     is_negative = is_item & (negatives != targets[:, None])
-    return own_negatives_infonce(
+    return per_target_infonce(
         queries,
         of_targets,
         of_negatives,
