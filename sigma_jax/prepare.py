@@ -118,7 +118,7 @@ def _prepare(con, config: DataConfig, seed: int, folder: Path, extra_texts) -> d
     tokenizer = text.save_tokenizer(
         folder / "text_tokenizer",
         config.text_tokenizer,
-        _all_texts(con, items, users, found_queries, found_themes, extra_texts, config),
+        _all_texts(con, items, users, found_queries, found_themes, extra_texts),
     )
     figures = {
         "source": config.source,
@@ -319,17 +319,17 @@ def _pairs(
 
 
 def _all_texts(
-    con, items, users, found_queries: Queries | None, found_themes: Themes | None, extra, config
+    con, items, users, found_queries: Queries | None, found_themes: Themes | None, extra
 ) -> Iterator[str]:
     """What the text tokenizer is trained on."""
-    texts = items.order_by("item").select("text").limit(config.text_tokenizer.max_texts)
+    texts = items.order_by("item").select("text").limit(text.MAX_TOKENIZER_TEXTS)
     profiles = users.filter(users["profile"] != "").order_by("user").select(text="profile")
-    for table in (texts, profiles.limit(config.text_tokenizer.max_texts)):
+    for table in (texts, profiles.limit(text.MAX_TOKENIZER_TEXTS)):
         for batch in database.batches(con, table):
             yield from batch["text"].to_pylist()
     for part in (found_queries and found_queries.texts, found_themes and found_themes.names):
         if part is not None:
-            yield from part[: config.text_tokenizer.max_texts].to_pylist()
+            yield from part[: text.MAX_TOKENIZER_TEXTS].to_pylist()
     yield from extra
 
 

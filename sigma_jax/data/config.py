@@ -55,7 +55,6 @@ class TextTokenizerConfig:
 
     name: str  # "" trains one
     vocab_size: int  # of a trained one
-    max_texts: int  # a trained one sees at most so many item texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +66,6 @@ class PairsConfig:
     per_theme: int
     min_count: int  # co-occurrences of a pair
     window: int  # distance in a history of single-item sessions that counts as co-occurrence
-    max_session_items: int  # larger sessions are sampled
-    popularity_power: float  # score = count / popularity(partner) ** power
     min_cosine: float  # of visual neighbours
     max_pairs: int  # per view
     heldout_share: float
@@ -83,9 +80,7 @@ class ThemesConfig:
     hemisphere: str  # "north" or "south"
     lead_days: int  # a holiday's period starts so many days before it
     min_count: int  # training interactions of an item inside the theme's periods
-    shrinkage: float  # prior interactions at the average share; larger trusts few events less
     min_lift: float  # share of an item's interactions inside the periods over the average share
-    min_sigma: float  # standard deviations of the count inside above what the average share gives
     items_per_theme: int
 
 

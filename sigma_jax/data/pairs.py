@@ -18,6 +18,12 @@ from sigma_jax.data.config import PairsConfig
 from sigma_jax.data.vectors import unit_rows
 from sigma_jax.schema import Links, RelevancePairs
 
+# A partner's score is count / popularity ** POPULARITY_POWER. Power 0 ranks best-sellers first for
+# every item, power 1 ranks rare items first; one half is the cosine of the two items' sessions.
+POPULARITY_POWER = 0.5
+# Items of a session that are paired with one another; of a larger session a sample is taken, as
+# the number of pairs grows with the square.
+MAX_SESSION_ITEMS = 60
 PAIRS_AT_ONCE = 10_000_000  # rows of the self-join held at a time
 VISUAL_CELL = 50_000  # items compared with one another exactly; larger catalogues are split
 
@@ -54,7 +60,7 @@ def is_heldout(left: np.ndarray, right: np.ndarray, share: float) -> np.ndarray:
 def co_occurrence_pairs(
     con: ibis.BaseBackend, training: ir.Table, has_sessions: bool, config: PairsConfig
 ) -> RelevancePairs | None:
-    """Per item its `per_item` best partners by count / popularity(partner) ** popularity_power.
+    """Per item its `per_item` best partners by count / popularity(partner) ** POPULARITY_POWER.
 
     The join is run over slices of the left items, so memory does not grow with the log.
     """
@@ -68,7 +74,7 @@ def co_occurrence_pairs(
         scramble = (joined["item"].cast("int64") * 2_654_435_761) % (2**32)
         inside = ibis.window(group_by=["user", "session"], order_by=[scramble, "item"])
         sampled = joined.mutate(draw=ibis.row_number().over(inside))
-        sampled = sampled.filter(sampled["draw"] < config.max_session_items)
+        sampled = sampled.filter(sampled["draw"] < MAX_SESSION_ITEMS)
         events = database.save(con, "pair_events", sampled.select("user", "session", "item"))
         size = events.group_by("user", "session").agg(n=events.count())
         num_rows = con.to_pyarrow((size["n"] * size["n"]).sum()).as_py() or 0
@@ -119,7 +125,7 @@ def _best_partners(counts: ir.Table, frequent: ir.Table, config: PairsConfig) ->
     counts = counts.filter(counts["count"] >= config.min_count)
     counts = counts.inner_join(frequent, counts["right"] == frequent["item"])
     popularity = counts["popularity"].cast("float64")
-    scored = counts.mutate(score=counts["weight"] / popularity.pow(config.popularity_power))
+    scored = counts.mutate(score=counts["weight"] / popularity.pow(POPULARITY_POWER))
     order = [scored["score"].round(9).desc(), scored["right"]]
     rank = ibis.row_number().over(group_by=scored["left"], order_by=order)
     ranked = scored.select("left", "right", "score", "count", rank=rank)

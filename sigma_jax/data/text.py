@@ -15,6 +15,7 @@ from sigma_jax.data.tables import whole_text
 
 PAD, END = "<|pad|>", "<|end|>"
 MAX_TITLE_CHARS = 120
+MAX_TOKENIZER_TEXTS = 100_000  # of items, and of users, that a tokenizer is trained on
 _NOT_TEXT = ("item_id", "user_id", "source_row")
 _TITLES = ("title", "name")
 _CATEGORIES = ("category_path", "categories", "category")

@@ -2,8 +2,8 @@
 
 Seasons and holidays, and themes without items of their own, get items by lift: the share of item
 i's training interactions that fall into theme t's periods, shrunk to the average share b, over b:
-(inside + shrinkage * b) / (all + shrinkage) / b. With thousands of items some are lifted by
-chance, so the count inside must also stand min_sigma deviations above what b gives.
+(inside + SHRINKAGE * b) / (all + SHRINKAGE) / b. With thousands of items some are lifted by
+chance, so the count inside must also stand MIN_SIGMAS deviations above what b gives.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from sigma_jax.data import database
 from sigma_jax.data.config import ThemesConfig
 from sigma_jax.schema import DAY, Links, Themes
 
+SHRINKAGE = 10.0  # interactions at the average share that every item is given: few prove little
+# Standard deviations of an item's count inside the periods above its expectation. With 10,000 items
+# and 15 themes, chance alone lifts about five items past 4.0.
+MIN_SIGMAS = 4.0
 _SEASONS = {"spring": 3, "summer": 6, "fall": 9, "winter": 12}  # first month, north
 # Second days of one feast, and days moved to a weekday, would be themes of the same items; and
 # nobody shops for the rest.
@@ -229,14 +233,14 @@ def _lifts(con, training, number, periods, config) -> ir.Table:
     pairs = pairs.inner_join(item_totals, "item").inner_join(per_theme, "theme")
     total = training.count().as_scalar()
     share = pairs["theme_events"] / total
-    shrunk = (pairs["inside"] + config.shrinkage * share) / (pairs["all"] + config.shrinkage)
+    shrunk = (pairs["inside"] + SHRINKAGE * share) / (pairs["all"] + SHRINKAGE)
     expected = pairs["all"] * share
     sigmas = (pairs["inside"] - expected) / (expected * (1 - share) + 1e-9).sqrt()
     lifts = pairs.select(
         "theme", "item", "inside", lift=(shrunk / share).round(6), sigmas=sigmas.round(6)
     )
     enough = (lifts["inside"] >= config.min_count) & (lifts["lift"] >= config.min_lift)
-    enough = enough & (lifts["sigmas"] >= config.min_sigma)
+    enough = enough & (lifts["sigmas"] >= MIN_SIGMAS)
     return lifts.filter(enough).select("theme", "item", "lift")
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sigma_jax.data import pairs
-from sigma_jax.data.themes import calendar
+from sigma_jax.data.themes import MIN_SIGMAS, SHRINKAGE, calendar
 from sigma_jax.prepare import prepare
 from sigma_jax.schema import DAY, VIEWS, PreparedData
 
@@ -82,7 +82,7 @@ def test_co_occurrence_equals_a_plain_loop(prepared, data_config):
     popularity = prepared.catalogue.popularity
     for left in range(len(prepared.catalogue)):
         scored = [
-            (-round(number / popularity[right] ** settings.popularity_power, 9), right)
+            (-round(number / popularity[right] ** pairs.POPULARITY_POWER, 9), right)
             for (first, right), number in count.items()
             if first == left and number >= settings.min_count
         ]
@@ -258,11 +258,11 @@ def test_lift_equals_a_plain_loop(prepared, data_config):
             total[item] += 1
             inside[item] += any(start <= time < end for start, end in spans)
     share = inside.sum() / total.sum()
-    lift = (inside + settings.shrinkage * share) / (total + settings.shrinkage) / share
+    lift = (inside + SHRINKAGE * share) / (total + SHRINKAGE) / share
     expected = total * share
     sigmas = (inside - expected) / np.sqrt(expected * (1 - share) + 1e-9)
     kept = (inside >= settings.min_count) & (lift >= settings.min_lift)
-    kept &= sigmas >= settings.min_sigma
+    kept &= sigmas >= MIN_SIGMAS
     want = sorted(np.flatnonzero(kept), key=lambda item: (-round(lift[item], 6), item))
     assert themes.items.of(row).tolist() == want
 

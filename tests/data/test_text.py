@@ -98,16 +98,14 @@ def test_every_language_comes_back_from_the_trained_tokenizer(prepared, words):
 
 
 def test_trained_tokenizer_learns_the_sentences_it_is_given():
-    settings = TextTokenizerConfig(name="", vocab_size=400, max_texts=10)
+    settings = TextTokenizerConfig(name="", vocab_size=400)
     trained = text.train_tokenizer(settings, ["recommend something"] * 20)
     assert len(trained("recommend something")["input_ids"]) <= 2
     assert trained.pad_token_id == 0 and trained.eos_token_id == 1
 
 
 def test_tokenizer_of_a_folder_is_copied(prepared, data_config, tmp_path):
-    settings = TextTokenizerConfig(
-        name=str(prepared.text_tokenizer_folder), vocab_size=300, max_texts=1
-    )
+    settings = TextTokenizerConfig(name=str(prepared.text_tokenizer_folder), vocab_size=300)
     prepare(dataclasses.replace(data_config, text_tokenizer=settings), 0, tmp_path)
     loaded = [
         AutoTokenizer.from_pretrained(p / "text_tokenizer") for p in (tmp_path, prepared.folder)
