@@ -73,7 +73,7 @@ CHANGES = {
 
 
 def stage_fields(preset: str) -> ConfigDict:
-    """The fields of TeacherConfig (sigma_jax/baselines/task.py)."""
+    """The fields of TeacherConfig (sigma_jax/teacher/task.py)."""
     return common.select(preset, BASE, CHANGES)
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from sigma_jax.evaluation import suite as suites
-from sigma_jax.evaluation.record import write_record
-from sigma_jax.evaluation.suite import Run, Suite
-from sigma_jax.evaluation.suite_page import write_suite_page
+from sigma_jax.benchmarking import suite as suites
+from sigma_jax.benchmarking.record import write_record
+from sigma_jax.benchmarking.suite import Run, Suite
+from sigma_jax.benchmarking.suite_page import write_suite_page
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.artifacts import write_json
 from sigma_jax.runtime.config import nearest, to_dataclass

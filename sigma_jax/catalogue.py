@@ -12,7 +12,7 @@ frozen encoder, gives them SIDs by the frozen codebooks and writes a new version
 `restore`, which brings removed items back as they were, need item_id alone. Each starts from the
 active version, or from --version, and makes its own the active one at once, unless
 --activate=false; the others stay. Processes that answer take it up at their next refresh
-(sigma_jax/serving/ask.py).
+(sigma_jax/serving/engine.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sigma_jax.data.vectors import load_npy
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.lock import locked
 from sigma_jax.serving.bundle import Bundle
-from sigma_jax.serving.newcomers import add_items, read_ids, read_items, set_active
+from sigma_jax.serving.catalogue_update import add_items, read_ids, read_items, set_active
 
 FLAGS = flags.FLAGS
 ACTIONS = ("add", "remove", "restore", "list", "activate", "rollback")

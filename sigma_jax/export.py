@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from sigma_jax.generation.config import RETRIEVALS
-from sigma_jax.generation.host_index import SCANN_ABOVE
+from sigma_jax.index.host_index import SCANN_ABOVE
 from sigma_jax.runtime import cli
 from sigma_jax.serving.bundle import export
 

@@ -105,7 +105,7 @@ def look_at_inference(
         mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"), devices)
         work = inference(fields, backbone, mesh)
     else:
-        from sigma_jax.evaluation.judged import EvaluationConfig
+        from sigma_jax.evaluation.evaluator import EvaluationConfig
         from sigma_jax.sft.sketch import inference
 
         mesh = make_mesh(MeshConfig(1, 1, 1), devices[:1])

@@ -39,7 +39,7 @@ from sigma_jax.schema import (
     Themes,
     read_arrow,
 )
-from sigma_jax.sft.instructions import all_sentences, available_tasks
+from sigma_jax.tasks.instructions import all_sentences, available_tasks
 
 FLAGS = flags.FLAGS
 SCRATCH = ".database"

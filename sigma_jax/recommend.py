@@ -6,10 +6,10 @@
 In a workdir the user's whole history is read. Without --user, or for a user without history, the
 profile (if there is one) and the instruction alone decide. Every item printed is of the catalogue,
 with the rank of its prefix among the beams, its cosine (Eq. 7 and 9 of SIGMA) and its probability:
-that of Eq. 10 with what counts say (sigma_jax/sft/prior.py).
+that of Eq. 10 with what counts say (sigma_jax/reranking/reranker.py).
 
 An export (`python -m sigma_jax.export`) needs no data of the training: histories come with the
-users (sigma_jax/serving/users.py says how the file looks). The output has a row for each of its
+users (sigma_jax/serving/requests.py says how the file looks). The output has a row for each of its
 rows, in their order, as JSON lines or Parquet by its name.
 """
 
@@ -23,20 +23,20 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from sigma_jax.baselines.candidates import seen_items
-from sigma_jax.evaluation.judged import make_generator
+from sigma_jax.evaluation.evaluator import make_generator
 from sigma_jax.evaluation.run import describe
 from sigma_jax.generation.config import RETRIEVALS
+from sigma_jax.histories import seen_items
+from sigma_jax.recommender.trained import generation_config, load_recommender
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.artifacts import check_inputs
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.schema import PreparedData, Requests
-from sigma_jax.serving.ask import Answering
 from sigma_jax.serving.bundle import Bundle
-from sigma_jax.serving.output import OUTPUTS, RowWriter, rows_of
-from sigma_jax.serving.users import read_users
-from sigma_jax.sft.trained import generation_config, load_recommender
+from sigma_jax.serving.engine import Answering
+from sigma_jax.serving.requests import read_users
+from sigma_jax.serving.results import OUTPUTS, RowWriter, rows_of
 
 FLAGS = flags.FLAGS
 ROWS = 1024  # of a file, read and answered together

@@ -292,7 +292,7 @@ def task_classes(stage: str) -> tuple[type, type]:
     """(config dataclass, task) of a stage; imported here, for a stage's needs are its own."""
     match stage:
         case "teacher":
-            from sigma_jax.baselines.task import TeacherConfig, TeacherTask
+            from sigma_jax.teacher.task import TeacherConfig, TeacherTask
 
             return TeacherConfig, TeacherTask
         case "grounding":
@@ -362,7 +362,7 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
                 fields.backbone.check_start()
             schedule(fields.optimizer, 1.0, fields.train.steps)
         if stage == "sft":
-            from sigma_jax.evaluation.judged import EvaluationConfig
+            from sigma_jax.evaluation.evaluator import EvaluationConfig
 
             fields.prompt.check(config.upstream.tokenizer.model.levels)
             to_dataclass(EvaluationConfig, config.evaluation, "evaluation")

@@ -24,6 +24,8 @@ from sigma_jax.prepare import prepare
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import DAY, PreparedData
 
+pytest_plugins = ["shop_fixtures"]
+
 CATEGORIES = ("Tea", "Coffee", "Soap", "Candles", "Garden", "Toys")
 WORDS = ("red", "small", "old", "fine", "warm", "round", "green", "soft", "tall", "plain")
 NUM_ITEMS, NUM_USERS, NUM_SESSIONS = 60, 40, 15

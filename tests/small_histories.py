@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 from flax import nnx
 
-from sigma_jax.baselines.sasrec import Sasrec, SasrecConfig
-from sigma_jax.baselines.task import TeacherConfig
 from sigma_jax.configs import teacher
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import Catalogue, Histories, PreparedData, Requests, Users
+from sigma_jax.teacher.sasrec import Sasrec, SasrecConfig
+from sigma_jax.teacher.task import TeacherConfig
 
 ITEMS = 30
 SHAPE = SasrecConfig(width=8, layers=2, heads=2, history=10, dropout=0.0)

@@ -17,16 +17,22 @@ PACKAGE = ROOT / "sigma_jax"
 # A file imports from its own floor and those above it.
 FLOORS = (
     ("schema", "configs"),
-    ("losses", "metrics"),
+    ("shapes", "hashing", "losses", "metrics"),
+    ("histories",),
     ("runtime",),
-    ("models",),
     ("data",),
+    ("models",),
+    ("tasks",),
+    ("prompts",),
+    ("index",),
     ("generation",),
-    ("baselines",),
-    ("grounding",),
-    ("tokenizer",),
+    ("reranking",),
+    ("recommender",),
+    ("teacher", "grounding", "tokenizer"),
     ("sft",),
+    ("baselines",),
     ("evaluation",),
+    ("benchmarking",),
     ("serving",),
     ("prepare", "train", "evaluate", "recommend", "benchmark", "export", "catalogue", "preflight"),
     ("__main__",),
@@ -101,7 +107,7 @@ def test_every_preset_becomes_its_dataclasses(path, preset):
 
 def config_dataclasses() -> set[type]:
     """Every dataclass that the config files fill, nested ones included."""
-    from sigma_jax.evaluation.judged import EvaluationConfig
+    from sigma_jax.evaluation.evaluator import EvaluationConfig
 
     found, waiting = set(), [MeshConfig, DataConfig, EvaluationConfig]
     waiting += [task_classes(stage)[0] for stage in STAGES]

@@ -10,10 +10,10 @@ from tiny_run import tiny_run
 from sigma_jax import train
 from sigma_jax.configs import common
 from sigma_jax.evaluation.run import evaluate
+from sigma_jax.recommender.trained import load_recommender
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.schema import PreparedData
-from sigma_jax.sft.trained import load_recommender
 
 GR_SID = common.GR_SID | {"prompt.sid_in_prompt": 3, "prompt.sid_generated": 3}
 WITHOUT_WORDS = {

@@ -14,7 +14,7 @@ from sigma_jax.data.config import DataConfig
 from sigma_jax.prepare import prepare_workdir
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import PreparedData
-from sigma_jax.sft.instructions import available_tasks
+from sigma_jax.tasks.instructions import available_tasks
 
 ROOT = Path(__file__).parents[1]
 

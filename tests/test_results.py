@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sigma_jax import benchmark
-from sigma_jax.evaluation import suite as suites
+from sigma_jax.benchmarking import suite as suites
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "launch" / "results"

@@ -2,8 +2,8 @@
 
 import json
 
-from sigma_jax.evaluation import suite as suites
-from sigma_jax.evaluation.record import write_record
+from sigma_jax.benchmarking import suite as suites
+from sigma_jax.benchmarking.record import write_record
 
 
 def tiny_suite(**changes) -> suites.Suite:

@@ -63,7 +63,7 @@ IDS_ONLY = {
 
 
 def get_suite() -> dict[str, Any]:
-    """Fields of Suite (sigma_jax/evaluation/suite.py)."""
+    """Fields of Suite (sigma_jax/benchmarking/suite.py)."""
     return {
         "title": "Next item, leave-one-out: the last item is the test, the one before validation.",
         "protocol": (

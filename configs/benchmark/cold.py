@@ -13,7 +13,7 @@ SHARE = 0.1
 
 
 def get_suite() -> dict[str, Any]:
-    """Fields of Suite (sigma_jax/evaluation/suite.py)."""
+    """Fields of Suite (sigma_jax/benchmarking/suite.py)."""
     suite = amazon.get_suite()
     methods = ("SIGMA", "GR(ID)")
     cold = {"data.split.cold_share": SHARE}

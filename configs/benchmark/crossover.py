@@ -24,7 +24,7 @@ METHODS = {
 
 
 def get_suite() -> dict[str, Any]:
-    """Fields of Suite (sigma_jax/evaluation/suite.py)."""
+    """Fields of Suite (sigma_jax/benchmarking/suite.py)."""
     suite = amazon.get_suite()
     return suite | {
         "title": "SIGMA and GR(ID) by the number of negatives that a batch draws.",

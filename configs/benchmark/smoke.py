@@ -9,7 +9,7 @@ from sigma_jax.configs.benchmark import table1
 
 
 def get_suite() -> dict[str, Any]:
-    """Fields of Suite (sigma_jax/evaluation/suite.py)."""
+    """Fields of Suite (sigma_jax/benchmarking/suite.py)."""
     suite = table1.get_suite()
     methods = ("SIGMA", "GR(ID)")
     return suite | {

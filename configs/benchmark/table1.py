@@ -62,7 +62,7 @@ PAPER = {
 
 
 def get_suite() -> dict[str, Any]:
-    """Fields of Suite (sigma_jax/evaluation/suite.py)."""
+    """Fields of Suite (sigma_jax/benchmarking/suite.py)."""
     return {
         "title": "Table 1 of SIGMA on Complete Journey: average over seven tasks.",
         "protocol": (

@@ -20,7 +20,7 @@ METHODS = {
 
 
 def get_suite() -> dict[str, Any]:
-    """Fields of Suite (sigma_jax/evaluation/suite.py)."""
+    """Fields of Suite (sigma_jax/benchmarking/suite.py)."""
     suite = amazon.get_suite()
     settings = amazon.METHODS["GR(ID)"]
     return suite | {

@@ -20,8 +20,8 @@ import numpy as np
 from flax import nnx
 
 from sigma_jax.generation.beam import BeamState, Prompts, beam_search, first_state, select
-from sigma_jax.generation.trie import Trie
-from sigma_jax.generation.trie_build import build_trie
+from sigma_jax.index.trie import Trie
+from sigma_jax.index.trie_build import build_trie
 from sigma_jax.models.item_encoder import ItemEncoderConfig
 from sigma_jax.models.network import NetworkConfig, RecommenderNetwork, TokenSpace
 from sigma_jax.models.qwen3 import KVCache, Qwen3, Qwen3Config, causal_mask

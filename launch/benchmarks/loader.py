@@ -26,12 +26,12 @@ from numpy.lib.format import open_memmap
 
 from sigma_jax.configs.sft import get_config
 from sigma_jax.data.pipeline import open_shards, write_shards
+from sigma_jax.prompts.packing import batches
+from sigma_jax.prompts.records import RECORDS, Record
+from sigma_jax.prompts.tokens import load_text_tokenizer
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import TASKS, Catalogue, PreparedData, SemanticIds, Users
-from sigma_jax.sft.assemble import batches
 from sigma_jax.sft.config import SftConfig
-from sigma_jax.sft.prompt import load_text_tokenizer
-from sigma_jax.sft.records import RECORDS, Record
 from sigma_jax.train import stage_fields
 
 SIZES = ((100_000, 1_000_000), (10_000_000, 100_000_000))  # items, samples

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sigma_jax.data.vectors import unit_rows
-from sigma_jax.generation.searcher import Searcher, top_rows
+from sigma_jax.index.scann_searcher import Searcher, top_rows
 
 DIMENSIONS, COUNT, SAMPLE = 128, 50, 256
 

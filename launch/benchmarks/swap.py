@@ -24,8 +24,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sigma_jax.serving.ask import Answering, Living
-from sigma_jax.serving.users import Asked, read_users
+from sigma_jax.serving.engine import Answering, Living
+from sigma_jax.serving.requests import Asked, read_users
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 COUNT = 10

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sigma_jax.generation.beam import BeamState, first_state, select
-from sigma_jax.generation.trie import Trie
-from sigma_jax.generation.trie_build import build_trie
+from sigma_jax.index.trie import Trie
+from sigma_jax.index.trie_build import build_trie
 
 LEVELS, CODES = 8, 2048
 BATCH, BEAMS = 2, 70

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax.generation import retrieval
 from sigma_jax.generation.beam import first_state, select
-from sigma_jax.generation.trie import leaves_of
-from sigma_jax.generation.trie_build import build_trie, subset, with_room
+from sigma_jax.index import device_index as retrieval
+from sigma_jax.index.trie import leaves_of
+from sigma_jax.index.trie_build import build_trie, subset, with_room
 
 REQUESTS = 250  # of one catalogue
 WIDTH, COUNT, SEEN = 8, 5, 3  # of vectors; items of a path; items a request has seen

@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 from jaxtyping import Int32
 
-from sigma_jax.baselines.candidates import Allowed, best, history_ranges, without
 from sigma_jax.baselines.popularity import Popularity
+from sigma_jax.baselines.ranking import best, without
+from sigma_jax.histories import history_ranges
 from sigma_jax.schema import PreparedData, Requests
+from sigma_jax.tasks.constraints import Allowed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Int32
 
-from sigma_jax.baselines.candidates import Allowed, history_ranges, training_rows
+from sigma_jax.histories import count_training_rows, history_ranges
 from sigma_jax.schema import PreparedData, Requests
+from sigma_jax.tasks.constraints import Allowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +69,3 @@ class Popularity:
             added = head[~np.isin(head, taken)][:missing]
             rankings[row, filled[row] : filled[row] + len(added)] = added
         return rankings
-
-
-def count_training_rows(data: PreparedData) -> np.ndarray:
-    """int64 [I]: training rows of each item."""
-    rows = training_rows(data.histories)
-    return np.bincount(data.histories.item[rows], minlength=len(data.catalogue))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from sigma_jax import metrics
-from sigma_jax.generation.generate import Choice, Generator
+from sigma_jax.generation.generator import Choice, Generator
 from sigma_jax.schema import Requests
 
 JUDGED = 10  # length of the lists that constants are chosen by

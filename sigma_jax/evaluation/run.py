@@ -15,17 +15,17 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int32
 
-from sigma_jax.baselines.candidates import allowed_items
 from sigma_jax.baselines.covisitation import CoVisitation
 from sigma_jax.baselines.own_frequent import OwnFrequent
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.sasrec import SasrecBaseline, load_sasrec
+from sigma_jax.baselines.sasrec import SasrecBaseline
+from sigma_jax.evaluation.evaluator import LENGTH, EvaluationConfig, Judged
 from sigma_jax.evaluation.fusions import other_fusions
-from sigma_jax.evaluation.judged import LENGTH, EvaluationConfig, Judged
 from sigma_jax.evaluation.page import collect_figures, write_report
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
-from sigma_jax.generation.generate import Choice, Generator, Recommendations
+from sigma_jax.generation.generator import Choice, Generator, Recommendations
+from sigma_jax.recommender.trained import BEFORE_REFIT
 from sigma_jax.runtime.artifacts import (
     Recipe,
     check_inputs,
@@ -37,8 +37,9 @@ from sigma_jax.runtime.artifacts import (
 )
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
-from sigma_jax.sft import instructions
-from sigma_jax.sft.trained import BEFORE_REFIT
+from sigma_jax.tasks import instructions
+from sigma_jax.tasks.constraints import allowed_items
+from sigma_jax.teacher.sasrec import load_sasrec
 
 STAGES = ("data", "teacher", "grounding", "tokenizer", "records", "sft")
 FILES = ("results.json", "table.txt", "report.html")

@@ -28,8 +28,9 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from sigma_jax import metrics
-from sigma_jax.baselines.candidates import Allowed, allowed_items, history_ranges
+from sigma_jax.histories import history_ranges
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
+from sigma_jax.tasks.constraints import Allowed, allowed_items
 
 MODES = ("kept", "left_out", "new")
 HIT_RATES = (1, 5, 10, 20)

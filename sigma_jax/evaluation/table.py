@@ -25,7 +25,12 @@ TITLES = {
     "left_out": "seen items left out",
     "new": "seen items left out, requests for a new item only",
 }
-FOLLOWED = ("fits", "popularity", "new category", "overlap")  # of evaluation/followed.py
+FOLLOWED = (
+    "fits",
+    "popularity",
+    "new category",
+    "overlap",
+)  # of evaluation/instruction_following.py
 NAME_WIDTH = 30  # of the first column, where no name is longer
 SHORT = {"JustForYou": "ForYou", "Category": "Categ.", "Longtail": "Tail", "Discover": "Disc."}
 
@@ -157,7 +162,7 @@ def render_cold(results: Results) -> list[str]:
 
 
 def render_followed(results: Results) -> list[str]:
-    """Whether instructions are followed (sigma_jax/evaluation/followed.py)."""
+    """Whether instructions are followed (sigma_jax/evaluation/instruction_following.py)."""
     if not results.get("followed"):
         return []
     rows = {

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sigma_jax.generation.evidence import ItemEvidence
-from sigma_jax.generation.trie import Subset, Trie, child_of, children, leaves_of
+from sigma_jax.generation.prefix_scores import ItemEvidence
+from sigma_jax.index.trie import Subset, Trie, child_of, children, leaves_of
 from sigma_jax.losses import LOG_ZERO
 from sigma_jax.models.network import RecommenderNetwork, Tables
 from sigma_jax.models.qwen3 import KVCache, causal_mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from sigma_jax.generation.trie import power_of_two
+from sigma_jax.shapes import power_of_two
 
 RANKINGS = ("fused", "first_prefix")
 NORMALISERS = ("exact", "retrieved")

@@ -16,11 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams
-from sigma_jax.generation.bias import ItemBias, ItemFeatures
 from sigma_jax.generation.config import GenerationConfig
-from sigma_jax.generation.retrieval import PrefixIndex, search
-from sigma_jax.generation.told import ItemWords, Said, Told
-from sigma_jax.generation.trie import Subset
+from sigma_jax.index.device_index import PrefixIndex, search
+from sigma_jax.index.trie import Subset
+from sigma_jax.reranking.features import ItemBias, ItemFeatures
+from sigma_jax.reranking.instruction import ItemWords, Said, Told
 
 
 @jax.tree_util.register_dataclass

@@ -63,7 +63,7 @@ class NetworkConfig:
     # that both steps rank by one distribution over items (False: the paper's letter).
     has_item_head: bool
     # A head that tells which task an instruction is of, whatever its words: what counts say beside
-    # the model weighs differently for each (sft/prior.py). False: the paper's letter.
+    # the model weighs differently for each (reranking/reranker.py). False: the paper's letter.
     has_task_head: bool
 
 
@@ -97,7 +97,8 @@ class RecommenderNetwork(nnx.Module):
         self.query_head = nnx.Param(up.T, axes=("embed", None))
         if config.has_item_head:
             self.item_head = nnx.Param(up.T, axes=("embed", None))
-            # How much codes and queries add to it; fitted after training (sft/gains.py).
+            # How much codes and queries add to it; fitted after training
+            # (generation/head_weights.py).
             self.code_head_weight = nnx.Param(jnp.array(0.2))
             self.query_head_weight = nnx.Param(jnp.array(0.1))
         if config.has_task_head:

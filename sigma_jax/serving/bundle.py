@@ -5,12 +5,12 @@ model/                   manifest.json and what items have no part in:
   config.json weights.safetensors backbone/   stage 3; backbone is a Hugging Face folder
   orbax/                 all parameters, those of items too, by dotted name
   text_tokenizer/        of prompts
-  prior/                 what counts say (sft/prior.py)
+  prior/                 what counts say (reranking/reranker.py)
   tokenizer/             codebooks and encoder: vectors to SIDs
   encoder/               stage 1's: texts to vectors; or sentence_encoder/, as it was given
   items.json             how columns of an item become its text, the mean of text vectors,
                          what people ask for
-catalogue/NUMBER/        a version of the catalogue (serving/version.py)
+catalogue/NUMBER/        a version of the catalogue (serving/catalogue_version.py)
 catalogue/active.json    which one is in use, and which were before it
 """
 
@@ -27,22 +27,13 @@ from orbax.checkpoint import v1 as ocp
 
 from sigma_jax.data.config import TextConfig
 from sigma_jax.data.vectors import item_vectors
-from sigma_jax.generation.generate import all_item_vectors
-from sigma_jax.generation.host_index import HostIndex
-from sigma_jax.generation.searcher import HAS_SCANN
-from sigma_jax.generation.trie import power_of_two
-from sigma_jax.generation.trie_build import build_trie, room_for, with_room
-from sigma_jax.generation.words import WordTable
+from sigma_jax.generation.generator import all_item_vectors
+from sigma_jax.index.host_index import HostIndex
+from sigma_jax.index.scann_searcher import HAS_SCANN
+from sigma_jax.index.trie_build import build_trie, room_for, with_room
 from sigma_jax.models.hf import load_backbone
 from sigma_jax.models.weights import named_parameters, save_weights
-from sigma_jax.runtime.artifacts import check_inputs, read_json, read_manifest, write_json
-from sigma_jax.runtime.config import to_dataclass
-from sigma_jax.schema import Catalogue, Histories, PreparedData
-from sigma_jax.serving.files import read_folder, write_folder
-from sigma_jax.serving.users import users_of
-from sigma_jax.serving.version import Version
-from sigma_jax.sft.prior import Prior
-from sigma_jax.sft.trained import (
+from sigma_jax.recommender.trained import (
     ITEM_ROWS,
     WEIGHTS,
     TrainedRecommender,
@@ -52,6 +43,15 @@ from sigma_jax.sft.trained import (
     load_recommender,
     read_config,
 )
+from sigma_jax.reranking.lexical import WordTable
+from sigma_jax.reranking.reranker import Prior
+from sigma_jax.runtime.artifacts import check_inputs, read_json, read_manifest, write_json
+from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.schema import Catalogue, Histories, PreparedData
+from sigma_jax.serving.catalogue_version import Version
+from sigma_jax.serving.files import read_folder, write_folder
+from sigma_jax.serving.requests import users_of
+from sigma_jax.shapes import power_of_two
 
 MANIFEST = "manifest.json"
 VERSION = "version.json"
@@ -157,7 +157,9 @@ def first_version(
     depth = trained.config.prompt.sid_generated if model.beam_search_helps else 0
     trie = build_trie(trained.semantic_ids.codes, depth, trained.semantic_ids.codebook_size)
     trie = with_room(trie)
-    near = trained.prior.counts.relations.near if trained.prior is not None else None
+    near = (
+        trained.prior.counts.relations.embedding_neighbours if trained.prior is not None else None
+    )
     version = Version(
         catalogue=data.catalogue,
         semantic_ids=trained.semantic_ids,

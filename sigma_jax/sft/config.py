@@ -7,9 +7,9 @@ import dataclasses
 from sigma_jax.models.backbone import BackboneConfig
 from sigma_jax.models.item_encoder import OWN, TABLES
 from sigma_jax.models.network import NetworkConfig
+from sigma_jax.prompts.config import PromptConfig
+from sigma_jax.reranking.reranker import PriorConfig
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
-from sigma_jax.sft.prior import PriorConfig
-from sigma_jax.sft.prompt import PromptConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,9 @@ from sigma_jax.losses import (
 )
 from sigma_jax.models.network import RecommenderNetwork
 from sigma_jax.models.qwen3 import branch_mask
+from sigma_jax.prompts.layout import HISTORY_TASK
 from sigma_jax.sft.config import SftConfig
-from sigma_jax.sft.constraints import NEW_CATEGORY, NONE
-from sigma_jax.sft.layout import HISTORY_TASK
+from sigma_jax.tasks.constraints import NEW_CATEGORY, NONE
 
 
 def recommender_loss(

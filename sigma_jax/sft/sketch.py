@@ -13,22 +13,22 @@ from jax.sharding import Mesh
 
 from sigma_jax.generation.beam import Prompts
 from sigma_jax.generation.config import GenerationConfig
-from sigma_jax.generation.evidence import ItemEvidence, make_evidence
-from sigma_jax.generation.generate import per_prefix, search_beams
+from sigma_jax.generation.generator import per_prefix, search_beams
+from sigma_jax.generation.prefix_scores import ItemEvidence, make_evidence
 from sigma_jax.generation.rank import Given, rank
-from sigma_jax.generation.retrieval import PrefixIndex, build_index
-from sigma_jax.generation.trie import Trie
-from sigma_jax.generation.trie_build import build_trie
+from sigma_jax.index.device_index import PrefixIndex, build_index
+from sigma_jax.index.trie import Trie
+from sigma_jax.index.trie_build import build_trie
 from sigma_jax.models.item_encoder import OWN
 from sigma_jax.models.network import RecommenderNetwork, TokenSpace
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
 from sigma_jax.models.sizes import Sizes
+from sigma_jax.prompts.packing import Group
 from sigma_jax.runtime.preflight import Inference, Sketch, backbone_flops, placed_whole
-from sigma_jax.sft.assemble import Group
 from sigma_jax.sft.config import SftConfig
-from sigma_jax.sft.constraints import MOST_OF_ITEM
 from sigma_jax.sft.loss import recommender_loss
 from sigma_jax.sft.task import label
+from sigma_jax.tasks.constraints import MOST_OF_ITEM
 
 COUNT = 10  # items recommended
 

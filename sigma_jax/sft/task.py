@@ -20,43 +20,45 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int64
 
 from sigma_jax import metrics
-from sigma_jax.baselines.candidates import allowed_items
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.data.vectors import item_vectors
-from sigma_jax.generation.generate import Generator, all_item_vectors
-from sigma_jax.generation.words import WordTable
-from sigma_jax.models.hf import save_backbone
-from sigma_jax.models.lora import fold
-from sigma_jax.models.network import RecommenderNetwork
-from sigma_jax.models.weights import copy_weights, save_weights
-from sigma_jax.runtime import hosts
-from sigma_jax.runtime.artifacts import Recipe, is_current, plain, read_json, write_artifact
-from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
-from sigma_jax.sft.assemble import batches, contexts_that_fit
-from sigma_jax.sft.build import backbone_source, frozen_tables, make_recommender, negative_tables
-from sigma_jax.sft.config import SftConfig
-from sigma_jax.sft.constraints import Constraints
-from sigma_jax.sft.gains import (
+from sigma_jax.generation.generator import Generator, all_item_vectors
+from sigma_jax.generation.head_weights import (
     HEAD_WEIGHTS,
     JUDGED,
     HeadWeights,
     beam_search_helps,
     fit_head_weights,
 )
-from sigma_jax.sft.loss import recommender_loss
-from sigma_jax.sft.prior import Counts, Prior, fit_prior
-from sigma_jax.sft.prompt import PromptConfig, PromptTables
-from sigma_jax.sft.records import RECORDS, write_records
-from sigma_jax.sft.requests import make_requests
-from sigma_jax.sft.trained import (
+from sigma_jax.models.hf import save_backbone
+from sigma_jax.models.lora import fold
+from sigma_jax.models.network import RecommenderNetwork
+from sigma_jax.models.weights import copy_weights, save_weights
+from sigma_jax.prompts.config import PromptConfig
+from sigma_jax.prompts.inference import prompts_of
+from sigma_jax.prompts.packing import batches, contexts_that_fit
+from sigma_jax.prompts.records import RECORDS, write_records
+from sigma_jax.prompts.tokens import PromptTables
+from sigma_jax.recommender.build import backbone_source, frozen_tables, make_recommender
+from sigma_jax.recommender.trained import (
     BEFORE_REFIT,
     WEIGHTS,
     generation_config,
     hit_rates,
-    prompts_of,
     told_by,
     word_table,
 )
+from sigma_jax.reranking.fit import fit_reranker
+from sigma_jax.reranking.lexical import WordTable
+from sigma_jax.reranking.reranker import Counts, Prior
+from sigma_jax.runtime import hosts
+from sigma_jax.runtime.artifacts import Recipe, is_current, plain, read_json, write_artifact
+from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
+from sigma_jax.sft.config import SftConfig
+from sigma_jax.sft.loss import recommender_loss
+from sigma_jax.sft.negatives import negative_tables
+from sigma_jax.tasks.constraints import Constraints, allowed_items
+from sigma_jax.tasks.requests import make_requests
 
 RECORD_FIELDS = (  # of PromptConfig: those that decide what the records hold
     "history_length",
@@ -243,7 +245,7 @@ class SftTask:
         share = self.config.prior.fit_requests / max(weights.values())
         return self.validation({task: int(share * weight) for task, weight in weights.items()})
 
-    def fit_prior(
+    def fit_reranker(
         self,
         model: RecommenderNetwork,
         tables: Mapping[str, Array],
@@ -269,7 +271,7 @@ class SftTask:
             """The prior of the model as it is, figures, and the targets' ranks with it."""
             generator = self.generator(model, tables, FIT_BEAMS, words)
             told = told_by(generator, requests, self.data, spoken, self.config)
-            prior, figures = fit_prior(
+            prior, figures = fit_reranker(
                 generator, prompts, requests, histories, counts, told, allowed
             )
             choice = prior.choice(generator.config, requests, histories, told)

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 
 from sigma_jax import metrics
-from sigma_jax.baselines.candidates import allowed_items, training_rows
-from sigma_jax.baselines.covisitation import CoVisitation, count_ties
+from sigma_jax.baselines.covisitation import CoVisitation
 from sigma_jax.baselines.own_frequent import OwnFrequent
 from sigma_jax.baselines.popularity import Popularity
+from sigma_jax.histories import training_rows
+from sigma_jax.reranking.covisitation import count_covisits
 from sigma_jax.schema import (
     TASKS,
     Catalogue,
@@ -25,6 +26,7 @@ from sigma_jax.schema import (
     Themes,
     Users,
 )
+from sigma_jax.tasks.constraints import allowed_items
 
 ITEMS = 40
 BASELINES = (Popularity, OwnFrequent, CoVisitation)
@@ -112,7 +114,7 @@ def naive_ties(histories: Histories, items: int) -> np.ndarray:
 
 
 def test_ties_equal_plain_loop(data):
-    ties = count_ties(data.histories, ITEMS).toarray()
+    ties = count_covisits(data.histories, ITEMS).toarray()
     np.testing.assert_allclose(ties, naive_ties(data.histories, ITEMS), atol=1e-4)
 
 
@@ -125,7 +127,7 @@ def test_ties_of_single_items_equal_definition_over_lines():
             for step in range(1, min(20, len(line) - 1 - here) + 1):
                 expected[line[here], line[here + step]] += 1 / step
                 expected[line[here + step], line[here]] += 0.5 / step
-    np.testing.assert_allclose(count_ties(histories, ITEMS).toarray(), expected, atol=1e-5)
+    np.testing.assert_allclose(count_covisits(histories, ITEMS).toarray(), expected, atol=1e-5)
 
 
 def test_scores_of_covisitation_equal_plain_loop(data):

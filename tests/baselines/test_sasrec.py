@@ -17,17 +17,11 @@ from small_histories import (
     vectors_of,
 )
 
-from sigma_jax.baselines.candidates import allowed_items
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.sasrec import (
-    Sasrec,
-    SasrecBaseline,
-    load_sasrec,
-    rank_windows,
-    save_sasrec,
-    window,
-)
+from sigma_jax.baselines.sasrec import SasrecBaseline
 from sigma_jax.schema import TASKS
+from sigma_jax.tasks.constraints import allowed_items
+from sigma_jax.teacher.sasrec import Sasrec, load_sasrec, rank_windows, save_sasrec, window
 
 
 def test_later_items_do_not_change_earlier_vectors():
@@ -84,7 +78,7 @@ def test_missing_and_damaged_weights_are_named(tmp_path):
 @pytest.mark.parametrize("block", [7, 2**16])
 def test_ranking_equals_sorting_all_scores(tmp_path, monkeypatch, keep_seen, block):
     """Whatever the block of items, also with seen items left out and constraints."""
-    monkeypatch.setattr("sigma_jax.baselines.sasrec.ITEMS_A_STEP", block)
+    monkeypatch.setattr("sigma_jax.teacher.sasrec.ITEMS_A_STEP", block)
     histories = histories_of(random_users(True))
     data = save_data(tmp_path, histories)
     model = Sasrec(SHAPE, ITEMS, nnx.Rngs(1))

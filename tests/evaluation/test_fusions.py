@@ -9,7 +9,7 @@ from small_recommender import prompts, recommender, semantic_ids
 
 from sigma_jax import metrics
 from sigma_jax.evaluation.fusions import CONSTANTS, best_constant, fuses, other_fusions
-from sigma_jax.generation.generate import Generator
+from sigma_jax.generation.generator import Generator
 from sigma_jax.schema import Requests
 
 CONFIG = dataclasses.replace(small_recommender.CONFIG, sigma_floor=1.0)

@@ -10,13 +10,14 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from sigma_jax.evaluation import judged, run
+from sigma_jax.evaluation import evaluator as judged
+from sigma_jax.evaluation import run
+from sigma_jax.evaluation.evaluator import EvaluationConfig
 from sigma_jax.evaluation.fusions import CONSTANTS
-from sigma_jax.evaluation.judged import EvaluationConfig
 from sigma_jax.evaluation.run import evaluate, judge
 from sigma_jax.evaluation.table import render_table
+from sigma_jax.recommender.trained import BEFORE_REFIT, WEIGHTS
 from sigma_jax.runtime.config import to_dataclass
-from sigma_jax.sft.trained import BEFORE_REFIT, WEIGHTS
 
 FUSIONS = {
     f"SIGMA without prior, {name}" for name in ("sigma of Eq. 11", "constant sigma", "first prefix")

@@ -17,9 +17,9 @@ from small_recommender import (
     semantic_ids,
 )
 
-from sigma_jax.generation.bias import ItemFeatures
-from sigma_jax.generation.generate import Choice, Generator
-from sigma_jax.generation.trie_build import build_trie
+from sigma_jax.generation.generator import Choice, Generator
+from sigma_jax.index.trie_build import build_trie
+from sigma_jax.reranking.features import ItemFeatures
 
 assert jax.device_count() == 8
 AUTO = (AxisType.Auto,) * 2

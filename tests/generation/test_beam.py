@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigma_jax.generation.beam import first_state, select
-from sigma_jax.generation.trie import leaves_of
-from sigma_jax.generation.trie_build import build_trie, subset
+from sigma_jax.index.trie import leaves_of
+from sigma_jax.index.trie_build import build_trie, subset
 
 LOGITS = np.random.default_rng(0).normal(size=(2, 97, 7)).astype(np.float32)
 

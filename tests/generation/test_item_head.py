@@ -16,9 +16,8 @@ from small_recommender import (
     semantic_ids,
 )
 
-from sigma_jax.generation.bias import ItemFeatures
-from sigma_jax.generation.generate import Choice, Generator
-from sigma_jax.sft.gains import (
+from sigma_jax.generation.generator import Choice, Generator
+from sigma_jax.generation.head_weights import (
     GRID,
     WORTH,
     HeadWeights,
@@ -26,6 +25,7 @@ from sigma_jax.sft.gains import (
     fit_head_weights,
     smallest_about_best,
 )
+from sigma_jax.reranking.features import ItemFeatures
 
 
 def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np.ndarray:

@@ -11,12 +11,18 @@ from small_export import new_items, one, users_of, write_rows
 
 from sigma_jax.models.hf import load_backbone
 from sigma_jax.models.weights import named_parameters
-from sigma_jax.serving.ask import Answering
+from sigma_jax.recommender.trained import ITEM_ROWS, load_recommender
+from sigma_jax.reranking.embedding_neighbours import nearest_items
 from sigma_jax.serving.bundle import MANIFEST, Bundle, export
-from sigma_jax.serving.newcomers import add_items, grown_near, read_ids, read_items, set_active
-from sigma_jax.serving.users import read_users
-from sigma_jax.sft.relations import nearest
-from sigma_jax.sft.trained import ITEM_ROWS, load_recommender
+from sigma_jax.serving.catalogue_update import (
+    add_items,
+    grown_near,
+    read_ids,
+    read_items,
+    set_active,
+)
+from sigma_jax.serving.engine import Answering
+from sigma_jax.serving.requests import read_users
 
 
 def as_new(data, rows) -> list[dict]:
@@ -45,9 +51,9 @@ def test_an_item_with_the_text_of_another_gets_its_vectors_and_codes(own, data, 
             version.vectors["text"][number], first.vectors["text"][row], atol=1e-5
         )
         assert version.catalogue.category[number] == data.catalogue.category[row]
-        nearest = np.argsort(-first.vectors["text"] @ version.vectors["text"][number])[:10]
+        nearest_items = np.argsort(-first.vectors["text"] @ version.vectors["text"][number])[:10]
         for kind in ("id", "image"):
-            expected = first.vectors[kind][nearest].mean(axis=0)
+            expected = first.vectors[kind][nearest_items].mean(axis=0)
             np.testing.assert_allclose(version.vectors[kind][number], expected, atol=1e-5)
     assert (version.semantic_ids.codes[: len(first)] == first.semantic_ids.codes).all()
 
@@ -156,12 +162,12 @@ def test_the_text_of_a_new_item_is_made_as_in_training(own, tmp_path):
 def test_lists_of_near_items_do_not_grow_with_the_catalogue():
     vectors = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    near = nearest(vectors[:70], 5)
+    near = nearest_items(vectors[:70], 5)
     for start in (70, 80, 90):
         near = grown_near(near, vectors[: start + 10], start, 5)
         sizes = np.diff(near.indptr)
         assert sizes.max() == 5 and (sizes[start:] == 5).all()
-    expected = nearest(vectors, 5)
+    expected = nearest_items(vectors, 5)
     np.testing.assert_allclose(near[90:].toarray(), expected[90:].toarray(), atol=1e-5)
     assert near[:70, 70:].nnz > 50  # the old ones' lists have the new ones
 

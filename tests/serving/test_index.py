@@ -10,13 +10,13 @@ from small_export import new_items, one, users_of, write_rows
 
 from sigma_jax.catalogue import listed
 from sigma_jax.export import about_retrieval
-from sigma_jax.generation import searcher
-from sigma_jax.generation.host_index import HostIndex
+from sigma_jax.index import scann_searcher as searcher
+from sigma_jax.index.host_index import HostIndex
 from sigma_jax.serving import bundle as bundle_module
-from sigma_jax.serving.ask import Answering, Living
 from sigma_jax.serving.bundle import Bundle, export
-from sigma_jax.serving.newcomers import add_items, read_items, set_active
-from sigma_jax.serving.users import read_users
+from sigma_jax.serving.catalogue_update import add_items, read_items, set_active
+from sigma_jax.serving.engine import Answering, Living
+from sigma_jax.serving.requests import read_users
 
 COUNT = 10
 

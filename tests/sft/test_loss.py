@@ -7,8 +7,7 @@ import pytest
 from flax import nnx
 from small_task import make_task, model_fields, placed
 
-from sigma_jax.sft.constraints import NEW_CATEGORY
-from sigma_jax.sft.layout import HISTORY_TASK
+from sigma_jax.prompts.layout import HISTORY_TASK
 from sigma_jax.sft.loss import (
     draw_places,
     hidden_states,
@@ -18,6 +17,7 @@ from sigma_jax.sft.loss import (
     with_targets,
 )
 from sigma_jax.sft.task import SftTask
+from sigma_jax.tasks.constraints import NEW_CATEGORY
 
 LETTER_MODEL = {"has_item_head": False, "has_task_head": False}
 

@@ -4,14 +4,15 @@ import dataclasses
 
 import numpy as np
 
-from sigma_jax.baselines.candidates import allowed_items
+from sigma_jax.prompts.inference import assemble_prompts
+from sigma_jax.prompts.layout import HISTORY_TASK
+from sigma_jax.prompts.packing import batches
+from sigma_jax.prompts.records import write_records
+from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.schema import TASKS, SemanticIds
-from sigma_jax.sft.assemble import batches
-from sigma_jax.sft.instructions import available_tasks
-from sigma_jax.sft.layout import HISTORY_TASK
-from sigma_jax.sft.prompt import PromptTables
-from sigma_jax.sft.records import write_records
-from sigma_jax.sft.requests import assemble_prompts, make_requests
+from sigma_jax.tasks.constraints import allowed_items
+from sigma_jax.tasks.instructions import available_tasks
+from sigma_jax.tasks.requests import make_requests
 
 
 def test_prepared_data_become_batches_and_prompts(prepared, config, tmp_path):

@@ -5,12 +5,12 @@ import pytest
 from flax import nnx
 from small_task import make_task, placed
 
-from sigma_jax.generation import generate
+from sigma_jax.generation import generator as generate
 from sigma_jax.models.sizes import Sizes
+from sigma_jax.recommender.build import frozen_tables
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.runtime.state import take_apart
-from sigma_jax.sft.build import frozen_tables
 from sigma_jax.sft.sketch import inference, sketch
 
 

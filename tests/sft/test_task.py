@@ -15,15 +15,15 @@ from small_task import make_task, placed
 
 from sigma_jax import metrics
 from sigma_jax.data.pipeline import open_shards
+from sigma_jax.generation.head_weights import HeadWeights
 from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.models.lora import INPUTS
+from sigma_jax.prompts.records import RECORDS, Record
+from sigma_jax.recommender.trained import BEFORE_REFIT, load_recommender
+from sigma_jax.reranking.reranker import Prior
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.schema import PreparedData, SemanticIds
-from sigma_jax.sft.gains import HeadWeights
-from sigma_jax.sft.prior import Prior
-from sigma_jax.sft.records import RECORDS, Record
-from sigma_jax.sft.trained import BEFORE_REFIT, load_recommender
 from sigma_jax.train import train as train_stages
 
 ROOT = Path(__file__).parents[2]
@@ -243,5 +243,5 @@ def test_a_refitted_stage_keeps_the_prior_and_changes_weights_and_ties(trained, 
         same = dict(nnx.to_flat_state(nnx.state(kept.model)))[name]
         np.testing.assert_array_equal(value.get_value(), same.get_value())
     assert before.weights == after.weights
-    assert after.counts.relations.ties.sum() > before.counts.relations.ties.sum()
+    assert after.counts.relations.covisitation.sum() > before.counts.relations.covisitation.sum()
     assert len(after.counts.trends.item) > len(before.counts.trends.item)

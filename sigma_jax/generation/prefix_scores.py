@@ -1,0 +1,65 @@
+"""What the scores of items say about prefixes: the first factor of Eq. 10 of SIGMA from the same
+distribution over items as the second.
+
+A model with an item head scores every item before any code is chosen. A prefix is worth the sum of
+its items' exponentials; to its logarithm the log-probabilities of the codes are added, as far as
+validation trusts them (generation/head_weights.py). On a CPU this is one matrix product a request
+over the
+catalogue; the paper's letter does without it.
+
+Axes: B requests, I items in the order of the trie's leaves, n nodes of a level.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32
+
+from sigma_jax.index.trie import Trie
+from sigma_jax.index.trie_build import nodes_of_leaves
+from sigma_jax.losses import LOG_ZERO, cosines, map_row_chunks
+
+ENTRIES = 2**26  # of [requests, items] that exist at once: 256 MB of float32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ItemEvidence:
+    """Item vectors by leaf, and the node each item lies under at each level."""
+
+    vectors: Float[Array, "I D"]  # unit length; padding 0
+    nodes: Int32[Array, "depth I"]  # within the level; beyond the last where there is none
+    temperature: float = dataclasses.field(metadata={"static": True})
+    sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # nodes, rounded up
+
+    def node_scores(self, queries: Float[Array, "B D"]) -> list[Float[Array, "B n"]]:
+        """For levels 1, 2, ... the log of the summed exponentials of the items below each node."""
+        at_once = max(ENTRIES // len(self.vectors), 1)
+        return map_row_chunks(self._node_scores, queries, at_once)
+
+    def _node_scores(self, queries: Float[Array, "b D"]) -> list[Float[Array, "b n"]]:
+        scores = cosines(self.vectors, queries) / self.temperature
+        top = scores.max(axis=0)
+        mass = jnp.exp(scores - top)
+        found = []
+        for level, (nodes, size) in enumerate(zip(self.nodes, self.sizes, strict=True)):
+            # Padding and what lies below a tail are beyond the last node and dropped. Only at the
+            # first level nothing lies below a tail.
+            below = jax.ops.segment_sum(mass, nodes, size, indices_are_sorted=level == 0)
+            log_below = jnp.log(jnp.maximum(below, jnp.finfo(jnp.float32).tiny)) + top
+            found.append(jnp.where(below > 0, log_below, LOG_ZERO).T)
+        return found
+
+
+def make_evidence(trie: Trie, vectors: Float[Array, "I D"], temperature: float) -> ItemEvidence:
+    """Evidence over the leaves of `trie`; `vectors` in their order (PrefixIndex.vectors)."""
+    items_of_leaf = np.diff(np.asarray(trie.leaf_start)[: trie.num_leaves + 1])
+    sizes = trie.level_sizes
+    nodes = np.tile(np.array(sizes, np.int32)[:, None], vectors.shape[0])
+    for size, row, above in zip(sizes, nodes, nodes_of_leaves(trie), strict=True):
+        row[: trie.num_items] = np.repeat(np.where(above < 0, size, above), items_of_leaf)
+    return ItemEvidence(vectors, jnp.asarray(nodes), float(temperature), sizes)

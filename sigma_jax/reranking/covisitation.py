@@ -1,0 +1,112 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sparse
+
+from sigma_jax.histories import count_training_rows, ragged
+from sigma_jax.schema import Histories, PreparedData
+
+WINDOW = 20
+
+
+BACKWARD = 0.5
+
+
+SESSIONS = 5
+
+
+DECAY = 0.7
+
+
+SMOOTHING = 5.0
+
+
+SESSIONS_A_STEP = 200_000  # bounds the memory of one sparse product
+
+
+REQUESTS_A_STEP = 512
+
+
+def strongest_entries(table: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
+    """The `count` largest entries of each row, the lower column on ties; columns ascend."""
+    table = table.tocsr().sorted_indices()
+    keep = np.ones(table.nnz, bool)
+    for row in np.flatnonzero(np.diff(table.indptr) > count):
+        entries = slice(*table.indptr[row : row + 2])
+        values = table.data[entries]
+        least = np.partition(values, len(values) - count)[len(values) - count]
+        keep[entries] = values > least
+        alike = np.flatnonzero(values == least)
+        missing = count - np.count_nonzero(keep[entries])
+        keep[entries.start + alike[:missing]] = True
+    ends = np.append(0, np.cumsum(keep))[table.indptr].astype(table.indptr.dtype)
+    return sparse.csr_matrix((table.data[keep], table.indices[keep], ends), shape=table.shape)
+
+
+def count_covisits(histories: Histories, num_items: int) -> sparse.csr_matrix:
+    """float32 [I, I]: ties of the training rows before division by popularity."""
+    user, begin, end = _training_sessions(histories)
+    total = sparse.csr_matrix((num_items, num_items), dtype=np.float32)
+    for first in range(0, len(user), SESSIONS_A_STEP):
+        here = np.arange(first, min(first + SESSIONS_A_STEP, len(user)))
+        total = total + _covisits_from(histories, num_items, user, begin, end, here)
+    return total
+
+
+def damp_by_popularity(ties: sparse.csr_matrix, data: PreparedData) -> sparse.csr_matrix:
+    """`ties` divided by sqrt(popularity + 5) of the column's item."""
+    scale = 1 / np.sqrt(count_training_rows(data) + SMOOTHING)
+    scaled = ties.copy()
+    scaled.data *= scale.astype(np.float32)[ties.indices]
+    return scaled
+
+
+def _training_sessions(histories: Histories):
+    """User, first row and row after the last, of each session in training rows."""
+    starts, ends = histories.offsets[:-1], histories.valid_start
+    rows = ragged(starts, ends)
+    user = np.repeat(np.arange(len(starts)), np.maximum(ends - starts, 0))
+    session = histories.session[rows]
+    is_first = np.ones(len(rows), bool)
+    is_first[1:] = (user[1:] != user[:-1]) | (session[1:] != session[:-1])
+    first = np.flatnonzero(is_first)
+    sizes = np.diff(np.append(first, len(rows)))
+    begin = rows[first]
+    return user[first], begin, begin + sizes
+
+
+def _incidence(histories: Histories, num_items: int, begin, end, weights) -> sparse.csr_matrix:
+    """[sessions, I]: each session's lines by item, times the session's weight."""
+    rows = ragged(begin, end)
+    session = np.repeat(np.arange(len(begin)), end - begin)
+    entries = (weights[session].astype(np.float32), (session, histories.item[rows]))
+    return sparse.csr_matrix(entries, shape=(len(begin), num_items))
+
+
+def _covisits_from(histories, num_items, user, begin, end, here) -> sparse.csr_matrix:
+    """Ties inside the sessions `here` and from them to later ones of the same user."""
+    ones = np.ones(len(here))
+    inside = _incidence(histories, num_items, begin[here], end[here], ones)
+    lines = np.asarray(inside.sum(0)).reshape(-1)  # a line is not tied to itself
+    total = (inside.T @ inside - sparse.diags(lines)) * np.float32((1 + BACKWARD) / 2)
+    earlier, later, distance = _near_sessions(user, begin, end, here)
+    left = _incidence(histories, num_items, begin[earlier], end[earlier], 1 / distance)
+    right = _incidence(histories, num_items, begin[later], end[later], np.ones(len(later)))
+    forward = (left.T @ right).tocsr()
+    total = (total + forward + (forward * np.float32(BACKWARD)).T).tocsr()
+    total.eliminate_zeros()
+    return total
+
+
+def _near_sessions(user, begin, end, here):
+    """Pairs of sessions of one user, the earlier in `here`, within the window; their distance."""
+    pairs = []
+    for step in range(1, WINDOW + 1):
+        earlier = here[here + step < len(user)]
+        later = earlier + step
+        distance = 1 + begin[later] - end[earlier]
+        near = (user[earlier] == user[later]) & (distance <= WINDOW)
+        pairs.append((earlier[near], later[near], distance[near]))
+    return (np.concatenate(parts) for parts in zip(*pairs, strict=True))

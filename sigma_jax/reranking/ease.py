@@ -1,0 +1,56 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sparse
+
+from sigma_jax.histories import training_rows
+from sigma_jax.schema import PreparedData
+
+ROWS_A_STEP = 4_096  # of a square of items
+
+
+MAX_EASE_ITEMS = 16_384  # items in `fit_ease`, those most users have: their square is held thrice
+
+
+def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
+    """float32 [I, I]: the `count` items that each speaks most for, in the linear model that best
+    foretells each item of a user from his others (EASE, Steck 2019, Eq. 8):
+
+        B = -P / diag(P) with 0 in the diagonal,    P = (X^T X + lambda)^-1
+
+    X: which users have which items in training rows; lambda: the users an item has on average.
+    """
+    users = data.histories.num_users
+    starts, ends = data.histories.offsets[:-1], data.histories.valid_start
+    user = np.repeat(np.arange(users), np.maximum(ends - starts, 0))
+    item = np.asarray(data.histories.item[training_rows(data.histories)])
+    total = len(data.catalogue)
+    has = sparse.csr_matrix((np.ones(len(item), np.float32), (user, item)), shape=(users, total))
+    has.data[:] = 1  # repeats have been summed
+    count_users = np.asarray(has.sum(axis=0)).reshape(-1)
+    known = np.flatnonzero(count_users)
+    if len(known) < 2:
+        return sparse.csr_matrix((total, total), dtype=np.float32)
+    known = np.sort(known[np.argsort(-count_users[known], kind="stable")[:MAX_EASE_ITEMS]])
+    has = has[:, known]
+    inverse = (has.T @ has).toarray()
+    inverse[np.diag_indices(len(known))] += count_users[known].mean()
+    inverse = scipy.linalg.inv(inverse, overwrite_a=True, check_finite=False)
+    scale = np.diag(inverse).copy()
+    count = min(count, len(known) - 1)
+    rows, columns, values = [], [], []
+    for first in range(0, len(known), ROWS_A_STEP):
+        part = -inverse[first : first + ROWS_A_STEP] / scale
+        here = np.arange(len(part))
+        part[here, first + here] = 0
+        best = np.argpartition(-part, count - 1, axis=1)[:, :count]
+        rows.append(np.repeat(known[first + here], count))
+        columns.append(known[best].reshape(-1))
+        values.append(np.take_along_axis(part, best, axis=1).reshape(-1))
+    rows, columns, values = (np.concatenate(parts) for parts in (rows, columns, values))
+    is_for = values > 0
+    entries = (values[is_for], (rows[is_for], columns[is_for]))
+    return sparse.csr_matrix(entries, shape=(total, total))

@@ -1,0 +1,305 @@
+"""New items in an export, without training: text to vector by the frozen encoder, vector to SID by
+the frozen codebooks, and a row in each table the model reads.
+
+What is not known of a new item is that of its neighbours: a kind of vector that is not given, or a
+row that training would have made, is the mean of those of the NEIGHBOURS items whose vectors lie
+nearest_items. Counts know nothing of it but which items it lies near.
+
+Axes: I items of the version before, n new ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ibis
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse as sparse
+from jaxtyping import Float32, Int64
+
+from sigma_jax.data import database, sentences, text
+from sigma_jax.data.sources.files import open_table
+from sigma_jax.data.tables import Checker, Tables, whole_text
+from sigma_jax.data.vectors import join_vectors, unit_rows
+from sigma_jax.generation.generator import all_item_vectors
+from sigma_jax.grounding.encode import load_encoder
+from sigma_jax.index.scann_searcher import top_rows
+from sigma_jax.index.trie_build import build_trie, with_room
+from sigma_jax.recommender.trained import words_of_items
+from sigma_jax.reranking.covisitation import strongest_entries
+from sigma_jax.reranking.embedding_neighbours import nearest_items
+from sigma_jax.schema import Catalogue, SemanticIds
+from sigma_jax.serving.bundle import Bundle, roomy_words
+from sigma_jax.serving.catalogue_version import Version
+from sigma_jax.tokenizer.assign import load_tokenizer
+
+NEIGHBOURS = 10
+MEMORY = "1GB"
+COSINES_A_STEP = 2**24  # entries of [n, I] that exist at once
+
+
+def read_items(path: str, bundle: Bundle) -> pa.Table:
+    """item_id, text, title, category of a file of items, in its order: the text of the columns, in
+    the order and of the kinds that the items of the training had.
+
+    ValueError naming the row that breaks a rule of training, such as an id that stands twice, or a
+    file that has none of these columns.
+    """
+    config, are_numbers = bundle.text, bundle.items["are_numbers"]
+    with _checked(path, config.max_chars) as (con, items):
+        for name in (config.title_column, config.category_column):
+            if name and name not in items.columns:
+                raise ValueError(
+                    f"{path}: column {name!r} is missing (found: {', '.join(items.columns)}); the "
+                    "items of the export have it, so add it."
+                )
+        if are_numbers.keys() != {"id"} and not are_numbers.keys() & set(items.columns):
+            raise ValueError(
+                f"{path} has none of the columns {', '.join(are_numbers)} that texts of items are "
+                "made of; add them."
+            )
+        kinds = {}
+        for name, is_number in are_numbers.items():
+            if name not in items.columns:
+                kinds[name] = ibis.null("string")
+            elif is_number and not items[name].type().is_numeric():
+                kinds[name] = items[name].cast("string").try_cast("float64")
+            elif not is_number and items[name].type().is_numeric():
+                kinds[name] = whole_text(items[name])
+        items = items.mutate(**kinds)
+        found = database.save(con, "texts", text.item_texts(items, config)).order_by("source_row")
+        return con.to_pyarrow(found.select("item_id", "text", "title", "category"))
+
+
+def read_ids(path: str) -> list[str]:
+    """item_id of each row of a file. ValueError as in `read_items`."""
+    with _checked(path, 1) as (con, items):
+        ids = items.order_by("source_row").select("item_id")
+        return con.to_pyarrow(ids)["item_id"].to_pylist()
+
+
+@contextlib.contextmanager
+def _checked(path: str, max_chars: int):
+    """A database and the rows of a file of items in it."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        database.open_database(Path(scratch), MEMORY, 2) as con,
+    ):
+        items = open_table(con, path)
+        tables = Tables(
+            items=items,
+            interactions=items,
+            users=None,
+            searches=None,
+            themes=None,
+            id_vectors=None,
+            visual_vectors=None,
+            text_vectors=None,
+            names={"items": path},
+            files={},
+            has_times=False,
+            has_composed_searches=False,
+        )
+        yield con, Checker(con, tables, "error", max_chars).items()
+
+
+def add_items(
+    bundle: Bundle, before: Version, items: pa.Table, given: Mapping[str, np.ndarray]
+) -> Version:
+    """The version `before` with `items` (read_items) behind its own.
+
+    `given`: vectors of the new items by kind, in their order. ValueError where an id is there
+    already, in use or removed, or neither an encoder nor `given` has vectors for the texts.
+    """
+    _check_new(before, items)
+    catalogue = _joined(before.catalogue, items)
+    vectors, near = _vectors_of(bundle, before, items, given)
+    codes = _codes_of(bundle, vectors)
+    count, start = items.num_rows, len(before)
+    semantic_ids = SemanticIds(
+        np.concatenate([before.semantic_ids.codes, codes]), before.semantic_ids.codebook_size
+    )
+    rows = {
+        name: np.concatenate([table, _row_of(bundle, name, table, vectors, near)])
+        for name, table in before.rows.items()
+    }
+    vectors = {name: np.concatenate([before.vectors[name], new]) for name, new in vectors.items()}
+    trie = build_trie(
+        semantic_ids.codes,
+        before.trie.depth,
+        semantic_ids.codebook_size,
+        before.trie,
+    )
+    version = dataclasses.replace(
+        before,
+        catalogue=catalogue,
+        semantic_ids=semantic_ids,
+        vectors=vectors,
+        rows=rows,
+        is_active=np.concatenate([before.is_active, np.ones(count, bool)]),
+        trie=with_room(trie, before.trie),
+    )
+    trained = bundle.recommender(version)
+    if before.words is not None:
+        known = (before.words, start)
+        words = words_of_items(catalogue, bundle.items["asked"], trained.config.prompt, known)
+        words = roomy_words(words, version.room, before.words)
+        version = dataclasses.replace(version, words=words)
+    made = all_item_vectors(trained.model, trained.tables, len(version), first=start)
+    fused = np.concatenate([before.fused, made])
+    if before.near is not None:
+        count = trained.config.prior.neighbours
+        version = dataclasses.replace(version, near=grown_near(before.near, fused, start, count))
+    return dataclasses.replace(version, fused=fused)
+
+
+def set_active(before: Version, ids: list[str], is_active: bool) -> Version:
+    """The version `before` without some items, or with some that were removed.
+
+    ValueError naming an id that is not there, or where nothing would be left.
+    """
+    known = before.catalogue.table["item_id"]
+    rows = pc.index_in(pa.array(ids, known.type), value_set=known).to_pylist()
+    flags = np.array(before.is_active)
+    for name, row in zip(ids, rows, strict=True):
+        if row is None or flags[row] == is_active:
+            state = "was not removed from" if is_active else "is not in"
+            raise ValueError(f"item {name!r} {state} the catalogue; check the file.")
+        flags[row] = is_active
+    if not flags.any():
+        raise ValueError("that would remove every item; leave one at least.")
+    return dataclasses.replace(before, is_active=flags)
+
+
+def _check_new(before: Version, items: pa.Table) -> None:
+    known = before.catalogue.table["item_id"]
+    is_known = pc.is_in(items["item_id"].cast(known.type), value_set=known)
+    row = pc.index(is_known, True).as_py()
+    if row >= 0:
+        name = items["item_id"][row].as_py()
+        raise ValueError(
+            f"row {row + 1}: item_id={name!r} is in the catalogue already, or was removed from it: "
+            "then `restore` brings it back; a changed item needs another id."
+        )
+
+
+def _joined(before: Catalogue, items: pa.Table) -> Catalogue:
+    """The catalogue with the new items, of which nobody has had any."""
+    names = before.categories.to_pylist()
+    number = {name: row for row, name in enumerate(names)}
+    category = []
+    for name in items["category"].to_pylist():
+        category.append(-1 if name is None else number.setdefault(name, len(number)))
+    new = items.select(["item_id", "text", "title"]).cast(
+        pa.schema([before.table.schema.field(name) for name in ("item_id", "text", "title")])
+    )
+    table = before.table.select(["item_id", "text", "title"])
+    return Catalogue(
+        pa.concat_tables([table, new]).combine_chunks(),
+        np.concatenate([before.category, np.array(category, np.int32)]),
+        pa.array(list(number), pa.string()),
+        np.concatenate([before.popularity, np.zeros(items.num_rows, np.int64)]),
+    )
+
+
+def _vectors_of(
+    bundle: Bundle, before: Version, items: pa.Table, given: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Float32[np.ndarray, "n D"]], Int64[np.ndarray, "n k"]]:
+    """Vectors of the new items, of each kind the old ones have, and the old ones near them."""
+    found = {}
+    for name, vectors in given.items():
+        if name not in before.vectors:
+            raise ValueError(
+                f"{name} vectors are given, but the export knows none; leave them out."
+            )
+        shape = (items.num_rows, before.vectors[name].shape[1])
+        if vectors.shape != shape:
+            raise ValueError(
+                f"{name} vectors have shape {vectors.shape}; the new items need {shape}."
+            )
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"{name} vectors are not finite; make them again.")
+        found[name] = np.asarray(vectors, np.float32)
+    if "text" in before.vectors and "text" not in found:
+        found["text"] = text_encoder(bundle)(items["text"].to_pylist())
+    if not found:
+        raise ValueError(
+            f"new items need vectors of {' or '.join(before.vectors)}: nothing else is known of "
+            "items here; give their .npy."
+        )
+    kind = "text" if "text" in found else next(iter(found))
+    near = nearest_rows(found[kind], before.vectors[kind])
+    for name, table in before.vectors.items():
+        if name not in found:
+            found[name] = np.asarray(table, np.float32)[near].mean(axis=1)
+    return {name: found[name] for name in before.vectors}, near
+
+
+def text_encoder(bundle: Bundle) -> Callable[[list[str]], Float32[np.ndarray, "n D"]]:
+    """Item texts to vectors, as the export's own were made. ValueError where none can be."""
+    folder = bundle.folder / "model"
+    if (folder / "encoder").exists():
+        return load_encoder(folder / "encoder")
+    own = folder / "sentence_encoder"
+    name = str(own) if own.exists() else bundle.items["text_encoder"]
+    if not name:
+        raise ValueError(
+            "the text vectors of this catalogue were given, not made; give those of the new items "
+            "as --text_vectors."
+        )
+    encode = sentences.load_encoder(name)
+    return lambda texts: np.asarray(encode([sentences.sentence(t) for t in texts]), np.float32)
+
+
+def nearest_rows(
+    vectors: Float32[np.ndarray, "n D"], table: Float32[np.ndarray, "I D"]
+) -> Int64[np.ndarray, "n k"]:
+    """The rows of `table` nearest_items to each vector by cosine, at most NEIGHBOURS."""
+    count = min(NEIGHBOURS, len(table))
+    table = unit_rows(table)
+    step = max(COSINES_A_STEP // len(table), 1)
+    parts = [
+        top_rows(unit_rows(vectors[start : start + step]) @ table.T, count)[0]
+        for start in range(0, len(vectors), step)
+    ]
+    return np.concatenate(parts)
+
+
+def _codes_of(bundle: Bundle, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
+    tokenizer = load_tokenizer(bundle.folder / "model" / "tokenizer")
+    inputs = {name: vectors[name] for name in bundle.items["tokenizer_inputs"] if name in vectors}
+    joined = join_vectors(inputs)
+    return tokenizer.assign(joined)
+
+
+def _row_of(
+    bundle: Bundle,
+    name: str,
+    table: Float32[np.ndarray, "I D"],
+    vectors: Mapping[str, Float32[np.ndarray, "n D"]],
+    near: Int64[np.ndarray, "n k"],
+) -> Float32[np.ndarray, "n D"]:
+    """Rows of a trained table: where training started from, or like those of the neighbours."""
+    if name == "text":
+        return unit_rows(vectors["text"] - np.array(bundle.items["text_mean"], np.float32))
+    return np.asarray(table, np.float32)[near].mean(axis=1)
+
+
+def grown_near(
+    before: sparse.csr_matrix, fused: Float32[np.ndarray, "I+n D"], start: int, count: int
+) -> sparse.csr_matrix:
+    """The relation `near` of counts with the items from `start` on: both ways, since the old ones'
+    lists do not have them; of each the strongest_entries `count`."""
+    total = len(fused)
+    new, grown = nearest_items(np.asarray(fused), count, start), before.copy()
+    grown.resize((total, total))
+    back = new.T.tocsr()
+    back.resize((start, total))  # new ones have each other already
+    back.resize((total, total))
+    return strongest_entries((grown + new + back).tocsr(), count)

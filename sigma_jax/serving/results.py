@@ -1,0 +1,88 @@
+"""Recommendations as rows of a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sigma_jax.generation.generator import Recommendations
+from sigma_jax.schema import Catalogue
+from sigma_jax.serving.requests import Asked
+
+OUTPUTS = (".jsonl", ".parquet")
+ITEM = pa.struct(
+    [
+        ("item_id", pa.string()),
+        ("title", pa.string()),
+        ("probability", pa.float32()),  # of Eq. 10 of SIGMA, with what counts say
+        ("prefix", pa.int32()),  # rank of the item's prefix among the beams, from 1
+        ("cosine", pa.float32()),  # of query and item (Eq. 9)
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("instruction", pa.string()),
+        ("version", pa.string()),  # of the catalogue
+        ("items", pa.list_(ITEM)),  # best first; fewer where there are no more
+    ]
+)
+
+
+def rows_of(
+    asked: Asked, found: Recommendations, catalogue: Catalogue, version: str
+) -> list[dict[str, Any]]:
+    """A row of SCHEMA for each request, answered by the version of that name."""
+    rows = []
+    for number, user in enumerate(asked.users.table["user_id"].to_pylist()):
+        items = found.items[number]
+        items = items[items >= 0]
+        columns = (
+            catalogue.ids(items),
+            catalogue.titles(items),
+            np.exp(found.log_probs[number]).tolist(),
+            (found.beams[number] + 1).tolist(),
+            found.cosines[number].tolist(),
+        )
+        names = ITEM.names
+        chosen = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=False)]
+        rows.append(
+            {
+                "user_id": user,
+                "instruction": asked.requests.instruction[number],
+                "version": version,
+                "items": chosen,
+            }
+        )
+    return rows
+
+
+class RowWriter:
+    """A file of rows, written as they come."""
+
+    def __init__(self, path: Path, suffix: str):
+        """`suffix`: one of OUTPUTS."""
+        self._path, self._is_parquet = path, suffix == ".parquet"
+
+    def __enter__(self) -> RowWriter:
+        if self._is_parquet:
+            self._file = pq.ParquetWriter(self._path, SCHEMA)
+        else:
+            self._file = self._path.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Adds `rows`."""
+        if self._is_parquet:
+            self._file.write_table(pa.Table.from_pylist(rows, SCHEMA))
+            return
+        for row in rows:
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")

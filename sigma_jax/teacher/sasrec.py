@@ -1,0 +1,232 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Int32
+from safetensors import SafetensorError, safe_open
+
+from sigma_jax.histories import history_ranges
+from sigma_jax.models.weights import load_weights, save_weights
+from sigma_jax.schema import Histories, Requests
+from sigma_jax.tasks.constraints import Allowed
+
+SCORES_A_STEP = 2**23  # entries of [requests, items] that exist at once
+
+
+ITEMS_A_STEP = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class SasrecConfig:
+    """The shape of a SASRec."""
+
+    width: int
+    layers: int
+    heads: int
+    history: int  # T, lines of the window
+    dropout: float
+
+
+def near_identity(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """The identity with a little noise."""
+    return jnp.eye(*shape, dtype=dtype) + 0.02 * jax.random.normal(key, shape, dtype)
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, normalised before each (which trains without warmup)."""
+
+    def __init__(self, config: SasrecConfig, rngs: nnx.Rngs):
+        width = config.width
+        dense = functools.partial(nnx.Linear, rngs=rngs, use_bias=True)
+        self.attention_norm = nnx.LayerNorm(width, rngs=rngs)
+        self.query_key = dense(width, 2 * width)
+        self.value = dense(width, width, kernel_init=near_identity)
+        self.attention_out = dense(width, width, kernel_init=near_identity)
+        self.feed_norm = nnx.LayerNorm(width, rngs=rngs)
+        self.feed_in = dense(width, 4 * width)
+        self.feed_out = dense(4 * width, width)
+        self.heads = config.heads
+
+    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T T"], drop) -> Array:
+        normed = self.attention_norm(x)
+        parts = (*jnp.split(self.query_key(normed), 2, axis=-1), self.value(normed))
+        query, key, value = (part.reshape(x.shape[:2] + (self.heads, -1)) for part in parts)
+        logits = jnp.einsum("BTNH,BSNH->BNTS", query, key) * query.shape[-1] ** -0.5
+        # float32, and a large finite number: a padded position sees nothing, which -inf turns
+        # into NaN.
+        logits = jnp.where(mask[:, None], logits.astype(jnp.float32), -1e30)
+        weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+        mixed = jnp.einsum("BNTS,BSNH->BTNH", weights, value).reshape(x.shape)
+        x = x + drop(self.attention_out(mixed))
+        return x + drop(self.feed_out(jax.nn.gelu(self.feed_in(self.feed_norm(x)))))
+
+
+class Sasrec(nnx.Module):
+    """Histories in, a vector a position out; times the table, plus the bias, it scores items."""
+
+    def __init__(self, config: SasrecConfig, num_items: int, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(0.02)
+        self.bias = nnx.Param(jnp.zeros(num_items))
+        self.table = nnx.Param(normal(rngs.params(), (num_items, config.width)))
+        self.position = nnx.Param(normal(rngs.params(), (config.history, config.width)))
+        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
+        self.norm = nnx.LayerNorm(config.width, rngs=rngs)
+        self.config = config
+
+    def __call__(self, item: Int[Array, "B T"], key: Array | None = None) -> Float[Array, "B T D"]:
+        """Vectors of all positions (padded ones are of no use); `key` turns dropout on."""
+        is_real = item >= 0
+        time = jnp.arange(item.shape[1])
+        mask = (time[:, None] >= time[None, :]) & is_real[:, None, :]
+        x = self.table[...][jnp.maximum(item, 0)] * self.config.width**0.5
+        x = jnp.where(is_real[..., None], x + self.position[...], 0)
+        keys = [key]
+
+        def drop(values: Array) -> Array:
+            if keys[0] is None or self.config.dropout == 0:
+                return values
+            keys[0], use = jax.random.split(keys[0])
+            kept = jax.random.bernoulli(use, 1 - self.config.dropout, values.shape)
+            return jnp.where(kept, values / (1 - self.config.dropout), 0)
+
+        x = drop(x)
+        for block in self.blocks:
+            x = block(x, mask, drop)
+        return self.norm(x)
+
+
+def window(
+    histories: Histories, start: int, stop: int, length: int, rng: np.random.Generator | None
+) -> tuple[Int32[np.ndarray, " T"], Int32[np.ndarray, " T"]]:
+    """The last `length` lines of rows start..stop, right-aligned, and their sessions (-1: none).
+
+    Lines of one session have no order. `rng` shuffles them while training; None sorts them by a
+    fixed scramble of the item number, so that what is recommended does not depend on the order of
+    a basket's lines in the source.
+    """
+    item = np.full(length, -1, np.int32)
+    session = np.full(length, -1, np.int32)
+    first = max(start, stop - length)
+    if first > start:  # take the oldest session whole, so that the choice inside it is ours
+        sessions = histories.session[start:stop]
+        first = start + int(np.searchsorted(sessions, sessions[first - start]))
+    items, sessions = histories.item[first:stop], histories.session[first:stop]
+    if rng is None:
+        order = (items.astype(np.uint64) * np.uint64(2654435761)) % np.uint64(2**32)
+    else:
+        order = rng.random(len(items))
+    keep = np.lexsort((order, sessions))[-length:]
+    if len(keep):
+        item[-len(keep) :], session[-len(keep) :] = items[keep], sessions[keep]
+    return item, session
+
+
+def windows(histories: Histories, requests: Requests, length: int) -> Int32[np.ndarray, "N T"]:
+    """The histories of `requests`, right-aligned."""
+    starts, ends = history_ranges(histories, requests)
+    rows = [window(histories, a, b, length, None)[0] for a, b in zip(starts, ends, strict=True)]
+    return np.stack(rows) if rows else np.zeros((0, length), np.int32)
+
+
+def rank_windows(
+    model: Sasrec,
+    histories: Histories,
+    requests: Requests,
+    k: int,
+    keep_seen: bool,
+    allowed: Allowed | None,
+) -> Int32[np.ndarray, "N k"]:
+    """The k items of highest score; -1 where a user has no history or nothing else is allowed."""
+    num_items = model.table.shape[0]
+    chunk = int(np.clip(SCORES_A_STEP // min(num_items, ITEMS_A_STEP), 1, 512))
+    graph, state = nnx.split(model)
+    starts, ends = history_ranges(histories, requests)
+    rankings = np.full((len(requests), k), -1, np.int32)
+    for first in range(0, len(requests), chunk):
+        rows = np.arange(first, min(first + chunk, len(requests)))
+        item = np.full((chunk, model.config.history), -1, np.int32)  # one shape, one compilation
+        item[: len(rows)] = windows(histories, requests.take(rows), model.config.history)
+        vector = _last_vectors(graph, state, item)
+        best_score = np.full((chunk, k), -np.inf, np.float32)
+        best_item = np.full((chunk, k), -1, np.int32)
+        for low in range(0, num_items, ITEMS_A_STEP):
+            block = slice(low, low + ITEMS_A_STEP)
+            table, bias = state["table"][...][block], state["bias"][...][block]
+            scores = np.array(_scores(vector, table, bias))
+            for place, row in enumerate(rows):
+                seen = None if keep_seen else histories.item[starts[row] : ends[row]]
+                _mask(scores[place], low, seen, allowed.of(row) if allowed else None)
+            best_score, best_item = _merge(best_score, best_item, scores, low)
+        best_item[~np.isfinite(best_score) | (item[:, -1:] < 0)] = -1
+        rankings[rows] = best_item[: len(rows)]
+    return rankings
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _last_vectors(graph, state, item: Int32[Array, "B T"]) -> Float[Array, "B D"]:
+    return nnx.merge(graph, state)(item)[:, -1]
+
+
+@jax.jit
+def _scores(
+    vector: Float[Array, "B D"], table: Float[Array, "I D"], bias: Float[Array, " I"]
+) -> Float[Array, "B I"]:
+    return jnp.einsum("BD,ID->BI", vector, table, preferred_element_type=jnp.float32) + bias
+
+
+def _mask(scores: np.ndarray, low: int, seen, allowed) -> None:
+    """Sets -inf, in place, where an item is seen or not allowed; `low` is the first item here."""
+    if allowed is not None:
+        is_allowed = np.zeros(len(scores), bool)
+        inside = (allowed >= low) & (allowed < low + len(scores))
+        is_allowed[allowed[inside] - low] = True
+        scores[~is_allowed] = -np.inf
+    if seen is not None:
+        inside = (seen >= low) & (seen < low + len(scores))
+        scores[seen[inside] - low] = -np.inf
+
+
+def _merge(best_score, best_item, scores, low):
+    """The running k best, with another block of scores taken in; best first."""
+    k = best_score.shape[1]
+    if scores.shape[1] > k:
+        places = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    else:
+        places = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    all_scores = np.concatenate([best_score, np.take_along_axis(scores, places, 1)], 1)
+    all_items = np.concatenate([best_item, (places + low).astype(np.int32)], 1)
+    order = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(all_scores, order, 1), np.take_along_axis(all_items, order, 1)
+
+
+def save_sasrec(model: Sasrec, folder: Path) -> None:
+    """Writes weights.safetensors, the shape of the model in its metadata."""
+    shape = json.dumps(dataclasses.asdict(model.config))
+    save_weights(model, folder / "weights.safetensors", metadata={"config": shape})
+
+
+def load_sasrec(folder: Path) -> Sasrec:
+    """The model `save_sasrec` wrote. ValueError if the file is missing or damaged."""
+    path = folder / "weights.safetensors"
+    if not path.exists():
+        raise ValueError(f"{path} is missing; run the stage `teacher` first.")
+    try:
+        with safe_open(path, "numpy") as file:
+            config = SasrecConfig(**json.loads(file.metadata()["config"]))
+            num_items = file.get_slice("table").get_shape()[0]
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete its folder and run again."
+        ) from error
+    model = Sasrec(config, num_items, nnx.Rngs(0))
+    load_weights(model, path)
+    return model

@@ -1,0 +1,288 @@
+"""Stage `teacher`: trains SASRec on the training part, for ID vectors and as a baseline.
+
+The loss stands at the last line of a session, where a recommendation is made: by then the whole
+session is known, and what follows is the next session. Its target is the items of that session,
+`targets_per_position` of them drawn without order. Lines of a session are shuffled at each visit.
+
+    sessions [a b][c][d e], shuffled to b a c e d:
+      item      b  a  c  e  d
+      loss at      x  x            (d has no next session in the training part)
+      targets      c  d,e
+    With single-item sessions this is the next item at every position: [7,8,9] -> 7:8, 8:9.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int32, Int64
+
+from sigma_jax import metrics
+from sigma_jax.data.pipeline import stack_rows, step_batches
+from sigma_jax.histories import training_rows
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
+from sigma_jax.schema import Histories, PreparedData, Requests
+from sigma_jax.teacher.sasrec import Sasrec, SasrecConfig, rank_windows, save_sasrec, window
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """Fields of configs/teacher.py."""
+
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    model: SasrecConfig
+    loss_positions: int  # P, positions of a row with a loss, drawn where a row has more
+    targets_per_position: int  # R, items of the next session; 1 suffices for single-item sessions
+    full_softmax_items: int  # larger catalogues draw their negatives
+    sampled_negatives: int  # shared by the batch
+    report_users: int  # validation users in a report, drawn once
+
+    def __post_init__(self):
+        check_least(1, self, "loss_positions", "targets_per_position", "sampled_negatives")
+        check_least(0, self, "full_softmax_items", "report_users")
+        check_least(1, self.model, "width", "heads", "history", group="model.")
+        if self.model.width % self.model.heads:
+            raise ValueError(
+                f"model.width={self.model.width} does not divide into {self.model.heads} heads; "
+                f"use a multiple of {self.model.heads}."
+            )
+
+
+class TeacherTask:
+    """SASRec with full-softmax cross-entropy."""
+
+    def __init__(
+        self, config: TeacherConfig, workdir: Path, seed: int, mesh: Mesh | None = None
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.batch_rows = config.train.batch_size
+        data = PreparedData.load(workdir / "data")
+        self.histories = data.histories
+        self.num_items = len(data.catalogue)
+        self.first_window = count_windows(self.histories, config.model.history)
+        if self.first_window[-1] == 0 and (config.train.steps or config.train.epochs):
+            raise ValueError(
+                "no user has two sessions in the training part, so SASRec has nothing to learn; "
+                "set train.steps=0 and train.epochs=0."
+            )
+
+    def batches(self, rows: Int64[np.ndarray, " n"] | None = None) -> grain.MapDataset:
+        """item [B,T], position [B,P] and target [B,P,R]; -1 is padding in all three.
+
+        Element s is the batch of step s, or `rows` of it.
+        """
+        if self.first_window[-1] == 0:
+            return grain.MapDataset.range(0)
+        every_window = grain.MapDataset.range(int(self.first_window[-1])).seed(self.seed)
+        groups = every_window.shuffle().repeat().random_map(self._row).batch(1, drop_remainder=True)
+        return step_batches(groups, 1, self.batch_rows, stack_rows, rows)
+
+    def _row(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        user = int(np.searchsorted(self.first_window, number, side="right")) - 1
+        place = number - int(self.first_window[user])
+        return training_row(self.histories, user, place, self.config, rng)
+
+    @property
+    def epoch_steps(self) -> float:
+        """Steps in which every window comes once."""
+        return int(self.first_window[-1]) / self.batch_rows
+
+    def model(self, rngs: nnx.Rngs) -> Sasrec:
+        """A fresh SASRec whose bias is the log share of each item in the training part."""
+        model = Sasrec(self.config.model, self.num_items, rngs)
+        rows = training_rows(self.histories)
+        counts = np.bincount(self.histories.item[rows], minlength=self.num_items) + 1.0
+        model.bias[...] = jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
+        return model
+
+    def tables(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def label(self, path: tuple[str, ...]) -> str:
+        """The item table, bias and positions are learnt from scratch at their own rate."""
+        return "table" if path[0] in ("table", "position", "bias") else "base"
+
+    def loss(
+        self, model: Sasrec, tables: dict, batch: dict[str, Array], key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        drop_key, negative_key = jax.random.split(key)
+        vectors = model(batch["item"], drop_key)
+        place = jnp.maximum(batch["position"], 0)
+        vectors = jnp.take_along_axis(vectors, place[..., None], axis=1)
+        if self.num_items <= self.config.full_softmax_items:
+            normaliser, target = full_softmax(
+                model.table[...], model.bias[...], vectors, batch["target"]
+            )
+        else:
+            count = self.config.sampled_negatives
+            negatives = jax.random.randint(negative_key, (count,), 0, self.num_items)
+            normaliser, target = sampled_softmax(
+                model.table[...], model.bias[...], vectors, batch["target"], negatives
+            )
+        return next_session_loss(normaliser, target, batch["target"] >= 0)
+
+    def report(self, model: Sasrec, tables: dict) -> dict[str, float]:
+        """HR@10 and NDCG@10 of one random item of the validation session, seen items kept."""
+        requests = validation_requests(self.histories, self.config.report_users, self.seed)
+        if len(requests) == 0:
+            return {}
+        rankings = rank_windows(model, self.histories, requests, 10, True, None)
+        ranks = metrics.item_ranks(rankings, requests.target)
+        return {
+            "hit_rate_10": float(metrics.hits(ranks, 10).mean()),
+            "ndcg_10": float(metrics.ndcg(ranks, 10).mean()),
+        }
+
+    def finish(self, model: Sasrec, tables: dict, folder: Path) -> dict[str, int]:
+        """Writes id_vectors.npy float32 [I, width], the rows of the item table, and weights."""
+        np.save(folder / "id_vectors.npy", np.asarray(model.table[...], np.float32))
+        save_sasrec(model, folder)
+        return {"items": self.num_items, "width": self.config.model.width}
+
+
+def full_softmax(
+    table: Float[Array, "I D"],
+    bias: Float[Array, " I"],
+    vectors: Float[Array, "B P D"],
+    target: Int32[Array, "B P R"],
+) -> tuple[Float[Array, "B P 1"], Float[Array, "B P R"]]:
+    """log of the summed exponentials over all items, and the logits of the targets."""
+    logits = jnp.einsum("BPD,ID->BPI", vectors, table, preferred_element_type=jnp.float32) + bias
+    chosen = jnp.take_along_axis(logits, jnp.maximum(target, 0), axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1, keepdims=True), chosen
+
+
+def sampled_softmax(
+    table: Float[Array, "I D"],
+    bias: Float[Array, " I"],
+    vectors: Float[Array, "B P D"],
+    target: Int32[Array, "B P R"],
+    negatives: Int32[Array, " S"],
+) -> tuple[Float[Array, "B P 1"], Float[Array, "B P R"]]:
+    """The same, with a position's targets summed exactly and all other items estimated.
+
+    The draws are uniform; those that are no target stand for all items that are none.
+    """
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    known = jnp.maximum(target, 0)
+    chosen = product("BPD,BPRD->BPR", vectors, table[known]) + bias[known]
+    drawn = product("BPD,SD->BPS", vectors, table[negatives]) + bias[negatives]
+    is_target = jnp.zeros(drawn.shape, bool)
+    is_counted = []  # a basket may hold an item on two lines: it is summed once
+    for r in range(target.shape[-1]):  # one by one: [B, P, R, S] would not fit
+        here = target[..., r : r + 1]
+        is_target |= negatives == here
+        is_counted.append((here[..., 0] >= 0) & ~(target[..., :r] == here).any(-1))
+    counted = jnp.stack(is_counted, -1)
+    # A large finite number: the gradient of a sum over -inf alone is NaN.
+    exact = jax.nn.logsumexp(jnp.where(counted, chosen, -1e30), axis=-1)
+    rest = jax.nn.logsumexp(jnp.where(is_target, -1e30, drawn), axis=-1)
+    others = jnp.maximum((~is_target).sum(-1), 1)
+    rest += jnp.log((table.shape[0] - counted.sum(-1)) / others)
+    return jnp.logaddexp(rest, exact)[..., None], chosen
+
+
+def next_session_loss(
+    normaliser: Float[Array, "B P 1"], target: Float[Array, "B P R"], is_target: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Cross-entropy, averaged over the targets of a position, then over positions."""
+    weight = is_target / jnp.maximum(is_target.sum(-1, keepdims=True), 1)
+    count = jnp.maximum(weight.sum(), 1)
+    loss = ((normaliser - target) * weight).sum() / count
+    return loss, {"loss": loss, "positions": weight.sum()}
+
+
+def count_windows(histories: Histories, length: int) -> np.ndarray:
+    """int64 [U+1]: number of each user's first window of at most `length` training lines.
+
+    A user whose training part is one session has nothing to predict, and no window.
+    """
+    counts = np.maximum(histories.valid_start - histories.offsets[:-1], 0)
+    last = np.maximum(histories.offsets[:-1] + counts - 1, 0)
+    clipped = np.minimum(histories.offsets[:-1], len(histories.session) - 1)
+    has_two = histories.session[last] > histories.session[clipped]
+    number = np.where((counts > 0) & has_two, -(-counts // length), 0)
+    return np.concatenate([[0], np.cumsum(number)]).astype(np.int64)
+
+
+def training_row(
+    histories: Histories,
+    user: int,
+    place: int,
+    config: TeacherConfig,
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """Window number `place` of `user` with its losses; see the worked example above.
+
+    Windows of a long history end at a random line of their stretch, so that cuts between windows
+    move from visit to visit; the targets may lie behind the window's end.
+    """
+    length = config.model.history
+    start, end = int(histories.offsets[user]), int(histories.valid_start[user])
+    stop = end
+    if end - start > length:
+        low = start + place * length
+        stop = int(rng.integers(low, min(low + length, end))) + 1
+    stop = start + int(
+        np.searchsorted(histories.session[start:end], histories.session[stop - 1], side="right")
+    )  # to the session's end: its last line is where the loss stands
+    item, session = window(histories, start, stop, length, rng)
+    is_end = session >= 0
+    is_end[:-1] &= session[:-1] != session[1:]
+    position = np.full(config.loss_positions, -1, np.int32)
+    target = np.full((config.loss_positions, config.targets_per_position), -1, np.int32)
+    sessions = histories.session[start:end]
+    places = np.flatnonzero(is_end & (session < sessions[-1]))
+    if len(places) > len(position):
+        places = np.sort(rng.choice(places, len(position), replace=False))
+    if len(places):
+        position[: len(places)] = places
+        low = np.searchsorted(sessions, session[places], side="right")
+        high = np.searchsorted(sessions, sessions[low], side="right")
+        drawn = draw_lines(low, high, config.targets_per_position, rng)
+        items = histories.item[start + np.maximum(drawn, 0)]
+        target[: len(places)] = np.where(drawn >= 0, items, -1)
+    return {"item": item, "position": position, "target": target}
+
+
+def draw_lines(
+    low: np.ndarray, high: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """[n, count]: up to `count` distinct lines of each range low..high, at random, then -1."""
+    sizes = high - low
+    if count == 1:
+        return (low + rng.integers(0, sizes))[:, None]
+    width = max(int(sizes.max()), count)
+    keys = np.where(np.arange(width) < sizes[:, None], rng.random((len(low), width)), 2.0)
+    chosen = np.argsort(keys, axis=1)[:, :count]
+    return np.where(chosen < sizes[:, None], low[:, None] + chosen, -1)
+
+
+def validation_requests(histories: Histories, count: int, seed: int) -> Requests:
+    """At most `count` users with a validation session, and a random item of it as the target."""
+    rng = np.random.default_rng([seed, 7])
+    starts, ends = histories.valid_start, histories.test_start
+    users = np.flatnonzero((starts < ends) & (starts > histories.offsets[:-1]))
+    users = np.sort(rng.permutation(users)[:count])
+    target = [
+        histories.item[rng.integers(starts[u], histories.session_end(starts[u], u))] for u in users
+    ]
+    size = len(users)
+    return Requests(
+        users.astype(np.int32),
+        starts[users],
+        np.zeros(size, np.int32),
+        np.full(size, -1, np.int32),
+        np.array(target, np.int32),
+        [""] * size,
+    )

@@ -1,0 +1,346 @@
+"""Three-step generation against scoring every path and every item on its own, without a cache."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_recommender import CODES, CONFIG, NUM_ITEMS, forward, prompts, recommender, semantic_ids
+
+from sigma_jax.generation.beam import Prompts, beam_search
+from sigma_jax.generation.generator import Choice, Generator
+from sigma_jax.index.trie_build import build_trie
+from sigma_jax.reranking.features import ItemFeatures
+from sigma_jax.schema import TASKS
+
+
+def score_paths(model, tables, batch, row, paths) -> dict:
+    """Log-probability and query of each path after prompt `row`, each read as a row of its own."""
+    length, depth = batch["lengths"][row], len(paths[0])
+    tokens = np.zeros((NUM_ITEMS, 12), np.int32)
+    items = np.full(tokens.shape, -1, np.int32)
+    tokens[:, :length] = batch["tokens"][row, :length]
+    items[:, :length] = batch["items"][row, :length]
+    for place, path in enumerate(paths):
+        tokens[place, length : length + depth] = [
+            model.space.code(level, code) for level, code in enumerate(path)
+        ]
+    last = length + depth
+    tokens[:, last] = model.space.query
+    hidden = forward(model, tables, tokens, items)
+    is_seen = jnp.broadcast_to(jnp.arange(12) <= last, (NUM_ITEMS, 1, 12))
+    queries = model.query_head_vector(
+        hidden[:, last : last + 1], jnp.asarray(items), is_seen, tables
+    )
+    queries = np.asarray(queries[:, 0], np.float64)
+    scores = np.zeros(NUM_ITEMS)
+    for level in range(depth):
+        log_probs = np.asarray(model.code_log_probs(hidden[:, length - 1 + level], level))
+        for place, path in enumerate(paths):
+            scores[place] += log_probs[place, path[level]]
+    return {path: (scores[place], queries[place]) for place, path in enumerate(paths)}
+
+
+@pytest.mark.parametrize("depth, num_beams, full", [(1, 3, False), (2, 4, False), (3, 30, True)])
+def test_beams_are_the_best_real_paths_with_exact_scores(depth, num_beams, full):
+    model, tables = recommender(full_vocabulary=full)
+    sids = semantic_ids()
+    trie = build_trie(sids.codes, depth, CODES)
+    batch = prompts()
+    beams = jax.jit(beam_search, static_argnums=4)(
+        model, tables, Prompts(**jax.tree.map(jnp.asarray, batch)), trie, (num_beams,) * depth
+    )
+    paths = sorted({tuple(map(int, code)) for code in sids.codes[:, :depth]})
+    for row in range(3):
+        scored = score_paths(model, tables, batch, row, paths)
+        found = [tuple(map(int, codes)) for codes in np.asarray(beams.codes[row])]
+        valid = np.asarray(beams.is_valid[row])
+        assert valid.sum() == min(num_beams, len(paths))
+        assert set(itertools.compress(found, valid)) <= set(paths)
+        for rank in np.flatnonzero(valid):
+            score, query = scored[found[rank]]
+            np.testing.assert_allclose(beams.scores[row, rank], score, atol=1e-4)
+            np.testing.assert_allclose(beams.queries[row, rank], query, atol=1e-4)
+        if num_beams >= len(paths) or depth == 1:
+            best = sorted((score for score, _ in scored.values()), reverse=True)
+            np.testing.assert_allclose(beams.scores[row][valid], best[: valid.sum()], atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("normaliser", ["exact", "retrieved"])
+def test_items_and_probabilities_equal_brute_force(depth, normaliser):
+    model, tables = recommender()
+    sids = semantic_ids()
+    config = dataclasses.replace(CONFIG, num_beams=30, normaliser=normaliser)
+    generator = Generator.create(model, tables, sids, depth, config)
+    batch = prompts()
+    found = generator(batch, NUM_ITEMS, None)
+    vectors = np.asarray(model.item_vectors(jnp.arange(NUM_ITEMS), tables), np.float64)
+    paths = sorted({tuple(map(int, code)) for code in sids.codes[:, :depth]})
+    for row in range(3):
+        scored = score_paths(model, tables, batch, row, paths)
+        sigma = max(np.std([score for score, _ in scored.values()]), config.sigma_floor)
+        expected = {}
+        for path, (score, query) in scored.items():
+            members = np.flatnonzero((sids.codes[:, :depth] == path).all(axis=1))
+            logits = vectors[members] @ query * sigma / config.temperature
+            kept = np.argsort(-logits, kind="stable")[: config.num_retrieved]
+            pool = logits if normaliser == "exact" else logits[kept]
+            for place in kept:
+                expected[members[place]] = score + logits[place] - np.log(np.exp(pool).sum())
+        items = found.items[row][found.items[row] >= 0]
+        assert sorted(items) == sorted(expected)
+        np.testing.assert_allclose(found.sigma[row], sigma, atol=1e-4)
+        np.testing.assert_allclose(
+            found.log_probs[row][: len(items)], [expected[item] for item in items], atol=2e-4
+        )
+        assert (np.diff(found.log_probs[row][: len(items)]) <= 1e-6).all()
+
+
+def test_seen_items_are_left_out_and_others_move_up():
+    model, tables = recommender()
+    generator = Generator.create(model, tables, semantic_ids(), 1, CONFIG)
+    batch = prompts()
+    kept = generator(batch, 10, None)
+    seen = np.concatenate([kept.items[:, :3], np.full((3, 2), -1)], axis=1)
+    left_out = generator(batch, 10, seen)
+    for row in range(3):
+        assert not set(left_out.items[row]) & set(kept.items[row, :3])
+        assert set(kept.items[row, 3:6]) <= set(left_out.items[row])
+
+
+def test_widths_by_level_and_a_margin_drop_what_lies_behind():
+    """Few early beams lose only what descends from the others; scores stay exact."""
+    model, tables = recommender()
+    sids, batch = semantic_ids(), prompts()
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=1)
+
+    def beams_of(**changes):
+        chosen = dataclasses.replace(config, **changes)
+        found = _search(model, tables, sids, batch, chosen, 3)
+        return [
+            {
+                tuple(codes): score
+                for codes, score, ok in zip(*map(np.asarray, row), strict=True)
+                if ok
+            }
+            for row in zip(found.codes, found.scores, found.is_valid, strict=True)
+        ]
+
+    every, narrow = beams_of(), beams_of(early_beams=(2, 3))
+    for whole, few in zip(every, narrow, strict=True):
+        firsts = {path[0] for path in few}
+        assert len(firsts) <= 2 and 0 < len(few) < len(whole)
+        for path, score in few.items():
+            assert score == pytest.approx(whole[path], abs=1e-4)
+    for whole, near in zip(every, beams_of(beam_margin=2.0), strict=True):
+        best = max(whole.values())
+        assert set(near) <= {path for path, score in whole.items() if score >= best - 2.0 - 1e-4}
+        assert max(near.values()) == pytest.approx(best, abs=1e-4)
+    assert config.under_load(0.5).num_beams == 8 and config.under_load(0.01).num_beams == 1
+    with pytest.raises(ValueError, match="give 2 widths, or none"):
+        dataclasses.replace(config, early_beams=(4,)).widths(3)
+
+
+def test_under_load_fewer_beams_look_into_fewer_prefixes():
+    model, tables = recommender()
+    config = dataclasses.replace(CONFIG, num_beams=5, num_retrieved=NUM_ITEMS)
+    generator = Generator.create(model, tables, semantic_ids(), 1, config)
+    every, fewer = (g(prompts(), NUM_ITEMS) for g in (generator, generator.at_load(0.4)))
+    assert generator.at_load(1.0).config == config
+    for row in range(3):
+        kept = every.items[row][every.beams[row] < 2]
+        found = fewer.items[row][fewer.items[row] >= 0]
+        assert sorted(found) == sorted(kept) and len(found) < NUM_ITEMS
+
+
+def _search(model, tables, sids, batch, config, depth):
+    trie = build_trie(sids.codes, depth, CODES)
+    arrays = Prompts(**jax.tree.map(jnp.asarray, batch))
+    margin = config.beam_margin or np.inf
+    search = jax.jit(beam_search, static_argnums=(4, 5), static_argnames="margin")
+    return search(model, tables, arrays, trie, config.widths(depth), "token", margin=margin)
+
+
+@pytest.mark.parametrize("depth, has_item_head", [(0, True), (1, False), (2, True), (3, False)])
+def test_a_subset_keeps_the_order_and_probabilities_of_its_items(depth, has_item_head):
+    model, tables = recommender(has_item_head=has_item_head)
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
+    sids = semantic_ids()
+    trie = build_trie(sids.codes, depth, CODES)
+    generator = Generator(model, tables, trie, config, "token")
+    everything = generator(prompts(), NUM_ITEMS)
+    is_active = np.random.default_rng(depth).random(NUM_ITEMS) < 0.4
+    active = generator.subset(is_active)
+    [found] = generator.variants(prompts(), NUM_ITEMS, [Choice()], active)
+    for row in range(3):
+        kept = is_active[everything.items[row]]
+        count = int(is_active.sum())
+        assert kept.sum() == count and (found.items[row][count:] == -1).all()
+        np.testing.assert_array_equal(found.items[row][:count], everything.items[row][kept])
+        np.testing.assert_allclose(
+            found.log_probs[row][:count], everything.log_probs[row][kept], atol=1e-4
+        )
+
+
+def test_bias_multiplies_probabilities_and_decides_what_is_retrieved():
+    model, tables = recommender()
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
+    generator = Generator.create(model, tables, semantic_ids(), 1, config)
+    batch = prompts()
+    plain = generator(batch, NUM_ITEMS, None)
+    rng = np.random.default_rng(0)
+    listed = [np.sort(rng.choice(NUM_ITEMS, 8, replace=False)) for _ in range(3)]
+    items = np.full((3, 16), np.iinfo(np.int32).max, np.int32)
+    items[:, :8] = listed
+    values = np.where(np.arange(16) < 8, rng.normal(0, 3, (3, 16)), 0).astype(np.float32)
+    few = dataclasses.replace(config, num_retrieved=2)
+    features, weights = ItemFeatures(items, values[..., None] / 2), np.array([[2.0]], np.float32)
+    choices = [Choice(None, features, weights, c) for c in (config, few)]
+    biased, short = generator.variants(batch, NUM_ITEMS, choices)
+    codes = semantic_ids().codes[:, 0]
+    for row in range(3):
+        prob = np.zeros(NUM_ITEMS)
+        prob[plain.items[row]] = np.exp(plain.log_probs[row].astype(np.float64))
+        prob[listed[row]] *= np.exp(values[row, :8].astype(np.float64))
+        prob /= prob.sum()
+        assert (biased.items[row] == np.argsort(-prob)).all()
+        np.testing.assert_allclose(
+            biased.log_probs[row], np.log(prob[biased.items[row]]), atol=1e-4
+        )
+        best = {
+            item
+            for c in set(codes)
+            for item in sorted(np.flatnonzero(codes == c), key=lambda item: -prob[item])[:2]
+        }
+        assert set(short.items[row][short.items[row] >= 0]) == best
+
+
+@pytest.mark.parametrize("depth, has_item_head", [(0, True), (1, False), (2, True)])
+def test_the_host_retrieves_what_the_device_does(depth, has_item_head):
+    model, tables = recommender(has_item_head=has_item_head)
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS)
+    trie = build_trie(semantic_ids().codes, depth, CODES)
+    rng = np.random.default_rng(0)
+    items = np.sort(rng.permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)[:, :8], axis=1)
+    features = ItemFeatures(items.astype(np.int32), rng.normal(0, 3, (3, 8, 1)).astype(np.float32))
+    seen = np.array([[1, 2, -1], [3, -1, -1], [-1, -1, -1]], np.int32)
+    weights = np.array([[1.0]], np.float32)
+    choices = [Choice(), Choice(seen), Choice(None, features, weights)]
+    device, host = (
+        Generator(model, tables, trie, dataclasses.replace(config, retrieval=how), "token")
+        for how in ("exact", "scann")
+    )
+    for expected, found in zip(
+        *(generator.variants(prompts(), 20, choices) for generator in (device, host)), strict=True
+    ):
+        np.testing.assert_array_equal(found.items, expected.items)
+        np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-4)
+    is_active = rng.random(NUM_ITEMS) < 0.5
+    both = [
+        generator.variants(prompts(), 20, choices, generator.subset(is_active))
+        for generator in (device, host)
+    ]
+    for expected, found in zip(*both, strict=True):
+        np.testing.assert_array_equal(found.items, expected.items)
+    few = dataclasses.replace(config, num_retrieved=2, retrieval="scann")
+    generator = Generator(model, tables, trie, few, "token")
+    [short] = generator.variants(prompts(), NUM_ITEMS, choices[2:])
+    if depth:  # what counts speak for is there, however far it lies
+        for row in range(3):
+            assert set(items[row]) <= set(short.items[row])
+
+
+def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
+    model, tables = recommender(has_item_head=True, has_task_head=True)
+    head = np.random.default_rng(0).normal(0, 0.5, model.task_head.shape)
+    model.task_head[...] = jnp.asarray(head, jnp.float32)
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
+    generator = Generator.create(model, tables, semantic_ids(), 0, config)
+    batch = prompts()
+    plain = generator(batch, NUM_ITEMS)
+    rng = np.random.default_rng(1)
+    values = rng.normal(0, 1, (3, NUM_ITEMS, 2)).astype(np.float32)
+    items = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (3, 1))
+    weights = rng.normal(0, 2, (len(TASKS), 6)).astype(np.float32)
+    table = rng.normal(size=(4, NUM_ITEMS, 2)).astype(np.float16)  # what requests share
+    rows = np.array([3, 0, 3], np.int32)
+    told = generator.told([""] * 3, prompts(seed=7))
+    of_told = generator.told_at(told, items)[..., 0]
+    alone, shared, spoken = generator.variants(
+        batch,
+        NUM_ITEMS,
+        [
+            Choice(None, ItemFeatures(items, values), weights[:, :2]),
+            Choice(None, ItemFeatures(items, values, rows), weights, table=table),
+            Choice(None, ItemFeatures(items, values, rows), weights, table=table, told=told),
+        ],
+    )
+    hidden = forward(model, tables, batch["tokens"], batch["items"])
+    for row in range(3):
+        logits = np.asarray(hidden[row, batch["lengths"][row] - 1]) @ head
+        shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        assert 0.2 < shares.max() < 0.999
+        log_p = np.zeros(NUM_ITEMS)
+        log_p[plain.items[row]] = plain.log_probs[row]
+        log_p += values[row] @ (shares @ weights[:, :2])
+        of_table = table[rows[row]] @ (shares @ weights[:, 2:4])
+        with_told = of_table + of_told[row] * (shares @ weights[:, 4])
+        for found, more in ((alone, 0), (shared, of_table), (spoken, with_told)):
+            expected = log_p + more
+            expected -= np.log(np.exp(expected).sum())
+            np.testing.assert_allclose(found.log_probs[row], np.sort(expected)[::-1], atol=1e-3)
+            np.testing.assert_array_equal(found.items[row][:3], np.argsort(-expected)[:3])
+
+
+@pytest.mark.parametrize(
+    "total, batch_size, sizes",
+    [(1, 32, [1]), (3, 32, [4]), (20, 32, [32]), (20, 24, [24]), (33, 32, [32, 32])],
+)
+def test_few_requests_make_a_small_batch(total, batch_size, sizes):
+    model, tables = recommender()
+    config = dataclasses.replace(CONFIG, batch_size=batch_size)
+    generator = Generator.create(model, tables, semantic_ids(), 1, config)
+    seen = []
+
+    def read(rows):
+        seen.append(len(rows))
+        return rows
+
+    np.testing.assert_array_equal(generator._by_batch(total, read), np.arange(total))
+    assert seen == sizes
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_more_beams_and_items_than_exist_take_no_more_memory(depth):
+    model, tables = recommender(has_item_head=True)
+    large = dataclasses.replace(CONFIG, num_beams=10**6, num_retrieved=10**6)
+    generator = Generator.create(model, tables, semantic_ids(), depth, large)
+    for choice in (Choice(), generator.for_lists(Choice(config=large), 10**6)):
+        [found] = generator.variants(prompts(), NUM_ITEMS + 5, [choice])
+        assert (np.sort(found.items[:, :NUM_ITEMS], axis=1) == np.arange(NUM_ITEMS)).all()
+        assert (found.items[:, NUM_ITEMS:] == -1).all()
+
+
+def test_a_padded_last_batch_changes_nothing():
+    model, tables = recommender()
+    batch = prompts()
+    one = Generator.create(model, tables, semantic_ids(), 2, CONFIG)(batch, 5, None)
+    config = dataclasses.replace(CONFIG, batch_size=3)
+    other = Generator.create(model, tables, semantic_ids(), 2, config)(batch, 5, None)
+    np.testing.assert_array_equal(one.items, other.items)
+    np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
+
+
+def test_without_an_item_query_all_items_of_a_prefix_are_alike():
+    model, tables = recommender()
+    sids = semantic_ids()
+    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS)
+    generator = Generator.create(model, tables, sids, 3, config, item_query="none")
+    found = generator(prompts(), NUM_ITEMS)
+    _, inverse, sizes = np.unique(sids.codes, axis=0, return_inverse=True, return_counts=True)
+    for row in range(3):
+        expected = found.beam_scores[row] - np.log(sizes[inverse.reshape(-1)[found.items[row]]])
+        np.testing.assert_allclose(found.log_probs[row], expected, atol=1e-4)

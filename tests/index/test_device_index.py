@@ -1,0 +1,121 @@
+"""Promises of sigma_jax/index/device_index.py."""
+
+import jax
+import numpy as np
+import pytest
+
+from sigma_jax.generation import fusion
+from sigma_jax.index import device_index as retrieval
+from sigma_jax.index.device_index import build_index
+from sigma_jax.index.trie_build import build_trie
+
+ITEMS, CODES, D = 60, 5, 8
+search = jax.jit(retrieval.search, static_argnums=4)
+
+
+@pytest.fixture
+def world():
+    rng = np.random.default_rng(0)
+    codes = rng.choice(CODES, (ITEMS, 2), p=[0.6, 0.2, 0.1, 0.06, 0.04]).astype(np.int32)
+    vectors = rng.normal(size=(ITEMS, D)).astype(np.float32)
+    vectors[7], vectors[3] = vectors[5], vectors[5]  # exact ties
+    codes[[3, 5, 7], 0] = 0
+    queries = rng.normal(size=(3, 4, D)).astype(np.float32)
+    queries[0, 0] = vectors[5]
+    queries /= np.linalg.norm(queries, axis=-1, keepdims=True)
+    queries[1, 1] *= 1.5  # of an item head: as sharp as it is long
+    leaves = np.int32([[0, 1, 2, 3], [4, 0, 1, -1], [2, 3, 4, 0]])
+    leaves[0, 0] = 0
+    is_valid = np.ones((3, 4), bool)
+    is_valid[2, 3] = False
+    return codes, vectors, queries, leaves, is_valid
+
+
+def naive(world, sharpness, excluded):
+    """Products in float64: {(b, m): (ranked items, product by item, log_normaliser)}."""
+    codes, vectors, queries, leaves, is_valid = world
+    prefixes = sorted(set(codes[:, 0].tolist()))
+    out = {}
+    for b, m in np.ndindex(leaves.shape):
+        if not is_valid[b, m] or leaves[b, m] < 0:
+            continue
+        inside = np.flatnonzero(codes[:, 0] == prefixes[leaves[b, m]])
+        q, v = np.float64(queries[b, m]), np.float64(vectors[inside])
+        cosines = v @ q / np.linalg.norm(v, axis=1)
+        normaliser = np.log(np.exp(cosines * sharpness[b]).sum())
+        cosine_of = dict(zip(inside.tolist(), cosines, strict=True))
+        ranked = sorted(inside.tolist(), key=lambda i: (-round(cosine_of[i], 6), i))
+        out[b, m] = [i for i in ranked if i not in excluded[b]], cosine_of, normaliser
+    return out
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("chunk", [1, 7, 128])
+@pytest.mark.parametrize("excluded", [None, np.int32([[5, -1], [0, 1], [-1, -1]])])
+def test_search_equals_a_float64_loop(world, depth, chunk, excluded):
+    codes, vectors, queries, leaves, is_valid = world
+    if depth == 0:  # one prefix for all items
+        codes, leaves = np.zeros_like(codes), np.minimum(leaves, 0)
+        world = codes, vectors, queries, leaves, is_valid
+    index = build_index(build_trie(codes, depth, CODES), vectors, chunk)
+    sharpness, count = np.float32([0.0, 4.0, 30.0]), 10
+    items, cosines, normaliser = search(
+        index, queries, leaves, is_valid, count, sharpness, excluded
+    )
+    barred = [set(row.tolist()) for row in excluded] if excluded is not None else [set()] * 3
+    want = naive(world, sharpness, barred)
+    for b, m in np.ndindex(leaves.shape):
+        ranked, cosine_of, want_normaliser = want.get((b, m), ([], {}, -np.inf))
+        found = ranked[:count]
+        assert items[b, m].tolist() == found + [-1] * (count - len(found))
+        np.testing.assert_allclose(normaliser[b, m], want_normaliser, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            cosines[b, m][: len(found)], [cosine_of[i] for i in found], atol=1e-5
+        )
+        assert np.isneginf(cosines[b, m][len(found) :]).all()
+
+
+def test_probabilities_of_a_whole_prefix_sum_to_the_beams(world):
+    codes, vectors, queries, leaves, is_valid = world
+    is_valid = is_valid & (leaves >= 0)
+    index = build_index(build_trie(codes, 1, CODES), vectors)
+    beam_scores = np.where(is_valid, -np.arange(4, dtype=np.float32) - 0.5, -np.inf)
+    factor = fusion.sharpness(beam_scores, is_valid, 0.05, "deviation", 1e-3)
+    items, cosines, normaliser = search(index, queries, leaves, is_valid, ITEMS, factor)
+    log_prob = fusion.fuse(beam_scores, is_valid, cosines, items >= 0, normaliser, factor)
+    np.testing.assert_allclose(np.exp(log_prob).sum(-1), np.exp(beam_scores), rtol=1e-4)
+
+
+def test_exact_equals_retrieved_normaliser_when_all_is_retrieved(world):
+    codes, vectors, queries, leaves, is_valid = world
+    index = build_index(build_trie(codes, 1, CODES), vectors)
+    factor = np.float32([3.0, 20.0, 1.0])
+    items, cosines, normaliser = search(index, queries, leaves, is_valid, ITEMS, factor)
+    retrieved = fusion.retrieved_log_normaliser(cosines, items >= 0, factor)
+    np.testing.assert_allclose(normaliser, retrieved, rtol=1e-5, atol=1e-5)
+
+
+def test_no_valid_beam_returns_nothing(world):
+    codes, vectors, queries, leaves, is_valid = world
+    index = build_index(build_trie(codes, 1, CODES), vectors)
+    found = search(index, queries, leaves, np.zeros_like(is_valid), 3, np.ones(3, np.float32))
+    assert (found[0] == -1).all() and np.isneginf(found[1]).all() and np.isneginf(found[2]).all()
+
+
+def test_zero_vectors_give_no_nan():
+    index = build_index(build_trie(np.zeros((2, 1), np.int32), 1, 1), np.zeros((2, D), np.float32))
+    items, cosines, _ = search(
+        index,
+        np.zeros((1, 1, D), np.float32),
+        np.zeros((1, 1), np.int32),
+        np.ones((1, 1), bool),
+        2,
+        np.ones(1, np.float32),
+    )
+    assert items.tolist() == [[[0, 1]]] and cosines.tolist() == [[[0.0, 0.0]]]
+
+
+def test_wrong_count_of_vectors_is_named():
+    trie = build_trie(np.zeros((4, 1), np.int32), 1, 1)
+    with pytest.raises(ValueError, match="3 item vectors for 4 items"):
+        build_index(trie, np.ones((3, D), np.float32))

@@ -1,0 +1,173 @@
+"""Records hold training rows only, cover them, and come out the same each time."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sigma_jax.data.pipeline import open_shards
+from sigma_jax.histories import user_chunks
+from sigma_jax.prompts.records import (
+    RECORDS,
+    Record,
+    _windows,
+    favourites,
+    iterate_records,
+    write_records,
+)
+from sigma_jax.schema import DAY, TASKS
+from sigma_jax.tasks.targets import TaskTables
+
+
+def every(shop, config, **changes):
+    config = dataclasses.replace(config, **changes)
+    return list(iterate_records(shop, config, TaskTables.make(shop, config.longtail_share), 3))
+
+
+def test_windows_worked_example(config):
+    config = dataclasses.replace(config, history_length=4, window_stride=3)
+    assert _windows(np.array([0, 2, 3, 5, 6]), 0, config) == [(2, 6), (0, 3)]
+    assert _windows(np.array([0, 5]), 0, config) == [(1, 5), (0, 0)]
+    assert _windows(np.array([7]), 7, config) == [(7, 7)]
+    assert _windows(np.array([], np.int64), 7, config) == []
+    config = dataclasses.replace(config, cold_start_weight=0.0)
+    assert _windows(np.array([7]), 7, config) == []
+
+
+def test_favourites_worked_example():
+    assert favourites(np.array([4, 7, 4, 9], np.int32), 5).tolist() == [4, 9, 7]
+    assert favourites(np.array([4, 7, 4, 9], np.int32), 1).tolist() == [4]
+    assert favourites(np.array([], np.int32), 3).tolist() == []
+
+
+def test_records_survive_their_bytes(shop, config):
+    for record in every(shop, config):
+        back = Record.from_bytes(record.to_bytes())
+        for field in dataclasses.fields(Record):
+            one, other = getattr(record, field.name), getattr(back, field.name)
+            assert np.array_equal(one, other), field.name
+
+
+def test_windows_are_short_and_training_only(shop, config):
+    """The items of a window and of the session after it stand so in the training rows."""
+    histories = shop.histories
+    for record in every(shop, config):
+        assert record.length <= config.history_length
+        first, last = histories.offsets[record.user], histories.valid_start[record.user]
+        rows = histories.item[first:last]
+        starts = [
+            s
+            for s in range(len(rows) - len(record.item) + 1)
+            if np.array_equal(rows[s : s + len(record.item)], record.item)
+        ]
+        assert starts
+        assert len(record.item) > record.length
+        assert (np.diff(record.session) >= 0).all() and record.session[0] == 0
+        # The window ends where a session does.
+        if record.length:
+            assert record.session[record.length] > record.session[record.length - 1]
+
+
+def test_every_training_session_is_a_target_of_every_user(shop, config):
+    """Strides no longer than windows leave no boundary out."""
+    histories = shop.histories
+    expected = set()
+    for user in range(histories.num_users):
+        first, last = histories.offsets[user], histories.valid_start[user]
+        for number in np.unique(histories.session[first:last]):
+            expected.add((user, int(number)))
+    got = set()
+    for record in every(shop, config, cold_start_weight=1.0):
+        base = histories.session[_row_of(shop, record)]
+        got |= {(record.user, int(base + record.session[a])) for a in record.attach}
+    assert got == expected
+
+
+def _row_of(shop, record):
+    """A row of the histories where the record's items and sessions stand."""
+    histories = shop.histories
+    size = len(record.item)
+    for row in range(histories.offsets[record.user], histories.valid_start[record.user]):
+        session = histories.session[row : row + size]
+        if np.array_equal(histories.item[row : row + size], record.item) and np.array_equal(
+            session - session[0], record.session
+        ):
+            return row
+    raise AssertionError
+
+
+@pytest.mark.parametrize("lookahead", [1, 2])
+def test_targets_come_from_the_next_sessions(shop, config, lookahead):
+    """From the next one; where it holds nothing for the task, from the one after."""
+    from_later = 0
+    for record in every(shop, config, lookahead_sessions=lookahead):
+        for attach, target in zip(record.attach, record.target, strict=True):
+            number = record.session[attach]
+            own = record.item[record.session == number]
+            if target in own:
+                continue
+            from_later += 1
+            assert lookahead == 2
+            later = record.item[record.session == number + 1]
+            # The session after may lie behind the record's last row.
+            assert target in later or number == record.session[-1]
+    assert (from_later > 0) == (lookahead == 2)
+
+
+@pytest.mark.parametrize("lookahead", [1, 3])
+def test_held_out_rows_change_no_record(shop, config, lookahead):
+    """Whatever users do from their validation session on, training is the same."""
+    histories = shop.histories
+    user = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
+    is_held_out = np.arange(len(user)) >= histories.valid_start[user]
+    assert is_held_out.any()
+    item = np.where(is_held_out, (histories.item + 1) % 40, histories.item).astype(np.int32)
+    time = np.where(is_held_out, histories.time + 40 * DAY, histories.time)
+    changed = dataclasses.replace(histories, item=item, time=time)
+    records = every(shop, config, lookahead_sessions=lookahead)
+    again = every(
+        dataclasses.replace(shop, histories=changed), config, lookahead_sessions=lookahead
+    )
+    assert [r.to_bytes() for r in again] == [r.to_bytes() for r in records]
+
+
+def test_without_cold_start_every_target_has_a_history(shop, config):
+    assert any((record.attach == 0).any() for record in every(shop, config))
+    assert all((record.attach > 0).all() for record in every(shop, config, cold_start_weight=0.0))
+
+
+def test_chunks_change_nothing(shop, config, monkeypatch):
+    whole = [record.to_bytes() for record in every(shop, config)]
+    monkeypatch.setattr("sigma_jax.prompts.records.CHUNK_ROWS", 17)
+    assert [record.to_bytes() for record in every(shop, config)] == whole
+
+
+def test_user_chunks_cover_all_users():
+    offsets = np.array([0, 5, 5, 40, 42, 42])
+    for rows in (1, 6, 100):
+        chunks = list(user_chunks(offsets, rows))
+        assert [user for chunk in chunks for user in chunk] == list(range(5))
+        assert all(
+            len(chunk) == 1 or offsets[chunk.stop] - offsets[chunk.start] <= rows
+            for chunk in chunks
+        )
+
+
+def test_written_twice_the_bytes_are_the_same(shop, config, tmp_path):
+    figures = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        figures.append(write_records(shop, config, tmp_path / name, seed=3))
+    files = sorted((tmp_path / "a").iterdir())
+    assert len(files) > 1
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    assert figures[0] == figures[1]
+    assert figures[0]["contexts"] == len(open_shards(tmp_path / "a", RECORDS))
+    assert all(figures[0][f"targets.{task}"] > 0 for task in TASKS)
+
+
+def test_data_without_training_rows_are_refused(shop, config, tmp_path):
+    histories = dataclasses.replace(shop.histories, valid_start=shop.histories.offsets[:-1])
+    with pytest.raises(ValueError, match="no user has two training sessions"):
+        write_records(dataclasses.replace(shop, histories=histories), config, tmp_path, 0)

@@ -1,0 +1,181 @@
+"""Promises of sigma_jax/reranking/relations.py."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.sparse as sparse
+from small_histories import ITEMS, histories_of, plain_data, plain_requests, random_users
+
+from sigma_jax.histories import first_of_day, history_ranges, request_times
+from sigma_jax.reranking import ease, embedding_neighbours
+from sigma_jax.reranking.covisitation import SMOOTHING, count_covisits, strongest_entries
+from sigma_jax.reranking.ease import fit_ease
+from sigma_jax.reranking.embedding_neighbours import nearest_items
+from sigma_jax.reranking.features import ItemFeatures
+from sigma_jax.reranking.relations import HISTORY_FEATURES, PADDING, RELATIONS, Relations, values_at
+from sigma_jax.schema import DAY, Requests
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["lines", "baskets"])
+def histories(request):
+    """Four sessions a day."""
+    plain = histories_of(random_users(request.param))
+    return dataclasses.replace(plain, time=(100 + plain.session // 4).astype(np.int64) * DAY + 9)
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    rows = np.random.default_rng(0).normal(size=(ITEMS, 6)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def sums(histories, request: int, requests: Requests, table, decay: float, sessions: int):
+    """Rows of `table` for the items of the last sessions, by a plain loop."""
+    total, user = np.zeros(ITEMS), requests.user[request]
+    if user >= 0:
+        last = histories.session[requests.cut[request] - 1]
+        for row in range(histories.offsets[user], requests.cut[request]):
+            age = last - histories.session[row]
+            if age < sessions:
+                total += decay**age * table[histories.item[row]]
+    return total
+
+
+def test_features_equal_plain_loops(histories, vectors):
+    data = plain_data(histories)
+    made = Relations.make(data, vectors, ITEMS)
+    requests = plain_requests(histories)
+    assert requests.user[-1] == -1
+    times = request_times(histories, requests)
+    features = made.features(requests, histories, times)
+    assert len(features.items) == len(requests)
+    raw = count_covisits(histories, ITEMS).toarray()
+    training = np.concatenate(
+        [
+            histories.item[a:b]
+            for a, b in zip(histories.offsets[:-1], histories.valid_start, strict=True)
+        ]
+    )
+    damping = np.sqrt(np.bincount(training, minlength=ITEMS) + SMOOTHING)
+    tables = {"covisitation": raw / damping, "reverse_covisitation": raw.T / damping}
+    tables |= {name: getattr(made, name).toarray() for name in ("embedding_neighbours", "ease")}
+    units = np.array([0.1, 0.1, 0.1, 0.01, 0.1, 0.1, 0.1, 0.1, 0.01])
+    for row in range(len(requests)):
+        expected = {
+            name: sums(histories, row, requests, tables[name], how.decay, how.sessions or 1_000)
+            for name, how in RELATIONS.items()
+        }
+        expected["repeat_count"] = sums(histories, row, requests, np.eye(ITEMS), 0.9, 1_000)
+        start, end = histories.offsets[requests.user[row]], requests.cut[row]
+        today = [r for r in range(start, end) if histories.time[r] // DAY == times[row] // DAY]
+        for name, table in tables.items():
+            expected[f"{name}_today"] = table[histories.item[today]].sum(axis=0)
+        expected = np.stack([expected[name] for name in HISTORY_FEATURES], axis=-1)
+        here = features.items[row][features.items[row] < PADDING]
+        assert (np.diff(here) > 0).all() and (features.items[row, len(here) :] == PADDING).all()
+        assert set(here) == set(np.flatnonzero(expected.any(axis=1)))
+        found = features.values[row, : len(here)]  # float16: three digits
+        np.testing.assert_allclose(found, np.log1p(expected[here] / units), 1e-3, 1e-6)
+
+
+def test_a_request_without_times_has_no_lines_of_its_day(histories):
+    timeless = dataclasses.replace(histories, time=np.zeros_like(histories.time))
+    requests = plain_requests(histories)
+    starts, ends = history_ranges(histories, requests)
+    for log, has_today in ((histories, True), (timeless, False)):
+        first = first_of_day(log, starts, ends, request_times(log, requests))
+        assert (first < ends).any() == has_today
+
+
+def test_what_came_before_is_told_from_what_came_after():
+    """One item a session, two users: 1 then 2."""
+    made = Relations.make(
+        plain_data(histories_of([[[1], [2], [5], [6]], [[1], [2], [7], [8]]])), np.eye(ITEMS), 5
+    )
+    assert made.covisitation[1, 2] > made.covisitation[2, 1] > 0
+    assert made.reverse_covisitation[2, 1] > made.reverse_covisitation[1, 2] > 0
+
+
+def test_validation_and_test_targets_do_not_reach_the_ties():
+    users = [[[1], [2], [3], [4]], [[5], [6], [7], [8]]]
+    ties = count_covisits(histories_of(users), ITEMS).toarray()
+    assert ties[1, 2] > 0 and ties[5, 6] > 0
+    assert not ties[[3, 4, 7, 8]].any() and not ties[:, [3, 4, 7, 8]].any()
+
+
+def test_strongest_entries_of_each_row_stay():
+    table = np.random.default_rng(0).integers(0, 6, (20, 15)).astype(np.float32)
+    kept = strongest_entries(sparse.csr_matrix(table), 4).toarray()
+    for row, values in enumerate(table):
+        order = np.lexsort((np.arange(15), -values))[:4]
+        expected = np.zeros(15)
+        expected[order] = values[order]
+        np.testing.assert_array_equal(kept[row], expected)
+
+
+@pytest.mark.parametrize("count", [1, 4, 28, 100])
+def test_nearest_items_are_those_of_all_pairs(vectors, count, monkeypatch):
+    monkeypatch.setattr(
+        embedding_neighbours, "COSINES_A_STEP", 8 * ITEMS
+    )  # the last step is not full
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -np.inf)
+    kept = min(count, ITEMS - 2)
+    next_one = -np.sort(-cosines, axis=1)[:, kept : kept + 1]
+    expected = np.maximum(cosines - next_one, 0)
+    np.testing.assert_allclose(nearest_items(vectors, count).toarray(), expected, atol=1e-6)
+
+
+def user_rows(histories) -> np.ndarray:
+    """[U, I]: 1 where a user has an item in training rows."""
+    rows = np.zeros((histories.num_users, ITEMS))
+    for user in range(histories.num_users):
+        rows[user, histories.item[histories.offsets[user] : histories.valid_start[user]]] = 1
+    return rows
+
+
+@pytest.mark.parametrize("count", [3, 100])
+def test_ridge_is_the_linear_model_that_foretells_an_item_from_the_others(
+    histories, count, monkeypatch
+):
+    """Item by item, by least squares over the other items, with the penalty as further rows."""
+    monkeypatch.setattr(ease, "ROWS_A_STEP", 8)  # the last step is not full
+    users = user_rows(histories)
+    known = np.flatnonzero(users.any(axis=0))
+    penalty = np.sqrt(users.sum(axis=0)[known].mean()) * np.eye(len(known))
+    expected = np.zeros((ITEMS, ITEMS))
+    for place, item in enumerate(known):
+        others = np.delete(np.arange(len(known)), place)
+        left = np.concatenate([users[:, known[others]], penalty[others][:, others]])
+        right = np.append(users[:, item], np.zeros(len(others)))
+        expected[known[others], item] = np.linalg.lstsq(left, right, rcond=None)[0]
+    for row in expected:
+        row[np.argsort(-row)[count:]] = 0
+    found = fit_ease(plain_data(histories), count)
+    np.testing.assert_allclose(found.toarray(), np.maximum(expected, 0), atol=1e-4)
+
+
+def test_ridge_holds_the_items_most_users_have_where_there_are_too_many(histories, monkeypatch):
+    monkeypatch.setattr(ease, "MAX_EASE_ITEMS", 5)
+    users = user_rows(histories).sum(axis=0)
+    found = fit_ease(plain_data(histories), 100)
+    kept = np.unique(np.concatenate(found.nonzero()))
+    assert 2 <= len(kept) <= 5
+    assert users[kept].min() >= np.sort(users)[-5]
+
+
+def test_ridge_of_a_log_without_two_items_is_empty():
+    one = histories_of([[[1], [1], [2], [3]]])
+    assert fit_ease(plain_data(one), 5).nnz == 0
+
+
+def test_a_catalogue_of_two_items_has_no_neighbours():
+    assert nearest_items(np.eye(2, dtype=np.float32), 5).nnz == 0
+
+
+def test_features_of_candidates_are_found_by_item():
+    items = np.array([[2, 5, 9, PADDING]], np.int32)
+    values = np.array([[[0.1, 1], [0.2, 2], [0.3, 3], [0.0, 0]]], np.float32)
+    found = values_at(ItemFeatures(items, values), np.array([[9, 1, -1, 2, 30]], np.int32))
+    np.testing.assert_allclose(found, [[[0.3, 3], [0, 0], [0, 0], [0.1, 1], [0, 0]]])

@@ -1,0 +1,59 @@
+"""Demands are numbered so that a batch's targets satisfy theirs and others do not."""
+
+import dataclasses
+
+import numpy as np
+
+from sigma_jax import metrics
+from sigma_jax.schema import TASKS
+from sigma_jax.tasks.constraints import NEW_CATEGORY, NONE, Constraints, allowed_items, padded
+from sigma_jax.tasks.requests import make_requests
+
+
+def test_padded_rows_are_links():
+    from sigma_jax.schema import Links
+
+    links = Links.from_edges(np.array([0, 0, 2]), np.array([4, 7, 2]), 3)
+    assert padded(links).tolist() == [[4, 7], [NONE, NONE], [2, NONE]]
+
+
+def test_items_satisfy_what_evaluation_allows(shop):
+    share = 0.8
+    constraints = Constraints.make(shop, share)
+    requests = make_requests(shop, "valid", 0, 50, share)
+    numbers = constraints.number(requests.task, requests.argument)
+    allowed = allowed_items(shop, requests)
+    tail = metrics.long_tail(shop.catalogue.popularity, share)
+    by_item = constraints.by_item(len(shop.catalogue))
+    seen = set()
+    for row, number in enumerate(numbers):
+        task = TASKS[requests.task[row]]
+        seen.add(task)
+        satisfying = np.flatnonzero((by_item == number).any(axis=1))
+        if task in ("JustForYou", "Discover"):
+            assert number == (NONE if task == "JustForYou" else NEW_CATEGORY)
+        elif task == "Longtail":
+            assert satisfying.tolist() == np.flatnonzero(tail).tolist()
+        else:
+            assert satisfying.tolist() == sorted(set(allowed.of(row).tolist()))
+            assert requests.target[row] in satisfying
+    assert seen == set(TASKS)
+
+
+def test_of_too_many_demands_the_broadest_are_known(shop, monkeypatch):
+    constraints = Constraints.make(shop, 0.8)
+    whole = constraints.by_item(len(shop.catalogue))
+    sizes = np.diff(constraints.items.offsets)
+    monkeypatch.setattr("sigma_jax.tasks.constraints.MOST_OF_ITEM", 2)
+    few = constraints.by_item(len(shop.catalogue))
+    assert few.shape[1] == 2 < whole.shape[1]
+    for all_of_it, kept in zip(whole, few, strict=True):
+        known = sorted(-sizes[k] for k in all_of_it if k != NONE)[:2]
+        assert [-sizes[k] for k in kept if k != NONE] == known
+
+
+def test_what_the_data_has_no_targets_for_is_not_asked_for(shop):
+    flat = np.ones(len(shop.catalogue), np.int64)
+    catalogue = dataclasses.replace(shop.catalogue, popularity=flat)
+    poor = dataclasses.replace(shop, catalogue=catalogue, queries=None, themes=None)
+    assert list(Constraints.make(poor, 0.8).arguments) == ["Category"]

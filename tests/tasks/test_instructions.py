@@ -1,0 +1,122 @@
+"""Phrasings: enough of them, none both trained and evaluated, slots where tokens expect them."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sigma_jax.prompts.tokens import PromptTables
+from sigma_jax.schema import TASKS
+from sigma_jax.tasks.instructions import (
+    HELDOUT_PHRASINGS,
+    SLOTS,
+    TRAIN_PHRASINGS,
+    all_sentences,
+    argument_texts,
+    available_tasks,
+    clean,
+    render,
+    split,
+)
+
+
+def test_trained_and_held_out_phrasings_are_disjoint():
+    for task in TASKS:
+        trained, heldout = set(TRAIN_PHRASINGS[task]), set(HELDOUT_PHRASINGS[task])
+        assert len(trained) >= 6 and len(heldout) >= 2
+        assert not trained & heldout
+    assert set(TRAIN_PHRASINGS) == set(HELDOUT_PHRASINGS) == set(TASKS)
+
+
+def test_no_phrasing_stands_for_two_tasks_that_lack_an_argument():
+    """Season and Holiday may share words: their theme tells them apart."""
+    plain = [
+        phrasing
+        for phrasings in (TRAIN_PHRASINGS, HELDOUT_PHRASINGS)
+        for task in TASKS
+        if task not in SLOTS
+        for phrasing in phrasings[task]
+    ]
+    assert len(plain) == len(set(plain))
+
+
+def test_slots_stand_between_spaces():
+    """Otherwise tokens of the parts, joined, would differ from tokens of the sentence."""
+    for phrasings in (TRAIN_PHRASINGS, HELDOUT_PHRASINGS):
+        for task, texts in phrasings.items():
+            for text in texts:
+                slots = re.findall(r"\{\w+\}", text)
+                assert slots == ([SLOTS[task]] if task in SLOTS else [])
+                assert text == clean(text)
+                if slots:
+                    assert re.search(r" \{\w+\}( |$)", text), text
+
+
+def test_render_fills_the_slot_as_a_person_would_write():
+    assert render("Query", "  Winter\nBOOTS ", "find {query} for me") == "find winter boots for me"
+    assert render("Discover", None, "something new") == "something new"
+    with pytest.raises(ValueError, match="Category needs a category"):
+        render("Category", None, "show {category}")
+
+
+def test_joined_tokens_are_those_of_the_rendered_sentence(shop, semantic_ids, config):
+    """Trained prompts and prompts from a person's sentence are then the same tokens."""
+    for phrasings in (TRAIN_PHRASINGS, HELDOUT_PHRASINGS):
+        tables = PromptTables.make(shop, semantic_ids, config, 450, phrasings)
+        for task in TASKS:
+            arguments = argument_texts(shop, task) or [None]
+            for number, phrasing in enumerate(phrasings[task]):
+                for argument, text in enumerate(arguments):
+                    sentence = render(task, text, phrasing)
+                    whole = tables.encoder.encode([sentence], 60)[0]
+                    joined = tables.instruction(task, argument, number, 60)
+                    assert joined.tolist() == whole.tolist(), sentence
+
+
+def test_dropout_touches_the_wording_and_never_the_argument(shop, semantic_ids, config):
+    dropping = dataclasses.replace(config, wording_dropout=0.5)
+    tables = PromptTables.make(shop, semantic_ids, dropping, 450)
+    rng, left_out, exchanged, count = np.random.default_rng(0), [], [], 0
+    for number in range(200):
+        phrasing = number % len(TRAIN_PHRASINGS["Category"])
+        whole = tables.instruction("Category", 1, phrasing, 60)
+        words = tables.instruction("Category", 1, phrasing, 60, rng)
+        asked, text = tables.arguments["Category"].of(1).tolist(), words.tolist()
+        assert any(text[i : i + len(asked)] == asked for i in range(len(text)))
+        left_out.append(len(whole) - len(words))
+        exchanged.append(sum(token not in whole for token in words))
+        count += len(whole) - len(asked)
+        assert len(tables.instruction("Discover", -1, phrasing, 60, rng))
+    for changed in (left_out, exchanged):  # a quarter of the wording each
+        assert min(changed) == 0 and 0.2 < sum(changed) / count < 0.3
+
+
+def test_split_worked_examples():
+    assert split("Query", "find {query} for me") == ("find", " for me")
+    assert split("Query", "find {query}") == ("find", "")
+    assert split("Discover", "something new") == ("something new", "")
+
+
+def test_sentences_for_the_tokenizer_name_no_slot():
+    sentences = all_sentences()
+    assert not any("{" in sentence for sentence in sentences)
+    assert "where can i get" in " ".join(sentences)
+
+
+def test_tasks_a_data_set_cannot_hold_are_left_out_with_reasons(shop):
+    assert set(available_tasks(shop)) == set(TASKS)
+    assert not any(available_tasks(shop).values())
+    poor = dataclasses.replace(
+        shop,
+        queries=None,
+        themes=dataclasses.replace(shop.themes, kinds=pa.array(["season"] * 4)),
+        catalogue=dataclasses.replace(
+            shop.catalogue, category=np.full(40, -1), popularity=np.ones(40, np.int64)
+        ),
+    )
+    reasons = available_tasks(poor)
+    assert {task for task, reason in reasons.items() if reason is None} == {"JustForYou", "Season"}
+    assert "no searches" in reasons["Query"] and "holiday" in reasons["Holiday"]
+    assert available_tasks(dataclasses.replace(poor, themes=None))["Season"]

@@ -1,0 +1,264 @@
+"""The teacher learns the next session from training rows alone, and leaves what it learnt."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from small_histories import (
+    ITEMS,
+    SHAPE,
+    config,
+    histories_of,
+    plain_requests,
+    random_users,
+    save_data,
+    vectors_of,
+)
+
+from sigma_jax.configs import teacher
+from sigma_jax.configs.common import PRESETS
+from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.teacher.sasrec import SasrecConfig, load_sasrec, rank_windows
+from sigma_jax.teacher.task import (
+    TeacherConfig,
+    TeacherTask,
+    count_windows,
+    draw_lines,
+    full_softmax,
+    next_session_loss,
+    sampled_softmax,
+    training_row,
+    validation_requests,
+)
+
+
+def test_worked_example_of_single_items():
+    histories = histories_of([[[7], [8], [9], [1], [2]]])
+    row = training_row(histories, 0, 0, config(), np.random.default_rng(0))
+    assert row["item"].tolist() == [-1] * 7 + [7, 8, 9]
+    assert row["position"].tolist() == [7, 8, -1, -1, -1]
+    assert row["target"].tolist() == [[8, -1], [9, -1]] + [[-1, -1]] * 3
+
+
+def test_worked_example_of_baskets():
+    histories = histories_of([[[10, 11], [12], [13, 14], [1], [2]]])
+    orders, drawn = set(), set()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        row = training_row(histories, 0, 0, config(targets_per_position=1), rng)
+        items = row["item"][-5:].tolist()
+        assert set(items[:2]) == {10, 11} and items[2] == 12 and set(items[3:]) == {13, 14}
+        assert row["position"].tolist() == [6, 7, -1, -1, -1]
+        assert row["target"][0] == 12
+        orders.add(tuple(items))
+        drawn.add(int(row["target"][1, 0]))
+    assert drawn == {13, 14} and len(orders) == 4
+
+
+def test_targets_always_lie_in_the_next_session_of_the_training_part():
+    histories = histories_of(random_users(True))
+    settings = config()
+    first = count_windows(histories, SHAPE.history)
+    rng = np.random.default_rng(0)
+    seen_targets = 0
+    for user in range(histories.num_users):
+        start, end = histories.offsets[user], histories.valid_start[user]
+        sessions = [
+            histories.item[start:end][histories.session[start:end] == n]
+            for n in range(histories.session[end - 1] + 1)
+        ]
+        for place in range(first[user + 1] - first[user]):
+            row = training_row(histories, user, place, settings, rng)
+            for position, targets in zip(row["position"], row["target"], strict=True):
+                targets = targets[targets >= 0]
+                if position < 0:
+                    assert len(targets) == 0
+                    continue
+                seen_targets += len(targets)
+                assert len(targets) > 0
+                latest = row["item"][position]
+                assert any(
+                    latest in sessions[n] and set(targets) <= set(sessions[n + 1])
+                    for n in range(len(sessions) - 1)
+                )
+    assert seen_targets > 50
+
+
+def test_lines_are_drawn_without_repetition_and_from_their_range():
+    low, high = np.array([2, 10, 30]), np.array([3, 13, 40])
+    drawn = draw_lines(low, high, 4, np.random.default_rng(0))
+    for row, a, b in zip(drawn, low, high, strict=True):
+        lines = row[row >= 0]
+        assert len(set(lines)) == len(lines) == min(4, b - a)
+        assert ((a <= lines) & (lines < b)).all()
+
+
+def test_batches_depend_on_seed_and_step_only(tmp_path):
+    save_data(tmp_path, histories_of(random_users(True)))
+    first, again = (TeacherTask(config(), tmp_path, 3).batches() for _ in range(2))
+    other = TeacherTask(config(), tmp_path, 4).batches()
+    for step in (5, 0, 2):
+        for name, value in first[step].items():
+            assert value.shape[0] == config().train.batch_size
+            np.testing.assert_array_equal(value, again[step][name])
+    assert any((first[5][name] != other[5][name]).any() for name in first[5])
+    assert any((first[5][name] != first[6][name]).any() for name in first[5])
+
+
+def test_hosts_make_the_rows_of_a_batch_that_are_theirs(tmp_path):
+    save_data(tmp_path, histories_of(random_users(True)))
+    task = TeacherTask(config(), tmp_path, 3)
+    whole, rows = task.batches(), np.array([1, 2, task.batch_rows - 1])
+    for step in (0, 7):
+        for name, value in task.batches(rows)[step].items():
+            np.testing.assert_array_equal(value, whole[step][name][rows])
+
+
+def test_heldout_rows_change_neither_batches_nor_start(tmp_path):
+    histories = histories_of(random_users(True))
+    item = histories.item.copy()
+    for user in range(histories.num_users):
+        heldout = slice(histories.valid_start[user], histories.offsets[user + 1])
+        item[heldout] = (item[heldout] + 5) % ITEMS
+    tasks = []
+    for name, version in (("a", histories), ("b", dataclasses.replace(histories, item=item))):
+        (tmp_path / name).mkdir()
+        save_data(tmp_path / name, version)
+        tasks.append(TeacherTask(config(), tmp_path / name, 0))
+    for step in range(4):
+        for a, b in zip(*(task.batches()[step].values() for task in tasks), strict=True):
+            np.testing.assert_array_equal(a, b)
+    a, b = (task.model(nnx.Rngs(0)).bias[...] for task in tasks)
+    np.testing.assert_array_equal(a, b)
+
+
+def naive_loss(table, bias, vectors, target):
+    """Mean over positions of the mean over targets of -log softmax, float64."""
+    losses = []
+    for b in range(target.shape[0]):
+        for p in range(target.shape[1]):
+            wanted = [t for t in target[b, p] if t >= 0]
+            if not wanted:
+                continue
+            logits = table.astype(np.float64) @ vectors[b, p].astype(np.float64) + bias
+            log_sum = np.log(np.exp(logits).sum())
+            losses.append(np.mean([log_sum - logits[t] for t in wanted]))
+    return np.mean(losses)
+
+
+def test_loss_equals_plain_loop():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(ITEMS, 8)).astype(np.float32)
+    bias = rng.normal(size=ITEMS).astype(np.float32)
+    vectors = rng.normal(size=(3, 4, 8)).astype(np.float32)
+    target = rng.integers(-1, ITEMS, (3, 4, 2)).astype(np.int32)
+    parts = full_softmax(table, bias, vectors, target)
+    loss, figures = next_session_loss(*parts, target >= 0)
+    assert float(loss) == pytest.approx(naive_loss(table, bias, vectors, target), abs=1e-5)
+    assert float(figures["positions"]) == (target >= 0).any(-1).sum()
+    everything = np.arange(ITEMS, dtype=np.int32)  # all items drawn once: nothing is estimated
+    sampled, _ = next_session_loss(
+        *sampled_softmax(table, bias, vectors, target, everything), target >= 0
+    )
+    assert float(sampled) == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_sampled_loss_is_right_on_average_and_its_gradient_finite():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(ITEMS, 8)).astype(np.float32) * 0.3
+    bias = np.zeros(ITEMS, np.float32)
+    vectors = rng.normal(size=(2, 3, 8)).astype(np.float32)
+    table, bias, vectors = map(jnp.asarray, (table, bias, vectors))
+    target = np.array([[[1, 1], [2, 5], [3, -1]], [[4, 9], [-1, -1], [7, 8]]], np.int32)
+
+    def loss(table, negatives):
+        parts = sampled_softmax(table, bias, vectors, target, negatives)
+        return next_session_loss(*parts, target >= 0)[0]
+
+    draws = jnp.asarray(rng.integers(0, ITEMS, (400, 300)))
+    mean = float(jax.vmap(loss, (None, 0))(table, draws).mean())
+    expected = naive_loss(*map(np.asarray, (table, bias, vectors)), target)
+    assert mean == pytest.approx(expected, abs=0.01)  # fewer draws estimate too low
+    only_targets = jnp.array([1, 1])
+    assert np.isfinite(jax.grad(loss)(table, only_targets)).all()
+
+
+def test_a_batch_without_targets_has_loss_zero():
+    target = np.full((2, 3, 1), -1, np.int32)
+    zeros = np.zeros((2, 3, 1), np.float32)
+    assert float(next_session_loss(zeros, zeros, target >= 0)[0]) == 0.0
+
+
+def test_training_learns_a_fixed_succession(tmp_path):
+    """Item i is always followed by i+1: after some steps it leads the list."""
+    users = [[[(start + n) % ITEMS] for n in range(9)] for start in range(ITEMS)]
+    histories = histories_of(users)
+    data = save_data(tmp_path, histories)
+    shape = SasrecConfig(width=16, layers=1, heads=2, history=8, dropout=0.0)
+    task = TeacherTask(config(model=shape, targets_per_position=1), tmp_path, 0)
+    model = task.model(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, batch, key):
+        def objective(model):
+            return task.loss(model, {}, batch, key)
+
+        (loss, _), grads = nnx.value_and_grad(objective, has_aux=True)(model)
+        optimizer.update(model, grads)
+        return loss
+
+    before = task.report(model, {})["hit_rate_10"]
+    batches = task.batches()
+    for number in range(60):
+        step(model, optimizer, batches[number], jax.random.key(number))
+    assert task.report(model, {})["hit_rate_10"] == 1.0 > before
+    requests = plain_requests(histories)
+    top = rank_windows(model, data.histories, requests, 1, True, None)[:-1, 0]
+    assert (top == histories.item[histories.test_start]).mean() > 0.9
+
+
+def test_artifact_holds_the_table_and_the_model(tmp_path):
+    histories = histories_of(random_users(False))
+    save_data(tmp_path, histories)
+    task = TeacherTask(config(), tmp_path, 0)
+    model = task.model(nnx.Rngs(0))
+    task.finish(model, {}, tmp_path)
+    vectors = np.load(tmp_path / "id_vectors.npy")
+    assert vectors.dtype == np.float32
+    np.testing.assert_array_equal(vectors, model.table[...])
+    loaded = load_sasrec(tmp_path)
+    assert loaded.config == SHAPE
+    item = histories.item[None, :10]
+    np.testing.assert_array_equal(vectors_of(loaded, item), vectors_of(model, item))
+    np.testing.assert_array_equal(loaded.bias[...], model.bias[...])
+
+
+def test_validation_targets_come_from_the_validation_session():
+    histories = histories_of(random_users(True))
+    requests = validation_requests(histories, 7, 0)
+    assert len(requests) == 7
+    for row in range(7):
+        user = requests.user[row]
+        session = slice(histories.valid_start[user], histories.test_start[user])
+        assert requests.cut[row] == histories.valid_start[user]
+        assert requests.target[row] in histories.item[session]
+
+
+def test_nothing_to_learn_is_an_error_that_says_so(tmp_path):
+    save_data(tmp_path, histories_of([[[1, 2], [3], [4]], [[5], [6], [7]]]))
+    with pytest.raises(ValueError, match=r"two sessions.*steps=0"):
+        TeacherTask(config(), tmp_path, 0)
+    shape = dataclasses.replace(SHAPE, width=9)
+    with pytest.raises(ValueError, match="width=9"):
+        TeacherTask(config(model=shape), tmp_path, 0)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_fills_the_config(preset):
+    fields = to_dataclass(TeacherConfig, teacher.stage_fields(preset))
+    assert fields.model.width % fields.model.heads == 0
