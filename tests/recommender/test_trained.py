@@ -9,7 +9,7 @@ import pytest
 from sigma_jax.evaluation.evaluator import make_generator
 from sigma_jax.prompts.inference import prompts_of
 from sigma_jax.recommender.trained import generation_config, load_recommender, told_by, word_table
-from sigma_jax.reranking.instruction import TOLD
+from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
 from sigma_jax.schema import PreparedData
 from sigma_jax.tasks.instructions import SLOTS, TRAIN_PHRASINGS, argument_texts
 from sigma_jax.tasks.requests import make_requests
@@ -55,7 +55,7 @@ def test_a_model_that_was_never_asked_without_a_history_is_not_asked_so(loaded):
 def test_the_choice_holds_what_the_prior_weighs(loaded):
     data, recommender, generator, requests = loaded
     choice = recommender.choice(generator, requests, data)
-    columns = choice.features.values.shape[-1] + choice.table.shape[-1] + len(TOLD)
+    columns = choice.features.values.shape[-1] + choice.table.shape[-1] + len(INSTRUCTION_FEATURES)
     assert choice.weights.shape[1] == columns and choice.told is not None
     assert recommender.choice(generator, requests, data, uses_prior=False).features is None
 
