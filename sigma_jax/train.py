@@ -2,11 +2,10 @@
 
     python -m sigma_jax.train --config=configs/sft.py:local --workdir=runs/demo
 
-Every stage is a task (`sigma_jax/STAGE/task.py`) with the same few functions, and this file knows
-no more of it: `batches`, `epoch_steps`, `model`, `tables`, `label`, `loss`, `report`, `finish`, and
-`together` where all processes have something to do with the trained model before the first
-finishes. A stage trains in WORKDIR/train/STAGE and leaves its artifact in WORKDIR/STAGE. Run again
-after any kind of end, the same command skips what is done and continues what is not.
+Every stage is a task (`sigma_jax/runtime/task.py` writes down its hooks), and `sigma_jax/stages.py`
+says which stages it needs. A stage trains in WORKDIR/train/STAGE and leaves its artifact in
+WORKDIR/STAGE. Run again after any kind of end, the same command skips what is done and continues
+what is not.
 """
 
 from __future__ import annotations
@@ -38,13 +37,12 @@ from sigma_jax.runtime.mesh import local_mesh, make_mesh
 from sigma_jax.runtime.optimizer import schedule
 from sigma_jax.runtime.state import init_state, kept_model, make_step
 from sigma_jax.runtime.stop import Stopped, StopSignal
+from sigma_jax.runtime.task import Task
 from sigma_jax.runtime.writer import MetricWriter, clock
+from sigma_jax.stages import find_stage, stage_fields, stages_before, stages_of, task_classes
 
-STAGES = ("teacher", "grounding", "tokenizer", "sft")  # after the data, each needs those before it
-# Of a config; not a stage's.
-RUN_FIELDS = ("stage", "seed", "mesh", "data", "upstream", "evaluation")
+# Fields of `train` that do not change what is trained.
 LOOP_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
-FINISH_FIELDS = ("prior",)  # of a stage; read by `finish` alone, when training is over
 
 FLAGS = flags.FLAGS
 
@@ -79,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
         hosts.by_first(lambda: held.enter_context(locked(workdir)))
         hosts.check_shared(workdir)
         train(config, workdir, mesh, FLAGS.only, Pool(FLAGS.artifacts and Path(FLAGS.artifacts)))
-        if config.stage == "sft":
+        if find_stage(config.stage).is_recommender:
             hosts.by_first(lambda: judge(config, workdir))
     seconds = time.monotonic() - began
     logging.info("%s: %s in all, peak memory %.0f MB", workdir, clock(seconds), peak_memory_mb())
@@ -109,12 +107,14 @@ def train(
     check_config(config, mesh)
     inputs = {"data": hosts.by_first(lambda: prepare_data(config, workdir, only, pool))}
     missing = []
-    for stage in stages_until(config):
-        if stage != config.stage and (reason := needless(stage, workdir)):
+    for stage in stages_of(config):
+        spec = find_stage(stage)
+        if stage != config.stage and (reason := spec.skip_reason(workdir)):
             logging.info("%s: skipped, %s", stage, reason)
             continue
         fields = to_dataclass(task_classes(stage)[0], *stage_fields(config, stage))
-        recipe = Recipe(recipe_config(fields), dict(inputs), config.seed, FINISH_FIELDS)
+        read = {name: inputs[name] for name in ("data", *stages_before(stage)) if name in inputs}
+        recipe = Recipe(recipe_config(fields), read, config.seed, spec.finish_fields)
         inputs[stage] = recipe.fingerprint
         hosts.by_first(functools.partial(pool.take, workdir, stage, recipe))
         if artifacts.is_current(workdir, stage, recipe):
@@ -151,7 +151,7 @@ def run_stage(
     task = task_classes(stage)[1](fields, workdir, config.seed, local_mesh(mesh))
     folder = workdir / "train" / stage
     model, tables, figures = fit(task, fields, recipe, folder, mesh, config.seed, stage)
-    again = task.refit() if getattr(fields, "refits", False) else None
+    again = task.refit()
     if again is not None:
         share = figures["kept_step"] / figures["steps"] if "kept_step" in figures else 1.0
         loop = dataclasses.replace(fields.train, keep_best="", eval_every=0, patience=0)
@@ -162,7 +162,7 @@ def run_stage(
     def finish(beside: Path) -> dict[str, Any]:
         made = task.finish(model, tables, beside)
         if again is not None:
-            again.finish_refit(*refitted, beside)
+            made |= again.finish(*refitted, beside)
         return made
 
     def write(beside: Path) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def run_stage(
 
 
 def fit(
-    task: Any,
+    task: Task,
     fields: Any,
     recipe: Recipe,
     folder: Path,
@@ -218,7 +218,12 @@ def fit(
     tables = sharding.place_tables(task.tables(), mesh)
     has_average = loop.average_over > 0
     state, template, optimizer = init_state(
-        task.model(nnx.Rngs(seed)), task.label, optimizer_config, loop.steps, mesh, has_average
+        task.model(nnx.Rngs(seed)),
+        task.param_group,
+        optimizer_config,
+        loop.steps,
+        mesh,
+        has_average,
     )
     step_fn = make_step(
         task.loss,
@@ -267,8 +272,7 @@ def fit(
         figures = None if is_earlier else figures
     # What only steps need makes room.
     state = dataclasses.replace(state, params=state.kept_params, opt_state=(), average={})
-    if hasattr(task, "together"):
-        task.together(template.merge(state.kept_params, state.rest), mesh)
+    task.finalize_on_all_hosts(template.merge(state.kept_params, state.rest), mesh)
     model, tables = kept_model(task, state, template, tables, mesh)
     if figures is None:
         figures = hosts.by_first(lambda: task.report(model, tables))
@@ -277,7 +281,7 @@ def fit(
     return model, tables, figures
 
 
-def length(task: Any, fields: Any) -> tuple[TrainConfig, OptimizerConfig]:
+def length(task: Task, fields: Any) -> tuple[TrainConfig, OptimizerConfig]:
     """The settings of `fit` with the steps that their epochs are, and no longer a warmup than half
     of these: of little data, which makes few."""
     loop, optimizer_config = fields.train, fields.optimizer
@@ -286,43 +290,6 @@ def length(task: Any, fields: Any) -> tuple[TrainConfig, OptimizerConfig]:
     loop = loop.of_examples(task.epoch_steps)
     warmup = min(optimizer_config.warmup_steps, loop.steps // 2)
     return loop, dataclasses.replace(optimizer_config, warmup_steps=warmup)
-
-
-def task_classes(stage: str) -> tuple[type, type]:
-    """(config dataclass, task) of a stage; imported here, for a stage's needs are its own."""
-    match stage:
-        case "teacher":
-            from sigma_jax.teacher.task import TeacherConfig, TeacherTask
-
-            return TeacherConfig, TeacherTask
-        case "grounding":
-            from sigma_jax.grounding.task import GroundingConfig, GroundingTask
-
-            return GroundingConfig, GroundingTask
-        case "tokenizer":
-            from sigma_jax.tokenizer.task import TokenizerConfig, TokenizerTask
-
-            return TokenizerConfig, TokenizerTask
-        case "sft":
-            from sigma_jax.sft.config import SftConfig
-            from sigma_jax.sft.task import SftTask
-
-            return SftConfig, SftTask
-    raise ValueError(f"config.stage={stage!r} is unknown; use one of {', '.join(STAGES)}.")
-
-
-def stages_until(config: ConfigDict) -> tuple[str, ...]:
-    """The stages up to and with `config.stage`; of those before it, what `config.upstream` has."""
-    task_classes(config.stage)  # ValueError if it is unknown
-    before = STAGES[: STAGES.index(config.stage)]
-    return (*(stage for stage in before if stage in config.upstream), config.stage)
-
-
-def stage_fields(config: ConfigDict, stage: str) -> tuple[dict[str, Any], str]:
-    """A stage's own fields, and where in the config they stand."""
-    if stage == config.stage:
-        return {key: value for key, value in config.items() if key not in RUN_FIELDS}, ""
-    return dict(config.upstream[stage].items()), f"upstream.{stage}"
 
 
 @contextlib.contextmanager
@@ -353,30 +320,17 @@ def recipe_config(fields: Any) -> dict[str, Any]:
 
 def check_config(config: ConfigDict, mesh: Mesh) -> None:
     """ValueError for a mistake in any stage's fields, before hours are spent on the first."""
-    for stage in stages_until(config):
+    for stage in stages_of(config):
         values, where = stage_fields(config, stage)
         with named_fields(stage, config):
             fields = to_dataclass(task_classes(stage)[0], values, where)
             sharding.check_rows(fields.train.batch_size, mesh, fields.train.accumulate)
-            if stage == "grounding" or (stage == "sft" and not fields.starts_from_grounding):
-                fields.backbone.check_start()
+            find_stage(stage).check(fields, config)
             schedule(fields.optimizer, 1.0, fields.train.steps)
-        if stage == "sft":
-            from sigma_jax.evaluation.evaluator import EvaluationConfig
+    if find_stage(config.stage).is_recommender:
+        from sigma_jax.evaluation.evaluator import EvaluationConfig
 
-            fields.prompt.check(config.upstream.tokenizer.model.levels)
-            to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
-
-
-def needless(stage: str, workdir: Path) -> str | None:
-    """Why the data makes a stage needless; None where it is needed."""
-    if stage == "teacher" and (workdir / "data" / "id_vectors.npy").exists():
-        return "the data brings ID vectors"
-    if stage == "grounding" and (workdir / "data" / "text_vectors.npy").exists():
-        return "the data brings text vectors"
-    if stage == "grounding" and not artifacts.read_manifest(workdir, "data").figures["texts"]:
-        return "the items have no texts"
-    return None
+        to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
 
 
 def log_length(name: str, until: int, steps: int, loop: TrainConfig, epoch_steps: float) -> None:

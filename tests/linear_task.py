@@ -86,7 +86,7 @@ class LinearTask:
     def tables(self) -> dict[str, np.ndarray]:
         return {"shift": np.full((4,), 0.5, np.float32)}
 
-    def label(self, path: tuple[str, ...]) -> str:
+    def param_group(self, path: tuple[str, ...]) -> str:
         return {"weight": "base", "table": "table", "bias": "frozen"}[path[-1]]
 
     def loss(self, model, tables, batch, key):
@@ -98,6 +98,15 @@ class LinearTask:
 
     def report(self, model, tables) -> dict[str, float]:
         return {"calls": float(model.calls[...])}
+
+    def finalize_on_all_hosts(self, model, mesh) -> None:
+        pass
+
+    def refit(self) -> None:
+        return None
+
+    def finish(self, model, tables, folder: Path) -> dict[str, int]:
+        return {"calls": int(model.calls[...])}
 
 
 def recipe(seed: int = 0) -> Recipe:

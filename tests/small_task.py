@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.task import SftTask
-from sigma_jax.train import stage_fields
+from sigma_jax.stages import stage_fields
 
 
 def make_task(trained, **changes) -> SftTask:

@@ -10,7 +10,7 @@ import pytest
 from sigma_jax.configs import common
 from sigma_jax.data.config import DataConfig
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
-from sigma_jax.train import STAGES, stage_fields, stages_until, task_classes
+from sigma_jax.stages import STAGES, stage_fields, stages_of, task_classes
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sigma_jax"
@@ -30,6 +30,7 @@ FLOORS = (
     ("recommender",),
     ("teacher", "grounding", "tokenizer"),
     ("sft",),
+    ("stages",),
     ("baselines",),
     ("evaluation",),
     ("benchmarking",),
@@ -101,7 +102,7 @@ def test_every_preset_becomes_its_dataclasses(path, preset):
     assert isinstance(config.seed, int)
     to_dataclass(MeshConfig, config.mesh, "mesh")
     to_dataclass(DataConfig, config.data, "data")
-    for stage in stages_until(config):
+    for stage in stages_of(config):
         to_dataclass(task_classes(stage)[0], *stage_fields(config, stage))
 
 

@@ -12,22 +12,26 @@ import pytest
 from ml_collections import ConfigDict
 
 from sigma_jax.configs.sft import get_config
+from sigma_jax.grounding import abstract_shapes
 from sigma_jax.preflight import (
-    common_figures,
-    figures,
-    largest,
-    nearest_that_fits,
-    stage_sketch,
-    table,
+    Training,
+    largest_batch,
+    nearest_fit,
+    program_metrics,
+    read_training,
+    render,
+    training_metrics,
+    with_rows,
 )
+from sigma_jax.runtime import preflight
 from sigma_jax.runtime.config import MeshConfig, TrainConfig
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.runtime.preflight import (
     CHIPS,
     GIB,
     SLICES,
+    AbstractStage,
     Estimate,
-    Sketch,
     compile_step,
     too_large,
     topology_of,
@@ -41,7 +45,17 @@ FOUND = Estimate(
     {"all-gather": 1e9},
     product_seconds=0.2,
 )
-SKETCH = Sketch(None, None, None, {}, {}, 100, 5_000, 1e9)
+STAGE = AbstractStage(None, None, None, {}, {}, 100, 5_000, 1e9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    train: TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFields(Fields):
+    encode_rows: int
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
@@ -84,9 +98,12 @@ def test_no_chip_ever_holds_a_table_of_all_items():
     items, config = 2**21, get_config("smoke")
     with config.unlocked():
         config.negatives_per_target = 0
-    make, fields = stage_sketch(config, items, 512)
+    training = read_training(config, items, 512)
+    fields = with_rows(training.fields, 8)
     mesh = make_mesh(MeshConfig(1, -1, 1), topology_of("v5e-4")[2])
-    compiled, _ = compile_step(make(8), fields.optimizer, fields.train, mesh)
+    compiled, _ = compile_step(
+        training.abstract_stage(fields), fields.optimizer, fields.train, mesh
+    )
     text = compiled.as_text()
     assert f"f32[{items // 4},64]" in text
     assert not re.search(rf"\[(\d+,)*{items}[,\]]", text)
@@ -107,10 +124,10 @@ def test_how_a_stage_answers_is_described(tmp_path):
     done = run(*words, "--inference")
     assert "texts a second; the texts of all items: " in done.stdout, done.stderr
     refused = run(*words, "--inference", "--largest").stderr
-    assert "error: --largest is of trainings; leave out --inference" in refused
+    assert "error: --largest applies to training only; drop --largest or --inference." in refused
     texts = {"config": ("grounding", "x"), "topology": "v5e:2x2", "mesh": {"data": 4}}
     texts |= {"items": 72_000, "batch_size": 10, "unit": "texts"}
-    shown = table(texts | common_figures(FOUND, 10, CHIPS["v5e"]))
+    shown = render(texts | program_metrics(FOUND, 10, CHIPS["v5e"]))
     assert "a batch: 500 ms estimated" in shown
     assert "20 texts a second; the texts of all items: 1.0 hours" in shown
 
@@ -147,18 +164,18 @@ def test_slices_are_what_they_say():
     assert full == "v5e:2x4" and chip is CHIPS["v5e"] and len(devices) == 8
 
 
-def test_figures_and_their_table():
-    found = figures(FOUND, SKETCH, 7200, CHIPS["v5e"])
+def test_figures_and_their_render():
+    found = training_metrics(FOUND, STAGE, 7200, CHIPS["v5e"])
     assert found["fits"] and found["hours"] == 1 and found["chip_hours"] == 4
     assert found["examples_per_second"] == 200 and found["tokens_per_second"] == 10_000
     head = {"config": ("sft", "x"), "topology": "v5e:2x2", "mesh": {"data": 4}}
     head |= {"items": 10, "batch_size": 8, "steps": 7200}
-    shown = table(head | found)
+    shown = render(head | found)
     assert "step: 500 ms estimated, MFU 40 % (200 ms at the chip's peak)" in shown
     parts = "products 200, kernels 100, other operations 150, waiting for other chips 50"
     assert f"of it, ms: {parts}" in shown
     big = dataclasses.replace(FOUND, memory=17 * GIB, seconds=None, reason="no text")
-    shown = table(head | figures(big, SKETCH, 7200, CHIPS["v5e"]))
+    shown = render(head | training_metrics(big, STAGE, 7200, CHIPS["v5e"]))
     assert "17.00 of 16 GiB a chip at the peak: DOES NOT FIT" in shown
     assert "no estimate of the time: no text" in shown
 
@@ -175,16 +192,17 @@ def test_figures_and_their_table():
 def test_the_largest_batch_that_fits(monkeypatch, fixed, of_row, bends, wanted, batch):
     measured = []
 
-    def measure(make, fields, rows, mesh, chip):
+    def estimate_step(training, fields, mesh, chip):
+        rows = fields.train.batch_size
         measured.append(rows)
         return dataclasses.replace(FOUND, memory=fixed + of_row * rows + bends * rows**2 / 8)
 
-    monkeypatch.setattr("sigma_jax.preflight.measure", measure)
-    train = SimpleNamespace(batch_size=batch, accumulate=2)
-    fields = SimpleNamespace(train=train, prompt=SimpleNamespace(pack_group_rows=4))
+    monkeypatch.setattr("sigma_jax.preflight.estimate_step", estimate_step)
+    fields = Fields(TrainConfig(10, 0.0, batch, 2, 1, 0, 1, 1, 0.0, 0, ""))
+    training = Training(fields, None, preflight.smaller_parts, group_rows=4)
     mesh = SimpleNamespace(shape={"data": 1, "fsdp": 4})
-    first = measure(None, fields, batch, mesh, None)
-    found = largest(None, fields, first, mesh, CHIPS["v5e"])
+    first = estimate_step(training, fields, mesh, None)
+    found = largest_batch(training, first, mesh, CHIPS["v5e"])
     assert found % 8 == 0 and len(measured) < 12
     if not bends or not wanted:
         assert found == wanted
@@ -196,16 +214,6 @@ def test_the_memory_of_what_does_not_fit_is_read_from_the_message():
     message = "RESOURCE_EXHAUSTED: Ran out of memory. Used 24.5G of 15.75G hbm."
     assert too_large(MemoryError(message), 8).memory == 24.5 * GIB
     assert too_large(MemoryError("RESOURCE_EXHAUSTED"), 8).memory == float("inf")
-
-
-@dataclasses.dataclass(frozen=True)
-class Fields:
-    train: TrainConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class TextFields(Fields):
-    encode_rows: int
 
 
 @pytest.mark.parametrize(
@@ -222,20 +230,22 @@ class TextFields(Fields):
 def test_the_nearest_setting_that_fits(monkeypatch, shared, own, of_row, wanted, is_text):
     """256 rows on 4 chips of 16 GiB: `shared` by all, `own` of each, and the rows at once."""
 
-    def measure(make, fields, rows, mesh, chip):
-        at_once = rows / fields.train.accumulate
+    def estimate_step(training, fields, mesh, chip):
+        at_once = fields.train.batch_size / fields.train.accumulate
         at_once = fields.encode_rows / 2 if is_text and fields.encode_rows else at_once
         gib = shared / mesh.size + own + of_row * at_once / mesh.size
         return SimpleNamespace(memory=gib * GIB)
 
-    monkeypatch.setattr("sigma_jax.preflight.measure", measure)
+    monkeypatch.setattr("sigma_jax.preflight.estimate_step", estimate_step)
     train = TrainConfig(10, 0.0, 256, 1, 1, 0, 1, 1, 0.0, 0, "")
     fields = TextFields(train, 0) if is_text else Fields(train)
     mesh = make_mesh(MeshConfig(1, -1, 1), topology_of("v5e-4")[2])
     mesh_fields = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     if is_text and wanted and "accumulate" in wanted:
         wanted = f"--config.encode_rows={512 // int(wanted.rpartition('=')[2])}"
-    assert nearest_that_fits(None, fields, mesh_fields, mesh, "v5e:2x2") == wanted
+    smaller_parts = abstract_shapes.smaller_parts if is_text else preflight.smaller_parts
+    training = Training(fields, None, smaller_parts, group_rows=1)
+    assert nearest_fit(training, mesh_fields, mesh, "v5e:2x2") == wanted
 
 
 def test_a_model_that_is_too_large_is_told_the_nearest_setting():

@@ -126,8 +126,8 @@ def test_the_step_is_compiled_once(tmp_path):
             model.scale = nnx.Param(jax.numpy.array(0.1))  # of a weak type
             return model
 
-        def label(self, path):
-            return "base" if path == ("scale",) else super().label(path)
+        def param_group(self, path):
+            return "base" if path == ("scale",) else super().param_group(path)
 
         def loss(self, model, tables, batch, key):
             self.traces += 1
@@ -303,8 +303,3 @@ def test_epochs_are_steps_by_the_size_of_the_data_and_steps_the_most(tmp_path):
         folder = tmp_path / f"{steps}-{epochs}"
         model, _, _ = fit(Peaked(), folder, steps=steps, epochs=epochs)
         assert int(model.calls[...]) == expected, (steps, epochs)
-
-
-def test_unknown_stage_is_named():
-    with pytest.raises(ValueError, match=r"config\.stage='sfd' is unknown"):
-        train.task_classes("sfd")

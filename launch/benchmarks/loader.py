@@ -32,7 +32,7 @@ from sigma_jax.prompts.tokens import load_text_tokenizer
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import TASKS, Catalogue, PreparedData, SemanticIds, Users
 from sigma_jax.sft.config import SftConfig
-from sigma_jax.train import stage_fields
+from sigma_jax.stages import stage_fields
 
 SIZES = ((100_000, 1_000_000), (10_000_000, 100_000_000))  # items, samples
 WRITTEN, CATEGORIES, USERS, ROWS = 1_000_000, 1_000, 1_000_000, 64

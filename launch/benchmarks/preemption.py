@@ -29,13 +29,18 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from sigma_jax.stages import STAGES, stages_before
+
 ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "launch" / "multihost_local.sh"
-STAGES = ("teacher", "grounding", "tokenizer", "sft")
 GRACE, SOON = 60, 2.0  # seconds
 SETTINGS = [
-    *(f"--config.upstream.{stage}.train.{name}" for stage in STAGES[:-1] for name in ("steps=60",)),
-    *(f"--config.upstream.{stage}.train.checkpoint_every=5" for stage in STAGES[:-1]),
+    *(
+        f"--config.upstream.{stage}.train.{name}"
+        for stage in stages_before("sft")
+        for name in ("steps=60",)
+    ),
+    *(f"--config.upstream.{stage}.train.checkpoint_every=5" for stage in stages_before("sft")),
     *("--config.train.steps=300", "--config.train.checkpoint_every=5"),
     *("--config.train.log_every=1", "--config.train.eval_every=0", "--config.report_requests=0"),
     "--config.prior.neighbours=0",

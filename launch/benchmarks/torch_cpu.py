@@ -91,7 +91,7 @@ def own_loop(place: Connection, which: str, workdir: str, preset: str) -> None:
     from sigma_jax.runtime.state import init_state, make_step
     from sigma_jax.sft.config import SftConfig
     from sigma_jax.sft.task import SftTask
-    from sigma_jax.train import stage_fields
+    from sigma_jax.stages import stage_fields
 
     values, _ = stage_fields(get_config(preset), "sft")
     fields = to_dataclass(SftConfig, values)
@@ -100,9 +100,10 @@ def own_loop(place: Connection, which: str, workdir: str, preset: str) -> None:
     space = model.space
     vocabulary = space.vocab_size + space.table_size
     batches = [dict(task.batches()[number]) for number in range(8)]
-    tables, loss, label, optimizer = task.tables(), task.loss, task.label, fields.optimizer
+    tables, loss, optimizer = task.tables(), task.loss, fields.optimizer
+    param_group = task.param_group
     if which == "next code":
-        label, tables = (lambda _: "base"), {}
+        param_group, tables = (lambda _: "base"), {}
         optimizer = OptimizerConfig(RATE, RATE, DECAY, 0, "constant", CLIP, 0.9, 0.999)
         model = make_backbone(fields.backbone, vocabulary, nnx.Rngs(0))
         codes = space.levels * space.codebook_size
@@ -132,7 +133,7 @@ def own_loop(place: Connection, which: str, workdir: str, preset: str) -> None:
             save_backbone(model, folder)
         place.send((folder, vocabulary, batches))
         place.recv()  # until the other has read them
-    state, template, update = init_state(model, label, optimizer, 1_000, mesh)
+    state, template, update = init_state(model, param_group, optimizer, 1_000, mesh)
     step = make_step(loss, template, update, optimizer, 1_000, 0, state)
     held, tables = {"state": state}, place_tables(tables, mesh)
 

@@ -31,11 +31,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sigma_jax.configs.sft import get_config
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config, causal_mask
-from sigma_jax.preflight import stage_sketch
+from sigma_jax.preflight import read_training, with_rows
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.runtime.preflight import (
-    Sketch,
+    AbstractStage,
     backbone_flops,
     compile_step,
     estimate,
@@ -68,7 +68,7 @@ def mean_square(hidden: jax.Array) -> jax.Array:
     return jnp.mean(hidden.astype(jnp.float32) ** 2)
 
 
-def own_sketch(config: Qwen3Config, rows: int, tokens: int) -> Sketch:
+def own_stage(config: Qwen3Config, rows: int, tokens: int) -> AbstractStage:
     """This package's trunk over `rows` of so many tokens."""
     model = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
 
@@ -81,7 +81,7 @@ def own_sketch(config: Qwen3Config, rows: int, tokens: int) -> Sketch:
     shape = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
     batch = dict.fromkeys(("tokens", "positions", "segment"), shape)
     flops = backbone_flops(config, tokens)
-    return Sketch(model, lambda _: "base", loss, {}, batch, rows, rows * tokens, flops)
+    return AbstractStage(model, lambda _: "base", loss, {}, batch, rows, rows * tokens, flops)
 
 
 def reference_module(folder: Path) -> types.ModuleType:
@@ -167,20 +167,21 @@ def main() -> None:
     _, chip, devices = topology_of(arguments.topology)
     rows = arguments.rows * len(devices)
     mesh: Mesh = make_mesh(MeshConfig(1, -1, 1), devices)
-    sketch = own_sketch(CONFIG, rows, arguments.tokens)
-    compiled = {"ours": compile_step(sketch, OPTIMIZER, TRAIN, mesh)}
-    least = own_sketch(dataclasses.replace(CONFIG, remat="layer"), rows, arguments.tokens)
+    trunk = own_stage(CONFIG, rows, arguments.tokens)
+    compiled = {"ours": compile_step(trunk, OPTIMIZER, TRAIN, mesh)}
+    least = own_stage(dataclasses.replace(CONFIG, remat="layer"), rows, arguments.tokens)
     compiled["ours, layer"] = compile_step(least, OPTIMIZER, TRAIN, mesh)
-    make, fields = stage_sketch(get_config("qwen3_0p6b"), 1_000_000, CONFIG.vocab_size)
-    # As many rows at once as the trunk.
-    fields = dataclasses.replace(fields, train=dataclasses.replace(fields.train, accumulate=1))
-    compiled["ours, sft"] = compile_step(make(rows, fields), fields.optimizer, fields.train, mesh)
+    training = read_training(get_config("qwen3_0p6b"), 1_000_000, CONFIG.vocab_size)
+    loop = dataclasses.replace(training.fields.train, accumulate=1)  # all rows at once, as above
+    fields = with_rows(dataclasses.replace(training.fields, train=loop), rows)
+    sft = training.abstract_stage(fields)
+    compiled["ours, sft"] = compile_step(sft, fields.optimizer, fields.train, mesh)
     if arguments.reference:
         compiled["theirs"] = compile_reference(arguments.reference, rows, arguments.tokens, devices)
     report = {}
     print(f"{'':10}{'ms':>9}{'kernels':>9}{'waiting':>9}{'GiB':>7}{'MFU':>7}{'compiled s':>12}")
     for name, (program, seconds) in compiled.items():
-        found = estimate(program, seconds, sketch.flops, chip, len(devices))
+        found = estimate(program, seconds, trunk.flops, chip, len(devices))
         report[name] = dataclasses.asdict(found)
         del report[name]["operations"]
         print(

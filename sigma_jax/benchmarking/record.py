@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from sigma_jax.runtime.artifacts import read_json, read_manifest, write_json
+from sigma_jax.stages import STAGES
 
 NAME = "record.json"
-STAGES = ("teacher", "grounding", "tokenizer", "sft")
 DIGITS = 6  # of a figure, which is a fraction
 QUANTILES = 41
 GAPS = ("Recall@5", "Recall@10", "NDCG@5", "NDCG@10")  # what metrics.leave_one_out_gap reads

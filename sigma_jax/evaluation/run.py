@@ -37,11 +37,11 @@ from sigma_jax.runtime.artifacts import (
 )
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
+from sigma_jax.stages import artifact_names
 from sigma_jax.tasks import instructions
 from sigma_jax.tasks.constraints import allowed_items
 from sigma_jax.teacher.sasrec import load_sasrec
 
-STAGES = ("data", "teacher", "grounding", "tokenizer", "records", "sft")
 FILES = ("results.json", "table.txt", "report.html")
 VERSION = 2  # of the figures: higher where the same settings give others, or more
 
@@ -57,7 +57,7 @@ def evaluate(config: Any, workdir: Path) -> Results:
     """
     settings = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
     check_inputs(workdir, "sft")
-    manifests = {s: read_manifest(workdir, s) for s in STAGES if (workdir / s).exists()}
+    manifests = {s: read_manifest(workdir, s) for s in artifact_names() if (workdir / s).exists()}
     inputs = {stage: manifest.fingerprint for stage, manifest in manifests.items()}
     recipe = Recipe(dataclasses.asdict(settings), inputs, config.seed)
     if is_current_evaluation(workdir, recipe):
@@ -85,7 +85,7 @@ def evaluate(config: Any, workdir: Path) -> Results:
         (folder / "table.txt").write_text(render_table(results))
         metrics_files = {
             stage: workdir / "train" / stage / "metrics.jsonl"
-            for stage in STAGES
+            for stage in artifact_names()
             if (workdir / "train" / stage / "metrics.jsonl").exists()
         }
         figures = collect_figures(

@@ -135,9 +135,9 @@ class GroundingTask:
     def tables(self) -> dict[str, np.ndarray]:
         return {}  # ID vectors come with the batch: a table of 10^8 items stays on disk
 
-    def label(self, path: tuple[str, ...]) -> str:
+    def param_group(self, path: tuple[str, ...]) -> str:
         """Group of the optimizer."""
-        return label(self.config, path)
+        return param_group(self.config, path)
 
     def loss(
         self, model: TextEncoder, tables: dict, batch: dict[str, Array], key: Array
@@ -175,7 +175,7 @@ class GroundingTask:
             figures |= {f"recall_{k}/{view}": float(hit.mean()) for k, hit in found.items()}
         return figures
 
-    def together(self, model: TextEncoder, mesh: Mesh) -> None:
+    def finalize_on_all_hosts(self, model: TextEncoder, mesh: Mesh) -> None:
         """Vectors of all items on the devices of all processes; the first writes them."""
         began = time.monotonic()
         fold(model.backbone)
@@ -198,6 +198,9 @@ class GroundingTask:
         if vectors is not None:
             vectors.flush()
         self.encode_seconds = time.monotonic() - began
+
+    def refit(self) -> None:
+        """None: nothing is trained after this task."""
 
     def finish(self, model: TextEncoder, tables: dict, folder: Path) -> dict:
         """text_vectors.npy of all items, and the encoder for texts still to come."""
@@ -223,7 +226,7 @@ class GroundingTask:
         }
 
 
-def label(config: GroundingConfig, path: tuple[str, ...]) -> str:
+def param_group(config: GroundingConfig, path: tuple[str, ...]) -> str:
     """Group of a parameter. Text embeddings have their own rate: from scratch, a row is seen far
     less often."""
     predicts_tokens = path[-1] == "head"  # nothing is predicted here

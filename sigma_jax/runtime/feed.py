@@ -20,7 +20,7 @@ def numbered_batches(
     """(steps done after it, batch) from step `start` on; what came before is not read again."""
     if start >= steps:
         return
-    rows = None if hosts.is_alone() else sharding.own_rows(task.batch_rows, mesh)
+    rows = None if hosts.is_alone() else sharding.local_batch_rows(task.batch_rows, mesh)
     iterator = iter(task.batches(rows).to_iter_dataset(READ))
     iterator.set_state({"next_index": start})
     for step in range(start, steps):

@@ -69,10 +69,10 @@ class _Line:
         return names
 
 
-def read_program(text: str, turns: float = 1.0) -> Program:
+def read_program(text: str, loop_trips: float = 1.0) -> Program:
     """Reads `compiled.as_text()` of a program for a TPU. ValueError where it is no such text.
 
-    `turns`: of a loop that ends when its data say so.
+    `loop_trips`: iterations of a loop whose number depends on the data.
     """
     computations, entry = _computations(text)
     if entry is None:
@@ -109,7 +109,7 @@ def read_program(text: str, turns: float = 1.0) -> Program:
         for line in computations[name]:
             if line.operation == "while":
                 body = line.field(r"body=%?([\w.\-]+)")
-                walk(body, times * _trips(line, computations, turns))
+                walk(body, times * _trips(line, computations, loop_trips))
             elif line.operation in ("call", "conditional"):
                 for called in line.called:
                     walk(called, times)

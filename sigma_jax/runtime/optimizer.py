@@ -44,12 +44,12 @@ def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, labels: Mapping[str, str]
+    config: OptimizerConfig, steps: int, param_groups: Mapping[str, str]
 ) -> optax.GradientTransformation:
     """AdamW over a flat dict of parameters.
 
     Args:
-      labels: parameter's path -> "base" or "table"; frozen ones are not given to the optimizer.
+      param_groups: path of each trained parameter -> "base" or "table".
     """
     peaks = {"base": config.learning_rate, "table": config.table_learning_rate}
     rates = {
@@ -61,7 +61,7 @@ def make_optimizer(
         clip,
         optax.scale_by_adam(b1=config.b1, b2=config.b2),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
-        optax.multi_transform(rates, dict(labels)),
+        optax.multi_transform(rates, dict(param_groups)),
     )
 
 

@@ -65,11 +65,11 @@ SLICES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Sketch:
+class AbstractStage:
     """A stage's training without data or weights: what `make_step` takes, as shapes."""
 
     model: nnx.Module  # of nnx.eval_shape
-    label: Callable[[tuple[str, ...]], str]
+    param_group: Callable[[tuple[str, ...]], str]
     loss: Callable
     tables: Mapping[str, jax.ShapeDtypeStruct]
     batch: Mapping[str, jax.ShapeDtypeStruct]
@@ -92,7 +92,7 @@ class Inference:
     unit: str  # what is answered
     examples: int  # of a batch
     flops: float  # of its backbone
-    turns: float = 1.0  # of a loop that ends when its data say so
+    loop_trips: float = 1.0  # of a loop whose number of iterations depends on the data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ def topology_of(name: str) -> tuple[str, Chip, Sequence[jax.Device]]:
 
 
 def compile_step(
-    sketch: Sketch, optimizer: OptimizerConfig, train: TrainConfig, mesh: Mesh
+    stage: AbstractStage, optimizer: OptimizerConfig, train: TrainConfig, mesh: Mesh
 ) -> tuple[Any, float]:
     """The step of `train.py` for the mesh, compiled, and the seconds that took.
 
@@ -149,10 +149,10 @@ def compile_step(
       MemoryError: the compiler finds no room; the message says what it needs.
     """
     state, template, update = abstract_state(
-        sketch.model, sketch.label, optimizer, train.steps, mesh, train.average_over > 0
+        stage.model, stage.param_group, optimizer, train.steps, mesh, train.average_over > 0
     )
     step = make_step(
-        sketch.loss,
+        stage.loss,
         template,
         update,
         optimizer,
@@ -164,9 +164,9 @@ def compile_step(
     )
     tables = {
         name: _placed(shape, sharding.table_sharding(shape.shape, mesh))
-        for name, shape in sketch.tables.items()
+        for name, shape in stage.tables.items()
     }
-    batch = {name: _placed(shape, sharding.rows(mesh)) for name, shape in sketch.batch.items()}
+    batch = {name: _placed(shape, sharding.rows(mesh)) for name, shape in stage.batch.items()}
     return _compile(step, state, tables, batch)
 
 
@@ -203,17 +203,17 @@ def estimate(
     flops: float,
     chip: Chip,
     chips: int,
-    turns: float = 1.0,
+    loop_trips: float = 1.0,
 ) -> Estimate:
     """What the compiler has said of a program.
 
     Args:
       flops: that it needs, on all chips together.
-      turns: of a loop that ends when its data say so.
+      loop_trips: iterations of a loop whose number depends on the data.
     """
     memory = compiled.memory_analysis().peak_memory_in_bytes
     try:
-        program = hlo.read_program(compiled.as_text(), turns)
+        program = hlo.read_program(compiled.as_text(), loop_trips)
     except Exception as error:  # some programs for v5p and v6e have no text
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         unknown = (None,) * 4
@@ -254,6 +254,22 @@ def backbone_flops(config: Any, tokens: int) -> float:
         return config.num_layers * (6 * weights + 12 * heads * tokens)
     added = config.lora.rank * (2 * (D + heads) + 2 * (D + kv_heads) + 3 * (D + F))
     return config.num_layers * (4 * weights + 6 * added + 12 * heads * tokens)
+
+
+def smaller_parts(fields: Any, devices: int) -> list[tuple[str, Any]]:
+    """(flag, config) that split a step into more and more parts, down to one row a device.
+
+    Args:
+      fields: the config of a stage with `train.accumulate`.
+    """
+    choices, rows = [], fields.train.batch_size
+    parts = 2 * fields.train.accumulate
+    while rows % (parts * devices) == 0:
+        train = dataclasses.replace(fields.train, accumulate=parts)
+        changed = dataclasses.replace(fields, train=train)
+        choices.append((f"--config.train.accumulate={parts}", changed))
+        parts *= 2
+    return choices
 
 
 def too_large(error: MemoryError, chips: int) -> Estimate:

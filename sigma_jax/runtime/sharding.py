@@ -158,7 +158,7 @@ def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=16)  # asked for at every step
-def own_rows(batch_size: int, mesh: Mesh) -> Int64[np.ndarray, " n"]:
+def local_batch_rows(batch_size: int, mesh: Mesh) -> Int64[np.ndarray, " n"]:
     """The rows of a batch of all processes that lie on devices of this one, ascending."""
     parts = rows(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for (part,) in parts]))
@@ -168,10 +168,10 @@ def place_batch(
     batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int | None = None
 ) -> dict[str, jax.Array]:
     """A batch on the mesh, cut by rows; of all processes' `batch_size` rows, where given, each
-    brings its `own_rows`."""
+    brings its `local_batch_rows`."""
     if batch_size is None or rows(mesh).is_fully_addressable:
         return {name: place(array, rows(mesh)) for name, array in batch.items()}
-    own = own_rows(batch_size, mesh)
+    own = local_batch_rows(batch_size, mesh)
 
     def joined(array: np.ndarray) -> jax.Array:
         def part(index: tuple[slice, ...]) -> np.ndarray:

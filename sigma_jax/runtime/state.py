@@ -23,7 +23,7 @@ from sigma_jax.runtime.mesh import local_mesh
 from sigma_jax.runtime.optimizer import GROUPS, make_optimizer, schedule
 
 Arrays = dict[str, Array]
-LabelFn = Callable[[tuple[str, ...]], str]
+ParamGroupFn = Callable[[tuple[str, ...]], str]
 
 
 @jax.tree_util.register_dataclass
@@ -49,7 +49,7 @@ class Template:
 
     graphdef: Any
     variables: dict[str, tuple[tuple, nnx.Variable]]  # path as text -> path, and its metadata
-    labels: dict[str, str]  # of the trained parameters
+    param_groups: dict[str, str]  # of the trained parameters
 
     def merge(self, params: Arrays, rest: Arrays) -> nnx.Module:
         """The model with these values."""
@@ -74,28 +74,30 @@ class Template:
         """What is not trained, as the forward pass left it."""
         values = {_name(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
         return {
-            name: values[name].get_value() for name in self.variables if name not in self.labels
+            name: values[name].get_value()
+            for name in self.variables
+            if name not in self.param_groups
         }
 
 
-def take_apart(model: nnx.Module, label: LabelFn) -> tuple[Template, Arrays, Arrays]:
-    """A model's template, trained parameters and the rest; `label` gives each one's group."""
+def take_apart(model: nnx.Module, param_group: ParamGroupFn) -> tuple[Template, Arrays, Arrays]:
+    """A model's template, trained parameters and the rest; `param_group` gives each one's group."""
     graphdef, state = nnx.split(model)
-    variables, labels, params, rest = {}, {}, {}, {}
+    variables, param_groups, params, rest = {}, {}, {}, {}
     for path, variable in nnx.to_flat_state(state):
         name = _name(path)
         group = "frozen"
         if isinstance(variable, nnx.Param):
-            group = label(tuple(str(part) for part in path))
-            assert group in GROUPS, f"label of {name} is {group!r}, not one of {GROUPS}"
+            group = param_group(tuple(str(part) for part in path))
+            assert group in GROUPS, f"param_group of {name} is {group!r}, not one of {GROUPS}"
         value = variable.get_value()
         # The template keeps metadata only: no second copy of the weights.
         variables[name] = (path, variable.replace(jax.ShapeDtypeStruct(value.shape, value.dtype)))
         if group == "frozen":
             rest[name] = value
         else:
-            labels[name], params[name] = group, value
-    return Template(graphdef, variables, labels), params, rest
+            param_groups[name], params[name] = group, value
+    return Template(graphdef, variables, param_groups), params, rest
 
 
 def _name(path: tuple) -> str:
@@ -115,7 +117,7 @@ def shardings(template: Template, mesh: Mesh) -> dict[str, NamedSharding]:
 
 def abstract_state(
     model: nnx.Module,
-    label: LabelFn,
+    param_group: ParamGroupFn,
     config: OptimizerConfig,
     steps: int,
     mesh: Mesh,
@@ -124,7 +126,7 @@ def abstract_state(
     """What `init_state` makes, as shapes that know where they will lie. `model` may be one of
     `nnx.eval_shape`, and the mesh one of devices that are not there.
     """
-    template, params, rest = take_apart(model, label)
+    template, params, rest = take_apart(model, param_group)
     where = shardings(template, mesh)
     whole = sharding.replicated(mesh)
 
@@ -135,7 +137,7 @@ def abstract_state(
         return {name: shape_of(value, where[name]) for name, value in values.items()}
 
     params, rest = placed(params), placed(rest)
-    optimizer = make_optimizer(config, steps, template.labels)
+    optimizer = make_optimizer(config, steps, template.param_groups)
     # Adam's moments lie where their parameters lie: their paths end in the parameter's name.
     opt_state = jax.tree_util.tree_map_with_path(
         lambda path, leaf: shape_of(leaf, where.get(getattr(path[-1], "key", None), whole)),
@@ -148,15 +150,17 @@ def abstract_state(
 
 def init_state(
     model: nnx.Module,
-    label: LabelFn,
+    param_group: ParamGroupFn,
     config: OptimizerConfig,
     steps: int,
     mesh: Mesh,
     has_average: bool = False,
 ) -> tuple[TrainState, Template, optax.GradientTransformation]:
     """State before the first step, placed on the mesh."""
-    shapes, template, optimizer = abstract_state(model, label, config, steps, mesh, has_average)
-    _, params, rest = take_apart(model, label)
+    shapes, template, optimizer = abstract_state(
+        model, param_group, config, steps, mesh, has_average
+    )
+    _, params, rest = take_apart(model, param_group)
 
     def placed(values: Arrays, of: Arrays) -> Arrays:
         return {name: _put(values[name], shape.sharding) for name, shape in of.items()}

@@ -86,6 +86,7 @@ class SftTask:
         has_validation_rows: bool = False,
     ):
         self.config, self.workdir, self.seed = config, workdir, seed
+        self.is_refit = has_validation_rows
         self.data = PreparedData.load(workdir / "data")
         if has_validation_rows:
             self.data = self.data.with_validation()
@@ -158,9 +159,9 @@ class SftTask:
             )
         return tables
 
-    def label(self, path: tuple[str, ...]) -> str:
+    def param_group(self, path: tuple[str, ...]) -> str:
         """Group of the optimizer."""
-        return label(self.config, path)
+        return param_group(self.config, path)
 
     def loss(
         self,
@@ -303,31 +304,24 @@ class SftTask:
         config = dataclasses.replace(self.config, report_requests=0)  # nothing is unseen any more
         return SftTask(config, self.workdir, self.seed, has_validation_rows=True)
 
-    def finish_refit(
-        self, model: RecommenderNetwork, tables: Mapping[str, Array], folder: Path
-    ) -> None:
-        """Puts the refitted weights and counts in place of those that `finish` wrote, which
-        go to the folder BEFORE_REFIT.
-
-        What was fitted on validation requests stays.
-        """
-        fold(model.backbone)
-        shutil.copytree(folder, folder / BEFORE_REFIT)
-        if self.config.model.has_item_head:
-            copy_weights(model, folder / WEIGHTS, HEAD_WEIGHTS)
-        self.write_weights(model, folder)
-        if (folder / "prior.json").exists():
-            weights = Prior.load(folder).weights
-            Prior(weights, self.counts(model, tables)).save(folder)
-
     def write_weights(self, model: RecommenderNetwork, folder: Path) -> None:
         """The weights, the backbone as a Hugging Face folder."""
         save_weights(model, folder / WEIGHTS, without=("backbone",))
         save_backbone(model.backbone, folder / "backbone")
 
+    def finalize_on_all_hosts(self, model: RecommenderNetwork, mesh: Mesh) -> None:
+        """Nothing: `finish` needs one process."""
+
     def finish(self, model: RecommenderNetwork, tables: Mapping[str, Array], folder: Path) -> dict:
-        """Writes the weights, the backbone as a Hugging Face folder, the config and the prior."""
+        """Writes the weights, the backbone as a Hugging Face folder, the config and the prior.
+
+        A refit puts its weights and counts in place of those in `folder`, which go to the folder
+        BEFORE_REFIT; what was fitted on validation requests stays.
+        """
         fold(model.backbone)  # what is fitted is fitted to what is kept
+        if self.is_refit:
+            self.replace_weights(model, tables, folder)
+            return {}
         requests, prompts = self.fit_requests() if self.config.prompt.asked_tasks else ([], {})
         figures = {}
         if len(requests):
@@ -339,8 +333,20 @@ class SftTask:
         (folder / "config.json").write_text(json.dumps(plain(self.config), indent=1))
         return figures
 
+    def replace_weights(
+        self, model: RecommenderNetwork, tables: Mapping[str, Array], folder: Path
+    ) -> None:
+        """Puts the weights and counts of a refit in place of those in `folder`."""
+        shutil.copytree(folder, folder / BEFORE_REFIT)
+        if self.config.model.has_item_head:
+            copy_weights(model, folder / WEIGHTS, HEAD_WEIGHTS)
+        self.write_weights(model, folder)
+        if (folder / "prior.json").exists():
+            weights = Prior.load(folder).weights
+            Prior(weights, self.counts(model, tables)).save(folder)
 
-def label(config: SftConfig, path: tuple[str, ...]) -> str:
+
+def param_group(config: SftConfig, path: tuple[str, ...]) -> str:
     """Group of a parameter: SID table, code bias and trained vectors are tables."""
     if path[0] in HEAD_WEIGHTS or config.backbone.keeps(path):
         return "frozen"

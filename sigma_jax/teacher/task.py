@@ -108,7 +108,7 @@ class TeacherTask:
     def tables(self) -> dict[str, np.ndarray]:
         return {}
 
-    def label(self, path: tuple[str, ...]) -> str:
+    def param_group(self, path: tuple[str, ...]) -> str:
         """The item table, bias and positions are learnt from scratch at their own rate."""
         return "table" if path[0] in ("table", "position", "bias") else "base"
 
@@ -142,6 +142,12 @@ class TeacherTask:
             "hit_rate_10": float(metrics.hits(ranks, 10).mean()),
             "ndcg_10": float(metrics.ndcg(ranks, 10).mean()),
         }
+
+    def finalize_on_all_hosts(self, model: Sasrec, mesh: Mesh) -> None:
+        """Nothing: `finish` needs one process."""
+
+    def refit(self) -> None:
+        """None: nothing is trained after this task."""
 
     def finish(self, model: Sasrec, tables: dict, folder: Path) -> dict[str, int]:
         """Writes id_vectors.npy float32 [I, width], the rows of the item table, and weights."""

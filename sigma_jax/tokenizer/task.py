@@ -109,7 +109,7 @@ class TokenizerTask:
     def tables(self) -> dict[str, np.ndarray]:
         return {}
 
-    def label(self, path: tuple[str, ...]) -> str:
+    def param_group(self, path: tuple[str, ...]) -> str:
         return "base"
 
     def loss(
@@ -124,6 +124,12 @@ class TokenizerTask:
         vectors = np.asarray(self.vectors[rows], np.float32)
         codes = assign_codes(model, vectors, self.config.encode_rows)
         return {**self._use(codes), **self._quality(model, vectors, codes)}
+
+    def finalize_on_all_hosts(self, model: RqVae, mesh: Mesh) -> None:
+        """Nothing: `finish` needs one process."""
+
+    def refit(self) -> None:
+        """None: nothing is trained after this task."""
 
     def finish(self, model: RqVae, tables: dict, folder: Path) -> dict[str, Any]:
         """Writes the SIDs of all items and the tokenizer.

@@ -41,7 +41,7 @@ def make_config(**changes) -> GroundingConfig:
 def run(task, config, mesh, steps=STEPS):
     """The loop of train.py without its files; gives the model and the loss at each step."""
     state, template, optimizer = init_state(
-        task.model(nnx.Rngs(0)), task.label, config.optimizer, steps, mesh
+        task.model(nnx.Rngs(0)), task.param_group, config.optimizer, steps, mesh
     )
     step = make_step(task.loss, template, optimizer, config.optimizer, steps, 0, state)
     batches, figures = task.batches(), []
@@ -73,7 +73,7 @@ def test_the_artifact_encodes_texts_to_the_vectors_it_holds(workdir, mesh, tmp_p
     model = task.model(nnx.Rngs(1))
     folder = tmp_path / "grounding"
     folder.mkdir()
-    task.together(model, mesh)
+    task.finalize_on_all_hosts(model, mesh)
     figures = task.finish(model, {}, folder)
     assert figures["items"] == 48 and figures["different_texts"] == 47
     stored = load_item_vectors(folder / "text_vectors.npy")
@@ -122,7 +122,7 @@ def test_without_id_vectors_there_is_no_distillation(workdir, mesh):
 def test_text_embeddings_learn_at_their_own_rate(workdir):
     task = GroundingTask(make_config(), workdir, 0)
     paths = [path for path, _ in nnx.to_flat_state(nnx.state(task.model(nnx.Rngs(0))))]
-    groups = {path: task.label(path) for path in paths}
+    groups = {path: task.param_group(path) for path in paths}
     assert groups[("backbone", "embedding")] == "table"
     assert {g for path, g in groups.items() if path[-1] != "embedding"} == {"base"}
     assert isinstance(task.config.optimizer, OptimizerConfig)
@@ -136,7 +136,7 @@ def test_with_low_rank_additions_they_and_the_projection_alone_are_trained(workd
     )
     added = GroundingTask(make_config(backbone=backbone), workdir, 0)
     paths = [path for path, _ in nnx.to_flat_state(nnx.state(added.model(nnx.Rngs(0))))]
-    trained = {path[-1] for path in paths if added.label(path) != "frozen"}
+    trained = {path[-1] for path in paths if added.param_group(path) != "frozen"}
     assert trained == {f"{name}{ending}" for name in INPUTS for ending in ENDINGS} | {"projection"}
 
 
@@ -193,8 +193,8 @@ fields.eval_batch_size = 20
 config, mesh = to_dataclass(GroundingConfig, fields), make_mesh(MeshConfig(1, -1, 1))
 task = GroundingTask(config, Path(sys.argv[1]), 0, local_mesh(mesh))
 model = task.model(nnx.Rngs(0))
-state, template, _ = init_state(model, task.label, config.optimizer, 20, mesh)
-task.together(template.merge(state.params, state.rest), mesh)
+state, template, _ = init_state(model, task.param_group, config.optimizer, 20, mesh)
+task.finalize_on_all_hosts(template.merge(state.params, state.rest), mesh)
 """
 
 

@@ -25,15 +25,15 @@ def changed(**fields) -> OptimizerConfig:
     return dataclasses.replace(CONFIG, **fields)
 
 
-def first_update(config, params, grads, labels):
-    optimizer = make_optimizer(config, 10, labels)
+def first_update(config, params, grads, param_groups):
+    optimizer = make_optimizer(config, 10, param_groups)
     return optimizer.update(grads, optimizer.init(params), params)[0]
 
 
 def test_groups_learn_at_their_own_rate():
     params = {"layer/w": jnp.ones((2, 2)), "sid_table": jnp.ones((2, 2))}
-    labels = {"layer/w": "base", "sid_table": "table"}
-    updates = first_update(CONFIG, params, params, labels)
+    param_groups = {"layer/w": "base", "sid_table": "table"}
+    updates = first_update(CONFIG, params, params, param_groups)
     # Adam's first step is the learning rate times the gradient's sign.
     np.testing.assert_allclose(updates["layer/w"], -0.1, rtol=1e-5)
     np.testing.assert_allclose(updates["sid_table"], -0.01, rtol=1e-5)
@@ -48,8 +48,8 @@ def test_decay_spares_norms_and_biases():
     }
     assert [path for path, is_decayed in decayed(params).items() if is_decayed] == ["layers/query"]
     zeros = {path: jnp.zeros_like(value) for path, value in params.items()}
-    labels = dict.fromkeys(params, "base")
-    updates = first_update(changed(weight_decay=0.5), params, zeros, labels)
+    param_groups = dict.fromkeys(params, "base")
+    updates = first_update(changed(weight_decay=0.5), params, zeros, param_groups)
     np.testing.assert_allclose(updates["layers/query"], -0.05, rtol=1e-6)
     assert all(not updates[path].any() for path in params if path != "layers/query")
 
@@ -57,8 +57,8 @@ def test_decay_spares_norms_and_biases():
 def test_clipping_bounds_the_whole_gradient():
     params = {"a": jnp.zeros(4), "b": jnp.zeros(4)}
     grads = {"a": jnp.full(4, 300.0), "b": jnp.full(4, 400.0)}
-    labels = dict.fromkeys(params, "base")
-    optimizer = make_optimizer(changed(clip_norm=1.0), 10, labels)
+    param_groups = dict.fromkeys(params, "base")
+    optimizer = make_optimizer(changed(clip_norm=1.0), 10, param_groups)
     _, state = optimizer.update(grads, optimizer.init(params), params)
     mu = state[1].mu
     norm = np.sqrt(sum((np.asarray(value) ** 2).sum() for value in mu.values()))

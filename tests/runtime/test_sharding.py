@@ -108,7 +108,7 @@ from sigma_jax.runtime.sharding import place_batch, place_tables
 from sigma_jax.runtime.state import init_state, make_step
 mesh, task, config = make_mesh(MeshConfig(2, 2, 2)), LinearTask(), linear_config()
 state, template, optimizer = init_state(
-    task.model(nnx.Rngs(0)), task.label, config.optimizer, 10, mesh)
+    task.model(nnx.Rngs(0)), task.param_group, config.optimizer, 10, mesh)
 step = make_step(task.loss, template, optimizer, config.optimizer, 10, 0, state)
 for _ in range(2):
     moments = state.opt_state[1].mu["weight"]

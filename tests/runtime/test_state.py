@@ -26,7 +26,7 @@ def steps(accumulate: int, count: int = 3):
     """The state and the figures after some steps."""
     task, config, mesh = Quiet(), linear_config(), make_mesh(MeshConfig(-1, 1, 1))
     model = task.model(nnx.Rngs(0))
-    state, template, optimizer = init_state(model, task.label, config.optimizer, 10, mesh)
+    state, template, optimizer = init_state(model, task.param_group, config.optimizer, 10, mesh)
     step = make_step(
         task.loss, template, optimizer, config.optimizer, 10, 0, state, accumulate=accumulate
     )
@@ -58,7 +58,7 @@ def test_parts_that_do_not_divide_are_named():
 
 def test_shapes_are_known_without_weights():
     task, config, mesh = LinearTask(), linear_config(), make_mesh(MeshConfig(-1, 1, 1))
-    given = (task.label, config.optimizer, 10, mesh, True)
+    given = (task.param_group, config.optimizer, 10, mesh, True)
     real = init_state(task.model(nnx.Rngs(0)), *given)[0]
     sketched = abstract_state(nnx.eval_shape(lambda: task.model(nnx.Rngs(0))), *given)[0]
     assert jax.tree.structure(real) == jax.tree.structure(sketched)

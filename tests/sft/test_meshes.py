@@ -19,17 +19,17 @@ hosts.start(False)
 from small_task import make_task
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh
-from sigma_jax.runtime.sharding import own_rows, place_batch, place_tables
+from sigma_jax.runtime.sharding import local_batch_rows, place_batch, place_tables
 from sigma_jax.runtime.state import init_state, make_step
 folder, sizes = Path(sys.argv[1]), json.loads(sys.argv[2])
 task = make_task(pickle.loads((folder / "trained.pickle").read_bytes()))
 mesh = make_mesh(MeshConfig(*sizes))
 optimizer = task.config.optimizer
 state, template, update = init_state(
-    task.model(nnx.Rngs(0)), task.label, optimizer, 10, mesh)
+    task.model(nnx.Rngs(0)), task.param_group, optimizer, 10, mesh)
 step = make_step(task.loss, template, update, optimizer, 10, 0, state)
 tables, losses = place_tables(task.tables(), mesh), []
-rows = own_rows(task.batch_rows, mesh)
+rows = local_batch_rows(task.batch_rows, mesh)
 assert len(rows) * jax.process_count() == task.batch_rows
 for number in range(2):
     batch = place_batch(task.batches(rows)[number], mesh, task.batch_rows)

@@ -37,12 +37,12 @@ def test_trained_tables_move_and_frozen_ones_do_not(trained, task):
     trained_ids = before.item_encoder.trained["id"][...]
     assert not np.array_equal(trained_ids, after.item_encoder.trained["id"][...])
     assert "text" in task.tables() and "id" not in task.tables()
-    assert task.label(("item_encoder", "trained", "id")) == "table"
+    assert task.param_group(("item_encoder", "trained", "id")) == "table"
 
 
 def test_the_sid_table_learns_as_a_table_and_the_backbone_as_the_base(task):
-    assert task.label(("sid_table",)) == "table"
-    assert task.label(("backbone", "embedding")) == "base"
+    assert task.param_group(("sid_table",)) == "table"
+    assert task.param_group(("backbone", "embedding")) == "base"
 
 
 def test_report_gives_hit_rates_of_every_task_there_is(task, model):

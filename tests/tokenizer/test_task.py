@@ -46,7 +46,7 @@ def train(task: TokenizerTask, steps: int):
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
     optimizer = task.config.optimizer
     state, template, update = init_state(
-        task.model(nnx.Rngs(task.seed)), task.label, optimizer, 20, mesh
+        task.model(nnx.Rngs(task.seed)), task.param_group, optimizer, 20, mesh
     )
     step = make_step(task.loss, template, update, optimizer, 20, task.seed, state)
     batches, losses = task.batches(), []

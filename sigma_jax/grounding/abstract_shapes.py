@@ -11,16 +11,16 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sigma_jax.grounding.encode import BatchEncoder, vectors_of
-from sigma_jax.grounding.task import GroundingConfig, grounding_loss, label
+from sigma_jax.grounding.task import GroundingConfig, grounding_loss, param_group
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
 from sigma_jax.models.sizes import Sizes
 from sigma_jax.models.text_encoder import TextEncoder
 from sigma_jax.runtime import sharding
-from sigma_jax.runtime.preflight import Inference, Sketch, backbone_flops
+from sigma_jax.runtime.preflight import AbstractStage, Inference, backbone_flops
 from sigma_jax.runtime.state import shardings, take_apart
 
 
-def sketch(config: GroundingConfig, backbone: Qwen3Config, sizes: Sizes) -> Sketch:
+def abstract_stage(config: GroundingConfig, backbone: Qwen3Config, sizes: Sizes) -> AbstractStage:
     """What GroundingTask trains, every text as long as one may be."""
     rows, tokens = 2 * config.train.batch_size, config.max_tokens
     batch = {
@@ -32,9 +32,9 @@ def sketch(config: GroundingConfig, backbone: Qwen3Config, sizes: Sizes) -> Sket
     if config.kd_weight and "id" in sizes.vectors:
         batch["id_vectors"] = jax.ShapeDtypeStruct((rows, sizes.vectors["id"]), jnp.float32)
         batch["has_id"] = jax.ShapeDtypeStruct((rows,), jnp.bool_)
-    return Sketch(
+    return AbstractStage(
         _model(config, backbone),
-        functools.partial(label, config),
+        functools.partial(param_group, config),
         functools.partial(grounding_loss, config),
         {},
         batch,
@@ -66,6 +66,16 @@ def inference(config: GroundingConfig, backbone: Qwen3Config, mesh: Mesh) -> Inf
         rows,
         backbone_flops(backbone, config.max_tokens) / 3 * rows * config.max_tokens,
     )
+
+
+def smaller_parts(config: GroundingConfig, devices: int) -> list[tuple[str, GroundingConfig]]:
+    """(flag, config) that encode fewer and fewer texts at a time, down to one text a device."""
+    choices, texts = [], (config.encode_rows or 2 * config.train.batch_size) // 2
+    while texts and texts % devices == 0:
+        changed = dataclasses.replace(config, encode_rows=texts)
+        choices.append((f"--config.encode_rows={texts}", changed))
+        texts //= 2
+    return choices
 
 
 def _model(config: GroundingConfig, backbone: Qwen3Config) -> TextEncoder:

@@ -24,16 +24,16 @@ from sigma_jax.models.network import RecommenderNetwork, TokenSpace
 from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
 from sigma_jax.models.sizes import Sizes
 from sigma_jax.prompts.packing import Group
-from sigma_jax.runtime.preflight import Inference, Sketch, backbone_flops, placed_whole
+from sigma_jax.runtime.preflight import AbstractStage, Inference, backbone_flops, placed_whole
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.loss import recommender_loss
-from sigma_jax.sft.task import label
+from sigma_jax.sft.task import param_group
 from sigma_jax.tasks.constraints import MOST_OF_ITEM
 
 COUNT = 10  # items recommended
 
 
-def sketch(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> Sketch:
+def abstract_stage(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> AbstractStage:
     """What SftTask trains over a catalogue of such `sizes`."""
     prompt, rows = config.prompt, config.train.batch_size
     batch = {
@@ -41,9 +41,9 @@ def sketch(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> Sketch:
         for name, array in Group.empty(prompt).arrays.items()
     }
     contexts = prompt.contexts_per_group or prompt.pack_group_rows
-    return Sketch(
+    return AbstractStage(
         _model(config, backbone, sizes),
-        functools.partial(label, config),
+        functools.partial(param_group, config),
         functools.partial(recommender_loss, config),
         _tables(config, sizes),
         batch,

@@ -11,7 +11,7 @@ from sigma_jax.recommender.build import frozen_tables
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh
 from sigma_jax.runtime.state import take_apart
-from sigma_jax.sft.sketch import inference, sketch
+from sigma_jax.sft.abstract_shapes import abstract_stage, inference
 
 
 def sizes_of(task) -> Sizes:
@@ -30,7 +30,7 @@ def test_shapes_are_those_of_a_training(trained, changes):
     task = make_task(trained, **changes)
     model = task.model(nnx.Rngs(0))
     tables, batch = task.tables(), task.batches()[0]
-    found = sketch(task.config, model.backbone.config, sizes_of(task))
+    found = abstract_stage(task.config, model.backbone.config, sizes_of(task))
     assert shapes(found.batch) == shapes(batch)
     # How many demands an item satisfies, and how many prefixes are taken, the data says.
     data_says = {"constraints", "prefix_start", "by_prefix"}
@@ -39,10 +39,10 @@ def test_shapes_are_those_of_a_training(trained, changes):
     assert {k: v for k, v in shapes(found.tables).items() if k not in data_says} == {
         k: v for k, v in expected.items() if k not in data_says
     }
-    template, params, rest = take_apart(model, task.label)
-    other, sketched, others = take_apart(found.model, found.label)
-    assert shapes(sketched) == shapes(params) and shapes(others) == shapes(rest)
-    assert other.labels == template.labels
+    template, params, rest = take_apart(model, task.param_group)
+    other, abstract_params, others = take_apart(found.model, found.param_group)
+    assert shapes(abstract_params) == shapes(params) and shapes(others) == shapes(rest)
+    assert other.param_groups == template.param_groups
     key = jax.random.key(0)
     value, parts = jax.eval_shape(found.loss, model, tables, batch, key)
     assert value.shape == () and parts.keys() == task.loss(model, tables, batch, key)[1].keys()

@@ -8,7 +8,7 @@ from flax import nnx
 
 from sigma_jax.configs.grounding import stage_fields
 from sigma_jax.grounding import encode
-from sigma_jax.grounding.sketch import inference, sketch
+from sigma_jax.grounding.abstract_shapes import abstract_stage, inference
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask
 from sigma_jax.models.sizes import Sizes
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
@@ -27,12 +27,14 @@ def test_shapes_are_those_of_a_training(workdir, kd_weight):
     config = dataclasses.replace(task.config, max_tokens=task.table.length)
     model, batch = task.model(nnx.Rngs(0)), task.batches()[0]
     vectors = {"id": task.data.id_vectors.shape[1]}
-    found = sketch(config, model.backbone.config, Sizes(len(task.data.catalogue), vectors, 4, 8, 6))
+    found = abstract_stage(
+        config, model.backbone.config, Sizes(len(task.data.catalogue), vectors, 4, 8, 6)
+    )
     assert shapes(found.batch) == shapes(batch) and not found.tables
-    template, params, rest = take_apart(model, task.label)
-    other, sketched, others = take_apart(found.model, found.label)
-    assert shapes(sketched) == shapes(params) and shapes(others) == shapes(rest)
-    assert other.labels == template.labels
+    template, params, rest = take_apart(model, task.param_group)
+    other, abstract_params, others = take_apart(found.model, found.param_group)
+    assert shapes(abstract_params) == shapes(params) and shapes(others) == shapes(rest)
+    assert other.param_groups == template.param_groups
     parts = jax.eval_shape(found.loss, model, {}, batch, jax.random.key(0))[1]
     assert ("distillation" in parts) == bool(kd_weight)
 
@@ -49,7 +51,7 @@ def test_an_answer_is_looked_at_with_the_arrays_of_an_encoder(workdir, monkeypat
     config = to_dataclass(GroundingConfig, stage_fields("smoke"))
     task = GroundingTask(dataclasses.replace(config, eval_batch_size=20), workdir, 0, mesh)
     model = task.model(nnx.Rngs(0))
-    task.together(model, mesh)
+    task.finalize_on_all_hosts(model, mesh)
     config = dataclasses.replace(task.config, max_tokens=task.table.length)
     found = inference(config, model.backbone.config, mesh)
     assert len(called) == -(-48 // found.examples)
