@@ -247,14 +247,17 @@ EVALUATION = {
         "beam_margin": 0.0,
         "retrieval": "exact",
     },
-    "uses_prior": True,
+    "uses_reranker": True,
     "has_baselines": True,
     "has_filtered_baselines": True,
-    "followed_requests": 100,
+    "instruction_following_requests": 100,
 }
 
 EVALUATION_CHANGES = {
-    "smoke": {"requests": {task: 20 for task in TASK_WEIGHTS}, "followed_requests": 10},
+    "smoke": {
+        "requests": {task: 20 for task in TASK_WEIGHTS},
+        "instruction_following_requests": 10,
+    },
     "amazon": {
         "requests": {"JustForYou": 100_000},
         "generation.temperature": 0.1,

@@ -46,7 +46,7 @@ def test_the_readme_shows_the_means_and_deviations_of_the_records():
     shown = re.findall(r"^\| (\w+) \| ([^|]+) \| (\d) \| (.+) \|$", README, re.MULTILINE)
     assert len(shown) > 10
     for data, method, seeds, cells in shown:
-        rows = suites.collect(suite, folder, data, "left_out", "item")
+        rows = suites.collect(suite, folder, data, "exclude_seen", "item")
         [row] = [row for row in rows if row.method == method]
         expected = [suites.cell(row, column) for column in suite.columns]
         assert cells.split(" | ") == expected, (data, method)
@@ -59,11 +59,13 @@ def test_the_readme_shows_table_1_of_the_records():
     suite = suite_of(folder)
     [data] = suite.data
     by_sid, by_item = (
-        {row.method: row for row in suites.collect(suite, folder, data, "kept", level)}
+        {row.method: row for row in suites.collect(suite, folder, data, "include_seen", level)}
         for level in ("sid", "item")
     )
     names = {"SASRec": "online model (SASRec)"}  # in the paper
-    lines = README.split("| hits by SID, kept |")[1].split("\n\n")[0].splitlines()[2:]
+    lines = (
+        README.split("| hits by SID, seen items included |")[1].split("\n\n")[0].splitlines()[2:]
+    )
     shown = {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in lines)}
     assert suite.methods.keys() & by_sid.keys() <= shown.keys()
     for method, (seeds, *cells, of_paper) in shown.items():

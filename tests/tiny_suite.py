@@ -16,7 +16,7 @@ def tiny_suite(**changes) -> suites.Suite:
             "SIGMA": suites.Method({}, True),
             "GR(ID)": suites.Method({"prompt.sid_generated": 0}, False),
         },
-        "modes": ("left_out",),
+        "modes": ("exclude_seen",),
         "levels": ("item",),
         "columns": ("Recall@5", "Recall@10", "NDCG@5", "NDCG@10"),
         "published": {"A": {"TIGER": {"Recall@10": 6.48}}},
@@ -32,7 +32,7 @@ def write_results(folder, run, recall_10, method="SIGMA", ndcg_gain=0.032, **mor
     figures["NDCG@10"] = 0.02 + ndcg_gain
     summary = {f"item.{name}": {"mean": value} for name, value in figures.items()}
     summary["item.HR@10"] = summary["item.Recall@10"]
-    methods = {method: {"left_out": {"tasks": {"JustForYou": summary}, "average": summary}}}
+    methods = {method: {"exclude_seen": {"tasks": {"JustForYou": summary}, "average": summary}}}
     made = {"config_hash": "c0ffee", "data_hash": "da7a", "seconds": 7.0, "command": "python -m x"}
     workdir = run.workdir(folder)
     (workdir / "evaluation").mkdir(parents=True)

@@ -87,7 +87,7 @@ def get_suite() -> dict[str, Any]:
             name: {"fields": fields, "has_baselines": name == "SIGMA"}
             for name, fields in METHODS.items()
         },
-        "modes": ("left_out", "kept"),
+        "modes": ("exclude_seen", "include_seen"),
         "levels": ("item",),
         "published_level": "item",
         "columns": COLUMNS,

@@ -30,7 +30,7 @@ def get_suite() -> dict[str, Any]:
             if name != "Instruments"  # has nothing to say of an item but who takes it
         },
         "methods": {name: suite["methods"][name] for name in methods},
-        "modes": ("kept",),
+        "modes": ("include_seen",),
         "columns": ("cold.Recall@10", "warm.Recall@10", "Recall@10", "NDCG@10"),
         "published": {},
         "sweeps": {},

@@ -40,7 +40,7 @@ def get_suite() -> dict[str, Any]:
             name: {"fields": suite["methods"][base]["fields"] | fields, "has_baselines": False}
             for name, (base, fields) in METHODS.items()
         },
-        "modes": ("left_out",),
+        "modes": ("exclude_seen",),
         "published": {},
         "sweeps": {
             "negatives of a batch": {

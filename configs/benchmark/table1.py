@@ -83,7 +83,7 @@ def get_suite() -> dict[str, Any]:
             name: {"fields": fields, "has_baselines": name == "SIGMA"}
             for name, fields in METHODS.items()
         },
-        "modes": ("kept", "left_out"),
+        "modes": ("include_seen", "exclude_seen"),
         "levels": ("sid", "item"),
         "columns": COLUMNS,
         "published": {

@@ -22,11 +22,11 @@ from sigma_jax.schema import TASKS
 
 OURS = "SIGMA"  # what a run's own model is called in its results
 VARIANTS = {  # other rankings by the same run
-    "SIGMA without prior": " without counts",
+    "SIGMA without reranker": " without reranker",
     "SIGMA before refit": " before the refit",
-    "SIGMA without prior, sigma of Eq. 11": " without counts, sigma of Eq. 11",
-    "SIGMA without prior, constant sigma": " without counts, constant sigma",
-    "SIGMA without prior, first prefix": " without counts, first prefix",
+    "SIGMA without reranker, sigma of Eq. 11": " without reranker, sigma of Eq. 11",
+    "SIGMA without reranker, constant sigma": " without reranker, constant sigma",
+    "SIGMA without reranker, first prefix": " without reranker, first prefix",
 }
 ROUNDING = 2 * 10**-DIGITS  # of the differences that a check looks at
 NAME, CELL = 34, 16  # widths of a table

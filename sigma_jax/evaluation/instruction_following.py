@@ -36,7 +36,7 @@ COMBINED = "something for {theme} under the category {category}"
 UNASKED, OUT_OF_SEASON, BOTH = "unasked", "out of season", "combined"
 
 
-def followed_requests(
+def request_variants(
     requests: Requests, data: PreparedData, most: int, phrasings: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[Int32[np.ndarray, " n"], Requests]]:
     """set -> the rows of `requests` it stands for, at most `most` a task, and its own requests.
@@ -109,12 +109,12 @@ def both_allowed(requests: Requests, data: PreparedData) -> Allowed:
     return Allowed.from_lists(lists, row)
 
 
-def followed(
+def instruction_following(
     lists: Mapping[str, Int32[np.ndarray, "n K"]],
     sets: Mapping[str, tuple[np.ndarray, Requests]],
     data: PreparedData,
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """task -> set -> figure, of the lists that each of `followed_requests` got."""
+    """task -> set -> figure, of the lists that each of `request_variants` got."""
     asked_rows = sets["asked"][0]
     popularity = popularity_ranks(np.asarray(data.catalogue.popularity))
     unasked_of = {int(row): place for place, row in enumerate(asked_rows)}

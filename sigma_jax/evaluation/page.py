@@ -13,7 +13,7 @@ from sigma_jax.evaluation import plots
 from sigma_jax.evaluation.score import FILTERED, MODES, Results
 from sigma_jax.evaluation.table import (
     COLUMNS,
-    FOLLOWED,
+    INSTRUCTION_METRICS,
     LEVELS,
     TITLES,
     cells,
@@ -50,7 +50,7 @@ summary { cursor: pointer; margin: .6rem 0; }
 SECTIONS = {
     "hit-rate": "Hit rate by task and method",
     "results": "All results",
-    "followed": "Instructions followed",
+    "instructions": "Instructions followed",
     "sigma": "Sigma by task",
     "loss": "Loss curves",
     "codebooks": "Semantic IDs",
@@ -82,7 +82,7 @@ def write_report(
     bodies = {
         "hit-rate": hit_rate_section(results),
         "results": results_section(results),
-        "followed": followed_section(results),
+        "instructions": instruction_section(results),
         "sigma": sigma_section(results),
         "loss": loss_section(metrics_files),
         "codebooks": codebook_section(figures),
@@ -107,7 +107,7 @@ def write_report(
 
 def introduction(results: Results) -> str:
     """What was measured, in two sentences."""
-    share = 100 * results["new_targets"] / max(results["requests"], 1)
+    share = 100 * results["unseen_targets"] / max(results["requests"], 1)
     return (
         f"{results['requests']:,} requests over {results['items']:,} items, each with one held-out "
         f"item that should be among the recommendations. In {share:.0f} % of them the user had "
@@ -123,9 +123,9 @@ def hit_rate_section(results: Results) -> str:
     tasks = ["average", *tasks_in(results)]
     shown = []
     for level in LEVELS:
-        drawn = [plots.hit_rates(results, task, "kept", level) for task in tasks]
+        drawn = [plots.hit_rates(results, task, "include_seen", level) for task in tasks]
         grid = f'<div class="plots">{"".join(image for image in drawn if image)}</div>'
-        title = f"Hits by {LEVELS[level]}, seen items kept"
+        title = f"Hits by {LEVELS[level]}, seen items included"
         shown.append(f"<h3>{title}</h3>{grid}")
     return "".join(shown)
 
@@ -175,9 +175,9 @@ def results_table(results: Results, mode: str, level: str, tasks: Sequence[str])
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
-def followed_section(results: Results) -> str:
+def instruction_section(results: Results) -> str:
     """What lists show when asked for something, beside those of users asked for nothing."""
-    found = results.get("followed")
+    found = results.get("instruction_following")
     if not found:
         return missing("instructions followed")
     note = (
@@ -187,12 +187,13 @@ def followed_section(results: Results) -> str:
         "of season</i> asks for a season or holiday of another time of the year; <i>combined</i> "
         "for a theme within a category. Per cent."
     )
-    head = "".join(f"<th>{name}</th>" for name in FOLLOWED)
+    head = "".join(f"<th>{name}</th>" for name in INSTRUCTION_METRICS)
     rows = [f"<tr><th>asked for</th>{head}</tr>"]
     for task, sets in found.items():
-        for name, figures in sets.items():
-            cells = "".join(f"<td>{percent(figures.get(figure))}</td>" for figure in FOLLOWED)
-            rows.append(f"<tr><td>{html.escape(f'{task}, {name}')}</td>{cells}</tr>")
+        for variant, summaries in sets.items():
+            values = [percent(summaries.get(name)) for name in INSTRUCTION_METRICS]
+            filled = "".join(f"<td>{value}</td>" for value in values)
+            rows.append(f"<tr><td>{html.escape(f'{task}, {variant}')}</td>{filled}</tr>")
     return f'<p>{note}</p><div class="wide"><table>{"".join(rows)}</table></div>'
 
 
@@ -212,7 +213,7 @@ def sigma_section(results: Results) -> str:
     if results.get("constant_sigma") is not None:
         note += (
             f" Of constants {results['constant_sigma']} serves validation requests best: the row "
-            "<i>SIGMA without prior, constant sigma</i> above."
+            "<i>SIGMA without reranker, constant sigma</i> above."
         )
     return f'<p>{note}</p><div class="plots">{image}</div>'
 
@@ -281,7 +282,7 @@ def missing(what: str) -> str:
     return f'<p class="muted">This run has no figures of {what}.</p>'
 
 
-def collect_figures(
+def collect_report_data(
     data: PreparedData,
     semantic_ids: SemanticIds,
     stages: Mapping[str, Mapping[str, Any]],

@@ -1,6 +1,6 @@
-"""Judges a trained workdir on its test split, beside the baselines, and shows what it says.
+"""Evaluates a trained workdir and the baselines on the test split, and prints examples.
 
-The same requests, the same seen items and the same metric code for every method.
+All methods get the same requests and the same seen items, and are scored by the same code.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sigma_jax.baselines.covisitation import CoVisitation
 from sigma_jax.baselines.own_frequent import OwnFrequent
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.sasrec import SasrecBaseline
-from sigma_jax.evaluation.evaluator import LENGTH, EvaluationConfig, Judged
+from sigma_jax.evaluation.evaluator import LIST_LENGTH, EvaluationConfig, Evaluator
 from sigma_jax.evaluation.fusions import other_fusions
-from sigma_jax.evaluation.page import collect_figures, write_report
+from sigma_jax.evaluation.page import collect_report_data, write_report
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
 from sigma_jax.generation.generator import Choice, Generator, Recommendations
@@ -43,11 +43,14 @@ from sigma_jax.tasks.constraints import allowed_items
 from sigma_jax.teacher.sasrec import load_sasrec
 
 FILES = ("results.json", "table.txt", "report.html")
-VERSION = 2  # of the figures: higher where the same settings give others, or more
+VERSION = 3  # of results.json; raise it when the same settings give other results or keys
 
 
 def evaluate(config: Any, workdir: Path) -> Results:
-    """Writes WORKDIR/evaluation: results.json, table.txt and report.html; prints a summary.
+    """Results of the workdir; writes WORKDIR/evaluation and prints a summary.
+
+    The folder gets results.json, table.txt and report.html. It is reused if it was made by the
+    same settings from the same artifacts.
 
     Args:
       config: a config with `seed` and `evaluation`, of the run that made the workdir.
@@ -61,12 +64,12 @@ def evaluate(config: Any, workdir: Path) -> Results:
     inputs = {stage: manifest.fingerprint for stage, manifest in manifests.items()}
     recipe = Recipe(dataclasses.asdict(settings), inputs, config.seed)
     if is_current_evaluation(workdir, recipe):
-        logging.info("evaluation: done before, %s", workdir / "evaluation")
+        logging.info("evaluation: already done, %s", workdir / "evaluation")
         results = read_json(workdir / "evaluation" / "results.json")
         print(render_summary(results, workdir / "evaluation"))
         return results
     began = time.monotonic()
-    results = judge(workdir, settings, config.seed)
+    results = compute_results(workdir, settings, config.seed)
     results["run"] = {
         "version": VERSION,
         "command": command_line(),
@@ -88,12 +91,12 @@ def evaluate(config: Any, workdir: Path) -> Results:
             for stage in artifact_names()
             if (workdir / "train" / stage / "metrics.jsonl").exists()
         }
-        figures = collect_figures(
+        report_data = collect_report_data(
             PreparedData.load(workdir / "data"),
             SemanticIds.load(workdir / "tokenizer"),
             {stage: manifest.figures for stage, manifest in manifests.items()},
         )
-        write_report(results, metrics_files, figures, folder / "report.html")
+        write_report(results, metrics_files, report_data, folder / "report.html")
         return {"seconds": time.monotonic() - began}
 
     write_artifact(workdir, "evaluation", recipe, write)
@@ -102,7 +105,7 @@ def evaluate(config: Any, workdir: Path) -> Results:
 
 
 def is_current_evaluation(workdir: Path, recipe: Recipe) -> bool:
-    """Whether these very settings were judged before. Others replace the figures, never clash."""
+    """Whether WORKDIR/evaluation holds the results of exactly `recipe`; if not, it is replaced."""
     folder = workdir / "evaluation"
     if not all((folder / name).exists() for name in FILES):
         return False
@@ -113,10 +116,11 @@ def is_current_evaluation(workdir: Path, recipe: Recipe) -> bool:
         return False
 
 
-def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
-    """Scores of SIGMA and the baselines, and the deviation of the beam scores by task."""
+def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
+    """Scores of SIGMA and the baselines (score.score), with the deviation of the beam scores by
+    task, the sigma in use, and the metrics of instruction following."""
     data = PreparedData.load(workdir / "data")
-    ours = Judged.load(workdir, data, settings, seed)
+    ours = Evaluator.load(workdir, data, settings, seed)
     requests = ours.requests()
     if not len(requests):
         raise ValueError(
@@ -124,33 +128,36 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
         )
     logging.info("evaluation: %d requests", len(requests))
     is_refitted = (workdir / "sft" / BEFORE_REFIT).exists()
-    first = Judged.load(workdir, data, settings, seed, BEFORE_REFIT) if is_refitted else ours
+    first = ours
+    if is_refitted:
+        first = Evaluator.load(workdir, data, settings, seed, BEFORE_REFIT)
     constant = first.constant_sigma()
     choice = ours.choice(requests)
     choices = {"SIGMA": choice} | other_choices(ours.generator, choice, constant)
-    rankings, kept = ours.both_ways(requests, choices)
+    rankings, recommendations = ours.rankings_by_mode(requests, choices)
     if is_refitted:
         other = {"SIGMA before refit": first.choice(requests)}
-        rankings |= first.both_ways(requests, other)[0]
+        rankings |= first.rankings_by_mode(requests, other)[0]
     is_worded = ours.phrasings is not instructions.WITHOUT_WORDS
     if is_worded:
-        rankings["SIGMA, unseen wording"] = {"kept": ours.unseen_wording(requests, choice)}
+        unseen = ours.unseen_wording(requests, choice)
+        rankings["SIGMA, unseen wording"] = {"include_seen": unseen}
     if settings.has_baselines:
         is_filtered_too = settings.has_filtered_baselines
         rankings |= baseline_rankings(workdir, data, requests, is_filtered_too, seed)
     results = score(rankings, requests, data, ours.trained.semantic_ids)
     results["deviation"] = {
-        TASKS[task]: kept.deviation[requests.task == task].tolist()
+        TASKS[task]: recommendations.deviation[requests.task == task].tolist()
         for task in np.unique(requests.task)
     }
     results["sigma"] = choice.config.sigma
     results["constant_sigma"] = constant
-    if is_worded and (figures := ours.followed(requests)):
-        results["followed"] = figures
+    if is_worded and (by_task := ours.instruction_following(requests)):
+        results["instruction_following"] = by_task
     if settings.split == "valid":
-        chosen = {"the prior was fitted": choice.features, "constant sigma was chosen": constant}
+        chosen = {"the reranker was fitted": choice.features, "constant sigma was chosen": constant}
         results["warnings"] += [
-            f"{what} on requests of this split: judge it on the test split"
+            f"{what} on requests of this split; evaluate it on the test split"
             for what, value in chosen.items()
             if value is not None
         ]
@@ -158,19 +165,20 @@ def judge(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
 
 
 def other_choices(generator: Generator, choice: Choice, constant: float | None) -> dict:
-    """name -> Choice: the model without the prior of `choice`, and with other fusions."""
-    found = {}
+    """Method name -> Choice: the model without the reranker of `choice`, and with other fusions."""
+    choices = {}
     if choice.features is not None:
-        found["SIGMA without prior"] = Choice(config=generator.config)
+        choices["SIGMA without reranker"] = Choice(config=generator.config)
     if constant is not None:
-        found |= other_fusions(generator, constant)
-    return found
+        choices |= other_fusions(generator, constant)
+    return choices
 
 
 def baseline_rankings(
     workdir: Path, data: PreparedData, requests: Requests, is_filtered_too: bool, seed: int
 ) -> Mapping[str, Mapping[str, Int32[np.ndarray, "N K"]]]:
-    """Each baseline with seen items kept and left out; those restricted to the constraint too."""
+    """`rankings[method][mode]` of the baselines; with `is_filtered_too` also of each baseline
+    restricted to the items that the request allows."""
     popularity = Popularity.fit(data, seed)
     baselines = {
         "Popularity": popularity,
@@ -184,43 +192,47 @@ def baseline_rankings(
     for name, baseline in baselines.items():
         for suffix, limit in (("", None), (FILTERED, allowed))[: 1 + is_filtered_too]:
             rankings[name + suffix] = {
-                mode: baseline.recommend(data, requests, LENGTH, mode == "kept", limit)
-                for mode in ("kept", "left_out")
+                mode: baseline.recommend(data, requests, LIST_LENGTH, mode == "include_seen", limit)
+                for mode in ("include_seen", "exclude_seen")
             }
     return rankings
 
 
 def show_recommendations(config: Any, workdir: Path, users: int = 2, count: int = 5) -> None:
-    """Prints what the model recommends to a few users under three instructions."""
+    """Prints the recommendations to a few users under three instructions each."""
     settings = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
     data = PreparedData.load(workdir / "data")
-    ours = Judged.load(workdir, data, settings, config.seed)
+    ours = Evaluator.load(workdir, data, settings, config.seed)
     requests = ours.requests()
     requests = requests.take(example_rows(requests, users))
-    [found] = ours.lists(requests, [ours.choice(requests)], count)
+    [recommendations] = ours.lists(requests, [ours.choice(requests)], count)
     for row in range(len(requests)):
         user = data.users.table["user_id"][int(requests.user[row])].as_py()
         print(f'\nuser {user}: "{requests.instruction[row]}"')
-        print(describe(found, row, data))
+        print(describe(recommendations, row, data))
 
 
-def example_rows(requests: Requests, users: int, each: int = 3) -> np.ndarray:
-    """Rows of the first `users` users with at least `each` tasks (or of those with the most)."""
+def example_rows(requests: Requests, users: int, per_user: int = 3) -> np.ndarray:
+    """Rows of the first `users` users with at least `per_user` requests, `per_user` rows each.
+
+    If too few users have that many, users with the most requests follow.
+    """
     count = np.bincount(requests.user)
-    order = np.argsort(-np.minimum(count, each), kind="stable")[:users]
-    return np.concatenate([np.flatnonzero(requests.user == user)[:each] for user in order])
+    order = np.argsort(-np.minimum(count, per_user), kind="stable")[:users]
+    return np.concatenate([np.flatnonzero(requests.user == user)[:per_user] for user in order])
 
 
-def describe(found: Recommendations, row: int, data: PreparedData) -> str:
-    """A table of one request's items: probability, prefix, cosine, text."""
+def describe(recommendations: Recommendations, row: int, data: PreparedData) -> str:
+    """A text table of one request's items with probability, prefix, cosine and title."""
     lines = [f"{'':>4}{'probability':>12}{'beam':>6}{'log P(prefix)':>15}{'cosine':>8}  item"]
-    items = found.items[row]
+    items = recommendations.items[row]
     items = items[items >= 0]
     names = zip(data.catalogue.ids(items), data.catalogue.titles(items), strict=True)
     for rank, (item_id, title) in enumerate(names):
+        probability = np.exp(recommendations.log_probs[row, rank])
+        beam_score = recommendations.beam_scores[row, rank]
         lines.append(
-            f"{rank + 1:>3}.{np.exp(found.log_probs[row, rank]):>12.5f}"
-            f"{found.beams[row, rank] + 1:>6}{found.beam_scores[row, rank]:>15.3f}"
-            f"{found.cosines[row, rank]:>8.3f}  {item_id}  {title}"
+            f"{rank + 1:>3}.{probability:>12.5f}{recommendations.beams[row, rank] + 1:>6}"
+            f"{beam_score:>15.3f}{recommendations.cosines[row, rank]:>8.3f}  {item_id}  {title}"
         )
     return "\n".join(lines)

@@ -14,9 +14,11 @@
     warm.Recall@10            the others
     coverage@10               share of the catalogue that some request's list shows (no error)
 
-mode "kept" ranks all items; "left_out" all but those of the request's history; "new" are the
-left_out rankings over the requests whose target is not in their history, the only ones such
-rankings can serve. The average is over tasks, each with the same weight (section 3.1.1 of SIGMA).
+Mode "include_seen" ranks all items. Mode "exclude_seen" ranks all items except those of the user's
+history. Mode "unseen_targets" scores the exclude_seen rankings on the requests whose target is not
+in the user's history, the only requests that they can serve.
+
+The average is over tasks with equal weights (section 3.1.1 of SIGMA).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from sigma_jax.histories import history_ranges
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.tasks.constraints import Allowed, allowed_items
 
-MODES = ("kept", "left_out", "new")
+MODES = ("include_seen", "exclude_seen", "unseen_targets")
 HIT_RATES = (1, 5, 10, 20)
 GAINS = (5, 10)
 LIST = 10  # length of the lists that coverage and shares look at
@@ -48,7 +50,9 @@ def score(
     data: PreparedData,
     semantic_ids: SemanticIds,
 ) -> Results:
-    """Results of `rankings[method]["kept" or "left_out"]`, K at least 20, one row a request.
+    """Results of `rankings[method][mode]`: item numbers, best first, one row per request.
+
+    A method has the mode "include_seen", "exclude_seen" or both; K is at least 20.
 
     Raises:
       ValueError: a ranking has another number of rows, or fewer than 20 columns.
@@ -59,14 +63,14 @@ def score(
     results: Results = {
         "items": len(data.catalogue),
         "requests": len(requests),
-        "new_targets": int(is_new.sum()),
+        "unseen_targets": int(is_new.sum()),
         "methods": {},
         "warnings": [],
     }
     for method, by_mode in rankings.items():
         results["methods"][method] = {}
         for mode in MODES:
-            source = "left_out" if mode == "new" else mode
+            source = "exclude_seen" if mode == "unseen_targets" else mode
             if source not in by_mode:
                 continue
             chosen = np.asarray(by_mode[source])
@@ -76,7 +80,7 @@ def score(
                     f"give {len(requests)} rows and at least {HIT_RATES[-1]} columns."
                 )
             values = request_figures(chosen, requests, semantic_ids, allowed, popularity)
-            rows = is_new if mode == "new" else np.ones(len(requests), bool)
+            rows = is_new if mode == "unseen_targets" else np.ones(len(requests), bool)
             summary = summarise(values, chosen, requests, rows, len(data.catalogue))
             results["methods"][method][mode] = summary
             results["warnings"] += check(summary, f"{method}, {mode}")

@@ -21,11 +21,11 @@ COLUMNS = {
 }
 LEVELS = {"item": "items", "sid": "semantic IDs"}
 TITLES = {
-    "kept": "seen items kept",
-    "left_out": "seen items left out",
-    "new": "seen items left out, requests for a new item only",
+    "include_seen": "seen items included",
+    "exclude_seen": "seen items excluded",
+    "unseen_targets": "seen items excluded, requests with an unseen target only",
 }
-FOLLOWED = (
+INSTRUCTION_METRICS = (
     "fits",
     "popularity",
     "new category",
@@ -38,13 +38,13 @@ SHORT = {"JustForYou": "ForYou", "Category": "Categ.", "Longtail": "Tail", "Disc
 def render_summary(results: Results, folder: Path) -> str:
     """What the terminal shows of `render_table`: hits by items, and where the rest is."""
     lines = introduction(results)
-    for mode in ("kept", "left_out"):
+    for mode in ("include_seen", "exclude_seen"):
         lines += ["", *render_average(results, mode, "item")]
-    lines += ["", *render_tasks(results, "kept", "item")]
+    lines += ["", *render_tasks(results, "include_seen", "item")]
     lines += [
         "",
         *render_cold(results),
-        *render_followed(results),
+        *render_instruction_following(results),
         *warnings(results),
         f"All figures: {folder / 'table.txt'}",
     ]
@@ -61,7 +61,7 @@ def render_table(results: Results) -> str:
     for mode in MODES:
         for level in LEVELS:
             lines += ["", *render_tasks(results, mode, level)]
-    lines += ["", *render_cold(results), *render_followed(results), *warnings(results)]
+    lines += ["", *render_cold(results), *render_instruction_following(results), *warnings(results)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -147,13 +147,13 @@ def render_cold(results: Results) -> list[str]:
     """Recall@10 of targets without a training interaction, beside that of the others."""
     names = ("cold.Recall@10", "warm.Recall@10")
     rows = {}
-    for mode in ("kept", "left_out"):
+    for mode in ("include_seen", "exclude_seen"):
         for method in methods_in(results, mode):
             figures = results["methods"][method][mode]["average"]
             cold, warm = (figures.get(name) for name in names)
             if cold:
                 row = f"{percent(cold):>12}{cold['n']:>12}{percent(warm):>12}"
-                rows[f"{method}, {mode.replace('_', ' ')}"] = row
+                rows[f"{method}, {TITLES[mode]}"] = row
     if not rows:
         return []
     head = "".join(f"{name:>12}" for name in ("cold", "requests", "warm"))
@@ -161,17 +161,19 @@ def render_cold(results: Results) -> list[str]:
     return [title, *aligned(head, rows), ""]
 
 
-def render_followed(results: Results) -> list[str]:
+def render_instruction_following(results: Results) -> list[str]:
     """Whether instructions are followed (sigma_jax/evaluation/instruction_following.py)."""
-    if not results.get("followed"):
+    if not results.get("instruction_following"):
         return []
     rows = {
-        f"{task}, {name}": "".join(f"{percent(figures.get(figure)):>14}" for figure in FOLLOWED)
-        for task, sets in results["followed"].items()
-        for name, figures in sets.items()
+        f"{task}, {variant}": "".join(
+            f"{percent(summaries.get(name)):>14}" for name in INSTRUCTION_METRICS
+        )
+        for task, sets in results["instruction_following"].items()
+        for variant, summaries in sets.items()
     }
-    head = "".join(f"{name:>14}" for name in FOLLOWED)
-    title = "Instructions followed, first 10 items of SIGMA, seen items kept"
+    head = "".join(f"{name:>14}" for name in INSTRUCTION_METRICS)
+    title = "Instructions followed, first 10 items of SIGMA, seen items included"
     return [title, *aligned(head, rows), ""]
 
 

@@ -10,6 +10,8 @@ from sigma_jax.shapes import power_of_two
 RANKINGS = ("fused", "first_prefix")
 NORMALISERS = ("exact", "retrieved")
 RETRIEVALS = ("exact", "scann")
+# Constants that are tried in place of Eq. 11's sigma.
+SIGMA_GRID = (0.25, 0.35, 0.5, 0.7, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

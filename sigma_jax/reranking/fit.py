@@ -10,14 +10,12 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
 from scipy.optimize import minimize
 
+from sigma_jax.generation.config import SIGMA_GRID
 from sigma_jax.generation.generator import Choice, Generator
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES, Told
 from sigma_jax.reranking.reranker import FEATURES, Counts, Prior, PriorWeights
 from sigma_jax.schema import TASKS, Histories, Requests
 from sigma_jax.tasks.constraints import Allowed
-
-SIGMAS = (0.25, 0.35, 0.5, 0.7, 1.0)  # constants tried beside the one configured
-
 
 SHRINKAGE = 1.0  # of the weights to those of the model alone, over all targets: as one more target
 
@@ -49,7 +47,7 @@ def fit_reranker(
     they ask for. The model alone where too few targets are among the items it retrieves.
     """
     config = generator.config
-    sigmas = (config.sigma, *SIGMAS)
+    sigmas = (config.sigma, *SIGMA_GRID)
     if not generator.trie.depth:
         # One prefix has no deviation: sigma is its floor, and another one a factor of log p alone.
         sigmas = (config.sigma_floor if config.sigma == "deviation" else config.sigma,)

@@ -33,7 +33,7 @@ def test_a_record_holds_the_figures_of_the_suite_alone_and_deviations_as_quantil
     workdir = RUN.workdir(tmp_path)
     path = workdir / "evaluation" / "results.json"
     results = json.loads(path.read_text())
-    figures = results["methods"]["SIGMA"]["left_out"]["average"]
+    figures = results["methods"]["SIGMA"]["exclude_seen"]["average"]
     figures["item.MRR@20"] = {"mean": 0.1, "error": 0.01, "n": 9}
     figures["item.Recall@10"] = {"mean": 0.123456789, "error": 0.01, "n": 9}
     figures["cold.Recall@10"] = {"mean": 0.3, "error": 0.01, "n": 9}
@@ -42,7 +42,7 @@ def test_a_record_holds_the_figures_of_the_suite_alone_and_deviations_as_quantil
     path.write_text(json.dumps(results))
     write_record(workdir, ("Recall@10", "cold.Recall@10"), ("item",))
     record = read_record(workdir)
-    average = record["methods"]["SIGMA"]["left_out"]["average"]
+    average = record["methods"]["SIGMA"]["exclude_seen"]["average"]
     assert "item.MRR@20" not in average
     assert average["item.Recall@10"] == {"mean": 0.123457}
     assert average["cold.Recall@10"] == {"mean": 0.3}

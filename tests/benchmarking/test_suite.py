@@ -21,11 +21,11 @@ SUITES = sorted(p for p in (ROOT / "configs" / "benchmark").glob("*.py") if "__"
 
 def test_rows_are_means_and_deviations_over_seeds(tmp_path):
     suite = tiny_suite()
-    popularity = {"Popularity": {"left_out": {"tasks": {}, "average": {}}}}
+    popularity = {"Popularity": {"exclude_seen": {"tasks": {}, "average": {}}}}
     write_results(tmp_path, Run("A", "SIGMA", 0), 0.20, **popularity)
     write_results(tmp_path, Run("A", "SIGMA", 1), 0.24)
     write_results(tmp_path, Run("A", "GR(ID)", 0), 0.15)
-    rows = {row.method: row for row in suites.collect(suite, tmp_path, "A", "left_out", "item")}
+    rows = {row.method: row for row in suites.collect(suite, tmp_path, "A", "exclude_seen", "item")}
     assert list(rows) == ["SIGMA", "GR(ID)"]
     assert rows["SIGMA"].mean("Recall@10") == pytest.approx(0.22)
     assert rows["SIGMA"].deviation("Recall@10") == pytest.approx(0.02 * 2**0.5)
@@ -34,7 +34,7 @@ def test_rows_are_means_and_deviations_over_seeds(tmp_path):
     assert "A/GR(ID)/1: not run" in text and "A/SIGMA/0: c0ffee da7a 7 python -m x" in text
     assert "published: TIGER" in text and "6.48" in text
     assert "WARNING" not in text
-    assert suites.as_json(suite, tmp_path)["A"]["left_out"]["item"]["SIGMA"]["Recall@10"] == [
+    assert suites.as_json(suite, tmp_path)["A"]["exclude_seen"]["item"]["SIGMA"]["Recall@10"] == [
         0.20,
         0.24,
     ]
@@ -47,9 +47,9 @@ def test_figures_that_no_ranking_has_are_told(tmp_path):
 
 def test_baselines_come_from_the_method_that_judges_them(tmp_path):
     write_results(tmp_path, Run("A", "GR(ID)", 0), 0.15, method="Popularity")
-    assert not suites.collect(tiny_suite(), tmp_path, "A", "left_out", "item")
+    assert not suites.collect(tiny_suite(), tmp_path, "A", "exclude_seen", "item")
     write_results(tmp_path, Run("A", "SIGMA", 0), 0.15, method="Popularity")
-    [row] = suites.collect(tiny_suite(), tmp_path, "A", "left_out", "item")
+    [row] = suites.collect(tiny_suite(), tmp_path, "A", "exclude_seen", "item")
     assert row.method == "Popularity"
 
 

@@ -38,7 +38,7 @@ def test_a_sweep_runs_each_value_once_and_stays_out_of_the_tables(suite, tmp_pat
     assert "--config.prompt.sid_generated=0" in words
     assert "--config.evaluation.has_baselines=False" in words
     write_results(tmp_path, run, 0.3)
-    assert suites.collect(suite, tmp_path, "A", "left_out", "item") == []
+    assert suites.collect(suite, tmp_path, "A", "exclude_seen", "item") == []
 
 
 @pytest.mark.parametrize("methods", [(), ("SIGNA",), ("SIGMA", "SIGNA")])
@@ -84,7 +84,7 @@ def test_time_is_that_of_all_stages(suite, tmp_path):
     run = Run("A", "SIGMA", 1)
     write_stages(tmp_path, run, {"tokenizer": 60.0, "sft": 120.0})
     write_results(tmp_path, run, 0.24)
-    found = quality_by_time(suite, tmp_path, "A", "left_out", "item")
+    found = quality_by_time(suite, tmp_path, "A", "exclude_seen", "item")
     assert found == {"SIGMA": ([3.0], [pytest.approx(24.0)])}
 
 

@@ -8,7 +8,7 @@ import small_recommender
 from small_recommender import prompts, recommender, semantic_ids
 
 from sigma_jax import metrics
-from sigma_jax.evaluation.fusions import CONSTANTS, best_constant, fuses, other_fusions
+from sigma_jax.evaluation.fusions import SIGMA_CONSTANTS, best_constant, fuses, other_fusions
 from sigma_jax.generation.generator import Generator
 from sigma_jax.schema import Requests
 
@@ -33,10 +33,10 @@ def test_the_constant_is_the_one_that_ranks_the_targets_highest(generator, wants
     seen = np.full((3, 1), -1, np.int32)
     model, tables = recommender()
     lists = {}
-    for sigma in CONSTANTS:
+    for sigma in SIGMA_CONSTANTS:
         config = dataclasses.replace(CONFIG, sigma=sigma)
         lists[sigma] = Generator.create(model, tables, semantic_ids(), 1, config)(prompts(), 10)
-    ours, other = lists[CONSTANTS[wants]].items, lists[CONSTANTS[-1 - wants]].items
+    ours, other = lists[SIGMA_CONSTANTS[wants]].items, lists[SIGMA_CONSTANTS[-1 - wants]].items
     behind = [
         [row.index(i) if i in row else 10 for i in one]
         for one, row in zip(ours.tolist(), other.tolist(), strict=True)
@@ -47,7 +47,7 @@ def test_the_constant_is_the_one_that_ranks_the_targets_highest(generator, wants
         sigma: metrics.ndcg(metrics.item_ranks(found.items, target), 10).mean()
         for sigma, found in lists.items()
     }
-    assert gains[CONSTANTS[wants]] > gains[CONSTANTS[-1 - wants]]
+    assert gains[SIGMA_CONSTANTS[wants]] > gains[SIGMA_CONSTANTS[-1 - wants]]
     best = best_constant(generator, prompts(), wanting(target), seen)
     assert gains[best] == max(gains.values())
 
@@ -55,9 +55,9 @@ def test_the_constant_is_the_one_that_ranks_the_targets_highest(generator, wants
 def test_other_fusions_differ_in_what_their_names_say(generator):
     ways = {name: choice.config for name, choice in other_fusions(generator, 0.5).items()}
     assert ways == {
-        "SIGMA without prior, sigma of Eq. 11": dataclasses.replace(CONFIG, sigma_floor=0.0),
-        "SIGMA without prior, constant sigma": dataclasses.replace(CONFIG, sigma=0.5),
-        "SIGMA without prior, first prefix": dataclasses.replace(CONFIG, ranking="first_prefix"),
+        "SIGMA without reranker, sigma of Eq. 11": dataclasses.replace(CONFIG, sigma_floor=0.0),
+        "SIGMA without reranker, constant sigma": dataclasses.replace(CONFIG, sigma=0.5),
+        "SIGMA without reranker, first prefix": dataclasses.replace(CONFIG, ranking="first_prefix"),
     }
 
 

@@ -53,7 +53,7 @@ def requests():
 
 
 def test_sets_ask_the_same_users_for_other_things(data, requests):
-    sets = f.followed_requests(requests, data, 10, instructions.TRAIN_PHRASINGS)
+    sets = f.request_variants(requests, data, 10, instructions.TRAIN_PHRASINGS)
     assert {name: rows.tolist() for name, (rows, _) in sets.items()} == {
         "asked": [1, 2],
         "unasked": [1, 2],
@@ -71,14 +71,14 @@ def test_sets_ask_the_same_users_for_other_things(data, requests):
 
 def test_without_themes_there_are_two_sets(data, requests):
     rows = requests.take(np.array([0, 1]))
-    assert list(f.followed_requests(rows, data, 10, instructions.TRAIN_PHRASINGS)) == [
+    assert list(f.request_variants(rows, data, 10, instructions.TRAIN_PHRASINGS)) == [
         "asked",
         "unasked",
     ]
 
 
 def test_figures_are_those_counted_by_hand(data, requests):
-    sets = f.followed_requests(requests, data, 10, instructions.TRAIN_PHRASINGS)
+    sets = f.request_variants(requests, data, 10, instructions.TRAIN_PHRASINGS)
     lists = {
         "asked": [[4, 5, -1, -1], [3, 4, 0, 1]],
         "unasked": [[0, 1, 2, -1], [0, 1, 2, 3]],
@@ -86,7 +86,7 @@ def test_figures_are_those_counted_by_hand(data, requests):
         "combined": [[3, 0, 1, 2]],
     }
     lists = {name: np.array(rows, np.int32) for name, rows in lists.items()}
-    found = f.followed(lists, sets, data)
+    found = f.instruction_following(lists, sets, data)
 
     def mean(task, name, figure):
         return found[task][name][figure]["mean"]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from sigma_jax import metrics
-from sigma_jax.evaluation.page import SECTIONS, collect_figures, write_report
+from sigma_jax.evaluation.page import SECTIONS, collect_report_data, write_report
 from sigma_jax.evaluation.plots import hit_rates, perplexities, read_figures
 from sigma_jax.evaluation.score import HIT_RATES, score, targets_are_new
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
@@ -88,7 +88,7 @@ def rankings(requests):
         return rows
 
     names = ("SIGMA", "Popularity", "SASRec <restricted>")
-    return {name: {"kept": draw(), "left_out": draw()} for name in names}
+    return {name: {"include_seen": draw(), "exclude_seen": draw()} for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def results(rankings, requests, data, semantic_ids):
 
 
 def test_scores_equal_metrics_of_each_task(results, rankings, requests, data, semantic_ids):
-    shown = results["methods"]["SIGMA"]["kept"]["tasks"]["Query"]
+    shown = results["methods"]["SIGMA"]["include_seen"]["tasks"]["Query"]
     rows = requests.task == TASKS.index("Query")
-    chosen, target = rankings["SIGMA"]["kept"][rows], requests.target[rows]
+    chosen, target = rankings["SIGMA"]["include_seen"][rows], requests.target[rows]
     ranks = metrics.sid_ranks(chosen, target, semantic_ids.codes)
     for k in HIT_RATES:
         hits = metrics.hits(ranks, k)
@@ -118,7 +118,7 @@ def test_scores_equal_metrics_of_each_task(results, rankings, requests, data, se
         for row, a in zip(chosen, allowed, strict=True)
     ]
     assert shown["constraint@10"]["mean"] == pytest.approx(np.mean(fits))
-    assert "constraint@10" not in results["methods"]["SIGMA"]["kept"]["tasks"]["JustForYou"]
+    assert "constraint@10" not in results["methods"]["SIGMA"]["include_seen"]["tasks"]["JustForYou"]
 
 
 def test_cold_targets_are_reported_apart(rankings, requests, data, semantic_ids, results):
@@ -128,9 +128,9 @@ def test_cold_targets_are_reported_apart(rankings, requests, data, semantic_ids,
     catalogue = dataclasses.replace(data.catalogue, popularity=popularity)
     changed = dataclasses.replace(data, catalogue=catalogue)
     found = score(rankings, requests, changed, semantic_ids)
-    shown = found["methods"]["SIGMA"]["kept"]["tasks"]["JustForYou"]
+    shown = found["methods"]["SIGMA"]["include_seen"]["tasks"]["JustForYou"]
     rows = requests.task == TASKS.index("JustForYou")
-    chosen, target = rankings["SIGMA"]["kept"][rows][:, :10], requests.target[rows]
+    chosen, target = rankings["SIGMA"]["include_seen"][rows][:, :10], requests.target[rows]
     hit, is_cold = (chosen == target[:, None]).any(axis=1), popularity[target] == 0
     assert 0 < is_cold.sum() < len(is_cold)
     for name, which in (("cold", is_cold), ("warm", ~is_cold)):
@@ -140,7 +140,7 @@ def test_cold_targets_are_reported_apart(rankings, requests, data, semantic_ids,
 
 
 def test_average_weighs_tasks_alike_and_its_error_is_that_of_a_mean(results):
-    summary = results["methods"]["Popularity"]["kept"]
+    summary = results["methods"]["Popularity"]["include_seen"]
     figures = [task["item.HR@10"] for task in summary["tasks"].values()]
     average = summary["average"]["item.HR@10"]
     assert average["mean"] == pytest.approx(np.mean([f["mean"] for f in figures]))
@@ -153,10 +153,10 @@ def test_new_counts_only_requests_whose_target_is_new(results, rankings, request
     for row in range(len(requests)):
         history = data.histories.before(requests.user[row], requests.cut[row])
         assert is_new[row] == (requests.target[row] not in history)
-    assert results["new_targets"] == is_new.sum() < len(requests)
+    assert results["unseen_targets"] == is_new.sum() < len(requests)
     rows = is_new & (requests.task == 0)
-    ranks = metrics.item_ranks(rankings["SIGMA"]["left_out"][rows], requests.target[rows])
-    shown = results["methods"]["SIGMA"]["new"]["tasks"]["JustForYou"]["item.HR@20"]
+    ranks = metrics.item_ranks(rankings["SIGMA"]["exclude_seen"][rows], requests.target[rows])
+    shown = results["methods"]["SIGMA"]["unseen_targets"]["tasks"]["JustForYou"]["item.HR@20"]
     assert shown["mean"] == pytest.approx(metrics.hits(ranks, 20).mean())
     assert shown["n"] == rows.sum()
 
@@ -165,17 +165,17 @@ def test_every_score_passes_the_inequality_and_wrong_shapes_are_named(
     results, rankings, requests, data, semantic_ids
 ):
     assert results["warnings"] == []
-    short = {"Mine": {"kept": rankings["SIGMA"]["kept"][:, :10]}}
-    with pytest.raises(ValueError, match=r"Mine \(kept\).*20 columns"):
+    short = {"Mine": {"include_seen": rankings["SIGMA"]["include_seen"][:, :10]}}
+    with pytest.raises(ValueError, match=r"Mine \(include_seen\).*20 columns"):
         score(short, requests, data, semantic_ids)
 
 
 def test_methods_may_lack_a_mode_and_tasks_may_be_absent(rankings, requests, data, semantic_ids):
     rows = np.flatnonzero(requests.task < 2)
-    only_kept = {"Mine": {"kept": rankings["SIGMA"]["kept"][rows]}}
+    only_kept = {"Mine": {"include_seen": rankings["SIGMA"]["include_seen"][rows]}}
     results = score(only_kept, requests.take(rows), data, semantic_ids)
-    assert list(results["methods"]["Mine"]) == ["kept"]
-    assert list(results["methods"]["Mine"]["kept"]["tasks"]) == ["JustForYou", "Query"]
+    assert list(results["methods"]["Mine"]) == ["include_seen"]
+    assert list(results["methods"]["Mine"]["include_seen"]["tasks"]) == ["JustForYou", "Query"]
     assert "Query" in render_table(results)
 
 
@@ -184,7 +184,7 @@ def test_table_is_narrow_and_holds_every_method_task_and_level(results, tmp_path
     assert max(len(line) for line in text.splitlines()) <= 120
     for method in results["methods"]:
         assert method in text
-    figure = results["methods"]["SIGMA"]["left_out"]["average"]["sid.HR@20"]["mean"]
+    figure = results["methods"]["SIGMA"]["exclude_seen"]["average"]["sid.HR@20"]["mean"]
     assert f"{100 * figure:.2f}" in text
     warned = render_table(results | {"warnings": ["odd"]})
     assert "WARNING: odd" in warned
@@ -216,12 +216,12 @@ def test_plot_shows_a_filtered_baseline_where_the_filter_does_something(
 ):
     is_query = (requests.task == TASKS.index("Query"))[:, None]
     filtered = np.where(
-        is_query, np.sort(requests.target)[::-1][:, None], rankings["SIGMA"]["kept"]
+        is_query, np.sort(requests.target)[::-1][:, None], rankings["SIGMA"]["include_seen"]
     )
-    both = {"Popularity": rankings["SIGMA"], "Popularity + filter": {"kept": filtered}}
+    both = {"Popularity": rankings["SIGMA"], "Popularity + filter": {"include_seen": filtered}}
     results = score(both, requests, data, semantic_ids)
-    assert "+ filter" in hit_rates(results, "Query", "kept", "item")
-    assert "+ filter" not in hit_rates(results, "JustForYou", "kept", "item")
+    assert "+ filter" in hit_rates(results, "Query", "include_seen", "item")
+    assert "+ filter" not in hit_rates(results, "JustForYou", "include_seen", "item")
 
 
 @pytest.fixture(scope="module")
@@ -234,10 +234,10 @@ def page(results, data, semantic_ids, tmp_path_factory):
     rng = np.random.default_rng(3)
     sigma = {task: [*rng.random(9).tolist(), float("nan")] for task in TASKS}
     run = {"command": f"python -m sigma_jax.evaluate {NASTY}", "data_hash": "feed1234"}
-    figures = collect_figures(data, semantic_ids, {"tokenizer": {"error": 0.25}})
+    figures = collect_report_data(data, semantic_ids, {"tokenizer": {"error": 0.25}})
     figures["recommendations"] = [{"user": "7", "instruction": NASTY, "items": [NASTY, "b"]}]
     write_report(
-        results | {"deviation": sigma, "sigma": 0.7, "run": run, "followed": FOLLOWED},
+        results | {"deviation": sigma, "sigma": 0.7, "run": run, "instruction_following": FOLLOWED},
         files,
         figures,
         folder / "report.html",
@@ -252,7 +252,7 @@ def test_page_contains_every_section_with_figures(page, results):
     assert "<td>Holiday, asked</td><td>16.25</td><td>-</td>" in page
     for expected in (*TASKS, "feed1234", "Loss of stage grounding", "perplexity", "co_occurrence"):
         assert expected in page
-    for mode in ("kept", "left_out", "new"):
+    for mode in ("include_seen", "exclude_seen", "unseen_targets"):
         figure = results["methods"]["SIGMA"][mode]["tasks"]["Holiday"]["item.HR@20"]["mean"]
         assert f"<td>{100 * figure:.2f}</td>" in page
 
@@ -273,7 +273,7 @@ def html_tags(text: str) -> str:
 def test_every_plot_has_an_alternative_text_with_its_figures(page, results):
     texts = [html.unescape(text) for text in re.findall(r'<img alt="([^"]*)"', page)]
     assert len(texts) == page.count("<img ") and all(len(text) > 40 for text in texts)
-    figure = results["methods"]["SIGMA"]["kept"]["tasks"]["Discover"]["item.HR@10"]
+    figure = results["methods"]["SIGMA"]["include_seen"]["tasks"]["Discover"]["item.HR@10"]
     shown = f"SIGMA {100 * figure['mean']:.2f} ± {100 * figure['error']:.2f}"
     assert any("Discover" in text and shown in text for text in texts)
 
@@ -286,7 +286,7 @@ def test_page_says_what_is_missing(results, tmp_path):
 
 
 def test_collected_figures_count_codes_and_collisions(data, semantic_ids):
-    figures = collect_figures(data, semantic_ids, {})
+    figures = collect_report_data(data, semantic_ids, {})
     counts = {}
     for code in map(tuple, semantic_ids.codes.tolist()):
         counts[code] = counts.get(code, 0) + 1

@@ -10,17 +10,17 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from sigma_jax.evaluation import evaluator as judged
-from sigma_jax.evaluation import run
+from sigma_jax.evaluation import evaluator, run
 from sigma_jax.evaluation.evaluator import EvaluationConfig
-from sigma_jax.evaluation.fusions import CONSTANTS
-from sigma_jax.evaluation.run import evaluate, judge
+from sigma_jax.evaluation.fusions import SIGMA_CONSTANTS
+from sigma_jax.evaluation.run import compute_results, evaluate
 from sigma_jax.evaluation.table import render_table
 from sigma_jax.recommender.trained import BEFORE_REFIT, WEIGHTS
 from sigma_jax.runtime.config import to_dataclass
 
 FUSIONS = {
-    f"SIGMA without prior, {name}" for name in ("sigma of Eq. 11", "constant sigma", "first prefix")
+    f"SIGMA without reranker, {name}"
+    for name in ("sigma of Eq. 11", "constant sigma", "first prefix")
 }
 
 
@@ -49,16 +49,20 @@ def workdir(trained, tmp_path) -> Path:
 
 
 def settings(trained, **changes) -> EvaluationConfig:
-    fields = trained[0].evaluation.to_dict() | {"has_baselines": False, "followed_requests": 0}
+    fields = trained[0].evaluation.to_dict() | {
+        "has_baselines": False,
+        "instruction_following_requests": 0,
+    }
     return to_dataclass(EvaluationConfig, fields | changes)
 
 
 def test_a_model_that_searches_codes_is_judged_with_other_fusions(trained, workdir):
-    results = judge(workdir, settings(trained), 0)
+    results = compute_results(workdir, settings(trained), 0)
     assert set(results["methods"]) >= FUSIONS
-    assert results["constant_sigma"] in CONSTANTS
+    assert results["constant_sigma"] in SIGMA_CONSTANTS
     hits = {
-        name: results["methods"][name]["kept"]["average"]["item.HR@20"]["mean"] for name in FUSIONS
+        name: results["methods"][name]["include_seen"]["average"]["item.HR@20"]["mean"]
+        for name in FUSIONS
     }
     assert len(set(hits.values())) > 1  # they are ways of their own
     results["run"] = {"split": "test", "command": "", "config_hash": "", "data_hash": "", "seed": 0}
@@ -67,7 +71,7 @@ def test_a_model_that_searches_codes_is_judged_with_other_fusions(trained, workd
 
 def test_a_model_without_codes_has_nothing_to_fuse(trained, workdir):
     set_gains(workdir / "sft", 0.0, 0.0)
-    results = judge(workdir, settings(trained), 0)
+    results = compute_results(workdir, settings(trained), 0)
     assert not FUSIONS & set(results["methods"]) and results["constant_sigma"] is None
 
 
@@ -82,21 +86,21 @@ def test_the_constant_is_chosen_with_the_model_before_its_refit(trained, workdir
         chosen_by.append(float(model.code_head_weight[...]))
         return 0.7
 
-    monkeypatch.setattr(judged, "best_constant", best_constant)
-    assert judge(workdir, settings(trained), 0)["constant_sigma"] == 0.7
+    monkeypatch.setattr(evaluator, "best_constant", best_constant)
+    assert compute_results(workdir, settings(trained), 0)["constant_sigma"] == 0.7
     assert chosen_by == [0.25]
 
 
 def test_what_was_chosen_on_the_judged_split_is_told(trained, workdir):
-    warnings = judge(workdir, settings(trained, split="valid"), 0)["warnings"]
+    warnings = compute_results(workdir, settings(trained, split="valid"), 0)["warnings"]
     assert any("constant sigma was chosen on requests of this split" in w for w in warnings)
-    assert any("prior was fitted on requests of this split" in w for w in warnings)
+    assert any("reranker was fitted on requests of this split" in w for w in warnings)
 
 
 def test_figures_of_another_version_are_made_again(trained, workdir, monkeypatch):
     config = trained[0].copy_and_resolve_references()
     with config.unlocked():
-        config.evaluation.has_baselines, config.evaluation.followed_requests = False, 0
+        config.evaluation.has_baselines, config.evaluation.instruction_following_requests = False, 0
     path = workdir / "evaluation" / "results.json"
     first = evaluate(config, workdir)["run"]
     written = path.stat().st_mtime_ns
@@ -114,7 +118,7 @@ def test_evaluate_writes_figures_table_and_page(evaluated):
     assert names == {"manifest.json", "results.json", "table.txt", "report.html"}
     assert results["run"]["split"] == "test" and len(results["run"]["data_hash"]) == 12
     assert "SIGMA" in (workdir / "evaluation" / "table.txt").read_text()
-    assert {"SIGMA", "SIGMA without prior", "SIGMA, unseen wording"} < set(results["methods"])
+    assert {"SIGMA", "SIGMA without reranker", "SIGMA, unseen wording"} < set(results["methods"])
 
 
 def test_evaluate_again_prints_the_same_and_other_settings_replace_it(evaluated, capsys):
