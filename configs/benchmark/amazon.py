@@ -2,8 +2,8 @@
 
     python -m sigma_jax.benchmark --suite=configs/benchmark/amazon.py --data=FOLDER
 
-FOLDER holds one folder a data set (configs/data.py says which files). Where a file NAME.text.npy
-stands beside the others, SIGMA takes its text vectors instead of training stage 1.
+FOLDER holds one folder per data set; configs/data.py lists the files. If NAME.text.npy is among
+them, SIGMA uses its text vectors and does not train stage 1 (grounding).
 """
 
 from typing import Any
@@ -12,12 +12,15 @@ from sigma_jax.configs import common
 
 CONFIG = "configs/sft.py:amazon"
 
-# Every method is a setting of one model.
+# Generates a code first on any data. "SIGMA" does so only where it helps on validation.
+PAPER_SETTINGS = "SIGMA, paper settings"
+
+# All methods are settings of one model.
 METHODS = {
     "SIGMA": {},
     "GR(ID)": common.GR_ID | {"prompt.row_tokens": 40},
     "GR(SID)": common.GR_SID | {"prompt.row_tokens": 144},
-    "SIGMA, the paper's letter": {
+    PAPER_SETTINGS: {
         "model.has_item_head": False,
         "prompt.sid_in_prompt": 1,
         "prompt.item_query": "token",
@@ -30,10 +33,7 @@ METHODS = {
     },
 }
 
-# The method that searches codes on any data; SIGMA does where they are worth it.
-LETTER = ("SIGMA, the paper's letter",)
-
-# Recall@5, Recall@10, NDCG@5, NDCG@10 in per cent, as their authors printed them.
+# COLUMNS in per cent, as published by the authors.
 PUBLISHED = {
     "Beauty": {
         "SASRec, full softmax": (5.43, 8.21, 3.15, 4.05),
@@ -54,7 +54,7 @@ PUBLISHED = {
 
 COLUMNS = ("Recall@5", "Recall@10", "NDCG@5", "NDCG@10")
 
-# Where nothing is known of items but who takes them, vectors and codes are the teacher's.
+# For data without item texts: vectors and codes come from the teacher alone.
 IDS_ONLY = {
     "upstream.tokenizer.inputs": ("id",),
     "model.item_encoder.inputs": ("id",),
@@ -63,20 +63,24 @@ IDS_ONLY = {
 
 
 def get_suite() -> dict[str, Any]:
-    """Fields of Suite (sigma_jax/benchmarking/suite.py)."""
+    """The fields of Suite (sigma_jax/benchmarking/suite.py)."""
     return {
-        "title": "Next item, leave-one-out: the last item is the test, the one before validation.",
+        "title": "Next item, leave-one-out: last item for test, second to last for validation.",
         "protocol": (
-            "All items ranked, ties at random (by item number for items of one SID); hits by item.",
-            "Histories of at most 20 items; every user with three interactions is judged.",
-            "Trained on what comes before the validation item; checkpoint, fusion and counts'",
-            "weights chosen on validation, then trained anew on that item too (before the refit:",
-            "not); the test items looked at once, after that. Where the data has times, counts",
-            "know the day of a request, and trends only what was taken before it; co-visitation",
-            "and other relations of items are made of all training rows, as the baselines'.",
-            "SIGMA looks into 32 prefixes (of one code) and 20 items of each, GR(ID) at 640 items.",
-            "Per cent; mean and sample deviation over seeds. Published figures keep seen items",
-            "unless their authors say otherwise.",
+            "Each request ranks all items; a hit is the target item itself.",
+            "Ties are broken at random; items of one semantic ID tie by item number.",
+            "Histories have at most 20 items.",
+            "Every user with at least three interactions is tested.",
+            "Training uses the interactions before the validation item.",
+            "Checkpoint, fusion and reranking weights are chosen on validation.",
+            "Then the model is trained again with the validation item, and tested once.",
+            'Rows "before the refit" show the model without that last step.',
+            "Where the data has timestamps, reranking features know the day of the request.",
+            "Trending features then see only earlier interactions.",
+            "Item-item features are computed from all training interactions, as in the baselines.",
+            "SIGMA searches 32 prefixes (one code) of 20 items each; GR(ID) searches 640 items.",
+            "Values are per cent: mean ± sample standard deviation over seeds.",
+            "Published results include seen items unless their authors say otherwise.",
         ),
         "seeds": (0, 1, 2),
         "data": {
@@ -98,19 +102,19 @@ def get_suite() -> dict[str, Any]:
         "headline": "NDCG@10",
         "sweeps": {
             "prefixes K": {
-                "methods": LETTER,
+                "methods": (PAPER_SETTINGS,),
                 "fields": ("evaluation.generation.num_beams",),
                 "values": (1, 2, 4, 8, 16, 32, 64, 128),
                 "seeds": (0,),
             },
-            "items of a prefix M": {
-                "methods": LETTER,
+            "items per prefix M": {
+                "methods": (PAPER_SETTINGS,),
                 "fields": ("evaluation.generation.num_retrieved",),
                 "values": (1, 2, 5, 10, 20),
                 "seeds": (0,),
             },
             "temperature tau": {
-                "methods": ("GR(ID)",),  # which ranks as SIGMA does where codes add nothing
+                "methods": ("GR(ID)",),  # SIGMA ranks in the same way where codes do not help
                 "fields": ("temperature", "evaluation.generation.temperature"),
                 "values": (0.05, 0.07, 0.1, 0.15),
                 "seeds": (0,),

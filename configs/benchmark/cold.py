@@ -1,8 +1,9 @@
-"""New items: a tenth of the catalogue that nobody has in training, beside the rest.
+"""Cold items: a tenth of the catalogue has no interaction in training.
 
     python -m sigma_jax.benchmark --suite=configs/benchmark/cold.py --data=FOLDER
 
-FOLDER as in configs/benchmark/amazon.py. The items are drawn by the seed; they stay targets.
+FOLDER is as in configs/benchmark/amazon.py. The cold items are drawn by the seed. They remain
+targets of validation and test.
 """
 
 from typing import Any
@@ -13,21 +14,21 @@ SHARE = 0.1
 
 
 def get_suite() -> dict[str, Any]:
-    """Fields of Suite (sigma_jax/benchmarking/suite.py)."""
+    """The fields of Suite (sigma_jax/benchmarking/suite.py)."""
     suite = amazon.get_suite()
     methods = ("SIGMA", "GR(ID)")
     cold = {"data.split.cold_share": SHARE}
     return suite | {
-        "title": f"New items: {SHARE:.0%} of the catalogue is in nobody's training history.",
+        "title": f"Cold items: {SHARE:.0%} of the catalogue has no interaction in training.",
         "protocol": (
-            "Leave-one-out as in amazon.py, but the rows of the drawn items are taken out of what",
-            "stands before the validation item. cold: recall of targets nobody had in training;",
-            "warm: of the others. Per cent; mean and sample deviation over seeds.",
+            "Leave-one-out as in amazon.py, without the training interactions of the cold items.",
+            "cold: Recall@10 of targets that are cold items; warm: of the other targets.",
+            "Values are per cent: mean ± sample standard deviation over seeds.",
         ),
         "data": {
             name: source | {"fields": source["fields"] | cold}
             for name, source in suite["data"].items()
-            if name != "Instruments"  # has nothing to say of an item but who takes it
+            if name != "Instruments"  # has no item texts
         },
         "methods": {name: suite["methods"][name] for name in methods},
         "modes": ("include_seen",),

@@ -1,6 +1,8 @@
-"""Two methods, one seed, in minutes, to see that a suite runs; its figures mean nothing.
+"""Two methods and one seed, to check within minutes that a suite runs.
 
-python -m sigma_jax.benchmark --suite=configs/benchmark/smoke.py
+    python -m sigma_jax.benchmark --suite=configs/benchmark/smoke.py
+
+The models are trained for a few steps, so the results say nothing about the methods.
 """
 
 from typing import Any
@@ -9,11 +11,11 @@ from sigma_jax.configs.benchmark import table1
 
 
 def get_suite() -> dict[str, Any]:
-    """Fields of Suite (sigma_jax/benchmarking/suite.py)."""
+    """The fields of Suite (sigma_jax/benchmarking/suite.py)."""
     suite = table1.get_suite()
     methods = ("SIGMA", "GR(ID)")
     return suite | {
-        "title": "A suite in minutes; its figures mean nothing.",
+        "title": "Smoke test of the benchmark suites; the results say nothing about the methods.",
         "seeds": (0,),
         "data": {"Complete Journey": {"config": "configs/sft.py:smoke", "fields": {}}},
         "methods": {name: suite["methods"][name] for name in methods},

@@ -1,15 +1,16 @@
-"""Table 1 of the SIGMA paper on public data: seven tasks of Complete Journey.
+"""Table 1 of the SIGMA paper on public data: seven tasks on Complete Journey.
 
     python -m sigma_jax.benchmark --suite=configs/benchmark/table1.py
 
-Every row is a setting of one model; the paper's own figures stand beside ours.
+All rows are settings of one model. The table also shows the paper's results on its own data.
 """
 
 from typing import Any
 
 from sigma_jax.configs import common
 
-# The preset reads items by their vectors alone and lets the last code ask for the item.
+# The preset represents history items by their vectors alone, and the last code is the item query.
+# The paper puts codes into the prompt and adds a query token.
 SID1 = {"prompt.sid_in_prompt": 1, "prompt.item_query": "token"}
 SID4 = SID1 | {"prompt.sid_in_prompt": 4, "prompt.row_tokens": 640}
 
@@ -26,12 +27,12 @@ METHODS = {
     },
     "- prefix condition": {"uses_prefix_condition": False},
     "- a tenth of the negatives": {"negatives_per_target": 2, "num_negatives": 410},
-    "- words by themselves": {
+    "- instruction-only contexts": {
         "constraint_weight": 0.0,
         "prompt.bare_share": 0.0,
         "prompt.wording_dropout": 0.0,
     },
-    "- item scores before codes": {
+    "- item head": {
         "model.has_item_head": False,
         "constraint_weight": 0.0,
         "ntp_weight": 1.0,
@@ -41,8 +42,8 @@ METHODS = {
     "GR(ID)": common.GR_ID,
 }
 
-# Half of the preset's steps: twelve trainings for each of three seeds. Rows that hold what the
-# longest of the prompts of one code need, so that all methods learn from the same targets.
+# Half of the preset's steps, since the suite trains each method with three seeds. Rows are long
+# enough for the longest prompt with one code per item: those methods learn from the same targets.
 TRAINING = {"train.steps": 320, "prompt.row_tokens": 352}
 
 COLUMNS = ("HR@1", "HR@5", "HR@10", "HR@20")
@@ -62,15 +63,17 @@ PAPER = {
 
 
 def get_suite() -> dict[str, Any]:
-    """Fields of Suite (sigma_jax/benchmarking/suite.py)."""
+    """The fields of Suite (sigma_jax/benchmarking/suite.py)."""
     return {
-        "title": "Table 1 of SIGMA on Complete Journey: average over seven tasks.",
+        "title": "Table 1 of the SIGMA paper on Complete Journey: average over seven tasks.",
         "protocol": (
-            "All items ranked for each request; the target is one item of the held-out basket",
-            "that the task can aim at. Histories of 64 items and 16 favourites; 32 prefixes and",
-            f"20 items of each. {TRAINING['train.steps']} steps. Instructions in wordings of",
-            "training. The paper's figures are of its own data. Per cent; mean and sample",
-            "deviation over seeds.",
+            "Each request ranks all items; the target is an item of the held-out basket that fits",
+            "the task. Histories have 64 items and 16 favourites.",
+            f"SIGMA searches 32 prefixes with 20 items each. Training takes "
+            f"{TRAINING['train.steps']} steps.",
+            "Test instructions use the wordings of training.",
+            "The paper's results are on its own data: compare the order of methods, not the level.",
+            "Values are per cent: mean ± sample standard deviation over seeds.",
         ),
         "seeds": (0, 1, 2),
         "data": {
@@ -95,13 +98,13 @@ def get_suite() -> dict[str, Any]:
         "headline": "HR@10",
         "sweeps": {
             "prefixes K": {
-                "methods": ("- item scores before codes",),
+                "methods": ("- item head",),
                 "fields": ("evaluation.generation.num_beams",),
                 "values": (1, 2, 4, 8, 16, 32, 64),
                 "seeds": (0,),
             },
-            "items of a prefix M": {
-                "methods": ("- item scores before codes",),
+            "items per prefix M": {
+                "methods": ("- item head",),
                 "fields": ("evaluation.generation.num_retrieved",),
                 "values": (1, 2, 5, 10, 20),
                 "seeds": (0,),

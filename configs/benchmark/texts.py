@@ -1,10 +1,11 @@
-"""What knowledge of texts adds: items by who takes them, by stage 1, by pre-trained models.
+"""GR(ID) with different item vectors: collaborative IDs only, stage 1, pre-trained text encoders.
 
     python -m sigma_jax.benchmark --suite=configs/benchmark/texts.py --data=FOLDER
 
-FOLDER holds data sets as for configs/benchmark/amazon.py, without NAME.text.npy, and beside them
-`minilm`, a sentence-transformers model, and `smollm2`, a Hugging Face folder of a language model,
-whose hidden states are pooled as they are.
+FOLDER holds the data sets of configs/benchmark/amazon.py without NAME.text.npy, and two models:
+
+    minilm     a sentence-transformers model
+    smollm2    a language model in a Hugging Face folder; its hidden states are pooled
 """
 
 from typing import Any
@@ -12,19 +13,19 @@ from typing import Any
 from sigma_jax.configs.benchmark import amazon
 
 METHODS = {
-    "ids alone": amazon.IDS_ONLY,
-    "stage 1, from nothing": {},
+    "IDs only": amazon.IDS_ONLY,
+    "stage 1, from scratch": {},
     "MiniLM": {"data.text_encoder": "{data}/minilm"},
     "SmolLM2-135M": {"data.text_encoder": "{data}/smollm2"},
 }
 
 
 def get_suite() -> dict[str, Any]:
-    """Fields of Suite (sigma_jax/benchmarking/suite.py)."""
+    """The fields of Suite (sigma_jax/benchmarking/suite.py)."""
     suite = amazon.get_suite()
     settings = amazon.METHODS["GR(ID)"]
     return suite | {
-        "title": "GR(ID) with item vectors from ids alone, and from texts by three encoders.",
+        "title": "GR(ID) with item vectors from IDs only, and from texts by three encoders.",
         "protocol": tuple(line for line in suite["protocol"] if "prefixes" not in line),
         "data": {name: source for name, source in suite["data"].items() if name != "Instruments"},
         "methods": {
