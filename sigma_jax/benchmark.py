@@ -23,8 +23,8 @@ from sigma_jax.benchmarking.record import write_record
 from sigma_jax.benchmarking.suite import Run, Suite
 from sigma_jax.benchmarking.suite_page import write_suite_page
 from sigma_jax.runtime import cli
-from sigma_jax.runtime.artifacts import write_json
 from sigma_jax.runtime.config import nearest, to_dataclass
+from sigma_jax.runtime.files import write_json
 from sigma_jax.runtime.lock import locked
 from sigma_jax.runtime.writer import clock
 

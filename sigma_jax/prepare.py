@@ -29,6 +29,7 @@ from sigma_jax.data.tables import Checker, Tables
 from sigma_jax.runtime import artifacts, cli
 from sigma_jax.runtime.artifacts import UNSHARED, Manifest, Pool, Recipe
 from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.runtime.files import plain
 from sigma_jax.runtime.lock import locked
 from sigma_jax.schema import (
     VECTORS,
@@ -150,7 +151,7 @@ def prepare_workdir(config: ConfigDict, workdir: Path, pool: Pool = UNSHARED) ->
     """
     data = to_dataclass(DataConfig, config.data, "data")
     sentences = all_sentences()
-    settings = artifacts.plain(data)
+    settings = plain(data)
     settings = {name: value for name, value in settings.items() if name not in MACHINE_FIELDS}
     inputs = card.checksums(source_files(data))
     inputs["instructions"] = hashlib.sha256("\n".join(sentences).encode()).hexdigest()
@@ -163,7 +164,7 @@ def prepare_workdir(config: ConfigDict, workdir: Path, pool: Pool = UNSHARED) ->
     manifest = artifacts.write_artifact(
         workdir, "data", recipe, lambda folder: prepare(data, config.seed, folder, sentences)
     )
-    log_card(manifest.figures)
+    log_card(manifest.metrics)
     pool.give(workdir, "data", recipe)
     return manifest
 

@@ -25,7 +25,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sigma_jax.runtime import artifacts, cli, hosts, sharding
+from sigma_jax.runtime import artifacts, cli, files, hosts, sharding
 from sigma_jax.runtime.artifacts import UNSHARED, Pool, Recipe
 from sigma_jax.runtime.best import Best
 from sigma_jax.runtime.checkpoint import Checkpoints
@@ -173,8 +173,8 @@ def run_stage(
             "peak_memory_mb": peak_memory_mb(),
         }
 
-    def write_figures() -> dict[str, Any]:
-        return artifacts.write_artifact(workdir, stage, recipe, write).figures
+    def write_metrics() -> dict[str, Any]:
+        return artifacts.write_artifact(workdir, stage, recipe, write).metrics
 
     logging.info(
         "%s: finished in %s: %s",
@@ -182,7 +182,7 @@ def run_stage(
         clock(time.monotonic() - began),
         ", ".join(
             f"{name} {value:.4g}"
-            for name, value in hosts.by_first(write_figures).items()
+            for name, value in hosts.by_first(write_metrics).items()
             if isinstance(value, int | float)
         ),
     )
@@ -258,7 +258,7 @@ def fit(
                     best.offer(done, figures, state)
                     is_last = is_last or best.is_over(done, patience)
                     writer.write(done, {f"eval/{key}": value for key, value in figures.items()})
-                    log_figures(name, done, figures)
+                    log_metrics(name, done, figures)
                 is_told = stop.is_given(state.step, is_last)
                 if is_last or is_told or done % loop.checkpoint_every == 0:
                     writer.flush()  # a loss that is not finite is told before it is saved
@@ -309,12 +309,8 @@ def named_fields(stage: str, config: ConfigDict) -> Iterator[None]:
 
 def recipe_config(fields: Any) -> dict[str, Any]:
     """A stage's config without what does not change its result: how often it logs and saves."""
-    plain = artifacts.plain(fields)
+    plain = files.plain(fields)
     plain["train"] = {key: value for key, value in plain["train"].items() if key not in LOOP_FIELDS}
-    if plain["train"]["accumulate"] == 1:  # as it was before there was such a field
-        del plain["train"]["accumulate"]
-    if plain.get("backbone", {}).get("lora_rank") == 0:  # likewise
-        del plain["backbone"]["lora_rank"], plain["backbone"]["lora_alpha"]
     return plain
 
 
@@ -342,7 +338,7 @@ def log_length(name: str, until: int, steps: int, loop: TrainConfig, epoch_steps
     logging.info("%s: %s%d steps, %.3g epochs%s", name, stop, steps, done, limit)
 
 
-def log_figures(name: str, step: int, figures: dict[str, float]) -> None:
+def log_metrics(name: str, step: int, figures: dict[str, float]) -> None:
     """One log line of held-out figures."""
     text = ", ".join(f"{key} {float(value):.4g}" for key, value in figures.items())
     logging.info("%s: step %d: %s", name, step, text)

@@ -53,5 +53,5 @@ def test_settings_make_methods(trained, tables_folder, tmp_path, changes):
         assert model.item_encoder.names == ("own",)
         # Trained rows have left the unit length they started with.
         assert not np.allclose(np.linalg.norm(own, axis=1), 1, atol=1e-6)
-        kept = json.loads((workdir / "sft" / "manifest.json").read_text())["figures"]
+        kept = json.loads((workdir / "sft" / "manifest.json").read_text())["metrics"]
         assert kept["kept_step"] <= kept["steps"]

@@ -33,7 +33,7 @@ def test_second_run_does_nothing_and_other_settings_are_refused(config, tmp_path
     before = (tmp_path / "data" / "manifest.json").stat().st_mtime_ns
     assert prepare_workdir(config, tmp_path) == first
     assert (tmp_path / "data" / "manifest.json").stat().st_mtime_ns == before
-    assert PreparedData.load(tmp_path / "data").catalogue.table.num_rows == first.figures["items"]
+    assert PreparedData.load(tmp_path / "data").catalogue.table.num_rows == first.metrics["items"]
     config.data.threads = 2  # decides nothing about the result
     assert prepare_workdir(config, tmp_path) == first
     config.data.pairs.min_count = 7
@@ -42,7 +42,7 @@ def test_second_run_does_nothing_and_other_settings_are_refused(config, tmp_path
 
 
 def test_data_card_names_counts_checksums_and_examples(config, tmp_path):
-    figures = prepare_workdir(config, tmp_path).figures
+    figures = prepare_workdir(config, tmp_path).metrics
     assert len(figures["files"]["items"]) == 64
     for view in ("search", "visual", "theme", "co_occurrence"):
         assert figures["pairs"][view]["count"] > 0
@@ -62,7 +62,7 @@ def test_preset_files_takes_tables_without_title_and_category(config, tmp_path):
     config.data = data_fields("files")
     config.data.path = str(folder)
     config.data.memory_limit, config.data.threads = "500MB", 1
-    figures = prepare_workdir(config, tmp_path).figures
+    figures = prepare_workdir(config, tmp_path).metrics
     assert figures["items"] == 2
     assert PreparedData.load(tmp_path / "data").catalogue.titles([0, 1]) == ["tea pot", "cup"]
 
@@ -80,7 +80,7 @@ def test_files_are_known_by_their_use(config, tmp_path, tables_folder):
     config.data.path = str(folder)
     config.data.files.id_vectors = "id/vectors.npy"
     config.data.files.visual_vectors = "visual/vectors.npy"
-    found = prepare_workdir(config, tmp_path).figures["files"]
+    found = prepare_workdir(config, tmp_path).metrics["files"]
     assert set(found) == {"items", "interactions", "id_vectors", "visual_vectors"}
     assert found["id_vectors"] != found["visual_vectors"]
     config.data.files.id_vectors = "visual/vectors.npy"
@@ -96,7 +96,7 @@ def test_what_is_left_out_is_named_with_its_reason(config, tmp_path, tables_fold
         (folder / name).write_bytes((tables_folder / name).read_bytes())
     config.data.path = str(folder)
     config.data.themes.calendar = False
-    figures = prepare_workdir(config, tmp_path).figures
+    figures = prepare_workdir(config, tmp_path).metrics
     assert set(figures["without_data"]) == {
         "Query",
         "Season",
@@ -117,7 +117,7 @@ def test_card_names_every_task_that_stage_3_leaves_out(config, tmp_path, tables_
     (folder / "themes.csv").write_text(f"theme,kind,item_id\nspring,season,{item}\n")
     config.data.path = str(folder)
     config.data.themes.calendar = False
-    figures = prepare_workdir(config, tmp_path).figures
+    figures = prepare_workdir(config, tmp_path).metrics
     left_out = available_tasks(PreparedData.load(tmp_path / "data"))
     assert left_out["Season"] and figures["without_data"]["Season"] == left_out["Season"]
     assert {task for task, why in left_out.items() if why} <= set(figures["without_data"])

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sigma_jax.runtime.artifacts import read_json, read_manifest, write_json
+from sigma_jax.runtime.artifacts import read_manifest
+from sigma_jax.runtime.files import read_json, write_json
 from sigma_jax.stages import STAGES
 
 NAME = "record.json"
@@ -44,7 +45,7 @@ def write_record(workdir: Path, columns: Sequence[str], levels: Sequence[str]) -
         if len(finite := np.asarray(values)[np.isfinite(values)])
     }
     # A stage that another run has made counts with the time it took there.
-    made = [read_manifest(workdir, s).figures for s in STAGES if (workdir / s).exists()]
+    made = [read_manifest(workdir, s).metrics for s in STAGES if (workdir / s).exists()]
     record = {
         "methods": methods,
         "deviation": deviation,

@@ -31,11 +31,11 @@ from sigma_jax.runtime.artifacts import (
     check_inputs,
     command_line,
     is_current,
-    read_json,
     read_manifest,
     write_artifact,
 )
 from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.runtime.files import read_json
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.stages import artifact_names
 from sigma_jax.tasks import instructions
@@ -94,7 +94,7 @@ def evaluate(config: Any, workdir: Path) -> Results:
         report_data = collect_report_data(
             PreparedData.load(workdir / "data"),
             SemanticIds.load(workdir / "tokenizer"),
-            {stage: manifest.figures for stage, manifest in manifests.items()},
+            {stage: manifest.metrics for stage, manifest in manifests.items()},
         )
         write_report(results, metrics_files, report_data, folder / "report.html")
         return {"seconds": time.monotonic() - began}

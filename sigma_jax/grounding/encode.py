@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from sigma_jax.grounding.texts import encode, load_tokenizer
-from sigma_jax.models.backbone import WITHOUT_LORA, BackboneConfig, make_backbone
+from sigma_jax.models.backbone import BackboneConfig, make_backbone
 from sigma_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from sigma_jax.models.weights import load_weights, save_weights
 from sigma_jax.runtime import sharding
-from sigma_jax.runtime.artifacts import read_json, write_json
 from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.runtime.files import read_json, write_json
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "where"))
@@ -123,7 +123,7 @@ def load_encoder(folder: Path, batch_size: int = 64, mesh: Mesh | None = None) -
     """What `save_encoder` wrote to WORKDIR/grounding. ValueError if it is missing or damaged."""
     settings = read_json(folder / "encoder.json")
     backbone_folder = folder / "backbone"
-    stored = to_dataclass(BackboneConfig, WITHOUT_LORA | settings["backbone"], "backbone")
+    stored = to_dataclass(BackboneConfig, settings["backbone"], "backbone")
     config = stored.trained(backbone_folder)
     vocab_size = load_tokenizer(backbone_folder).get_vocab_size()
     rngs = nnx.Rngs(0)

@@ -66,8 +66,6 @@ class BackboneConfig:
         return dataclasses.replace(self, hf_folder=str(folder), lora_rank=0, param_dtype=self.dtype)
 
 
-# What is left out by configs that were stored before there were additions.
-WITHOUT_LORA = {"lora_rank": 0, "lora_alpha": 32.0}
 # What a folder's config.json cannot say: how to compute.
 HOW = ("dropout", "dtype", "param_dtype", "remat")
 

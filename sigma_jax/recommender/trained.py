@@ -17,7 +17,6 @@ from sigma_jax import metrics
 from sigma_jax.data.vectors import item_vectors
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generator import Choice, Generator
-from sigma_jax.models.backbone import WITHOUT_LORA
 from sigma_jax.models.network import RecommenderNetwork
 from sigma_jax.models.weights import load_weights
 from sigma_jax.prompts.config import PromptConfig
@@ -27,8 +26,9 @@ from sigma_jax.recommender.build import frozen_tables, make_recommender
 from sigma_jax.reranking.instruction import Told
 from sigma_jax.reranking.lexical import WordTable
 from sigma_jax.reranking.reranker import Prior
-from sigma_jax.runtime.artifacts import read_json, read_manifest
+from sigma_jax.runtime.artifacts import read_manifest
 from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.runtime.files import read_json
 from sigma_jax.schema import TASKS, Catalogue, PreparedData, Requests, SemanticIds
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.tasks import instructions
@@ -98,8 +98,8 @@ def load_recommender(workdir: Path, data: PreparedData, part: str = "") -> Train
     """
     folder = workdir / "sft" / part
     remedy = f"delete {folder} and {workdir / 'train' / 'sft'} and train again"
+    has_prior = "prior_targets" in read_manifest(workdir, "sft").metrics
     config = read_config(folder, remedy)
-    has_prior = "prior_targets" in read_manifest(workdir, "sft").figures
     return assemble(
         folder,
         config,
@@ -115,10 +115,8 @@ def read_config(folder: Path, remedy: str) -> SftConfig:
     """The config in the folder of a finished stage 3. ValueError if it is missing or damaged."""
     path = folder / "config.json"
     try:
-        stored = read_json(path)
-        stored["backbone"] = WITHOUT_LORA | stored["backbone"]
-        return to_dataclass(SftConfig, stored)
-    except (ValueError, KeyError) as error:
+        return to_dataclass(SftConfig, read_json(path))
+    except ValueError as error:
         raise ValueError(f"{path} is damaged or of another version ({error}); {remedy}.") from error
 
 

@@ -1,7 +1,7 @@
-"""What a stage leaves in the workdir: a folder with files and `manifest.json`, all or nothing.
+"""Artifacts: what each stage leaves in the workdir, and when it has to be made again.
 
-An artifact is written into a hidden folder beside its place, brought to disk and renamed, so a
-killed run leaves either no artifact or a whole one.
+An artifact is the folder WORKDIR/STAGE with its files and `manifest.json`. The manifest holds the
+recipe that the artifact was made by. A stage is skipped when its artifact has the same recipe.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sigma_jax.runtime.files import atomic_folder, plain, read_json, write_json
+
+FORMAT = 2  # of artifacts and of runs; another one is refused
 MANIFEST = "manifest.json"
-TRAIN = "train"  # WORKDIR/train/STAGE: a run under way
-RUN = "run.json"  # in it: what the run is made from
+TRAIN = "train"  # WORKDIR/train/STAGE: the checkpoints and metrics of a run
+RUN = "run.json"  # the recipe of a run, in its folder
 PACKAGES = ("sigma_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
 
 
@@ -28,9 +31,9 @@ class Recipe:
     """All that decides an artifact's content. The same recipe makes the same artifact."""
 
     config: Mapping[str, Any]  # nested dicts of plain values
-    inputs: Mapping[str, str]  # name -> fingerprint of an earlier artifact, or hash of a file
+    inputs: Mapping[str, str]  # name -> fingerprint of an artifact, or hash of a file
     seed: int
-    finish_fields: tuple[str, ...] = ()  # of config, where read only when training is over
+    finish_fields: tuple[str, ...] = ()  # keys of `config` that only matter after training
 
     @property
     def fingerprint(self) -> str:
@@ -38,27 +41,29 @@ class Recipe:
         return fingerprint(self.config, self.inputs, self.seed)
 
     def of_artifact(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The recipe as JSON holds it."""
         return plain({"config": self.config, "inputs": self.inputs, "seed": self.seed})
 
     def of_training(self) -> dict[str, Any]:
-        """The same without `finish_fields`: what decides the checkpoints of a run."""
+        """The content of `run.json`: the format, and the recipe without its `finish_fields`."""
         config = {k: v for k, v in self.config.items() if k not in self.finish_fields}
-        return plain({"config": config, "inputs": self.inputs, "seed": self.seed})
+        recipe = {"config": config, "inputs": self.inputs, "seed": self.seed}
+        return plain({"format": FORMAT, **recipe})
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """`manifest.json` of an artifact: where its content came from, and figures about it."""
+    """The content of an artifact's `manifest.json`: where the artifact came from, and metrics."""
 
+    format: int
     stage: str
-    fingerprint: str
+    fingerprint: str  # of the recipe
     config: dict[str, Any]
     inputs: dict[str, str]
     seed: int
     versions: dict[str, str]
     command: str
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
 
 
 def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, str], seed: int) -> str:
@@ -67,21 +72,8 @@ def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, str], seed: int)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON holds it: dataclasses and ConfigDicts to dicts, tuples to lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
-    if hasattr(value, "items"):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
-        return value.tolist()
-    return str(value) if isinstance(value, Path) else value
-
-
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that decide results."""
+    """The version of Python and of each package that results depend on."""
     found = {"python": sys.version.split()[0]}
     for package in PACKAGES:
         try:
@@ -92,7 +84,7 @@ def versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command this process was started with, to stand beside its figures."""
+    """The command that started this process, to be stored with its results."""
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     words = ["python", "-m", module.name] if module else ["python", sys.argv[0]]
     return " ".join(words + sys.argv[1:])
@@ -101,17 +93,17 @@ def command_line() -> str:
 def write_artifact(
     workdir: Path, stage: str, recipe: Recipe, write: Callable[[Path], Mapping[str, Any]]
 ) -> Manifest:
-    """Makes WORKDIR/STAGE: `write(folder)` writes the files and returns figures for the manifest.
+    """Makes the artifact WORKDIR/STAGE and returns its manifest.
 
-    An artifact already there is replaced. If `write` raises, nothing changes.
+    An artifact that is there already is replaced. If `write` raises, nothing changes.
+
+    Args:
+      write: writes the files into the folder that it is given; returns metrics for the manifest.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    target, beside = workdir / stage, workdir / f".{stage}.writing"
-    shutil.rmtree(beside, ignore_errors=True)  # a killed run's
-    beside.mkdir()
-    try:
-        figures = write(beside)
+    with atomic_folder(workdir / stage, replaces=True) as folder:
+        metrics = write(folder)
         manifest = Manifest(
+            format=FORMAT,
             stage=stage,
             fingerprint=recipe.fingerprint,
             config=plain(recipe.config),
@@ -119,128 +111,94 @@ def write_artifact(
             seed=recipe.seed,
             versions=versions(),
             command=command_line(),
-            figures=plain(figures),
+            metrics=plain(metrics),
         )
-        write_json(beside / MANIFEST, dataclasses.asdict(manifest))
-        for path in beside.rglob("*"):
-            sync(path)
-        sync(beside)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(beside, target)
-    sync(workdir)
+        write_json(folder / MANIFEST, dataclasses.asdict(manifest))
     return manifest
 
 
-def to_json(value: Any) -> str:
-    """`value` as indented JSON text."""
-    return json.dumps(plain(value), indent=2, ensure_ascii=False)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as JSON, beside and renamed."""
-    beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(to_json(value) + "\n")
-    sync(beside)
-    os.replace(beside, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. ValueError if it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; delete {path.parent} and run again.") from None
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); delete {path.parent} and run again."
-        ) from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object; delete {path.parent} and run again.")
-    return value
-
-
 def read_manifest(workdir: Path, stage: str) -> Manifest:
-    """The manifest of WORKDIR/STAGE. ValueError if it is missing or damaged."""
+    """The manifest of WORKDIR/STAGE.
+
+    ValueError if it is missing, damaged or of another format.
+    """
     path = workdir / stage / MANIFEST
     if not path.exists():
         raise ValueError(
             f"{path} is missing; run `python -m sigma_jax.train` with this --workdir and "
             f"without --only, which makes the stage {stage!r} first."
         )
-    value = read_json(path)
+    content = read_json(path)
+    check_format(content, [path.parent, *_folders_of_other_formats(workdir)])
     names = {field.name for field in dataclasses.fields(Manifest)}
-    if missing := sorted(names - set(value)):
+    if missing := sorted(names - set(content)):
         raise ValueError(
             f"{path} is damaged (no {', '.join(missing)}); delete {path.parent} and run again."
         )
-    return Manifest(**{name: value[name] for name in names})
+    return Manifest(**{name: content[name] for name in names})
+
+
+def check_format(content: Mapping[str, Any], folders: Sequence[Path]) -> None:
+    """ValueError unless a manifest or `run.json` has the format of this version.
+
+    Args:
+      folders: the folder of `content`, then others to delete as well.
+    """
+    number = content.get("format")
+    if number == FORMAT:
+        return
+    age = "a later" if isinstance(number, int) and number > FORMAT else "an earlier"
+    raise ValueError(
+        f"{folders[0]} was made by {age} version of sigma_jax (format {number}; this version has "
+        f"{FORMAT}); delete {' '.join(map(str, dict.fromkeys(folders)))} and run again."
+    )
+
+
+def _folders_of_other_formats(workdir: Path) -> list[Path]:
+    """Artifacts and runs of other versions; other folders with a manifest.json are no artifacts."""
+    contents = [pair for pair in _contents(workdir) if "inputs" in pair[1]]
+    return [path.parent for path, content in contents if content.get("format") != FORMAT]
+
+
+def _contents(workdir: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """(path, content) of all manifests and `run.json` files in a workdir, sorted by path.
+
+    Damaged files are left out: whoever needs such a file reports the damage.
+    """
+    found = []
+    for path in sorted((*workdir.glob(f"*/{MANIFEST}"), *workdir.glob(f"{TRAIN}/*/{RUN}"))):
+        try:
+            found.append((path, read_json(path)))
+        except ValueError:
+            continue
+    return found
 
 
 def is_current(workdir: Path, stage: str, recipe: Recipe) -> bool:
     """Whether WORKDIR/STAGE was made by `recipe`; False where there is no such artifact.
 
     Raises:
-      ValueError: it was made by another recipe; the first field that differs is named.
+      ValueError: another recipe made it; the first field that differs is named.
     """
-    if not (workdir / stage).exists():
+    folder = workdir / stage
+    if not folder.exists():
         return False
-    if not (workdir / stage / MANIFEST).exists():
+    if not (folder / MANIFEST).exists():
         raise ValueError(
-            f"{workdir / stage} has no {MANIFEST}, so no run finished it; "
-            f"delete {workdir / stage} and run again."
+            f"{folder} has no {MANIFEST}, so no run finished it; delete {folder} and run again."
         )
     manifest = read_manifest(workdir, stage)
     if manifest.fingerprint == recipe.fingerprint:
         return True
     made = {"config": manifest.config, "inputs": manifest.inputs, "seed": manifest.seed}
-    check_same(made, recipe.of_artifact(), workdir / stage, stale_folders(workdir, stage, recipe))
+    check_same(made, recipe.of_artifact(), folder, stale_folders(workdir, stage, recipe))
     raise ValueError(
-        f"{workdir / stage / MANIFEST} does not match its own fingerprint; "
-        f"delete {workdir / stage} and run again."
+        f"{folder / MANIFEST} does not match its own fingerprint; delete {folder} and run again."
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Pool:
-    """A folder of finished artifacts by recipe, shared by workdirs that differ in later stages."""
-
-    folder: Path | None  # None: nothing is shared
-
-    def take(self, workdir: Path, stage: str, recipe: Recipe) -> None:
-        """Makes WORKDIR/STAGE of the pool's artifact of this recipe, where that is to be had."""
-        if self.folder and not (workdir / stage).exists() and self._place(stage, recipe).exists():
-            _link_tree(self._place(stage, recipe), workdir / stage)
-
-    def give(self, workdir: Path, stage: str, recipe: Recipe) -> None:
-        """Shares WORKDIR/STAGE, which `recipe` has made."""
-        if self.folder and not self._place(stage, recipe).exists():
-            _link_tree(workdir / stage, self._place(stage, recipe))
-
-    def _place(self, stage: str, recipe: Recipe) -> Path:
-        return self.folder / f"{stage}-{recipe.fingerprint[:20]}"
-
-
-UNSHARED = Pool(None)
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """`target` with the files of `source`, whole or not at all; linked, where that can be."""
-    beside = target.with_name(f".{target.name}.linking")
-    shutil.rmtree(beside, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        shutil.copytree(source, beside, copy_function=os.link)
-    except (OSError, shutil.Error):  # another file system
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(source, beside)
-    os.replace(beside, target)
-
-
 def check_inputs(workdir: Path, stage: str) -> None:
-    """ValueError if WORKDIR/STAGE is missing, or an artifact it was made from is not that one."""
+    """ValueError if WORKDIR/STAGE is missing, or was made from artifacts that are not there now."""
     for name, wanted in read_manifest(workdir, stage).inputs.items():
         if read_manifest(workdir, name).fingerprint != wanted:
             raise ValueError(
@@ -250,27 +208,26 @@ def check_inputs(workdir: Path, stage: str) -> None:
 
 
 def stale_folders(workdir: Path, stage: str, recipe: Recipe) -> list[Path]:
-    """Folders that hold `stage` or what was made from it, finished or under way, and have to go
-    for `recipe` to be followed. The stage's own checkpoints stay where only its end differs."""
-    found = []
-    for path in (*workdir.glob(f"*/{MANIFEST}"), *workdir.glob(f"{TRAIN}/*/{RUN}")):
-        try:
-            made = read_json(path)
-        except ValueError:
-            made = {}  # damaged: told where it is read for its own sake
-        is_own = path.parent.name == stage and made != recipe.of_training()
-        if is_own or stage in made.get("inputs", {}):
-            found.append(path.parent)
-    return sorted(found)
+    """Folders to delete before `stage` can be made by `recipe`, sorted.
+
+    They hold the stage or what was made from it, finished or not. The stage's own checkpoints stay
+    where only `finish_fields` differ.
+    """
+    stale = []
+    for path, content in _contents(workdir):
+        is_stage = path.parent.name == stage and content != recipe.of_training()
+        if is_stage or stage in content.get("inputs", {}):
+            stale.append(path.parent)
+    return sorted(stale)
 
 
 def check_same(
     made: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path, stale: Sequence[Path] = ()
 ) -> None:
-    """ValueError naming the first field where what made `folder` differs from what is wanted.
+    """ValueError with the first field where the recipe of `folder` differs from the wanted one.
 
     Args:
-      stale: the folders to delete for `wanted` to be made; `folder` alone if not given.
+      stale: the folders to delete before `wanted` can be followed; `folder` alone if empty.
     """
     difference = first_difference(plain(made), plain(wanted))
     if difference:
@@ -297,10 +254,35 @@ def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, str, str]
     return None
 
 
-def sync(path: Path) -> None:
-    """Brings a file or folder to disk, so that a rename never outruns its content."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """A folder of finished artifacts by recipe, shared by workdirs whose later stages differ."""
+
+    folder: Path | None  # None: nothing is shared
+
+    def take(self, workdir: Path, stage: str, recipe: Recipe) -> None:
+        """Makes WORKDIR/STAGE from the pool, if the pool has an artifact of this recipe."""
+        if self.folder and not (workdir / stage).exists() and self._place(stage, recipe).exists():
+            _link_tree(self._place(stage, recipe), workdir / stage)
+
+    def give(self, workdir: Path, stage: str, recipe: Recipe) -> None:
+        """Adds WORKDIR/STAGE, which `recipe` made, to the pool."""
+        if self.folder and not self._place(stage, recipe).exists():
+            _link_tree(workdir / stage, self._place(stage, recipe))
+
+    def _place(self, stage: str, recipe: Recipe) -> Path:
+        return self.folder / f"{stage}-{FORMAT}-{recipe.fingerprint[:20]}"
+
+
+UNSHARED = Pool(None)
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Makes `target` with the files of `source`: hard links, or copies on another file system."""
+    with atomic_folder(target) as folder:
+        folder.rmdir()  # copytree makes it
+        try:
+            shutil.copytree(source, folder, copy_function=os.link)
+        except (OSError, shutil.Error):  # another file system
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(source, folder)

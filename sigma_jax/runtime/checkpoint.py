@@ -17,7 +17,7 @@ from absl import logging
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
-from sigma_jax.runtime import artifacts, hosts
+from sigma_jax.runtime import artifacts, files, hosts
 from sigma_jax.runtime.state import is_key
 
 T = TypeVar("T")
@@ -115,10 +115,12 @@ def _check_run(folder: Path, recipe: artifacts.Recipe) -> None:
     path = folder / artifacts.RUN
     wanted = recipe.of_training()
     if path.exists():
-        artifacts.check_same(artifacts.read_json(path), wanted, folder)
+        made = files.read_json(path)
+        artifacts.check_format(made, [folder])
+        artifacts.check_same(made, wanted, folder)
     elif hosts.is_first():
         folder.mkdir(parents=True, exist_ok=True)
-        artifacts.write_json(path, wanted)
+        files.write_json(path, wanted)
 
 
 def _to_leaves(state: Any) -> dict[str, Array]:

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
-from sigma_jax.runtime import artifacts
+from sigma_jax.runtime import files
 
 T = TypeVar("T")
 ADDRESS = "JAX_COORDINATOR_ADDRESS"  # HOST:PORT of the first process
@@ -163,13 +163,13 @@ def check_shared(workdir: Path) -> None:
 def _leave(path: Path) -> str:
     token = uuid.uuid4().hex
     path.write_text(token)
-    artifacts.sync(path)
+    files.sync(path)
     return token
 
 
 def _shared(value: Any) -> Any:
     """`value` of the first process on all."""
-    data = np.frombuffer(json.dumps(artifacts.plain(value)).encode(), np.uint8)
+    data = np.frombuffer(json.dumps(files.plain(value)).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     padded = np.zeros(size, np.uint8)
     padded[: min(len(data), size)] = data[:size]

@@ -45,8 +45,9 @@ from sigma_jax.recommender.trained import (
 )
 from sigma_jax.reranking.lexical import WordTable
 from sigma_jax.reranking.reranker import Prior
-from sigma_jax.runtime.artifacts import check_inputs, read_json, read_manifest, write_json
+from sigma_jax.runtime.artifacts import check_inputs, read_manifest
 from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.runtime.files import read_json, write_json
 from sigma_jax.schema import Catalogue, Histories, PreparedData
 from sigma_jax.serving.catalogue_version import Version
 from sigma_jax.serving.files import read_folder, write_folder
@@ -122,7 +123,7 @@ def _write_model(
         shutil.copytree(settings["text_encoder"], folder / "sentence_encoder")
     vectors = item_vectors(workdir)
     columns = text_columns(data.catalogue)
-    has_sessions = read_manifest(workdir, "data").figures["sessions_hold_several_items"]
+    has_sessions = read_manifest(workdir, "data").metrics["sessions_hold_several_items"]
     items = {
         "text": settings["text"] | {"columns": list(columns)},
         "are_numbers": columns,

@@ -4,15 +4,14 @@ files."""
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sigma_jax.runtime.artifacts import command_line, read_json, sync, to_json, versions
+from sigma_jax.runtime.artifacts import command_line, versions
+from sigma_jax.runtime.files import atomic_folder, read_json, to_json
 
-FORMAT = 1  # of exports; another one is refused
+FORMAT = 2  # of exports; another one is refused
 HASHED = 2**28  # bytes; of a larger file so many are hashed, so that opening takes seconds
 SLICE = 2**22
 
@@ -30,21 +29,11 @@ def write_folder(
     """
     if target.exists():
         raise ValueError(f"{target} is there already; choose another or delete it.")
-    beside = target.with_name(f".{target.name}.writing")
-    shutil.rmtree(beside, ignore_errors=True)  # a killed run's
-    beside.mkdir(parents=True)
-    try:
-        said = write(beside)
+    with atomic_folder(target) as folder:
+        said = write(folder)
         found = {"format": FORMAT, **said, "command": command_line(), "versions": versions()}
-        found["files"] = described(beside, apart)
-        (beside / manifest).write_text(to_json(found) + "\n")
-        for path in (*beside.rglob("*"), beside):
-            sync(path)
-        os.rename(beside, target)
-        sync(target.parent)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+        found["files"] = described(folder, apart)
+        (folder / manifest).write_text(to_json(found) + "\n")
     return found
 
 

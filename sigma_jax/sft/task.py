@@ -52,7 +52,8 @@ from sigma_jax.reranking.fit import fit_reranker
 from sigma_jax.reranking.lexical import WordTable
 from sigma_jax.reranking.reranker import Counts, Prior
 from sigma_jax.runtime import hosts
-from sigma_jax.runtime.artifacts import Recipe, is_current, plain, read_json, write_artifact
+from sigma_jax.runtime.artifacts import Recipe, is_current, write_artifact
+from sigma_jax.runtime.files import plain, read_json
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.loss import recommender_loss

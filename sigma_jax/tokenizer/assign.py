@@ -16,8 +16,8 @@ from jaxtyping import Float, Int32
 
 from sigma_jax.models.rqvae import RqVae, RqVaeConfig
 from sigma_jax.models.weights import load_weights, save_weights
-from sigma_jax.runtime.artifacts import read_json
 from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.runtime.files import read_json
 from sigma_jax.schema import read_npy
 
 SETTINGS = "tokenizer.json"

@@ -6,7 +6,8 @@ from tiny_suite import tiny_suite, write_results
 from sigma_jax.benchmarking import suite as suites
 from sigma_jax.benchmarking.suite import Run, Sweep
 from sigma_jax.benchmarking.suite_page import quality_by_time, sigma_plot, write_suite_page
-from sigma_jax.runtime.artifacts import Recipe, read_json, write_artifact, write_json
+from sigma_jax.runtime.artifacts import Recipe, write_artifact
+from sigma_jax.runtime.files import read_json, write_json
 
 FIELDS = ("evaluation.generation.num_beams", "report_beams")
 SWEEP = Sweep(("SIGMA", "GR(ID)"), FIELDS, (1, 4), (0,))

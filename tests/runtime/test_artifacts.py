@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from sigma_jax.runtime import artifacts
 from sigma_jax.runtime.artifacts import (
+    FORMAT,
     UNSHARED,
     Pool,
     Recipe,
@@ -29,7 +30,7 @@ def write(folder):
 def test_manifest_says_where_it_came_from(tmp_path):
     made = write_artifact(tmp_path, "teacher", RECIPE, write)
     assert read_manifest(tmp_path, "teacher") == made
-    assert made.figures == {"count": 3, "share": 0.5}
+    assert made.metrics == {"count": 3, "share": 0.5}
     assert (made.config, made.seed) == ({"train": {"steps": 5}, "widths": [1, 2]}, 7)
     assert "jax" in made.versions
     assert (tmp_path / "teacher" / "deep" / "values.txt").read_text() == "1 2 3"
@@ -99,6 +100,35 @@ def test_edited_manifest_is_noticed(tmp_path):
         is_current(tmp_path, "teacher", RECIPE)
 
 
+def test_artifacts_of_earlier_versions_are_refused_and_all_are_named(tmp_path):
+    for stage in ("data", "teacher"):
+        write_artifact(tmp_path, stage, RECIPE, write)
+        manifest = tmp_path / stage / "manifest.json"
+        content = json.loads(manifest.read_text())
+        del content["format"]
+        manifest.write_text(json.dumps(content | {"figures": content.pop("metrics")}))
+    write_artifact(tmp_path, "tokenizer", RECIPE, write)
+    message = (
+        rf"{tmp_path}/teacher was made by an earlier version of sigma_jax \(format None; this "
+        rf"version has {FORMAT}\); delete {tmp_path}/teacher {tmp_path}/data and run again\."
+    )
+    for read in (
+        lambda: is_current(tmp_path, "teacher", RECIPE),
+        lambda: read_manifest(tmp_path, "teacher"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read()
+    assert is_current(tmp_path, "tokenizer", RECIPE)
+
+
+def test_artifacts_of_later_versions_are_refused(tmp_path):
+    write_artifact(tmp_path, "teacher", RECIPE, write)
+    manifest = tmp_path / "teacher" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
+    with pytest.raises(ValueError, match=r"was made by a later version of sigma_jax \(format 99;"):
+        read_manifest(tmp_path, "teacher")
+
+
 def test_missing_manifest_says_what_makes_it(tmp_path):
     with pytest.raises(ValueError, match="without --only"):
         read_manifest(tmp_path, "grounding")
@@ -119,7 +149,7 @@ def test_a_pool_gives_what_another_workdir_has_made(tmp_path):
     assert (second / "data" / "deep" / "values.txt").read_text() == "1 2 3"
     shutil.rmtree(first)
     pool.take(second, "data", recipe)
-    assert read_manifest(second, "data").figures["count"] == 3
+    assert read_manifest(second, "data").metrics["count"] == 3
 
 
 def test_without_a_pool_nothing_is_shared(tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoints: newest n kept, damage survived, another recipe refused."""
 
+import json
 import shutil
 
 import jax
@@ -104,6 +105,16 @@ def test_fields_read_after_training_may_change(tmp_path):
         Checkpoints(tmp_path, 2, Recipe({"width": 8, "prior": prior}, {}, 0, ("prior",)))
     with pytest.raises(ValueError, match=r"made with config.width = 8, this run has 16"):
         Checkpoints(tmp_path, 2, Recipe({"width": 16, "prior": 2}, {}, 0, ("prior",)))
+
+
+def test_a_run_of_an_earlier_version_is_refused(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "run.json"
+    content = json.loads(path.read_text())
+    del content["format"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{tmp_path} was made by an earlier version .* delete"):
+        restored(tmp_path)
 
 
 def test_another_recipe_is_refused(tmp_path):

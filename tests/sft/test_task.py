@@ -16,7 +16,6 @@ from small_task import make_task, placed
 from sigma_jax import metrics
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.generation.head_weights import HeadWeights
-from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.models.lora import INPUTS
 from sigma_jax.prompts.records import RECORDS, Record
 from sigma_jax.recommender.trained import BEFORE_REFIT, load_recommender
@@ -189,16 +188,16 @@ def test_additions_in_16_bits_are_kept_as_what_is_fitted_has_them(trained, tmp_p
     np.testing.assert_array_equal(stored.T, kept)
 
 
-def test_configs_of_before_there_were_additions_are_read(trained, tmp_path):
+def test_a_recommender_of_an_earlier_version_is_refused(trained, tmp_path):
     other = shutil.copytree(trained[1], tmp_path / "old")
-    for path in ("sft/config.json", "grounding/encoder.json"):
-        stored = json.loads((other / path).read_text())
-        for name in ("lora_rank", "lora_alpha"):
-            del stored["backbone"][name]
-        (other / path).write_text(json.dumps(stored))
-    config = load_recommender(other, PreparedData.load(other / "data")).config
-    assert config.backbone.lora is None
-    assert load_encoder(other / "grounding")(["tea"]).shape[0] == 1
+    path = other / "sft" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["format"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(
+        ValueError, match=r"/old/sft was made by an earlier version .* and run again"
+    ):
+        load_recommender(other, PreparedData.load(other / "data"))
 
 
 def test_refitting_sees_validation_targets_and_no_test_target(trained):
