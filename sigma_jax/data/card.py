@@ -1,4 +1,4 @@
-"""The data card: counts, checksums, examples, and what this data cannot serve."""
+"""The data card: sizes, checksums and examples of the data, and the tasks it has no data for."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from sigma_jax.schema import Catalogue, Histories, Queries, RelevancePairs, Them
 
 
 def checksums(files: Mapping[str, str]) -> dict[str, str]:
-    """SHA-256 of each file or URL, by what it is used as, such as items: two may share a name."""
+    """SHA-256 of each file or URL, by its use, such as `items`: two files may share a name."""
     return {use: checksum(path) for use, path in files.items()}
 
 
 def checksum(name: str) -> str:
-    """SHA-256 of a file or URL, read in pieces."""
+    """SHA-256 of a file or URL, which is read in pieces."""
     import fsspec
 
     with fsspec.open(name, "rb") if database.is_url(name) else open(name, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def counts(
+def size_statistics(
     con: ibis.BaseBackend,
     catalogue: Catalogue,
     histories: Histories,
@@ -37,19 +37,28 @@ def counts(
     item_texts: ir.Table,
     has_sessions: bool,
 ) -> dict[str, Any]:
-    """Sizes, density and times of what was prepared."""
+    """Sizes, density and times of the prepared data.
+
+    Args:
+      con: the database of `interactions` and `item_texts`.
+      catalogue: the prepared items.
+      histories: the prepared interactions.
+      interactions: the interactions of the source.
+      item_texts: the items of the source, with column num_truncated.
+      has_sessions: whether a session can hold several interactions.
+    """
     num_events, num_users = len(histories.item), histories.num_users
     sizes = np.diff(histories.offsets)
     last = histories.offsets[1:][sizes > 0] - 1
     num_sessions = int((histories.session[last] + 1).sum()) if len(last) else 0
-    cut = item_texts.filter(item_texts["num_cut"] > 0)
+    truncated = item_texts.filter(item_texts["num_truncated"] > 0)
     return {
         "items": len(catalogue),
         "items_in_source": database.count(con, item_texts),
         "items_without_training_rows": int((catalogue.popularity == 0).sum()),
         "users": num_users,
         "users_without_history": int((sizes == 0).sum()),
-        "lines_in_source": database.count(con, interactions),
+        "interactions_in_source": database.count(con, interactions),
         "interactions": num_events,
         "sessions": num_sessions,
         "interactions_per_user": round(num_events / max(num_users, 1), 2),
@@ -59,12 +68,12 @@ def counts(
         "first_time": int(histories.time.min()),
         "last_time": int(histories.time.max()),
         "categories": len(catalogue.categories),
-        "items_with_cut_text": database.count(con, cut),
+        "items_with_truncated_text": database.count(con, truncated),
     }
 
 
-def split_figures(histories: Histories) -> dict[str, int]:
-    """How many rows are training and how many users have each target."""
+def split_statistics(histories: Histories) -> dict[str, int]:
+    """The number of training rows, and of users with each target."""
     return {
         "training_rows": int((histories.valid_start - histories.offsets[:-1]).sum()),
         "users_with_validation_target": len(histories.valid_users()),
@@ -72,8 +81,8 @@ def split_figures(histories: Histories) -> dict[str, int]:
     }
 
 
-def pair_figures(view: RelevancePairs, catalogue: Catalogue) -> dict[str, Any]:
-    """Count, held-out count and three examples, evenly spread."""
+def pair_statistics(view: RelevancePairs, catalogue: Catalogue) -> dict[str, Any]:
+    """The number of pairs, of held-out pairs, and at most three examples, evenly spread."""
     rows = np.linspace(0, len(view.left) - 1, min(3, len(view.left))).astype(np.int64)
     left = view.left[rows]
     if view.left_texts is None:
@@ -88,38 +97,45 @@ def pair_figures(view: RelevancePairs, catalogue: Catalogue) -> dict[str, Any]:
     }
 
 
-def without_data(
+def unavailable(
     tables: Tables,
-    found_queries: Queries | None,
-    found_themes: Themes | None,
-    found_pairs: dict[str, RelevancePairs],
+    queries: Queries | None,
+    themes: Themes | None,
+    pairs: Mapping[str, RelevancePairs],
     catalogue: Catalogue,
 ) -> dict[str, str]:
-    """Tasks and views this data cannot serve, with the reason."""
-    kinds = set(found_themes.kinds.to_pylist()) if found_themes else set()
-    missing = {}
+    """The tasks and the views that this data has nothing for, each with the reason.
+
+    Worked example: without a table of searches {"Query": "there is no table of searches", "search
+    pairs": "there is no table of searches"}.
+    """
+    kinds = set(themes.kinds.to_pylist()) if themes else set()
+    reasons = {}
     no_search = "there is no table of searches"
     if tables.searches is not None:
-        no_search = "no search with clicks stands before its user's targets"
-    if not found_queries:
-        missing["Query"] = no_search
+        no_search = "every search has no clicks or comes after its user's first target"
+    if not queries:
+        reasons["Query"] = no_search
     if not len(catalogue.categories):
-        missing["Category"] = "items have no category column"
-    why = "no theme of this kind has items" if tables.has_times else "interactions have no times"
+        reasons["Category"] = "items have no category column"
+    no_theme = "no theme of this kind has items"
+    if not tables.has_times:
+        no_theme = "interactions have no times"
     for task in ("Season", "Holiday"):
         if task.lower() not in kinds:
-            missing[task] = why
-    reasons = {
+            reasons[task] = no_theme
+    no_pairs = {
         "search": no_search,
         "visual": "there are no visual vectors",
         "theme": "no theme has items",
         "co_occurrence": "no two items come together data.pairs.min_count times",
     }
-    views = {f"{view} pairs": why for view, why in reasons.items() if view not in found_pairs}
-    return missing | views
+    return reasons | {
+        f"{view} pairs": reason for view, reason in no_pairs.items() if view not in pairs
+    }
 
 
 def count_texts(catalogue: Catalogue) -> int:
-    """Items of which more is known than their id."""
-    bare = pc.binary_join_element_wise('{"id": "', catalogue.table["item_id"], '"}', "")
-    return int(pc.sum(pc.not_equal(catalogue.table["text"], bare)).as_py() or 0)
+    """The number of items whose text says more than their id."""
+    id_only = pc.binary_join_element_wise('{"id": "', catalogue.table["item_id"], '"}', "")
+    return int(pc.sum(pc.not_equal(catalogue.table["text"], id_only)).as_py() or 0)

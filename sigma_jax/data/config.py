@@ -1,4 +1,4 @@
-"""Settings of the data: where the tables are and how they are turned into training data."""
+"""Settings of the data: the place of the tables, and how they become training data."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ SPLITS = ("leave_one_out", "leave_last_session_out", "by_time")
 
 @dataclasses.dataclass(frozen=True)
 class FilesConfig:
-    """Paths or URLs of own tables, relative to `DataConfig.path`.
+    """Paths or URLs of your own tables, relative to `DataConfig.path`.
 
-    "" looks for NAME.parquet, NAME.csv, NAME.jsonl (vectors: NAME.npy, NAME.parquet) there.
+    "" takes the first of NAME.parquet, NAME.csv and NAME.jsonl in that folder. For vectors it takes
+    the first of NAME.npy and NAME.parquet.
     """
 
     items: str
     interactions: str
-    users: str
+    users: str  # optional, as all below
     searches: str
     themes: str
-    id_vectors: str
+    id_vectors: str  # collaborative vectors, which replace those of the teacher
     visual_vectors: str
-    text_vectors: str
+    text_vectors: str  # replace those of stage 1
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitConfig:
-    """How targets are taken from histories; `splits.py` explains the kinds."""
+    """How histories are split into training, validation and test (`splits.py` has the kinds)."""
 
     kind: str  # one of SPLITS
-    valid_from: str  # by_time only: a share of the events as "0.8", or an ISO date
-    test_from: str
-    # Of the items, drawn by the seed: nobody has them before the validation target, as if they were
-    # new then. To judge what a method makes of new items; 0 where it is not about that.
+    valid_from: str  # by_time only: a share of the interactions ("0.8") or an ISO date
+    test_from: str  # by_time only: the same
+    # Share of the items, drawn by the seed, whose training interactions are removed. The evaluation
+    # then measures how a method handles new items. 0 removes none.
     cold_share: float
-    session_gap_seconds: int  # without session_id: events this close are one session; 0: none are
+    # Interactions at most so many seconds apart are one session, if they have no session_id. With 0
+    # each interaction is a session.
+    session_gap_seconds: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,66 +46,66 @@ class TextConfig:
     """How items and users become text."""
 
     columns: tuple[str, ...]  # item columns in the text, in this order; () takes all
-    title_column: str  # "" takes title, name, or the first column of the text
-    category_column: str  # "" takes category_path, categories, category
+    title_column: str  # "" takes title, name, or else the first column of the text
+    category_column: str  # "" takes category_path, categories or category
     category_separator: str  # between the levels of a category path
-    max_chars: int  # longer values are cut, and counted
+    max_chars: int  # longer values are truncated, and the data card counts them
 
 
 @dataclasses.dataclass(frozen=True)
 class TextTokenizerConfig:
-    """The text tokenizer: a Hugging Face one by name or folder, or a BPE trained on the texts."""
+    """The text tokenizer: one from Hugging Face, or a byte-level BPE trained on the texts."""
 
-    name: str  # "" trains one
-    vocab_size: int  # of a trained one
+    name: str  # folder or hub name; "" trains one
+    vocab_size: int  # of the trained one
 
 
 @dataclasses.dataclass(frozen=True)
 class PairsConfig:
-    """Which relevance pairs are made; the share kept from training is chosen by hash."""
+    """Which relevance pairs are made for stage 1; `pairs.py` explains the views."""
 
-    per_item: int  # partners of one item, by co-occurrence or by looks
-    per_query: int
-    per_theme: int
-    min_count: int  # co-occurrences of a pair
-    window: int  # distance in a history of single-item sessions that counts as co-occurrence
-    min_cosine: float  # of visual neighbours
-    max_pairs: int  # per view
-    heldout_share: float
+    per_item: int  # most partners of an item, in the co-occurrence view and in the visual view
+    per_query: int  # most items of a query
+    per_theme: int  # most items of a theme
+    min_count: int  # least co-occurrences of a pair
+    window: int  # largest distance of co-occurring items in a history of single-item sessions
+    min_cosine: float  # least cosine of visual neighbours
+    max_pairs: int  # most pairs of a view
+    heldout_share: float  # share of the pairs that stage 1 measures recall on, chosen by hash
 
 
 @dataclasses.dataclass(frozen=True)
 class ThemesConfig:
-    """Seasons and holidays from the calendar and theme items from seasonal lift."""
+    """Seasons and holidays of the calendar, and the items that sell in them."""
 
-    calendar: bool  # adds seasons and the holidays of `country`
-    country: str  # code of the `holidays` package
+    calendar: bool  # adds the four seasons and the holidays of `country`
+    country: str  # code of the package `holidays`, such as "US"
     hemisphere: str  # "north" or "south"
-    lead_days: int  # a holiday's period starts so many days before it
-    min_count: int  # training interactions of an item inside the theme's periods
-    min_lift: float  # share of an item's interactions inside the periods over the average share
-    items_per_theme: int
+    lead_days: int  # a holiday's period starts so many days before the holiday
+    min_count: int  # least training interactions of an item inside the theme's periods
+    min_lift: float  # least lift: an item's share inside the periods over the average share
+    items_per_theme: int  # most items of a theme
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """All of the above."""
+    """All settings of the data."""
 
     source: str  # one of SOURCES
-    path: str  # folder or URL; not read by complete_journey
+    path: str  # folder or URL of the tables; complete_journey does not read it
     files: FilesConfig
-    use_id_vectors: bool  # take ID vectors the source brings, instead of training a teacher
-    text_encoder: str  # a sentence-transformers model in place of stage 1, name or folder; or ""
-    unknown_items: str  # "error", or "drop" rows whose item_id is not in items
-    min_item_count: int  # items with fewer interactions are left out of the catalogue
-    events: tuple[str, ...]  # kinds of interaction kept, of column `event`; () keeps all
-    queries_from_categories: bool  # where there are no searches: category name -> its items
+    use_id_vectors: bool  # use the ID vectors of the source; False trains a teacher
+    text_encoder: str  # sentence-transformers model (name or folder) that replaces stage 1; or ""
+    unknown_items: str  # rows whose item_id is not in items: "error" refuses, "drop" drops them
+    min_item_count: int  # items with fewer interactions are not in the catalogue
+    events: tuple[str, ...]  # values of column `event` to keep, such as ("buy",); () keeps all
+    queries_from_categories: bool  # without searches, category names serve as queries
     split: SplitConfig
     text: TextConfig
     text_tokenizer: TextTokenizerConfig
     pairs: PairsConfig
     themes: ThemesConfig
-    memory_limit: str  # of DuckDB, as "2GB"
+    memory_limit: str  # of DuckDB, such as "2GB"
     threads: int  # of DuckDB
 
     def __post_init__(self):
@@ -110,13 +113,13 @@ class DataConfig:
         _check_choice("data.split.kind", self.split.kind, SPLITS)
         _check_choice("data.unknown_items", self.unknown_items, ("error", "drop"))
         _check_choice("data.themes.hemisphere", self.themes.hemisphere, ("north", "south"))
-        least = {
+        minimums = {
             "data.text.max_chars": (self.text.max_chars, 1),
             "data.text_tokenizer.vocab_size": (self.text_tokenizer.vocab_size, 261),
             "data.threads": (self.threads, 1),
             "data.pairs.min_count": (self.pairs.min_count, 1),
         }
-        for name, (value, minimum) in least.items():
+        for name, (value, minimum) in minimums.items():
             if value < minimum:
                 raise ValueError(f"{name}={value} is too small; use {minimum} or more.")
         shares = {
@@ -125,7 +128,7 @@ class DataConfig:
         }
         for name, share in shares.items():
             if not 0 <= share < 1:
-                raise ValueError(f"{name}={share} is no share; use 0 <= it < 1.")
+                raise ValueError(f"{name}={share} is no share; use at least 0 and less than 1.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

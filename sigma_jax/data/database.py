@@ -1,7 +1,7 @@
-"""DuckDB behind Ibis: opening it, reading files, streaming results into arrays and Arrow files.
+"""DuckDB behind Ibis: opens a database, reads files, streams results into arrays and Arrow files.
 
-Tables live in an on-disk database beside the result and spill there, so memory stays under the
-configured limit whatever the size of the log.
+The database lies on disk beside the result and spills there. So its memory stays under the
+configured limit, however long the log is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import duckdb
 import ibis
@@ -17,18 +18,19 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
-BATCH_ROWS = 100_000
-# duckdb reads these itself; others go through fsspec, which needs the package named here.
+BATCH_ROWS = 100_000  # rows that are streamed together
+# The package that fsspec needs for the URLs of each protocol.
 _FSSPEC_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs", "az": "adlfs"}
 
 
 @contextlib.contextmanager
-def open_database(folder: Path, memory_limit: str, threads: int):
-    """A DuckDB in `folder`, which is made and left to the caller to remove.
+def open_database(folder: Path, memory_limit: str, threads: int) -> Iterator[ibis.BaseBackend]:
+    """A DuckDB in `folder`, for the body of a `with`.
+
+    The folder is created; the caller removes it.
 
     Raises:
-      ValueError: DuckDB failed, here or in the body: memory_limit is no size or too little, or a
-        step met a value it cannot use. One line.
+      ValueError: `memory_limit` is no size or too small, or a step in the body failed. One line.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -41,7 +43,7 @@ def open_database(folder: Path, memory_limit: str, threads: int):
     except duckdb.ParserException as error:
         raise ValueError(
             f"data.memory_limit={memory_limit!r} is no size ({first_line(error)}); "
-            "give one such as 2GB."
+            "use a size such as 2GB."
         ) from error
     con.raw_sql("SET TimeZone = 'UTC'")  # times without a zone are UTC, on every machine
     try:
@@ -49,20 +51,23 @@ def open_database(folder: Path, memory_limit: str, threads: int):
     except duckdb.Error as error:
         if _is_out_of_memory(error):
             raise ValueError(
-                f"data.memory_limit={memory_limit!r} is too little ({first_line(error)}); give a "
-                "larger --config.data.memory_limit, or fewer --config.data.threads."
+                f"data.memory_limit={memory_limit!r} is too little ({first_line(error)}); use a "
+                "larger --config.data.memory_limit or fewer --config.data.threads."
             ) from error
         raise ValueError(
-            f"the data cannot be prepared ({first_line(error)}); correct the tables, or see with "
-            "SIGMA_TRACEBACK=1 which step it was."
+            f"the data cannot be prepared ({first_line(error)}); correct the tables, or run with "
+            "SIGMA_TRACEBACK=1 to see which step failed."
         ) from error
     finally:
         con.disconnect()
 
 
 @contextlib.contextmanager
-def reading(file: str, remedy: str):
-    """What DuckDB says of `file` in the body, as ValueError; out of memory is not its fault."""
+def errors_of_file(file: str, remedy: str) -> Iterator[None]:
+    """Turns an error of DuckDB in the body of a `with` into a ValueError that names `file`.
+
+    An error for lack of memory passes unchanged: `open_database` names the limit.
+    """
     try:
         yield
     except duckdb.Error as error:
@@ -72,65 +77,73 @@ def reading(file: str, remedy: str):
 
 
 def _is_out_of_memory(error: duckdb.Error) -> bool:
-    # By its text: at a commit it is a TransactionException, while streaming an OperationalError.
+    # The text tells, not the type: TransactionException at a commit, OperationalError in a stream.
     return any(words in str(error) for words in ("Out of Memory", "failed to pin block"))
 
 
 def is_url(path: str) -> bool:
+    """Whether `path` names a protocol, such as gs://."""
     return "://" in path
 
 
 def register_url(con: ibis.BaseBackend, path: str) -> None:
-    """Lets DuckDB read `path` through fsspec. ValueError where a package is missing."""
+    """Lets DuckDB read the URL `path` through fsspec.
+
+    Raises:
+      ValueError: the package for its protocol is not installed.
+    """
     protocol = path.split("://")[0]
     import fsspec
 
     try:
         filesystem = fsspec.filesystem(protocol)
     except (ImportError, ValueError) as error:
-        package = _FSSPEC_PACKAGES.get(protocol, "an fsspec file system")
-        raise ValueError(f"{path}: {protocol}:// needs {package}; pip install it.") from error
-    with contextlib.suppress(duckdb.Error):  # registered already
+        package = _FSSPEC_PACKAGES.get(protocol, "with an fsspec file system for it")
+        raise ValueError(
+            f"{path}: {protocol}:// needs the package {package}; install it with pip."
+        ) from error
+    with contextlib.suppress(duckdb.Error):  # it is registered already
         con.register_filesystem(filesystem)
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, for one-line messages."""
+    """The first line of the text of `error`, for messages of one line."""
     return str(error).strip().split("\n")[0]
 
 
 def save(con: ibis.BaseBackend, name: str, table: ir.Table) -> ir.Table:
-    """Computes `table` once and keeps it in the database as `name`."""
+    """The table `name` of the database, which now holds the rows of `table`, computed once."""
     return con.create_table(name, table)
 
 
 def from_arrow(con: ibis.BaseBackend, name: str, table: pa.Table) -> ir.Table:
-    """An Arrow table as a table of the database."""
+    """The table `name` of the database, which now holds the rows of an Arrow table."""
     con.con.register(f"arrow_{name}", table)
     return save(con, name, con.table(f"arrow_{name}"))
 
 
 def batches(con: ibis.BaseBackend, table: ir.Table) -> Iterator[pa.RecordBatch]:
-    """The rows of `table`, a batch at a time. duckdb.Error where DuckDB fails on the way."""
+    """The rows of `table`, a batch at a time. duckdb.Error if DuckDB fails on the way."""
     try:
         yield from con.to_pyarrow_batches(table, chunk_size=BATCH_ROWS)
-    except (OSError, pa.ArrowException) as error:  # how Arrow passes on what DuckDB says
+    except (OSError, pa.ArrowException) as error:  # Arrow wraps the errors of DuckDB
         raise duckdb.OperationalError(first_line(error)) from error
 
 
 def rows(con: ibis.BaseBackend, table: ir.Table) -> list[dict]:
-    """The rows of a small `table`."""
+    """The rows of a small `table` as Python objects."""
     return con.to_pyarrow(table).to_pylist()
 
 
 def count(con: ibis.BaseBackend, table: ir.Table) -> int:
+    """The number of rows of `table`."""
     return int(con.to_pyarrow(table.count()).as_py())
 
 
 def columns(
     con: ibis.BaseBackend, table: ir.Table, dtypes: dict[str, type], num_rows: int
 ) -> dict[str, np.ndarray]:
-    """Columns of `table` as arrays of `dtypes`; only one batch is held besides the arrays."""
+    """Columns of `table` as arrays of `num_rows`; memory holds one batch besides the arrays."""
     arrays = {name: np.empty(num_rows, dtype) for name, dtype in dtypes.items()}
     row = 0
     for batch in batches(con, table.select(*dtypes)):
@@ -142,15 +155,15 @@ def columns(
 
 
 def stream_arrow(con: ibis.BaseBackend, table: ir.Table, path: Path) -> None:
-    """Writes `table` as an uncompressed Arrow file, a batch at a time (see schema.write_arrow)."""
+    """Writes `table` as an uncompressed Arrow file, a batch at a time."""
     schema = table.schema().to_pyarrow()
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         for batch in batches(con, table):
             writer.write_batch(batch.cast(schema))
 
 
-def optional_import(name: str, remedy: str):
-    """The module `name`. ValueError with `remedy` if it isn't installed."""
+def optional_import(name: str, remedy: str) -> ModuleType:
+    """The module `name`. ValueError with `remedy` if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -1,9 +1,13 @@
-"""Relevance pairs of section 2.1 of SIGMA, from training rows only, with a share held out by hash.
+"""Relevance pairs for stage 1 (section 2.1 of SIGMA). They see training rows only.
 
-search         query -> its most clicked items
-visual         items whose visual vectors are nearest neighbours by cosine
-theme          theme name -> its strongest items
-co_occurrence  items of one session; of single-item sessions, items within a window of a history
+| view | pairs |
+|---|---|
+| search | a query and its most clicked items |
+| visual | items whose visual vectors are nearest neighbours by cosine |
+| theme | the name of a theme and its strongest items |
+| co_occurrence | items of one session; with single-item sessions, neighbours in a history |
+
+A hash of both ends holds out a share of the pairs: the same pairs on every run and machine.
 """
 
 from __future__ import annotations
@@ -19,17 +23,26 @@ from sigma_jax.data.vectors import unit_rows
 from sigma_jax.schema import Links, RelevancePairs
 
 # A partner's score is count / popularity ** POPULARITY_POWER. Power 0 ranks best-sellers first for
-# every item, power 1 ranks rare items first; one half is the cosine of the two items' sessions.
+# every item, power 1 ranks rare items first. One half ranks as the cosine of the items' sessions.
 POPULARITY_POWER = 0.5
-# Items of a session that are paired with one another; of a larger session a sample is taken, as
-# the number of pairs grows with the square.
+# A larger session is sampled: its number of pairs grows with the square of its items.
 MAX_SESSION_ITEMS = 60
-PAIRS_AT_ONCE = 10_000_000  # rows of the self-join held at a time
-VISUAL_CELL = 50_000  # items compared with one another exactly; larger catalogues are split
+PAIRS_AT_ONCE = 10_000_000  # rows of the self-join that are held at a time
+VISUAL_CELL = 50_000  # items that are compared with one another; a larger catalogue is split
 
 
-def link_pairs(view: str, texts: pa.Array, links: Links, per_text: int, config: PairsConfig):
-    """Pairs of texts and their first `per_text` items; None if there are none."""
+def link_pairs(
+    view: str, texts: pa.Array, links: Links, per_text: int, config: PairsConfig
+) -> RelevancePairs | None:
+    """Pairs of each text with its first `per_text` items; None if there are none.
+
+    Args:
+      view: "search" or "theme".
+      texts: queries or names of themes, string.
+      links: text -> items, strongest first.
+      per_text: most items of a text.
+      config: max_pairs keeps the strongest items of every text before it drops any text.
+    """
     sizes = np.diff(links.offsets)
     left = np.repeat(np.arange(len(links), dtype=np.int32), sizes)
     rank = np.arange(len(left)) - np.repeat(links.offsets[:-1], sizes)
@@ -38,8 +51,10 @@ def link_pairs(view: str, texts: pa.Array, links: Links, per_text: int, config: 
     return make_pairs(view, left[kept], links.targets[kept], texts, config)
 
 
-def make_pairs(view: str, left, right, texts: pa.Array | None, config: PairsConfig):
-    """RelevancePairs sorted by left and right; None if there are none."""
+def make_pairs(
+    view: str, left: np.ndarray, right: np.ndarray, texts: pa.Array | None, config: PairsConfig
+) -> RelevancePairs | None:
+    """The pairs (left[k], right[k]), sorted by left and right; None if there are none."""
     if not len(left):
         return None
     order = np.lexsort((right, left))
@@ -48,7 +63,7 @@ def make_pairs(view: str, left, right, texts: pa.Array | None, config: PairsConf
 
 
 def is_heldout(left: np.ndarray, right: np.ndarray, share: float) -> np.ndarray:
-    """A share of the pairs by a hash of both ends: the same pairs on every run and machine."""
+    """Whether each pair (left[k], right[k]) is held out, by a hash of both ends."""
     with np.errstate(over="ignore"):
         key = left.astype(np.uint64) * np.uint64(2**32) + right.astype(np.uint64)
         key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -60,9 +75,15 @@ def is_heldout(left: np.ndarray, right: np.ndarray, share: float) -> np.ndarray:
 def co_occurrence_pairs(
     con: ibis.BaseBackend, training: ir.Table, has_sessions: bool, config: PairsConfig
 ) -> RelevancePairs | None:
-    """Per item its `per_item` best partners by count / popularity(partner) ** POPULARITY_POWER.
+    """The `per_item` best partners of each item, by count / popularity ** POPULARITY_POWER.
 
-    The join is run over slices of the left items, so memory does not grow with the log.
+    The self-join runs over slices of the left items, so memory does not grow with the log.
+
+    Args:
+      con: the database of `training`; tables are added to it.
+      training: user, session, item, place of the training rows.
+      has_sessions: True pairs the items of a session; False those within a window of a history.
+      config: limits of the pairs.
     """
     frequent = training.group_by("item").agg(popularity=training.count())
     frequent = database.save(
@@ -70,7 +91,7 @@ def co_occurrence_pairs(
     )
     joined = training.inner_join(frequent.select("item"), "item")
     if has_sessions:
-        # A fixed scramble of the item number samples large sessions without favour.
+        # A fixed hash of the item number takes a fair sample of a large session.
         scramble = (joined["item"].cast("int64") * 2_654_435_761) % (2**32)
         inside = ibis.window(group_by=["user", "session"], order_by=[scramble, "item"])
         sampled = joined.mutate(draw=ibis.row_number().over(inside))
@@ -83,8 +104,8 @@ def co_occurrence_pairs(
         num_rows = 2 * config.window * database.count(con, events)
     slices = 1 + int(num_rows) // PAIRS_AT_ONCE
     for part in range(slices):
-        found = _session_pairs if has_sessions else _window_pairs
-        counts = found(events, slices, part, config)
+        count_pairs = _session_pairs if has_sessions else _window_pairs
+        counts = count_pairs(events, slices, part, config)
         best = _best_partners(counts, frequent, config)
         if part == 0:
             best = database.save(con, "co_occurrence", best)
@@ -94,7 +115,7 @@ def co_occurrence_pairs(
 
 
 def _session_pairs(events: ir.Table, slices: int, part: int, config: PairsConfig) -> ir.Table:
-    """left, right, count, weight of items in one session, for left items of this slice."""
+    """left, right, count and weight of the items that share a session, for one slice of left."""
     left = events.filter(events["item"] % slices == part).rename(left="item")
     right = events.view().rename(right="item")
     pairs = left.inner_join(right, ["user", "session"])
@@ -105,7 +126,7 @@ def _session_pairs(events: ir.Table, slices: int, part: int, config: PairsConfig
 
 
 def _window_pairs(events: ir.Table, slices: int, part: int, config: PairsConfig) -> ir.Table:
-    """The same within a window of a history; nearer counts more (1 / distance)."""
+    """The same for items within a window of a history; the weight of a pair is 1 / distance."""
     order = ibis.window(group_by="user", order_by="place")
     parts = []
     for distance in range(1, config.window + 1):
@@ -116,12 +137,13 @@ def _window_pairs(events: ir.Table, slices: int, part: int, config: PairsConfig)
         parts += [ahead, ahead.select(left="right", right="left", distance="distance")]
     pairs = ibis.union(*parts)
     pairs = pairs.filter(pairs["left"] % slices == part)
-    # Whole numbers add up to the same in any order of rows, fractions would not.
+    # A sum of whole numbers is the same in any order of rows; a sum of fractions is not.
     weight = (2520 / pairs["distance"]).round().cast("int64").sum() / 2520.0
     return pairs.group_by("left", "right").agg(count=pairs.count(), weight=weight)
 
 
 def _best_partners(counts: ir.Table, frequent: ir.Table, config: PairsConfig) -> ir.Table:
+    """left, right, score, count and rank of the best `per_item` partners of each left item."""
     counts = counts.filter(counts["count"] >= config.min_count)
     counts = counts.inner_join(frequent, counts["right"] == frequent["item"])
     popularity = counts["popularity"].cast("float64")
@@ -132,8 +154,10 @@ def _best_partners(counts: ir.Table, frequent: ir.Table, config: PairsConfig) ->
     return ranked.filter(ranked["rank"] < config.per_item)
 
 
-def _undirected(con, best: ir.Table, config: PairsConfig) -> RelevancePairs | None:
-    """Each pair once, the better of its two ranks; the best `max_pairs`."""
+def _undirected(
+    con: ibis.BaseBackend, best: ir.Table, config: PairsConfig
+) -> RelevancePairs | None:
+    """Each pair once, with the better of its two ranks; of these the best `max_pairs`."""
     low, high = ibis.least(best["left"], best["right"]), ibis.greatest(best["left"], best["right"])
     both = best.select("rank", "count", low=low, high=high)
     pairs = both.group_by("low", "high").agg(rank=both["rank"].min(), count=both["count"].max())
@@ -145,24 +169,29 @@ def _undirected(con, best: ir.Table, config: PairsConfig) -> RelevancePairs | No
 
 
 def visual_pairs(vectors: np.ndarray, config: PairsConfig, seed: int) -> RelevancePairs | None:
-    """Nearest neighbours by cosine; exact up to VISUAL_CELL items, inside cells of them beyond.
+    """Pairs of nearest neighbours by cosine; None if no cosine reaches `min_cosine`.
 
-    Cells keep the cost in proportion to the catalogue: items go to the nearest of a few drawn
-    anchors, and a neighbour in another cell is missed.
+    Up to VISUAL_CELL items the search is exact. A larger catalogue is split into cells, so the cost
+    grows with the catalogue and not with its square. A neighbour in another cell is missed.
+
+    Args:
+      vectors: [I, D], visual vectors.
+      config: limits of the pairs.
+      seed: of the cells, and of the sample if there are more than `max_pairs`.
     """
-    found_left, found_right = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    lefts, rights = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for cell in _cells(vectors, seed):
         rows = unit_rows(vectors[cell])
         count = min(config.per_item, len(cell) - 1)
         for start in range(0, len(cell) if count > 0 else 0, 1024):
             cosines = rows[start : start + 1024] @ rows.T
-            here = np.arange(len(cosines))
-            cosines[here, start + here] = -np.inf  # not its own partner
-            near = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
-            kept = np.take_along_axis(cosines, near, 1) >= config.min_cosine
-            found_left.append(cell[start + np.repeat(here, kept.sum(1))])
-            found_right.append(cell[near[kept]])
-    left, right = np.concatenate(found_left), np.concatenate(found_right)
+            row = np.arange(len(cosines))
+            cosines[row, start + row] = -np.inf  # an item is not its own partner
+            nearest = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+            kept = np.take_along_axis(cosines, nearest, 1) >= config.min_cosine
+            lefts.append(cell[start + np.repeat(row, kept.sum(1))])
+            rights.append(cell[nearest[kept]])
+    left, right = np.concatenate(lefts), np.concatenate(rights)
     keys = np.minimum(left, right).astype(np.int64) * len(vectors) + np.maximum(left, right)
     keys = np.unique(keys)
     if len(keys) > config.max_pairs:
@@ -171,7 +200,7 @@ def visual_pairs(vectors: np.ndarray, config: PairsConfig, seed: int) -> Relevan
 
 
 def _cells(vectors: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Groups of at most VISUAL_CELL rows that lie close to one another."""
+    """Groups of at most VISUAL_CELL similar rows: a row joins the nearest of a few drawn rows."""
     total = len(vectors)
     if total <= VISUAL_CELL:
         return [np.arange(total)]

@@ -1,16 +1,19 @@
-"""Histories: interactions numbered, put into sessions, sorted, and cut into training and targets.
+"""Histories: numbers interactions, groups them into sessions, sorts them, and sets targets apart.
 
-leave_one_out            every event is a session; the last is the test target, the one before
-                         the validation target. Events at one time keep the order of the source.
-leave_last_session_out   the same with sessions by session_id, or by gaps in time without one. The
-                         lines of a session carry one time and no order, so they are sorted by
-                         item, and lines of one item are one.
-by_time                  targets are the user's first session from `valid_from` (before
-                         `test_from`) and the first from `test_from`.
+| kind | test target of a user | validation target |
+|---|---|---|
+| leave_one_out | the last interaction | the interaction before it |
+| leave_last_session_out | the last session | the session before it |
+| by_time | the first session from `test_from` on | the first from `valid_from` to `test_from` |
 
-A user with fewer than three sessions (by_time: none from the cut on) gets no target and is all
-training. By time, a user can have a test target only: then valid_start = test_start, and what
-stands before it is training.
+- leave_one_out takes every interaction as a session. Interactions of one time keep the order of
+  the source.
+- The other kinds take sessions by session_id; without one, by gaps in time. The interactions of a
+  session get one time and no order. They are sorted by item, and repeats of an item count once.
+- A user with fewer than three sessions has no target; all rows are training. By time, this holds
+  for a user without a session from `valid_from` on.
+- By time, a user can have a test target only. Then valid_start equals test_start, and the rows
+  before are training.
 """
 
 from __future__ import annotations
@@ -26,29 +29,36 @@ from sigma_jax.data.tables import unix_seconds
 from sigma_jax.schema import Histories
 
 
-def number_items(con: ibis.BaseBackend, texts: ir.Table, interactions: ir.Table, min_count: int):
-    """`texts` of the items bought `min_count` times or more, numbered in the order of the source.
+def number_items(
+    con: ibis.BaseBackend, texts: ir.Table, interactions: ir.Table, min_count: int
+) -> ir.Table:
+    """`texts` with column item: the numbers of the catalogue, in the order of the source.
 
-    ValueError if none is left.
+    Items with fewer than `min_count` interactions are dropped.
+
+    Raises:
+      ValueError: no item is left.
     """
     if min_count > 0:
-        counts = interactions.group_by("item_id").agg(lines=interactions.count())
-        kept = counts.filter(counts["lines"] >= min_count)
+        counts = interactions.group_by("item_id").agg(rows=interactions.count())
+        kept = counts.filter(counts["rows"] >= min_count)
         texts = texts.filter(texts["item_id"].isin(kept["item_id"]))
     number = ibis.row_number().over(order_by=texts["source_row"]).cast("int32")
     items = database.save(con, "items", texts.mutate(item=number))
     if not database.count(con, items):
         raise ValueError(
-            f"data.min_item_count={min_count} leaves no item; set a smaller --config.data."
-            "min_item_count."
+            f"no item has data.min_item_count={min_count} interactions; set a smaller "
+            "--config.data.min_item_count."
         )
     return items
 
 
-def number_users(con: ibis.BaseBackend, interactions: ir.Table, profiles: ir.Table | None):
-    """user, user_id, profile: all users of either table, in the order of their ids.
+def number_users(
+    con: ibis.BaseBackend, interactions: ir.Table, profiles: ir.Table | None
+) -> ir.Table:
+    """user, user_id and profile of the users of both tables, in the order of their ids.
 
-    Shorter ids come first, so that 9 stands before 10.
+    A shorter id comes first, so that 9 precedes 10.
     """
     ids = interactions.select("user_id").distinct()
     if profiles is None:
@@ -64,7 +74,10 @@ def number_users(con: ibis.BaseBackend, interactions: ir.Table, profiles: ir.Tab
 def number_events(
     con: ibis.BaseBackend, interactions: ir.Table, items: ir.Table, users: ir.Table, by_id: bool
 ) -> ir.Table:
-    """user, item, time, session_id, source_row of the interactions with items of the catalogue."""
+    """user, item, time, source_row (and session_id if `by_id`) of the interactions.
+
+    Interactions with items outside the catalogue are dropped.
+    """
     events = interactions.inner_join(items.select("item_id", "item"), "item_id")
     events = events.inner_join(users.select("user_id", "user"), "user_id")
     columns = ["user", "item", "time", "source_row"] + (["session_id"] if by_id else [])
@@ -74,9 +87,11 @@ def number_events(
 def with_sessions(
     con: ibis.BaseBackend, events: ir.Table, config: SplitConfig
 ) -> tuple[ir.Table, bool]:
-    """user, session, item, time, place (of the session's row in the user's history).
+    """The interactions in sessions, and whether a session can hold several interactions.
 
-    And whether sessions can hold several events.
+    Returns:
+      user, session, item, time, and place: the number of the row within the user's history.
+      True if sessions are by id or by gap; False if every interaction is a session.
     """
     by_id = "session_id" in events.columns
     by_gap = config.session_gap_seconds > 0
@@ -89,37 +104,44 @@ def with_sessions(
         gap = events["time"] - events["time"].lag().over(order)
         starts = (gap > config.session_gap_seconds).fill_null(False).cast("int32")
         events = events.mutate(starts=starts)
-        # Ordered by time alone: events of one second share their session, in any order of rows.
+        # The order is by time only: interactions of one second share a session in any row order.
         total = ibis.range_window(group_by="user", order_by="time", preceding=None, following=0)
         events = events.mutate(session_id=events["starts"].sum().over(total).cast("string"))
     inside = ibis.window(group_by=["user", "session_id"])
     events = events.mutate(time=events["time"].min().over(inside))
     order = ibis.window(group_by="user", order_by=["time", "session_id"])
     session = ibis.dense_rank().over(order).cast("int32")
-    lines = events.mutate(session=session).select("user", "session", "item", "time").distinct()
+    rows = events.mutate(session=session).select("user", "session", "item", "time").distinct()
     order = ibis.window(group_by="user", order_by=["session", "item"])
-    return lines.mutate(place=ibis.row_number().over(order).cast("int32")), True
+    return rows.mutate(place=ibis.row_number().over(order).cast("int32")), True
 
 
-def user_cuts(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) -> ir.Table:
-    """Per user with events: rows, valid_rows and test_rows (rows before each target, or all)."""
+def count_rows(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) -> ir.Table:
+    """user, rows, valid_rows and test_rows of the users with interactions.
+
+    valid_rows counts the rows before the validation target, test_rows those before the test target.
+    A user without a target has all rows before it.
+
+    Worked example: leave_last_session_out, sessions [a b] [c] [d e]: rows 5, valid_rows 2,
+    test_rows 3.
+    """
     sessions = events["session"].max() + 1
     if config.kind == "by_time":
-        valid_time, test_time = time_cuts(con, events, config)
+        valid_time, test_time = split_times(con, events, config)
         time, session = events["time"], events["session"]
         in_valid = (time >= valid_time) & (time < test_time)
-        cuts = events.group_by("user").agg(  # null where the user has no session there
+        targets = events.group_by("user").agg(  # null if the user has no such session
             test=session.min(where=time >= test_time),
             valid=ibis.coalesce(session.min(where=in_valid), session.min(where=time >= test_time)),
         )
     else:
-        cuts = events.group_by("user").agg(sessions=sessions)
-        enough = cuts["sessions"] >= 3
-        cuts = cuts.mutate(
-            valid=enough.ifelse(cuts["sessions"] - 2, ibis.null("int32")),
-            test=enough.ifelse(cuts["sessions"] - 1, ibis.null("int32")),
+        targets = events.group_by("user").agg(sessions=sessions)
+        enough = targets["sessions"] >= 3
+        targets = targets.mutate(
+            valid=enough.ifelse(targets["sessions"] - 2, ibis.null("int32")),
+            test=enough.ifelse(targets["sessions"] - 1, ibis.null("int32")),
         )
-    joined = events.inner_join(cuts.select("user", "valid", "test"), "user")
+    joined = events.inner_join(targets.select("user", "valid", "test"), "user")
     session, valid, test = joined["session"], joined["valid"], joined["test"]
     return joined.group_by("user").agg(
         rows=joined.count(),
@@ -128,11 +150,11 @@ def user_cuts(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) -> i
     )
 
 
-def without_cold(
-    con: ibis.BaseBackend, events: ir.Table, cuts: ir.Table, cold: ir.Table
+def remove_cold_items(
+    con: ibis.BaseBackend, events: ir.Table, row_counts: ir.Table, cold: ir.Table
 ) -> tuple[ir.Table, ir.Table]:
-    """Events and cuts without the training rows of the items in `cold` (column item)."""
-    joined = events.inner_join(cuts.select("user", "valid_rows", "test_rows"), "user")
+    """`events` and `row_counts` without the training rows of the items in `cold` (column item)."""
+    joined = events.inner_join(row_counts.select("user", "valid_rows", "test_rows"), "user")
     is_training = joined["place"] < joined["valid_rows"]
     kept = joined.filter(~(is_training & joined["item"].isin(cold["item"])))
     place, valid, test = kept["place"], kept["valid_rows"], kept["test_rows"]
@@ -141,15 +163,19 @@ def without_cold(
         valid_rows=kept.count(where=place < valid),
         test_rows=kept.count(where=place < test),
     )
-    counts = database.save(con, "warm_cuts", counts)
+    counts = database.save(con, "warm_row_counts", counts)
     order = ibis.window(group_by="user", order_by="place")
     kept = kept.mutate(place=ibis.row_number().over(order).cast("int32"))
     return database.save(con, "warm_events", kept.drop("valid_rows", "test_rows")), counts
 
 
-def time_cuts(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) -> tuple[int, int]:
-    """The two cuts of a split by time in unix seconds. ValueError if they aren't two times."""
-    cuts = []
+def split_times(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) -> tuple[int, int]:
+    """`valid_from` and `test_from` of a split by time, in unix seconds.
+
+    Raises:
+      ValueError: one of them is no time, or `valid_from` is not before `test_from`.
+    """
+    times = []
     for name in ("valid_from", "test_from"):
         given = getattr(config, name)
         try:
@@ -157,34 +183,41 @@ def time_cuts(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) -> t
         except ValueError:
             share = None
         if share is not None and 0 < share < 1:
-            cut = con.to_pyarrow(events["time"].quantile(share)).as_py()
+            seconds = con.to_pyarrow(events["time"].quantile(share)).as_py()
         elif share is None:
-            cut = con.to_pyarrow(unix_seconds(ibis.literal(given))).as_py()
+            seconds = con.to_pyarrow(unix_seconds(ibis.literal(given))).as_py()
         else:
-            cut = None
-        if cut is None:
+            seconds = None
+        if seconds is None:
             raise ValueError(
-                f"data.split.{name}={given!r} is neither a share of the events (0.8) nor a date "
-                "(2024-05-01); correct it."
+                f"data.split.{name}={given!r} is neither a share of the interactions (0.8) nor a "
+                f"date (2024-05-01); correct --config.data.split.{name}."
             )
-        cuts.append(int(np.ceil(cut)))
-    if cuts[0] >= cuts[1]:
+        times.append(int(np.ceil(seconds)))
+    if times[0] >= times[1]:
         raise ValueError(
             f"data.split.valid_from={config.valid_from!r} is not before "
-            f"test_from={config.test_from!r}; move one of them."
+            f"test_from={config.test_from!r}; change one of them."
         )
-    return cuts[0], cuts[1]
+    return times[0], times[1]
 
 
 def build_histories(
-    con: ibis.BaseBackend, events: ir.Table, cuts: ir.Table, num_users: int
+    con: ibis.BaseBackend, events: ir.Table, row_counts: ir.Table, num_users: int
 ) -> Histories:
-    """The events as arrays, streamed from the database in their final order."""
+    """The histories of all users, streamed from the database in their final order.
+
+    Args:
+      con: the database of the tables.
+      events: user, session, item, time, place, as of `with_sessions`.
+      row_counts: as of `count_rows`.
+      num_users: with those without interactions.
+    """
     dtypes = {"user": np.int32, "rows": np.int64, "valid_rows": np.int64, "test_rows": np.int64}
-    found = database.columns(con, cuts, dtypes, database.count(con, cuts))
+    counts = database.columns(con, row_counts, dtypes, database.count(con, row_counts))
     rows, valid_rows, test_rows = np.zeros((3, num_users), np.int64)
     for array, name in ((rows, "rows"), (valid_rows, "valid_rows"), (test_rows, "test_rows")):
-        array[found["user"]] = found[name]
+        array[counts["user"]] = counts[name]
     offsets = np.zeros(num_users + 1, np.int64)
     np.cumsum(rows, out=offsets[1:])
     ordered = events.order_by("user", "place")
@@ -196,17 +229,19 @@ def build_histories(
     )
 
 
-def training_events(con: ibis.BaseBackend, events: ir.Table, cuts: ir.Table) -> ir.Table:
-    """The rows before each user's validation target: all that lifts, pairs and counts may see."""
-    joined = events.inner_join(cuts.select("user", "valid_rows"), "user")
+def training_events(con: ibis.BaseBackend, events: ir.Table, row_counts: ir.Table) -> ir.Table:
+    """The rows before each user's validation target. Lifts, pairs and counts see only these."""
+    joined = events.inner_join(row_counts.select("user", "valid_rows"), "user")
     training = joined.filter(joined["place"] < joined["valid_rows"]).drop("valid_rows")
     return database.save(con, "training", training)
 
 
 def target_times(con: ibis.BaseBackend, histories: Histories) -> ir.Table:
-    """user, cut: the time (seconds) of each user's first target; nothing later may be seen."""
+    """user and target_time: the time (unix seconds) of each user's first target.
+
+    Training must not see a search from that time on.
+    """
     users = np.flatnonzero(histories.valid_start < histories.offsets[1:])
-    cuts = histories.time[histories.valid_start[users]]
-    return database.from_arrow(
-        con, "target_times", pa.table({"user": users.astype(np.int32), "cut": cuts})
-    )
+    times = histories.time[histories.valid_start[users]]
+    table = pa.table({"user": users.astype(np.int32), "target_time": times})
+    return database.from_arrow(con, "target_times", table)

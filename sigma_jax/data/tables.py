@@ -1,18 +1,17 @@
-"""The border: tables are checked here and leave with ids as strings and times as seconds.
+"""Checks of the user's tables. Checked tables have ids as strings and times as unix seconds.
 
-| table | columns needed | columns read where there |
+| table | required columns | optional columns |
 |---|---|---|
-| items | item_id | any: they become the item's text |
+| items | item_id | any: they become the text of the item |
 | interactions | user_id, item_id, timestamp | event, session_id |
-| users | user_id | any: they become the profile |
+| users | user_id | any: they become the profile of the user |
 | searches | query, item_id | clicks, user_id, timestamp |
 | themes | theme, kind (season, holiday, trend) | item_id, start, end (exclusive) |
 
-Times are ISO 8601, unix seconds (or ms, us, ns: see unix_seconds) or timestamps of Parquet. A
-column whose numbers are all days such as 20240501, or years as text such as 2024, has dates.
+`data/times.py` lists the times that are understood, besides the timestamps of Parquet.
 
-Whatever is wrong raises one ValueError line: file, row, field, value, remedy. Rows count from 1
-without the header.
+An error is a ValueError of one line: file, row, column, value, remedy. Rows count from 1, without
+the header.
 """
 
 from __future__ import annotations
@@ -39,45 +38,49 @@ _NEEDED = {
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """What a source returns: tables as found, unchecked; None where it has none."""
+    """The tables of a source, not checked yet; None if the source has no such table."""
 
     items: ir.Table
     interactions: ir.Table
     users: ir.Table | None
     searches: ir.Table | None
     themes: ir.Table | None
-    id_vectors: str | None  # .npy in row order of items, or Parquet with item_id
+    id_vectors: str | None  # path of a .npy in row order of items, or of a Parquet with item_id
     visual_vectors: str | None
     text_vectors: str | None
-    names: dict[str, str]  # of the file of each table, for messages
-    files: dict[str, str]  # what each file read is used as -> its path, for checksums
-    has_times: bool  # if not, timestamps are null and the order of rows is the order of events
-    has_composed_searches: bool  # by category or type; then clicks are the item's popularity
+    names: dict[str, str]  # table -> path of its file, for messages
+    files: dict[str, str]  # use -> path of every file that is read, for checksums
+    has_times: bool  # False: timestamps are null, and rows are in order of time
+    has_composed_searches: bool  # True: nobody typed the queries; clicks are the items' popularity
 
 
 @ibis.udf.scalar.builtin(name="json_extract_string")
 def _json_text(value: dt.JSON, path: str) -> str:
-    """The value at `path`, strings without their quotes, by the database."""
+    """The value at `path`, strings without their quotes. The database computes it."""
 
 
 class Checker:
-    """Reads the tables of one source into the database, one method a table."""
+    """Reads the tables of one source into the database and checks them, one method a table.
+
+    Attributes:
+      dropped: the number of dropped rows, by table.
+    """
 
     def __init__(self, con: ibis.BaseBackend, tables: Tables, unknown_items: str, max_chars: int):
         self.con = con
         self.tables = tables
         self.unknown_items = unknown_items
         self.max_chars = max_chars
-        self.dropped: dict[str, int] = {}  # rows left out, by table
+        self.dropped: dict[str, int] = {}
 
     def items(self) -> ir.Table:
-        """item_id, source_row and the columns of the source."""
+        """item_id, source_row and the columns of the source. ValueError names a bad row."""
         table = self._load("items")
         table = self._check_ids("items", as_id(table, "item_id"), "item_id")
         return self._check_unique("items", table, "item_id")
 
     def users(self) -> ir.Table | None:
-        """user_id, source_row and the columns of the source."""
+        """user_id, source_row and the columns of the source; None without a table of users."""
         if self.tables.users is None:
             return None
         table = self._load("users")
@@ -85,17 +88,21 @@ class Checker:
         return self._check_unique("users", table, "user_id")
 
     def interactions(self, items: ir.Table, events: tuple[str, ...]) -> ir.Table:
-        """user_id, item_id, time (seconds), session_id or null, source_row."""
+        """user_id, item_id, time (unix seconds), session_id or null, source_row.
+
+        Args:
+          items: the checked items.
+          events: values of column event to keep; () keeps all.
+        """
         table = self._load("interactions")
         if events:
             self._need_columns("interactions", table, ("event",))
             table = table.filter(table["event"].isin(events))
-        kept = {"user_id": table["user_id"], "item_id": table["item_id"]}
-        kept["source_row"] = table["source_row"]
-        kept["given"] = table["timestamp"]
+        columns = {name: table[name] for name in ("user_id", "item_id", "source_row")}
+        columns["given"] = table["timestamp"]
         has_sessions = "session_id" in table.columns
-        kept["session_id"] = table["session_id"] if has_sessions else ibis.null(dt.string)
-        table = table.select(**kept)
+        columns["session_id"] = table["session_id"] if has_sessions else ibis.null(dt.string)
+        table = table.select(**columns)
         for name in ("user_id", "item_id") + (("session_id",) if has_sessions else ()):
             table = self._check_ids("interactions", as_id(table, name), name)
         if self.tables.has_times:
@@ -106,13 +113,16 @@ class Checker:
         table = database.save(self.con, "interactions", table)
         if not database.count(self.con, table):
             raise ValueError(
-                f"{self.tables.names['interactions']} holds no interaction that can be used; "
-                "check its item_id and event columns."
+                f"{self.tables.names['interactions']} has no usable interaction; check its "
+                "columns item_id and event, and --config.data.events."
             )
         return table
 
     def searches(self, items: ir.Table) -> ir.Table | None:
-        """query, item_id, clicks or null, user_id or null, time or null, source_row."""
+        """query, item_id, clicks, user_id or null, time or null, source_row.
+
+        None without a table of searches.
+        """
         if self.tables.searches is None:
             return None
         table = self._load("searches")
@@ -129,12 +139,12 @@ class Checker:
         columns["when"] = table["timestamp"] if has_time else ibis.null(dt.int64)
         table = table.select(**columns)
         table = as_id(table, "user_id").mutate(clicks=table["given"].try_cast("float64"))
-        self._forbid(
+        self._refuse(
             "searches",
             table.filter(~(table["clicks"] >= 0).fill_null(False) | table["clicks"].isnan()),
             "clicks",
             "given",
-            "is not a count; give a number of 0 or more",
+            "is not a count; use a number of 0 or more",
         )
         if has_time:
             table = self._with_time("searches", table, "when", "time", "timestamp")
@@ -144,7 +154,10 @@ class Checker:
         return database.save(self.con, "searches", table)
 
     def themes(self, items: ir.Table) -> ir.Table | None:
-        """theme, kind, item_id or null, start and end (seconds) or null, source_row."""
+        """theme, kind, item_id or null, start and end (unix seconds) or null, source_row.
+
+        None without a table of themes.
+        """
         if self.tables.themes is None:
             return None
         table = self._load("themes")
@@ -152,13 +165,13 @@ class Checker:
         has_items = "item_id" in table.columns
         columns["item_id"] = table["item_id"] if has_items else ibis.null(dt.string)
         for name in ("start", "end"):
-            there = name in table.columns
-            columns[f"given_{name}"] = table[name] if there else ibis.null(dt.int64)
+            has_column = name in table.columns
+            columns[f"given_{name}"] = table[name] if has_column else ibis.null(dt.int64)
         table = table.select("source_row", **columns)
         if has_items:
             table = as_id(table, "item_id")
         table = self._check_ids("themes", table, "theme")
-        self._forbid(
+        self._refuse(
             "themes",
             table.filter(~table["kind"].isin(KINDS).fill_null(False)),
             "kind",
@@ -167,7 +180,7 @@ class Checker:
         )
         for name in ("start", "end"):
             table = self._with_time("themes", table, f"given_{name}", name, name, nullable=True)
-        self._forbid(
+        self._refuse(
             "themes",
             table.filter((table["end"] <= table["start"]).fill_null(False)),
             "end",
@@ -178,18 +191,22 @@ class Checker:
         return database.save(self.con, "themes", table)
 
     def _load(self, name: str) -> ir.Table:
-        """Reads a table once and numbers its rows; refuses missing columns and empty tables."""
+        """The table `name` in the database, with its rows numbered from 0 as source_row.
+
+        Raises:
+          ValueError: a required column is missing, or there are no rows.
+        """
         table, file = getattr(self.tables, name), self.tables.names[name]
         self._need_columns(name, table, _NEEDED[name])
-        # JSON lines with values of several types arrive as JSON: take them as their text.
+        # A column of JSON lines with values of several types arrives as JSON; its text is taken.
         mixed = [column for column in table.columns if table[column].type().is_json()]
         table = table.mutate(**{column: _json_text(table[column], "$") for column in mixed})
         table = table.mutate(source_row=ibis.row_number().cast("int64"))
-        with database.reading(file, "save it as UTF-8 CSV, JSON lines or Parquet"):
+        with database.errors_of_file(file, "save it as UTF-8 CSV, JSON lines or Parquet"):
             kept = database.save(self.con, f"raw_{name}", table)
         if not database.count(self.con, kept):
             raise ValueError(
-                f"{file} has no rows; a table needs one row at least, or leave it out."
+                f"{file} has no rows; add rows, or remove the file if its table is optional."
             )
         return kept
 
@@ -203,7 +220,7 @@ class Checker:
 
     def _check_ids(self, name: str, table: ir.Table, column: str) -> ir.Table:
         empty = table.filter(table[column].isnull() | (table[column].strip() == ""))
-        self._forbid(name, empty, column, column, "is empty; fill it or delete the row")
+        self._refuse(name, empty, column, column, "is empty; fill it or delete the row")
         return table
 
     def _check_unique(self, name: str, table: ir.Table, column: str) -> ir.Table:
@@ -225,7 +242,7 @@ class Checker:
     ) -> ir.Table:
         seconds = unix_seconds(table[source])
         dates = date_seconds(table[source])
-        # Seconds, if other numbers stand in the column: a log may count from 0, past 20,240,501.
+        # A log may count seconds from 0 past 20,240,501: the column has days only if all are days.
         others = table.filter(as_number(table[source]).notnull() & dates.isnull())
         if not database.rows(self.con, others.select("source_row").limit(1)):
             seconds = ibis.coalesce(dates, seconds)
@@ -233,11 +250,14 @@ class Checker:
         wrong = table.filter(table[target].isnull())
         if nullable:
             wrong = wrong.filter(wrong[source].notnull())
-        self._forbid(name, wrong, field, source, NOT_A_TIME)
+        self._refuse(name, wrong, field, source, NOT_A_TIME)
         return table
 
     def _known(self, name: str, table: ir.Table, items: ir.Table) -> ir.Table:
-        """Rows whose item_id is in items (or null, for themes); others are an error or counted."""
+        """The rows of `table` whose item_id is in `items`, or null.
+
+        Other rows raise an error, or are dropped and counted.
+        """
         unknown = table.filter(table["item_id"].notnull()).anti_join(
             items.select("item_id"), "item_id"
         )
@@ -246,16 +266,24 @@ class Checker:
             return table
         if self.unknown_items == "error":
             remedy = (
-                f"is not in items ({num_unknown} such rows); add it there or set "
-                "--config.data.unknown_items=drop"
+                f"is not in items ({num_unknown} such rows); add the item there, or set "
+                "--config.data.unknown_items=drop to drop such rows"
             )
-            self._forbid(name, unknown, "item_id", "item_id", remedy)
+            self._refuse(name, unknown, "item_id", "item_id", remedy)
         self.dropped[name] = num_unknown
         known = table["item_id"].isin(items["item_id"]) | table["item_id"].isnull()
         return table.filter(known)
 
-    def _forbid(self, name: str, wrong: ir.Table, field: str, shown: str, complaint: str) -> None:
-        """ValueError about the first row of `wrong`, if there is one."""
+    def _refuse(self, name: str, wrong: ir.Table, field: str, shown: str, complaint: str) -> None:
+        """Raises ValueError about the first row of `wrong`, if there is one.
+
+        Args:
+          name: the table.
+          wrong: the rows that break a rule.
+          field: the column that the message names.
+          shown: the column of `wrong` that holds the value as it was given.
+          complaint: the rule and the remedy, as the end of a sentence.
+        """
         first = wrong.order_by("source_row").limit(1).select("source_row", value=wrong[shown])
         found = database.rows(self.con, first)
         if found:
@@ -269,12 +297,12 @@ class Checker:
 
 
 def as_id(table: ir.Table, column: str) -> ir.Table:
-    """`table` with ids as strings."""
-    return table.mutate(**{column: whole_text(table[column])})
+    """`table` with `column` as text."""
+    return table.mutate(**{column: as_text(table[column])})
 
 
-def whole_text(value: ir.Value) -> ir.StringValue:
-    """A value as text; 7.0, which is how a column of integers with gaps arrives, is 7."""
+def as_text(value: ir.Value) -> ir.StringValue:
+    """A value as text. 7.0 becomes "7": a column of integers with gaps arrives as floats."""
     text = value.cast("string")
     if value.type().is_floating():
         return (value == value.floor()).ifelse(value.try_cast("int64").cast("string"), text)
@@ -282,7 +310,7 @@ def whole_text(value: ir.Value) -> ir.StringValue:
 
 
 def as_number(value: ir.Value) -> ir.FloatingValue:
-    """A number, or the text of one, as float64; null for infinity, NaN and all else."""
+    """A number, or the text of a number, as float64; null for infinity, NaN and other values."""
     if not value.type().is_numeric():
         value = value.cast("string").strip()
     number = value.try_cast("float64")
@@ -290,9 +318,9 @@ def as_number(value: ir.Value) -> ir.FloatingValue:
 
 
 def date_seconds(value: ir.Value) -> ir.IntegerValue:
-    """Seconds since 1970, UTC, of 20240501 (number or text) and of text 2024; null for all else.
+    """Unix seconds of days such as 20240501 (number or text) and of years such as "2024" (text).
 
-    `times.DAYS` and `times.YEARS` bound them; a year is its 1 January. 20240230 is no day: null.
+    A year stands for its 1 January. Other values give null; so does 20240230, which is no day.
     """
     number = as_number(value)
     is_whole = number == number.floor()
@@ -312,9 +340,9 @@ def date_seconds(value: ir.Value) -> ir.IntegerValue:
 
 
 def unix_seconds(value: ir.Value) -> ir.Value:
-    """Seconds since 1970, UTC, of dates, ISO strings, seconds, ms, us or ns; null if none of these.
+    """Unix seconds of timestamps, dates, ISO 8601 texts and numbers; null for other values.
 
-    `times.SCALES` tells the unit of a number by its size. Fractions of a second are dropped.
+    `times.SCALES` gives the unit of a number by its size. Fractions of a second are dropped.
     """
     kind = value.type()
     if kind.is_timestamp() or kind.is_date():
@@ -327,7 +355,7 @@ def unix_seconds(value: ir.Value) -> ir.Value:
 
 
 def _whole_seconds(time: ir.TimestampValue) -> ir.IntegerValue:
-    # Truncated first: DuckDB rounds where it casts a fraction of a second to a whole number.
+    # It truncates first, since DuckDB rounds when it casts a fraction to a whole number.
     return time.truncate("s").epoch_seconds().cast("int64")
 
 

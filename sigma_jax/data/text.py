@@ -1,4 +1,4 @@
-"""Items and profiles as JSON text, and the tokenizer that reads it."""
+"""Items and profiles as JSON text, and the tokenizer of these texts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import ibis
 import ibis.expr.types as ir
 
 from sigma_jax.data.config import TextConfig, TextTokenizerConfig
-from sigma_jax.data.tables import whole_text
+from sigma_jax.data.tables import as_text
 
 PAD, END = "<|pad|>", "<|end|>"
 MAX_TITLE_CHARS = 120
-MAX_TOKENIZER_TEXTS = 100_000  # of items, and of users, that a tokenizer is trained on
+MAX_TOKENIZER_TEXTS = 100_000  # most texts of each kind that a tokenizer is trained on
 _NOT_TEXT = ("item_id", "user_id", "source_row")
 _TITLES = ("title", "name")
 _CATEGORIES = ("category_path", "categories", "category")
@@ -23,48 +23,52 @@ _CATEGORIES = ("category_path", "categories", "category")
 
 @ibis.udf.scalar.builtin(name="to_json")
 def _to_json(text: str) -> str:
-    """A JSON string, quoted and escaped, by the database."""
+    """`text` as a JSON string, quoted and escaped. The database computes it."""
 
 
 def item_texts(items: ir.Table, config: TextConfig) -> ir.Table:
-    """item_id, source_row, title, text, category, num_cut (values longer than config.max_chars).
+    """item_id, source_row, title, text, category and num_truncated of each item.
 
-    ValueError if the config names a column that isn't there.
+    num_truncated counts the values that are longer than config.max_chars. An item without any value
+    gets the text {"id": ...}; its title is its id.
+
+    Raises:
+      ValueError: the config names a column that `items` does not have.
     """
     names = _text_columns(items, config)
     separator = config.category_separator
-    values = {name: plain(items[name], separator, name in _CATEGORIES) for name in names}
-    title_column = _pick(items, config.title_column, "title_column", (*_TITLES, *names))
-    category_column = _pick(items, config.category_column, "category_column", _CATEGORIES)
+    values = {name: clean_value(items[name], separator, name in _CATEGORIES) for name in names}
+    title_column = _choose_column(items, config.title_column, "title_column", (*_TITLES, *names))
+    category_column = _choose_column(items, config.category_column, "category_column", _CATEGORIES)
     title = ibis.null("string")
     if title_column:
-        title = whole_text(plain(items[title_column], separator, False))
+        title = as_text(clean_value(items[title_column], separator, False))
         title = title[:MAX_TITLE_CHARS].nullif("")
     category = ibis.null("string")
     if category_column:
-        path = whole_text(plain(items[category_column], separator, True)).split(separator)
+        path = as_text(clean_value(items[category_column], separator, True)).split(separator)
         category = path[path.length() - 1].strip()[:MAX_TITLE_CHARS].nullif("")
     return items.select(
         "item_id",
         "source_row",
         title=ibis.coalesce(title, items["item_id"]),
-        text=ibis.coalesce(linearise(values, config), linearise({"id": items["item_id"]}, config)),
+        text=ibis.coalesce(json_text(values, config), json_text({"id": items["item_id"]}, config)),
         category=category,
-        num_cut=num_cut(values, config),
+        num_truncated=count_truncated(values, config),
     )
 
 
 def user_texts(users: ir.Table, config: TextConfig) -> ir.Table:
-    """user_id, profile (JSON, "" where nothing is known)."""
+    """user_id and profile of each user. The profile is a JSON object; "" if nothing is known."""
     names = [name for name in users.columns if name not in _NOT_TEXT]
-    values = {name: plain(users[name], config.category_separator, False) for name in names}
+    values = {name: clean_value(users[name], config.category_separator, False) for name in names}
     empty = ibis.literal("")
-    profile = ibis.coalesce(linearise(values, config), empty) if values else empty
+    profile = ibis.coalesce(json_text(values, config), empty) if values else empty
     return users.select("user_id", profile=profile)
 
 
-def linearise(values: dict[str, ir.Value], config: TextConfig) -> ir.StringValue:
-    """One JSON object of the values in their order, empty ones left out; null if none is left.
+def json_text(values: dict[str, ir.Value], config: TextConfig) -> ir.StringValue:
+    """A JSON object of the values in their order, without empty ones; null if all are empty.
 
     Worked example: title Soap, brand null, price 2.5 -> {"title": "Soap", "price": 2.5}
     """
@@ -83,8 +87,8 @@ def linearise(values: dict[str, ir.Value], config: TextConfig) -> ir.StringValue
     return (body == "").ifelse(ibis.null("string"), ibis.literal("{") + body + "}")
 
 
-def num_cut(values: dict[str, ir.Value], config: TextConfig) -> ir.IntegerValue:
-    """How many values of a row are longer than config.max_chars."""
+def count_truncated(values: dict[str, ir.Value], config: TextConfig) -> ir.IntegerValue:
+    """The number of values of a row that are longer than config.max_chars."""
     total = ibis.literal(0)
     for value in values.values():
         if value.type().is_string():
@@ -92,8 +96,12 @@ def num_cut(values: dict[str, ir.Value], config: TextConfig) -> ir.IntegerValue:
     return total
 
 
-def plain(value: ir.Value, separator: str, is_path: bool) -> ir.Value:
-    """A column as number or trimmed string; lists are joined, categories as a path."""
+def clean_value(value: ir.Value, separator: str, is_path: bool) -> ir.Value:
+    """A column as a number or a trimmed string.
+
+    Lists are joined: by `separator` if the column is a category path, by ", " otherwise. NaN and
+    infinity become null.
+    """
     kind = value.type()
     if kind.is_array():
         inner = value
@@ -109,18 +117,19 @@ def plain(value: ir.Value, separator: str, is_path: bool) -> ir.Value:
 
 
 def _text_columns(items: ir.Table, config: TextConfig) -> list[str]:
-    """Columns of the text; the title stands first unless the config says otherwise."""
+    """The columns of the text; without config.columns all of them, the title first."""
     for name in config.columns:
-        _pick(items, name, "columns", ())
+        _choose_column(items, name, "columns", ())
     if config.columns:
         return list(config.columns)
     names = [name for name in items.columns if name not in _NOT_TEXT]
     return sorted(names, key=lambda name: name not in _TITLES)
 
 
-def _pick(items: ir.Table, given: str, field: str, usual: tuple[str, ...]) -> str | None:
+def _choose_column(items: ir.Table, given: str, field: str, usual: tuple[str, ...]) -> str | None:
+    """`given`, or the first column of `usual` in `items`; None if there is none."""
     if given and given not in items.columns:
-        remedy = "'' chooses one that is there" if usual else "() takes all"
+        remedy = "use '' to take a usual one" if usual else "use () to take all"
         raise ValueError(
             f"data.text.{field}: items have no column {given!r} "
             f"(found: {', '.join(items.columns)}); correct it, or {remedy}."
@@ -131,7 +140,16 @@ def _pick(items: ir.Table, given: str, field: str, usual: tuple[str, ...]) -> st
 def save_tokenizer(
     folder: Path, config: TextTokenizerConfig, texts: Iterable[str]
 ) -> dict[str, int | str]:
-    """Writes a Hugging Face tokenizer to `folder`; figures. ValueError if the named one fails."""
+    """Writes a Hugging Face tokenizer to `folder`. Returns its kind and vocabulary size.
+
+    Args:
+      folder: where to write.
+      config: names a tokenizer, or says how to train one.
+      texts: what to train it on.
+
+    Raises:
+      ValueError: the named tokenizer cannot be loaded.
+    """
     if config.name:
         tokenizer = load_tokenizer(config.name)
         tokenizer.save_pretrained(folder)
@@ -142,7 +160,7 @@ def save_tokenizer(
 
 
 def load_tokenizer(name: str | Path):
-    """The Hugging Face tokenizer in a folder or on the hub."""
+    """The Hugging Face tokenizer in a folder or on the hub. ValueError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     try:
@@ -156,7 +174,7 @@ def load_tokenizer(name: str | Path):
 
 
 def train_tokenizer(config: TextTokenizerConfig, texts: Iterable[str]):
-    """A byte-level BPE (any language encodes) trained on `texts`, with padding and end tokens."""
+    """A byte-level BPE trained on `texts`, with padding and end tokens. It encodes any language."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -1,15 +1,27 @@
-"""Seasons, holidays and trends: given by the user's table, by the calendar, by seasonal lift.
+"""Themes (seasons, holidays, trends) of the user's table and of the calendar, with their items.
 
-Seasons and holidays, and themes without items of their own, get items by lift: the share of item
-i's training interactions that fall into theme t's periods, shrunk to the average share b, over b:
-(inside + SHRINKAGE * b) / (all + SHRINKAGE) / b. With thousands of items some are lifted by
-chance, so the count inside must also stand MIN_SIGMAS deviations above what b gives.
+A theme has up to three kinds of items, in this order:
+1. items that the user's table gives;
+2. items with a word of the theme in their title or category, such as "easter";
+3. items that sell in the periods of the theme, by lift. A trend of the table has these only if the
+   table gives it no items.
+
+The lift of an item compares its share of interactions inside the periods with the average share b:
+
+    lift = (inside + SHRINKAGE * b) / (all + SHRINKAGE) / b
+
+Among thousands of items some have a large lift by chance. So the count inside must also exceed its
+expectation by MIN_SIGMAS standard deviations.
+
+Worked example: b = 0.1, an item with 30 of its 90 interactions inside. lift = 31 / 100 / 0.1 = 3.1;
+the expectation is 9, the deviation 2.8, so the count is 7.4 deviations above it.
 """
 
 from __future__ import annotations
 
 import bisect
 import datetime
+from collections.abc import Mapping, Sequence
 
 import ibis
 import ibis.expr.types as ir
@@ -20,22 +32,30 @@ from sigma_jax.data import database
 from sigma_jax.data.config import ThemesConfig
 from sigma_jax.schema import DAY, Links, Themes
 
-SHRINKAGE = 10.0  # interactions at the average share that every item is given: few prove little
+SHRINKAGE = 10.0  # interactions at the average share added to every item, as few prove little
 # Standard deviations of an item's count inside the periods above its expectation. With 10,000 items
 # and 15 themes, chance alone lifts about five items past 4.0.
 MIN_SIGMAS = 4.0
 _SEASONS = {"spring": 3, "summer": 6, "fall": 9, "winter": 12}  # first month, north
-# Second days of one feast, and days moved to a weekday, would be themes of the same items; and
-# nobody shops for the rest.
-_LEFT_OUT = ("observed", "Eve", "Day After", "Good Friday", "Birthday of", "Groundhog", "Mourning")
+# Eves, second days and moved days would repeat the items of their holiday. Nobody shops for the
+# other days.
+_IGNORED_DAYS = (
+    "observed",
+    "Eve",
+    "Day After",
+    "Good Friday",
+    "Birthday of",
+    "Groundhog",
+    "Mourning",
+)
 _SHORT = {
     "Christmas Day": "Christmas",
     "Thanksgiving Day": "Thanksgiving",
     "Easter Sunday": "Easter",
     "New Year's Day": "New Year",
 }
-# A holiday's word in title or category makes an item its own; only words with one meaning.
-_WORDS = {
+# A match in title or category gives an item to the theme; only words with one meaning are used.
+_PATTERNS = {
     "Christmas": "christmas|xmas",
     "Easter": "easter",
     "Halloween": "halloween",
@@ -57,20 +77,29 @@ def build_themes(
     config: ThemesConfig,
     has_times: bool,
 ) -> tuple[Themes | None, dict]:
-    """The themes that have items, and figures. Lifts see training interactions only."""
-    names, periods = _given_themes(con, given)
+    """The themes that have items, and their statistics for the data card.
+
+    Args:
+      con: the database of the tables; tables are added to it.
+      given: the user's table as of `Checker.themes`; None without one.
+      items: item_id, item, title, category.
+      training: item and time of the training rows; lifts see no others.
+      config: calendar and limits.
+      has_times: False: no calendar and no lift.
+    """
+    kinds, periods = _given_themes(con, given)
     if config.calendar and has_times:
         first, last = _time_range(con, training)
         for name, kind, start, end in calendar(config, first, last):
-            name = _known_as(name, names)
-            names.setdefault(name, kind)
+            name = _given_spelling(name, kinds)
+            kinds.setdefault(name, kind)
             periods.append((name, start, end))
-    if not names:
+    if not kinds:
         return None, {"count": 0}
-    order = list(names)
-    number = {name: index for index, name in enumerate(order)}
-    own = set() if given is None else _with_own_items(con, given)
-    lifted = [row for row in periods if names[row[0]] != "trend" or row[0] not in own]
+    names = list(kinds)
+    number = {name: index for index, name in enumerate(names)}
+    with_items = set() if given is None else _themes_with_items(con, given)
+    lifted = [row for row in periods if kinds[row[0]] != "trend" or row[0] not in with_items]
     scored = _theme_items(con, given, items, training, number, lifted, config)
     columns = database.columns(
         con,
@@ -80,42 +109,46 @@ def build_themes(
     )
     kept = np.unique(columns["theme"])
     if not len(kept):
-        return None, {"count": 0, "without_items": order}
-    renumber = np.full(len(order), -1, np.int32)
+        return None, {"count": 0, "without_items": names}
+    renumber = np.full(len(names), -1, np.int32)
     renumber[kept] = np.arange(len(kept))
     spans = sorted({(int(renumber[number[n]]), s, e) for n, s, e in periods if number[n] in kept})
     period = np.array(spans, np.int64).reshape(-1, 3)
     themes = Themes(
-        pa.array([order[row] for row in kept], pa.string()),
-        pa.array([names[order[row]] for row in kept], pa.string()),
+        pa.array([names[row] for row in kept], pa.string()),
+        pa.array([kinds[names[row]] for row in kept], pa.string()),
         Links.from_edges(renumber[columns["theme"]], columns["item"], len(kept)),
         period[:, 0].astype(np.int32),
         period[:, 1],
         period[:, 2],
     )
-    without = [name for name in order if number[name] not in kept]
-    counts = {order[row]: len(themes.items.of(index)) for index, row in enumerate(kept)}
-    return themes, {"count": len(kept), "items": counts, "without_items": without}
+    without_items = [name for name in names if number[name] not in kept]
+    counts = {names[row]: len(themes.items.of(index)) for index, row in enumerate(kept)}
+    return themes, {"count": len(kept), "items": counts, "without_items": without_items}
 
 
 def calendar(config: ThemesConfig, first: int, last: int) -> list[tuple[str, str, int, int]]:
-    """(name, kind, start, end) of seasons and holidays from `first` to a year after `last`.
+    """(name, kind, start, end) of the seasons and holidays from `first` to a year after `last`.
 
-    Holidays last from config.lead_days before the day to its end, since people shop ahead.
+    Times are unix seconds, the end exclusive. A holiday starts config.lead_days before its day and
+    ends with the day, since people shop ahead.
+
+    Raises:
+      ValueError: config.country is unknown.
     """
     years = range(_date(first).year - 1, _date(last).year + 2)
-    found = []
+    rows = []
     for year in years:
         for name, month in _SEASONS.items():
             month = month if config.hemisphere == "north" else (month + 5) % 12 + 1
             start = datetime.date(year, month, 1)
             end = datetime.date(year + (month + 3 > 12), (month + 2) % 12 + 1, 1)
-            found.append((name, "season", _seconds(start), _seconds(end)))
+            rows.append((name, "season", _seconds(start), _seconds(end)))
     for name, days in sorted(_holidays(config.country, years[1:]).items()):
         for day in days:
             end = _seconds(day) + DAY
-            found.append((name, "holiday", end - (config.lead_days + 1) * DAY, end))
-    return [row for row in found if row[3] > first and row[2] <= last + 366 * DAY]
+            rows.append((name, "holiday", end - (config.lead_days + 1) * DAY, end))
+    return [row for row in rows if row[3] > first and row[2] <= last + 366 * DAY]
 
 
 def _holidays(country: str, years) -> dict[str, list[datetime.date]]:
@@ -128,13 +161,13 @@ def _holidays(country: str, years) -> dict[str, list[datetime.date]]:
             f"data.themes.country={country!r} is unknown to the holidays package; "
             "use a code such as US, DE, or set --config.data.themes.calendar=False."
         ) from error
-    # Days that people keep; the government's and the banks' own are left out.
+    # Days that people celebrate, without those of the government and of banks only.
     kept = tuple(name for name in ("public", "unofficial") if name in kind.supported_categories)
     found = kind(years=list(years), categories=kept, language=_english(kind))
     names: dict[str, list[datetime.date]] = {}
     for day, joined in sorted(found.items()):
         for name in joined.split("; "):
-            if not any(word in name for word in _LEFT_OUT):
+            if not any(word in name for word in _IGNORED_DAYS):
                 names.setdefault(_SHORT.get(name, name), []).append(day)
     return names
 
@@ -143,38 +176,53 @@ def _english(kind) -> str | None:
     return "en_US" if "en_US" in kind.supported_languages else None
 
 
-def _given_themes(con, given: ir.Table | None):
-    """Names with their kinds, in order of appearance, and periods, of the user's table."""
-    names: dict[str, str] = {}
+def _given_themes(
+    con: ibis.BaseBackend, given: ir.Table | None
+) -> tuple[dict[str, str], list[tuple[str, int, int]]]:
+    """The kind of each theme of the user's table, in its order, and all (name, start, end)."""
+    kinds: dict[str, str] = {}
     periods: list[tuple[str, int, int]] = []
     if given is None:
-        return names, periods
+        return kinds, periods
     groups = given.group_by("theme").agg(kind=given["kind"].min(), first=given["source_row"].min())
     for row in database.rows(con, groups.order_by("first")):
-        names[row["theme"]] = row["kind"]
+        kinds[row["theme"]] = row["kind"]
     dated = given.filter(given["start"].notnull() & given["end"].notnull())
     for row in database.rows(con, dated.select("theme", "start", "end").distinct()):
         periods.append((row["theme"], row["start"], row["end"]))
-    return names, periods
+    return kinds, periods
 
 
-def _with_own_items(con, given: ir.Table) -> set[str]:
+def _themes_with_items(con: ibis.BaseBackend, given: ir.Table) -> set[str]:
+    """The themes that the user's table gives items for."""
     rows = given.filter(given["item_id"].notnull()).select("theme").distinct()
     return {row["theme"] for row in database.rows(con, rows)}
 
 
-def _known_as(name: str, names: dict[str, str]) -> str:
-    """The user's spelling of a calendar theme, where there is one."""
-    return next((known for known in names if known.lower() == name.lower()), name)
+def _given_spelling(name: str, kinds: Mapping[str, str]) -> str:
+    """The user's spelling of a theme of the calendar, or `name` if the user has no such theme."""
+    return next((known for known in kinds if known.lower() == name.lower()), name)
 
 
-def _theme_items(con, given, items, training, number, periods, config) -> ir.Table:
-    """theme, item, rank: given items and items by name first, then by lift."""
+def _theme_items(
+    con: ibis.BaseBackend,
+    given: ir.Table | None,
+    items: ir.Table,
+    training: ir.Table,
+    number: Mapping[str, int],
+    periods: Sequence[tuple[str, int, int]],
+    config: ThemesConfig,
+) -> ir.Table:
+    """theme, item, strength, lift and rank of the best items of each theme.
+
+    Strength is 2 for an item of the user's table, 1 for an item with a word of the theme, 0 for an
+    item by lift alone. Items are ranked by strength, then by lift.
+    """
     theme_rows = pa.table(
         {
             "theme": pa.array(list(number.values()), pa.int32()),
             "name": pa.array(list(number), pa.string()),
-            "pattern": pa.array([_WORDS.get(name) for name in number], pa.string()),
+            "pattern": pa.array([_PATTERNS.get(name) for name in number], pa.string()),
         }
     )
     names = database.from_arrow(con, "theme_names", theme_rows)
@@ -208,15 +256,22 @@ def _theme_items(con, given, items, training, number, periods, config) -> ir.Tab
     return database.save(con, "theme_items", kept)
 
 
-def _lifts(con, training, number, periods, config) -> ir.Table:
-    """theme, item, lift of the items with enough events inside and lift of min_lift or more."""
+def _lifts(
+    con: ibis.BaseBackend,
+    training: ir.Table,
+    number: Mapping[str, int],
+    periods: Sequence[tuple[str, int, int]],
+    config: ThemesConfig,
+) -> ir.Table:
+    """theme, item and lift of the items whose lift is large enough and not chance."""
     edges = sorted({edge for _, start, end in periods for edge in (start, end)})
     spans = [
         (number[name], row)
         for name, start, end in periods
         for row in range(bisect.bisect_left(edges, start), bisect.bisect_left(edges, end))
     ]
-    # Between two edges the same themes are on: events are counted by span, spans joined to themes.
+    # Between two edges the active themes do not change. Events are counted for each such span, and
+    # spans are joined to themes.
     edge_rows = pa.table(
         {"time": pa.array(edges, pa.int64()), "span": pa.array(range(len(edges)), pa.int32())}
     )
@@ -239,12 +294,13 @@ def _lifts(con, training, number, periods, config) -> ir.Table:
     lifts = pairs.select(
         "theme", "item", "inside", lift=(shrunk / share).round(6), sigmas=sigmas.round(6)
     )
-    enough = (lifts["inside"] >= config.min_count) & (lifts["lift"] >= config.min_lift)
-    enough = enough & (lifts["sigmas"] >= MIN_SIGMAS)
-    return lifts.filter(enough).select("theme", "item", "lift")
+    is_lifted = (lifts["inside"] >= config.min_count) & (lifts["lift"] >= config.min_lift)
+    is_lifted = is_lifted & (lifts["sigmas"] >= MIN_SIGMAS)
+    return lifts.filter(is_lifted).select("theme", "item", "lift")
 
 
-def _time_range(con, training) -> tuple[int, int]:
+def _time_range(con: ibis.BaseBackend, training: ir.Table) -> tuple[int, int]:
+    """The first and the last time of the training rows, in unix seconds."""
     row = database.rows(con, training.agg(a=training["time"].min(), b=training["time"].max()))[0]
     return row["a"] or 0, row["b"] or 0
 

@@ -25,7 +25,7 @@ from jaxtyping import Float32, Int64
 
 from sigma_jax.data import database, sentences, text
 from sigma_jax.data.sources.files import open_table
-from sigma_jax.data.tables import Checker, Tables, whole_text
+from sigma_jax.data.tables import Checker, Tables, as_text
 from sigma_jax.data.vectors import join_vectors, unit_rows
 from sigma_jax.generation.generator import all_item_vectors
 from sigma_jax.grounding.encode import load_encoder
@@ -71,7 +71,7 @@ def read_items(path: str, bundle: Bundle) -> pa.Table:
             elif is_number and not items[name].type().is_numeric():
                 kinds[name] = items[name].cast("string").try_cast("float64")
             elif not is_number and items[name].type().is_numeric():
-                kinds[name] = whole_text(items[name])
+                kinds[name] = as_text(items[name])
         items = items.mutate(**kinds)
         found = database.save(con, "texts", text.item_texts(items, config)).order_by("source_row")
         return con.to_pyarrow(found.select("item_id", "text", "title", "category"))

@@ -1,4 +1,4 @@
-"""What DuckDB fails at is told in one line, with the setting or the table to change."""
+"""An error of DuckDB becomes one line that names the setting or the table to change."""
 
 import json
 
@@ -8,8 +8,8 @@ from sigma_jax.data import database
 from sigma_jax.prepare import prepare
 
 
-@pytest.mark.parametrize("how", [database.rows, lambda *query: list(database.batches(*query))])
-def test_failure_of_a_step_is_one_line(tmp_path, how):
+@pytest.mark.parametrize("read", [database.rows, lambda *query: list(database.batches(*query))])
+def test_failure_of_a_step_is_one_line(tmp_path, read):
     with (
         pytest.raises(
             ValueError, match=r"^the data cannot be prepared \(.*'x'.*\); correct"
@@ -17,12 +17,11 @@ def test_failure_of_a_step_is_one_line(tmp_path, how):
         database.open_database(tmp_path, "300MB", 1) as con,
     ):
         cast = "SELECT CAST(if(i = 250000, 'x', '1') AS INT) AS a FROM range(500000) t(i)"
-        how(con, con.sql(cast))
+        read(con, con.sql(cast))
     assert "\n" not in str(caught.value)
 
 
-def test_out_of_memory_names_the_limit(tmp_path, tiny_config):
-    """Not the file that was being read."""
+def test_out_of_memory_names_the_limit_and_not_the_file(tmp_path, tiny_config):
     item = {"item_id": "a", "title": "tea"}
     (tmp_path / "items.jsonl").write_text(json.dumps(item) + "\n")
     event = {"user_id": "u", "item_id": "a", "timestamp": 1_700_000_000}
@@ -36,7 +35,7 @@ def test_out_of_memory_at_a_commit_names_the_limit(tmp_path):
     with (
         pytest.raises(ValueError, match=r"^data.memory_limit='8MB' is too little"),
         database.open_database(tmp_path, "8MB", 1) as con,
-        database.reading("items.csv", "save it again"),
+        database.errors_of_file("items.csv", "save it once more"),
     ):
         rows = con.sql(
             "SELECT repeat('x', 2000) || i AS a, list(i) OVER () AS b FROM range(3000) t(i)"

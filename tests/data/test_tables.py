@@ -269,7 +269,7 @@ def bad_vectors(vectors):
     nan[2, 1] = np.nan
     return {
         "NaN": (nan, r"id_vectors.npy: row 3: the vector has NaN or infinity; replace"),
-        "too few": (vectors[:3], r"id_vectors.npy: 3 vectors for 4 items; give one for each row"),
+        "too few": (vectors[:3], r"id_vectors.npy: 3 vectors for 4 items; save one for each row"),
         "one dimension": (vectors[:, 0], r"id_vectors.npy: shape \(4,\)"),
         "strings": (vectors.astype(str), r"id_vectors.npy: shape \(4, 3\), type <U"),
     }

@@ -84,7 +84,9 @@ def test_columns_of_the_text_can_be_chosen(tables_folder, tiny_config, tmp_path)
 
 
 def test_column_that_is_not_there_is_named(tables_folder, tiny_config, tmp_path):
-    with pytest.raises(ValueError, match=r"items have no column 'kind'.*, or '' chooses one"):
+    with pytest.raises(
+        ValueError, match=r"items have no column 'kind'.*, or use '' to take a usual one"
+    ):
         prepare(tiny_config(tables_folder, **{"text.category_column": "kind"}), 0, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Item vectors: which are taken, joined tables, and texts by a sentence encoder."""
+"""Item vectors: which file is used, joined tables, and texts through a sentence encoder."""
 
 import sys
 import types
@@ -17,7 +17,7 @@ def save(folder, name, rows, width=3):
     return vectors
 
 
-def test_given_vectors_stand_before_those_of_a_stage(tmp_path):
+def test_vectors_of_the_user_replace_those_of_a_stage(tmp_path):
     made = save(tmp_path, "grounding/text_vectors.npy", 5)
     ids = save(tmp_path, "teacher/id_vectors.npy", 5)
     found = item_vectors(tmp_path, 5)
@@ -47,23 +47,25 @@ def test_joined_vectors_are_unit_rows_side_by_side():
     assert join_vectors({}) is None
 
 
-def test_an_encoder_gets_sentences_and_gives_a_row_an_item(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(sentences, "ITEMS", 7)  # not a divisor of the items
-    heard = []
+def test_an_encoder_gets_sentences_and_returns_a_vector_for_each_item(
+    prepared, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sentences, "ITEMS_AT_ONCE", 7)  # not a divisor of the items
+    encoded = []
 
     def encode(texts):
-        heard.extend(texts)
+        encoded.extend(texts)
         return np.array([[len(text), 1.0] for text in texts])
 
     width = sentences.save_text_vectors(encode, prepared.catalogue, tmp_path)
     vectors = np.load(tmp_path / "text_vectors.npy")
     assert width == 2 and vectors.shape == (len(prepared.catalogue), 2)
-    assert vectors[:, 0].tolist() == [len(text) for text in heard]
+    assert vectors[:, 0].tolist() == [len(text) for text in encoded]
     assert sentences.sentence('{"title": "Soap", "price": 2}') == "Soap. 2"
-    assert not any("{" in text for text in heard)
+    assert not any("{" in text for text in encoded)
 
 
-def test_a_missing_or_unknown_encoder_is_one_line(monkeypatch):
+def test_a_missing_or_unknown_encoder_is_named_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ValueError, match=r"needs sentence-transformers: pip install"):
         sentences.load_encoder("MiniLM")
@@ -73,7 +75,9 @@ def test_a_missing_or_unknown_encoder_is_one_line(monkeypatch):
 
     fake = types.SimpleNamespace(SentenceTransformer=refuse)
     monkeypatch.setitem(sys.modules, "sentence_transformers", fake)
-    with pytest.raises(ValueError, match=r"cannot be loaded \(no model MiniLM\); name a model"):
+    with pytest.raises(
+        ValueError, match=r"cannot be loaded \(no model MiniLM\); give the name of a model"
+    ):
         sentences.load_encoder("MiniLM")
 
 

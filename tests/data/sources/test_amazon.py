@@ -88,18 +88,18 @@ def test_times_that_do_not_match_are_named(folder):
 @pytest.mark.parametrize("text", ["[1, 2]", "{", '{"0": ["a"]}'])
 def test_damaged_file_is_named(folder, text):
     (folder / "Tiny.inter.json").write_text(text)
-    with pytest.raises(ValueError, match=r"Tiny.inter.json.*must be one JSON object") as caught:
+    with pytest.raises(ValueError, match=r"Tiny.inter.json.*save it as one JSON object") as caught:
         run(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_folder_without_the_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"data.path='.*' holds 0 NAME.inter.json; set"):
+    with pytest.raises(ValueError, match=r"data.path='.*' holds 0 NAME.inter.json files; set"):
         run(tmp_path)
 
 
 def test_split_by_time_without_times_is_refused(folder):
-    with pytest.raises(ValueError, match=r"by_time' needs times, which .*Tiny.inter.json lacks"):
+    with pytest.raises(ValueError, match=r"by_time' needs times, but .*Tiny.inter.json has none"):
         run(folder, split={"kind": "by_time"})
 
 
