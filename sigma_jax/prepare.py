@@ -19,7 +19,6 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 import numpy as np
-import pyarrow as pa
 from absl import flags, logging
 from ml_collections import ConfigDict
 
@@ -125,7 +124,7 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
     events, has_sessions = _events(con, source, config, interactions, items, users)
     row_counts = database.save(con, "row_counts", splits.count_rows(con, events, config.split))
     if config.split.cold_share:
-        cold = draw_cold_items(con, items, config.split.cold_share, seed)
+        cold = splits.draw_cold_items(con, items, config.split.cold_share, seed)
         events, row_counts = splits.remove_cold_items(con, events, row_counts, cold)
         if searches is not None and not source.has_composed_searches:
             searches = searches.filter(searches["item_id"].notin(cold["item_id"]))
@@ -226,39 +225,9 @@ def prepare_workdir(config: ConfigDict, workdir: Path, pool: Pool = UNSHARED) ->
         recipe,
         lambda folder: prepare(data, config.seed, folder, instruction_texts),
     )
-    log_card(manifest.metrics)
+    card.log_card(manifest.metrics)
     pool.give(workdir, "data", recipe)
     return manifest
-
-
-def log_card(data_card: dict[str, Any]) -> None:
-    """Logs the data card in a few lines; the manifest holds all of it."""
-    logging.info(
-        "data: %d items, %d users, %d interactions in %d sessions, %d test targets, in %s s",
-        *(data_card[name] for name in ("items", "users", "interactions", "sessions")),
-        data_card["split"]["users_with_test_target"],
-        data_card["seconds"],
-    )
-    for table, number in data_card["dropped_rows"].items():
-        logging.warning("data: dropped %d rows of %s with an unknown item_id", number, table)
-    if data_card["items_with_truncated_text"]:
-        logging.warning(
-            "data: truncated the text of %d items; raise --config.data.text.max_chars to keep it",
-            data_card["items_with_truncated_text"],
-        )
-    for view, statistics in data_card["pairs"].items():
-        left, right = statistics["examples"][0]
-        logging.info("data: %d %s pairs, such as %r - %r", statistics["count"], view, left, right)
-    for name, reason in data_card["unavailable"].items():
-        logging.info("data: no %s, because %s", name, reason)
-
-
-def draw_cold_items(con: ibis.BaseBackend, items: ir.Table, share: float, seed: int) -> ir.Table:
-    """item and item_id of a share of the items, at least one, drawn by the seed."""
-    count = database.count(con, items)
-    drawn = np.random.default_rng(seed).permutation(count)[: max(int(share * count), 1)]
-    numbers = database.from_arrow(con, "cold", pa.table({"item": drawn.astype(np.int32)}))
-    return items.inner_join(numbers, "item").select("item", "item_id")
 
 
 def _events(

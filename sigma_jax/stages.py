@@ -79,7 +79,7 @@ def _skip_teacher(workdir: Path) -> str | None:
 def _skip_grounding(workdir: Path) -> str | None:
     if (workdir / "data" / "text_vectors.npy").exists():
         return "the data brings text vectors"
-    if not artifacts.read_manifest(workdir, "data").metrics["texts"]:
+    if not artifacts.read_manifest(workdir, "data").metrics["items_with_text"]:
         return "the items have no texts"
     return None
 

@@ -42,14 +42,14 @@ def test_second_run_does_nothing_and_other_settings_are_refused(config, tmp_path
 
 
 def test_data_card_names_counts_checksums_and_examples(config, tmp_path):
-    figures = prepare_workdir(config, tmp_path).metrics
-    assert len(figures["files"]["items"]) == 64
+    card = prepare_workdir(config, tmp_path).metrics
+    assert len(card["files"]["items"]) == 64
     for view in ("search", "visual", "theme", "co_occurrence"):
-        assert figures["pairs"][view]["count"] > 0
-        assert len(figures["pairs"][view]["examples"]) == 3
-    assert figures["split"]["users_with_test_target"] == 40
-    assert figures["users_without_history"] == 1
-    assert figures["without_data"] == {}
+        assert card["pairs"][view]["count"] > 0
+        assert len(card["pairs"][view]["examples"]) == 3
+    assert card["split"]["users_with_test_target"] == 40
+    assert card["users_without_history"] == 1
+    assert card["unavailable"] == {}
 
 
 def test_preset_files_takes_tables_without_title_and_category(config, tmp_path):
@@ -62,8 +62,8 @@ def test_preset_files_takes_tables_without_title_and_category(config, tmp_path):
     config.data = data_fields("files")
     config.data.path = str(folder)
     config.data.memory_limit, config.data.threads = "500MB", 1
-    figures = prepare_workdir(config, tmp_path).metrics
-    assert figures["items"] == 2
+    card = prepare_workdir(config, tmp_path).metrics
+    assert card["items"] == 2
     assert PreparedData.load(tmp_path / "data").catalogue.titles([0, 1]) == ["tea pot", "cup"]
 
 
@@ -96,8 +96,8 @@ def test_what_is_left_out_is_named_with_its_reason(config, tmp_path, tables_fold
         (folder / name).write_bytes((tables_folder / name).read_bytes())
     config.data.path = str(folder)
     config.data.themes.calendar = False
-    figures = prepare_workdir(config, tmp_path).metrics
-    assert set(figures["without_data"]) == {
+    card = prepare_workdir(config, tmp_path).metrics
+    assert set(card["unavailable"]) == {
         "Query",
         "Season",
         "Holiday",
@@ -117,10 +117,10 @@ def test_card_names_every_task_that_stage_3_leaves_out(config, tmp_path, tables_
     (folder / "themes.csv").write_text(f"theme,kind,item_id\nspring,season,{item}\n")
     config.data.path = str(folder)
     config.data.themes.calendar = False
-    figures = prepare_workdir(config, tmp_path).metrics
+    card = prepare_workdir(config, tmp_path).metrics
     left_out = available_tasks(PreparedData.load(tmp_path / "data"))
-    assert left_out["Season"] and figures["without_data"]["Season"] == left_out["Season"]
-    assert {task for task, why in left_out.items() if why} <= set(figures["without_data"])
+    assert left_out["Season"] and card["unavailable"]["Season"] == left_out["Season"]
+    assert {task for task, why in left_out.items() if why} <= set(card["unavailable"])
 
 
 @pytest.mark.parametrize("preset", PRESETS)

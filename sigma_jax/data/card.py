@@ -10,6 +10,7 @@ import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow.compute as pc
+from absl import logging
 
 from sigma_jax.data import database
 from sigma_jax.data.tables import Tables
@@ -139,3 +140,25 @@ def count_texts(catalogue: Catalogue) -> int:
     """The number of items whose text says more than their id."""
     id_only = pc.binary_join_element_wise('{"id": "', catalogue.table["item_id"], '"}', "")
     return int(pc.sum(pc.not_equal(catalogue.table["text"], id_only)).as_py() or 0)
+
+
+def log_card(data_card: dict[str, Any]) -> None:
+    """Logs the data card in a few lines; the manifest holds all of it."""
+    logging.info(
+        "data: %d items, %d users, %d interactions in %d sessions, %d test targets, in %s s",
+        *(data_card[name] for name in ("items", "users", "interactions", "sessions")),
+        data_card["split"]["users_with_test_target"],
+        data_card["seconds"],
+    )
+    for table, number in data_card["dropped_rows"].items():
+        logging.warning("data: dropped %d rows of %s with an unknown item_id", number, table)
+    if data_card["items_with_truncated_text"]:
+        logging.warning(
+            "data: truncated the text of %d items; raise --config.data.text.max_chars to keep it",
+            data_card["items_with_truncated_text"],
+        )
+    for view, statistics in data_card["pairs"].items():
+        left, right = statistics["examples"][0]
+        logging.info("data: %d %s pairs, such as %r - %r", statistics["count"], view, left, right)
+    for name, reason in data_card["unavailable"].items():
+        logging.info("data: no %s, because %s", name, reason)

@@ -150,6 +150,14 @@ def count_rows(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) -> 
     )
 
 
+def draw_cold_items(con: ibis.BaseBackend, items: ir.Table, share: float, seed: int) -> ir.Table:
+    """item and item_id of a share of the items, at least one, drawn by the seed."""
+    count = database.count(con, items)
+    drawn = np.random.default_rng(seed).permutation(count)[: max(int(share * count), 1)]
+    numbers = database.from_arrow(con, "cold", pa.table({"item": drawn.astype(np.int32)}))
+    return items.inner_join(numbers, "item").select("item", "item_id")
+
+
 def remove_cold_items(
     con: ibis.BaseBackend, events: ir.Table, row_counts: ir.Table, cold: ir.Table
 ) -> tuple[ir.Table, ir.Table]:

@@ -25,8 +25,8 @@ def write_jsonl(path, rows):
 def run(folder, tiny_config, **changes):
     out = folder / "out"
     out.mkdir()
-    figures = prepare(tiny_config(folder, **changes), 0, out)
-    return PreparedData.load(out), figures
+    card = prepare(tiny_config(folder, **changes), 0, out)
+    return PreparedData.load(out), card
 
 
 @pytest.fixture
@@ -189,8 +189,8 @@ def test_damaged_parquet_is_named(folder, tiny_config):
 
 def test_unknown_items_are_dropped_and_counted_where_asked(folder, tiny_config):
     write_jsonl(folder / "interactions.jsonl", changed(EVENTS, 6, item_id="zz"))
-    data, figures = run(folder, tiny_config, unknown_items="drop")
-    assert figures["dropped_rows"] == {"interactions": 1}
+    data, card = run(folder, tiny_config, unknown_items="drop")
+    assert card["dropped_rows"] == {"interactions": 1}
     assert len(data.histories.item) == len(EVENTS) - 1
 
 
@@ -258,8 +258,8 @@ def test_ids_of_csv_keep_their_zeros(folder, tiny_config):
 
 def test_text_of_a_megabyte_is_cut_and_counted(folder, tiny_config):
     write_jsonl(folder / "items.jsonl", changed(ITEMS, 1, title="long " * 220_000))
-    data, figures = run(folder, tiny_config, **{"text.max_chars": 500})
-    assert figures["items_with_cut_text"] == 1
+    data, card = run(folder, tiny_config, **{"text.max_chars": 500})
+    assert card["items_with_truncated_text"] == 1
     assert max(map(len, data.catalogue.texts(np.arange(4)))) < 600
     assert max(map(len, data.catalogue.titles(np.arange(4)))) <= 120
 

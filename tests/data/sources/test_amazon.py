@@ -33,12 +33,12 @@ def run(folder, **changes):
     fields.update(changes)
     out = folder / "out"
     out.mkdir()
-    figures = prepare(to_dataclass(DataConfig, fields), 0, out)
-    return PreparedData.load(out), figures
+    card = prepare(to_dataclass(DataConfig, fields), 0, out)
+    return PreparedData.load(out), card
 
 
 def test_ids_alone_are_enough_and_keep_the_order_of_the_file(folder):
-    data, figures = run(folder)
+    data, card = run(folder)
     assert data.catalogue.ids(np.arange(4)) == ["0", "1", "2", "3"]
     assert data.users.table["user_id"].to_pylist() == ["0", "1", "9", "10"]
     histories = data.histories
@@ -46,8 +46,8 @@ def test_ids_alone_are_enough_and_keep_the_order_of_the_file(folder):
         start, end = histories.offsets[user], histories.offsets[user + 1]
         assert histories.item[start:end].tolist() == INTER[name]
         assert (histories.valid_start[user], histories.test_start[user]) == (end - 2, end - 1)
-    assert figures["without_data"]["Season"] == "interactions have no times"
-    assert set(figures["without_data"]) >= {"Query", "Category", "Season", "Holiday"}
+    assert card["unavailable"]["Season"] == "interactions have no times"
+    assert set(card["unavailable"]) >= {"Query", "Category", "Season", "Holiday"}
 
 
 def test_events_of_one_day_keep_the_order_of_the_file(folder):
