@@ -40,7 +40,7 @@ FLOORS = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
-LINES = 400
+LINES = 500
 
 
 def room(path: Path) -> str:
