@@ -32,7 +32,7 @@ def history_ranges(
     """First row and row after the last of each request's history; empty for user -1."""
     known = np.maximum(requests.user, 0)
     starts = np.asarray(histories.offsets)[known]
-    ends = np.where(requests.user >= 0, np.maximum(requests.cut, starts), starts)
+    ends = np.where(requests.user >= 0, np.maximum(requests.history_end, starts), starts)
     return starts, ends
 
 
@@ -62,9 +62,13 @@ def request_times(histories: Histories, requests: Requests) -> Int64[np.ndarray,
     time = np.asarray(histories.time)
     now = time.max(initial=0)
     user = np.maximum(requests.user, 0)
-    is_past = (requests.user >= 0) & (requests.cut < np.asarray(histories.offsets)[user + 1])
+    is_past = (requests.user >= 0) & (
+        requests.history_end < np.asarray(histories.offsets)[user + 1]
+    )
     # The day after the last of the log: all of it has been.
-    return np.where(is_past, time[np.where(is_past, requests.cut, 0)], now + DAY if now else 0)
+    return np.where(
+        is_past, time[np.where(is_past, requests.history_end, 0)], now + DAY if now else 0
+    )
 
 
 def first_of_day(

@@ -168,13 +168,13 @@ def one_request(data: PreparedData, user_id: str | None, instruction: str) -> Re
     except UnicodeEncodeError:
         raise ValueError("--instruction is not UTF-8; check the terminal's encoding.") from None
     user = -1 if user_id is None else data.users.row(user_id)
-    cut = 0 if user < 0 else int(data.histories.offsets[user + 1])
+    history_end = 0 if user < 0 else int(data.histories.offsets[user + 1])
     none = np.full(1, -1, np.int32)
     return Requests(
         user=np.array([user], np.int32),
-        cut=np.array([cut], np.int64),
+        history_end=np.array([history_end], np.int64),
         task=none,
-        argument=none,
+        slot_value=none,
         target=none,
         instruction=[instruction],
     )

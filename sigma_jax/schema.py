@@ -452,15 +452,15 @@ class SemanticIds:
 class Requests:
     """Requests for recommendations and, for evaluation, the item that each should contain.
 
-    Worked example: user [4], cut [120], task [1] ("Query"), argument [0], target [5], instruction
-    ["find tea"]. User 4 has the history before row 120 and asks for query 0, which is "tea". The
-    next item of this user is item 5.
+    Worked example: user [4], history_end [120], task [1] ("Query"), slot_value [0], target [5] and
+    instruction ["find tea"]. User 4 has the history before row 120 and asks for query 0, which is
+    "tea". The next item of this user is item 5.
     """
 
     user: Int32[np.ndarray, " N"]  # -1: a user without history
-    cut: Int64[np.ndarray, " N"]  # row of Histories that the request's history ends before
+    history_end: Int64[np.ndarray, " N"]  # row of Histories that the request's history ends before
     task: Int32[np.ndarray, " N"]  # index into TASKS
-    argument: Int32[np.ndarray, " N"]  # number of the query, category or theme, by task; -1: none
+    slot_value: Int32[np.ndarray, " N"]  # number of the query, category or theme, by task; -1: none
     target: Int32[np.ndarray, " N"]  # item; -1: unknown
     instruction: list[str]  # in the words of a person; "" for a model without instructions
 

@@ -68,11 +68,11 @@ def config(**changes) -> TeacherConfig:
     return dataclasses.replace(fields, **changes)
 
 
-def plain_requests(histories: Histories, cut=None) -> Requests:
+def plain_requests(histories: Histories, history_end=None) -> Requests:
     users = np.append(np.arange(histories.num_users), -1).astype(np.int32)
-    cut = np.append(histories.test_start if cut is None else cut, 0)
+    history_end = np.append(histories.test_start if history_end is None else history_end, 0)
     empty = np.full(len(users), -1, np.int32)
-    return Requests(users, cut, np.zeros_like(users), empty, empty, [""] * len(users))
+    return Requests(users, history_end, np.zeros_like(users), empty, empty, [""] * len(users))
 
 
 @nnx.jit

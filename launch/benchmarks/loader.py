@@ -86,7 +86,7 @@ def make_records(
                 favourites=favourites,
                 target=target,
                 task=task,
-                argument=np.where(task == CATEGORY, demand, -1),
+                slot_value=np.where(task == CATEGORY, demand, -1),
             ).to_bytes()
 
     shards = write_shards(drawn(), folder, RECORDS, written)

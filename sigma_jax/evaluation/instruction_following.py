@@ -50,29 +50,31 @@ def request_variants(
     spoken = [words[row % len(words)] for row in range(len(asked))]
     unasked = dataclasses.replace(asked, instruction=spoken)
     found = {"asked": (rows, asked), UNASKED: (rows, unasked)}
-    is_themed = np.isin(asked.task, [TASKS.index(task) for task in THEMED]) & (asked.argument >= 0)
+    is_themed = np.isin(asked.task, [TASKS.index(task) for task in THEMED]) & (
+        asked.slot_value >= 0
+    )
     themed = np.flatnonzero(is_themed)
     if data.themes is None or not len(themed):
         return found if len(asked) else {}
     times = request_times(data.histories, asked)
-    other = [theme_not_on(int(asked.argument[row]), int(times[row]), data) for row in themed]
+    other = [theme_not_on(int(asked.slot_value[row]), int(times[row]), data) for row in themed]
     other = np.array(other, np.int32)
     usable = other >= 0
     out = asked.take(themed[usable])
-    names = {task: instructions.argument_texts(data, task) for task in THEMED}
+    names = {task: instructions.slot_value_texts(data, task) for task in THEMED}
     spoken = [
         instructions.render(TASKS[task], names[TASKS[task]][theme], phrasings[TASKS[task]][0])
         for task, theme in zip(out.task, other[usable], strict=True)
     ]
-    out = dataclasses.replace(out, argument=other[usable], instruction=spoken)
+    out = dataclasses.replace(out, slot_value=other[usable], instruction=spoken)
     found[OUT_OF_SEASON] = (rows[themed[usable]], out)
-    category = np.array([category_of(asked.argument[row], data) for row in themed], np.int32)
+    category = np.array([category_of(asked.slot_value[row], data) for row in themed], np.int32)
     usable = category >= 0
     both = asked.take(themed[usable])
-    categories = instructions.argument_texts(data, "Category")
+    categories = instructions.slot_value_texts(data, "Category")
     spoken = [
         COMBINED.format(theme=names[TASKS[task]][theme], category=categories[chosen])
-        for task, theme, chosen in zip(both.task, both.argument, category[usable], strict=True)
+        for task, theme, chosen in zip(both.task, both.slot_value, category[usable], strict=True)
     ]
     found[BOTH] = (rows[themed[usable]], dataclasses.replace(both, instruction=spoken))
     return {name: found[name] for name in found if len(found[name][0])}
@@ -100,12 +102,12 @@ def category_of(theme: int, data: PreparedData) -> int:
 
 def both_allowed(requests: Requests, data: PreparedData) -> Allowed:
     """The items of each request's theme that are of its `category_of`."""
-    themes = np.unique(requests.argument)
+    themes = np.unique(requests.slot_value)
     lists = []
     for theme in themes:
         items = data.themes.items.of(int(theme))
         lists.append(items[data.catalogue.category[items] == category_of(theme, data)])
-    row = np.searchsorted(themes, requests.argument).astype(np.int32)
+    row = np.searchsorted(themes, requests.slot_value).astype(np.int32)
     return Allowed.from_lists(lists, row)
 
 

@@ -40,8 +40,10 @@ def assemble_prompts(
     out["length"] = np.zeros(count, np.int32)
     spoken = tables.encoder.encode(requests.instruction, config.instruction_tokens)
     for row, instruction in enumerate(spoken):
-        user, cut = int(requests.user[row]), int(requests.cut[row])
-        plan = fit(prompt_plan(data, tables, config, user, cut, instruction), tables, length, 1)
+        user, history_end = int(requests.user[row]), int(requests.history_end[row])
+        plan = fit(
+            prompt_plan(data, tables, config, user, history_end, instruction), tables, length, 1
+        )
         if plan is None:
             raise ValueError(
                 f"a prompt of {length} tokens has no room for an instruction of "
@@ -61,14 +63,14 @@ def prompt_plan(
     tables: PromptTables,
     config: PromptConfig,
     user: int,
-    cut: int,
+    history_end: int,
     instruction: np.ndarray,
 ) -> Plan:
     """The plan of one prompt: `user`'s history before row `cut`, then `instruction`."""
     histories = data.histories
-    first = int(histories.offsets[user]) if user >= 0 else cut
-    start = max(first, cut - config.history_length)
-    history = np.asarray(histories.item[start:cut], np.int32)
+    first = int(histories.offsets[user]) if user >= 0 else history_end
+    start = max(first, history_end - config.history_length)
+    history = np.asarray(histories.item[start:history_end], np.int32)
     if not len(instruction) and not len(history):
         # Something must be predicted from even if nothing was said and nothing is known.
         instruction = tables.encoder.encode([instructions.SESSION_END_TEXT], 1)[0]
@@ -76,7 +78,7 @@ def prompt_plan(
         tables.profile(user)[: config.profile_tokens],
         favourites(np.asarray(histories.item[first:start]), config.num_favourites),
         history,
-        np.asarray(histories.session[start:cut], np.int32),
+        np.asarray(histories.session[start:history_end], np.int32),
         [np.asarray(instruction, np.int32)],
         np.array([len(history)], np.int32),
         np.array([-1], np.int32),

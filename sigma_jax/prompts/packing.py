@@ -130,7 +130,7 @@ def draw_plan(
     if config.shuffle_sessions:
         history = history[np.lexsort((rng.random(length), session))]
     bare = len(target)
-    demanded = tables.constraints.number(record.task[chosen], record.argument[chosen])
+    demanded = tables.constraints.number(record.task[chosen], record.slot_value[chosen])
     return Plan(
         tables.profile(record.user)[: config.profile_tokens],
         record.favourites[: config.num_favourites],
@@ -156,8 +156,8 @@ def bare_tasks(config: PromptConfig, tables: PromptTables) -> dict[str, float]:
     if not config.bare_share or not config.has_words:
         return {}
     weights = {
-        task: config.task_weights.get(task, 0.0) * len(arguments) ** 0.5
-        for task, arguments in tables.constraints.arguments.items()
+        task: config.task_weights.get(task, 0.0) * len(slot_values) ** 0.5
+        for task, slot_values in tables.constraints.slot_values.items()
     }
     if not any(weights.get(task) for task in instructions.SLOTS):
         return {}
@@ -170,7 +170,7 @@ def draw_bare_plan(
 ) -> Plan:
     """Instructions and nothing else, as many as a row holds.
 
-    Tasks by their share, the arguments of a task alike, and for a target one of the items that
+    Tasks by their share, the slot values of a task alike, and for a target one of the items that
     satisfy it, by popularity: so what words mean is learnt from far more of them than come up in
     the sessions of a batch.
     """
@@ -179,15 +179,15 @@ def draw_bare_plan(
     room = config.row_tokens
     while len(words) < config.row_targets:
         name = names[_drawn(shares, rng)]
-        arguments = tables.constraints.arguments[name]
-        argument = int(arguments[rng.integers(0, len(arguments))])
+        slot_values = tables.constraints.slot_values[name]
+        slot_value = int(slot_values[rng.integers(0, len(slot_values))])
         phrasing = int(rng.integers(len(tables.phrasings[name])))
-        said = tables.instruction(name, argument, phrasing, config.instruction_tokens, rng)
+        said = tables.instruction(name, slot_value, phrasing, config.instruction_tokens, rng)
         room -= len(said) + tables.target_width
         if room < 0:
             break
         number = TASKS.index(name)
-        constraint = tables.constraints.number_of(name, argument)
+        constraint = tables.constraints.number_of(name, slot_value)
         fitting = tables.constraints.items.of(constraint)
         items = fitting[rng.integers(0, len(fitting), MOST_DRAWN)]
         words.append(said)
@@ -258,8 +258,8 @@ def _draw_instruction(
 ) -> np.ndarray:
     task = TASKS[record.task[k]]
     phrasing = int(rng.integers(len(tables.phrasings[task])))
-    argument, most = int(record.argument[k]), config.instruction_tokens
-    return tables.instruction(task, argument, phrasing, most, rng)
+    slot_value, most = int(record.slot_value[k]), config.instruction_tokens
+    return tables.instruction(task, slot_value, phrasing, most, rng)
 
 
 def _draw_history_targets(

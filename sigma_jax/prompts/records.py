@@ -43,7 +43,7 @@ class Record:
     attach: Int32[np.ndarray, " K"]  # 0..n
     task: Int32[np.ndarray, " K"]
     target: Int32[np.ndarray, " K"]  # items
-    argument: Int32[np.ndarray, " K"]  # query, category or theme; -1 for none
+    slot_value: Int32[np.ndarray, " K"]  # query, category or theme; -1 for none
 
     def to_bytes(self) -> bytes:
         """A msgpack list: user, length, then each array's little-endian int32 bytes."""
@@ -132,7 +132,7 @@ def _chunk_records(
                 candidates.attach[found] - start,
                 candidates.task[found],
                 item[candidates.row[found] - base],
-                candidates.argument[found],
+                candidates.slot_value[found],
             )
 
 
@@ -193,5 +193,5 @@ def _training_candidates(
         known = np.concatenate([part.group() for part in found] or [np.zeros(0, np.int64)])
         found.append(more.take(~np.isin(more.group(), known)))
     joined = Candidates.join(found)
-    score = splitmix64(seed, joined.row, joined.task, joined.argument)
+    score = splitmix64(seed, joined.row, joined.task, joined.slot_value)
     return keep_few(joined, score, config.candidates_per_boundary)

@@ -77,7 +77,7 @@ class PromptTables:
     encoder: TextEncoder
     profiles: Links  # distinct profiles -> tokens
     profile_of: Int32[np.ndarray, " U"]  # user -> row of `profiles`
-    arguments: dict[str, Links]  # task -> argument -> tokens, with the space before it
+    slot_values: dict[str, Links]  # task -> slot value -> tokens, with the space before it
     phrasings: dict[str, list[tuple[np.ndarray, np.ndarray]]]  # task -> (before, after) the slot
     favourites_text: Int32[np.ndarray, " n"]
     history_text: Int32[np.ndarray, " n"]
@@ -122,7 +122,7 @@ class PromptTables:
             *_profiles(data.users, encoder, config),
             {
                 task: encoder.table(
-                    [f" {text}" for text in instructions.argument_texts(data, task)], most
+                    [f" {text}" for text in instructions.slot_value_texts(data, task)], most
                 )
                 for task in instructions.SLOTS
             },
@@ -173,14 +173,14 @@ class PromptTables:
     def instruction(
         self,
         task: str,
-        argument: int,
+        slot_value: int,
         phrasing: int,
         most: int,
         rng: np.random.Generator | None = None,
     ) -> Int32[np.ndarray, " n"]:
-        """The first `most` tokens of phrasing number `phrasing` of `task` with `argument`.
+        """The first `most` tokens of phrasing number `phrasing` of `task` with `slot_value`.
 
-        With `rng`, as in training, a share of the tokens around the argument is left out or, as
+        With `rng`, as in training, a share of the tokens around the slot value is left out or, as
         often, another of the vocabulary: so other wordings, of which some words are known, are
         understood too. A wording that would lose all of them keeps them.
         """
@@ -195,7 +195,7 @@ class PromptTables:
                 before, after = words[:first][is_kept[:first]], words[first:][is_kept[first:]]
         if task not in instructions.SLOTS:
             return before[:most]
-        return np.concatenate([before, self.arguments[task].of(argument), after])[:most]
+        return np.concatenate([before, self.slot_values[task].of(slot_value), after])[:most]
 
 
 def _profiles(

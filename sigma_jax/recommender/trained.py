@@ -160,7 +160,9 @@ def word_table(data: PreparedData, config: PromptConfig) -> WordTable | None:
 
 def asked_texts(data: PreparedData) -> list[str]:
     """What instructions may ask for: the queries, categories and themes of the data."""
-    return [text for task in instructions.SLOTS for text in instructions.argument_texts(data, task)]
+    return [
+        text for task in instructions.SLOTS for text in instructions.slot_value_texts(data, task)
+    ]
 
 
 def words_of_items(

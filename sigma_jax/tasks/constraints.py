@@ -14,7 +14,7 @@ from jaxtyping import Int, Int32
 
 from sigma_jax import metrics
 from sigma_jax.schema import TASKS, Links, PreparedData, Requests
-from sigma_jax.tasks.instructions import argument_texts, available_tasks
+from sigma_jax.tasks.instructions import available_tasks, slot_value_texts
 
 NONE = -1
 NEW_CATEGORY = -2
@@ -25,9 +25,9 @@ MOST_OF_ITEM = 64  # demands that one item is known to satisfy
 class Constraints:
     """The number of any demand, and the items that satisfy it."""
 
-    first: dict[str, int]  # task -> number of its argument 0
-    # Task that the data has targets for -> the arguments with words and items.
-    arguments: dict[str, Int32[np.ndarray, " n"]]
+    first: dict[str, int]  # task -> number of its slot value 0
+    # Task that the data has targets for -> the slot values with words and items.
+    slot_values: dict[str, Int32[np.ndarray, " n"]]
     items: Links  # number -> items that satisfy it
 
     @classmethod
@@ -38,7 +38,7 @@ class Constraints:
             if task == "Holiday" and "Season" in first:
                 first[task] = first["Season"]  # both are themes
                 continue
-            links = items_of_arguments(data, task)
+            links = items_of_slot_values(data, task)
             if links is not None:
                 first[task] = count
                 parts.append(links)
@@ -50,10 +50,10 @@ class Constraints:
             [[0], np.cumsum(np.concatenate([np.diff(p.offsets) for p in parts]))]
         )
         missing = available_tasks(data)
-        arguments = {task: usable_arguments(data, task) for task in first if not missing[task]}
+        slot_values = {task: usable_slot_values(data, task) for task in first if not missing[task]}
         if not len(tail):
-            arguments.pop("Longtail", None)
-        return cls(first, arguments, Links(offsets, np.concatenate([p.targets for p in parts])))
+            slot_values.pop("Longtail", None)
+        return cls(first, slot_values, Links(offsets, np.concatenate([p.targets for p in parts])))
 
     def by_item(self, num_items: int) -> Int32[np.ndarray, "I M"]:
         """The demands each item satisfies, padded with NONE.
@@ -69,25 +69,25 @@ class Constraints:
         kept = place < MOST_OF_ITEM
         return padded(Links.from_edges(item[kept], demands.targets[order][kept], num_items))
 
-    def number_of(self, task: str, argument: int) -> int:
+    def number_of(self, task: str, slot_value: int) -> int:
         """The number of one demand; NONE where there is none."""
         first = NEW_CATEGORY if task == "Discover" else self.first.get(task, NONE)
-        return first + max(argument, 0) if first >= 0 else first
+        return first + max(slot_value, 0) if first >= 0 else first
 
     def number(
-        self, task: Int[np.ndarray, " n"], argument: Int[np.ndarray, " n"]
+        self, task: Int[np.ndarray, " n"], slot_value: Int[np.ndarray, " n"]
     ) -> Int32[np.ndarray, " n"]:
-        """The number of each task's demand with that argument; NONE where there is none."""
+        """The number of each task's demand with that slot value; NONE where there is none."""
         first = np.array([self.number_of(name, 0) for name in TASKS] + [NONE])[task]
-        return np.where(first >= 0, first + np.maximum(argument, 0), first).astype(np.int32)
+        return np.where(first >= 0, first + np.maximum(slot_value, 0), first).astype(np.int32)
 
 
-def usable_arguments(data: PreparedData, task: str) -> Int32[np.ndarray, " n"]:
-    """The arguments of a task that have words and items; of the long tail the one there is."""
-    links = items_of_arguments(data, task)
+def usable_slot_values(data: PreparedData, task: str) -> Int32[np.ndarray, " n"]:
+    """The slot values of a task that have words and items; of the long tail the one there is."""
+    links = items_of_slot_values(data, task)
     if links is None:
         return np.zeros(1, np.int32)
-    usable = (np.diff(links.offsets) > 0) & [text != "" for text in argument_texts(data, task)]
+    usable = (np.diff(links.offsets) > 0) & [text != "" for text in slot_value_texts(data, task)]
     if task in ("Season", "Holiday"):
         usable &= [kind == task.lower() for kind in data.themes.kinds.to_pylist()]
     return np.flatnonzero(usable).astype(np.int32)
@@ -130,21 +130,21 @@ class Allowed:
 def allowed_items(data: PreparedData, requests: Requests) -> Allowed:
     """Which items satisfy each request: items of its query, category, season or holiday.
 
-    JustForYou, Longtail and Discover constrain no item, nor does a request without argument.
+    JustForYou, Longtail and Discover constrain no item, nor does a request without slot value.
     """
     is_bound = np.isin(requests.task, [TASKS.index(name) for name in CONSTRAINED_TASKS])
-    bound = np.flatnonzero(is_bound & (requests.argument >= 0))
-    keys = np.stack([requests.task[bound], requests.argument[bound]], 1)
+    bound = np.flatnonzero(is_bound & (requests.slot_value >= 0))
+    keys = np.stack([requests.task[bound], requests.slot_value[bound]], 1)
     distinct, inverse = np.unique(keys.reshape(-1, 2), axis=0, return_inverse=True)
-    links = {task: items_of_arguments(data, TASKS[task]) for task in np.unique(distinct[:, 0])}
-    lists = [links[task].of(argument) for task, argument in distinct]
+    links = {task: items_of_slot_values(data, TASKS[task]) for task in np.unique(distinct[:, 0])}
+    lists = [links[task].of(slot_value) for task, slot_value in distinct]
     row = np.full(len(requests), -1, np.int32)
     row[bound] = inverse.reshape(-1)
     return Allowed.from_lists(lists, row)
 
 
-def items_of_arguments(data: PreparedData, task: str) -> Links | None:
-    """The items that satisfy each argument of a task; None where the data has none."""
+def items_of_slot_values(data: PreparedData, task: str) -> Links | None:
+    """The items that satisfy each slot value of a task; None where the data has none."""
     match task:
         case "Category":
             known = np.flatnonzero(data.catalogue.category >= 0)

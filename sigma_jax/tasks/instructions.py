@@ -175,8 +175,8 @@ def clean(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
-def argument_texts(data: PreparedData, task: str) -> list[str]:
-    """What the argument of `task` can be, as a person would write it; [] where there is none."""
+def slot_value_texts(data: PreparedData, task: str) -> list[str]:
+    """What the slot value of `task` can be, as a person would write it; [] where there is none."""
     source = {
         "Query": data.queries.texts if data.queries is not None else None,
         "Category": data.catalogue.categories,
@@ -186,16 +186,16 @@ def argument_texts(data: PreparedData, task: str) -> list[str]:
     return [clean(text or "") for text in source.to_pylist()] if source else []
 
 
-def render(task: str, argument_text: str | None, phrasing: str) -> str:
+def render(task: str, slot_value_text: str | None, phrasing: str) -> str:
     """`phrasing` of `task` with its slot filled by the query, category or theme.
 
-    ValueError if the task needs an argument and there is none.
+    ValueError if the task needs a slot value and there is none.
     """
     if task not in SLOTS:
         return phrasing
-    if not argument_text:
+    if not slot_value_text:
         raise ValueError(f"task {task} needs a {SLOTS[task][1:-1]}; name one.")
-    return phrasing.replace(SLOTS[task], clean(argument_text))
+    return phrasing.replace(SLOTS[task], clean(slot_value_text))
 
 
 def split(task: str, phrasing: str) -> tuple[str, str]:

@@ -46,7 +46,7 @@ def make_requests(
         candidates = find_candidates(data, tables, rows, attach, first)
         of_user = _user_of(data, candidates.attach)
         item = data.histories.item[candidates.row]
-        score = splitmix64(seed, of_user, item, candidates.task, candidates.argument)
+        score = splitmix64(seed, of_user, item, candidates.task, candidates.slot_value)
         kept = keep_few(candidates, score, 1)
         found.append(kept)
         user.append(_user_of(data, kept.attach))
@@ -95,19 +95,19 @@ def _as_requests(
     phrasings: dict[str, tuple[str, ...]],
     seed: int,
 ) -> Requests:
-    texts = {task: instructions.argument_texts(data, task) for task in instructions.SLOTS}
+    texts = {task: instructions.slot_value_texts(data, task) for task in instructions.SLOTS}
     pick = splitmix64(seed, user, chosen.task, 1)
     sentences = []
-    for task_number, argument, number in zip(chosen.task, chosen.argument, pick, strict=True):
+    for task_number, slot_value, number in zip(chosen.task, chosen.slot_value, pick, strict=True):
         task = TASKS[task_number]
         phrasing = phrasings[task][int(number) % len(phrasings[task])]
-        text = texts[task][argument] if argument >= 0 and task in texts else None
+        text = texts[task][slot_value] if slot_value >= 0 and task in texts else None
         sentences.append(instructions.render(task, text, phrasing))
     return Requests(
         user.astype(np.int32),
         chosen.attach.astype(np.int64),
         chosen.task.astype(np.int32),
-        chosen.argument.astype(np.int32),
+        chosen.slot_value.astype(np.int32),
         np.asarray(data.histories.item[chosen.row], np.int32),
         sentences,
     )

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int, Int64
 
 from sigma_jax import metrics
 from sigma_jax.schema import TASKS, Links, PreparedData, Themes
-from sigma_jax.tasks.instructions import SLOTS, argument_texts, available_tasks
+from sigma_jax.tasks.instructions import SLOTS, available_tasks, slot_value_texts
 
 TASK_INDEX = {task: index for index, task in enumerate(TASKS)}
 
@@ -29,7 +29,7 @@ class TaskTables:
     """What the tasks look up, made once per data set."""
 
     tasks: tuple[str, ...]  # those the data supports
-    is_named: dict[str, Bool[np.ndarray, " arguments"]]  # task -> argument: has it any words?
+    is_named: dict[str, Bool[np.ndarray, " values"]]  # task -> slot value: has it any words?
     is_longtail: Bool[np.ndarray, " I"]
     item_queries: Links | None
     item_themes: Links | None
@@ -51,7 +51,7 @@ class TaskTables:
             theme_kind = np.array([kinds.get(kind, -1) for kind in themes.kinds.to_pylist()])
             fields = (themes.items.transpose(items), theme_kind, *_periods(themes))
         named = {
-            task: np.array([text != "" for text in argument_texts(data, task)], bool)
+            task: np.array([text != "" for text in slot_value_texts(data, task)], bool)
             for task in SLOTS
         }
         longtail = metrics.long_tail(data.catalogue.popularity, longtail_share)
@@ -87,12 +87,12 @@ def is_active(
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """Targets of tasks: attach (the row the context ends before), task, target row, argument."""
+    """Targets of tasks: attach (the row the context ends before), task, target row, slot value."""
 
     attach: Int64[np.ndarray, " n"]
     task: Int64[np.ndarray, " n"]
     row: Int64[np.ndarray, " n"]
-    argument: Int64[np.ndarray, " n"]  # query, category or theme; -1 for none
+    slot_value: Int64[np.ndarray, " n"]  # query, category or theme; -1 for none
 
     def take(self, which: np.ndarray) -> Candidates:
         return Candidates(*(getattr(self, field.name)[which] for field in dataclasses.fields(self)))
@@ -137,14 +137,14 @@ def find_candidates(
     category = np.asarray(data.catalogue.category[item], np.int64)
     parts = []
 
-    def add(task: str, which: np.ndarray, argument: np.ndarray | None = None) -> None:
+    def add(task: str, which: np.ndarray, slot_value: np.ndarray | None = None) -> None:
         if task in tables.tasks:
             if task in tables.is_named:
-                named = tables.is_named[task][argument]
-                which, argument = which[named], argument[named]
-            argument = np.full(len(which), -1, np.int64) if argument is None else argument
+                named = tables.is_named[task][slot_value]
+                which, slot_value = which[named], slot_value[named]
+            slot_value = np.full(len(which), -1, np.int64) if slot_value is None else slot_value
             task_of = np.full(len(which), TASK_INDEX[task], np.int64)
-            parts.append(Candidates(attach[which], task_of, rows[which], argument))
+            parts.append(Candidates(attach[which], task_of, rows[which], slot_value))
 
     add("JustForYou", np.arange(len(rows)))
     known = np.flatnonzero(category >= 0)

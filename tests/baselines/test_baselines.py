@@ -78,12 +78,12 @@ def make_data(histories: Histories, items: int = ITEMS) -> PreparedData:
 def make_requests(histories: Histories, tasks=("JustForYou",)) -> Requests:
     users = np.concatenate([np.arange(histories.num_users), [-1]]).astype(np.int32)
     size = len(users)
-    cut = np.append(histories.test_start, 0)
+    history_end = np.append(histories.test_start, 0)
     target = np.append(histories.item[histories.test_start], 0).astype(np.int32)
     task = np.array([TASKS.index(tasks[n % len(tasks)]) for n in range(size)], np.int32)
     limits = {"Category": 3, "Query": 4, "Season": 1, "Holiday": 2}
-    argument = [n % limits[TASKS[t]] if TASKS[t] in limits else -1 for n, t in enumerate(task)]
-    return Requests(users, cut, task, np.array(argument, np.int32), target, [""] * size)
+    slot_value = [n % limits[TASKS[t]] if TASKS[t] in limits else -1 for n, t in enumerate(task)]
+    return Requests(users, history_end, task, np.array(slot_value, np.int32), target, [""] * size)
 
 
 @pytest.fixture(params=[False, True], ids=["single items", "baskets"])
@@ -138,8 +138,8 @@ def test_scores_of_covisitation_equal_plain_loop(data):
     ties = naive_ties(histories, ITEMS) / np.sqrt(data.catalogue.popularity + 5.0)
     for row in range(histories.num_users):
         scores = np.zeros(ITEMS)
-        last = histories.session[requests.cut[row] - 1]
-        for line in range(histories.offsets[row], requests.cut[row]):
+        last = histories.session[requests.history_end[row] - 1]
+        for line in range(histories.offsets[row], requests.history_end[row]):
             age = last - histories.session[line]
             if age < 5:
                 scores += 0.7**age * ties[histories.item[line]]
@@ -152,7 +152,7 @@ def test_own_frequent_counts_then_takes_the_latest(data):
     requests = make_requests(histories)
     rankings = OwnFrequent.fit(data, 0).recommend(data, requests, 4, True, None)
     for row in range(histories.num_users):
-        lines = range(histories.offsets[row], requests.cut[row])
+        lines = range(histories.offsets[row], requests.history_end[row])
         keys = {}
         for line in lines:
             count, _ = keys.get(histories.item[line], (0, 0))
@@ -169,7 +169,7 @@ def test_popularity_equals_plain_count(data):
     left_out = Popularity.fit(data, 0).recommend(data, requests, 10, False, None)
     for row in range(data.histories.num_users):
         assert counts[kept[row]].tolist() == sorted(counts, reverse=True)[:10]
-        seen = set(data.histories.before(row, requests.cut[row]).tolist())
+        seen = set(data.histories.before(row, requests.history_end[row]).tolist())
         free = sorted((counts[i] for i in range(ITEMS) if i not in seen), reverse=True)
         assert counts[left_out[row][left_out[row] >= 0]].tolist() == free[:10]
 
@@ -188,7 +188,9 @@ def test_rankings_keep_to_constraints_seen_items_and_order(data, baseline, keep_
         assert len(set(returned)) == len(returned)
         free = set(range(ITEMS)) if allowed.of(row) is None else set(allowed.of(row).tolist())
         if not keep_seen and requests.user[row] >= 0:
-            free -= set(data.histories.before(requests.user[row], requests.cut[row]).tolist())
+            free -= set(
+                data.histories.before(requests.user[row], requests.history_end[row]).tolist()
+            )
         assert set(returned) <= free
         assert len(returned) == min(12, len(free))  # popularity fills up
 
@@ -197,17 +199,17 @@ def test_allowed_items_are_those_of_each_argument(data):
     requests = make_requests(data.histories, ("Category", "Query", "Season", "Holiday", "Discover"))
     allowed = allowed_items(data, requests)
     for row in range(len(requests)):
-        argument = requests.argument[row]
+        slot_value = requests.slot_value[row]
         match TASKS[requests.task[row]]:
             case "Category":
-                expected = np.flatnonzero(data.catalogue.category == argument)
+                expected = np.flatnonzero(data.catalogue.category == slot_value)
             case "Query":
-                expected = data.queries.items.of(argument)
+                expected = data.queries.items.of(slot_value)
             case "Discover":
                 assert allowed.of(row) is None
                 continue
             case _:
-                expected = data.themes.items.of(argument)
+                expected = data.themes.items.of(slot_value)
         assert sorted(allowed.of(row)) == sorted(expected)
 
 
@@ -221,7 +223,7 @@ def test_heldout_rows_do_not_reach_the_fit(data, baseline):
     starts = histories.offsets[:-1]
     before = make_requests(histories)
     before = dataclasses.replace(
-        before, cut=np.append(np.maximum(histories.valid_start, starts), 0)
+        before, history_end=np.append(np.maximum(histories.valid_start, starts), 0)
     )
     results = [
         baseline.fit(version, 0).recommend(version, before, 10, True, None)

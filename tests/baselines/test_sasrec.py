@@ -85,13 +85,13 @@ def test_ranking_equals_sorting_all_scores(tmp_path, monkeypatch, keep_seen, blo
     requests = plain_requests(histories)
     is_category = np.arange(len(requests)) % 2 == 1
     task = np.where(is_category, TASKS.index("Category"), 0).astype(np.int32)
-    argument = np.where(is_category, 1, -1).astype(np.int32)
-    requests = dataclasses.replace(requests, task=task, argument=argument)
+    slot_value = np.where(is_category, 1, -1).astype(np.int32)
+    requests = dataclasses.replace(requests, task=task, slot_value=slot_value)
     allowed = allowed_items(data, requests)
     rankings = rank_windows(model, histories, requests, 12, keep_seen, allowed)
     assert (rankings[-1] == -1).all()  # no history; the baseline fills with popularity
     for row in range(histories.num_users):
-        start, stop = histories.offsets[row], requests.cut[row]
+        start, stop = histories.offsets[row], requests.history_end[row]
         item = window(histories, start, stop, SHAPE.history, None)[0]
         scores = np.asarray(
             vectors_of(model, item[None])[0, -1] @ model.table[...].T + model.bias[...]

@@ -46,10 +46,10 @@ def data(tmp_path):
 @pytest.fixture
 def requests():
     task = np.array([TASKS.index("JustForYou"), LONGTAIL, HOLIDAY], np.int32)
-    argument = np.array([NONE, NONE, 0], np.int32)
+    slot_value = np.array([NONE, NONE, 0], np.int32)
     zeros = np.zeros(3, np.int32)
     words = ["for me", "rare things", "something for easter"]
-    return Requests(zeros, zeros + np.int64(1), task, argument, zeros + 3, words)
+    return Requests(zeros, zeros + np.int64(1), task, slot_value, zeros + 3, words)
 
 
 def test_sets_ask_the_same_users_for_other_things(data, requests):
@@ -63,7 +63,7 @@ def test_sets_ask_the_same_users_for_other_things(data, requests):
     assert sets["asked"][1].instruction == ["rare things", "something for easter"]
     assert set(sets["unasked"][1].instruction) <= set(instructions.TRAIN_PHRASINGS["JustForYou"])
     [off] = sets["out of season"][1].instruction
-    assert "halloween" in off and sets["out of season"][1].argument.tolist() == [1]
+    assert "halloween" in off and sets["out of season"][1].slot_value.tolist() == [1]
     [both] = sets["combined"][1].instruction
     assert both == "something for easter under the category b"
     assert requests.instruction[2] == "something for easter"  # left as it was

@@ -72,9 +72,11 @@ def requests(data):
     user = np.tile(np.arange(USERS, dtype=np.int32), len(TASKS))
     task = np.repeat(np.arange(len(TASKS), dtype=np.int32), USERS)
     is_bound = np.isin(task, [TASKS.index(t) for t in ("Query", "Category", "Season", "Holiday")])
-    argument = np.where(is_bound, user % 4, -1).astype(np.int32)
-    cut = data.histories.test_start[user]
-    return Requests(user, cut, task, argument, data.histories.item[cut], [""] * size)
+    slot_value = np.where(is_bound, user % 4, -1).astype(np.int32)
+    history_end = data.histories.test_start[user]
+    return Requests(
+        user, history_end, task, slot_value, data.histories.item[history_end], [""] * size
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,7 @@ def test_scores_equal_metrics_of_each_task(results, rankings, requests, data, se
         assert shown[f"sid.HR@{k}"]["mean"] == pytest.approx(hits.mean())
         assert shown[f"sid.HR@{k}"]["error"] == pytest.approx(metrics.standard_error(hits))
     assert shown["item.Recall@5"] == shown["item.HR@5"]
-    allowed = [set(data.queries.items.of(a).tolist()) for a in requests.argument[rows]]
+    allowed = [set(data.queries.items.of(a).tolist()) for a in requests.slot_value[rows]]
     fits = [
         sum(i in a for i in row[:10]) / min(10, len(a))
         for row, a in zip(chosen, allowed, strict=True)
@@ -151,7 +153,7 @@ def test_average_weighs_tasks_alike_and_its_error_is_that_of_a_mean(results):
 def test_new_counts_only_requests_whose_target_is_new(results, rankings, requests, data):
     is_new = targets_are_new(data, requests)
     for row in range(len(requests)):
-        history = data.histories.before(requests.user[row], requests.cut[row])
+        history = data.histories.before(requests.user[row], requests.history_end[row])
         assert is_new[row] == (requests.target[row] not in history)
     assert results["unseen_targets"] == is_new.sum() < len(requests)
     rows = is_new & (requests.task == 0)

@@ -21,7 +21,7 @@ from sigma_jax.prompts.packing import (
 from sigma_jax.prompts.records import RECORDS, Record
 from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.schema import TASKS, Requests
-from sigma_jax.tasks.instructions import argument_texts
+from sigma_jax.tasks.instructions import slot_value_texts
 
 V = 450  # more than the tokenizer has
 WEIGHT = np.ones(len(TASKS))
@@ -173,10 +173,10 @@ def test_favourites_and_window_are_those_of_the_prompt(records, shop, semantic_i
     for record, plan in drawn_plans(records, config, tables):
         if not len(plan.attach) or plan.attach[0] != record.length:
             continue
-        cut = end_row(shop, record, record.length)
+        history_end = end_row(shop, record, record.length)
         text = tables.encoder.tokenizer.decode(plan.instruction[0])
         one = np.array([0])
-        request = Requests(np.array([record.user]), np.array([cut]), one, one, one, [text])
+        request = Requests(np.array([record.user]), np.array([history_end]), one, one, one, [text])
         prompt = assemble_prompts(request, shop, tables, config, 200)
         example, size = lay_out(plan, tables), prompt["length"][0]
         assert size == len(example.token) - config.sid_generated - 1
@@ -196,15 +196,15 @@ def test_no_branch_sees_its_target_session_or_a_later_row(records, shop, semanti
         for k in np.flatnonzero(group["target_weight"][0]):
             items = group["item"][0, visible(group, 0, group["query_position"][0, k])]
             items = items[items >= 0]
-            cut = begin + int(plan.attach[k])
-            known = histories.item[histories.offsets[record.user] : cut]
-            shown = histories.item[begin:cut]
+            history_end = begin + int(plan.attach[k])
+            known = histories.item[histories.offsets[record.user] : history_end]
+            shown = histories.item[begin:history_end]
             favourite = len(plan.favourites)
             assert sorted(items[favourite:]) == sorted(shown)
             assert set(items[:favourite]) <= set(known[: begin - histories.offsets[record.user]])
             # The target is in the session that starts at the boundary.
-            end = histories.session_end(cut, record.user)
-            assert group["target_item"][0, k] in histories.item[cut:end]
+            end = histories.session_end(history_end, record.user)
+            assert group["target_item"][0, k] in histories.item[history_end:end]
             assert end <= histories.valid_start[record.user]
             checked += 1
     assert checked > 100
@@ -342,8 +342,8 @@ def test_instructions_without_a_history_fill_rows_and_are_satisfied(
     tables = PromptTables.make(shop, semantic_ids, config, V)
     asked = bare_tasks(config, tables)
     assert sum(asked.values()) == pytest.approx(1.0)
-    tail = {"Longtail": tables.constraints.arguments["Longtail"]}
-    silent = dataclasses.replace(tables.constraints, arguments=tail)
+    tail = {"Longtail": tables.constraints.slot_values["Longtail"]}
+    silent = dataclasses.replace(tables.constraints, slot_values=tail)
     assert bare_tasks(config, dataclasses.replace(tables, constraints=silent)) == {}
     assert set(asked) == {"Query", "Category", "Season", "Holiday", "Longtail"}
     seen = set()
@@ -359,7 +359,7 @@ def test_instructions_without_a_history_fill_rows_and_are_satisfied(
             assert target in tables.constraints.items.of(demand)
             said = tables.encoder.tokenizer.decode(words)
             first = tables.constraints.first[TASKS[task]]
-            texts = argument_texts(shop, TASKS[task]) or [""]
+            texts = slot_value_texts(shop, TASKS[task]) or [""]
             assert said.endswith(texts[demand - first]) or texts[demand - first] in said
         group = pack_group([plan], config_one(config), tables)
         place = int(group["query_position"][0, 0])

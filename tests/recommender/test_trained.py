@@ -11,7 +11,7 @@ from sigma_jax.prompts.inference import prompts_of
 from sigma_jax.recommender.trained import generation_config, load_recommender, told_by, word_table
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
 from sigma_jax.schema import PreparedData
-from sigma_jax.tasks.instructions import SLOTS, TRAIN_PHRASINGS, argument_texts
+from sigma_jax.tasks.instructions import SLOTS, TRAIN_PHRASINGS, slot_value_texts
 from sigma_jax.tasks.requests import make_requests
 
 
@@ -63,7 +63,9 @@ def test_the_choice_holds_what_the_prior_weighs(loaded):
 def test_words_are_those_of_queries_categories_and_themes(loaded):
     data, recommender, _, _ = loaded
     words = recommender.words
-    asked = {word for task in SLOTS for text in argument_texts(data, task) for word in text.split()}
+    asked = {
+        word for task in SLOTS for text in slot_value_texts(data, task) for word in text.split()
+    }
     assert words.of_items.shape[1] == len(data.catalogue)
     assert "tea" in words.numbers and set(words.numbers) <= asked
     assert words.trust[words.numbers["tea"]] > 0.3

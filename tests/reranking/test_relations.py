@@ -34,8 +34,8 @@ def sums(histories, request: int, requests: Requests, table, decay: float, sessi
     """Rows of `table` for the items of the last sessions, by a plain loop."""
     total, user = np.zeros(ITEMS), requests.user[request]
     if user >= 0:
-        last = histories.session[requests.cut[request] - 1]
-        for row in range(histories.offsets[user], requests.cut[request]):
+        last = histories.session[requests.history_end[request] - 1]
+        for row in range(histories.offsets[user], requests.history_end[request]):
             age = last - histories.session[row]
             if age < sessions:
                 total += decay**age * table[histories.item[row]]
@@ -67,7 +67,7 @@ def test_features_equal_plain_loops(histories, vectors):
             for name, how in RELATIONS.items()
         }
         expected["repeat_count"] = sums(histories, row, requests, np.eye(ITEMS), 0.9, 1_000)
-        start, end = histories.offsets[requests.user[row]], requests.cut[row]
+        start, end = histories.offsets[requests.user[row]], requests.history_end[row]
         today = [r for r in range(start, end) if histories.time[r] // DAY == times[row] // DAY]
         for name, table in tables.items():
             expected[f"{name}_today"] = table[histories.item[today]].sum(axis=0)

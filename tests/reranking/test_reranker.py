@@ -87,7 +87,10 @@ def fitted(repeats: bool, count: int = REQUESTS, **model_fields):
     histories = histories_of(users)
     requests = plain_requests(histories).take(np.arange(count))
     rng = np.random.default_rng(0)
-    own = [histories.item[a:b] for a, b in zip(histories.offsets[:-1], requests.cut, strict=True)]
+    own = [
+        histories.item[a:b]
+        for a, b in zip(histories.offsets[:-1], requests.history_end, strict=True)
+    ]
     others = [np.setdiff1d(np.arange(NUM_ITEMS), items) for items in own]
     target = [rng.choice(items) for items in (own if repeats else others)]
     requests = dataclasses.replace(requests, target=np.array(target, np.int32))

@@ -109,5 +109,5 @@ def test_requests_without_a_known_time_are_made_when_the_log_has_ended(histories
     times = request_times(histories, requests)
     np.testing.assert_array_equal(times[:-1], histories.time[histories.test_start])
     ends = np.append(histories.offsets[1:], 0)
-    now = request_times(histories, dataclasses.replace(requests, cut=ends))
+    now = request_times(histories, dataclasses.replace(requests, history_end=ends))
     assert (now == histories.time.max() + DAY).all() and times[-1] == now[-1]

@@ -104,7 +104,7 @@ def test_what_is_seen_removed_or_not_allowed_never_comes(data, exported, answeri
         assert set(row[row >= 0]) == set(np.flatnonzero(is_allowed))
     unseen = answering.recommend(asked, every, keeps_seen=False)
     for number, row in enumerate(unseen.items):
-        ends = asked.requests.cut[number]
+        ends = asked.requests.history_end[number]
         seen = asked.histories.before(number, ends)
         assert set(row[row >= 0]) == set(range(every)) - set(seen)
     removed = answering.version.catalogue.ids(np.arange(10))

@@ -38,7 +38,7 @@ def read(path, text: str, **changes):
 def histories(asked) -> list[tuple[list[int], list[int], list[int]]]:
     """Items, times and sessions of each row, up to its request."""
     found = []
-    for row, end in enumerate(asked.requests.cut):
+    for row, end in enumerate(asked.requests.history_end):
         here = slice(asked.histories.offsets[row], end)
         found.append(
             tuple(
@@ -50,7 +50,7 @@ def histories(asked) -> list[tuple[list[int], list[int], list[int]]]:
 
 
 def request_times(asked) -> list[int]:
-    return asked.histories.time[asked.requests.cut].tolist()
+    return asked.histories.time[asked.requests.history_end].tolist()
 
 
 def test_items_of_one_hash_are_told_apart(monkeypatch):

@@ -21,7 +21,7 @@ def test_items_satisfy_what_evaluation_allows(shop):
     share = 0.8
     constraints = Constraints.make(shop, share)
     requests = make_requests(shop, "valid", 0, 50, share)
-    numbers = constraints.number(requests.task, requests.argument)
+    numbers = constraints.number(requests.task, requests.slot_value)
     allowed = allowed_items(shop, requests)
     tail = metrics.long_tail(shop.catalogue.popularity, share)
     by_item = constraints.by_item(len(shop.catalogue))
@@ -56,4 +56,4 @@ def test_what_the_data_has_no_targets_for_is_not_asked_for(shop):
     flat = np.ones(len(shop.catalogue), np.int64)
     catalogue = dataclasses.replace(shop.catalogue, popularity=flat)
     poor = dataclasses.replace(shop, catalogue=catalogue, queries=None, themes=None)
-    assert list(Constraints.make(poor, 0.8).arguments) == ["Category"]
+    assert list(Constraints.make(poor, 0.8).slot_values) == ["Category"]

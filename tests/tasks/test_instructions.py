@@ -14,10 +14,10 @@ from sigma_jax.tasks.instructions import (
     SLOTS,
     TRAIN_PHRASINGS,
     all_sentences,
-    argument_texts,
     available_tasks,
     clean,
     render,
+    slot_value_texts,
     split,
 )
 
@@ -66,12 +66,12 @@ def test_joined_tokens_are_those_of_the_rendered_sentence(shop, semantic_ids, co
     for phrasings in (TRAIN_PHRASINGS, HELDOUT_PHRASINGS):
         tables = PromptTables.make(shop, semantic_ids, config, 450, phrasings)
         for task in TASKS:
-            arguments = argument_texts(shop, task) or [None]
+            slot_values = slot_value_texts(shop, task) or [None]
             for number, phrasing in enumerate(phrasings[task]):
-                for argument, text in enumerate(arguments):
+                for slot_value, text in enumerate(slot_values):
                     sentence = render(task, text, phrasing)
                     whole = tables.encoder.encode([sentence], 60)[0]
-                    joined = tables.instruction(task, argument, number, 60)
+                    joined = tables.instruction(task, slot_value, number, 60)
                     assert joined.tolist() == whole.tolist(), sentence
 
 
@@ -83,7 +83,7 @@ def test_dropout_touches_the_wording_and_never_the_argument(shop, semantic_ids, 
         phrasing = number % len(TRAIN_PHRASINGS["Category"])
         whole = tables.instruction("Category", 1, phrasing, 60)
         words = tables.instruction("Category", 1, phrasing, 60, rng)
-        asked, text = tables.arguments["Category"].of(1).tolist(), words.tolist()
+        asked, text = tables.slot_values["Category"].of(1).tolist(), words.tolist()
         assert any(text[i : i + len(asked)] == asked for i in range(len(text)))
         left_out.append(len(whole) - len(words))
         exchanged.append(sum(token not in whole for token in words))

@@ -12,8 +12,8 @@ from sigma_jax.tasks.constraints import allowed_items
 from sigma_jax.tasks.instructions import (
     HELDOUT_PHRASINGS,
     TRAIN_PHRASINGS,
-    argument_texts,
     render,
+    slot_value_texts,
 )
 from sigma_jax.tasks.requests import make_requests
 from sigma_jax.tasks.targets import TaskTables
@@ -38,7 +38,7 @@ def test_every_user_with_a_target_is_asked_for_once_a_task(shop, requests):
     expected = np.flatnonzero(start < histories.offsets[1:])
     assert np.array_equal(requests.user[requests.task == 0], expected)
     assert len(np.unique(requests.user * 7 + requests.task)) == len(requests)
-    assert np.array_equal(requests.cut, start[requests.user])
+    assert np.array_equal(requests.history_end, start[requests.user])
     assert set(requests.task.tolist()) == set(range(7))
 
 
@@ -48,25 +48,27 @@ def test_targets_satisfy_their_task(shop, requests):
     _, requests = requests
     allowed = allowed_items(shop, requests)
     for row in range(len(requests)):
-        user, cut, target = (int(getattr(requests, n)[row]) for n in ("user", "cut", "target"))
-        task, argument = TASKS[requests.task[row]], int(requests.argument[row])
-        assert target in histories.item[cut : histories.session_end(cut, user)]
-        before = histories.before(user, cut)
+        user, history_end, target = (
+            int(getattr(requests, n)[row]) for n in ("user", "history_end", "target")
+        )
+        task, slot_value = TASKS[requests.task[row]], int(requests.slot_value[row])
+        assert target in histories.item[history_end : histories.session_end(history_end, user)]
+        before = histories.before(user, history_end)
         match task:
             case "Query" | "Category" | "Season" | "Holiday":
                 assert target in allowed.of(row)
             case _:
-                assert argument == -1 and allowed.of(row) is None
+                assert slot_value == -1 and allowed.of(row) is None
         if task == "Category":
-            assert (category[allowed.of(row)] == argument).all()
-            assert len(allowed.of(row)) == (category == argument).sum()
+            assert (category[allowed.of(row)] == slot_value).all()
+            assert len(allowed.of(row)) == (category == slot_value).sum()
         if task == "Longtail":
             assert longtail[target]
         if task == "Discover":
             assert category[target] not in category[before]
         if task in ("Season", "Holiday"):
-            assert argument in shop.themes.active(int(histories.time[cut]))
-            assert shop.themes.kinds[argument].as_py() == task.lower()
+            assert slot_value in shop.themes.active(int(histories.time[history_end]))
+            assert shop.themes.kinds[slot_value].as_py() == task.lower()
 
 
 def test_phrasings_come_from_the_given_set(shop, requests):
@@ -77,8 +79,8 @@ def test_phrasings_come_from_the_given_set(shop, requests):
         used = set()
         for row, sentence in enumerate(requests.instruction):
             task = TASKS[requests.task[row]]
-            texts = argument_texts(shop, task)
-            text = texts[requests.argument[row]] if texts else None
+            texts = slot_value_texts(shop, task)
+            text = texts[requests.slot_value[row]] if texts else None
             options = [render(task, text, phrasing) for phrasing in phrasings[task]]
             used.add((task, options.index(sentence)))
         assert len(used) > len(TASKS)
@@ -94,7 +96,7 @@ def test_requests_depend_on_the_seed_but_not_on_the_order_of_lines(shop):
     assert not np.array_equal(item, histories.item)
     turned = dataclasses.replace(shop, histories=dataclasses.replace(histories, item=item))
     again = make_requests(turned, "valid", 4, 1000, 0.8)
-    for name in ("user", "cut", "task", "argument", "target", "instruction"):
+    for name in ("user", "history_end", "task", "slot_value", "target", "instruction"):
         assert np.array_equal(getattr(again, name), getattr(asked, name)), name
     other = make_requests(shop, "valid", 5, 1000, 0.8)
     assert not np.array_equal(other.target, asked.target)
@@ -132,11 +134,11 @@ def test_prompt_worked_example(shop, tables, config):
     """Every part in its place, counted by hand."""
     user = int(np.argmax(np.diff(shop.histories.offsets)))
     config = dataclasses.replace(config, history_length=3, num_favourites=1)
-    cut = int(shop.histories.test_start[user])
-    request = one_request(user, cut, "i need query no. 3")
+    history_end = int(shop.histories.test_start[user])
+    request = one_request(user, history_end, "i need query no. 3")
     prompt = assemble_prompts(request, shop, tables, config, 100)
-    rows = shop.histories.item[cut - 3 : cut]
-    sessions = shop.histories.session[cut - 3 : cut]
+    rows = shop.histories.item[history_end - 3 : history_end]
+    sessions = shop.histories.session[history_end - 3 : history_end]
     ends = np.append(sessions[1:] != sessions[:-1], True)
 
     def text(words, most=100):
@@ -145,7 +147,7 @@ def test_prompt_worked_example(shop, tables, config):
     def slot(item):
         return [V + int(tables.semantic_ids.codes[item, 0]), V + 15]
 
-    before = shop.histories.before(user, cut - 3)
+    before = shop.histories.before(user, history_end - 3)
     counts = np.bincount(before)
     best = next(i for i in before[::-1] if counts[i] == counts.max())
     expected = text(shop.users.table["profile"][user].as_py(), config.profile_tokens)
@@ -162,9 +164,11 @@ def test_prompt_worked_example(shop, tables, config):
     assert prompt["segment"][0].tolist() == [1] * size + [0] * (100 - size)
 
 
-def one_request(user, cut, instruction):
+def one_request(user, history_end, instruction):
     none = np.array([-1])
-    return Requests(np.array([user]), np.array([cut]), np.array([0]), none, none, [instruction])
+    return Requests(
+        np.array([user]), np.array([history_end]), np.array([0]), none, none, [instruction]
+    )
 
 
 def test_a_user_without_history_gets_profile_and_instruction(shop, tables, config):
@@ -173,9 +177,9 @@ def test_a_user_without_history_gets_profile_and_instruction(shop, tables, confi
         one_request(-1, 0, "hidden gems for me please"), shop, tables, config, 60
     )
     assert stranger["token"][0, : stranger["length"][0]].tolist() == words
-    cut = int(shop.histories.offsets[1])
+    history_end = int(shop.histories.offsets[1])
     known = assemble_prompts(
-        one_request(1, cut, "hidden gems for me please"), shop, tables, config, 60
+        one_request(1, history_end, "hidden gems for me please"), shop, tables, config, 60
     )
     expected = tables.profile(1)[: config.profile_tokens].tolist() + words
     assert known["token"][0, : known["length"][0]].tolist() == expected
@@ -195,8 +199,8 @@ def test_any_text_makes_a_prompt(shop, tables, config, instruction):
 
 def test_short_rows_lose_the_oldest_items_first(shop, tables, config):
     user = int(np.argmax(np.diff(shop.histories.offsets)))
-    cut = int(shop.histories.test_start[user])
-    request = one_request(user, cut, "i need query no. 3")
+    history_end = int(shop.histories.test_start[user])
+    request = one_request(user, history_end, "i need query no. 3")
     whole = assemble_prompts(request, shop, tables, config, 200)
     size = int(whole["length"][0])
     full = whole["item"][0][whole["item"][0] >= 0].tolist()

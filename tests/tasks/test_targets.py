@@ -15,7 +15,7 @@ from sigma_jax.tasks.targets import TaskTables, find_candidates, first_touch, is
 
 
 def naive_targets(shop, tables, user, attach, row):
-    """(task, argument) of one target row, from the definitions."""
+    """(task, slot value) of one target row, from the definitions."""
     histories, catalogue = shop.histories, shop.catalogue
     item, time = int(histories.item[row]), int(histories.time[row])
     category = int(catalogue.category[item])
@@ -55,11 +55,11 @@ def test_candidates_are_those_of_the_definitions(shop, ahead):
     first = first_touch(shop, range(histories.num_users))[rows]
     got = find_candidates(shop, tables, rows, attach, first)
     # Links may name an item twice under one query: sets on both sides.
-    found = set(zip(got.attach, got.row, got.task, got.argument, strict=True))
+    found = set(zip(got.attach, got.row, got.task, got.slot_value, strict=True))
     expected = {
-        (a, r, TASKS.index(task), argument)
+        (a, r, TASKS.index(task), slot_value)
         for a, r, u in zip(attach, rows, users, strict=True)
-        for task, argument in naive_targets(shop, tables, u, a, r)
+        for task, slot_value in naive_targets(shop, tables, u, a, r)
     }
     assert found == expected
     assert {task for _, _, task, _ in found} == set(range(7))
@@ -75,8 +75,8 @@ def test_an_argument_without_words_is_no_target(shop):
     task = TASKS.index("Category")
     for data, has_two in ((shop, True), (blank, False)):
         got = find_candidates(data, TaskTables.make(data, 0.8), rows, rows, rows)
-        arguments = got.argument[got.task == task].tolist()
-        assert (2 in arguments) == has_two and {0, 1, 3, 4, 5} <= set(arguments)
+        slot_values = got.slot_value[got.task == task].tolist()
+        assert (2 in slot_values) == has_two and {0, 1, 3, 4, 5} <= set(slot_values)
 
 
 @settings(deadline=None)
@@ -133,12 +133,12 @@ def test_keep_few_keeps_at_most_so_many_of_each_kind(shop):
     tables = TaskTables.make(shop, 0.8)
     rows = np.arange(50)
     got = find_candidates(shop, tables, rows, rows // 10 * 10, rows)
-    kept = keep_few(got, splitmix64(1, got.row, got.argument), 2)
+    kept = keep_few(got, splitmix64(1, got.row, got.slot_value), 2)
     assert np.bincount(kept.group()).max() == 2
     assert set(kept.group()) == set(got.group())
     assert (np.diff(kept.group()) >= 0).all()
     # Which ones stay does not depend on the order they come in.
     turned = got.take(np.arange(len(got.row))[::-1])
-    again = keep_few(turned, splitmix64(1, turned.row, turned.argument), 2)
+    again = keep_few(turned, splitmix64(1, turned.row, turned.slot_value), 2)
     for field in dataclasses.fields(kept):
         assert np.array_equal(getattr(kept, field.name), getattr(again, field.name))

@@ -245,7 +245,7 @@ def test_validation_targets_come_from_the_validation_session():
     for row in range(7):
         user = requests.user[row]
         session = slice(histories.valid_start[user], histories.test_start[user])
-        assert requests.cut[row] == histories.valid_start[user]
+        assert requests.history_end[row] == histories.valid_start[user]
         assert requests.target[row] in histories.item[session]
 
 
