@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sigma_jax.benchmarking.record import NAME
-from sigma_jax.runtime.artifacts import read_json, write_json
+from sigma_jax.runtime.files import read_json, write_json
 
 MODES = {"kept": "include_seen", "left_out": "exclude_seen", "new": "unseen_targets"}
 METHODS = {  # beginnings of the names of results

@@ -1,11 +1,11 @@
-"""Runs a suite of methods, data sets and seeds, and writes one table of them.
+"""Runs a suite of methods, data sets and seeds, and writes one report of all runs.
 
     python -m sigma_jax.benchmark --suite=configs/benchmark/amazon.py --data=FOLDER
 
-A run is one `python -m sigma_jax.train` command, whose words stand in the table; a run that is
-finished (has a record.json) is not run again, one that was interrupted continues. WORKDIR gets
-table.txt and results.json after every run. --runs=Beauty/SIGMA/0 runs only those whose name begins
-so.
+A run is one `python -m sigma_jax.train` command; the report lists the commands. A finished run has
+a record.json and is skipped. An interrupted run continues. After each run WORKDIR gets table.txt,
+results.json, report.html and plots/. --runs=Beauty/SIGMA/0 selects runs by the beginning of their
+names.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from sigma_jax.benchmarking import suite as suites
 from sigma_jax.benchmarking.record import write_record
-from sigma_jax.benchmarking.suite import Run, Suite
+from sigma_jax.benchmarking.rows import as_json, read_results
+from sigma_jax.benchmarking.suite import Run, Suite, planned_runs, train_arguments
 from sigma_jax.benchmarking.suite_page import write_suite_page
+from sigma_jax.benchmarking.suite_table import render
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.config import nearest, to_dataclass
 from sigma_jax.runtime.files import write_json
@@ -32,20 +33,20 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """The command's flags; only where it runs as the command."""
+    """Defines the flags of the command."""
     flags.DEFINE_string("suite", None, "A file of configs/benchmark.", required=True)
-    flags.DEFINE_string("data", "", "The folder of the data sets, where the suite needs one.")
-    flags.DEFINE_string("workdir", None, "Where runs and tables go; runs/SUITE if not given.")
-    flags.DEFINE_list("runs", [], "Only runs whose DATA/METHOD/SEED begins so.")
-    flags.DEFINE_bool("dry_run", False, "Print the commands of the runs that are missing.")
+    flags.DEFINE_string("data", "", "The folder of the data sets; not every suite needs one.")
+    flags.DEFINE_string("workdir", None, "The folder of runs and tables; default: runs/SUITE.")
+    flags.DEFINE_list("runs", [], "Only runs whose name DATA/METHOD/SEED begins with this.")
+    flags.DEFINE_bool("dry_run", False, "Print the commands of unfinished runs, and run nothing.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Makes the selected runs that are not finished, and prints the tables."""
     suite = load_suite(FLAGS.suite)
     workdir = Path(FLAGS.workdir or Path("runs") / Path(FLAGS.suite).stem)
-    runs = chosen(suites.planned(suite), FLAGS.runs)
-    missing = [run for run in runs if suites.read_results(run, workdir) is None]
+    runs = select_runs(planned_runs(suite), FLAGS.runs)
+    missing = [run for run in runs if read_results(run, workdir) is None]
     if FLAGS.dry_run:
         print("\n".join(" ".join(command(suite, run, workdir)) for run in missing))
         return
@@ -61,36 +62,41 @@ def main(argv: Sequence[str]) -> None:
             write_tables(suite, workdir)
     print((workdir / "table.txt").read_text())
     if failed:
-        raise ValueError(f"{len(failed)} runs failed: {', '.join(failed)}; see their log.txt.")
+        raise ValueError(
+            f"{len(failed)} runs failed: {', '.join(failed)}; read their log.txt and start again."
+        )
 
 
 def load_suite(path: str) -> Suite:
-    """The suite of a file. ValueError if it is none."""
+    """The suite that a file's get_suite() returns. ValueError if the file defines none."""
     remedy = "(); name a file of configs/benchmark."
     return to_dataclass(Suite, cli.load_function("suite", path, "get_suite", remedy)(), "suite")
 
 
-def chosen(runs: Sequence[Run], prefixes: Sequence[str]) -> list[Run]:
-    """The runs whose name begins with one of `prefixes`; all without prefixes.
+def select_runs(runs: Sequence[Run], prefixes: Sequence[str]) -> list[Run]:
+    """The runs whose name begins with one of `prefixes`; all runs if there are none.
 
-    ValueError naming a prefix that no run has.
+    Raises:
+      ValueError: no run begins with one of the prefixes.
     """
     for prefix in prefixes:
         if not any(run.name.startswith(prefix) for run in runs):
             names = [run.name for run in runs]
-            raise ValueError(f"--runs={prefix} is no run of this suite; {nearest(prefix, names)}")
+            raise ValueError(
+                f"--runs={prefix} matches no run of this suite; {nearest(prefix, names)}"
+            )
     return [run for run in runs if not prefixes or run.name.startswith(tuple(prefixes))]
 
 
 def command(suite: Suite, run: Run, workdir: Path) -> list[str]:
-    """The words of the command that makes `run`."""
-    folder, pool = run.workdir(workdir), workdir / "artifacts"
-    words = suites.arguments(suite, run, FLAGS.data, folder, pool)
-    return [sys.executable, "-m", "sigma_jax.train", *words]
+    """The command that makes `run`, as a list of arguments."""
+    folder, artifacts = run.workdir(workdir), workdir / "artifacts"
+    arguments = train_arguments(suite, run, FLAGS.data, folder, artifacts)
+    return [sys.executable, "-m", "sigma_jax.train", *arguments]
 
 
 def run_one(suite: Suite, run: Run, workdir: Path) -> str | None:
-    """Makes one run, its output in log.txt of its folder; the last line of it if that failed."""
+    """None after a successful run; otherwise the last line of its log.txt."""
     folder = run.workdir(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -107,9 +113,9 @@ def run_one(suite: Suite, run: Run, workdir: Path) -> str | None:
 
 
 def write_tables(suite: Suite, workdir: Path) -> None:
-    """WORKDIR/table.txt, results.json, report.html and plots/ of what is finished."""
-    (workdir / "table.txt").write_text(suites.render(suite, workdir))
-    write_json(workdir / "results.json", suites.as_json(suite, workdir))
+    """Writes table.txt, results.json, report.html and plots/ of the finished runs to WORKDIR."""
+    (workdir / "table.txt").write_text(render(suite, workdir))
+    write_json(workdir / "results.json", as_json(suite, workdir))
     write_suite_page(suite, workdir)
 
 

@@ -1,4 +1,4 @@
-"""The figures that the project shows are those of the records it keeps."""
+"""The results in the documentation equal those of the stored records."""
 
 import json
 import re
@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from sigma_jax import benchmark
-from sigma_jax.benchmarking import suite as suites
+from sigma_jax.benchmarking.rows import collect, read_results
+from sigma_jax.benchmarking.suite import Suite, planned_runs
+from sigma_jax.benchmarking.suite_table import cell, render
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "launch" / "results"
@@ -15,17 +17,17 @@ FOLDERS = sorted(path for path in RESULTS.iterdir() if path.is_dir())
 README = (ROOT / "README.md").read_text()
 
 
-def suite_of(folder: Path) -> suites.Suite:
+def suite_of(folder: Path) -> Suite:
     return benchmark.load_suite(str(ROOT / "configs" / "benchmark" / f"{folder.name}.py"))
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_every_record_is_of_a_run_of_its_suite(folder):
     suite = suite_of(folder)
-    names = {run.workdir(folder): run.name for run in suites.planned(suite)}
+    names = {run.workdir(folder): run.name for run in planned_runs(suite)}
     records = sorted(path.parent for path in folder.rglob("record.json"))
     assert records and set(records) <= set(names)
-    text = suites.render(suite, folder)
+    text = render(suite, folder)
     assert all(f"{names[path]}: not run" not in text for path in records)
     assert "WARNING" not in text
 
@@ -35,8 +37,8 @@ def test_what_the_readme_shows_without_training_is_all_recorded():
     assert found
     for name, prefix in found:
         suite = suite_of(RESULTS / name)
-        runs = benchmark.chosen(suites.planned(suite), [prefix])
-        assert runs and all(suites.read_results(run, RESULTS / name) for run in runs)
+        runs = benchmark.select_runs(planned_runs(suite), [prefix])
+        assert runs and all(read_results(run, RESULTS / name) for run in runs)
 
 
 def test_the_readme_shows_the_means_and_deviations_of_the_records():
@@ -46,11 +48,11 @@ def test_the_readme_shows_the_means_and_deviations_of_the_records():
     shown = re.findall(r"^\| (\w+) \| ([^|]+) \| (\d) \| (.+) \|$", README, re.MULTILINE)
     assert len(shown) > 10
     for data, method, seeds, cells in shown:
-        rows = suites.collect(suite, folder, data, "exclude_seen", "item")
+        rows = collect(suite, folder, data, "exclude_seen", "item")
         [row] = [row for row in rows if row.method == method]
-        expected = [suites.cell(row, column) for column in suite.columns]
+        expected = [cell(row, column) for column in suite.columns]
         assert cells.split(" | ") == expected, (data, method)
-        assert all(len(figures) == int(seeds) for figures in row.figures.values())
+        assert all(len(values) == int(seeds) for values in row.values.values())
 
 
 def test_the_readme_shows_table_1_of_the_records():
@@ -59,7 +61,7 @@ def test_the_readme_shows_table_1_of_the_records():
     suite = suite_of(folder)
     [data] = suite.data
     by_sid, by_item = (
-        {row.method: row for row in suites.collect(suite, folder, data, "include_seen", level)}
+        {row.method: row for row in collect(suite, folder, data, "include_seen", level)}
         for level in ("sid", "item")
     )
     names = {"SASRec": "online model (SASRec)"}  # in the paper
@@ -70,9 +72,9 @@ def test_the_readme_shows_table_1_of_the_records():
     assert suite.methods.keys() & by_sid.keys() <= shown.keys()
     for method, (seeds, *cells, of_paper) in shown.items():
         row = by_sid[method]
-        assert cells[:-1] == [suites.cell(row, column) for column in suite.columns], method
-        assert cells[-1] == suites.cell(by_item[method], suite.headline)
-        assert all(len(figures) == int(seeds) for figures in row.figures.values())
+        assert cells[:-1] == [cell(row, column) for column in suite.columns], method
+        assert cells[-1] == cell(by_item[method], suite.headline)
+        assert all(len(values) == int(seeds) for values in row.values.values())
         published = suite.published[data].get(names.get(method, method))
         assert of_paper == (f"{published[suite.headline]:.2f}" if published else "-")
 

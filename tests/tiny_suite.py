@@ -1,20 +1,21 @@
-"""A suite of two methods and results of its runs, as files, without any training."""
+"""A suite of two methods, and files with results of its runs; nothing is trained."""
 
 import json
 
-from sigma_jax.benchmarking import suite as suites
 from sigma_jax.benchmarking.record import write_record
+from sigma_jax.benchmarking.suite import Method, Source, Suite
 
 
-def tiny_suite(**changes) -> suites.Suite:
+def tiny_suite(**changes) -> Suite:
+    """Two methods, two seeds, one data set; `changes` replace fields."""
     fields = {
         "title": "Tiny",
         "protocol": ("One line.",),
         "seeds": (0, 1),
-        "data": {"A": suites.Source("configs/sft.py:smoke", {"data.path": "{data}/A"})},
+        "data": {"A": Source("configs/sft.py:smoke", {"data.path": "{data}/A"})},
         "methods": {
-            "SIGMA": suites.Method({}, True),
-            "GR(ID)": suites.Method({"prompt.sid_generated": 0}, False),
+            "SIGMA": Method({}, True),
+            "GR(ID)": Method({"prompt.sid_generated": 0}, False),
         },
         "modes": ("exclude_seen",),
         "levels": ("item",),
@@ -24,13 +25,14 @@ def tiny_suite(**changes) -> suites.Suite:
         "headline": "Recall@10",
         "sweeps": {},
     }
-    return suites.Suite(**fields | changes)
+    return Suite(**fields | changes)
 
 
 def write_results(folder, run, recall_10, method="SIGMA", ndcg_gain=0.032, **more):
-    figures = {"Recall@5": recall_10 - 0.1, "Recall@10": recall_10, "NDCG@5": 0.02}
-    figures["NDCG@10"] = 0.02 + ndcg_gain
-    summary = {f"item.{name}": {"mean": value} for name, value in figures.items()}
+    """Writes results.json and record.json of `run`; `more`: results of further methods."""
+    values = {"Recall@5": recall_10 - 0.1, "Recall@10": recall_10, "NDCG@5": 0.02}
+    values["NDCG@10"] = 0.02 + ndcg_gain
+    summary = {f"item.{name}": {"mean": value} for name, value in values.items()}
     summary["item.HR@10"] = summary["item.Recall@10"]
     methods = {method: {"exclude_seen": {"tasks": {"JustForYou": summary}, "average": summary}}}
     made = {"config_hash": "c0ffee", "data_hash": "da7a", "seconds": 7.0, "command": "python -m x"}

@@ -1,9 +1,12 @@
-"""What a suite keeps of a run: one small file, so that figures can stay beside the code.
+"""The record of a run: one small file with all that a suite's tables and plots need.
 
-RUN/record.json has the structure of RUN/evaluation/results.json (score.score), with the means of
-the figures that a suite shows, quantiles in place of every request's deviation, and the minutes
-that the run's stages trained. A folder of such files is a finished suite: its tables and plots are
-made without the runs.
+RUN/record.json has the structure of RUN/evaluation/results.json (score.score), with these changes:
+
+- means only, of the metrics that the suite shows
+- quantiles in place of the deviation of each request
+- `minutes`: training time of all stages of the run
+
+A folder of records stands for a finished suite, so results can be stored without the runs.
 """
 
 from __future__ import annotations
@@ -20,19 +23,29 @@ from sigma_jax.runtime.files import read_json, write_json
 from sigma_jax.stages import STAGES
 
 NAME = "record.json"
-DIGITS = 6  # of a figure, which is a fraction
+DIGITS = 6  # decimals of a metric, which is a fraction
 QUANTILES = 41
-GAPS = ("Recall@5", "Recall@10", "NDCG@5", "NDCG@10")  # what metrics.leave_one_out_gap reads
-BY_TASK = "HR@10"  # of every task
+CHECKED_METRICS = ("Recall@5", "Recall@10", "NDCG@5", "NDCG@10")  # of metrics.leave_one_out_gap
+METRIC_BY_TASK = "HR@10"  # recorded for each task
 
 
 def write_record(workdir: Path, columns: Sequence[str], levels: Sequence[str]) -> None:
-    """Writes WORKDIR/record.json of a run that is finished.
+    """Writes WORKDIR/record.json of a finished run.
 
-    ValueError where its results are missing or damaged.
+    Args:
+      workdir: the run's folder, with evaluation/results.json.
+      columns: metrics to record, such as Recall@10.
+      levels: levels of hits to record: "item", "sid".
+
+    Raises:
+      ValueError: the results are missing or damaged.
     """
     results = read_json(workdir / "evaluation" / "results.json")
-    wanted = {f"{level}.{name}" for level in levels for name in (*columns, *GAPS, BY_TASK)}
+    wanted = {
+        f"{level}.{name}"
+        for level in levels
+        for name in (*columns, *CHECKED_METRICS, METRIC_BY_TASK)
+    }
     wanted |= set(columns)
     methods = {
         method: {mode: slim_summary(summary, wanted) for mode, summary in modes.items()}
@@ -44,38 +57,39 @@ def write_record(workdir: Path, columns: Sequence[str], levels: Sequence[str]) -
         for task, values in results.get("deviation", {}).items()
         if len(finite := np.asarray(values)[np.isfinite(values)])
     }
-    # A stage that another run has made counts with the time it took there.
-    made = [read_manifest(workdir, s).metrics for s in STAGES if (workdir / s).exists()]
+    # A stage that is reused from another run counts with its training time there.
+    manifests = [read_manifest(workdir, s) for s in STAGES if (workdir / s).exists()]
+    seconds = sum(manifest.metrics.get("seconds", 0.0) for manifest in manifests)
     record = {
         "methods": methods,
         "deviation": deviation,
         "run": results["run"],
-        "minutes": round(sum(figures.get("seconds", 0.0) for figures in made) / 60, 2),
+        "minutes": round(seconds / 60, 2),
     }
     write_json(workdir / NAME, record)
 
 
 def slim_summary(summary: Mapping[str, Any], wanted: set[str]) -> dict[str, Any]:
-    """The means of the wanted figures, by task and on average."""
+    """The means of the wanted metrics, by task and on average over tasks."""
 
-    def slim(figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    def slim(summaries: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
         return {
-            name: {"mean": round(figure["mean"], DIGITS)}
-            for name, figure in figures.items()
+            name: {"mean": round(summary["mean"], DIGITS)}
+            for name, summary in summaries.items()
             if name in wanted
         }
 
-    tasks = {task: slim(figures) for task, figures in summary["tasks"].items()}
+    tasks = {task: slim(summaries) for task, summaries in summary["tasks"].items()}
     return {"tasks": tasks, "average": slim(summary["average"])}
 
 
 def read_record(workdir: Path) -> dict[str, Any] | None:
-    """What `write_record` wrote; None where the run is not finished."""
+    """The record that `write_record` wrote in `workdir`; None if the run is not finished."""
     path = workdir / NAME
-    return _load(path, path.stat().st_mtime_ns) if path.exists() else None
+    return _read(path, path.stat().st_mtime_ns) if path.exists() else None
 
 
 @functools.cache
-def _load(path: Path, written: int) -> dict[str, Any]:
-    """A file as it was when `written`: every table of a suite looks into every run."""
+def _read(path: Path, modified_ns: int) -> dict[str, Any]:
+    """The file as of `modified_ns`. It is cached because every table of a suite reads it."""
     return read_json(path)
