@@ -28,13 +28,20 @@ from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sigma_jax.models.backbone import HOW, BackboneConfig
-from sigma_jax.models.qwen3 import Qwen3Config
-from sigma_jax.models.sizes import Sizes
+from sigma_jax.models.backbone import COMPUTE_FIELDS, BackboneConfig
+from sigma_jax.models.config import Qwen3Config
 from sigma_jax.runtime import cli, preflight, sharding
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
 from sigma_jax.runtime.mesh import make_mesh
-from sigma_jax.runtime.preflight import GIB, AbstractStage, Chip, Estimate, estimate, topology_of
+from sigma_jax.runtime.preflight import (
+    GIB,
+    AbstractStage,
+    CatalogueSizes,
+    Chip,
+    Estimate,
+    estimate,
+    topology_of,
+)
 from sigma_jax.stages import stage_fields, task_classes
 
 FLAGS = flags.FLAGS
@@ -174,7 +181,7 @@ def read_training(config: ConfigDict, items: int, vocab_size: int = 0) -> Traini
 
 def read_sizes(
     config: ConfigDict, items: int, vocab_size: int = 0
-) -> tuple[Any, Qwen3Config, Sizes]:
+) -> tuple[Any, Qwen3Config, CatalogueSizes]:
     """(the stage's config, the backbone's config, the sizes of the data) of `config.stage`.
 
     ValueError for a stage that preflight does not support.
@@ -187,7 +194,7 @@ def read_sizes(
         )
     upstream = config.upstream
     vectors = {"id": upstream.teacher.model.width}
-    sizes = Sizes(items, vectors, levels=4, codebook_size=256, categories=1_000)
+    sizes = CatalogueSizes(items, vectors, levels=4, codebook_size=256, categories=1_000)
     source = fields.backbone
     if config.stage == "sft":
         vectors["text"] = upstream.grounding.encoder.width
@@ -203,7 +210,9 @@ def read_backbone(source: BackboneConfig, config: ConfigDict, vocab_size: int) -
     if source.hf_folder:
         from sigma_jax.models.hf import read_config
 
-        sizes = read_config(source.hf_folder, **{name: getattr(source, name) for name in HOW})
+        sizes = read_config(
+            source.hf_folder, **{name: getattr(source, name) for name in COMPUTE_FIELDS}
+        )
         return dataclasses.replace(sizes, lora=source.lora)
     if not vocab_size:
         is_qwen3 = cli.config_file()[1].startswith("qwen3")  # trainings of it start from a folder

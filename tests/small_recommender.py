@@ -8,9 +8,10 @@ import numpy as np
 from flax import nnx
 
 from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.models.config import Qwen3Config
 from sigma_jax.models.item_encoder import ItemEncoderConfig
 from sigma_jax.models.network import NetworkConfig, RecommenderNetwork, TokenSpace
-from sigma_jax.models.qwen3 import Qwen3, Qwen3Config, causal_mask
+from sigma_jax.models.qwen3 import Qwen3, causal_mask
 from sigma_jax.reranking.lexical import WordTable
 from sigma_jax.schema import SemanticIds
 

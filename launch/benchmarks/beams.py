@@ -22,9 +22,11 @@ from flax import nnx
 from sigma_jax.generation.beam import BeamState, Prompts, beam_search, first_state, select
 from sigma_jax.index.trie import Trie
 from sigma_jax.index.trie_build import build_trie
+from sigma_jax.models.attention import KVCache
+from sigma_jax.models.config import Qwen3Config
 from sigma_jax.models.item_encoder import ItemEncoderConfig
 from sigma_jax.models.network import NetworkConfig, RecommenderNetwork, TokenSpace
-from sigma_jax.models.qwen3 import KVCache, Qwen3, Qwen3Config, causal_mask
+from sigma_jax.models.qwen3 import Qwen3, causal_mask
 
 DEPTH, CODES, ITEMS, VOCABULARY = 3, 256, 20_000, 1_000
 BACKBONE = Qwen3Config(

@@ -30,7 +30,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sigma_jax.configs.sft import get_config
-from sigma_jax.models.qwen3 import Qwen3, Qwen3Config, causal_mask
+from sigma_jax.models.config import Qwen3Config
+from sigma_jax.models.qwen3 import Qwen3, causal_mask
 from sigma_jax.preflight import read_training, with_rows
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig
 from sigma_jax.runtime.mesh import make_mesh

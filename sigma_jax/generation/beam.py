@@ -21,8 +21,9 @@ from jaxtyping import Array, Bool, Float, Int
 from sigma_jax.generation.prefix_scores import ItemEvidence
 from sigma_jax.index.trie import Subset, Trie, child_of, children, leaves_of
 from sigma_jax.losses import LOG_ZERO
+from sigma_jax.models.attention import KVCache
 from sigma_jax.models.network import RecommenderNetwork, Tables
-from sigma_jax.models.qwen3 import KVCache, causal_mask
+from sigma_jax.models.qwen3 import causal_mask
 
 
 @jax.tree_util.register_dataclass

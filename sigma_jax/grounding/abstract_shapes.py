@@ -12,15 +12,17 @@ from jax.sharding import Mesh
 
 from sigma_jax.grounding.encode import BatchEncoder, vectors_of
 from sigma_jax.grounding.task import GroundingConfig, grounding_loss, param_group
-from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
-from sigma_jax.models.sizes import Sizes
+from sigma_jax.models.config import Qwen3Config
+from sigma_jax.models.qwen3 import Qwen3
 from sigma_jax.models.text_encoder import TextEncoder
 from sigma_jax.runtime import sharding
-from sigma_jax.runtime.preflight import AbstractStage, Inference, backbone_flops
+from sigma_jax.runtime.preflight import AbstractStage, CatalogueSizes, Inference, backbone_flops
 from sigma_jax.runtime.state import shardings, take_apart
 
 
-def abstract_stage(config: GroundingConfig, backbone: Qwen3Config, sizes: Sizes) -> AbstractStage:
+def abstract_stage(
+    config: GroundingConfig, backbone: Qwen3Config, sizes: CatalogueSizes
+) -> AbstractStage:
     """What GroundingTask trains, every text as long as one may be."""
     rows, tokens = 2 * config.train.batch_size, config.max_tokens
     batch = {

@@ -123,12 +123,19 @@ def load_encoder(folder: Path, batch_size: int = 64, mesh: Mesh | None = None) -
     """What `save_encoder` wrote to WORKDIR/grounding. ValueError if it is missing or damaged."""
     settings = read_json(folder / "encoder.json")
     backbone_folder = folder / "backbone"
-    stored = to_dataclass(BackboneConfig, settings["backbone"], "backbone")
+    try:
+        stored = to_dataclass(BackboneConfig, settings["backbone"], "backbone")
+        encoder_config = TextEncoderConfig(**settings["encoder"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / 'encoder.json'} is damaged or of another version ({error}); "
+            f"delete {folder} and run stage grounding again."
+        ) from error
     config = stored.trained(backbone_folder)
     vocab_size = load_tokenizer(backbone_folder).get_vocab_size()
     rngs = nnx.Rngs(0)
     backbone = make_backbone(config, vocab_size, rngs)
-    model = TextEncoder(TextEncoderConfig(**settings["encoder"]), backbone, rngs=rngs)
+    model = TextEncoder(encoder_config, backbone, rngs=rngs)
     load_weights(model, folder / "weights.safetensors", without=("backbone",))
     encoder = BatchEncoder(model, batch_size, mesh)
     return TextVectors(backbone_folder, encoder, settings["length"], settings["query_instruction"])

@@ -22,7 +22,6 @@ from sigma_jax.grounding.pairs import PairBatches, check_mixture, held_out, mixt
 from sigma_jax.grounding.recall import candidate_items, recalls
 from sigma_jax.grounding.texts import load_tokenizer, token_table
 from sigma_jax.models.backbone import BackboneConfig, make_backbone
-from sigma_jax.models.lora import fold
 from sigma_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from sigma_jax.runtime import hosts
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
@@ -178,7 +177,7 @@ class GroundingTask:
     def finalize_on_all_hosts(self, model: TextEncoder, mesh: Mesh) -> None:
         """Vectors of all items on the devices of all processes; the first writes them."""
         began = time.monotonic()
-        fold(model.backbone)
+        model.backbone.fold_lora()
         encoder = BatchEncoder(model, self.config.eval_batch_size, mesh)
         items, size = len(self.data.catalogue), encoder.batch_size
         vectors = None
@@ -205,7 +204,7 @@ class GroundingTask:
     def finish(self, model: TextEncoder, tables: dict, folder: Path) -> dict:
         """text_vectors.npy of all items, and the encoder for texts still to come."""
         items = len(self.data.catalogue)
-        fold(model.backbone)
+        model.backbone.fold_lora()
         shutil.move(self.encoded, folder / "text_vectors.npy")
         save_encoder(
             model,
@@ -230,7 +229,7 @@ def param_group(config: GroundingConfig, path: tuple[str, ...]) -> str:
     """Group of a parameter. Text embeddings have their own rate: from scratch, a row is seen far
     less often."""
     predicts_tokens = path[-1] == "head"  # nothing is predicted here
-    if predicts_tokens or config.backbone.keeps(path):
+    if predicts_tokens or config.backbone.is_frozen(path):
         return "frozen"
     return "table" if path[-1] == "embedding" else "base"
 

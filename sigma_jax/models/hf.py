@@ -21,7 +21,8 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
+from sigma_jax.models.config import Qwen3Config
+from sigma_jax.models.qwen3 import Qwen3
 
 HAS_QK_NORM = {"qwen3": True, "llama": False}
 STORED_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
@@ -301,10 +302,10 @@ def save_backbone(model: Qwen3, folder: str | Path, *, shard_bytes: int = SHARD_
 
     Weights larger than `shard_bytes` together are split over several files, and no more than one
     file's tensors are copied at a time. config.json comes last: without it a folder is no model.
-    ValueError for low-rank additions, which have no place there (lora.fold).
+    ValueError if the model has low-rank additions (`Qwen3.fold_lora`).
     """
     if model.config.lora is not None:
-        raise ValueError("the backbone has low-rank additions; use lora.fold before it is saved.")
+        raise ValueError("the backbone has low-rank additions; call fold_lora() before saving it.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in ("config.json", "model.safetensors*", "model-*-of-*.safetensors"):

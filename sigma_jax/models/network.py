@@ -19,8 +19,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.losses import unit
+from sigma_jax.models.attention import KVCache
 from sigma_jax.models.item_encoder import ItemEncoder, ItemEncoderConfig
-from sigma_jax.models.qwen3 import KVCache, Qwen3
+from sigma_jax.models.qwen3 import Qwen3
 from sigma_jax.schema import TASKS
 
 Tables = Mapping[str, Array]

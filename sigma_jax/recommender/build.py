@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from sigma_jax.models.backbone import HOW, BackboneConfig, make_backbone
+from sigma_jax.models.backbone import COMPUTE_FIELDS, BackboneConfig, make_backbone
 from sigma_jax.models.hf import read_config
 from sigma_jax.models.item_encoder import OWN, TABLES
 from sigma_jax.models.network import RecommenderNetwork, TokenSpace
@@ -27,7 +27,7 @@ def backbone_source(
         folder = workdir / "grounding" / "backbone"
         backbone = dataclasses.replace(backbone, hf_folder=str(folder))
     if backbone.hf_folder:
-        how = {name: getattr(backbone, name) for name in HOW}
+        how = {name: getattr(backbone, name) for name in COMPUTE_FIELDS}
         return backbone, read_config(backbone.hf_folder, **how).vocab_size
     return backbone, len(load_text_tokenizer(data))
 

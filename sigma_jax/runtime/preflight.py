@@ -84,6 +84,17 @@ class AbstractStage:
 
 
 @dataclasses.dataclass(frozen=True)
+class CatalogueSizes:
+    """Sizes of a catalogue and of the artifacts of earlier stages, from which shapes follow."""
+
+    items: int
+    vectors: dict[str, int]  # name of a table of pre-trained item vectors -> their width
+    levels: int  # of SIDs
+    codebook_size: int
+    categories: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Inference:
     """How a stage answers a batch, without data or weights."""
 

@@ -19,12 +19,18 @@ from sigma_jax.generation.rank import Given, rank
 from sigma_jax.index.device_index import PrefixIndex, build_index
 from sigma_jax.index.trie import Trie
 from sigma_jax.index.trie_build import build_trie
+from sigma_jax.models.config import Qwen3Config
 from sigma_jax.models.item_encoder import OWN
 from sigma_jax.models.network import RecommenderNetwork, TokenSpace
-from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
-from sigma_jax.models.sizes import Sizes
+from sigma_jax.models.qwen3 import Qwen3
 from sigma_jax.prompts.packing import Group
-from sigma_jax.runtime.preflight import AbstractStage, Inference, backbone_flops, placed_whole
+from sigma_jax.runtime.preflight import (
+    AbstractStage,
+    CatalogueSizes,
+    Inference,
+    backbone_flops,
+    placed_whole,
+)
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.loss import recommender_loss
 from sigma_jax.sft.task import param_group
@@ -33,7 +39,9 @@ from sigma_jax.tasks.constraints import MOST_OF_ITEM
 COUNT = 10  # items recommended
 
 
-def abstract_stage(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> AbstractStage:
+def abstract_stage(
+    config: SftConfig, backbone: Qwen3Config, sizes: CatalogueSizes
+) -> AbstractStage:
     """What SftTask trains over a catalogue of such `sizes`."""
     prompt, rows = config.prompt, config.train.batch_size
     batch = {
@@ -57,7 +65,7 @@ def inference(
     config: SftConfig,
     generation: GenerationConfig,
     backbone: Qwen3Config,
-    sizes: Sizes,
+    sizes: CatalogueSizes,
     mesh: Mesh,
 ) -> Inference:
     """How a Generator answers a batch of the longest prompts: beams, items in their prefixes, and
@@ -105,7 +113,7 @@ def inference(
 
 
 def _catalogue(
-    config: SftConfig, generation: GenerationConfig, sizes: Sizes
+    config: SftConfig, generation: GenerationConfig, sizes: CatalogueSizes
 ) -> tuple[Trie, PrefixIndex, ItemEvidence | None]:
     """Of codes drawn at random; item vectors are a shape, and the index alone has them."""
     depth, rng = config.prompt.sid_generated, np.random.default_rng(0)
@@ -120,7 +128,7 @@ def _catalogue(
     return trie, dataclasses.replace(index, vectors=fused), evidence
 
 
-def _model(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> RecommenderNetwork:
+def _model(config: SftConfig, backbone: Qwen3Config, sizes: CatalogueSizes) -> RecommenderNetwork:
     vectors = {name: (sizes.items, width) for name, width in sizes.vectors.items()}
     vectors[OWN] = (sizes.items, config.model.item_encoder.fused_width)
     space = TokenSpace(backbone.vocab_size, sizes.levels, sizes.codebook_size)
@@ -132,7 +140,7 @@ def _model(config: SftConfig, backbone: Qwen3Config, sizes: Sizes) -> Recommende
     return nnx.eval_shape(make)
 
 
-def _frozen(config: SftConfig, sizes: Sizes) -> dict[str, jax.ShapeDtypeStruct]:
+def _frozen(config: SftConfig, sizes: CatalogueSizes) -> dict[str, jax.ShapeDtypeStruct]:
     """Of the vectors that are not trained on."""
     encoder = config.model.item_encoder
     return {
@@ -142,7 +150,7 @@ def _frozen(config: SftConfig, sizes: Sizes) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def _tables(config: SftConfig, sizes: Sizes) -> dict[str, jax.ShapeDtypeStruct]:
+def _tables(config: SftConfig, sizes: CatalogueSizes) -> dict[str, jax.ShapeDtypeStruct]:
     """What SftTask.tables gives."""
     prompt, items = config.prompt, sizes.items
 

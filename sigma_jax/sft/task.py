@@ -31,7 +31,6 @@ from sigma_jax.generation.head_weights import (
     fit_head_weights,
 )
 from sigma_jax.models.hf import save_backbone
-from sigma_jax.models.lora import fold
 from sigma_jax.models.network import RecommenderNetwork
 from sigma_jax.models.weights import copy_weights, save_weights
 from sigma_jax.prompts.config import PromptConfig
@@ -319,7 +318,7 @@ class SftTask:
         A refit puts its weights and counts in place of those in `folder`, which go to the folder
         BEFORE_REFIT; what was fitted on validation requests stays.
         """
-        fold(model.backbone)  # what is fitted is fitted to what is kept
+        model.backbone.fold_lora()  # what is fitted is fitted to what is kept
         if self.is_refit:
             self.replace_weights(model, tables, folder)
             return {}
@@ -349,7 +348,7 @@ class SftTask:
 
 def param_group(config: SftConfig, path: tuple[str, ...]) -> str:
     """Group of a parameter: SID table, code bias and trained vectors are tables."""
-    if path[0] in HEAD_WEIGHTS or config.backbone.keeps(path):
+    if path[0] in HEAD_WEIGHTS or config.backbone.is_frozen(path):
         return "frozen"
     is_table = path[0] in ("sid_table", "code_bias") or path[:2] == ("item_encoder", "trained")
     return "table" if is_table else "base"

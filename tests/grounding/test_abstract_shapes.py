@@ -10,9 +10,9 @@ from sigma_jax.configs.grounding import stage_fields
 from sigma_jax.grounding import encode
 from sigma_jax.grounding.abstract_shapes import abstract_stage, inference
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask
-from sigma_jax.models.sizes import Sizes
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
 from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.preflight import CatalogueSizes
 from sigma_jax.runtime.state import take_apart
 
 
@@ -28,7 +28,7 @@ def test_shapes_are_those_of_a_training(workdir, kd_weight):
     model, batch = task.model(nnx.Rngs(0)), task.batches()[0]
     vectors = {"id": task.data.id_vectors.shape[1]}
     found = abstract_stage(
-        config, model.backbone.config, Sizes(len(task.data.catalogue), vectors, 4, 8, 6)
+        config, model.backbone.config, CatalogueSizes(len(task.data.catalogue), vectors, 4, 8, 6)
     )
     assert shapes(found.batch) == shapes(batch) and not found.tables
     template, params, rest = take_apart(model, task.param_group)

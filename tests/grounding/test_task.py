@@ -17,7 +17,7 @@ from sigma_jax.configs.grounding import get_config, stage_fields
 from sigma_jax.grounding.encode import BatchEncoder, load_encoder
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask
 from sigma_jax.models.hf import save_backbone
-from sigma_jax.models.lora import ENDINGS, INPUTS
+from sigma_jax.models.linear import INPUT_AXES, LORA_SUFFIXES
 from sigma_jax.runtime.config import OptimizerConfig, to_dataclass
 from sigma_jax.runtime.state import init_state, make_step
 from sigma_jax.schema import load_item_vectors
@@ -137,7 +137,9 @@ def test_with_low_rank_additions_they_and_the_projection_alone_are_trained(workd
     added = GroundingTask(make_config(backbone=backbone), workdir, 0)
     paths = [path for path, _ in nnx.to_flat_state(nnx.state(added.model(nnx.Rngs(0))))]
     trained = {path[-1] for path in paths if added.param_group(path) != "frozen"}
-    assert trained == {f"{name}{ending}" for name in INPUTS for ending in ENDINGS} | {"projection"}
+    assert trained == {f"{name}{suffix}" for name in INPUT_AXES for suffix in LORA_SUFFIXES} | {
+        "projection"
+    }
 
 
 @pytest.mark.parametrize("preset", common.PRESETS)

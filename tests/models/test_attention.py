@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.models.attention import attend
-from sigma_jax.models.project import project
+from sigma_jax.models.linear import matmul
 
 
 def draw(*shapes, dtype=jnp.float32):
@@ -57,7 +57,7 @@ def test_gradients_keep_16_bits():
 def test_projections_and_their_gradients_are_those_of_a_product(x, weight, axes):
     arrays = draw(x, weight)
     plain = jax.vjp(lambda *both: jnp.tensordot(*both, axes), *arrays)
-    found = jax.vjp(lambda *both: project(*both, axes), *arrays)
+    found = jax.vjp(lambda *both: matmul(*both, axes), *arrays)
     [given] = draw(plain[0].shape)
     for one, other in zip(
         jax.tree.leaves((found[0], found[1](given))),

@@ -11,9 +11,9 @@ from jax.ad_checkpoint import print_saved_residuals
 from small_recommender import backbone_config
 
 from sigma_jax.models import attention, flash
-from sigma_jax.models.attention import attend, rms_norm, rotary_angles, rotate
+from sigma_jax.models.attention import KVCache, attend, rms_norm, rotary_angles, rotate
 from sigma_jax.models.flash import fits, flash_attend
-from sigma_jax.models.qwen3 import KVCache, Qwen3, branch_mask, causal_mask
+from sigma_jax.models.qwen3 import Qwen3, branch_mask, causal_mask
 
 # Batch, queries, query heads, key heads, head size; 300 queries are no multiple of a block.
 EPS = 1e-6

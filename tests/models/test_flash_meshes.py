@@ -10,7 +10,8 @@ from unittest import mock
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from sigma_jax.models import attention, flash
-from sigma_jax.models.qwen3 import Qwen3, Qwen3Config, causal_mask
+from sigma_jax.models.config import Qwen3Config
+from sigma_jax.models.qwen3 import Qwen3, causal_mask
 from sigma_jax.runtime import sharding
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh

@@ -14,8 +14,9 @@ from flax import nnx
 from small_recommender import backbone_config
 
 from sigma_jax.models import qwen3
+from sigma_jax.models.attention import KVCache
 from sigma_jax.models.hf import load_backbone, save_backbone
-from sigma_jax.models.qwen3 import KVCache, Qwen3
+from sigma_jax.models.qwen3 import Qwen3
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

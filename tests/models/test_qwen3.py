@@ -12,9 +12,10 @@ from flax import nnx
 from small_recommender import backbone_config
 
 from sigma_jax.models import attention, qwen3
+from sigma_jax.models.attention import KVCache
+from sigma_jax.models.config import LoraConfig
 from sigma_jax.models.hf import load_backbone
-from sigma_jax.models.lora import Lora
-from sigma_jax.models.qwen3 import KVCache, Qwen3
+from sigma_jax.models.qwen3 import Qwen3
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS = ("qwen3_tied", "qwen3_untied", "llama_tied", "llama_untied")
@@ -300,7 +301,7 @@ def loss_and_gradients(config, key=None):
 
 
 @pytest.mark.parametrize("remat", ["layer", "attention", "light"])
-@pytest.mark.parametrize("lora", [None, Lora(2, 8.0)])
+@pytest.mark.parametrize("lora", [None, LoraConfig(2, 8.0)])
 def test_recomputing_layers_changes_no_gradient(remat, lora):
     plain = loss_and_gradients(dataclasses.replace(CONFIG, lora=lora))
     again = loss_and_gradients(dataclasses.replace(CONFIG, lora=lora, remat=remat))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sigma_jax.models.qwen3 import Qwen3, Qwen3Config
+from sigma_jax.models.config import Qwen3Config
+from sigma_jax.models.qwen3 import Qwen3
 from sigma_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 
 SIZES = Qwen3Config(

@@ -6,19 +6,19 @@ from flax import nnx
 from small_task import make_task, placed
 
 from sigma_jax.generation import generator as generate
-from sigma_jax.models.sizes import Sizes
 from sigma_jax.recommender.build import frozen_tables
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.preflight import CatalogueSizes
 from sigma_jax.runtime.state import take_apart
 from sigma_jax.sft.abstract_shapes import abstract_stage, inference
 
 
-def sizes_of(task) -> Sizes:
+def sizes_of(task) -> CatalogueSizes:
     codes, items = task.semantic_ids, len(task.data.catalogue)
     widths = {name: vectors.shape[1] for name, vectors in task.vectors.items()}
     categories = len(task.data.catalogue.categories)
-    return Sizes(items, widths, codes.levels, codes.codebook_size, categories)
+    return CatalogueSizes(items, widths, codes.levels, codes.codebook_size, categories)
 
 
 def shapes(arrays) -> dict:

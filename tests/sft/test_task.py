@@ -16,7 +16,7 @@ from small_task import make_task, placed
 from sigma_jax import metrics
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.generation.head_weights import HeadWeights
-from sigma_jax.models.lora import INPUTS
+from sigma_jax.models.linear import INPUT_AXES
 from sigma_jax.prompts.records import RECORDS, Record
 from sigma_jax.recommender.trained import BEFORE_REFIT, load_recommender
 from sigma_jax.reranking.reranker import Prior
@@ -170,7 +170,7 @@ def test_additions_in_16_bits_are_kept_as_what_is_fitted_has_them(trained, tmp_p
         changed.backbone.update(lora_rank=2, param_dtype="bfloat16")
     task = make_task((changed, other))
     model = task.model(nnx.Rngs(0))
-    for name in INPUTS:
+    for name in INPUT_AXES:
         weight = model.backbone.layers[name + "_b"]
         weight[...] = weight[...] + 0.01
     (tmp_path / "out").mkdir()

@@ -11,8 +11,9 @@ from flax import nnx
 from sigma_jax.configs.sft import get_config
 from sigma_jax.models.attention import _matrices
 from sigma_jax.models.backbone import make_backbone
+from sigma_jax.models.config import LoraConfig
 from sigma_jax.models.hf import load_backbone, save_backbone
-from sigma_jax.models.lora import ENDINGS, INPUTS, Lora, adapted, add_lora, fold
+from sigma_jax.models.linear import INPUT_AXES, LORA_SUFFIXES, project
 from sigma_jax.models.qwen3 import Qwen3, causal_mask
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.mesh import make_mesh
@@ -20,7 +21,7 @@ from sigma_jax.train import check_config
 from tests.models.test_backbone import SCRATCH
 from tests.small_recommender import backbone_config
 
-LORA = Lora(3, 6.0)
+LORA = LoraConfig(3, 6.0)
 TOKENS = jnp.array([[1, 2, 3, 4], [5, 6, 0, 0]])
 MASK = causal_mask(jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]]))
 
@@ -32,7 +33,7 @@ def hidden(model):
 
 def disturbed(model):
     """`model` with additions that count."""
-    for number, name in enumerate(INPUTS):
+    for number, name in enumerate(INPUT_AXES):
         weight = model.layers[name + "_b"]
         weight[...] = 0.1 * jax.random.normal(jax.random.key(number), weight.shape)
     return model
@@ -41,39 +42,39 @@ def disturbed(model):
 @pytest.fixture
 def model():
     model = Qwen3(backbone_config(), rngs=nnx.Rngs(0))
-    add_lora(model, LORA, nnx.Rngs(1))
+    model.add_lora(LORA, nnx.Rngs(1))
     return model
 
 
 def test_additions_change_nothing_at_the_start(model):
     plain = Qwen3(backbone_config(), rngs=nnx.Rngs(0))
     np.testing.assert_allclose(hidden(model), hidden(plain), atol=1e-5)
-    assert all(jnp.any(model.layers[name + "_a"][...] != 0) for name in INPUTS)
+    assert all(jnp.any(model.layers[name + "_a"][...] != 0) for name in INPUT_AXES)
 
 
 def test_with_additions_it_is_the_model_of_the_summed_weights(model):
     disturbed(model)
     summed = Qwen3(backbone_config(), rngs=nnx.Rngs(0))
-    for name, inputs in INPUTS.items():
-        a, b = (model.layers[name + ending][...] for ending in ENDINGS)
+    for name, inputs in INPUT_AXES.items():
+        a, b = (model.layers[name + suffix][...] for suffix in LORA_SUFFIXES)
         letters = "pq"[:inputs]
         added = 2.0 * jnp.einsum(f"n{letters}r,nr...->n{letters}...", a, b)  # alpha / rank
         summed.layers[name][...] += added
     found = hidden(model)
     np.testing.assert_allclose(found, hidden(summed), atol=2e-5)
-    fold(model)
+    model.fold_lora()
     for name, weight in model.layers.items():
         np.testing.assert_allclose(weight[...], summed.layers[name][...], atol=1e-6)
     assert model.config == summed.config and model.layers.keys() == summed.layers.keys()
-    fold(model)  # nothing is left to do
+    model.fold_lora()  # nothing is left to do
     np.testing.assert_allclose(hidden(model), found, atol=2e-5)
     assert np.abs(found - hidden(Qwen3(backbone_config(), rngs=nnx.Rngs(0)))).max() > 0.05
 
 
 def test_additions_are_folded_before_a_model_is_saved(model, tmp_path):
-    with pytest.raises(ValueError, match=r"low-rank additions; use lora\.fold"):
+    with pytest.raises(ValueError, match=r"low-rank additions; call fold_lora"):
         save_backbone(disturbed(model), tmp_path)
-    fold(model)
+    model.fold_lora()
     save_backbone(model, tmp_path, shard_bytes=3000)
     loaded = load_backbone(tmp_path, dtype="float32", param_dtype="float32")
     np.testing.assert_allclose(hidden(loaded), hidden(model), atol=2e-5)
@@ -84,7 +85,7 @@ def test_from_a_folder_they_stand_beside_its_weights_in_float32(tmp_path):
     how = {"lora_rank": 2, "lora_alpha": 8.0, "param_dtype": "bfloat16"}
     config = dataclasses.replace(SCRATCH, hf_folder=str(tmp_path), **how)
     model = make_backbone(config, 40, nnx.Rngs(0))
-    assert model.config.lora == Lora(2, 8.0)
+    assert model.config.lora == LoraConfig(2, 8.0)
     assert model.layers["out"].dtype == jnp.bfloat16
     assert model.layers["out_a"].shape == (2, 2, 8, 2)
     assert model.layers["out_a"].dtype == jnp.float32
@@ -119,19 +120,19 @@ def test_where_heads_are_flat_the_products_are_the_same(model):
     flat = _matrices(weights)
     x = jax.random.normal(jax.random.key(0), (2, 3, 16))
     for name in ("query", "key", "value"):
-        wanted = adapted(x, weights, name, LORA).reshape(2, 3, -1)
-        np.testing.assert_allclose(adapted(x, flat, name, LORA), wanted, atol=1e-5)
+        wanted = project(x, weights, name, LORA).reshape(2, 3, -1)
+        np.testing.assert_allclose(project(x, flat, name, LORA), wanted, atol=1e-5)
     mixed = jax.random.normal(jax.random.key(1), (2, 3, 2, 8))
-    wanted = adapted(mixed, weights, "out", LORA, 2)
-    found = adapted(mixed.reshape(2, 3, -1), flat, "out", LORA)
+    wanted = project(mixed, weights, "out", LORA, 2)
+    found = project(mixed.reshape(2, 3, -1), flat, "out", LORA)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_all_additions_have_gradients(model):
     graph, state = nnx.split(disturbed(model))
     flat = dict(nnx.to_flat_state(state))
-    trained = {path: leaf for path, leaf in flat.items() if path[-1].endswith(ENDINGS)}
-    assert len(trained) == 2 * len(INPUTS)
+    trained = {path: leaf for path, leaf in flat.items() if path[-1].endswith(LORA_SUFFIXES)}
+    assert len(trained) == 2 * len(INPUT_AXES)
 
     def loss(trained):
         merged = nnx.merge(graph, nnx.from_flat_state([*{**flat, **trained}.items()]))
