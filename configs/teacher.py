@@ -2,7 +2,7 @@
 
     python -m sigma_jax.train --config=configs/teacher.py --workdir=runs/demo
 
-It runs before the other stages where the data brings no ID vectors of its own.
+It runs before the other stages, unless the user's data has ID vectors.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ BASE = {
     "report_users": 1_000,
 }
 
-# Of passes over a log instead of a minute's steps.
+# Several passes over a log, instead of the steps of about a minute.
 PASSES = {
     "report_users": 5_000,
     "optimizer.learning_rate": 2e-3,
@@ -38,7 +38,7 @@ AMAZON = PASSES | {
     "targets_per_position": 1,
 }
 
-# Of a log of any size: passes over it, 3,000 steps at most.
+# A log of any size: 20 passes over it, but at most 3,000 steps.
 FILES = PASSES | {
     "train": common.train(
         3_000, 64, epochs=20.0, eval_every=200, checkpoint_every=400, keep_best="ndcg_10"
@@ -73,12 +73,12 @@ CHANGES = {
 
 
 def stage_fields(preset: str) -> ConfigDict:
-    """The fields of TeacherConfig (sigma_jax/teacher/task.py)."""
+    """The fields of TeacherConfig (sigma_jax/teacher/task.py) under `preset`."""
     return common.select(preset, BASE, CHANGES)
 
 
 def get_config(preset: str = "local") -> ConfigDict:
-    """This stage's fields and the run's."""
+    """The config of a training of this stage: its own fields and those of every run."""
     upstream = {}
     config = common.run_config(
         "teacher", preset, stage_fields(preset), data.data_fields(preset), upstream

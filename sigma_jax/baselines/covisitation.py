@@ -1,16 +1,20 @@
-"""Item co-visitation, a simple method that is hard to beat.
+"""Item co-visitation, a simple baseline that is hard to beat.
 
-Two lines of one user at distance d <= 20 tie their items with weight 1/d from the earlier item to
-the later and half of that backwards. A request adds up the ties of its last five sessions,
-decayed by 0.7 a session, and divides by sqrt(popularity + 5); equal scores in random order.
+Fit: two interactions of a user at distance d <= 20 count 1/d from the earlier item to the later,
+and half of that from the later to the earlier.
 
-Sessions instead of lines, because the lines of one session have no order:
-- lines of one session lie at distance 1, in either direction with equal right, so a tie weighs
+Request: the score of an item is the sum of its counts from the items of the last five sessions,
+divided by sqrt(popularity + 5). A session weighs 0.7 of the one after it. Equal scores are in
+random order.
+
+The interactions of a session have no order, so distances follow sessions:
+- inside a session the distance is 1; both directions are equally likely, so a pair counts
   (1 + 1/2) / 2 each way;
-- lines of different sessions lie at 1 + the number of lines in the sessions between them.
-With one line a session this is exactly the definition over lines:
+- between sessions the distance is 1 + the number of interactions in the sessions between.
+With single-item sessions this is the distance between interactions.
 
-    sessions [a][b c][d]: a-b 1, a-c 1, b-c 1, b-d 1, c-d 1, a-d 3 (two lines between)
+Worked example: the distances of sessions [a] [b c] [d] are a-b 1, a-c 1, b-c 1, b-d 1, c-d 1 and
+a-d 3, as two interactions lie between a and d.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import scipy.sparse as sparse
 from jaxtyping import Int32
 
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.ranking import best, without
+from sigma_jax.baselines.ranking import is_rankable, top_items
 from sigma_jax.histories import history_ranges, recent_item_weights
 from sigma_jax.reranking.covisitation import (
     DECAY,
@@ -37,40 +41,45 @@ from sigma_jax.tasks.constraints import Allowed
 
 @dataclasses.dataclass(frozen=True)
 class CoVisitation:
-    """Ties between items, already divided by sqrt(popularity + 5) of the recommended one."""
+    """Ranks items by their covisits with the recent items of the history."""
 
-    ties: sparse.csr_matrix  # float32 [I, I]; row: item of the history, column: recommended item
+    # float32 [I, I], divided by sqrt(popularity + 5); row: item of the history, column: scored item
+    covisits: sparse.csr_matrix
     tie_order: Int32[np.ndarray, " I"]  # random
     popularity: Popularity
 
     @classmethod
     def fit(cls, data: PreparedData, seed: int) -> CoVisitation:
-        ties = damp_by_popularity(count_covisits(data.histories, len(data.catalogue)), data)
+        """Counts the covisits of the training rows; `seed` orders items of equal scores."""
+        covisits = damp_by_popularity(count_covisits(data.histories, len(data.catalogue)), data)
         order = np.random.default_rng([seed, 1]).permutation(len(data.catalogue))
-        return cls(ties, order.astype(np.int32), Popularity.fit(data, seed))
+        return cls(covisits, order.astype(np.int32), Popularity.fit(data, seed))
 
     def recommend(
         self,
         data: PreparedData,
         requests: Requests,
         k: int,
-        keep_seen: bool,
+        exclude_seen: bool,
         allowed: Allowed | None,
     ) -> Int32[np.ndarray, "N k"]:
-        """Items without any tie to the history come last, most popular first."""
+        """The best k items of each request; baselines/__init__.py has the arguments.
+
+        Items without covisits with the history come last, most popular first.
+        """
         rankings = np.full((len(requests), k), -1, np.int32)
         starts, ends = history_ranges(data.histories, requests)
         for first in range(0, len(requests), REQUESTS_A_STEP):
             rows = np.arange(first, min(first + REQUESTS_A_STEP, len(requests)))
             recent = recent_item_weights(
-                data.histories, starts[rows], ends[rows], self.ties.shape[0], DECAY, SESSIONS
+                data.histories, starts[rows], ends[rows], self.covisits.shape[0], DECAY, SESSIONS
             )
-            scores = (recent @ self.ties).tocsr()
+            scores = (recent @ self.covisits).tocsr()
             for row in rows:
                 entries = slice(*scores.indptr[row - first : row - first + 2])
                 items, values = scores.indices[entries], scores.data[entries]
-                seen = None if keep_seen else data.histories.item[starts[row] : ends[row]]
-                keep = without(items, seen, allowed.of(row) if allowed else None)
-                chosen = best(items[keep], values[keep], self.tie_order, k)
+                seen = data.histories.item[starts[row] : ends[row]] if exclude_seen else None
+                keep = is_rankable(items, seen, allowed.of(row) if allowed else None)
+                chosen = top_items(items[keep], values[keep], self.tie_order, k)
                 rankings[row, : len(chosen)] = chosen
-        return self.popularity.complete(rankings, data, requests, keep_seen, allowed)
+        return self.popularity.complete(rankings, data, requests, exclude_seen, allowed)

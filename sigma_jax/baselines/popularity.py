@@ -1,4 +1,4 @@
-"""Most popular items first; also what fills the lists of the other baselines where they run out."""
+"""The most popular items. They also fill up the lists of the other baselines."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from sigma_jax.tasks.constraints import Allowed
 
 @dataclasses.dataclass(frozen=True)
 class Popularity:
-    """All items by the number of their training rows; equal numbers in a random order of `seed`."""
+    """Ranks items by the number of their training rows."""
 
-    order: Int32[np.ndarray, " I"]  # most popular first
-    rank: Int32[np.ndarray, " I"]  # place of each item in `order`
+    order: Int32[np.ndarray, " I"]  # items, most popular first
+    rank: Int32[np.ndarray, " I"]  # position of each item in `order`
 
     @classmethod
     def fit(cls, data: PreparedData, seed: int) -> Popularity:
+        """Counts the training rows; `seed` orders items of equal counts."""
         counts = count_training_rows(data)
         ties = np.random.default_rng(seed).permutation(len(counts))
         order = np.lexsort((ties, -counts)).astype(np.int32)
@@ -33,21 +34,22 @@ class Popularity:
         data: PreparedData,
         requests: Requests,
         k: int,
-        keep_seen: bool,
+        exclude_seen: bool,
         allowed: Allowed | None,
     ) -> Int32[np.ndarray, "N k"]:
+        """The k most popular items of each request; baselines/__init__.py has the arguments."""
         empty = np.full((len(requests), k), -1, np.int32)
-        return self.complete(empty, data, requests, keep_seen, allowed)
+        return self.complete(empty, data, requests, exclude_seen, allowed)
 
     def complete(
         self,
         rankings: Int32[np.ndarray, "N k"],
         data: PreparedData,
         requests: Requests,
-        keep_seen: bool,
+        exclude_seen: bool,
         allowed: Allowed | None,
     ) -> Int32[np.ndarray, "N k"]:
-        """`rankings` with its trailing -1 replaced by the most popular items not yet in the row."""
+        """`rankings` with the trailing -1 of each row replaced by the most popular other items."""
         rankings = rankings.copy()
         starts, ends = history_ranges(data.histories, requests)
         by_constraint: dict[int, np.ndarray] = {}
@@ -61,11 +63,11 @@ class Popularity:
                     by_constraint[constraint] = items[np.argsort(self.rank[items])]
                 pool = by_constraint[constraint]
             taken = rankings[row, : filled[row]]
-            if not keep_seen:
+            if exclude_seen:
                 seen = np.unique(data.histories.item[starts[row] : ends[row]])
                 taken = np.concatenate([taken, seen])
             missing = rankings.shape[1] - filled[row]
-            head = pool[: missing + len(taken)]  # enough even if all taken items lead the pool
+            head = pool[: missing + len(taken)]  # enough, even if all taken items come first
             added = head[~np.isin(head, taken)][:missing]
             rankings[row, filled[row] : filled[row] + len(added)] = added
         return rankings

@@ -20,6 +20,7 @@ import pyarrow as pa
 from sigma_jax.data import database
 from sigma_jax.data.config import PairsConfig
 from sigma_jax.data.vectors import unit_rows
+from sigma_jax.hashing import mix64
 from sigma_jax.schema import Links, RelevancePairs
 
 # A partner's score is count / popularity ** POPULARITY_POWER. Power 0 ranks best-sellers first for
@@ -64,11 +65,7 @@ def make_pairs(
 
 def is_heldout(left: np.ndarray, right: np.ndarray, share: float) -> np.ndarray:
     """Whether each pair (left[k], right[k]) is held out, by a hash of both ends."""
-    with np.errstate(over="ignore"):
-        key = left.astype(np.uint64) * np.uint64(2**32) + right.astype(np.uint64)
-        key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        key = key ^ (key >> np.uint64(31))
+    key = mix64(left.astype(np.uint64) * np.uint64(2**32) + right.astype(np.uint64))
     return key < np.uint64(min(max(share, 0.0), 1.0) * (2**64 - 2**11))
 
 

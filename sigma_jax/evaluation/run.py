@@ -16,9 +16,9 @@ from absl import logging
 from jaxtyping import Int32
 
 from sigma_jax.baselines.covisitation import CoVisitation
-from sigma_jax.baselines.own_frequent import OwnFrequent
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.sasrec import SasrecBaseline
+from sigma_jax.baselines.user_most_frequent import UserMostFrequent
 from sigma_jax.evaluation.evaluator import LIST_LENGTH, EvaluationConfig, Evaluator
 from sigma_jax.evaluation.fusions import other_fusions
 from sigma_jax.evaluation.page import collect_report_data, write_report
@@ -182,7 +182,7 @@ def baseline_rankings(
     popularity = Popularity.fit(data, seed)
     baselines = {
         "Popularity": popularity,
-        "Own most frequent": OwnFrequent(popularity),
+        "Own most frequent": UserMostFrequent(popularity),
         "Co-visitation": CoVisitation.fit(data, seed),
     }
     if (workdir / "teacher").exists():
@@ -192,7 +192,7 @@ def baseline_rankings(
     for name, baseline in baselines.items():
         for suffix, limit in (("", None), (FILTERED, allowed))[: 1 + is_filtered_too]:
             rankings[name + suffix] = {
-                mode: baseline.recommend(data, requests, LIST_LENGTH, mode == "include_seen", limit)
+                mode: baseline.recommend(data, requests, LIST_LENGTH, mode == "exclude_seen", limit)
                 for mode in ("include_seen", "exclude_seen")
             }
     return rankings

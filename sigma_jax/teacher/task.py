@@ -1,14 +1,16 @@
-"""Stage `teacher`: trains SASRec on the training part, for ID vectors and as a baseline.
+"""Stage `teacher`: trains SASRec on the training rows. It gives the ID vectors and a baseline.
 
-The loss stands at the last line of a session, where a recommendation is made: by then the whole
-session is known, and what follows is the next session. Its target is the items of that session,
-`targets_per_position` of them drawn without order. Lines of a session are shuffled at each visit.
+The loss is at the last interaction of each session, since a recommendation is made when a session
+is complete. Its targets are `targets_per_position` random items of the next session. The
+interactions of a session are shuffled each time its window is drawn.
 
-    sessions [a b][c][d e], shuffled to b a c e d:
-      item      b  a  c  e  d
-      loss at      x  x            (d has no next session in the training part)
-      targets      c  d,e
-    With single-item sessions this is the next item at every position: [7,8,9] -> 7:8, 8:9.
+Worked example: sessions [a b] [c] [d e], shuffled to b a c e d
+
+    item      b  a  c  e  d
+    loss at      x  x            (after d there is no training session)
+    targets      c  d,e
+
+With single-item sessions the target is the next item at every position: [7,8,9] -> 7:8, 8:9.
 """
 
 from __future__ import annotations
@@ -30,21 +32,21 @@ from sigma_jax.data.pipeline import stack_rows, step_batches
 from sigma_jax.histories import training_rows
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
 from sigma_jax.schema import Histories, PreparedData, Requests
-from sigma_jax.teacher.sasrec import Sasrec, SasrecConfig, rank_windows, save_sasrec, window
+from sigma_jax.teacher.sasrec import Sasrec, SasrecConfig, history_window, rank_items, save_sasrec
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
-    """Fields of configs/teacher.py."""
+    """The settings of stage `teacher`; configs/teacher.py fills them."""
 
     optimizer: OptimizerConfig
     train: TrainConfig
     model: SasrecConfig
-    loss_positions: int  # P, positions of a row with a loss, drawn where a row has more
-    targets_per_position: int  # R, items of the next session; 1 suffices for single-item sessions
-    full_softmax_items: int  # larger catalogues draw their negatives
-    sampled_negatives: int  # shared by the batch
-    report_users: int  # validation users in a report, drawn once
+    loss_positions: int  # P, most positions of a window that have a loss; drawn if there are more
+    targets_per_position: int  # R, most items of the next session; 1 is enough for single items
+    full_softmax_items: int  # the loss of a larger catalogue samples its negatives
+    sampled_negatives: int  # drawn for each batch and shared by its rows
+    report_users: int  # validation users of a report, drawn once
 
     def __post_init__(self):
         check_least(1, self, "loss_positions", "targets_per_position", "sampled_negatives")
@@ -58,7 +60,7 @@ class TeacherConfig:
 
 
 class TeacherTask:
-    """SASRec with full-softmax cross-entropy."""
+    """The task that trains SASRec (runtime/task.py has the protocol)."""
 
     def __init__(
         self, config: TeacherConfig, workdir: Path, seed: int, mesh: Mesh | None = None
@@ -72,14 +74,14 @@ class TeacherTask:
         self.first_window = count_windows(self.histories, config.model.history)
         if self.first_window[-1] == 0 and (config.train.steps or config.train.epochs):
             raise ValueError(
-                "no user has two sessions in the training part, so SASRec has nothing to learn; "
-                "set train.steps=0 and train.epochs=0."
+                "no user has two sessions in training, so SASRec has nothing to learn; set "
+                "train.steps=0 and train.epochs=0 of the stage `teacher`."
             )
 
     def batches(self, rows: Int64[np.ndarray, " n"] | None = None) -> grain.MapDataset:
-        """item [B,T], position [B,P] and target [B,P,R]; -1 is padding in all three.
+        """Element s is the batch of step s, or only its `rows` (ascending).
 
-        Element s is the batch of step s, or `rows` of it.
+        A batch has item [B, T], position [B, P] and target [B, P, R], int32; -1 is padding.
         """
         if self.first_window[-1] == 0:
             return grain.MapDataset.range(0)
@@ -89,16 +91,16 @@ class TeacherTask:
 
     def _row(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         user = int(np.searchsorted(self.first_window, number, side="right")) - 1
-        place = number - int(self.first_window[user])
-        return training_row(self.histories, user, place, self.config, rng)
+        index = number - int(self.first_window[user])
+        return training_row(self.histories, user, index, self.config, rng)
 
     @property
     def epoch_steps(self) -> float:
-        """Steps in which every window comes once."""
+        """Steps in which every window is drawn once."""
         return int(self.first_window[-1]) / self.batch_rows
 
     def model(self, rngs: nnx.Rngs) -> Sasrec:
-        """A fresh SASRec whose bias is the log share of each item in the training part."""
+        """A new SASRec. Its bias is the log of each item's share of the training rows."""
         model = Sasrec(self.config.model, self.num_items, rngs)
         rows = training_rows(self.histories)
         counts = np.bincount(self.histories.item[rows], minlength=self.num_items) + 1.0
@@ -106,19 +108,21 @@ class TeacherTask:
         return model
 
     def tables(self) -> dict[str, np.ndarray]:
+        """No frozen arrays."""
         return {}
 
     def param_group(self, path: tuple[str, ...]) -> str:
-        """The item table, bias and positions are learnt from scratch at their own rate."""
+        """ "table" for the item table, bias and positions, which have their own learning rate."""
         return "table" if path[0] in ("table", "position", "bias") else "base"
 
     def loss(
         self, model: Sasrec, tables: dict, batch: dict[str, Array], key: Array
     ) -> tuple[Array, dict[str, Array]]:
+        """The loss of a batch, and its metrics `loss` and `positions`."""
         drop_key, negative_key = jax.random.split(key)
         vectors = model(batch["item"], drop_key)
-        place = jnp.maximum(batch["position"], 0)
-        vectors = jnp.take_along_axis(vectors, place[..., None], axis=1)
+        position = jnp.maximum(batch["position"], 0)
+        vectors = jnp.take_along_axis(vectors, position[..., None], axis=1)
         if self.num_items <= self.config.full_softmax_items:
             normaliser, target = full_softmax(
                 model.table[...], model.bias[...], vectors, batch["target"]
@@ -132,11 +136,11 @@ class TeacherTask:
         return next_session_loss(normaliser, target, batch["target"] >= 0)
 
     def report(self, model: Sasrec, tables: dict) -> dict[str, float]:
-        """HR@10 and NDCG@10 of one random item of the validation session, seen items kept."""
+        """HR@10 and NDCG@10 of a random item of the validation session, seen items included."""
         requests = validation_requests(self.histories, self.config.report_users, self.seed)
         if len(requests) == 0:
             return {}
-        rankings = rank_windows(model, self.histories, requests, 10, True, None)
+        rankings = rank_items(model, self.histories, requests, 10, exclude_seen=False, allowed=None)
         ranks = metrics.item_ranks(rankings, requests.target)
         return {
             "hit_rate_10": float(metrics.hits(ranks, 10).mean()),
@@ -150,7 +154,7 @@ class TeacherTask:
         """None: nothing is trained after this task."""
 
     def finish(self, model: Sasrec, tables: dict, folder: Path) -> dict[str, int]:
-        """Writes id_vectors.npy float32 [I, width], the rows of the item table, and weights."""
+        """Writes id_vectors.npy, float32 [I, D] (the item table), and weights.safetensors."""
         np.save(folder / "id_vectors.npy", np.asarray(model.table[...], np.float32))
         save_sasrec(model, folder)
         return {"items": self.num_items, "width": self.config.model.width}
@@ -162,7 +166,14 @@ def full_softmax(
     vectors: Float[Array, "B P D"],
     target: Int32[Array, "B P R"],
 ) -> tuple[Float[Array, "B P 1"], Float[Array, "B P R"]]:
-    """log of the summed exponentials over all items, and the logits of the targets."""
+    """The log-normaliser over all items, and the logits of the targets.
+
+    Args:
+      table: of all items.
+      bias: of all items.
+      vectors: of the positions with a loss.
+      target: items; -1 is padding.
+    """
     logits = jnp.einsum("BPD,ID->BPI", vectors, table, preferred_element_type=jnp.float32) + bias
     chosen = jnp.take_along_axis(logits, jnp.maximum(target, 0), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1, keepdims=True), chosen
@@ -175,22 +186,27 @@ def sampled_softmax(
     target: Int32[Array, "B P R"],
     negatives: Int32[Array, " S"],
 ) -> tuple[Float[Array, "B P 1"], Float[Array, "B P R"]]:
-    """The same, with a position's targets summed exactly and all other items estimated.
+    """The same with an estimate of the log-normaliser from sampled items.
 
-    The draws are uniform; those that are no target stand for all items that are none.
+    The targets of a position enter its sum exactly. The drawn items that are not among its targets
+    stand for all other items; the draw is uniform.
+
+    Args:
+      table, bias, vectors, target: as of `full_softmax`.
+      negatives: S items, drawn uniformly.
     """
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     known = jnp.maximum(target, 0)
     chosen = product("BPD,BPRD->BPR", vectors, table[known]) + bias[known]
     drawn = product("BPD,SD->BPS", vectors, table[negatives]) + bias[negatives]
     is_target = jnp.zeros(drawn.shape, bool)
-    is_counted = []  # a basket may hold an item on two lines: it is summed once
-    for r in range(target.shape[-1]):  # one by one: [B, P, R, S] would not fit
-        here = target[..., r : r + 1]
-        is_target |= negatives == here
-        is_counted.append((here[..., 0] >= 0) & ~(target[..., :r] == here).any(-1))
+    is_counted = []  # a target that occurs twice enters the sum once
+    for r in range(target.shape[-1]):  # one by one: [B, P, R, S] would not fit into memory
+        item = target[..., r : r + 1]
+        is_target |= negatives == item
+        is_counted.append((item[..., 0] >= 0) & ~(target[..., :r] == item).any(-1))
     counted = jnp.stack(is_counted, -1)
-    # A large finite number: the gradient of a sum over -inf alone is NaN.
+    # A large finite number, since the gradient of a sum over -inf only is NaN.
     exact = jax.nn.logsumexp(jnp.where(counted, chosen, -1e30), axis=-1)
     rest = jax.nn.logsumexp(jnp.where(is_target, -1e30, drawn), axis=-1)
     others = jnp.maximum((~is_target).sum(-1), 1)
@@ -201,7 +217,11 @@ def sampled_softmax(
 def next_session_loss(
     normaliser: Float[Array, "B P 1"], target: Float[Array, "B P R"], is_target: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """Cross-entropy, averaged over the targets of a position, then over positions."""
+    """Cross-entropy, averaged over the targets of a position and then over positions.
+
+    Returns:
+      The loss, and the metrics `loss` and `positions` (how many have a target).
+    """
     weight = is_target / jnp.maximum(is_target.sum(-1, keepdims=True), 1)
     count = jnp.maximum(weight.sum(), 1)
     loss = ((normaliser - target) * weight).sum() / count
@@ -209,9 +229,12 @@ def next_session_loss(
 
 
 def count_windows(histories: Histories, length: int) -> np.ndarray:
-    """int64 [U+1]: number of each user's first window of at most `length` training lines.
+    """int64 [U+1]: the number of each user's first window, and at the end the number of windows.
 
-    A user whose training part is one session has nothing to predict, and no window.
+    A user has one window for each `length` training rows or part of it. A user with one training
+    session has nothing to predict, so no window.
+
+    Worked example: length 10, users with 25, 8 and 0 training rows -> [0, 3, 4, 4].
     """
     counts = np.maximum(histories.valid_start - histories.offsets[:-1], 0)
     last = np.maximum(histories.offsets[:-1] + counts - 1, 0)
@@ -224,47 +247,47 @@ def count_windows(histories: Histories, length: int) -> np.ndarray:
 def training_row(
     histories: Histories,
     user: int,
-    place: int,
+    index: int,
     config: TeacherConfig,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """Window number `place` of `user` with its losses; see the worked example above.
+    """Window number `index` of `user`: item, position and target, as of `TeacherTask.batches`.
 
-    Windows of a long history end at a random line of their stretch, so that cuts between windows
-    move from visit to visit; the targets may lie behind the window's end.
+    The windows of a long history end at a random row of their part, so that the borders between
+    windows change from draw to draw. The targets can lie after the window's end.
     """
     length = config.model.history
     start, end = int(histories.offsets[user]), int(histories.valid_start[user])
     stop = end
     if end - start > length:
-        low = start + place * length
+        low = start + index * length
         stop = int(rng.integers(low, min(low + length, end))) + 1
     stop = start + int(
         np.searchsorted(histories.session[start:end], histories.session[stop - 1], side="right")
-    )  # to the session's end: its last line is where the loss stands
-    item, session = window(histories, start, stop, length, rng)
+    )  # to the end of the session, since the loss is at its last interaction
+    item, session = history_window(histories, start, stop, length, rng)
     is_end = session >= 0
     is_end[:-1] &= session[:-1] != session[1:]
     position = np.full(config.loss_positions, -1, np.int32)
     target = np.full((config.loss_positions, config.targets_per_position), -1, np.int32)
     sessions = histories.session[start:end]
-    places = np.flatnonzero(is_end & (session < sessions[-1]))
-    if len(places) > len(position):
-        places = np.sort(rng.choice(places, len(position), replace=False))
-    if len(places):
-        position[: len(places)] = places
-        low = np.searchsorted(sessions, session[places], side="right")
+    ends = np.flatnonzero(is_end & (session < sessions[-1]))
+    if len(ends) > len(position):
+        ends = np.sort(rng.choice(ends, len(position), replace=False))
+    if len(ends):
+        position[: len(ends)] = ends
+        low = np.searchsorted(sessions, session[ends], side="right")
         high = np.searchsorted(sessions, sessions[low], side="right")
-        drawn = draw_lines(low, high, config.targets_per_position, rng)
+        drawn = draw_rows(low, high, config.targets_per_position, rng)
         items = histories.item[start + np.maximum(drawn, 0)]
-        target[: len(places)] = np.where(drawn >= 0, items, -1)
+        target[: len(ends)] = np.where(drawn >= 0, items, -1)
     return {"item": item, "position": position, "target": target}
 
 
-def draw_lines(
+def draw_rows(
     low: np.ndarray, high: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """[n, count]: up to `count` distinct lines of each range low..high, at random, then -1."""
+    """[n, count]: up to `count` distinct rows of each range low..high, at random, then -1."""
     sizes = high - low
     if count == 1:
         return (low + rng.integers(0, sizes))[:, None]
@@ -275,7 +298,10 @@ def draw_lines(
 
 
 def validation_requests(histories: Histories, count: int, seed: int) -> Requests:
-    """At most `count` users with a validation session, and a random item of it as the target."""
+    """Requests of at most `count` users with a validation session.
+
+    The target is a random item of that session, and the history ends before it.
+    """
     rng = np.random.default_rng([seed, 7])
     starts, ends = histories.valid_start, histories.test_start
     users = np.flatnonzero((starts < ends) & (starts > histories.offsets[:-1]))

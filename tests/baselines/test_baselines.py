@@ -1,4 +1,4 @@
-"""Each baseline equals a plain loop, learns from training rows only, keeps to its constraints."""
+"""Each baseline equals a plain loop, learns from training rows only, and keeps the constraints."""
 
 import dataclasses
 import json
@@ -11,8 +11,8 @@ import pytest
 
 from sigma_jax import metrics
 from sigma_jax.baselines.covisitation import CoVisitation
-from sigma_jax.baselines.own_frequent import OwnFrequent
 from sigma_jax.baselines.popularity import Popularity
+from sigma_jax.baselines.user_most_frequent import UserMostFrequent
 from sigma_jax.histories import training_rows
 from sigma_jax.reranking.covisitation import count_covisits
 from sigma_jax.schema import (
@@ -29,7 +29,7 @@ from sigma_jax.schema import (
 from sigma_jax.tasks.constraints import allowed_items
 
 ITEMS = 40
-BASELINES = (Popularity, OwnFrequent, CoVisitation)
+BASELINES = (Popularity, UserMostFrequent, CoVisitation)
 
 
 def make_histories(baskets: bool, users: int = 25, seed: int = 0) -> Histories:
@@ -91,9 +91,9 @@ def data(request):
     return make_data(make_histories(request.param))
 
 
-def naive_ties(histories: Histories, items: int) -> np.ndarray:
-    """Every two lines of a user, with the distance the docstring of covisitation.py defines."""
-    ties = np.zeros((items, items))
+def naive_covisits(histories: Histories, items: int) -> np.ndarray:
+    """The covisits of every two interactions of a user, by the docstring of covisitation.py."""
+    covisits = np.zeros((items, items))
     for user in range(histories.num_users):
         rows = range(histories.offsets[user], histories.valid_start[user])
         for a in rows:
@@ -106,96 +106,97 @@ def naive_ties(histories: Histories, items: int) -> np.ndarray:
                 )
                 left, right = histories.item[a], histories.item[b]
                 if gap == 0:
-                    ties[left, right] += 0.75
+                    covisits[left, right] += 0.75
                 elif 1 + between <= 20:
-                    ties[left, right] += 1 / (1 + between)
-                    ties[right, left] += 0.5 / (1 + between)
-    return ties
+                    covisits[left, right] += 1 / (1 + between)
+                    covisits[right, left] += 0.5 / (1 + between)
+    return covisits
 
 
-def test_ties_equal_plain_loop(data):
-    ties = count_covisits(data.histories, ITEMS).toarray()
-    np.testing.assert_allclose(ties, naive_ties(data.histories, ITEMS), atol=1e-4)
+def test_covisits_equal_a_plain_loop(data):
+    covisits = count_covisits(data.histories, ITEMS).toarray()
+    np.testing.assert_allclose(covisits, naive_covisits(data.histories, ITEMS), atol=1e-4)
 
 
-def test_ties_of_single_items_equal_definition_over_lines():
+def test_covisits_of_single_items_follow_the_distance_of_interactions():
     histories = make_histories(False, users=6)
     expected = np.zeros((ITEMS, ITEMS))
     for user in range(histories.num_users):
-        line = histories.before(user, histories.valid_start[user])
-        for here in range(len(line)):
-            for step in range(1, min(20, len(line) - 1 - here) + 1):
-                expected[line[here], line[here + step]] += 1 / step
-                expected[line[here + step], line[here]] += 0.5 / step
+        items = histories.before(user, histories.valid_start[user])
+        for first in range(len(items)):
+            for distance in range(1, min(20, len(items) - 1 - first) + 1):
+                expected[items[first], items[first + distance]] += 1 / distance
+                expected[items[first + distance], items[first]] += 0.5 / distance
     np.testing.assert_allclose(count_covisits(histories, ITEMS).toarray(), expected, atol=1e-5)
 
 
-def test_scores_of_covisitation_equal_plain_loop(data):
+def test_scores_of_covisitation_equal_a_plain_loop(data):
     histories = data.histories
     requests = make_requests(histories)
     fitted = CoVisitation.fit(data, 0)
-    rankings = fitted.recommend(data, requests, 5, True, None)
-    ties = naive_ties(histories, ITEMS) / np.sqrt(data.catalogue.popularity + 5.0)
+    rankings = fitted.recommend(data, requests, 5, False, None)
+    covisits = naive_covisits(histories, ITEMS) / np.sqrt(data.catalogue.popularity + 5.0)
     for row in range(histories.num_users):
         scores = np.zeros(ITEMS)
         last = histories.session[requests.history_end[row] - 1]
-        for line in range(histories.offsets[row], requests.history_end[row]):
-            age = last - histories.session[line]
+        for event in range(histories.offsets[row], requests.history_end[row]):
+            age = last - histories.session[event]
             if age < 5:
-                scores += 0.7**age * ties[histories.item[line]]
+                scores += 0.7**age * covisits[histories.item[event]]
         best = np.sort(scores)[::-1][:5]
         np.testing.assert_allclose(scores[rankings[row]], best, rtol=1e-4)
 
 
-def test_own_frequent_counts_then_takes_the_latest(data):
+def test_user_most_frequent_ranks_by_count_and_then_by_the_latest_session(data):
     histories = data.histories
     requests = make_requests(histories)
-    rankings = OwnFrequent.fit(data, 0).recommend(data, requests, 4, True, None)
+    rankings = UserMostFrequent.fit(data, 0).recommend(data, requests, 4, False, None)
     for row in range(histories.num_users):
-        lines = range(histories.offsets[row], requests.history_end[row])
         keys = {}
-        for line in lines:
-            count, _ = keys.get(histories.item[line], (0, 0))
-            keys[histories.item[line]] = (count + 1, histories.session[line])
+        for event in range(histories.offsets[row], requests.history_end[row]):
+            count, _ = keys.get(histories.item[event], (0, 0))
+            keys[histories.item[event]] = (count + 1, histories.session[event])
         expected = sorted(keys.values(), reverse=True)[:4]
-        got = [keys[item] for item in rankings[row] if item in keys]
-        assert got == expected
+        ranked = [keys[item] for item in rankings[row] if item in keys]
+        assert ranked == expected
 
 
-def test_popularity_equals_plain_count(data):
+def test_popularity_equals_a_plain_count(data):
     requests = make_requests(data.histories)
     counts = data.catalogue.popularity
-    kept = Popularity.fit(data, 0).recommend(data, requests, 10, True, None)
-    left_out = Popularity.fit(data, 0).recommend(data, requests, 10, False, None)
+    popularity = Popularity.fit(data, 0)
+    seen_included = popularity.recommend(data, requests, 10, False, None)
+    seen_excluded = popularity.recommend(data, requests, 10, True, None)
     for row in range(data.histories.num_users):
-        assert counts[kept[row]].tolist() == sorted(counts, reverse=True)[:10]
+        assert counts[seen_included[row]].tolist() == sorted(counts, reverse=True)[:10]
         seen = set(data.histories.before(row, requests.history_end[row]).tolist())
         free = sorted((counts[i] for i in range(ITEMS) if i not in seen), reverse=True)
-        assert counts[left_out[row][left_out[row] >= 0]].tolist() == free[:10]
+        ranking = seen_excluded[row]
+        assert counts[ranking[ranking >= 0]].tolist() == free[:10]
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-@pytest.mark.parametrize("keep_seen", [True, False])
-def test_rankings_keep_to_constraints_seen_items_and_order(data, baseline, keep_seen):
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_rankings_keep_the_constraints_and_hold_no_item_twice(data, baseline, exclude_seen):
     tasks = ("JustForYou", "Category", "Query", "Season", "Holiday")
     requests = make_requests(data.histories, tasks)
     allowed = allowed_items(data, requests)
-    rankings = baseline.fit(data, 0).recommend(data, requests, 12, keep_seen, allowed)
+    rankings = baseline.fit(data, 0).recommend(data, requests, 12, exclude_seen, allowed)
     assert rankings.shape == (len(requests), 12) and rankings.dtype == np.int32
     for row, ranking in enumerate(rankings):
         returned = ranking[ranking >= 0]
-        assert (ranking[len(returned) :] == -1).all()  # missing items stand last
+        assert (ranking[len(returned) :] == -1).all()  # padding comes last
         assert len(set(returned)) == len(returned)
         free = set(range(ITEMS)) if allowed.of(row) is None else set(allowed.of(row).tolist())
-        if not keep_seen and requests.user[row] >= 0:
+        if exclude_seen and requests.user[row] >= 0:
             free -= set(
                 data.histories.before(requests.user[row], requests.history_end[row]).tolist()
             )
         assert set(returned) <= free
-        assert len(returned) == min(12, len(free))  # popularity fills up
+        assert len(returned) == min(12, len(free))  # popular items fill up the list
 
 
-def test_allowed_items_are_those_of_each_argument(data):
+def test_allowed_items_are_those_of_each_slot_value(data):
     requests = make_requests(data.histories, ("Category", "Query", "Season", "Holiday", "Discover"))
     allowed = allowed_items(data, requests)
     for row in range(len(requests)):
@@ -226,7 +227,7 @@ def test_heldout_rows_do_not_reach_the_fit(data, baseline):
         before, history_end=np.append(np.maximum(histories.valid_start, starts), 0)
     )
     results = [
-        baseline.fit(version, 0).recommend(version, before, 10, True, None)
+        baseline.fit(version, 0).recommend(version, before, 10, False, None)
         for version in (data, changed)
     ]
     np.testing.assert_array_equal(*results)
@@ -243,9 +244,9 @@ def test_order_inside_a_basket_changes_nothing(baseline):
     other = dataclasses.replace(histories, item=histories.item[shuffled])
     other = dataclasses.replace(data, histories=other)
     requests = make_requests(histories)
-    for keep_seen in (True, False):
+    for exclude_seen in (False, True):
         results = [
-            baseline.fit(version, 0).recommend(version, requests, 10, keep_seen, None)
+            baseline.fit(version, 0).recommend(version, requests, 10, exclude_seen, None)
             for version in (data, other)
         ]
         np.testing.assert_array_equal(*results)
@@ -261,12 +262,13 @@ def load_amazon(folder: Path) -> Histories:
     return Histories(item, session.astype(np.int64), session, offsets, ends - 2, ends - 1)
 
 
-@pytest.mark.skipif("SIGMA_AMAZON" not in os.environ, reason="SIGMA_AMAZON names no folder")
+@pytest.mark.skipif("SIGMA_AMAZON" not in os.environ, reason="SIGMA_AMAZON is not set")
 @pytest.mark.parametrize(
-    ("name", "kept", "left_out"), [("Beauty", 0.0770, 0.0844), ("Scientific", 0.1101, 0.1159)]
+    ("name", "seen_included", "seen_excluded"),
+    [("Beauty", 0.0770, 0.0844), ("Scientific", 0.1101, 0.1159)],
 )
-def test_covisitation_comes_near_the_published_figures(name, kept, left_out):
-    """R@10 of the same files within 6 %: the published fit does not say which rows it saw."""
+def test_covisitation_is_close_to_the_published_results(name, seen_included, seen_excluded):
+    """R@10 within 6 % on the same files; the paper does not say which rows its fit used."""
     histories = load_amazon(Path(os.environ["SIGMA_AMAZON"]) / name)
     data = make_data(histories, int(histories.item.max()) + 1)
     users = np.arange(histories.num_users, dtype=np.int32)
@@ -274,7 +276,7 @@ def test_covisitation_comes_near_the_published_figures(name, kept, left_out):
     zeros = np.zeros_like(users)
     requests = Requests(users, histories.test_start, zeros, zeros - 1, target, [""] * len(users))
     fitted = CoVisitation.fit(data, 0)
-    for keep_seen, expected in ((True, kept), (False, left_out)):
-        rankings = fitted.recommend(data, requests, 10, keep_seen, None)
+    for exclude_seen, expected in ((False, seen_included), (True, seen_excluded)):
+        rankings = fitted.recommend(data, requests, 10, exclude_seen, None)
         ranks = metrics.item_ranks(rankings, target)
         assert metrics.hits(ranks, 10).mean() == pytest.approx(expected, rel=0.06)

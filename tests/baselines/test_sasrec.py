@@ -1,4 +1,4 @@
-"""SASRec looks at the past only, ranks what it scores, and is kept whole on disk."""
+"""SASRec sees earlier items only, ranks items by its scores, and loads as it was saved."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.sasrec import SasrecBaseline
 from sigma_jax.schema import TASKS
 from sigma_jax.tasks.constraints import allowed_items
-from sigma_jax.teacher.sasrec import Sasrec, load_sasrec, rank_windows, save_sasrec, window
+from sigma_jax.teacher.sasrec import Sasrec, history_window, load_sasrec, rank_items, save_sasrec
 
 
 def test_later_items_do_not_change_earlier_vectors():
@@ -35,7 +35,7 @@ def test_later_items_do_not_change_earlier_vectors():
 
 
 def test_padding_is_not_seen():
-    """Equality with a model whose window is just as long as the history."""
+    """The vectors equal those of a model whose window has the length of the history."""
     model = Sasrec(SHAPE, ITEMS, nnx.Rngs(0))
     history = np.array([[3, 4, 5, 6]], np.int32)
     short = Sasrec(dataclasses.replace(SHAPE, history=4), ITEMS, nnx.Rngs(0))
@@ -47,8 +47,8 @@ def test_padding_is_not_seen():
     )
 
 
-def test_history_speaks_before_any_training():
-    """Untrained, an item of the history scores above the same item without it."""
+def test_an_untrained_model_prefers_the_items_of_the_history():
+    """An item scores higher with a history that holds it than with one that does not."""
     model = Sasrec(SHAPE, ITEMS, nnx.Rngs(0))
     item = np.array([[-1] * 7 + [3, 4, 5], [-1] * 7 + [6, 7, 8]], np.int32)
     scores = np.asarray(vectors_of(model, item)[:, -1] @ model.table[...].T)
@@ -74,11 +74,11 @@ def test_missing_and_damaged_weights_are_named(tmp_path):
         load_sasrec(tmp_path)
 
 
-@pytest.mark.parametrize("keep_seen", [True, False])
+@pytest.mark.parametrize("exclude_seen", [False, True])
 @pytest.mark.parametrize("block", [7, 2**16])
-def test_ranking_equals_sorting_all_scores(tmp_path, monkeypatch, keep_seen, block):
-    """Whatever the block of items, also with seen items left out and constraints."""
-    monkeypatch.setattr("sigma_jax.teacher.sasrec.ITEMS_A_STEP", block)
+def test_ranking_equals_sorting_all_scores(tmp_path, monkeypatch, exclude_seen, block):
+    """For each block size, with and without seen items, with constraints."""
+    monkeypatch.setattr("sigma_jax.teacher.sasrec.ITEMS_AT_ONCE", block)
     histories = histories_of(random_users(True))
     data = save_data(tmp_path, histories)
     model = Sasrec(SHAPE, ITEMS, nnx.Rngs(1))
@@ -88,23 +88,23 @@ def test_ranking_equals_sorting_all_scores(tmp_path, monkeypatch, keep_seen, blo
     slot_value = np.where(is_category, 1, -1).astype(np.int32)
     requests = dataclasses.replace(requests, task=task, slot_value=slot_value)
     allowed = allowed_items(data, requests)
-    rankings = rank_windows(model, histories, requests, 12, keep_seen, allowed)
-    assert (rankings[-1] == -1).all()  # no history; the baseline fills with popularity
+    rankings = rank_items(model, histories, requests, 12, exclude_seen, allowed)
+    assert (rankings[-1] == -1).all()  # no history; the baseline fills in popular items
     for row in range(histories.num_users):
         start, stop = histories.offsets[row], requests.history_end[row]
-        item = window(histories, start, stop, SHAPE.history, None)[0]
+        item = history_window(histories, start, stop, SHAPE.history, None)[0]
         scores = np.asarray(
             vectors_of(model, item[None])[0, -1] @ model.table[...].T + model.bias[...]
         )
         free = set(range(ITEMS)) if not is_category[row] else set(range(1, ITEMS, 3))
-        if not keep_seen:
+        if exclude_seen:
             free -= set(histories.item[start:stop].tolist())
         expected = np.sort(scores[sorted(free)])[::-1][:12]
         returned = rankings[row][rankings[row] >= 0]
         assert set(returned) <= free and len(returned) == len(expected)
         np.testing.assert_allclose(scores[returned], expected, atol=1e-5)
     filled = SasrecBaseline(model, Popularity.fit(data, 0)).recommend(
-        data, requests, 5, keep_seen, None
+        data, requests, 5, exclude_seen, None
     )
     assert (filled >= 0).all()
 
@@ -118,11 +118,11 @@ def test_order_inside_a_basket_changes_no_recommendation():
     assert (other.item != histories.item).any()
     model = Sasrec(SHAPE, ITEMS, nnx.Rngs(1))
     requests = plain_requests(histories)
-    results = [rank_windows(model, h, requests, 10, True, None) for h in (histories, other)]
+    results = [rank_items(model, h, requests, 10, False, None) for h in (histories, other)]
     np.testing.assert_array_equal(*results)
 
 
-def test_rows_after_the_cut_change_no_recommendation():
+def test_rows_after_the_history_change_no_recommendation():
     histories = histories_of(random_users(True))
     item = histories.item.copy()
     for user in range(histories.num_users):
@@ -131,5 +131,5 @@ def test_rows_after_the_cut_change_no_recommendation():
     model = Sasrec(SHAPE, ITEMS, nnx.Rngs(1))
     requests = plain_requests(histories)
     other = dataclasses.replace(histories, item=item)
-    results = [rank_windows(model, h, requests, 10, True, None) for h in (histories, other)]
+    results = [rank_items(model, h, requests, 10, False, None) for h in (histories, other)]
     np.testing.assert_array_equal(*results)

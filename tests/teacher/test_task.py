@@ -1,4 +1,4 @@
-"""The teacher learns the next session from training rows alone, and leaves what it learnt."""
+"""The teacher learns the next session from training rows only, and saves its item table."""
 
 import dataclasses
 
@@ -22,12 +22,12 @@ from small_histories import (
 from sigma_jax.configs import teacher
 from sigma_jax.configs.common import PRESETS
 from sigma_jax.runtime.config import to_dataclass
-from sigma_jax.teacher.sasrec import SasrecConfig, load_sasrec, rank_windows
+from sigma_jax.teacher.sasrec import SasrecConfig, load_sasrec, rank_items
 from sigma_jax.teacher.task import (
     TeacherConfig,
     TeacherTask,
     count_windows,
-    draw_lines,
+    draw_rows,
     full_softmax,
     next_session_loss,
     sampled_softmax,
@@ -36,7 +36,7 @@ from sigma_jax.teacher.task import (
 )
 
 
-def test_worked_example_of_single_items():
+def test_single_items_give_the_worked_example():
     histories = histories_of([[[7], [8], [9], [1], [2]]])
     row = training_row(histories, 0, 0, config(), np.random.default_rng(0))
     assert row["item"].tolist() == [-1] * 7 + [7, 8, 9]
@@ -44,7 +44,7 @@ def test_worked_example_of_single_items():
     assert row["target"].tolist() == [[8, -1], [9, -1]] + [[-1, -1]] * 3
 
 
-def test_worked_example_of_baskets():
+def test_baskets_give_the_worked_example():
     histories = histories_of([[[10, 11], [12], [13, 14], [1], [2]]])
     orders, drawn = set(), set()
     for seed in range(40):
@@ -59,7 +59,7 @@ def test_worked_example_of_baskets():
     assert drawn == {13, 14} and len(orders) == 4
 
 
-def test_targets_always_lie_in_the_next_session_of_the_training_part():
+def test_targets_are_items_of_the_next_training_session():
     histories = histories_of(random_users(True))
     settings = config()
     first = count_windows(histories, SHAPE.history)
@@ -71,8 +71,8 @@ def test_targets_always_lie_in_the_next_session_of_the_training_part():
             histories.item[start:end][histories.session[start:end] == n]
             for n in range(histories.session[end - 1] + 1)
         ]
-        for place in range(first[user + 1] - first[user]):
-            row = training_row(histories, user, place, settings, rng)
+        for index in range(first[user + 1] - first[user]):
+            row = training_row(histories, user, index, settings, rng)
             for position, targets in zip(row["position"], row["target"], strict=True):
                 targets = targets[targets >= 0]
                 if position < 0:
@@ -88,13 +88,13 @@ def test_targets_always_lie_in_the_next_session_of_the_training_part():
     assert seen_targets > 50
 
 
-def test_lines_are_drawn_without_repetition_and_from_their_range():
+def test_rows_are_drawn_without_repetition_and_from_their_range():
     low, high = np.array([2, 10, 30]), np.array([3, 13, 40])
-    drawn = draw_lines(low, high, 4, np.random.default_rng(0))
+    drawn = draw_rows(low, high, 4, np.random.default_rng(0))
     for row, a, b in zip(drawn, low, high, strict=True):
-        lines = row[row >= 0]
-        assert len(set(lines)) == len(lines) == min(4, b - a)
-        assert ((a <= lines) & (lines < b)).all()
+        rows = row[row >= 0]
+        assert len(set(rows)) == len(rows) == min(4, b - a)
+        assert ((a <= rows) & (rows < b)).all()
 
 
 def test_batches_depend_on_seed_and_step_only(tmp_path):
@@ -109,16 +109,16 @@ def test_batches_depend_on_seed_and_step_only(tmp_path):
     assert any((first[5][name] != first[6][name]).any() for name in first[5])
 
 
-def test_hosts_make_the_rows_of_a_batch_that_are_theirs(tmp_path):
+def test_a_host_computes_its_rows_of_a_batch(tmp_path):
     save_data(tmp_path, histories_of(random_users(True)))
     task = TeacherTask(config(), tmp_path, 3)
-    whole, rows = task.batches(), np.array([1, 2, task.batch_rows - 1])
+    full, rows = task.batches(), np.array([1, 2, task.batch_rows - 1])
     for step in (0, 7):
         for name, value in task.batches(rows)[step].items():
-            np.testing.assert_array_equal(value, whole[step][name][rows])
+            np.testing.assert_array_equal(value, full[step][name][rows])
 
 
-def test_heldout_rows_change_neither_batches_nor_start(tmp_path):
+def test_held_out_rows_change_neither_batches_nor_the_new_model(tmp_path):
     histories = histories_of(random_users(True))
     item = histories.item.copy()
     for user in range(histories.num_users):
@@ -150,19 +150,19 @@ def naive_loss(table, bias, vectors, target):
     return np.mean(losses)
 
 
-def test_loss_equals_plain_loop():
+def test_loss_equals_a_plain_loop():
     rng = np.random.default_rng(0)
     table = rng.normal(size=(ITEMS, 8)).astype(np.float32)
     bias = rng.normal(size=ITEMS).astype(np.float32)
     vectors = rng.normal(size=(3, 4, 8)).astype(np.float32)
     target = rng.integers(-1, ITEMS, (3, 4, 2)).astype(np.int32)
     parts = full_softmax(table, bias, vectors, target)
-    loss, figures = next_session_loss(*parts, target >= 0)
+    loss, scalars = next_session_loss(*parts, target >= 0)
     assert float(loss) == pytest.approx(naive_loss(table, bias, vectors, target), abs=1e-5)
-    assert float(figures["positions"]) == (target >= 0).any(-1).sum()
-    everything = np.arange(ITEMS, dtype=np.int32)  # all items drawn once: nothing is estimated
+    assert float(scalars["positions"]) == (target >= 0).any(-1).sum()
+    all_items = np.arange(ITEMS, dtype=np.int32)  # every item once: no estimate
     sampled, _ = next_session_loss(
-        *sampled_softmax(table, bias, vectors, target, everything), target >= 0
+        *sampled_softmax(table, bias, vectors, target, all_items), target >= 0
     )
     assert float(sampled) == pytest.approx(float(loss), abs=1e-5)
 
@@ -182,7 +182,7 @@ def test_sampled_loss_is_right_on_average_and_its_gradient_finite():
     draws = jnp.asarray(rng.integers(0, ITEMS, (400, 300)))
     mean = float(jax.vmap(loss, (None, 0))(table, draws).mean())
     expected = naive_loss(*map(np.asarray, (table, bias, vectors)), target)
-    assert mean == pytest.approx(expected, abs=0.01)  # fewer draws estimate too low
+    assert mean == pytest.approx(expected, abs=0.01)  # with fewer draws the estimate is too low
     only_targets = jnp.array([1, 1])
     assert np.isfinite(jax.grad(loss)(table, only_targets)).all()
 
@@ -194,7 +194,7 @@ def test_a_batch_without_targets_has_loss_zero():
 
 
 def test_training_learns_a_fixed_succession(tmp_path):
-    """Item i is always followed by i+1: after some steps it leads the list."""
+    """Item i + 1 always follows item i; after some steps it is ranked first."""
     users = [[[(start + n) % ITEMS] for n in range(9)] for start in range(ITEMS)]
     histories = histories_of(users)
     data = save_data(tmp_path, histories)
@@ -218,11 +218,11 @@ def test_training_learns_a_fixed_succession(tmp_path):
         step(model, optimizer, batches[number], jax.random.key(number))
     assert task.report(model, {})["hit_rate_10"] == 1.0 > before
     requests = plain_requests(histories)
-    top = rank_windows(model, data.histories, requests, 1, True, None)[:-1, 0]
+    top = rank_items(model, data.histories, requests, 1, False, None)[:-1, 0]
     assert (top == histories.item[histories.test_start]).mean() > 0.9
 
 
-def test_artifact_holds_the_table_and_the_model(tmp_path):
+def test_the_artifact_holds_the_item_table_and_the_model(tmp_path):
     histories = histories_of(random_users(False))
     save_data(tmp_path, histories)
     task = TeacherTask(config(), tmp_path, 0)
@@ -249,7 +249,7 @@ def test_validation_targets_come_from_the_validation_session():
         assert requests.target[row] in histories.item[session]
 
 
-def test_nothing_to_learn_is_an_error_that_says_so(tmp_path):
+def test_data_without_training_targets_is_refused(tmp_path):
     save_data(tmp_path, histories_of([[[1, 2], [3], [4]], [[5], [6], [7]]]))
     with pytest.raises(ValueError, match=r"two sessions.*steps=0"):
         TeacherTask(config(), tmp_path, 0)
