@@ -1,19 +1,18 @@
-"""Whether instructions are followed: what a list shows when asked for it, beside the list the same
-user gets at the same moment when asked for nothing (JustForYou).
+"""Instruction following: metrics of lists with an instruction, and of the same users without one.
 
-Four sets of requests stand for the users and moments that the evaluation judges:
+Four variants of the evaluated requests are ranked:
 
-    asked          the instruction as it is
-    unasked        a JustForYou wording in its place
-    out of season  Season and Holiday: another theme of the kind, which is not on at the moment
-    combined       Season and Holiday: the theme, and a category that has items of it
+    instruction       the request as it is
+    no instruction    a JustForYou instruction for the same user at the same time
+    out of season     Season and Holiday only: a theme of the same kind that is not active
+    combined          Season and Holiday only: the theme and its most frequent category
 
-Figures {"mean", "error", "n"} of the first ten items:
+Each list of ten items gets these metrics, as estimates {"mean", "error", "n"} (score.py):
 
-    fits           share that satisfies what was asked for (all of it, for two demands)
-    popularity     mean share of the catalogue that is taken less often than the item
-    new category   share of categories that the user's history does not have
-    overlap        share that the unasked list has too
+    constraint@10      share of items that satisfy the constraint, or all constraints if combined
+    popularity@10      mean popularity percentile: share of the catalogue with fewer interactions
+    new_category@10    share of items from categories that the user's history lacks
+    overlap@10         share of items that the list without instruction contains too
 """
 
 from __future__ import annotations
@@ -25,151 +24,184 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32
 
 from sigma_jax import metrics
-from sigma_jax.evaluation.score import LIST, summary_of
+from sigma_jax.evaluation.score import TOP, mean_with_error
 from sigma_jax.histories import history_ranges, request_times
 from sigma_jax.schema import TASKS, PreparedData, Requests
 from sigma_jax.tasks import instructions
 from sigma_jax.tasks.constraints import Allowed, allowed_items
 
-THEMED = ("Season", "Holiday")
-COMBINED = "something for {theme} under the category {category}"
-UNASKED, OUT_OF_SEASON, BOTH = "unasked", "out of season", "combined"
+THEMED = ("Season", "Holiday")  # tasks whose slot is a theme
+COMBINED_PHRASING = "something for {theme} under the category {category}"
+INSTRUCTION, NO_INSTRUCTION = "instruction", "no instruction"
+OUT_OF_SEASON, COMBINED = "out of season", "combined"
+
+Phrasings = Mapping[str, tuple[str, ...]]
+Variant = tuple[Int32[np.ndarray, " n"], Requests]  # rows of the evaluated requests; new requests
 
 
 def request_variants(
-    requests: Requests, data: PreparedData, most: int, phrasings: Mapping[str, tuple[str, ...]]
-) -> dict[str, tuple[Int32[np.ndarray, " n"], Requests]]:
-    """set -> the rows of `requests` it stands for, at most `most` a task, and its own requests.
+    requests: Requests, data: PreparedData, max_per_task: int, phrasings: Phrasings
+) -> dict[str, Variant]:
+    """Variant -> the rows of `requests` that it is made from, and the requests to rank.
 
-    Without a set that would be empty.
+    Variants without a request are omitted.
+
+    Args:
+      requests: the evaluated requests; those of JustForYou are not used.
+      max_per_task: at most this many requests of each task are used.
+      phrasings: phrasings of the instructions by task.
     """
     tasks = [number for number, task in enumerate(TASKS) if task != "JustForYou"]
-    rows = np.concatenate([np.flatnonzero(requests.task == number)[:most] for number in tasks])
-    asked = requests.take(rows)
-    words = phrasings["JustForYou"]
-    spoken = [words[row % len(words)] for row in range(len(asked))]
-    unasked = dataclasses.replace(asked, instruction=spoken)
-    found = {"asked": (rows, asked), UNASKED: (rows, unasked)}
-    is_themed = np.isin(asked.task, [TASKS.index(task) for task in THEMED]) & (
-        asked.slot_value >= 0
+    rows = np.concatenate(
+        [np.flatnonzero(requests.task == number)[:max_per_task] for number in tasks]
     )
-    themed = np.flatnonzero(is_themed)
-    if data.themes is None or not len(themed):
-        return found if len(asked) else {}
-    times = request_times(data.histories, asked)
-    other = [theme_not_on(int(asked.slot_value[row]), int(times[row]), data) for row in themed]
-    other = np.array(other, np.int32)
+    chosen = requests.take(rows)
+    texts = phrasings["JustForYou"]
+    plain = [texts[row % len(texts)] for row in range(len(chosen))]
+    variants = {
+        INSTRUCTION: (rows, chosen),
+        NO_INSTRUCTION: (rows, dataclasses.replace(chosen, instruction=plain)),
+    }
+    is_themed = np.isin(chosen.task, [TASKS.index(task) for task in THEMED])
+    themed = np.flatnonzero(is_themed & (chosen.slot_value >= 0))
+    if data.themes is not None and len(themed):
+        usable, changed = out_of_season(chosen.take(themed), data, phrasings)
+        variants[OUT_OF_SEASON] = (rows[themed[usable]], changed)
+        usable, changed = combined(chosen.take(themed), data)
+        variants[COMBINED] = (rows[themed[usable]], changed)
+    return {name: variant for name, variant in variants.items() if len(variant[0])}
+
+
+def out_of_season(
+    requests: Requests, data: PreparedData, phrasings: Phrasings
+) -> tuple[Bool[np.ndarray, " N"], Requests]:
+    """True for each themed request with an inactive theme of its kind; requests for that theme."""
+    times = request_times(data.histories, requests)
+    themes = zip(requests.slot_value, times, strict=True)
+    other = np.array([inactive_theme(int(theme), int(t), data) for theme, t in themes], np.int32)
     usable = other >= 0
-    out = asked.take(themed[usable])
+    changed = requests.take(np.flatnonzero(usable))
     names = {task: instructions.slot_value_texts(data, task) for task in THEMED}
-    spoken = [
+    texts = [
         instructions.render(TASKS[task], names[TASKS[task]][theme], phrasings[TASKS[task]][0])
-        for task, theme in zip(out.task, other[usable], strict=True)
+        for task, theme in zip(changed.task, other[usable], strict=True)
     ]
-    out = dataclasses.replace(out, slot_value=other[usable], instruction=spoken)
-    found[OUT_OF_SEASON] = (rows[themed[usable]], out)
-    category = np.array([category_of(asked.slot_value[row], data) for row in themed], np.int32)
+    return usable, dataclasses.replace(changed, slot_value=other[usable], instruction=texts)
+
+
+def combined(requests: Requests, data: PreparedData) -> tuple[Bool[np.ndarray, " N"], Requests]:
+    """True for each themed request whose theme has a category; requests for both."""
+    category = np.array([main_category(theme, data) for theme in requests.slot_value], np.int32)
     usable = category >= 0
-    both = asked.take(themed[usable])
-    categories = instructions.slot_value_texts(data, "Category")
-    spoken = [
-        COMBINED.format(theme=names[TASKS[task]][theme], category=categories[chosen])
-        for task, theme, chosen in zip(both.task, both.slot_value, category[usable], strict=True)
+    changed = requests.take(np.flatnonzero(usable))
+    names = {task: instructions.slot_value_texts(data, task) for task in (*THEMED, "Category")}
+    texts = [
+        COMBINED_PHRASING.format(theme=names[TASKS[task]][theme], category=names["Category"][own])
+        for task, theme, own in zip(changed.task, changed.slot_value, category[usable], strict=True)
     ]
-    found[BOTH] = (rows[themed[usable]], dataclasses.replace(both, instruction=spoken))
-    return {name: found[name] for name in found if len(found[name][0])}
+    return usable, dataclasses.replace(changed, instruction=texts)
 
 
-def theme_not_on(asked: int, time: int, data: PreparedData) -> int:
-    """A theme of the kind of theme `asked` that is not on at `time`; -1 where there is none."""
+def inactive_theme(theme: int, time: int, data: PreparedData) -> int:
+    """The next theme of the same kind that has items and is not active at `time`; -1 if none."""
     themes = data.themes
-    on = set(themes.active(time).tolist())
+    active = set(themes.active(time).tolist())
     kinds = themes.kinds.to_pylist()
     count = len(kinds)
     for step in range(1, count):
-        theme = (asked + step) % count
-        if kinds[theme] == kinds[asked] and theme not in on and len(themes.items.of(theme)):
-            return theme
+        other = (theme + step) % count
+        if kinds[other] == kinds[theme] and other not in active and len(themes.items.of(other)):
+            return other
     return -1
 
 
-def category_of(theme: int, data: PreparedData) -> int:
-    """The category that most items of the theme have; -1 where none has one."""
-    found = data.catalogue.category[data.themes.items.of(int(theme))]
-    found = found[found >= 0]
-    return int(np.bincount(found).argmax()) if len(found) else -1
+def main_category(theme: int, data: PreparedData) -> int:
+    """The most frequent category among the theme's items; -1 if no item has a category."""
+    categories = data.catalogue.category[data.themes.items.of(int(theme))]
+    categories = categories[categories >= 0]
+    return int(np.bincount(categories).argmax()) if len(categories) else -1
 
 
-def both_allowed(requests: Requests, data: PreparedData) -> Allowed:
-    """The items of each request's theme that are of its `category_of`."""
+def items_of_combined(requests: Requests, data: PreparedData) -> Allowed:
+    """The items of each request's theme that belong to the theme's `main_category`."""
     themes = np.unique(requests.slot_value)
     lists = []
     for theme in themes:
         items = data.themes.items.of(int(theme))
-        lists.append(items[data.catalogue.category[items] == category_of(theme, data)])
+        lists.append(items[data.catalogue.category[items] == main_category(theme, data)])
     row = np.searchsorted(themes, requests.slot_value).astype(np.int32)
     return Allowed.from_lists(lists, row)
 
 
 def instruction_following(
     lists: Mapping[str, Int32[np.ndarray, "n K"]],
-    sets: Mapping[str, tuple[np.ndarray, Requests]],
+    variants: Mapping[str, Variant],
     data: PreparedData,
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """task -> set -> figure, of the lists that each of `request_variants` got."""
-    asked_rows = sets["asked"][0]
-    popularity = popularity_ranks(np.asarray(data.catalogue.popularity))
-    unasked_of = {int(row): place for place, row in enumerate(asked_rows)}
+    """task -> variant -> metric -> estimate.
+
+    Args:
+      lists: variant -> ranked items of its requests, best first, -1 for no item.
+      variants: the result of `request_variants`.
+    """
+    popularity = popularity_percentiles(np.asarray(data.catalogue.popularity))
+    place_of = {int(row): place for place, row in enumerate(variants[NO_INSTRUCTION][0])}
     results: dict[str, dict] = {}
-    for name, (rows, requests) in sets.items():
-        top = np.asarray(lists[name])[:, :LIST]
-        # An unasked list is held against what it was not asked for.
-        allowed = both_allowed(requests, data) if name == BOTH else allowed_items(data, requests)
-        plain = np.asarray(lists[UNASKED])[[unasked_of[int(row)] for row in rows], :LIST]
+    for name, (rows, requests) in variants.items():
+        first = np.asarray(lists[name])[:, :TOP]
+        plain = np.asarray(lists[NO_INSTRUCTION])[[place_of[int(row)] for row in rows], :TOP]
+        # Lists without instruction are compared with the constraint that was not mentioned.
+        is_combined = name == COMBINED
+        allowed = (
+            items_of_combined(requests, data) if is_combined else allowed_items(data, requests)
+        )
         values = {
-            "fits": metrics.satisfied(top, allowed.items, allowed.row),
-            "popularity": mean_over(top, popularity),
-            "new category": new_categories(top, requests, data),
-            "overlap": overlap(top, plain),
+            f"constraint@{TOP}": metrics.satisfied(first, allowed.items, allowed.row),
+            f"popularity@{TOP}": mean_over(first, popularity),
+            f"new_category@{TOP}": new_category_share(first, requests, data),
+            f"overlap@{TOP}": overlap(first, plain),
         }
         for number, task in enumerate(TASKS):
-            here = requests.task == number
-            if here.any():
-                figures = {key: summary_of(column[here]) for key, column in values.items()}
-                shown = {key: figure for key, figure in figures.items() if figure["n"]}
-                results.setdefault(task, {})[name] = shown
+            of_task = requests.task == number
+            if of_task.any():
+                estimates = {
+                    key: mean_with_error(column[of_task]) for key, column in values.items()
+                }
+                applicable = {key: value for key, value in estimates.items() if value["n"]}
+                results.setdefault(task, {})[name] = applicable
     return results
 
 
-def popularity_ranks(popularity: np.ndarray) -> Float64[np.ndarray, " I"]:
-    """Share of the catalogue that is taken less often than each item."""
+def popularity_percentiles(popularity: np.ndarray) -> Float64[np.ndarray, " I"]:
+    """Share of the catalogue with fewer interactions than each item."""
     return np.searchsorted(np.sort(popularity), popularity) / max(len(popularity), 1)
 
 
-def mean_over(top: Int32[np.ndarray, "n K"], values: np.ndarray) -> Float64[np.ndarray, " n"]:
-    """Mean of `values` over each list's items; 0 for an empty list."""
-    is_item = top >= 0
-    picked = np.where(is_item, values[np.maximum(top, 0)], 0.0)
+def mean_over(lists: Int32[np.ndarray, "n K"], values: np.ndarray) -> Float64[np.ndarray, " n"]:
+    """Mean of `values` over the items of each list; 0 for an empty list."""
+    is_item = lists >= 0
+    picked = np.where(is_item, values[np.maximum(lists, 0)], 0.0)
     return picked.sum(axis=1) / np.maximum(is_item.sum(axis=1), 1)
 
 
-def new_categories(
-    top: Int32[np.ndarray, "n K"], requests: Requests, data: PreparedData
+def new_category_share(
+    lists: Int32[np.ndarray, "n K"], requests: Requests, data: PreparedData
 ) -> Float64[np.ndarray, " n"]:
-    """Share of each list's items whose category is known and not in the user's history."""
+    """Share of each list's items that have a category which the user's history lacks."""
     category = np.asarray(data.catalogue.category)
-    share = np.zeros(len(top))
-    for row, (a, b) in enumerate(zip(*history_ranges(data.histories, requests), strict=True)):
-        items = top[row][top[row] >= 0]
-        known = np.unique(category[data.histories.item[a:b]])
+    share = np.zeros(len(lists))
+    for row, (start, end) in enumerate(zip(*history_ranges(data.histories, requests), strict=True)):
+        items = lists[row][lists[row] >= 0]
+        known = np.unique(category[data.histories.item[start:end]])
         is_new = (category[items] >= 0) & ~np.isin(category[items], known)
         share[row] = is_new.sum() / max(len(items), 1)
     return share
 
 
 def overlap(
-    top: Int32[np.ndarray, "n K"], other: Int32[np.ndarray, "n K"]
+    lists: Int32[np.ndarray, "n K"], others: Int32[np.ndarray, "n K"]
 ) -> Float64[np.ndarray, " n"]:
-    """Share of each list that the other has too."""
-    same: Bool[np.ndarray, "n K"] = (top[:, :, None] == other[:, None, :]).any(axis=2) & (top >= 0)
-    return same.sum(axis=1) / np.maximum((top >= 0).sum(axis=1), 1)
+    """Share of each list's items that the other list of the same row contains too."""
+    is_shared: Bool[np.ndarray, "n K"] = (lists[:, :, None] == others[:, None, :]).any(axis=2)
+    is_item = lists >= 0
+    return (is_shared & is_item).sum(axis=1) / np.maximum(is_item.sum(axis=1), 1)

@@ -1,4 +1,4 @@
-"""report.html: one file that shows a run, with everything inside it and nothing from elsewhere."""
+"""report.html: the results of a run as one self-contained page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sigma_jax.evaluation import plots
 from sigma_jax.evaluation.score import FILTERED, MODES, Results
 from sigma_jax.evaluation.table import (
     COLUMNS,
-    INSTRUCTION_METRICS,
+    INSTRUCTION_COLUMNS,
     LEVELS,
     TITLES,
     cells,
@@ -50,33 +50,34 @@ summary { cursor: pointer; margin: .6rem 0; }
 SECTIONS = {
     "hit-rate": "Hit rate by task and method",
     "results": "All results",
-    "instructions": "Instructions followed",
+    "instructions": "Instruction following",
     "sigma": "Sigma by task",
     "loss": "Loss curves",
     "codebooks": "Semantic IDs",
     "pairs": "Relevance pairs",
-    "source": "How this was made",
+    "source": "Command and stages",
 }
 
 
 def write_report(
     results: Results,
     metrics_files: Mapping[str, Path],
-    figures: Mapping[str, Any],
+    report_data: Mapping[str, Any],
     path: Path,
 ) -> None:
-    """Writes the page; a section without figures says so.
+    """Writes the page. A section without data says so.
 
     Args:
-      results: of evaluation/score.py, with results["deviation"] {task: that of each request} and
-        results["run"] {name: value} (command, hashes, seed) where they are known.
+      results: the results of evaluation/score.py. They may also have results["deviation"], the
+        deviation of the beam scores of each request by task, and results["run"], the command,
+        hashes and seed.
       metrics_files: stage -> its metrics.jsonl.
-      figures: any of
-        "code_counts": [L, C] items with each code;
-        "collisions": [n-1] number of SIDs that n items share;
+      report_data: any of these keys:
+        "code_counts": [L, C], number of items with each code;
+        "collisions": [n-1], number of SIDs that n items share;
         "pairs": {view: {"count": n, "examples": [[text, text], ...]}};
         "recommendations": [{"user", "instruction", "items": [text, ...]}, ...];
-        "stages": {stage: {name: value}}, the figures of the manifests.
+        "stages": {stage: {name: value}}, the metrics of the manifests.
       path: the file to write.
     """
     bodies = {
@@ -85,9 +86,9 @@ def write_report(
         "instructions": instruction_section(results),
         "sigma": sigma_section(results),
         "loss": loss_section(metrics_files),
-        "codebooks": codebook_section(figures),
-        "pairs": pairs_section(figures),
-        "source": source_section(results, figures),
+        "codebooks": codebook_section(report_data),
+        "pairs": pairs_section(report_data),
+        "source": source_section(results, report_data),
     }
     links = "".join(f'<a href="#{key}">{html.escape(SECTIONS[key])}</a> ' for key in bodies)
     parts = [
@@ -106,32 +107,32 @@ def write_report(
 
 
 def introduction(results: Results) -> str:
-    """What was measured, in two sentences."""
+    """A paragraph that explains the results."""
     share = 100 * results["unseen_targets"] / max(results["requests"], 1)
     return (
-        f"{results['requests']:,} requests over {results['items']:,} items, each with one held-out "
-        f"item that should be among the recommendations. In {share:.0f} % of them the user had "
-        "not had that item before. A hit by items is that very item; a hit by semantic IDs is "
-        "any item with the same semantic ID. Black lines and ± show one standard error. "
-        f"Baselines with “{FILTERED.strip()}” choose only among the items that the query, category "
-        "or theme of the instruction allows; the others, and SIGMA, choose among all."
+        f"{results['requests']:,} requests over {results['items']:,} items. Each request has one "
+        f"held-out target item. In {share:.0f} % of the requests the user's history lacks the "
+        "target. A hit by items is the target itself; a hit by semantic IDs is any item with the "
+        "target's semantic ID. Black lines and ± show one standard error. "
+        f"Baselines with “{FILTERED.strip()}” rank only items that match the query, category or "
+        "theme of the instruction. SIGMA and the other baselines rank all items."
     )
 
 
 def hit_rate_section(results: Results) -> str:
-    """A plot a task, of all methods; item level first."""
+    """A plot of all methods for each task, first by items, then by semantic IDs."""
     tasks = ["average", *tasks_in(results)]
-    shown = []
+    parts = []
     for level in LEVELS:
-        drawn = [plots.hit_rates(results, task, "include_seen", level) for task in tasks]
-        grid = f'<div class="plots">{"".join(image for image in drawn if image)}</div>'
+        images = [plots.hit_rates(results, task, "include_seen", level) for task in tasks]
+        grid = f'<div class="plots">{"".join(image for image in images if image)}</div>'
         title = f"Hits by {LEVELS[level]}, seen items included"
-        shown.append(f"<h3>{title}</h3>{grid}")
-    return "".join(shown)
+        parts.append(f"<h3>{title}</h3>{grid}")
+    return "".join(parts)
 
 
 def results_section(results: Results) -> str:
-    """Tables of all figures: averages in sight, tasks folded."""
+    """Tables of all results: averages over tasks, and each task in a folded table."""
     tables = []
     for mode in MODES:
         for level in LEVELS:
@@ -143,16 +144,17 @@ def results_section(results: Results) -> str:
             folded = f"<details><summary>{title}: each task</summary>{by_task}</details>"
             tables.append(f"<h3>{title}</h3>{average}{folded}")
     note = (
-        "<p>Per cent. With one target a request Recall@K equals HR@K. <i>cover</i>, <i>tail</i> "
-        "and <i>fits</i> look at the first ten items: the share of the catalogue that is shown, "
-        "of long-tail items, and of items that satisfy the constraint. With seen items left out, "
-        "nothing is left of the user's own most frequent items, so popularity stands in.</p>"
+        "<p>Values are per cent. A request has one target, so Recall@K equals HR@K. "
+        "<i>coverage</i>, <i>longtail</i> and <i>matches</i> concern the first ten items: the "
+        "share of the catalogue that is shown to anyone, of long-tail items, and of items that "
+        "match the instruction. With seen items excluded, the user's most frequent items cannot "
+        "be shown; that baseline then falls back to popularity.</p>"
     )
     return note + "".join(tables)
 
 
 def results_table(results: Results, mode: str, level: str, tasks: Sequence[str]) -> str:
-    """One table of `tasks` ("average" is one), a row a method."""
+    """An HTML table with a block for each of `tasks` ("average" is one) and a row per method."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in [*COLUMNS, "± HR@10", "n"])
     rows = [f"<tr><th>method</th>{head}</tr>"]
     for task in tasks:
@@ -160,114 +162,119 @@ def results_table(results: Results, mode: str, level: str, tasks: Sequence[str])
         rows.append(f'<tr class="task"><th colspan="{len(COLUMNS) + 3}">{title}</th></tr>')
         for method in methods_in(results, mode):
             summary = results["methods"][method][mode]
-            figures = summary["average"] if task == "average" else summary["tasks"].get(task, {})
-            hit_rate = figures.get(f"{level}.HR@10")
+            of_task = summary["average"] if task == "average" else summary["tasks"].get(task, {})
+            hit_rate = of_task.get(f"{level}.HR@10")
             if hit_rate is None:
                 continue
             values = [
-                *cells(figures, level),
+                *cells(of_task, level),
                 f"{100 * hit_rate['error']:.2f}",
                 f"{hit_rate['n']:,}",
             ]
-            ours = ' class="ours"' if method.lower().startswith("sigma") else ""
+            style = ' class="ours"' if method.lower().startswith("sigma") else ""
             filled = "".join(f"<td>{value}</td>" for value in values)
-            rows.append(f"<tr{ours}><td>{html.escape(method)}</td>{filled}</tr>")
+            rows.append(f"<tr{style}><td>{html.escape(method)}</td>{filled}</tr>")
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
 def instruction_section(results: Results) -> str:
-    """What lists show when asked for something, beside those of users asked for nothing."""
-    found = results.get("instruction_following")
-    if not found:
-        return missing("instructions followed")
+    """A table of metrics with an instruction, without one, out of season and for two at once."""
+    by_task = results.get("instruction_following")
+    if not by_task:
+        return missing("instruction following")
     note = (
-        "Share of the first ten items that satisfy what was asked for; how popular they are (share "
-        "of the catalogue that is taken less often); share from categories the user never had; "
-        "share that the same user's JustForYou list has too. <i>Unasked</i> is that list; <i>out "
-        "of season</i> asks for a season or holiday of another time of the year; <i>combined</i> "
-        "for a theme within a category. Per cent."
+        "Of the first ten items, in per cent: <i>matches</i> is the share that matches the "
+        "instruction; <i>popularity</i> is the mean share of the catalogue with fewer "
+        "interactions; <i>new category</i> is the share from categories that the user's history "
+        "lacks; <i>overlap</i> is the share that the same user's list without instruction contains "
+        "too. <i>No instruction</i> is that list, of the task JustForYou. <i>Out of season</i> "
+        "requests a season or holiday of another time of the year. <i>Combined</i> requests a "
+        "theme and a category together."
     )
-    head = "".join(f"<th>{name}</th>" for name in INSTRUCTION_METRICS)
-    rows = [f"<tr><th>asked for</th>{head}</tr>"]
-    for task, sets in found.items():
-        for variant, summaries in sets.items():
-            values = [percent(summaries.get(name)) for name in INSTRUCTION_METRICS]
+    head = "".join(f"<th>{name}</th>" for name in INSTRUCTION_COLUMNS)
+    rows = [f"<tr><th>task, request</th>{head}</tr>"]
+    for task, variants in by_task.items():
+        for variant, estimates in variants.items():
+            values = [percent(estimates.get(name)) for name in INSTRUCTION_COLUMNS.values()]
             filled = "".join(f"<td>{value}</td>" for value in values)
             rows.append(f"<tr><td>{html.escape(f'{task}, {variant}')}</td>{filled}</tr>")
     return f'<p>{note}</p><div class="wide"><table>{"".join(rows)}</table></div>'
 
 
 def sigma_section(results: Results) -> str:
-    """The distribution of Eq. 11's sigma, and what was used in its place."""
+    """The distribution of Eq. 11's sigma by task, and the constant that was used in its place."""
     image = plots.sigma_by_task(results.get("deviation", {}))
     if image is None:
         return missing("sigma of the beam scores")
     note = (
-        "Sigma is the standard deviation of the beam scores, the log-probabilities of the "
-        "generated prefixes. It sharpens (large) or flattens (small) the choice among the items of "
-        "a prefix (Eq. 11 of SIGMA). The box holds the middle half, the line is the median."
+        "Sigma is the standard deviation of the beam scores, which are log-probabilities of the "
+        "generated prefixes (Eq. 11 of SIGMA). A large sigma makes the probabilities of items "
+        "within a prefix more unequal, a small one less. A box holds the middle half of the "
+        "requests; its line is the median."
     )
     used = results.get("sigma", "deviation")
     if used != "deviation":
-        note += f" The lists of this page were ranked with {used} in its place."
+        note += f" SIGMA used the constant {used} in its place on this page."
     if results.get("constant_sigma") is not None:
         note += (
-            f" Of constants {results['constant_sigma']} serves validation requests best: the row "
-            "<i>SIGMA without reranker, constant sigma</i> above."
+            f" The best constant on validation requests is {results['constant_sigma']}: see the "
+            "row <i>SIGMA without reranker, constant sigma</i> above."
         )
     return f'<p>{note}</p><div class="plots">{image}</div>'
 
 
 def loss_section(metrics_files: Mapping[str, Path]) -> str:
-    """A plot a stage."""
-    drawn = [plots.loss_curve(stage, p) for stage, p in metrics_files.items() if p.exists()]
-    drawn = [image for image in drawn if image]
-    return f'<div class="plots">{"".join(drawn)}</div>' if drawn else missing("training losses")
+    """A plot of the training losses for each stage."""
+    images = [plots.loss_curve(stage, p) for stage, p in metrics_files.items() if p.exists()]
+    images = [image for image in images if image]
+    return f'<div class="plots">{"".join(images)}</div>' if images else missing("training losses")
 
 
-def codebook_section(figures: Mapping[str, Any]) -> str:
-    """Use of the codebooks, and collisions."""
-    drawn = []
-    if "code_counts" in figures:
-        drawn.append(f"<div><h3>Use</h3>{plots.codebook_use(figures['code_counts'])}</div>")
-    if "collisions" in figures:
-        drawn.append(f"<div><h3>Collisions</h3>{plots.collisions(figures['collisions'])}</div>")
-    return f'<div class="plots">{"".join(drawn)}</div>' if drawn else missing("semantic IDs")
+def codebook_section(report_data: Mapping[str, Any]) -> str:
+    """Plots of codebook use and of SID collisions."""
+    parts = []
+    if "code_counts" in report_data:
+        image = plots.codebook_use(report_data["code_counts"])
+        parts.append(f"<div><h3>Use of the codes</h3>{image}</div>")
+    if "collisions" in report_data:
+        image = plots.collisions(report_data["collisions"])
+        parts.append(f"<div><h3>Collisions</h3>{image}</div>")
+    return f'<div class="plots">{"".join(parts)}</div>' if parts else missing("semantic IDs")
 
 
-def pairs_section(figures: Mapping[str, Any]) -> str:
-    """Number and examples of each view's pairs."""
-    views = figures.get("pairs", {})
+def pairs_section(report_data: Mapping[str, Any]) -> str:
+    """The number of relevance pairs of each view, with examples."""
+    views = report_data.get("pairs", {})
     if not views:
         return missing("relevance pairs")
-    shown = []
-    for view, found in views.items():
-        shown.append(f"<h3>{html.escape(view)}: {found['count']:,} pairs</h3>")
+    parts = []
+    for view, pairs in views.items():
+        parts.append(f"<h3>{html.escape(view)}: {pairs['count']:,} pairs</h3>")
         rows = "".join(
             f'<tr><td class="text">{html.escape(left)}</td>'
             f'<td class="text">{html.escape(right)}</td></tr>'
-            for left, right in found["examples"]
+            for left, right in pairs["examples"]
         )
-        shown.append(f'<div class="wide"><table>{rows}</table></div>' if rows else "")
-    return "".join(shown)
+        parts.append(f'<div class="wide"><table>{rows}</table></div>' if rows else "")
+    return "".join(parts)
 
 
-def source_section(results: Results, figures: Mapping[str, Any]) -> str:
-    """Command, hashes, seed; examples of recommendations; the figures of every stage."""
+def source_section(results: Results, report_data: Mapping[str, Any]) -> str:
+    """The command with hashes and seed, examples of recommendations, and metrics of all stages."""
     run = results.get("run", {})
-    shown = fact_table(run) if run else missing("its command and hashes")
-    for example in figures.get("recommendations", []):
+    section = fact_table(run) if run else missing("the command and hashes")
+    for example in report_data.get("recommendations", []):
         items = "".join(f"<li>{html.escape(str(item))}</li>" for item in example["items"])
-        user, said = html.escape(str(example["user"])), html.escape(example["instruction"])
-        shown += f"<h3>User {user}: {said}</h3><ol>{items}</ol>"
-    for stage, found in figures.get("stages", {}).items():
-        title = html.escape(f"Figures of stage {stage}")
-        shown += f"<details><summary>{title}</summary>{fact_table(found)}</details>"
-    return shown
+        title = html.escape(f"User {example['user']}: {example['instruction']}")
+        section += f"<h3>{title}</h3><ol>{items}</ol>"
+    for stage, stage_metrics in report_data.get("stages", {}).items():
+        title = html.escape(f"Metrics of stage {stage}")
+        section += f"<details><summary>{title}</summary>{fact_table(stage_metrics)}</details>"
+    return section
 
 
 def fact_table(facts: Mapping[str, Any]) -> str:
-    """Names and values; long ones are cut."""
+    """A table of names and values; values are cut after 400 characters."""
     rows = ""
     for name, value in facts.items():
         text = f"{value:.5g}" if isinstance(value, float) else str(value)
@@ -277,9 +284,9 @@ def fact_table(facts: Mapping[str, Any]) -> str:
     return f'<div class="wide"><table>{rows}</table></div>'
 
 
-def missing(what: str) -> str:
-    """A line in place of figures that a run does not have."""
-    return f'<p class="muted">This run has no figures of {what}.</p>'
+def missing(content: str) -> str:
+    """A line that says that the run has no data for a section."""
+    return f'<p class="muted">This run has no data about {content}.</p>'
 
 
 def collect_report_data(
@@ -288,20 +295,25 @@ def collect_report_data(
     stages: Mapping[str, Mapping[str, Any]],
     num_examples: int = 5,
 ) -> dict[str, Any]:
-    """The `figures` of `write_report` that follow from artifacts; `stages`: manifests' figures."""
+    """The part of `report_data` of `write_report` that artifacts provide.
+
+    Args:
+      stages: stage -> metrics of its manifest.
+      num_examples: number of example pairs of each view.
+    """
     codes, size = np.asarray(semantic_ids.codes), semantic_ids.codebook_size
     shared = np.unique(codes, axis=0, return_counts=True)[1]
     pairs = {}
-    for view, found in data.pairs.items():
-        step = max(len(found.left) // num_examples, 1)
-        rows = np.arange(0, len(found.left), step)[:num_examples]
-        right = data.catalogue.titles(found.right[rows])
-        if found.left_texts is not None:
-            left = [found.left_texts[int(row)].as_py() for row in found.left[rows]]
+    for view, of_view in data.pairs.items():
+        step = max(len(of_view.left) // num_examples, 1)
+        rows = np.arange(0, len(of_view.left), step)[:num_examples]
+        right = data.catalogue.titles(of_view.right[rows])
+        if of_view.left_texts is not None:
+            left = [of_view.left_texts[int(row)].as_py() for row in of_view.left[rows]]
         else:
-            left = data.catalogue.titles(found.left[rows])
+            left = data.catalogue.titles(of_view.left[rows])
         examples = [list(pair) for pair in zip(left, right, strict=True)]
-        pairs[view] = {"count": len(found.left), "examples": examples}
+        pairs[view] = {"count": len(of_view.left), "examples": examples}
     return {
         "code_counts": np.stack([np.bincount(level, minlength=size) for level in codes.T]),
         "collisions": np.bincount(shared)[1:],

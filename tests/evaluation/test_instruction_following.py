@@ -1,7 +1,7 @@
-"""Whether instructions are followed, on a catalogue small enough to count by hand.
+"""Instruction following, on a catalogue that is small enough to count by hand.
 
-Items 0..5: categories a a a b b c, taken 9 7 5 3 1 0 times. Theme 0 (on) has items 3 4 0, theme 1
-(off) item 5. One user, whose history is item 0.
+Items 0..5 have categories a a a b b c and 9 7 5 3 1 0 interactions. Theme 0 is active and has
+items 3 4 0. Theme 1 is not active and has item 5. The only user has item 0 in the history.
 """
 
 import numpy as np
@@ -52,55 +52,59 @@ def requests():
     return Requests(zeros, zeros + np.int64(1), task, slot_value, zeros + 3, words)
 
 
-def test_sets_ask_the_same_users_for_other_things(data, requests):
-    sets = f.request_variants(requests, data, 10, instructions.TRAIN_PHRASINGS)
-    assert {name: rows.tolist() for name, (rows, _) in sets.items()} == {
-        "asked": [1, 2],
-        "unasked": [1, 2],
+def test_variants_ask_for_other_things_for_the_same_users(data, requests):
+    variants = f.request_variants(requests, data, 10, instructions.TRAIN_PHRASINGS)
+    assert {name: rows.tolist() for name, (rows, _) in variants.items()} == {
+        "instruction": [1, 2],
+        "no instruction": [1, 2],
         "out of season": [2],
         "combined": [2],
     }
-    assert sets["asked"][1].instruction == ["rare things", "something for easter"]
-    assert set(sets["unasked"][1].instruction) <= set(instructions.TRAIN_PHRASINGS["JustForYou"])
-    [off] = sets["out of season"][1].instruction
-    assert "halloween" in off and sets["out of season"][1].slot_value.tolist() == [1]
-    [both] = sets["combined"][1].instruction
+    assert variants["instruction"][1].instruction == ["rare things", "something for easter"]
+    assert set(variants["no instruction"][1].instruction) <= set(
+        instructions.TRAIN_PHRASINGS["JustForYou"]
+    )
+    [off] = variants["out of season"][1].instruction
+    assert "halloween" in off and variants["out of season"][1].slot_value.tolist() == [1]
+    [both] = variants["combined"][1].instruction
     assert both == "something for easter under the category b"
     assert requests.instruction[2] == "something for easter"  # left as it was
 
 
-def test_without_themes_there_are_two_sets(data, requests):
+def test_without_themed_requests_there_are_two_variants(data, requests):
     rows = requests.take(np.array([0, 1]))
     assert list(f.request_variants(rows, data, 10, instructions.TRAIN_PHRASINGS)) == [
-        "asked",
-        "unasked",
+        "instruction",
+        "no instruction",
     ]
 
 
-def test_figures_are_those_counted_by_hand(data, requests):
-    sets = f.request_variants(requests, data, 10, instructions.TRAIN_PHRASINGS)
+def test_metrics_equal_those_counted_by_hand(data, requests):
+    variants = f.request_variants(requests, data, 10, instructions.TRAIN_PHRASINGS)
     lists = {
-        "asked": [[4, 5, -1, -1], [3, 4, 0, 1]],
-        "unasked": [[0, 1, 2, -1], [0, 1, 2, 3]],
+        "instruction": [[4, 5, -1, -1], [3, 4, 0, 1]],
+        "no instruction": [[0, 1, 2, -1], [0, 1, 2, 3]],
         "out of season": [[5, 0, 1, -1]],
         "combined": [[3, 0, 1, 2]],
     }
     lists = {name: np.array(rows, np.int32) for name, rows in lists.items()}
-    found = f.instruction_following(lists, sets, data)
+    results = f.instruction_following(lists, variants, data)
 
-    def mean(task, name, figure):
-        return found[task][name][figure]["mean"]
+    def mean(task, variant, metric):
+        return results[task][variant][f"{metric}@10"]["mean"]
 
-    assert "fits" not in found["Longtail"]["asked"]  # nothing is demanded of an item
-    # Shares of the catalogue taken less often: 5/6 4/6 3/6 2/6 1/6 0.
-    assert mean("Longtail", "asked", "popularity") == pytest.approx((1 / 6 + 0) / 2)
-    assert mean("Longtail", "unasked", "popularity") == pytest.approx((5 + 4 + 3) / 18)
-    assert mean("Longtail", "asked", "new category") == 1.0  # the user knows category a
-    assert mean("Longtail", "asked", "overlap") == 0.0
-    assert mean("Holiday", "asked", "fits") == 1.0  # all three items of Easter
-    assert mean("Holiday", "unasked", "fits") == pytest.approx(2 / 3)
-    assert mean("Holiday", "asked", "overlap") == 0.75
-    assert mean("Holiday", "unasked", "overlap") == 1.0
-    assert mean("Holiday", "out of season", "fits") == 1.0  # there is only item 5
-    assert mean("Holiday", "combined", "fits") == 0.5  # item 3 of the two of Easter and category b
-    assert mean("Holiday", "asked", "new category") == 0.5
+    assert "constraint@10" not in results["Longtail"]["instruction"]  # Longtail has none
+    # Shares of the catalogue with fewer interactions: 5/6 4/6 3/6 2/6 1/6 0.
+    assert mean("Longtail", "instruction", "popularity") == pytest.approx((1 / 6 + 0) / 2)
+    assert mean("Longtail", "no instruction", "popularity") == pytest.approx((5 + 4 + 3) / 18)
+    assert mean("Longtail", "instruction", "new_category") == 1.0  # the user knows category a
+    assert mean("Longtail", "instruction", "overlap") == 0.0
+    assert mean("Holiday", "instruction", "constraint") == 1.0  # all three items of Easter
+    assert mean("Holiday", "no instruction", "constraint") == pytest.approx(2 / 3)
+    assert mean("Holiday", "instruction", "overlap") == 0.75
+    assert mean("Holiday", "no instruction", "overlap") == 1.0
+    assert mean("Holiday", "out of season", "constraint") == 1.0  # there is only item 5
+    assert (
+        mean("Holiday", "combined", "constraint") == 0.5
+    )  # item 3 of the two of Easter and category b
+    assert mean("Holiday", "instruction", "new_category") == 0.5

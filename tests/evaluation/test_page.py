@@ -1,4 +1,4 @@
-"""The scores, the printed table and the page that shows them."""
+"""Scores, the printed table and the report page."""
 
 import dataclasses
 import html
@@ -11,8 +11,8 @@ import pytest
 
 from sigma_jax import metrics
 from sigma_jax.evaluation.page import SECTIONS, collect_report_data, write_report
-from sigma_jax.evaluation.plots import hit_rates, perplexities, read_figures
-from sigma_jax.evaluation.score import HIT_RATES, score, targets_are_new
+from sigma_jax.evaluation.plots import hit_rates, perplexities, read_curves
+from sigma_jax.evaluation.score import HIT_RATE_CUTOFFS, score, targets_are_unseen
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
 from sigma_jax.schema import (
     TASKS,
@@ -29,7 +29,7 @@ from sigma_jax.schema import (
 )
 
 ITEMS, USERS = 60, 30
-FOLLOWED = {"Holiday": {"asked": {"fits": {"mean": 0.1625}}, "unasked": {}}}
+FOLLOWING = {"Holiday": {"instruction": {"constraint@10": {"mean": 0.1625}}, "no instruction": {}}}
 NASTY = 'x <script src="//evil"> & "y"'
 
 
@@ -109,7 +109,7 @@ def test_scores_equal_metrics_of_each_task(results, rankings, requests, data, se
     rows = requests.task == TASKS.index("Query")
     chosen, target = rankings["SIGMA"]["include_seen"][rows], requests.target[rows]
     ranks = metrics.sid_ranks(chosen, target, semantic_ids.codes)
-    for k in HIT_RATES:
+    for k in HIT_RATE_CUTOFFS:
         hits = metrics.hits(ranks, k)
         assert shown[f"sid.HR@{k}"]["mean"] == pytest.approx(hits.mean())
         assert shown[f"sid.HR@{k}"]["error"] == pytest.approx(metrics.standard_error(hits))
@@ -124,13 +124,13 @@ def test_scores_equal_metrics_of_each_task(results, rankings, requests, data, se
 
 
 def test_cold_targets_are_reported_apart(rankings, requests, data, semantic_ids, results):
-    assert "Recall@10 by item: cold" not in render_table(results)
+    assert "Recall@10 of cold targets" not in render_table(results)
     popularity = np.array(data.catalogue.popularity)
     popularity[requests.target[::5]] = 0
     catalogue = dataclasses.replace(data.catalogue, popularity=popularity)
     changed = dataclasses.replace(data, catalogue=catalogue)
-    found = score(rankings, requests, changed, semantic_ids)
-    shown = found["methods"]["SIGMA"]["include_seen"]["tasks"]["JustForYou"]
+    results = score(rankings, requests, changed, semantic_ids)
+    shown = results["methods"]["SIGMA"]["include_seen"]["tasks"]["JustForYou"]
     rows = requests.task == TASKS.index("JustForYou")
     chosen, target = rankings["SIGMA"]["include_seen"][rows][:, :10], requests.target[rows]
     hit, is_cold = (chosen == target[:, None]).any(axis=1), popularity[target] == 0
@@ -138,25 +138,25 @@ def test_cold_targets_are_reported_apart(rankings, requests, data, semantic_ids,
     for name, which in (("cold", is_cold), ("warm", ~is_cold)):
         assert shown[f"{name}.Recall@10"]["n"] == which.sum()
         assert shown[f"{name}.Recall@10"]["mean"] == pytest.approx(hit[which].mean())
-    assert "Recall@10 by item: cold" in render_table(found)
+    assert "Recall@10 of cold targets" in render_table(results)
 
 
-def test_average_weighs_tasks_alike_and_its_error_is_that_of_a_mean(results):
+def test_average_weights_tasks_equally_and_has_the_error_of_a_mean(results):
     summary = results["methods"]["Popularity"]["include_seen"]
-    figures = [task["item.HR@10"] for task in summary["tasks"].values()]
+    estimates = [task["item.HR@10"] for task in summary["tasks"].values()]
     average = summary["average"]["item.HR@10"]
-    assert average["mean"] == pytest.approx(np.mean([f["mean"] for f in figures]))
-    variance = sum(f["error"] ** 2 for f in figures) / len(figures) ** 2
+    assert average["mean"] == pytest.approx(np.mean([e["mean"] for e in estimates]))
+    variance = sum(e["error"] ** 2 for e in estimates) / len(estimates) ** 2
     assert average["error"] == pytest.approx(np.sqrt(variance))
 
 
-def test_new_counts_only_requests_whose_target_is_new(results, rankings, requests, data):
-    is_new = targets_are_new(data, requests)
+def test_unseen_targets_are_those_that_the_history_lacks(results, rankings, requests, data):
+    is_unseen = targets_are_unseen(data, requests)
     for row in range(len(requests)):
         history = data.histories.before(requests.user[row], requests.history_end[row])
-        assert is_new[row] == (requests.target[row] not in history)
-    assert results["unseen_targets"] == is_new.sum() < len(requests)
-    rows = is_new & (requests.task == 0)
+        assert is_unseen[row] == (requests.target[row] not in history)
+    assert results["unseen_targets"] == is_unseen.sum() < len(requests)
+    rows = is_unseen & (requests.task == 0)
     ranks = metrics.item_ranks(rankings["SIGMA"]["exclude_seen"][rows], requests.target[rows])
     shown = results["methods"]["SIGMA"]["unseen_targets"]["tasks"]["JustForYou"]["item.HR@20"]
     assert shown["mean"] == pytest.approx(metrics.hits(ranks, 20).mean())
@@ -174,8 +174,8 @@ def test_every_score_passes_the_inequality_and_wrong_shapes_are_named(
 
 def test_methods_may_lack_a_mode_and_tasks_may_be_absent(rankings, requests, data, semantic_ids):
     rows = np.flatnonzero(requests.task < 2)
-    only_kept = {"Mine": {"include_seen": rankings["SIGMA"]["include_seen"][rows]}}
-    results = score(only_kept, requests.take(rows), data, semantic_ids)
+    one_mode = {"Mine": {"include_seen": rankings["SIGMA"]["include_seen"][rows]}}
+    results = score(one_mode, requests.take(rows), data, semantic_ids)
     assert list(results["methods"]["Mine"]) == ["include_seen"]
     assert list(results["methods"]["Mine"]["include_seen"]["tasks"]) == ["JustForYou", "Query"]
     assert "Query" in render_table(results)
@@ -186,22 +186,22 @@ def test_table_is_narrow_and_holds_every_method_task_and_level(results, tmp_path
     assert max(len(line) for line in text.splitlines()) <= 120
     for method in results["methods"]:
         assert method in text
-    figure = results["methods"]["SIGMA"]["exclude_seen"]["average"]["sid.HR@20"]["mean"]
-    assert f"{100 * figure:.2f}" in text
+    mean = results["methods"]["SIGMA"]["exclude_seen"]["average"]["sid.HR@20"]["mean"]
+    assert f"{100 * mean:.2f}" in text
     warned = render_table(results | {"warnings": ["odd"]})
     assert "WARNING: odd" in warned
     write_json(results, tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
-def test_summary_is_a_part_of_the_table_and_says_where_the_rest_is(results, tmp_path):
+def test_summary_is_a_part_of_the_table_and_names_the_files(results, tmp_path):
     summary = render_summary(results | {"warnings": ["odd"]}, tmp_path)
     table = render_table(results).splitlines()
     added = [line for line in summary.splitlines() if line not in table]
     assert added == [
         "WARNING: odd",
-        f"All figures: {tmp_path / 'table.txt'}",
-        f"With plots: {tmp_path / 'report.html'}",
+        f"All results: {tmp_path / 'table.txt'}",
+        f"Report with plots: {tmp_path / 'report.html'}",
     ]
     assert "semantic IDs" not in summary
     assert summary.count("Average over tasks") == 2 and summary.count("HR@10 by task") == 1
@@ -213,7 +213,7 @@ def test_order_of_methods_survives_the_file(results, tmp_path):
     assert render_table(stored) == render_table(results)
 
 
-def test_plot_shows_a_filtered_baseline_where_the_filter_does_something(
+def test_plot_shows_a_filtered_baseline_only_where_the_filter_changes_it(
     rankings, requests, data, semantic_ids
 ):
     is_query = (requests.task == TASKS.index("Query"))[:, None]
@@ -236,30 +236,31 @@ def page(results, data, semantic_ids, tmp_path_factory):
     rng = np.random.default_rng(3)
     sigma = {task: [*rng.random(9).tolist(), float("nan")] for task in TASKS}
     run = {"command": f"python -m sigma_jax.evaluate {NASTY}", "data_hash": "feed1234"}
-    figures = collect_report_data(data, semantic_ids, {"tokenizer": {"error": 0.25}})
-    figures["recommendations"] = [{"user": "7", "instruction": NASTY, "items": [NASTY, "b"]}]
+    report_data = collect_report_data(data, semantic_ids, {"tokenizer": {"error": 0.25}})
+    report_data["recommendations"] = [{"user": "7", "instruction": NASTY, "items": [NASTY, "b"]}]
     write_report(
-        results | {"deviation": sigma, "sigma": 0.7, "run": run, "instruction_following": FOLLOWED},
+        results
+        | {"deviation": sigma, "sigma": 0.7, "run": run, "instruction_following": FOLLOWING},
         files,
-        figures,
+        report_data,
         folder / "report.html",
     )
     return (folder / "report.html").read_text()
 
 
-def test_page_contains_every_section_with_figures(page, results):
+def test_page_contains_every_section_with_data(page, results):
     for key, title in SECTIONS.items():
         assert f'<section id="{key}"><h2>{html.escape(title)}' in page
-    assert "This run has no figures" not in page
-    assert "<td>Holiday, asked</td><td>16.25</td><td>-</td>" in page
+    assert "This run has no data" not in page
+    assert "<td>Holiday, instruction</td><td>16.25</td><td>-</td>" in page
     for expected in (*TASKS, "feed1234", "Loss of stage grounding", "perplexity", "co_occurrence"):
         assert expected in page
     for mode in ("include_seen", "exclude_seen", "unseen_targets"):
-        figure = results["methods"]["SIGMA"][mode]["tasks"]["Holiday"]["item.HR@20"]["mean"]
-        assert f"<td>{100 * figure:.2f}</td>" in page
+        mean = results["methods"]["SIGMA"][mode]["tasks"]["Holiday"]["item.HR@20"]["mean"]
+        assert f"<td>{100 * mean:.2f}</td>" in page
 
 
-def test_page_is_self_contained_and_escapes_what_it_shows(page):
+def test_page_is_self_contained_and_escapes_its_content(page):
     outside = re.sub(r'src="data:image/png;base64,[^"]*"', "", page)
     assert "http" not in outside
     assert not re.search(r"<(script|link|iframe)|\ssrc=|@import|url\(", html_tags(outside))
@@ -268,50 +269,50 @@ def test_page_is_self_contained_and_escapes_what_it_shows(page):
 
 
 def html_tags(text: str) -> str:
-    """Tags without the text between them."""
+    """The tags without the text between them."""
     return "".join(re.findall(r"<[^>]*>", text))
 
 
-def test_every_plot_has_an_alternative_text_with_its_figures(page, results):
+def test_every_plot_has_an_alternative_text_with_its_values(page, results):
     texts = [html.unescape(text) for text in re.findall(r'<img alt="([^"]*)"', page)]
     assert len(texts) == page.count("<img ") and all(len(text) > 40 for text in texts)
-    figure = results["methods"]["SIGMA"]["include_seen"]["tasks"]["Discover"]["item.HR@10"]
-    shown = f"SIGMA {100 * figure['mean']:.2f} ± {100 * figure['error']:.2f}"
+    estimate = results["methods"]["SIGMA"]["include_seen"]["tasks"]["Discover"]["item.HR@10"]
+    shown = f"SIGMA {100 * estimate['mean']:.2f} ± {100 * estimate['error']:.2f}"
     assert any("Discover" in text and shown in text for text in texts)
 
 
-def test_page_says_what_is_missing(results, tmp_path):
+def test_page_names_missing_sections(results, tmp_path):
     write_report(results, {}, {}, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("This run has no figures") == 6
+    assert page.count("This run has no data") == 6
     assert all(f'<section id="{key}">' in page for key in SECTIONS)
 
 
-def test_collected_figures_count_codes_and_collisions(data, semantic_ids):
-    figures = collect_report_data(data, semantic_ids, {})
+def test_report_data_counts_codes_and_collisions(data, semantic_ids):
+    report_data = collect_report_data(data, semantic_ids, {})
     counts = {}
     for code in map(tuple, semantic_ids.codes.tolist()):
         counts[code] = counts.get(code, 0) + 1
-    for size, number in enumerate(figures["collisions"], start=1):
+    for size, number in enumerate(report_data["collisions"], start=1):
         assert number == sum(count == size for count in counts.values())
-    assert figures["code_counts"].sum(1).tolist() == [ITEMS] * 3
-    assert figures["code_counts"][1, 2] == (semantic_ids.codes[:, 1] == 2).sum()
-    assert figures["pairs"]["search"]["count"] == 8
-    assert len(figures["pairs"]["search"]["examples"]) == 5
+    assert report_data["code_counts"].sum(1).tolist() == [ITEMS] * 3
+    assert report_data["code_counts"][1, 2] == (semantic_ids.codes[:, 1] == 2).sum()
+    assert report_data["pairs"]["search"]["count"] == 8
+    assert len(report_data["pairs"]["search"]["examples"]) == 5
 
 
-def test_perplexity_of_even_use_is_the_number_of_codes():
+def test_perplexity_of_equally_used_codes_is_their_number():
     assert perplexities(np.array([[5, 5, 5, 5], [9, 0, 0, 0]])).tolist() == pytest.approx([4, 1])
 
 
 def test_metrics_file_is_read_up_to_a_broken_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n{"step": 3, "lo')
-    steps, values = read_figures(path)["loss"]
+    steps, values = read_curves(path)["loss"]
     assert steps.tolist() == [1] and values.tolist() == [2.0]
 
 
-def test_requests_stay_as_they_were(requests, rankings, data, semantic_ids):
+def test_scoring_does_not_change_the_requests(requests, rankings, data, semantic_ids):
     before = {f.name: getattr(requests, f.name) for f in dataclasses.fields(requests)[:-1]}
     before = {name: array.copy() for name, array in before.items()}
     score(rankings, requests, data, semantic_ids)
