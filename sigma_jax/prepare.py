@@ -369,6 +369,12 @@ def _all_texts(
     yield from extra
 
 
+def define_flags() -> None:
+    """The command's flags; not at import, for other commands have flags of the same names."""
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "Folder of the artifacts; runs/STAGE-PRESET by default.")
+
+
 def main(argv: Sequence[str]) -> None:
     """Prepares the data of --config in --workdir."""
     del argv
@@ -378,6 +384,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.define_config()
-    flags.DEFINE_string("workdir", None, "Folder of the artifacts; runs/STAGE-PRESET by default.")
+    define_flags()
     cli.run_command(main)

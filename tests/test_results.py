@@ -14,7 +14,9 @@ from sigma_jax.benchmarking.suite_table import cell, render
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "launch" / "results"
 FOLDERS = sorted(path for path in RESULTS.iterdir() if path.is_dir())
-README = (ROOT / "README.md").read_text()
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+# A line break in a sentence is a space.
+SHOWN = "\n".join(re.sub(r"(?<=[^|\n])\n(?=[^|\n#`-])", " ", page.read_text()) for page in PAGES)
 
 
 def suite_of(folder: Path) -> Suite:
@@ -32,8 +34,8 @@ def test_every_record_is_of_a_run_of_its_suite(folder):
     assert "WARNING" not in text
 
 
-def test_what_the_readme_shows_without_training_is_all_recorded():
-    found = re.findall(r'--workdir=launch/results/(\w+) "--runs=([^"]+)"', README)
+def test_what_the_docs_show_without_training_is_all_recorded():
+    found = re.findall(r'--workdir=launch/results/(\w+) "--runs=([^"]+)"', SHOWN)
     assert found
     for name, prefix in found:
         suite = suite_of(RESULTS / name)
@@ -41,11 +43,12 @@ def test_what_the_readme_shows_without_training_is_all_recorded():
         assert runs and all(read_results(run, RESULTS / name) for run in runs)
 
 
-def test_the_readme_shows_the_means_and_deviations_of_the_records():
+def test_the_docs_show_the_means_and_deviations_of_the_records():
     """Rows such as | Beauty | SIGMA | 3 | 9.51 ± 0.12 | ...: seeds, then the suite's columns."""
     folder = RESULTS / "amazon"
     suite = suite_of(folder)
-    shown = re.findall(r"^\| (\w+) \| ([^|]+) \| (\d) \| (.+) \|$", README, re.MULTILINE)
+    names = "|".join(suite.data)
+    shown = re.findall(rf"^\| ({names}) \| ([^|]+) \| (\d) \| (.+) \|$", SHOWN, re.MULTILINE)
     assert len(shown) > 10
     for data, method, seeds, cells in shown:
         rows = collect(suite, folder, data, "exclude_seen", "item")
@@ -55,7 +58,7 @@ def test_the_readme_shows_the_means_and_deviations_of_the_records():
         assert all(len(values) == int(seeds) for values in row.values.values())
 
 
-def test_the_readme_shows_table_1_of_the_records():
+def test_the_docs_show_table_1_of_the_records():
     """Of each method: seeds, the suite's columns by SID, the headline by item, the paper's."""
     folder = RESULTS / "table1"
     suite = suite_of(folder)
@@ -65,9 +68,7 @@ def test_the_readme_shows_table_1_of_the_records():
         for level in ("sid", "item")
     )
     names = {"SASRec": "online model (SASRec)"}  # in the paper
-    lines = (
-        README.split("| hits by SID, seen items included |")[1].split("\n\n")[0].splitlines()[2:]
-    )
+    lines = SHOWN.split("| hits by SID, seen items included |")[1].split("\n\n")[0].splitlines()[2:]
     shown = {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in lines)}
     assert suite.methods.keys() & by_sid.keys() <= shown.keys()
     for method, (seeds, *cells, of_paper) in shown.items():
@@ -102,9 +103,9 @@ def test_the_readme_shows_table_1_of_the_records():
         ),
     ],
 )
-def test_the_readme_shows_the_benchmarks_of_the_records(name, first, columns):
+def test_the_docs_show_the_benchmarks_of_the_records(name, first, columns):
     path = ROOT / "launch" / "benchmarks" / "results" / f"{name}.json"
-    table = README.split(f"| {first} |")[1].split("\n\n")[0].splitlines()[2:]
+    table = SHOWN.split(f"| {first} |")[1].split("\n\n")[0].splitlines()[2:]
     shown = [line.strip("| ").split(" | ") for line in table]
     assert shown == [
         [format(row[key], form) for key, form in columns.items()]
@@ -112,17 +113,17 @@ def test_the_readme_shows_the_benchmarks_of_the_records(name, first, columns):
     ]
 
 
-def test_the_readme_shows_the_swap_of_the_record():
+def test_the_docs_show_the_swap_of_the_record():
     found = json.loads((ROOT / "launch" / "benchmarks" / "results" / "swap.json").read_text())
     assert not found["failed"] and not found["mixed"] and not found["compiled_for_requests"]
-    assert f"{found['new_items']} new items" in README
-    assert f"of {found['requests']:,} requests none failed" in README
-    assert f"median was {found['ms_median']:.0f} ms" in README
+    assert f"{found['new_items']} new items" in SHOWN
+    assert f"of {found['requests']:,} requests none failed" in SHOWN
+    assert f"median was {found['ms_median']:.0f} ms" in SHOWN
 
 
-def test_the_readme_shows_the_presets_of_the_record():
+def test_the_docs_show_the_presets_of_the_record():
     path = ROOT / "launch" / "benchmarks" / "results" / "presets.json"
-    table = README.split("| stage | preset | slice |")[1].split("\n\n")[0].splitlines()[2:]
+    table = SHOWN.split("| stage | preset | slice |")[1].split("\n\n")[0].splitlines()[2:]
     rows = json.loads(path.read_text())
     assert [line.split(" | ")[0] for line in table] == [f"| {row['stage']}" for row in rows]
     for line, row in zip(table, rows, strict=True):
@@ -135,48 +136,48 @@ def test_the_readme_shows_the_presets_of_the_record():
         assert cells[8:] == [f"{row['hours']:.0f}", f"{row['chip_hours']:,.0f}"]
 
 
-def test_the_readme_shows_what_a_step_of_each_preset_takes():
+def test_the_docs_show_what_a_step_of_each_preset_takes():
     found = json.loads((ROOT / "launch" / "benchmarks" / "results" / "presets.json").read_text())
     names = ("", "ideal_", "product_", "kernel_", "other_", "waiting_")
     for row in found:
         parts = [f"{row[f'{name}seconds']:.2f}" for name in names]
         line = [row["stage"], row["preset"], row["topology"], *parts]
-        assert f"| {' | '.join(line)} |" in README
+        assert f"| {' | '.join(line)} |" in SHOWN
 
 
-def test_the_readme_shows_the_trunk_of_the_record():
+def test_the_docs_show_the_trunk_of_the_record():
     found = json.loads((ROOT / "launch" / "benchmarks" / "results" / "trunk.json").read_text())
     for name in ("ours", "ours, layer", "theirs"):
-        assert f"{1000 * found[name]['seconds']:.0f} ms" in README
-        assert f"{found[name]['memory'] / 2**30:.2f} GiB" in README
-    assert f"{found['sft_ratio']:.2f} of the trunk" in README
+        assert f"{1000 * found[name]['seconds']:.0f} ms" in SHOWN
+        assert f"{found[name]['memory'] / 2**30:.2f} GiB" in SHOWN
+    assert f"{found['sft_ratio']:.2f} of the trunk" in SHOWN
 
 
-def test_the_readme_shows_the_cpu_steps_of_the_record():
+def test_the_docs_show_the_cpu_steps_of_the_record():
     folder = ROOT / "launch" / "benchmarks" / "results"
     found = json.loads((folder / "torch_cpu.json").read_text())
-    assert f"tokens a second are {found['ratios']['ours, next code']:.2f} times" in README
-    assert f"as that loop ({found['ratios']['ours, stage 3']:.2f})" in README
+    assert f"tokens a second are {found['ratios']['ours, next code']:.2f} times" in SHOWN
+    assert f"as that loop ({found['ratios']['ours, stage 3']:.2f})" in SHOWN
     first = found["first_losses"]
     assert first["ours, next code"] == pytest.approx(first["PyTorch, next code"], rel=1e-4)
 
 
-def test_the_readme_shows_the_loader_of_the_record():
+def test_the_docs_show_the_loader_of_the_record():
     """Rows | preset | items | samples | and five figures, and what they mean for two machines."""
     folder = ROOT / "launch" / "benchmarks" / "results"
     names = ("opened_mb", "grown_mb", "rows_per_second", "far_batch_ms")
     for row in json.loads((folder / "loader.json").read_text()):
         cells = [row["preset"], f"{row['items']:,}", f"{row['samples']:,}"]
         cells += [f"{row['opened_seconds']:.1f}", *(f"{row[name]:,.0f}" for name in names)]
-        assert f"| {' | '.join(cells)} |" in README
+        assert f"| {' | '.join(cells)} |" in SHOWN
         if row["preset"] == "local":
             rate = row["rows_per_second"]
         else:
             needed = row["rows_per_second"]
     step = json.loads((folder / "torch_cpu.json").read_text())
     consumed = step["tokens_per_second"]["ours, stage 3"] / step["row_tokens"]
-    assert f"{rate / consumed:.0f} times what a training of `local`" in README
-    assert f"({consumed:.0f} rows a second)" in README
+    assert f"{rate / consumed:.0f} times what a training of `local`" in SHOWN
+    assert f"({consumed:.0f} rows a second)" in SHOWN
     presets = json.loads((folder / "presets.json").read_text())
     [slice_] = [
         row
@@ -184,14 +185,14 @@ def test_the_readme_shows_the_loader_of_the_record():
         if (row["stage"], row["preset"], row["topology"]) == ("sft", "qwen3_0p6b", "v5e-16")
     ]
     wanted = slice_["batch_size"] / slice_["seconds"]
-    assert f"consumes {wanted:.0f} rows a second" in README and wanted < needed / 2
+    assert f"consumes {wanted:.0f} rows a second" in SHOWN and wanted < needed / 2
 
 
-def test_the_readme_shows_the_preemptions_of_the_record():
+def test_the_docs_show_the_preemptions_of_the_record():
     found = json.loads((ROOT / "launch" / "benchmarks" / "results" / "preemption.json").read_text())
     for series in found.values():
         assert sum(series["kills"].values()) == 20
         assert series["checkpoints_lost"] == 0 and series["every_step_once"]
     assert found["one mesh"]["bit_for_bit"]
     worst = found["any mesh"]["weights"]
-    assert f"{worst:.7f} at most" in README and worst < 1e-5
+    assert f"{worst:.7f} at most" in SHOWN and worst < 1e-5
