@@ -26,7 +26,7 @@ from sigma_jax.benchmarking.suite_table import render
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.config import nearest, to_dataclass
 from sigma_jax.runtime.files import write_json
-from sigma_jax.runtime.lock import locked
+from sigma_jax.runtime.process import locked
 from sigma_jax.runtime.writer import clock
 
 FLAGS = flags.FLAGS

@@ -25,7 +25,7 @@ from absl import flags
 
 from sigma_jax.data.vectors import load_npy
 from sigma_jax.runtime import cli
-from sigma_jax.runtime.lock import locked
+from sigma_jax.runtime.process import locked
 from sigma_jax.serving.bundle import Bundle
 from sigma_jax.serving.catalogue_update import add_items, read_ids, read_items, set_active
 

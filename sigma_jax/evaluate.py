@@ -15,7 +15,7 @@ from absl import flags
 
 from sigma_jax.evaluation.run import evaluate
 from sigma_jax.runtime import artifacts, cli
-from sigma_jax.runtime.lock import locked
+from sigma_jax.runtime.process import locked
 
 FLAGS = flags.FLAGS
 

@@ -30,18 +30,20 @@ from ml_collections import ConfigDict
 
 from sigma_jax.models.backbone import COMPUTE_FIELDS, BackboneConfig
 from sigma_jax.models.config import Qwen3Config
-from sigma_jax.runtime import cli, preflight, sharding
+from sigma_jax.runtime import cli, sharding
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
-from sigma_jax.runtime.mesh import make_mesh
-from sigma_jax.runtime.preflight import (
-    GIB,
+from sigma_jax.runtime.preflight.estimate import (
     AbstractStage,
     CatalogueSizes,
-    Chip,
     Estimate,
+    accumulation_choices,
+    compile_inference,
+    compile_step,
     estimate,
-    topology_of,
+    too_large,
 )
+from sigma_jax.runtime.preflight.topology import CHIPS, GIB, SLICES, Chip, topology_of
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.stages import stage_fields, task_classes
 
 FLAGS = flags.FLAGS
@@ -135,7 +137,7 @@ def report_on_inference(
         evaluation = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
         work = inference(fields, evaluation.generation, backbone, sizes, mesh)
     logging.info("compiling a batch of %d %s for %d chips", work.examples, work.unit, mesh.size)
-    compile_it = functools.partial(preflight.compile_inference, work)
+    compile_it = functools.partial(compile_inference, work)
     estimated = estimate_program(compile_it, work.flops, mesh, chip, work.loop_trips)
     report = report_head(topology, mesh) | {"batch_size": work.examples, "unit": work.unit}
     report |= program_metrics(estimated, work.examples, chip)
@@ -164,13 +166,13 @@ def read_training(config: ConfigDict, items: int, vocab_size: int = 0) -> Traini
     """
     fields, backbone, sizes = read_sizes(config, items, vocab_size)
     if config.stage == "grounding":
-        from sigma_jax.grounding.abstract_shapes import abstract_stage, smaller_parts
+        from sigma_jax.grounding.abstract_shapes import abstract_stage, encode_choices
 
-        group_rows = 1
+        smaller_parts, group_rows = encode_choices, 1
     else:
         from sigma_jax.sft.abstract_shapes import abstract_stage
 
-        smaller_parts, group_rows = preflight.smaller_parts, fields.prompt.pack_group_rows
+        smaller_parts, group_rows = accumulation_choices, fields.prompt.pack_group_rows
     return Training(
         fields,
         lambda fields: abstract_stage(fields, backbone, sizes),
@@ -224,9 +226,7 @@ def estimate_step(training: Training, fields: Any, mesh: Mesh, chip: Chip) -> Es
     """The estimate of a training step with the stage's config `fields`."""
     stage = training.abstract_stage(fields)
     logging.info("compiling a step of %d rows for %d chips", fields.train.batch_size, mesh.size)
-    compile_it = functools.partial(
-        preflight.compile_step, stage, fields.optimizer, fields.train, mesh
-    )
+    compile_it = functools.partial(compile_step, stage, fields.optimizer, fields.train, mesh)
     return estimate_program(compile_it, stage.flops, mesh, chip)
 
 
@@ -241,7 +241,7 @@ def estimate_program(
     try:
         compiled, seconds = compile_it()
     except MemoryError as error:
-        return preflight.too_large(error, mesh.size)
+        return too_large(error, mesh.size)
     return estimate(compiled, seconds, flops, chip, mesh.size, loop_trips)
 
 
@@ -290,7 +290,7 @@ def nearest_fit(
     The flag splits the step into smaller parts, or names a larger slice of the same kind of TPU.
     """
     kind, loop = topology.partition(":")[0], training.fields.train
-    chip = preflight.CHIPS[kind]
+    chip = CHIPS[kind]
 
     def fits(fields: Any, mesh: Mesh) -> bool:
         return estimate_step(training, fields, mesh, chip).memory <= chip.memory
@@ -302,7 +302,7 @@ def nearest_fit(
             middle = (low + high) // 2
             low, high = (low, middle) if fits(choices[middle][1], mesh) else (middle + 1, high)
         return choices[high][0]
-    for name, full_name in preflight.SLICES.items():
+    for name, full_name in SLICES.items():
         if full_name.partition(":")[0] != kind:
             continue
         devices = topology_of(name)[2]

@@ -40,7 +40,7 @@ from sigma_jax.runtime import artifacts, cli
 from sigma_jax.runtime.artifacts import UNSHARED, Manifest, Pool, Recipe
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.runtime.files import plain
-from sigma_jax.runtime.lock import locked
+from sigma_jax.runtime.process import locked
 from sigma_jax.schema import (
     VECTORS,
     Catalogue,

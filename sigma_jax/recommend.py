@@ -31,7 +31,7 @@ from sigma_jax.recommender.trained import generation_config, load_recommender
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.artifacts import check_inputs
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.serving.bundle import Bundle
 from sigma_jax.serving.engine import Answering

@@ -194,7 +194,7 @@ def trained(tables_folder, tmp_path_factory):
 
     from sigma_jax import train
     from sigma_jax.runtime.config import MeshConfig
-    from sigma_jax.runtime.mesh import make_mesh
+    from sigma_jax.runtime.sharding import make_mesh
 
     config, workdir = tiny_run(tables_folder), tmp_path_factory.mktemp("trained")
     train.train(config, workdir, make_mesh(MeshConfig(-1, 1, 1)))

@@ -25,7 +25,7 @@ from flax import nnx
 from sigma_jax.runtime import hosts
 from sigma_jax.runtime.artifacts import Recipe
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig
-from sigma_jax.runtime.stop import Stopped
+from sigma_jax.runtime.process import Stopped
 
 ROWS, WIDTH = 16, 8
 
@@ -115,12 +115,12 @@ def recipe(seed: int = 0) -> Recipe:
 
 def run(folder: Path, steps: int, die_at: int = 0, how: str = "kill", **train) -> nnx.Module:
     """Trains in `folder` over all devices; the batches seen go to batches.txt."""
-    from sigma_jax import train as command
-    from sigma_jax.runtime.mesh import make_mesh
+    from sigma_jax.runtime import fit as loop
+    from sigma_jax.runtime.sharding import make_mesh
 
-    numbered_batches = command.numbered_batches
+    numbered_batches = loop.numbered_batches
 
-    def told_batches(*args):
+    def watched_batches(*args):
         for done, batch in numbered_batches(*args):
             if die_at and done == die_at + 1 and hosts.is_first():
                 if how == "term":
@@ -136,8 +136,8 @@ def run(folder: Path, steps: int, die_at: int = 0, how: str = "kill", **train) -
     folder.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(MeshConfig(-1, 1, 1))
     config = linear_config(steps, **train)
-    with mock.patch.object(command, "numbered_batches", told_batches):
-        return command.fit(LinearTask(), config, recipe(), folder, mesh, 0, "linear")[0]
+    with mock.patch.object(loop, "numbered_batches", watched_batches):
+        return loop.fit(LinearTask(), config, recipe(), folder, mesh, 0, "linear")[0]
 
 
 def die(folder: Path, step: int) -> None:

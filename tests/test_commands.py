@@ -20,8 +20,8 @@ from sigma_jax.recommend import recommend
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.artifacts import read_manifest
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.lock import locked
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.process import locked
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import PreparedData
 
 ROOT = Path(__file__).parents[1]
@@ -383,4 +383,4 @@ def test_evaluate_keeps_out_of_a_workdir_where_another_is_at_work(workdir, table
     config.write_text(CONFIG.format(tables=str(tables_folder)))
     with locked(workdir):
         line = last_line(["evaluate", f"--config={config}", f"--workdir={workdir}"])
-    assert line.startswith(f"error: another run is at work in {workdir}; wait for it")
+    assert line.startswith(f"error: another command is writing to {workdir}; wait for it")

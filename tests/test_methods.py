@@ -12,7 +12,7 @@ from sigma_jax.configs import common
 from sigma_jax.evaluation.run import evaluate
 from sigma_jax.recommender.trained import load_recommender
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import PreparedData
 
 GR_SID = common.GR_SID | {"prompt.sid_in_prompt": 3, "prompt.sid_generated": 3}

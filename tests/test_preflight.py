@@ -1,4 +1,4 @@
-"""The look ahead: a real compilation for TPUs that are not there, and what is told of it."""
+"""Preflight: a real compilation for TPUs that are not there, and the report on it."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from sigma_jax.configs.sft import get_config
-from sigma_jax.grounding import abstract_shapes
+from sigma_jax.grounding.abstract_shapes import encode_choices
 from sigma_jax.preflight import (
     Training,
     largest_batch,
@@ -23,19 +23,16 @@ from sigma_jax.preflight import (
     training_metrics,
     with_rows,
 )
-from sigma_jax.runtime import preflight
 from sigma_jax.runtime.config import MeshConfig, TrainConfig
-from sigma_jax.runtime.mesh import make_mesh
-from sigma_jax.runtime.preflight import (
-    CHIPS,
-    GIB,
-    SLICES,
+from sigma_jax.runtime.preflight.estimate import (
     AbstractStage,
     Estimate,
+    accumulation_choices,
     compile_step,
     too_large,
-    topology_of,
 )
+from sigma_jax.runtime.preflight.topology import CHIPS, GIB, SLICES, topology_of
+from sigma_jax.runtime.sharding import make_mesh
 
 pytest.importorskip("libtpu")
 ROOT = Path(__file__).parents[1]
@@ -199,7 +196,7 @@ def test_the_largest_batch_that_fits(monkeypatch, fixed, of_row, bends, wanted, 
 
     monkeypatch.setattr("sigma_jax.preflight.estimate_step", estimate_step)
     fields = Fields(TrainConfig(10, 0.0, batch, 2, 1, 0, 1, 1, 0.0, 0, ""))
-    training = Training(fields, None, preflight.smaller_parts, group_rows=4)
+    training = Training(fields, None, accumulation_choices, group_rows=4)
     mesh = SimpleNamespace(shape={"data": 1, "fsdp": 4})
     first = estimate_step(training, fields, mesh, None)
     found = largest_batch(training, first, mesh, CHIPS["v5e"])
@@ -243,7 +240,7 @@ def test_the_nearest_setting_that_fits(monkeypatch, shared, own, of_row, wanted,
     mesh_fields = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     if is_text and wanted and "accumulate" in wanted:
         wanted = f"--config.encode_rows={512 // int(wanted.rpartition('=')[2])}"
-    smaller_parts = abstract_shapes.smaller_parts if is_text else preflight.smaller_parts
+    smaller_parts = encode_choices if is_text else accumulation_choices
     training = Training(fields, None, smaller_parts, group_rows=1)
     assert nearest_fit(training, mesh_fields, mesh, "v5e:2x2") == wanted
 

@@ -8,7 +8,7 @@ from sigma_jax import stages, train
 from sigma_jax.runtime.artifacts import Recipe, read_manifest, write_artifact
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.files import plain
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.stages import STAGES, Stage
 
 

@@ -13,9 +13,9 @@ import pytest
 from flax import nnx
 from linear_task import LinearTask, linear_config, recipe, run
 
-from sigma_jax import train
+from sigma_jax.runtime import fit as loop
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import make_mesh
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tests" / "linear_task.py"
@@ -64,7 +64,7 @@ def test_ten_steps_are_five_a_kill_and_five(tmp_path, whole, die_at):
 def test_sigterm_saves_and_ends_well_and_nothing_is_done_twice(tmp_path, whole, told_at):
     status, said = start(tmp_path, 10, told_at, how="term")
     assert status == 0
-    assert said == f"linear: saved after step {told_at + 1} of 10, told to end\n"
+    assert said == f"linear: saved after step {told_at + 1} of 10, stopped by SIGTERM\n"
     assert (tmp_path / "checkpoints" / str(told_at + 1)).exists()
     assert start(tmp_path, 10)[1] == whole[1]
     assert (tmp_path / "batches.txt").read_text() == (whole[0] / "batches.txt").read_text()
@@ -72,7 +72,7 @@ def test_sigterm_saves_and_ends_well_and_nothing_is_done_twice(tmp_path, whole, 
 
 
 def test_sigterm_in_the_last_step_is_heard_too(tmp_path, whole):
-    said = "linear: saved after step 10 of 10, told to end\n"
+    said = "linear: saved after step 10 of 10, stopped by SIGTERM\n"
     assert start(tmp_path, 10, 9, how="term") == (0, said)
     assert start(tmp_path, 10)[1] == whole[1]
 
@@ -114,7 +114,7 @@ def test_zero_steps_leave_the_initial_model(tmp_path):
 
 def fit(task, folder: Path, **changes):
     mesh = make_mesh(MeshConfig(-1, 1, 1))
-    return train.fit(task, linear_config(**changes), recipe(), folder, mesh, 0, "linear")
+    return loop.fit(task, linear_config(**changes), recipe(), folder, mesh, 0, "linear")
 
 
 def test_the_step_is_compiled_once(tmp_path):
@@ -260,16 +260,16 @@ def test_patience_without_reports_is_refused():
 
 
 def test_an_unknown_figure_to_keep_by_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"keep_best='hits' is no figure .*calls, score"):
+    with pytest.raises(ValueError, match=r"keep_best='hits' is not a metric .*calls, score"):
         fit(Peaked(), tmp_path, eval_every=2, keep_best="hits")
 
 
 def test_a_share_of_the_steps_ends_as_the_whole_run_passed_there(tmp_path):
     settings = linear_config(eval_every=2, keep_best="score")
     mesh = make_mesh(MeshConfig(-1, 1, 1))
-    kept = train.fit(Peaked(), settings, recipe(), tmp_path / "a", mesh, 0, "linear")[0]
+    kept = loop.fit(Peaked(), settings, recipe(), tmp_path / "a", mesh, 0, "linear")[0]
     plain = linear_config()
-    part = train.fit(Peaked(), plain, recipe(), tmp_path / "b", mesh, 0, "linear", 0.4)[0]
+    part = loop.fit(Peaked(), plain, recipe(), tmp_path / "b", mesh, 0, "linear", 0.4)[0]
     np.testing.assert_array_equal(part.weight[...], kept.weight[...])
 
 
@@ -277,7 +277,7 @@ def after(folder: Path, share: float, **changes) -> np.ndarray:
     """The weight after a share of ten steps."""
     mesh = make_mesh(MeshConfig(-1, 1, 1))
     config = linear_config(**changes)
-    model = train.fit(Peaked(), config, recipe(), folder, mesh, 0, "linear", share)[0]
+    model = loop.fit(Peaked(), config, recipe(), folder, mesh, 0, "linear", share)[0]
     return np.asarray(model.weight[...])
 
 

@@ -75,11 +75,12 @@ def main(tables: str, workdir: str, die_at: int) -> None:
     import jax
 
     from sigma_jax import train
+    from sigma_jax.runtime import fit
     from sigma_jax.runtime.config import MeshConfig
-    from sigma_jax.runtime.mesh import make_mesh
+    from sigma_jax.runtime.sharding import make_mesh
 
     assert jax.device_count() >= 1
-    original = train.numbered_batches
+    original = fit.numbered_batches
 
     def dying(task, start, steps, mesh):
         for done, batch in original(task, start, steps, mesh):
@@ -87,7 +88,7 @@ def main(tables: str, workdir: str, die_at: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield done, batch
 
-    train.numbered_batches = dying
+    fit.numbered_batches = dying
     config = tiny_run(Path(tables))
     train.train(config, Path(workdir), make_mesh(MeshConfig(-1, 1, 1)))
 

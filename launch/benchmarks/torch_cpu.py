@@ -73,9 +73,9 @@ def torch_loop(place: Connection, folder: str, batches: list[Batch]) -> None:
 
 def own_loop(place: Connection, which: str, workdir: str, preset: str) -> None:
     """This package's steps. Sends the folder of the weights and the rows first."""
-    from sigma_jax.runtime.memory import keep_freed
+    from sigma_jax.runtime.process import keep_freed_memory
 
-    keep_freed()  # as `sigma_jax.train` does
+    keep_freed_memory()  # as `sigma_jax.train` does
     import jax
     import jax.numpy as jnp
     import optax
@@ -86,8 +86,7 @@ def own_loop(place: Connection, which: str, workdir: str, preset: str) -> None:
     from sigma_jax.models.hf import save_backbone
     from sigma_jax.models.qwen3 import causal_mask
     from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, to_dataclass
-    from sigma_jax.runtime.mesh import make_mesh
-    from sigma_jax.runtime.sharding import place_batch, place_tables
+    from sigma_jax.runtime.sharding import make_mesh, place_batch, place_tables
     from sigma_jax.runtime.state import init_state, make_step
     from sigma_jax.sft.config import SftConfig
     from sigma_jax.sft.task import SftTask

@@ -34,14 +34,14 @@ from sigma_jax.models.config import Qwen3Config
 from sigma_jax.models.qwen3 import Qwen3, causal_mask
 from sigma_jax.preflight import read_training, with_rows
 from sigma_jax.runtime.config import MeshConfig, OptimizerConfig, TrainConfig
-from sigma_jax.runtime.mesh import make_mesh
-from sigma_jax.runtime.preflight import (
+from sigma_jax.runtime.preflight.estimate import (
     AbstractStage,
     backbone_flops,
     compile_step,
     estimate,
-    topology_of,
 )
+from sigma_jax.runtime.preflight.topology import topology_of
+from sigma_jax.runtime.sharding import make_mesh
 
 CONFIG = Qwen3Config(
     vocab_size=151_936,

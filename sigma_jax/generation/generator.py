@@ -33,7 +33,7 @@ from sigma_jax.reranking.instruction import Answer, ItemWords, Said, Told, read_
 from sigma_jax.reranking.lexical import WordTable
 from sigma_jax.runtime import sharding
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import SemanticIds
 from sigma_jax.shapes import power_of_two
 

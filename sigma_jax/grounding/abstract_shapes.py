@@ -16,7 +16,12 @@ from sigma_jax.models.config import Qwen3Config
 from sigma_jax.models.qwen3 import Qwen3
 from sigma_jax.models.text_encoder import TextEncoder
 from sigma_jax.runtime import sharding
-from sigma_jax.runtime.preflight import AbstractStage, CatalogueSizes, Inference, backbone_flops
+from sigma_jax.runtime.preflight.estimate import (
+    AbstractStage,
+    CatalogueSizes,
+    Inference,
+    backbone_flops,
+)
 from sigma_jax.runtime.state import shardings, take_apart
 
 
@@ -70,7 +75,7 @@ def inference(config: GroundingConfig, backbone: Qwen3Config, mesh: Mesh) -> Inf
     )
 
 
-def smaller_parts(config: GroundingConfig, devices: int) -> list[tuple[str, GroundingConfig]]:
+def encode_choices(config: GroundingConfig, devices: int) -> list[tuple[str, GroundingConfig]]:
     """(flag, config) that encode fewer and fewer texts at a time, down to one text a device."""
     choices, texts = [], (config.encode_rows or 2 * config.train.batch_size) // 2
     while texts and texts % devices == 0:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from sigma_jax.models import flash
 from sigma_jax.models.config import Qwen3Config
 from sigma_jax.models.linear import INPUT_AXES, LORA_SUFFIXES, project
-from sigma_jax.runtime.sharding import by_rows_and_heads, constrain, is_cut, on_tpu
+from sigma_jax.runtime.sharding import by_rows_and_heads, constrain, is_sharded, on_tpu
 
 # Logical axes of activations (runtime/sharding.py).
 HIDDEN = ("rows", None, None)  # B T D
@@ -228,7 +228,7 @@ def _flash_attention(
 
     Heads stay side by side, [B, T, N * H], because [N, H] has another order in memory.
     """
-    heads = "kv_heads" if is_cut("kv_heads", config.num_kv_heads) else None
+    heads = "kv_heads" if is_sharded("kv_heads", config.num_kv_heads) else None
     axes, angles = ("rows", None, heads), ("rows", None, None, None)
     matrices = _matrices(weights)
     flat = [

@@ -1,13 +1,16 @@
-"""Checkpoints of a training state: saved in the background, the newest n kept, restored onto
-whatever mesh runs now.
+"""Checkpoints of a training: the newest states, and the parameters with the best report.
 
-FOLDER/run.json says which recipe the run follows, FOLDER/checkpoints/STEP holds the state after
-STEP steps. A folder of another recipe is refused.
+Checkpoints are saved in the background and restored onto any mesh. FOLDER/run.json holds the
+recipe that the run follows; a folder of another recipe is refused. FOLDER/checkpoints/STEP holds
+the state after STEP steps, FOLDER/best the parameters with the best report.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,18 +21,22 @@ from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from sigma_jax.runtime import artifacts, files, hosts
-from sigma_jax.runtime.state import is_key
+from sigma_jax.runtime.state import TrainState, is_key
 
 T = TypeVar("T")
 FOLDER = "checkpoints"
+BEST = "best"
 CHECKSUM = "checksum"
 
 
 class Checkpoints:
-    """The checkpoints of one run. Use it as a context: leaving it waits for the last save."""
+    """The checkpoints of one run. It is a context: leaving it waits for the last save."""
 
     def __init__(self, folder: Path, keep: int, recipe: artifacts.Recipe):
-        """Opens or starts FOLDER. ValueError if it belongs to another recipe."""
+        """Opens the run in `folder`, or starts it; the newest `keep` checkpoints are kept.
+
+        ValueError if the folder belongs to another recipe or another version.
+        """
         self._folder = folder.absolute() / FOLDER
         self._keep = keep
         _check_run(folder, recipe)
@@ -51,34 +58,34 @@ class Checkpoints:
         self._checkpointer.close()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints at hand, oldest first; waits for a save under way."""
+        """The steps of the checkpoints on disk, oldest first; waits for a running save."""
         self._checkpointer.wait()
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     def save(self, step: int, state: Any) -> None:
-        """Saves `state` in the background; waits first if the save before is still under way."""
+        """Saves `state` in the background, after waiting for a running save."""
         leaves = _to_leaves(state)
         leaves[CHECKSUM] = _checksum(leaves)
         self._checkpointer.save_async(step, leaves, force=True)
 
     def restore(self, state: T) -> tuple[T, int]:
-        """The newest state that can be read, laid out as `state`, and its step.
+        """The newest readable state, laid out as `state`, and its step.
 
-        `state` itself and 0 where there is no checkpoint. A damaged checkpoint is set aside with
-        a logged line, and the one before it is read.
+        The result is `state` itself and 0 where there is no checkpoint. A damaged checkpoint is
+        moved away with a log line, and the one before it is read.
 
         Raises:
           ValueError: there are checkpoints and all are damaged.
         """
         steps = self.steps()
         for step in reversed(steps):
-            found, reason = None, "another process cannot read it"
+            loaded, reason = None, "another process cannot read it"
             try:
-                found = self._load(step, state)
+                loaded = self._load(step, state)
             except Exception as error:  # Orbax and TensorStore raise a dozen kinds
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            if hosts.all_true(found is not None):
-                return found, step
+            if hosts.all_true(loaded is not None):
+                return loaded, step
             logging.warning(
                 "checkpoint %s is damaged (%s); trying the one before.",
                 self._folder / str(step),
@@ -101,7 +108,7 @@ class Checkpoints:
         return _from_leaves(leaves, state)
 
     def _set_aside(self, step: int) -> None:
-        """Moves a damaged checkpoint out of the way of the next save of that step."""
+        """Moves a damaged checkpoint away, so that the step can be saved again."""
         self._checkpointer.close()
         if hosts.is_first():
             aside = self._folder.parent / f"damaged-{step}"
@@ -111,7 +118,91 @@ class Checkpoints:
         self._checkpointer = self._open()
 
 
+class BestCheckpoint:
+    """The parameters whose report has the highest value of one metric, kept in FOLDER/best.
+
+    A killed run that continues reports the same steps again; on another mesh the last digits may
+    differ. Only later steps replace the stored parameters, so interruptions do not change the
+    choice.
+    """
+
+    def __init__(self, folder: Path, recipe: artifacts.Recipe, metric: str, state: TrainState):
+        """Reads the best parameters so far.
+
+        Args:
+          metric: name of a metric of the reports; "" keeps nothing.
+          state: has the layout of what is restored.
+        """
+        self._metric = metric
+        self._value = -math.inf
+        if not metric:
+            return
+        self._store = Checkpoints(folder / BEST, 1, recipe)
+        self._content, self.step = self._store.restore(_content(state, -math.inf))
+        self._value = float(self._content["value"])
+
+    def offer(self, step: int, metrics: Mapping[str, float], state: TrainState) -> None:
+        """Keeps `state` if its metric is higher than all before.
+
+        An empty report, from data without held-out examples, keeps nothing.
+
+        Raises:
+          ValueError: the report has other metrics.
+        """
+        if not self._metric or not metrics:
+            return
+        if self._metric not in metrics:
+            raise ValueError(
+                f"train.keep_best={self._metric!r} is not a metric of the report; use one of "
+                f"{', '.join(metrics)}."
+            )
+        value = float(metrics[self._metric])
+        if step > self.step and value > self._value:
+            # A copy: the next step donates its state.
+            self._content = jax.tree.map(jnp.copy, _content(state, value))
+            self._value, self.step = value, step
+            self._store.save(step, self._content)
+            # Waits until it is on disk, before the checkpoint of this step is saved: a run that
+            # continues from that checkpoint does not report this step again.
+            self._store.steps()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether some parameters were kept."""
+        return math.isfinite(self._value)
+
+    def is_over(self, step: int, patience: int) -> bool:
+        """Whether the last `patience` steps before `step` brought no better report.
+
+        Always False with a patience of 0.
+        """
+        return bool(self.is_kept and patience and step - self.step >= patience)
+
+    def close(self, state: TrainState) -> tuple[TrainState, bool]:
+        """(`state` with the best parameters, whether they are from an earlier step)."""
+        if not self._metric:
+            return state, False
+        self._store.__exit__()
+        if not self.is_kept:
+            logging.warning("no report has the metric %s: the last step is kept", self._metric)
+            return state, False
+        logging.info("best %s %.4g at step %d: kept", self._metric, self._value, self.step)
+        best = dataclasses.replace(
+            state, params=self._content["params"], rest=self._content["rest"], average={}
+        )
+        return best, self.step < int(state.step)
+
+
+def _content(state: TrainState, value: float) -> dict:
+    return {
+        "params": state.kept_params,
+        "rest": state.rest,
+        "value": jax.device_put(jnp.float32(value), state.step.sharding),
+    }
+
+
 def _check_run(folder: Path, recipe: artifacts.Recipe) -> None:
+    """Writes `run.json` of a new run; ValueError if the folder has one of another recipe."""
     path = folder / artifacts.RUN
     wanted = recipe.of_training()
     if path.exists():
@@ -124,7 +215,7 @@ def _check_run(folder: Path, recipe: artifacts.Recipe) -> None:
 
 
 def _to_leaves(state: Any) -> dict[str, Array]:
-    """Path -> array; keys of random numbers as the integers they hold."""
+    """Path -> array; random keys become the integers they hold."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
     return {
         jax.tree_util.keystr(path): jax.random.key_data(leaf) if is_key(leaf) else leaf
@@ -156,7 +247,7 @@ def _from_leaves(leaves: dict[str, Array], state: T) -> T:
 
 @jax.jit
 def _checksum(leaves: dict[str, Array]) -> UInt32[Array, ""]:
-    """Sum of all bits read as integers, modulo 2^32: the same however the arrays are cut up."""
+    """Sum of all bits read as integers, modulo 2^32; it does not depend on the sharding."""
     total = jnp.uint32(0)
     for leaf in leaves.values():
         if leaf.dtype == jnp.bool_:

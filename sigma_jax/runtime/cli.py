@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from sigma_jax import configs
 from sigma_jax.runtime import artifacts
 from sigma_jax.runtime.config import nearest
-from sigma_jax.runtime.stop import Stopped
+from sigma_jax.runtime.process import Stopped
 
 PACKAGE = Path(__file__).parents[1]
 TRACEBACK = "SIGMA_TRACEBACK"  # set to 1, it shows where an error came from

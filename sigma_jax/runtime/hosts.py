@@ -65,7 +65,7 @@ def _number(name: str) -> int:
 
 
 def _initialize(*where: Any) -> None:
-    # runtime/stop.py hears SIGTERM where it can be followed; elsewhere it ends the process.
+    # process.StopSignal handles SIGTERM in a training; elsewhere SIGTERM ends the process.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*where)

@@ -19,8 +19,8 @@ from jaxtyping import Array, Int32, PyTree
 
 from sigma_jax.runtime import hosts, sharding
 from sigma_jax.runtime.config import OptimizerConfig
-from sigma_jax.runtime.mesh import local_mesh
 from sigma_jax.runtime.optimizer import GROUPS, make_optimizer, schedule
+from sigma_jax.runtime.sharding import local_mesh
 
 Arrays = dict[str, Array]
 ParamGroupFn = Callable[[tuple[str, ...]], str]
@@ -187,7 +187,7 @@ def is_key(value: Array) -> bool:
     return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def kept_model(
+def reported_model(
     task: Any, state: TrainState, template: Template, tables: Mapping[str, Array], mesh: Mesh
 ) -> tuple[nnx.Module | None, Mapping[str, Array]]:
     """The model to report on and to keep, and the task's tables: as they lie where there is one

@@ -24,12 +24,12 @@ from sigma_jax.models.item_encoder import OWN
 from sigma_jax.models.network import RecommenderNetwork, TokenSpace
 from sigma_jax.models.qwen3 import Qwen3
 from sigma_jax.prompts.packing import Group
-from sigma_jax.runtime.preflight import (
+from sigma_jax.runtime.preflight.estimate import (
     AbstractStage,
     CatalogueSizes,
     Inference,
     backbone_flops,
-    placed_whole,
+    replicated_shapes,
 )
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.loss import recommender_loss
@@ -104,7 +104,7 @@ def inference(
     own = sum(generation.widths(depth)) + generation.num_beams * prompt.has_query_token
     return Inference(
         run,
-        placed_whole(arguments, mesh),
+        replicated_shapes(arguments, mesh),
         "requests",
         requests,
         backbone_flops(backbone, length) / 3 * requests * (length + own),

@@ -12,7 +12,7 @@ from tiny_suite import tiny_suite
 from sigma_jax import benchmark, train
 from sigma_jax.benchmarking.suite import planned_runs, train_arguments
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import make_mesh
 
 ROOT = Path(__file__).parents[2]
 SUITES = sorted(p for p in (ROOT / "configs" / "benchmark").glob("*.py") if "__" not in p.name)

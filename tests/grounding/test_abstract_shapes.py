@@ -11,8 +11,8 @@ from sigma_jax.grounding import encode
 from sigma_jax.grounding.abstract_shapes import abstract_stage, inference
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
-from sigma_jax.runtime.mesh import make_mesh
-from sigma_jax.runtime.preflight import CatalogueSizes
+from sigma_jax.runtime.preflight.estimate import CatalogueSizes
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.runtime.state import take_apart
 
 

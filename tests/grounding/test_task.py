@@ -186,7 +186,7 @@ from sigma_jax.configs.grounding import stage_fields
 from sigma_jax.grounding.task import GroundingConfig, GroundingTask
 from sigma_jax.runtime import hosts
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
-from sigma_jax.runtime.mesh import local_mesh, make_mesh
+from sigma_jax.runtime.sharding import local_mesh, make_mesh
 from sigma_jax.runtime.state import init_state
 
 hosts.start(False)

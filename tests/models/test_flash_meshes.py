@@ -14,7 +14,7 @@ from sigma_jax.models.config import Qwen3Config
 from sigma_jax.models.qwen3 import Qwen3, causal_mask
 from sigma_jax.runtime import sharding
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import make_mesh
 config = Qwen3Config(50, 64, 2, 4, 2, 128, 64, 1e4, 1e-6, True, True, 0.0, "bfloat16", "float32",
                      "layer")
 graph, state = nnx.split(Qwen3(config, rngs=nnx.Rngs(0)))

@@ -16,7 +16,7 @@ from sigma_jax.models.hf import load_backbone, save_backbone
 from sigma_jax.models.linear import INPUT_AXES, LORA_SUFFIXES, project
 from sigma_jax.models.qwen3 import Qwen3, causal_mask
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.train import check_config
 from tests.models.test_backbone import SCRATCH
 from tests.small_recommender import backbone_config

@@ -80,7 +80,9 @@ def test_recipe_does_not_depend_on_the_order_of_keys():
     assert swapped.fingerprint == RECIPE.fingerprint
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"stage": "teacher"}', '"\\ud800'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", f'{{"format": {FORMAT}, "stage": "teacher"}}', '"\\ud800']
+)
 def test_damaged_manifest_is_one_clear_line(tmp_path, content):
     write_artifact(tmp_path, "teacher", RECIPE, write)
     (tmp_path / "teacher" / artifacts.MANIFEST).write_text(content)

@@ -24,7 +24,7 @@ COMMAND = """
 import sys
 import time
 from sigma_jax.runtime import cli
-from sigma_jax.runtime.stop import Stopped
+from sigma_jax.runtime.process import Stopped
 CONFIG = cli.define_config()
 def main(argv):
     config = CONFIG.value
@@ -32,7 +32,7 @@ def main(argv):
         print("waiting", flush=True)
         time.sleep(60)
     if config.path == "stopped":
-        raise Stopped("linear: saved after step 3 of 9, told to end")
+        raise Stopped("linear: saved after step 3 of 9, stopped by SIGTERM")
     if config.path == "missing":
         open("/nowhere/items.csv")
     if config.path:
@@ -84,7 +84,7 @@ def test_preset_and_overrides(command, words, wanted):
 
 def test_a_run_that_was_told_to_end_has_not_failed(command):
     status, _, err = ended(command("--config=tiny.py", "--config.path=stopped"))
-    said = "linear: saved after step 3 of 9, told to end; the same command continues.\n"
+    said = "linear: saved after step 3 of 9, stopped by SIGTERM; the same command continues.\n"
     assert (status, err) == (0, said)
 
 

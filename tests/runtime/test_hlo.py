@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sigma_jax.runtime.hlo import Kernel, kernel_seconds, read_program
+from sigma_jax.runtime.preflight.hlo import Kernel, kernel_seconds, read_program
 
 TEXT = (Path(__file__).parents[1] / "golden" / "program.hlo").read_text()
 
@@ -38,5 +38,5 @@ def test_bytes_between_chips_count_once_each_and_say_what_is_waited_for():
 
 
 def test_text_of_something_else_is_refused():
-    with pytest.raises(ValueError, match="no text of a compiled program"):
+    with pytest.raises(ValueError, match="not that of a compiled program"):
         read_program("nothing")

@@ -12,8 +12,7 @@ from jax.sharding import PartitionSpec
 
 from sigma_jax.runtime import sharding
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.mesh import AXES, make_mesh
-from sigma_jax.runtime.sharding import check_rows, spec
+from sigma_jax.runtime.sharding import AXES, check_rows, make_mesh, spec
 
 
 class FakeMesh:
@@ -103,7 +102,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from linear_task import LinearTask, linear_config
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.runtime.sharding import place_batch, place_tables
 from sigma_jax.runtime.state import init_state, make_step
 mesh, task, config = make_mesh(MeshConfig(2, 2, 2)), LinearTask(), linear_config()

@@ -8,8 +8,7 @@ from flax import nnx
 from linear_task import LinearTask, linear_config
 
 from sigma_jax.runtime.config import MeshConfig, TrainConfig
-from sigma_jax.runtime.mesh import make_mesh
-from sigma_jax.runtime.sharding import place_batch, place_tables
+from sigma_jax.runtime.sharding import make_mesh, place_batch, place_tables
 from sigma_jax.runtime.state import abstract_state, init_state, make_step
 
 

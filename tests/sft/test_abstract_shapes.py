@@ -8,8 +8,8 @@ from small_task import make_task, placed
 from sigma_jax.generation import generator as generate
 from sigma_jax.recommender.build import frozen_tables
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.mesh import make_mesh
-from sigma_jax.runtime.preflight import CatalogueSizes
+from sigma_jax.runtime.preflight.estimate import CatalogueSizes
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.runtime.state import take_apart
 from sigma_jax.sft.abstract_shapes import abstract_stage, inference
 

@@ -18,7 +18,7 @@ from sigma_jax.runtime import hosts
 hosts.start(False)
 from small_task import make_task
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.runtime.sharding import local_batch_rows, place_batch, place_tables
 from sigma_jax.runtime.state import init_state, make_step
 folder, sizes = Path(sys.argv[1]), json.loads(sys.argv[2])

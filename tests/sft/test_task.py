@@ -21,7 +21,7 @@ from sigma_jax.prompts.records import RECORDS, Record
 from sigma_jax.recommender.trained import BEFORE_REFIT, load_recommender
 from sigma_jax.reranking.reranker import Prior
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import PreparedData, SemanticIds
 from sigma_jax.train import train as train_stages
 

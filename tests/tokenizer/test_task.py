@@ -12,7 +12,7 @@ from flax import nnx
 from sigma_jax.configs import common
 from sigma_jax.configs import tokenizer as tokenizer_config
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
-from sigma_jax.runtime.mesh import make_mesh
+from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.runtime.state import init_state, make_step
 from sigma_jax.schema import SemanticIds
 from sigma_jax.tokenizer.assign import load_tokenizer

@@ -1,0 +1,65 @@
+"""A workdir has one writer at a time; freed memory stays with the process where possible."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sigma_jax.runtime import process
+from sigma_jax.runtime.cli import one_line
+from sigma_jax.runtime.process import locked
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from sigma_jax.runtime.process import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    sys.exit("not glibc")
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(16_000_000)
+before = faults()
+for _ in range(5):
+    np.ones(16_000_000)
+print(faults() - before)
+"""
+
+
+def faults(how: str) -> int | None:
+    done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True)
+    return int(done.stdout) if done.returncode == 0 else None
+
+
+def test_two_runs_do_not_share_a_workdir(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(ValueError, match="another command is writing"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_workdir_that_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ValueError, match=r"--workdir=\S+ is a file; name a folder\."),
+        locked(tmp_path / "file"),
+    ):
+        pass
+    with pytest.raises(NotADirectoryError) as caught, locked(tmp_path / "file" / "run"):
+        pass
+    message = one_line(caught.value)
+    assert message.endswith("/file/run: not a directory; check the path and who may write there.")
+
+
+def test_arrays_of_the_next_step_reuse_the_memory_of_the_last():
+    kept = faults("keep")
+    if kept is not None:  # elsewhere nothing is promised
+        assert kept < faults("free") / 10
+
+
+def test_other_systems_are_not_changed(monkeypatch):
+    monkeypatch.setattr(process.sys, "platform", "darwin")
+    assert process.keep_freed_memory() is False
