@@ -9,15 +9,15 @@ from ml_collections import ConfigDict
 
 # Methods that are settings of stage 3, for suites: item vectors alone, and semantic IDs alone.
 GR_ID = {
-    "prompt.sid_in_prompt": 0,
-    "prompt.sid_generated": 0,
+    "prompt.layout.sid_in_prompt": 0,
+    "prompt.layout.sid_generated": 0,
     "model.has_item_head": True,
 }
 GR_SID = {
-    "prompt.sid_in_prompt": 4,
-    "prompt.slot_in_prompt": False,
-    "prompt.sid_generated": 4,
-    "prompt.item_query": "none",
+    "prompt.layout.sid_in_prompt": 4,
+    "prompt.layout.slot_in_prompt": False,
+    "prompt.layout.sid_generated": 4,
+    "prompt.layout.item_query": "none",
     "model.has_item_head": False,
     "model.copies_history": False,
     "ntp_weight": 1.0,

@@ -172,7 +172,7 @@ def read_training(config: ConfigDict, items: int, vocab_size: int = 0) -> Traini
     else:
         from sigma_jax.sft.abstract_shapes import abstract_stage
 
-        smaller_parts, group_rows = accumulation_choices, fields.prompt.pack_group_rows
+        smaller_parts, group_rows = accumulation_choices, fields.prompt.packing.group_rows
     return Training(
         fields,
         lambda fields: abstract_stage(fields, backbone, sizes),

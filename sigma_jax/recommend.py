@@ -143,7 +143,7 @@ def recommend(
     data = PreparedData.load(workdir / "data")
     request = one_request(data, user, instruction)
     trained = load_recommender(workdir, data)
-    if not trained.config.prompt.has_words:  # it was never told anything
+    if not trained.config.prompt.has_instructions:  # it was never told anything
         request = dataclasses.replace(request, instruction=[""])
     generator = make_generator(trained, generation_config(trained.config, beams, batch_size=1))
     seen = None if keep_seen else seen_items(data.histories, request)

@@ -67,7 +67,7 @@ def _check_grounding(fields: Any, config: ConfigDict) -> None:
 def _check_sft(fields: Any, config: ConfigDict) -> None:
     if not fields.starts_from_grounding:
         fields.backbone.check_start()
-    fields.prompt.check(config.upstream.tokenizer.model.levels)
+    fields.prompt.layout.check(config.upstream.tokenizer.model.levels)
 
 
 def _skip_teacher(workdir: Path) -> str | None:

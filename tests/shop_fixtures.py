@@ -11,9 +11,16 @@ from small_task import make_task
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sigma_jax.prompts.config import PromptConfig
+from sigma_jax.prompts.config import (
+    MixtureConfig,
+    PackingConfig,
+    PromptConfig,
+    PromptLayout,
+    TargetConfig,
+)
 from sigma_jax.schema import (
     DAY,
+    TASKS,
     Catalogue,
     Histories,
     Links,
@@ -114,37 +121,46 @@ def semantic_ids() -> SemanticIds:
 @pytest.fixture(scope="session")
 def config() -> PromptConfig:
     return PromptConfig(
-        sid_in_prompt=1,
-        sid_generated=2,
-        slot_in_prompt=True,
-        item_query="token",
-        history_length=6,
-        num_favourites=2,
-        session_marker=True,
-        shuffle_sessions=True,
-        profile_tokens=5,
-        instruction_tokens=24,
-        window_stride=4,
-        lookahead_sessions=1,
-        candidates_per_boundary=3,
-        longtail_share=0.8,
-        records_per_shard=16,
-        task_weights=dict.fromkeys(
-            ("JustForYou", "Query", "Category", "Longtail", "Discover", "Season", "Holiday"), 1.0
+        PromptLayout(
+            sid_in_prompt=1,
+            slot_in_prompt=True,
+            sid_generated=2,
+            item_query="token",
+            history_length=6,
+            num_favourites=2,
+            session_marker=True,
+            profile_tokens=5,
+            instruction_tokens=24,
+            row_tokens=160,
         ),
-        cold_start_weight=0.5,
-        bare_share=0.0,
-        wording_dropout=0.0,
-        shared_contexts=True,
-        branches_per_context=3,
-        history_targets=4,
-        targets_per_boundary=2,
-        history_weight=0.5,
-        row_tokens=160,
-        row_targets=12,
-        pack_group_rows=2,
-        contexts_per_group=3,
+        TargetConfig(
+            window_stride=4,
+            task_targets_per_boundary=3,
+            longtail_share=0.8,
+            history_targets=4,
+            history_targets_per_boundary=2,
+            cold_start_weight=0.5,
+        ),
+        MixtureConfig(
+            task_weights=dict.fromkeys(TASKS, 1.0),
+            branches_per_context=3,
+            instruction_only_share=0.0,
+            wording_dropout=0.0,
+            shuffle_sessions=True,
+        ),
+        PackingConfig(row_targets=12, group_rows=2, contexts_per_group=3),
     )
+
+
+def changed_prompt(config: PromptConfig, **changes) -> PromptConfig:
+    """`config` with other settings; each key is a field of one of its groups."""
+    groups = {}
+    for group in dataclasses.fields(config):
+        part = getattr(config, group.name)
+        names = {field.name for field in dataclasses.fields(part)} & set(changes)
+        groups[group.name] = dataclasses.replace(part, **{n: changes.pop(n) for n in names})
+    assert not changes, f"no settings of prompts: {sorted(changes)}"
+    return PromptConfig(**groups)
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +169,7 @@ def records(shop, config, tmp_path_factory) -> Path:
     from sigma_jax.prompts.records import write_records
 
     folder = tmp_path_factory.mktemp("records")
-    write_records(shop, dataclasses.replace(config), folder, seed=3)
+    write_records(shop, config, folder, seed=3)
     return folder
 
 

@@ -15,11 +15,11 @@ from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import PreparedData
 
-GR_SID = common.GR_SID | {"prompt.sid_in_prompt": 3, "prompt.sid_generated": 3}
+GR_SID = common.GR_SID | {"prompt.layout.sid_in_prompt": 3, "prompt.layout.sid_generated": 3}
 WITHOUT_WORDS = {
-    "prompt.branches_per_context": 0,
+    "prompt.mixture.branches_per_context": 0,
     "model.has_task_head": False,
-    "prompt.contexts_per_group": 0,
+    "prompt.packing.contexts_per_group": 0,
     "model.item_encoder.inputs": ("own",),
     "model.item_encoder.trainable": ("own",),
     "train.steps": 0,

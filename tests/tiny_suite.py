@@ -15,7 +15,7 @@ def tiny_suite(**changes) -> Suite:
         "data": {"A": Source("configs/sft.py:smoke", {"data.path": "{data}/A"})},
         "methods": {
             "SIGMA": Method({}, True),
-            "GR(ID)": Method({"prompt.sid_generated": 0}, False),
+            "GR(ID)": Method({"prompt.layout.sid_generated": 0}, False),
         },
         "modes": ("exclude_seen",),
         "levels": ("item",),

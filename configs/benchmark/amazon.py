@@ -18,15 +18,15 @@ PAPER_SETTINGS = "SIGMA, paper settings"
 # All methods are settings of one model.
 METHODS = {
     "SIGMA": {},
-    "GR(ID)": common.GR_ID | {"prompt.row_tokens": 40},
-    "GR(SID)": common.GR_SID | {"prompt.row_tokens": 144},
+    "GR(ID)": common.GR_ID | {"prompt.layout.row_tokens": 40},
+    "GR(SID)": common.GR_SID | {"prompt.layout.row_tokens": 144},
     PAPER_SETTINGS: {
         "model.has_item_head": False,
-        "prompt.sid_in_prompt": 1,
-        "prompt.item_query": "token",
+        "prompt.layout.sid_in_prompt": 1,
+        "prompt.layout.item_query": "token",
         "ntp_weight": 1.0,
         "infonce_weight": 1.0,
-        "prompt.row_tokens": 128,
+        "prompt.layout.row_tokens": 128,
         "negatives_per_target": 0,
         "prior.neighbours": 0,
         "evaluation.generation.sigma_floor": 0.0,

@@ -11,14 +11,14 @@ from sigma_jax.configs import common
 
 # The preset represents history items by their vectors alone, and the last code is the item query.
 # The paper puts codes into the prompt and adds a query token.
-SID1 = {"prompt.sid_in_prompt": 1, "prompt.item_query": "token"}
-SID4 = SID1 | {"prompt.sid_in_prompt": 4, "prompt.row_tokens": 640}
+SID1 = {"prompt.layout.sid_in_prompt": 1, "prompt.layout.item_query": "token"}
+SID4 = SID1 | {"prompt.layout.sid_in_prompt": 4, "prompt.layout.row_tokens": 640}
 
 METHODS = {
     "SIGMA": {},
     "SIGMA (SID1 ID -> SID1 ID)": SID1,
     "SIGMA (SID4 ID -> SID1 ID)": SID4,
-    "SIGMA (SID4 ID -> SID2 ID)": SID4 | {"prompt.sid_generated": 2},
+    "SIGMA (SID4 ID -> SID2 ID)": SID4 | {"prompt.layout.sid_generated": 2},
     "- semantic grounding": {"upstream.grounding.train.steps": 0},
     "- APF (first prefix only)": {"evaluation.generation.ranking": "first_prefix"},
     "- pre-trained item vectors": {
@@ -29,8 +29,8 @@ METHODS = {
     "- a tenth of the negatives": {"negatives_per_target": 2, "num_negatives": 410},
     "- instruction-only contexts": {
         "constraint_weight": 0.0,
-        "prompt.bare_share": 0.0,
-        "prompt.wording_dropout": 0.0,
+        "prompt.mixture.instruction_only_share": 0.0,
+        "prompt.mixture.wording_dropout": 0.0,
     },
     "- item head": {
         "model.has_item_head": False,
@@ -38,13 +38,13 @@ METHODS = {
         "ntp_weight": 1.0,
         "infonce_weight": 1.0,
     },
-    "GR(SID)": common.GR_SID | {"prompt.row_tokens": 512},
+    "GR(SID)": common.GR_SID | {"prompt.layout.row_tokens": 512},
     "GR(ID)": common.GR_ID,
 }
 
 # Half of the preset's steps, since the suite trains each method with three seeds. Rows are long
 # enough for the longest prompt with one code per item: those methods learn from the same targets.
-TRAINING = {"train.steps": 320, "prompt.row_tokens": 352}
+TRAINING = {"train.steps": 320, "prompt.layout.row_tokens": 352}
 
 COLUMNS = ("HR@1", "HR@5", "HR@10", "HR@20")
 PAPER = {

@@ -177,8 +177,8 @@ def make_generator(trained: TrainedRecommender, config: GenerationConfig) -> Gen
         trained.model,
         trained.tables,
         trained.semantic_ids,
-        trained.config.prompt.sid_generated,
+        trained.config.prompt.layout.sid_generated,
         config,
-        trained.config.prompt.item_query,
+        trained.config.prompt.layout.item_query,
         trained.words,
     )

@@ -138,7 +138,7 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
     if is_refitted:
         other = {"SIGMA before refit": first.choice(requests)}
         rankings |= first.rankings_by_mode(requests, other)[0]
-    is_worded = ours.phrasings is not instructions.WITHOUT_WORDS
+    is_worded = ours.phrasings is not instructions.WITHOUT_INSTRUCTIONS
     if is_worded:
         unseen = ours.unseen_wording(requests, choice)
         rankings["SIGMA, unseen wording"] = {"include_seen": unseen}

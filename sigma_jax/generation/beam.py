@@ -83,7 +83,7 @@ def beam_search(
 
     Args:
       widths: beams after each level of the trie.
-      item_query: what asks for the item (see PromptConfig); queries are 0 where "none" does.
+      item_query: what asks for the item (see PromptLayout); queries are 0 where "none" does.
       evidence: of a model with an item head.
       subset: the items that may be recommended; all where it is None.
       margin: beams that are less likely than the best by more, in log P, are dropped; what is

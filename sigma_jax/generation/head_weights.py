@@ -83,7 +83,7 @@ def fit_head_weights(
 ) -> HeadWeights:
     """The gains under which `targets` are likeliest after `prompts` (fields of `Prompts`).
 
-    `depth` is the number of codes generated, at least 1; `item_query` as in PromptConfig.
+    `depth` is the number of codes generated, at least 1; `item_query` as in PromptLayout.
     """
     num_items = tables["codes"].shape[0]
     vectors = jnp.asarray(all_item_vectors(model, tables, num_items))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32
+from jaxtyping import Bool, Int, Int32
 
 from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.schema import TASKS
@@ -37,7 +37,6 @@ class Plan:
     target: Int32[np.ndarray, " K"]  # items
     task: Int32[np.ndarray, " K"]
     constraint: Int32[np.ndarray, " K"]  # what is demanded of items (tasks/constraints.py)
-    weight: Float32[np.ndarray, " K"]
     has_target: bool  # False: branches end with the instruction (prompts to generate from)
 
 
@@ -53,7 +52,6 @@ class Example:
     target: Int32[np.ndarray, " K"]
     task: Int32[np.ndarray, " K"]
     constraint: Int32[np.ndarray, " K"]
-    weight: Float32[np.ndarray, " K"]
     start_position: Int32[np.ndarray, " K"]  # where the target is predicted from
     code_position: Int32[np.ndarray, "K y"]  # where each of its codes is predicted
     query_position: Int32[np.ndarray, " K"]  # of q, or else of the last code
@@ -61,7 +59,7 @@ class Example:
 
 def branch_lengths(plan: Plan, tables: PromptTables) -> Int[np.ndarray, " K"]:
     """Tokens of each branch."""
-    tail = tables.target_width if plan.has_target else 0
+    tail = tables.layout.target_tokens if plan.has_target else 0
     return _words(plan) + tail * ~stands_next(plan, tables)
 
 
@@ -71,11 +69,11 @@ def _words(plan: Plan) -> Int[np.ndarray, " K"]:
 
 def stands_next(plan: Plan, tables: PromptTables) -> Bool[np.ndarray, " K"]:
     """Which targets need no branch: the codes asked for come next in the context as it is."""
-    config = tables.config
+    layout = tables.layout
     if (
         not plan.has_target
-        or config.has_query_token
-        or not 0 < config.sid_generated <= config.sid_in_prompt
+        or layout.has_query_token
+        or not 0 < layout.sid_generated <= layout.sid_in_prompt
     ):
         return np.zeros(len(plan.attach), bool)
     following = np.append(plan.history, -1)[plan.attach]
@@ -86,7 +84,7 @@ def _ends(plan: Plan, tables: PromptTables) -> Int[np.ndarray, " n+1"]:
     """Tokens of the first r items of the history and the ends of their sessions, r = 0..n."""
     is_end = np.ones(len(plan.history), np.int64)
     is_end[:-1] = plan.session[1:] != plan.session[:-1]
-    width = tables.item_width + is_end * len(tables.session_end)
+    width = tables.layout.item_tokens + is_end * len(tables.session_end)
     return np.concatenate([[0], np.cumsum(width)])
 
 
@@ -95,14 +93,14 @@ def plan_size(plan: Plan, tables: PromptTables) -> int:
     context = len(plan.profile) + int(_ends(plan, tables)[-1])
     if len(plan.favourites):
         context += len(tables.favourites_text)
-        context += len(plan.favourites) * tables.item_width
+        context += len(plan.favourites) * tables.layout.item_tokens
     if len(plan.history):
         context += len(tables.history_text)
     return context + int(branch_lengths(plan, tables).sum())
 
 
 def _keep(plan: Plan, kept: Bool[np.ndarray, " K"]) -> Plan:
-    names = ("attach", "target", "task", "constraint", "weight")
+    names = ("attach", "target", "task", "constraint")
     arrays = {name: getattr(plan, name)[kept] for name in names}
     chosen = [tokens for tokens, keep in zip(plan.instruction, kept, strict=True) if keep]
     return dataclasses.replace(plan, instruction=chosen, **arrays)
@@ -124,7 +122,7 @@ def fit(plan: Plan, tables: PromptTables, most_tokens: int, most_targets: int) -
         plan = _drop_oldest(plan, tables, excess)
         excess = plan_size(plan, tables) - most_tokens
     if excess > 0 and len(plan.favourites):
-        gone = min(-(-excess // tables.item_width), len(plan.favourites))
+        gone = min(-(-excess // tables.layout.item_tokens), len(plan.favourites))
         kept = plan.favourites[: len(plan.favourites) - gone]
         plan = dataclasses.replace(plan, favourites=kept)
         excess = plan_size(plan, tables) - most_tokens
@@ -209,21 +207,21 @@ def lay_out(plan: Plan, tables: PromptTables) -> Example:
 
 def _slot_items(items: np.ndarray, tables: PromptTables) -> np.ndarray:
     """-1 for each code token, the item for its slot: [5, 8], 1 code -> [-1, 5, -1, 8]."""
-    out = np.full((len(items), tables.item_width), -1, np.int32)
-    if tables.config.slot_in_prompt:
+    out = np.full((len(items), tables.layout.item_tokens), -1, np.int32)
+    if tables.layout.slot_in_prompt:
         out[:, -1] = items
     return out.ravel()
 
 
 def _history(plan: Plan, tables: PromptTables, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and items of the history, with the marks after its sessions."""
-    width = tables.item_width
+    width = tables.layout.item_tokens
     if not len(tables.session_end):
         return tables.slots(plan.history).ravel(), _slot_items(plan.history, tables)
     token = np.zeros(ends[-1], np.int32)
     item = np.full(ends[-1], -1, np.int32)
     token[ends[:-1, None] + np.arange(width)] = tables.slots(plan.history)
-    if tables.config.slot_in_prompt:
+    if tables.layout.slot_in_prompt:
         item[ends[:-1] + width - 1] = plan.history
     closed = ends[1:][np.diff(ends) > width]
     mark = len(tables.session_end)
@@ -234,7 +232,7 @@ def _history(plan: Plan, tables: PromptTables, ends: np.ndarray) -> tuple[np.nda
 def _add_branches(
     plan: Plan, tables: PromptTables, context: np.ndarray, items: np.ndarray, cuts: np.ndarray
 ) -> Example:
-    count, size, codes = len(plan.instruction), len(context), tables.config.sid_generated
+    count, size, codes = len(plan.instruction), len(context), tables.layout.sid_generated
     lengths = branch_lengths(plan, tables)
     finish = size + np.cumsum(lengths)
     begin = finish - lengths
@@ -248,7 +246,7 @@ def _add_branches(
     position[size:] += np.repeat(cuts - begin, lengths).astype(np.int32)
     for start, text in zip(begin.tolist(), plan.instruction, strict=True):
         token[start : start + len(text)] = text
-    tail = tables.target_width if plan.has_target else 0
+    tail = tables.layout.target_tokens if plan.has_target else 0
     is_own = ~stands_next(plan, tables)
     first = np.where(is_own, finish - tail, cuts)  # the row after the instruction
     # Without an instruction the last token of the context predicts the target.
@@ -259,7 +257,7 @@ def _add_branches(
         code_position[:, 0] = predicting
     if plan.has_target:
         token[code[is_own]] = tables.codes(plan.target[is_own], codes)
-        if tables.config.has_query_token:
+        if tables.layout.has_query_token:
             token[finish - 1] = tables.query_token
     return Example(
         token,
@@ -270,7 +268,6 @@ def _add_branches(
         plan.target,
         plan.task,
         plan.constraint,
-        plan.weight,
         predicting.astype(np.int32),
         code_position.astype(np.int32),
         (first + tail - 1 if tail else predicting).astype(np.int32),

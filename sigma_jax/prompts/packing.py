@@ -7,12 +7,12 @@ packing do not depend on earlier batches, on threads or on the number of process
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import grain
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
 
 from sigma_jax.data.pipeline import (
     first_fit,
@@ -25,13 +25,14 @@ from sigma_jax.prompts.config import PromptConfig
 from sigma_jax.prompts.layout import HISTORY_TASK, Example, Plan, fit, lay_out, plan_size
 from sigma_jax.prompts.records import RECORDS, Record
 from sigma_jax.prompts.tokens import PromptTables
+from sigma_jax.prompts.wordings import InstructionTables
 from sigma_jax.schema import TASKS, PreparedData, SemanticIds
 from sigma_jax.tasks import instructions
 from sigma_jax.tasks.constraints import NONE
 
 SAMPLED_CONTEXTS = 1_000
 FILL = 0.9
-MOST_DRAWN = 64  # of the items that satisfy an instruction, one of which is its target
+SATISFYING_ITEMS_DRAWN = 64  # of an instruction; one of them becomes its target
 TOKEN_FIELDS = ("token", "item", "position", "branch", "attach")
 
 
@@ -55,9 +56,10 @@ def batches(
     Raises:
       ValueError: there are no records, or the SIDs have fewer levels than the prompts need.
     """
-    assert batch_rows % config.pack_group_rows == 0  # told by SftConfig
-    tables = PromptTables.make(data, semantic_ids, config, vocab_size)
-    plan = planner(config, tables)
+    packing = config.packing
+    assert batch_rows % packing.group_rows == 0  # SftConfig checks it
+    tables, wordings = training_tables(data, semantic_ids, config, vocab_size)
+    plan = planner(config, tables, wordings)
 
     def pack(plans: Sequence[Plan]) -> dict[str, np.ndarray]:
         return pack_group(plans, config, tables)
@@ -65,19 +67,30 @@ def batches(
     order = shuffled_forever(open_shards(folder, RECORDS), seed)
     plans = order.random_map(plan)
     # Rounding the number of groups up would exceed what len() can tell of an endless data set.
-    groups = plans.batch(config.contexts_per_group, drop_remainder=True, batch_fn=pack)
-    return step_batches(groups, config.pack_group_rows, batch_rows, stack_rows, rows)
+    groups = plans.batch(packing.contexts_per_group, drop_remainder=True, batch_fn=pack)
+    return step_batches(groups, packing.group_rows, batch_rows, stack_rows, rows)
 
 
-def planner(config: PromptConfig, tables: PromptTables):
+def training_tables(
+    data: PreparedData, semantic_ids: SemanticIds, config: PromptConfig, vocab_size: int
+) -> tuple[PromptTables, InstructionTables]:
+    """The tables that training contexts of `data` are made from."""
+    has_instructions = config.has_instructions
+    tables = PromptTables.make(data, semantic_ids, config.layout, vocab_size, has_instructions)
+    return tables, InstructionTables.make(data, tables.tokenizer, config, vocab_size)
+
+
+def planner(
+    config: PromptConfig, tables: PromptTables, wordings: InstructionTables
+) -> Callable[[bytes, np.random.Generator], Plan]:
     """The function of a stored record and a random generator that draws its plan."""
-    task_weight = np.array([config.task_weights.get(task, 0.0) for task in TASKS])
-    asked = bare_tasks(config, tables)
+    task_weight = np.array([config.mixture.task_weights.get(task, 0.0) for task in TASKS])
+    task_shares = instruction_only_tasks(config, wordings)
 
     def plan(record: bytes, rng: np.random.Generator) -> Plan:
-        if asked and rng.random() < config.bare_share:
-            return draw_bare_plan(asked, config, tables, rng)
-        return draw_plan(Record.from_bytes(record), config, tables, task_weight, rng)
+        if task_shares and rng.random() < config.mixture.instruction_only_share:
+            return draw_instruction_only_plan(task_shares, config, wordings, rng)
+        return draw_plan(Record.from_bytes(record), config, tables, wordings, task_weight, rng)
 
     return plan
 
@@ -93,13 +106,14 @@ def contexts_that_fit(
 
     A tenth of the tokens and targets stays free, so that hardly any context has to be cut.
     """
-    tables = PromptTables.make(data, semantic_ids, config, vocab_size)
-    plan, source = planner(config, tables), open_shards(folder, RECORDS)
+    tables, wordings = training_tables(data, semantic_ids, config, vocab_size)
+    plan, source = planner(config, tables, wordings), open_shards(folder, RECORDS)
     rng = np.random.default_rng(0)
     rows = rng.integers(0, len(source), SAMPLED_CONTEXTS)
     plans = [plan(source[int(row)], rng) for row in rows]
     sizes = np.array([(plan_size(p, tables), len(p.instruction)) for p in plans]).mean(axis=0)
-    room = np.array([config.row_tokens, config.row_targets]) * config.pack_group_rows
+    packing = config.packing
+    room = np.array([config.layout.row_tokens, packing.row_targets]) * packing.group_rows
     return max(int((FILL * room / np.maximum(sizes, 1e-9)).min()), 1)
 
 
@@ -107,57 +121,52 @@ def draw_plan(
     record: Record,
     config: PromptConfig,
     tables: PromptTables,
+    wordings: InstructionTables,
     task_weight: Float[np.ndarray, " tasks"],
     rng: np.random.Generator,
 ) -> Plan:
-    """A context with branches drawn from the record's candidates.
+    """A context with branches drawn from the targets of `record`.
 
-    Instructed branches: tasks by `task_weight`, inside a task all boundaries alike, inside a
-    boundary all targets alike, none twice. History supervision: boundaries and targets at random.
+    Instructed branches: tasks by `task_weight`, the boundaries of a task alike, the targets of a
+    boundary alike, none twice. History supervision: boundaries and targets at random.
     """
-    count = config.branches_per_context if config.shared_contexts else 1
-    chosen = _draw_candidates(record, config, task_weight, count, rng)
-    length = record.length
-    if not config.shared_contexts and len(chosen):
-        length = int(record.attach[chosen[0]])
-    attach, target = _draw_history_targets(record, config, length, rng)
-    words = [_draw_instruction(record, k, config, tables, rng) for k in chosen]
-    attach = np.concatenate([record.attach[chosen], attach])
-    # What no branch can see is not worth its tokens.
-    length = int(attach.max()) if len(attach) else length
+    chosen = _draw_candidates(record, config, task_weight, rng)
+    history_attach, history_target = _draw_history_targets(record, config, rng)
+    instruction = [_draw_instruction(record, k, wordings, rng) for k in chosen]
+    attach = np.concatenate([record.attach[chosen], history_attach])
+    # An item that no branch can see is not worth its tokens.
+    length = int(attach.max()) if len(attach) else record.length
     session = record.session[:length]
     history = record.item[:length]
-    if config.shuffle_sessions:
+    if config.mixture.shuffle_sessions:
         history = history[np.lexsort((rng.random(length), session))]
-    bare = len(target)
-    demanded = tables.constraints.number(record.task[chosen], record.slot_value[chosen])
+    count = len(history_target)
+    constraint = wordings.constraints.number(record.task[chosen], record.slot_value[chosen])
     return Plan(
-        tables.profile(record.user)[: config.profile_tokens],
-        record.favourites[: config.num_favourites],
+        tables.profile(record.user),
+        record.favourites[: config.layout.num_favourites],
         history,
         session,
-        words + [np.zeros(0, np.int32)] * bare,
+        instruction + [np.zeros(0, np.int32)] * count,
         attach.astype(np.int32),
-        np.concatenate([record.target[chosen], target]).astype(np.int32),
-        np.concatenate([record.task[chosen], np.full(bare, HISTORY_TASK)]).astype(np.int32),
-        np.concatenate([demanded, np.full(bare, NONE)]).astype(np.int32),
-        np.concatenate([np.ones(len(chosen)), np.full(bare, config.history_weight)]).astype(
-            np.float32
-        ),
+        np.concatenate([record.target[chosen], history_target]).astype(np.int32),
+        np.concatenate([record.task[chosen], np.full(count, HISTORY_TASK)]).astype(np.int32),
+        np.concatenate([constraint, np.full(count, NONE)]).astype(np.int32),
         has_target=True,
     )
 
 
-def bare_tasks(config: PromptConfig, tables: PromptTables) -> dict[str, float]:
-    """Share of each task that can be asked for without a history; {} where none has words to learn.
+def instruction_only_tasks(config: PromptConfig, wordings: InstructionTables) -> dict[str, float]:
+    """Share of each task among instructions without a history; {} if none has a slot to fill.
 
-    By its weight and by the root of what it can be asked with: more words want more practice.
+    A task counts by its weight times the root of the number of its slot values: more words need
+    more practice.
     """
-    if not config.bare_share or not config.has_words:
+    if not config.has_instruction_only_contexts:
         return {}
     weights = {
-        task: config.task_weights.get(task, 0.0) * len(slot_values) ** 0.5
-        for task, slot_values in tables.constraints.slot_values.items()
+        task: config.mixture.task_weights.get(task, 0.0) * len(slot_values) ** 0.5
+        for task, slot_values in wordings.constraints.slot_values.items()
     }
     if not any(weights.get(task) for task in instructions.SLOTS):
         return {}
@@ -165,45 +174,46 @@ def bare_tasks(config: PromptConfig, tables: PromptTables) -> dict[str, float]:
     return {task: weight / total for task, weight in weights.items() if weight > 0}
 
 
-def draw_bare_plan(
-    asked: Mapping[str, float], config: PromptConfig, tables: PromptTables, rng: np.random.Generator
+def draw_instruction_only_plan(
+    task_shares: Mapping[str, float],
+    config: PromptConfig,
+    wordings: InstructionTables,
+    rng: np.random.Generator,
 ) -> Plan:
-    """Instructions and nothing else, as many as a row holds.
+    """As many instructions as a row holds, without a history.
 
-    Tasks by their share, the slot values of a task alike, and for a target one of the items that
-    satisfy it, by popularity: so what words mean is learnt from far more of them than come up in
-    the sessions of a batch.
+    Tasks are drawn by their share, the slot values of a task alike, and the target by popularity
+    among the items that satisfy the instruction. So the model learns the meaning of far more words
+    than come up in the sessions of a batch.
     """
-    names, shares = list(asked), np.array(list(asked.values()))
-    words, target, task, demanded = [], [], [], []
-    room = config.row_tokens
-    while len(words) < config.row_targets:
+    names, shares = list(task_shares), np.array(list(task_shares.values()))
+    instruction, target, task, constraint = [], [], [], []
+    room = config.layout.row_tokens
+    while len(instruction) < config.packing.row_targets:
         name = names[_drawn(shares, rng)]
-        slot_values = tables.constraints.slot_values[name]
+        slot_values = wordings.constraints.slot_values[name]
         slot_value = int(slot_values[rng.integers(0, len(slot_values))])
-        phrasing = int(rng.integers(len(tables.phrasings[name])))
-        said = tables.instruction(name, slot_value, phrasing, config.instruction_tokens, rng)
-        room -= len(said) + tables.target_width
+        phrasing = int(rng.integers(len(wordings.phrasings[name])))
+        tokens = wordings.tokens(name, slot_value, phrasing, rng)
+        room -= len(tokens) + config.layout.target_tokens
         if room < 0:
             break
-        number = TASKS.index(name)
-        constraint = tables.constraints.number_of(name, slot_value)
-        fitting = tables.constraints.items.of(constraint)
-        items = fitting[rng.integers(0, len(fitting), MOST_DRAWN)]
-        words.append(said)
-        target.append(items[_drawn(1.0 + tables.popularity[items], rng)])
-        task.append(number)
-        demanded.append(constraint)
-    none, count = np.zeros(0, np.int32), len(words)
+        number = wordings.constraints.number_of(name, slot_value)
+        satisfying = wordings.constraints.items.of(number)
+        items = satisfying[rng.integers(0, len(satisfying), SATISFYING_ITEMS_DRAWN)]
+        instruction.append(tokens)
+        target.append(items[_drawn(1.0 + wordings.popularity[items], rng)])
+        task.append(TASKS.index(name))
+        constraint.append(number)
+    none = np.zeros(0, np.int32)
     return Plan(
         none,
         none,
         none,
         none,
-        words,
-        np.zeros(count, np.int32),
-        *(np.asarray(column, np.int32) for column in (target, task, demanded)),
-        np.ones(count, np.float32),
+        instruction,
+        np.zeros(len(instruction), np.int32),
+        *(np.asarray(column, np.int32) for column in (target, task, constraint)),
         has_target=True,
     )
 
@@ -218,17 +228,16 @@ def _draw_candidates(
     record: Record,
     config: PromptConfig,
     task_weight: np.ndarray,
-    count: int,
     rng: np.random.Generator,
 ) -> Int[np.ndarray, " k"]:
-    """Up to `count` candidates without repetition, drawn by weight."""
-    weight = candidate_weights(record, task_weight, config.cold_start_weight)
+    """Numbers of up to `branches_per_context` targets of `record`, by weight, none twice."""
+    weight = candidate_weights(record, task_weight, config.targets.cold_start_weight)
     if not len(weight):
         return np.zeros(0, np.int64)
     # The first arrivals of exponential clocks are a draw by weight without repetition.
     with np.errstate(divide="ignore"):
         arrival = rng.exponential(size=len(weight)) / weight
-    order = np.argsort(arrival)[:count]
+    order = np.argsort(arrival)[: config.mixture.branches_per_context]
     return order[np.isfinite(arrival[order])]
 
 
@@ -254,16 +263,16 @@ def candidate_weights(
 
 
 def _draw_instruction(
-    record: Record, k: int, config: PromptConfig, tables: PromptTables, rng: np.random.Generator
-) -> np.ndarray:
+    record: Record, k: int, wordings: InstructionTables, rng: np.random.Generator
+) -> Int32[np.ndarray, " n"]:
+    """Tokens of a random wording of the record's target number `k`."""
     task = TASKS[record.task[k]]
-    phrasing = int(rng.integers(len(tables.phrasings[task])))
-    slot_value, most = int(record.slot_value[k]), config.instruction_tokens
-    return tables.instruction(task, slot_value, phrasing, most, rng)
+    phrasing = int(rng.integers(len(wordings.phrasings[task])))
+    return wordings.tokens(task, int(record.slot_value[k]), phrasing, rng)
 
 
 def _draw_history_targets(
-    record: Record, config: PromptConfig, length: int, rng: np.random.Generator
+    record: Record, config: PromptConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """(attach, target) of history supervision at boundaries 1..length, in order of attach.
 
@@ -276,10 +285,11 @@ def _draw_history_targets(
     key = rng.random(len(session))
     order = np.lexsort((key, begin))
     rank = np.arange(len(order)) - begin[order]
-    usable = (begin[order] > 0) & (begin[order] <= length) & (rank < config.targets_per_boundary)
-    places = order[usable]
-    if len(places) > config.history_targets:
-        places = rng.permutation(places)[: config.history_targets]
+    targets = config.targets
+    is_inside = (begin[order] > 0) & (begin[order] <= record.length)
+    places = order[is_inside & (rank < targets.history_targets_per_boundary)]
+    if len(places) > targets.history_targets:
+        places = rng.permutation(places)[: targets.history_targets]
         places = places[np.argsort(begin[places], kind="stable")]
     return begin[places], record.item[places]
 
@@ -288,9 +298,9 @@ def pack_group(
     plans: Sequence[Plan], config: PromptConfig, tables: PromptTables
 ) -> dict[str, np.ndarray]:
     """`plans` packed into one group of rows (see `batches` for the arrays)."""
-    capacity = np.array([config.row_tokens, config.row_targets])
+    capacity = np.array([config.layout.row_tokens, config.packing.row_targets])
     sizes = np.array([(plan_size(plan, tables), len(plan.instruction)) for plan in plans])
-    rows, grants = first_fit(sizes, capacity, config.pack_group_rows)
+    rows, grants = first_fit(sizes, capacity, config.packing.group_rows)
     group = Group.empty(config)
     is_whole = (grants == sizes).all(axis=1)
     for k, (plan, row) in enumerate(zip(plans, rows, strict=True)):
@@ -313,14 +323,15 @@ class Group:
 
     @classmethod
     def empty(cls, config: PromptConfig) -> Group:
-        rows, tokens, targets = config.pack_group_rows, config.row_tokens, config.row_targets
+        rows, tokens = config.packing.group_rows, config.layout.row_tokens
+        targets = config.packing.row_targets
         arrays = {name: np.zeros((rows, tokens), np.int32) for name in (*TOKEN_FIELDS, "segment")}
         arrays["item"][:] = -1
         for name in ("target_item", "target_task", "start_position", "query_position"):
             arrays[name] = np.zeros((rows, targets), np.int32)
         arrays["target_constraint"] = np.full((rows, targets), NONE, np.int32)
         arrays["target_weight"] = np.zeros((rows, targets), np.float32)
-        arrays["code_position"] = np.zeros((rows, targets, config.sid_generated), np.int32)
+        arrays["code_position"] = np.zeros((rows, targets, config.layout.sid_generated), np.int32)
         arrays["dropped"] = np.zeros((rows, 3), np.int32)
         return cls(arrays, np.zeros(rows, np.int64), np.zeros(rows, np.int64))
 
@@ -350,7 +361,7 @@ class Group:
         arrays["target_item"][row, there] = example.target
         arrays["target_task"][row, there] = example.task
         arrays["target_constraint"][row, there] = example.constraint
-        arrays["target_weight"][row, there] = example.weight
+        arrays["target_weight"][row, there] = 1.0
         arrays["start_position"][row, there] = example.start_position + start
         arrays["code_position"][row, there] = example.code_position + start
         arrays["query_position"][row, there] = example.query_position + start

@@ -13,6 +13,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -26,6 +27,7 @@ from sigma_jax.schema import TASKS, PreparedData
 from sigma_jax.tasks.targets import Candidates, TaskTables, find_candidates, first_touch, keep_few
 
 RECORDS = "contexts"
+RECORDS_PER_SHARD = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,19 @@ class Record:
         return cls(user, length, *(np.frombuffer(array, "<i4") for array in arrays))
 
 
+def record_settings(config: PromptConfig) -> dict[str, Any]:
+    """The settings that decide what records hold; records of other settings are made anew."""
+    layout, targets = config.layout, config.targets
+    return {
+        "layout.history_length": layout.history_length,
+        "layout.num_favourites": layout.num_favourites,
+        "targets.window_stride": targets.window_stride,
+        "targets.task_targets_per_boundary": targets.task_targets_per_boundary,
+        "targets.longtail_share": targets.longtail_share,
+        "targets.cold_start_weight": targets.cold_start_weight,
+    }
+
+
 def favourites(items: Int32[np.ndarray, " n"], count: int) -> Int32[np.ndarray, " f"]:
     """The `count` most frequent of `items`, of equals the later one first.
 
@@ -80,7 +95,7 @@ def write_records(
     Raises:
       ValueError: no user has two training sessions.
     """
-    tables = TaskTables.make(data, config.longtail_share)
+    tables = TaskTables.make(data, config.targets.longtail_share)
     figures: Counter = Counter({"contexts": 0})
 
     def counted() -> Iterator[bytes]:
@@ -90,7 +105,7 @@ def write_records(
                 figures[f"targets.{TASKS[task]}"] += int(number)
             yield record.to_bytes()
 
-    write_shards(counted(), folder, RECORDS, config.records_per_shard)
+    write_shards(counted(), folder, RECORDS, RECORDS_PER_SHARD)
     if figures["contexts"] == 0:
         raise ValueError("no user has two training sessions; stage sft has nothing to learn from.")
     return dict(figures)
@@ -128,7 +143,7 @@ def _chunk_records(
                 end - start,
                 item[rows],
                 session[rows] - session[start - base],
-                favourites(item[first - base : start - base], config.num_favourites),
+                favourites(item[first - base : start - base], config.layout.num_favourites),
                 candidates.attach[found] - start,
                 candidates.task[found],
                 item[candidates.row[found] - base],
@@ -156,10 +171,15 @@ def _windows(starts: np.ndarray, first: int, config: PromptConfig) -> list[tuple
     windows = []
     end = len(starts) - 1
     while end > 0:
-        windows.append((max(first, int(starts[end]) - config.history_length), int(starts[end])))
-        end = int(np.searchsorted(starts, starts[end] - config.window_stride, side="right")) - 1
+        windows.append(
+            (max(first, int(starts[end]) - config.layout.history_length), int(starts[end]))
+        )
+        end = (
+            int(np.searchsorted(starts, starts[end] - config.targets.window_stride, side="right"))
+            - 1
+        )
     reaches_back = len(windows) > 0 and windows[-1][0] == first
-    if len(starts) and not reaches_back and config.cold_start_weight > 0:
+    if len(starts) and not reaches_back and config.targets.cold_start_weight > 0:
         windows.append((first, first))  # the first session, seen from nothing
     return windows
 
@@ -181,17 +201,10 @@ def _training_candidates(
     valid = np.repeat(np.asarray(histories.valid_start[users.start : users.stop]), lengths)
     rows = np.arange(offsets[0], offsets[-1])
     first = first_touch(data, users)
-    found: list[Candidates] = []
-    for ahead in range(config.lookahead_sessions):
-        place = session_of - ahead
-        attach = starts[np.maximum(place, 0)]
-        usable = (place >= 0) & (attach >= begin) & (rows < valid)
-        if config.cold_start_weight == 0:
-            usable &= attach > begin
-        more = find_candidates(data, tables, rows[usable], attach[usable], first[usable])
-        # A later session only helps where the nearer ones hold nothing for the task.
-        known = np.concatenate([part.group() for part in found] or [np.zeros(0, np.int64)])
-        found.append(more.take(~np.isin(more.group(), known)))
-    joined = Candidates.join(found)
-    score = splitmix64(seed, joined.row, joined.task, joined.slot_value)
-    return keep_few(joined, score, config.candidates_per_boundary)
+    attach = starts[session_of]
+    usable = (attach >= begin) & (rows < valid)
+    if config.targets.cold_start_weight == 0:
+        usable &= attach > begin
+    found = find_candidates(data, tables, rows[usable], attach[usable], first[usable])
+    score = splitmix64(seed, found.row, found.task, found.slot_value)
+    return keep_few(found, score, config.targets.task_targets_per_boundary)

@@ -59,6 +59,8 @@ def frozen_tables(
         if name in vectors and name in encoder.inputs and name not in encoder.trainable
     }
     codes = np.asarray(semantic_ids.codes, np.int32)
-    prefix = np.unique(codes[:, : config.prompt.sid_generated], axis=0, return_inverse=True)[1]
+    prefix = np.unique(codes[:, : config.prompt.layout.sid_generated], axis=0, return_inverse=True)[
+        1
+    ]
     prefix = prefix.reshape(-1).astype(np.int32)
     return {**tables, "codes": codes, "prefix": prefix}

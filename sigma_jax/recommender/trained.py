@@ -70,7 +70,7 @@ class TrainedRecommender:
 
     def prompts(self, requests: Requests, data: PreparedData) -> dict[str, np.ndarray]:
         """Prompts of `requests` as the generator takes them."""
-        return prompts_of(requests, data, self.prompt_tables, self.config.prompt)
+        return prompts_of(requests, data, self.prompt_tables)
 
     def choice(
         self,
@@ -145,7 +145,13 @@ def assemble(
         model,
         frozen_tables(config, vectors, semantic_ids),
         semantic_ids,
-        PromptTables.make(data, semantic_ids, config.prompt, model.space.vocab_size),
+        PromptTables.make(
+            data,
+            semantic_ids,
+            config.prompt.layout,
+            model.space.vocab_size,
+            config.prompt.has_instructions,
+        ),
         prior,
         words,
     )
@@ -153,7 +159,7 @@ def assemble(
 
 def word_table(data: PreparedData, config: PromptConfig) -> WordTable | None:
     """The words of the items that instructions ask for; None where nothing is asked for."""
-    if not config.has_words:
+    if not config.has_instructions:
         return None
     return words_of_items(data.catalogue, asked_texts(data), config)
 
@@ -197,16 +203,14 @@ def told_by(
     generator has no words either.
     """
     prompt = config.prompt
-    can_answer = config.model.has_item_head and prompt.has_words and prompt.bare_share
+    can_answer = config.model.has_item_head and prompt.has_instruction_only_contexts
     if not can_answer and generator.words is None:
         return None
     spoken, place = np.unique(np.array(requests.instruction, object), return_inverse=True)
     nobody = np.full(len(spoken), -1, np.int32)
     start = np.zeros(len(spoken), np.int64)
     bare = Requests(nobody, start, nobody, nobody, nobody, list(spoken))
-    told = generator.told(
-        list(spoken), prompts_of(bare, data, tables, prompt) if can_answer else None
-    )
+    told = generator.told(list(spoken), prompts_of(bare, data, tables) if can_answer else None)
     return jax.tree.map(lambda rows: rows[place.reshape(-1)], told)
 
 

@@ -155,7 +155,7 @@ def first_version(
     """The items of a workdir."""
     model, items = trained.model, len(data.catalogue)
     rows = {name: np.asarray(table[...]) for name, table in model.item_encoder.trained.items()}
-    depth = trained.config.prompt.sid_generated if model.beam_search_helps else 0
+    depth = trained.config.prompt.layout.sid_generated if model.beam_search_helps else 0
     trie = build_trie(trained.semantic_ids.codes, depth, trained.semantic_ids.codebook_size)
     trie = with_room(trie)
     near = (

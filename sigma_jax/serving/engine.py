@@ -77,7 +77,7 @@ class Answering:
             trained.tables,
             version.trie,
             generation,
-            trained.config.prompt.item_query,
+            trained.config.prompt.layout.item_query,
             trained.words,
             np.asarray(version.fused),
             mesh=mesh,
@@ -144,7 +144,7 @@ def _reading(
     return Reading(
         ItemNumbers(version.catalogue),
         bundle.text,
-        trained.config.prompt.has_words,
+        trained.config.prompt.has_instructions,
         instruction,
         now,
         bundle.items["has_sessions"],

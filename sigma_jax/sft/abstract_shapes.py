@@ -48,16 +48,16 @@ def abstract_stage(
         name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
         for name, array in Group.empty(prompt).arrays.items()
     }
-    contexts = prompt.contexts_per_group or prompt.pack_group_rows
+    contexts = prompt.packing.contexts_per_group or prompt.packing.group_rows
     return AbstractStage(
         _model(config, backbone, sizes),
         functools.partial(param_group, config),
         functools.partial(recommender_loss, config),
         _tables(config, sizes),
         batch,
-        rows // prompt.pack_group_rows * contexts,
-        rows * prompt.row_tokens,
-        backbone_flops(backbone, prompt.row_tokens),
+        rows // prompt.packing.group_rows * contexts,
+        rows * prompt.layout.row_tokens,
+        backbone_flops(backbone, prompt.layout.row_tokens),
     )
 
 
@@ -73,14 +73,14 @@ def inference(
 
     `mesh` is one device. Codes are drawn at random: prefixes are of about one size.
     """
-    prompt, depth = config.prompt, config.prompt.sid_generated
+    layout, depth = config.prompt.layout, config.prompt.layout.sid_generated
     backbone = dataclasses.replace(backbone, param_dtype=backbone.dtype, lora=None)
     graph, state = nnx.split(_model(config, backbone, sizes))
     trie, index, evidence = _catalogue(config, generation, sizes)
     longest = int(np.diff(trie.leaf_start).max())
     ranked = per_prefix(generation, depth, longest, COUNT)
     tables = _tables(config, sizes)
-    requests, length = generation.batch_size, prompt.row_tokens
+    requests, length = generation.batch_size, layout.row_tokens
     rows = jax.ShapeDtypeStruct((requests, length), jnp.int32)
     is_token = jax.ShapeDtypeStruct((requests, length), jnp.bool_)
     lengths = jax.ShapeDtypeStruct((requests,), jnp.int32)
@@ -89,7 +89,7 @@ def inference(
         if evidence is not None:
             evidence = dataclasses.replace(evidence, vectors=index.vectors)
         beams = search_beams(
-            graph, state, tables, trie, evidence, prompts, generation, prompt.item_query, None, mesh
+            graph, state, tables, trie, evidence, prompts, generation, layout.item_query, None, mesh
         )
         return rank(index, beams, None, Given(*[None] * 6), ranked, COUNT)
 
@@ -101,7 +101,7 @@ def inference(
         index,
         Prompts(rows, rows, rows, is_token, lengths),
     )
-    own = sum(generation.widths(depth)) + generation.num_beams * prompt.has_query_token
+    own = sum(generation.widths(depth)) + generation.num_beams * layout.has_query_token
     return Inference(
         run,
         replicated_shapes(arguments, mesh),
@@ -116,7 +116,7 @@ def _catalogue(
     config: SftConfig, generation: GenerationConfig, sizes: CatalogueSizes
 ) -> tuple[Trie, PrefixIndex, ItemEvidence | None]:
     """Of codes drawn at random; item vectors are a shape, and the index alone has them."""
-    depth, rng = config.prompt.sid_generated, np.random.default_rng(0)
+    depth, rng = config.prompt.layout.sid_generated, np.random.default_rng(0)
     codes = rng.integers(0, sizes.codebook_size, (sizes.items, max(depth, 1)), np.int32)
     trie = build_trie(codes, depth, sizes.codebook_size)
     index, evidence = build_index(trie, np.ones((sizes.items, 1), np.float32)), None
@@ -157,7 +157,7 @@ def _tables(config: SftConfig, sizes: CatalogueSizes) -> dict[str, jax.ShapeDtyp
     def whole(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    prefixes = min(sizes.codebook_size**prompt.sid_generated, items)
+    prefixes = min(sizes.codebook_size**prompt.layout.sid_generated, items)
     tables = _frozen(config, sizes) | {
         "codes": whole(items, sizes.levels),
         "prefix": whole(items),
@@ -167,7 +167,7 @@ def _tables(config: SftConfig, sizes: CatalogueSizes) -> dict[str, jax.ShapeDtyp
     }
     if config.batch_negatives:
         tables["popularity"] = jax.ShapeDtypeStruct((items,), jnp.float32)
-    if config.constraint_weight and prompt.has_words:
+    if config.constraint_weight and prompt.has_instructions:
         tables["constraints"] = whole(items, MOST_OF_ITEM)
         tables["category"] = whole(items)
         tables["category_sizes"] = whole(sizes.categories)

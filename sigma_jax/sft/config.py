@@ -60,10 +60,10 @@ class SftConfig:
                 f"model.item_encoder.inputs has {OWN!r}, which starts at random; put it into "
                 "model.item_encoder.trainable too."
             )
-        rows, group = self.train.batch_size, self.prompt.pack_group_rows
+        rows, group = self.train.batch_size, self.prompt.packing.group_rows
         if rows % group:
             raise ValueError(
-                f"train.batch_size={rows} is no multiple of prompt.pack_group_rows={group}; "
+                f"train.batch_size={rows} is no multiple of prompt.packing.group_rows={group}; "
                 "change one of them."
             )
         if self.model.has_item_head and self.model.uses_full_vocabulary:
@@ -76,19 +76,19 @@ class SftConfig:
                 f"constraint_weight={self.constraint_weight} is of the item head; set "
                 "model.has_item_head=True, or the weight to 0."
             )
-        if not self.prompt.sid_generated and not self.model.has_item_head:
+        if not self.prompt.layout.sid_generated and not self.model.has_item_head:
             raise ValueError(
-                "prompt.sid_generated=0 generates no code: only an item head can find items then; "
-                "set model.has_item_head=True."
+                "prompt.layout.sid_generated=0 generates no code, so that only an item head finds "
+                "items; set model.has_item_head=True."
             )
-        if not self.prompt.generates_item and self.model.has_item_head:
+        if not self.prompt.layout.generates_item and self.model.has_item_head:
             raise ValueError(
-                'prompt.item_query="none" asks for no item; set model.has_item_head=False.'
+                'prompt.layout.item_query="none" asks for no item; set model.has_item_head=False.'
             )
-        if self.model.has_task_head and not self.prompt.has_words:
+        if self.model.has_task_head and not self.prompt.has_instructions:
             raise ValueError(
                 "model.has_task_head=True has no instruction to read where "
-                "prompt.branches_per_context=0; set it to False."
+                "prompt.mixture.branches_per_context=0; set it to False."
             )
         folder = self.backbone.hf_folder
         if folder and self.starts_from_grounding:

@@ -42,11 +42,11 @@ def recommender_loss(
     )
     hidden = hidden_states(model, tables, batch, dropout_key)
     loss, figures = jnp.zeros(()), {}
-    if config.prompt.sid_generated:
+    if config.prompt.layout.sid_generated:
         ntp, more = code_loss(config, model, tables, batch, hidden)
         loss += config.ntp_weight * ntp
         figures |= {"ntp_loss": ntp} | {f"code_{name}": value for name, value in more.items()}
-    if config.prompt.sid_generated and config.prompt.generates_item:
+    if config.prompt.layout.sid_generated and config.prompt.layout.generates_item:
         infonce, more = item_loss(config, model, tables, batch, hidden, negative_key)
         loss += config.infonce_weight * infonce
         figures |= {"infonce_loss": infonce} | {f"item_{key}": more[key] for key in more}
@@ -80,7 +80,7 @@ def code_loss(
     config: SftConfig, model: RecommenderNetwork, tables, batch, hidden: Float[Array, "B T D"]
 ):
     """Eq. 4: next-token loss over the y codes of each target."""
-    levels = config.prompt.sid_generated
+    levels = config.prompt.layout.sid_generated
     at_codes = _rows_at(hidden, batch["code_position"])
     logits = model.code_logits(at_codes)
     codes = jnp.take(tables["codes"], batch["target_item"], axis=0)[..., :levels]

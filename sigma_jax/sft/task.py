@@ -36,7 +36,7 @@ from sigma_jax.models.weights import copy_weights, save_weights
 from sigma_jax.prompts.config import PromptConfig
 from sigma_jax.prompts.inference import prompts_of
 from sigma_jax.prompts.packing import batches, contexts_that_fit
-from sigma_jax.prompts.records import RECORDS, write_records
+from sigma_jax.prompts.records import RECORDS, record_settings, write_records
 from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.recommender.build import backbone_source, frozen_tables, make_recommender
 from sigma_jax.recommender.trained import (
@@ -60,17 +60,6 @@ from sigma_jax.sft.negatives import negative_tables
 from sigma_jax.tasks.constraints import Constraints, allowed_items
 from sigma_jax.tasks.requests import make_requests
 
-RECORD_FIELDS = (  # of PromptConfig: those that decide what the records hold
-    "history_length",
-    "num_favourites",
-    "window_stride",
-    "lookahead_sessions",
-    "candidates_per_boundary",
-    "longtail_share",
-    "cold_start_weight",
-    "records_per_shard",
-)
-
 FIT_BEAMS = 32  # when the prior is fitted
 
 
@@ -91,18 +80,19 @@ class SftTask:
         if has_validation_rows:
             self.data = self.data.with_validation()
         self.semantic_ids = SemanticIds.load(workdir / "tokenizer")
-        config.prompt.check(self.semantic_ids.levels)
+        config.prompt.layout.check(self.semantic_ids.levels)
         self.vectors = item_vectors(workdir, len(self.data.catalogue))
         self.vocab_size = backbone_source(config, workdir, self.data)[1]
         self.records = write_record_shards(
             self.data, config.prompt, workdir, seed, has_validation_rows
         )
         self.prompt = config.prompt
-        if not config.prompt.contexts_per_group:
+        if not config.prompt.packing.contexts_per_group:
             most = contexts_that_fit(
                 self.records, self.data, self.semantic_ids, config.prompt, self.vocab_size
             )
-            self.prompt = dataclasses.replace(config.prompt, contexts_per_group=most)
+            packing = dataclasses.replace(config.prompt.packing, contexts_per_group=most)
+            self.prompt = dataclasses.replace(config.prompt, packing=packing)
 
     @property
     def batch_rows(self) -> int:
@@ -125,8 +115,9 @@ class SftTask:
     @property
     def epoch_steps(self) -> float:
         """Steps in which every context comes once."""
-        groups = self.batch_rows // self.prompt.pack_group_rows
-        return len(open_shards(self.records, RECORDS)) / (groups * self.prompt.contexts_per_group)
+        packing = self.prompt.packing
+        groups = self.batch_rows // packing.group_rows
+        return len(open_shards(self.records, RECORDS)) / (groups * packing.contexts_per_group)
 
     def model(self, rngs: nnx.Rngs) -> RecommenderNetwork:
         """The recommender before its first step."""
@@ -149,7 +140,7 @@ class SftTask:
         if self.config.batch_negatives:
             share = popularity / max(popularity.sum(), 1)
             tables["popularity"] = share.astype(np.float32)  # nearly that of the targets
-        if self.config.constraint_weight and self.config.prompt.has_words:
+        if self.config.constraint_weight and self.config.prompt.has_instructions:
             catalogue = self.data.catalogue
             constraints = Constraints.make(self.data, self.config.prompt.longtail_share)
             tables["constraints"] = constraints.by_item(len(catalogue))
@@ -177,7 +168,7 @@ class SftTask:
         """HR@10 at item and SID level on validation requests, by task and on average."""
         if not self.config.report_requests:
             return {}
-        most = dict.fromkeys(self.config.prompt.asked_tasks, self.config.report_requests)
+        most = dict.fromkeys(self.config.prompt.trained_tasks, self.config.report_requests)
         requests, prompts = self.validation(most)
         if not len(requests):
             return {}
@@ -193,16 +184,16 @@ class SftTask:
         prompts: Mapping[str, np.ndarray],
     ) -> HeadWeights | None:
         """The gains that make `requests` likeliest, put into a model with an item head."""
-        prompt = self.config.prompt
-        if not self.config.model.has_item_head or not prompt.sid_generated:
+        layout = self.config.prompt.layout
+        if not self.config.model.has_item_head or not layout.sid_generated:
             return None
         fitted = fit_head_weights(
             model,
             tables,
             prompts,
             requests.target,
-            prompt.sid_generated,
-            prompt.item_query,
+            layout.sid_generated,
+            layout.item_query,
             self.config.temperature,
         )
         fitted.put_into(model)
@@ -224,8 +215,14 @@ class SftTask:
         requests = requests.take(np.concatenate(rows))
         if not len(requests):
             return requests, {}
-        tables = PromptTables.make(self.data, self.semantic_ids, prompt, self.vocab_size)
-        return requests, prompts_of(requests, self.data, tables, prompt)
+        return requests, prompts_of(requests, self.data, self.prompt_tables())
+
+    def prompt_tables(self) -> PromptTables:
+        """Tables for the prompts of requests."""
+        prompt = self.config.prompt
+        return PromptTables.make(
+            self.data, self.semantic_ids, prompt.layout, self.vocab_size, prompt.has_instructions
+        )
 
     def generator(
         self,
@@ -236,13 +233,13 @@ class SftTask:
     ) -> Generator:
         """Over the whole catalogue, as trained."""
         config = generation_config(self.config, beams, batch_size=32)
-        prompt = self.config.prompt
-        depth, query = prompt.sid_generated, prompt.item_query
+        layout = self.config.prompt.layout
+        depth, query = layout.sid_generated, layout.item_query
         return Generator.create(model, tables, self.semantic_ids, depth, config, query, words)
 
     def fit_requests(self) -> tuple[Requests, dict[str, np.ndarray]]:
         """Validation requests mixed as in training, and their prompts."""
-        weights = self.config.prompt.asked_tasks
+        weights = self.config.prompt.trained_tasks
         share = self.config.prior.fit_requests / max(weights.values())
         return self.validation({task: int(share * weight) for task, weight in weights.items()})
 
@@ -262,9 +259,7 @@ class SftTask:
         """
         counts = self.counts(model, tables)
         words = word_table(self.data, self.config.prompt)
-        spoken = PromptTables.make(
-            self.data, self.semantic_ids, self.config.prompt, self.vocab_size
-        )
+        spoken = self.prompt_tables()
         allowed = allowed_items(self.data, requests)
         histories = self.data.histories
 
@@ -322,7 +317,7 @@ class SftTask:
         if self.is_refit:
             self.replace_weights(model, tables, folder)
             return {}
-        requests, prompts = self.fit_requests() if self.config.prompt.asked_tasks else ([], {})
+        requests, prompts = self.fit_requests() if self.config.prompt.trained_tasks else ([], {})
         figures = {}
         if len(requests):
             gains = self.fit_head_weights(model, tables, requests, prompts)
@@ -363,7 +358,7 @@ def write_record_shards(
 
     ValueError if they were made with other settings.
     """
-    settings = {name: getattr(prompt, name) for name in RECORD_FIELDS}
+    settings = record_settings(prompt)
     inputs = {"data": read_json(data.folder / "manifest.json")["fingerprint"]}
     recipe = Recipe(settings, inputs, seed)
     name = "records-refit" if has_validation_rows else "records"

@@ -32,7 +32,7 @@ class Constraints:
 
     @classmethod
     def make(cls, data: PreparedData, longtail_share: float) -> Constraints:
-        """Of the items of `data`; the long tail as in PromptConfig."""
+        """Of the items of `data`; the long tail as in TargetConfig."""
         first, parts, count = {}, [], 0
         for task in CONSTRAINED_TASKS:
             if task == "Holiday" and "Season" in first:

@@ -158,8 +158,8 @@ HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
     "Holiday": ("suggest things that go with {theme}", "what should i get before {theme} begins?"),
 }
 
-# Of a model trained on histories alone: nothing is said, what comes next is meant.
-WITHOUT_WORDS = TRAIN_PHRASINGS | {"JustForYou": ("",)}
+# For a model trained on histories alone: an empty instruction asks for the next item.
+WITHOUT_INSTRUCTIONS = TRAIN_PHRASINGS | {"JustForYou": ("",)}
 
 # Text between the parts of a prompt (prompts/tokens.py).
 FAVOURITES_TEXT = "\nbought most often: "
@@ -184,6 +184,11 @@ def slot_value_texts(data: PreparedData, task: str) -> list[str]:
         "Holiday": data.themes.names if data.themes is not None else None,
     }.get(task)
     return [clean(text or "") for text in source.to_pylist()] if source else []
+
+
+def trained_phrasings(has_instructions: bool) -> dict[str, tuple[str, ...]]:
+    """Wordings of each task in training; the empty one for JustForYou without instructions."""
+    return TRAIN_PHRASINGS if has_instructions else WITHOUT_INSTRUCTIONS
 
 
 def render(task: str, slot_value_text: str | None, phrasing: str) -> str:

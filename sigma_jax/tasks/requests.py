@@ -33,7 +33,7 @@ def make_requests(
 
     Args:
       split: "valid" (the session at valid_start) or "test" (that at test_start).
-      longtail_share: as in PromptConfig.
+      longtail_share: as in TargetConfig.
       phrasings: of each task, those to choose from.
     """
     if split not in ("valid", "test"):

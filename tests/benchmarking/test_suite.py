@@ -25,7 +25,9 @@ def test_every_run_has_its_own_folder_and_command(tmp_path):
     assert len({run.workdir(tmp_path) for run in runs}) == 4
     arguments = train_arguments(suite, runs[3], "/data", Path("w"), Path("p"))
     assert arguments[:3] == ["--config=configs/sft.py:smoke", "--workdir=w", "--artifacts=p"]
-    assert {"--config.data.path=/data/A", "--config.prompt.sid_generated=0"} <= set(arguments)
+    assert {"--config.data.path=/data/A", "--config.prompt.layout.sid_generated=0"} <= set(
+        arguments
+    )
     assert {"--config.seed=1", "--config.evaluation.has_baselines=False"} <= set(arguments)
     assert [run.name for run in benchmark.select_runs(runs, ["A/GR"])] == [
         "A/GR(ID)/0",

@@ -37,7 +37,7 @@ def test_a_sweep_runs_each_value_once_and_stays_out_of_the_tables(suite, tmp_pat
     arguments = train_arguments(suite, run, "D", tmp_path, tmp_path / "pool")
     assert "--config.evaluation.generation.num_beams=4" in arguments
     assert "--config.report_beams=4" in arguments
-    assert "--config.prompt.sid_generated=0" in arguments
+    assert "--config.prompt.layout.sid_generated=0" in arguments
     assert "--config.evaluation.has_baselines=False" in arguments
     write_results(tmp_path, run, 0.3)
     assert collect(suite, tmp_path, "A", "exclude_seen", "item") == []

@@ -4,22 +4,23 @@ import dataclasses
 
 import numpy as np
 import pytest
+from shop_fixtures import changed_prompt
 
 from sigma_jax.data.pipeline import open_shards, stack_rows
 from sigma_jax.prompts.inference import assemble_prompts
 from sigma_jax.prompts.layout import HISTORY_TASK, Plan, branch_lengths, fit, lay_out, plan_size
 from sigma_jax.prompts.packing import (
-    bare_tasks,
     batches,
     candidate_weights,
     contexts_that_fit,
-    draw_bare_plan,
+    draw_instruction_only_plan,
     draw_plan,
+    instruction_only_tasks,
     pack_group,
     planner,
+    training_tables,
 )
 from sigma_jax.prompts.records import RECORDS, Record
-from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.schema import TASKS, Requests
 from sigma_jax.tasks.instructions import slot_value_texts
 
@@ -44,16 +45,16 @@ def visible(batch, row, index):
 
 
 def plain(config, **changes):
-    return dataclasses.replace(config, shuffle_sessions=False, **changes)
+    return changed_prompt(config, shuffle_sessions=False, **changes)
 
 
-def drawn_plans(records, config, tables, seed=0):
+def drawn_plans(records, config, tables, wordings, seed=0):
     """(record, plan) of every record."""
     source = open_shards(records, RECORDS)
     for number in range(len(source)):
         record = Record.from_bytes(source[number])
         rng = np.random.default_rng((seed, number))
-        yield record, draw_plan(record, config, tables, WEIGHT, rng)
+        yield record, draw_plan(record, config, tables, wordings, WEIGHT, rng)
 
 
 def end_row(shop, record, attach):
@@ -88,27 +89,27 @@ def test_each_branch_with_its_context_is_the_prompt_of_that_cut(
     records, shop, semantic_ids, config, shared, parts
 ):
     """Token by token, position by position, where the window begins at the same row."""
-    changes = {"shared_contexts": bool(shared), "num_favourites": 0, "history_length": 100}
-    config = plain(config, **changes, **parts)
-    tables = PromptTables.make(shop, semantic_ids, config, V)
+    changes = {} if shared else {"branches_per_context": 1, "history_targets": 0}
+    config = plain(config, num_favourites=0, history_length=100, **changes, **parts)
+    tables, wordings = training_tables(shop, semantic_ids, config, V)
     compared = [0, 0]
-    for record, plan in drawn_plans(records, config, tables):
+    for record, plan in drawn_plans(records, config, tables, wordings):
         group = pack_group([plan], config_one(config), tables)
         start = end_row(shop, record, 0)
         if start != shop.histories.offsets[record.user]:
-            continue  # the prompt of that cut would begin earlier than the window
+            continue  # the request's prompt would begin earlier than the window
         for k in np.flatnonzero(group["target_weight"][0]):
             is_bare = group["target_task"][0, k] == HISTORY_TASK
             query = group["query_position"][0, k]
             seen = visible(group, 0, query)
-            codes = config.sid_generated
+            codes = config.layout.sid_generated
             attach = int(plan.attach[k])
-            text = "" if is_bare else tables.encoder.tokenizer.decode(plan.instruction[k])
+            text = "" if is_bare else tables.tokenizer.tokenizer.decode(plan.instruction[k])
             one = np.array([0])
             request = Requests(np.array([record.user]), one + start + attach, one, one, one, [text])
-            prompt = assemble_prompts(request, shop, tables, config, 200)
+            prompt = assemble_prompts(request, shop, tables, 200)
             size = int(prompt["length"][0])
-            has_query = config.has_query_token
+            has_query = config.layout.has_query_token
             assert len(seen) == size + codes + has_query
             for name in ("token", "item", "position"):
                 got = group[name][0, seen]
@@ -127,7 +128,7 @@ def test_without_a_query_token_history_supervision_needs_no_branch(shop, semanti
     """The worked example of `lay_out`, and a target that does not stand next."""
     config = plain(config, session_marker=False, sid_in_prompt=1, sid_generated=1, **NO_QUERY_TOKEN)
     tables = dataclasses.replace(
-        PromptTables.make(shop, semantic_ids, config, V), history_text=np.zeros(0, np.int32)
+        training_tables(shop, semantic_ids, config, V)[0], history_text=np.zeros(0, np.int32)
     )
     words, bare = np.array([7, 9], np.int32), np.zeros(0, np.int32)
     numbers = np.zeros(3, np.int32)
@@ -141,7 +142,6 @@ def test_without_a_query_token_history_supervision_needs_no_branch(shop, semanti
         target=np.array([8, 6, 4], np.int32),
         task=numbers,
         constraint=numbers,
-        weight=numbers.astype(np.float32),
         has_target=True,
     )
     assert branch_lengths(plan, tables).tolist() == [0, 1, 3]
@@ -160,26 +160,26 @@ def test_without_a_query_token_history_supervision_needs_no_branch(shop, semanti
 
 def config_one(config):
     """One context in one row with room for all."""
-    return dataclasses.replace(
-        config, row_tokens=400, row_targets=20, pack_group_rows=1, contexts_per_group=1
+    return changed_prompt(
+        config, row_tokens=400, row_targets=20, group_rows=1, contexts_per_group=1
     )
 
 
 def test_favourites_and_window_are_those_of_the_prompt(records, shop, semantic_ids, config):
-    """A branch at the end of its window equals the prompt of that cut, favourites included."""
-    config = plain(config, history_targets=0, shared_contexts=False)
-    tables = PromptTables.make(shop, semantic_ids, config, V)
+    """A branch at the end of its window equals a prompt made for its end, favourites too."""
+    config = plain(config, history_targets=0, branches_per_context=1)
+    tables, wordings = training_tables(shop, semantic_ids, config, V)
     with_favourites = 0
-    for record, plan in drawn_plans(records, config, tables):
+    for record, plan in drawn_plans(records, config, tables, wordings):
         if not len(plan.attach) or plan.attach[0] != record.length:
             continue
         history_end = end_row(shop, record, record.length)
-        text = tables.encoder.tokenizer.decode(plan.instruction[0])
+        text = tables.tokenizer.tokenizer.decode(plan.instruction[0])
         one = np.array([0])
         request = Requests(np.array([record.user]), np.array([history_end]), one, one, one, [text])
-        prompt = assemble_prompts(request, shop, tables, config, 200)
+        prompt = assemble_prompts(request, shop, tables, 200)
         example, size = lay_out(plan, tables), prompt["length"][0]
-        assert size == len(example.token) - config.sid_generated - 1
+        assert size == len(example.token) - config.layout.sid_generated - 1
         for name in ("token", "item", "position"):
             assert np.array_equal(getattr(example, name)[:size], prompt[name][0, :size])
         with_favourites += len(plan.favourites) > 0
@@ -188,9 +188,9 @@ def test_favourites_and_window_are_those_of_the_prompt(records, shop, semantic_i
 
 def test_no_branch_sees_its_target_session_or_a_later_row(records, shop, semantic_ids, config):
     """What a target's tokens see are items of the rows before its boundary, and nothing more."""
-    tables = PromptTables.make(shop, semantic_ids, config, V)
+    tables, wordings = training_tables(shop, semantic_ids, config, V)
     histories, checked = shop.histories, 0
-    for record, plan in drawn_plans(records, config, tables):
+    for record, plan in drawn_plans(records, config, tables, wordings):
         group = pack_group([plan], config_one(config), tables)
         begin = end_row(shop, record, 0)
         for k in np.flatnonzero(group["target_weight"][0]):
@@ -211,17 +211,17 @@ def test_no_branch_sees_its_target_session_or_a_later_row(records, shop, semanti
 
 
 def test_history_branches_predict_from_the_last_context_token(records, shop, semantic_ids, config):
-    tables = PromptTables.make(shop, semantic_ids, config, V)
+    tables, wordings = training_tables(shop, semantic_ids, config, V)
     seen = 0
-    for _, plan in drawn_plans(records, config, tables):
+    for _, plan in drawn_plans(records, config, tables, wordings):
         group = pack_group([plan], config_one(config), tables)
         for k in np.flatnonzero(group["target_task"][0] == HISTORY_TASK):
             codes, query = group["code_position"][0, k], group["query_position"][0, k]
             assert codes[0] == group["attach"][0, query] - 1
             assert group["branch"][0, codes[0]] == 0
-            assert codes[1:].tolist() == list(range(query - config.sid_generated, query - 1))
-            assert group["position"][0, query] == codes[0] + config.sid_generated + 1
-            assert group["target_weight"][0, k] == config.history_weight
+            assert codes[1:].tolist() == list(range(query - config.layout.sid_generated, query - 1))
+            assert group["position"][0, query] == codes[0] + config.layout.sid_generated + 1
+            assert group["target_weight"][0, k] == 1
             seen += 1
     assert seen > 20
 
@@ -257,11 +257,11 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("row_tokens", [60, 90, 400])
 def test_packing_loses_nothing_uncounted(records, shop, semantic_ids, config, row_tokens):
-    config = dataclasses.replace(
+    config = changed_prompt(
         config, row_tokens=row_tokens, row_targets=row_tokens // 10, contexts_per_group=5
     )
-    tables = PromptTables.make(shop, semantic_ids, config, V)
-    plans = [plan for _, plan in drawn_plans(records, config, tables)]
+    tables, wordings = training_tables(shop, semantic_ids, config, V)
+    plans = [plan for _, plan in drawn_plans(records, config, tables, wordings)]
     lost = 0
     for begin in range(0, len(plans) - 5, 5):
         group = pack_group(plans[begin : begin + 5], config, tables)
@@ -277,11 +277,11 @@ def test_packing_loses_nothing_uncounted(records, shop, semantic_ids, config, ro
 
 
 def test_as_many_contexts_as_fit_fill_the_rows_and_lose_little(records, shop, semantic_ids, config):
-    config = dataclasses.replace(
-        config, row_tokens=320, row_targets=40, pack_group_rows=8, contexts_per_group=0
+    config = changed_prompt(
+        config, row_tokens=320, row_targets=40, group_rows=8, contexts_per_group=0
     )
     count = contexts_that_fit(records, shop, semantic_ids, config, V)
-    config = dataclasses.replace(config, contexts_per_group=count)
+    config = changed_prompt(config, contexts_per_group=count)
     data = make(records, shop, semantic_ids, config, batch_rows=8)
     used, targets, dropped = 0.0, 0.0, 0
     for step in range(12):
@@ -295,9 +295,9 @@ def test_as_many_contexts_as_fit_fill_the_rows_and_lose_little(records, shop, se
 
 def test_rows_hold_whole_contexts_side_by_side(records, shop, semantic_ids, config):
     """A packed context equals the same context alone, moved."""
-    tables = PromptTables.make(shop, semantic_ids, config, V)
-    plans = [plan for _, plan in drawn_plans(records, config, tables)][:3]
-    row = pack_group(plans, dataclasses.replace(config_one(config), row_tokens=600), tables)
+    tables, wordings = training_tables(shop, semantic_ids, config, V)
+    plans = [plan for _, plan in drawn_plans(records, config, tables, wordings)][:3]
+    row = pack_group(plans, changed_prompt(config_one(config), row_tokens=600), tables)
     for plan in plans:
         example = lay_out(plan, tables)
         starts = [
@@ -315,7 +315,7 @@ def test_rows_hold_whole_contexts_side_by_side(records, shop, semantic_ids, conf
 
 def test_task_mixture_follows_its_weights(records, shop, semantic_ids, config):
     weights = {"JustForYou": 3.0, "Category": 1.0}
-    changed = dataclasses.replace(
+    changed = changed_prompt(
         config, task_weights=weights, branches_per_context=1, history_targets=0
     )
     data = make(records, shop, semantic_ids, changed, batch_rows=64)
@@ -338,42 +338,42 @@ def test_candidate_weights_worked_example():
 def test_instructions_without_a_history_fill_rows_and_are_satisfied(
     records, shop, semantic_ids, config
 ):
-    config = plain(config, bare_share=0.5)
-    tables = PromptTables.make(shop, semantic_ids, config, V)
-    asked = bare_tasks(config, tables)
+    config = plain(config, instruction_only_share=0.5)
+    tables, wordings = training_tables(shop, semantic_ids, config, V)
+    asked = instruction_only_tasks(config, wordings)
     assert sum(asked.values()) == pytest.approx(1.0)
-    tail = {"Longtail": tables.constraints.slot_values["Longtail"]}
-    silent = dataclasses.replace(tables.constraints, slot_values=tail)
-    assert bare_tasks(config, dataclasses.replace(tables, constraints=silent)) == {}
+    tail = {"Longtail": wordings.constraints.slot_values["Longtail"]}
+    silent = dataclasses.replace(wordings.constraints, slot_values=tail)
+    assert instruction_only_tasks(config, dataclasses.replace(wordings, constraints=silent)) == {}
     assert set(asked) == {"Query", "Category", "Season", "Holiday", "Longtail"}
     seen = set()
     for seed in range(20):
-        plan = draw_bare_plan(asked, config, tables, np.random.default_rng(seed))
-        assert plan_size(plan, tables) <= config.row_tokens
-        assert fit(plan, tables, config.row_tokens, config.row_targets) is plan
+        plan = draw_instruction_only_plan(asked, config, wordings, np.random.default_rng(seed))
+        assert plan_size(plan, tables) <= config.layout.row_tokens
+        assert fit(plan, tables, config.layout.row_tokens, config.packing.row_targets) is plan
         assert not len(plan.history) and not plan.attach.any()
         for words, task, target, demand in zip(
             plan.instruction, plan.task, plan.target, plan.constraint, strict=True
         ):
             seen.add(TASKS[task])
-            assert target in tables.constraints.items.of(demand)
-            said = tables.encoder.tokenizer.decode(words)
-            first = tables.constraints.first[TASKS[task]]
+            assert target in wordings.constraints.items.of(demand)
+            said = tables.tokenizer.tokenizer.decode(words)
+            first = wordings.constraints.first[TASKS[task]]
             texts = slot_value_texts(shop, TASKS[task]) or [""]
             assert said.endswith(texts[demand - first]) or texts[demand - first] in said
         group = pack_group([plan], config_one(config), tables)
         place = int(group["query_position"][0, 0])
         tokens = group["token"][0, : place + 1].tolist()
         assert tokens[: len(plan.instruction[0])] == plan.instruction[0].tolist()
-        assert len(tokens) == len(plan.instruction[0]) + tables.target_width
+        assert len(tokens) == len(plan.instruction[0]) + config.layout.target_tokens
     assert {"Query", "Category"} <= seen
-    source, plan_of = open_shards(records, RECORDS), planner(config, tables)
+    source, plan_of = open_shards(records, RECORDS), planner(config, tables, wordings)
     plans = [plan_of(source[n], np.random.default_rng(n)) for n in range(len(source))]
     assert 0.3 < np.mean([not plan.attach.any() for plan in plans]) < 0.75
 
 
 def test_one_context_a_row(records, shop, semantic_ids, config):
-    changed = dataclasses.replace(config, pack_group_rows=1, contexts_per_group=1)
+    changed = changed_prompt(config, group_rows=1, contexts_per_group=1)
     batch = make(records, shop, semantic_ids, changed)[10**9]
     assert batch["segment"].max(axis=1).tolist() == [1] * 4
 
@@ -386,6 +386,6 @@ def test_settings_that_cannot_work_are_refused(shop, semantic_ids, config):
         ({"task_weights": {"Surprise": 1.0}}, "Surprise"),
     ):
         with pytest.raises(ValueError, match=message):
-            PromptTables.make(shop, semantic_ids, dataclasses.replace(config, **change), V)
+            training_tables(shop, semantic_ids, changed_prompt(config, **change), V)
     with pytest.raises(ValueError, match="the text tokenizer has"):
-        PromptTables.make(shop, semantic_ids, config, 100)
+        training_tables(shop, semantic_ids, config, 100)

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from shop_fixtures import changed_prompt
 
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.histories import user_chunks
@@ -20,17 +21,19 @@ from sigma_jax.tasks.targets import TaskTables
 
 
 def every(shop, config, **changes):
-    config = dataclasses.replace(config, **changes)
-    return list(iterate_records(shop, config, TaskTables.make(shop, config.longtail_share), 3))
+    config = changed_prompt(config, **changes)
+    return list(
+        iterate_records(shop, config, TaskTables.make(shop, config.targets.longtail_share), 3)
+    )
 
 
 def test_windows_worked_example(config):
-    config = dataclasses.replace(config, history_length=4, window_stride=3)
+    config = changed_prompt(config, history_length=4, window_stride=3)
     assert _windows(np.array([0, 2, 3, 5, 6]), 0, config) == [(2, 6), (0, 3)]
     assert _windows(np.array([0, 5]), 0, config) == [(1, 5), (0, 0)]
     assert _windows(np.array([7]), 7, config) == [(7, 7)]
     assert _windows(np.array([], np.int64), 7, config) == []
-    config = dataclasses.replace(config, cold_start_weight=0.0)
+    config = changed_prompt(config, cold_start_weight=0.0)
     assert _windows(np.array([7]), 7, config) == []
 
 
@@ -52,7 +55,7 @@ def test_windows_are_short_and_training_only(shop, config):
     """The items of a window and of the session after it stand so in the training rows."""
     histories = shop.histories
     for record in every(shop, config):
-        assert record.length <= config.history_length
+        assert record.length <= config.layout.history_length
         first, last = histories.offsets[record.user], histories.valid_start[record.user]
         rows = histories.item[first:last]
         starts = [
@@ -96,26 +99,13 @@ def _row_of(shop, record):
     raise AssertionError
 
 
-@pytest.mark.parametrize("lookahead", [1, 2])
-def test_targets_come_from_the_next_sessions(shop, config, lookahead):
-    """From the next one; where it holds nothing for the task, from the one after."""
-    from_later = 0
-    for record in every(shop, config, lookahead_sessions=lookahead):
+def test_targets_come_from_the_next_session(shop, config):
+    for record in every(shop, config):
         for attach, target in zip(record.attach, record.target, strict=True):
-            number = record.session[attach]
-            own = record.item[record.session == number]
-            if target in own:
-                continue
-            from_later += 1
-            assert lookahead == 2
-            later = record.item[record.session == number + 1]
-            # The session after may lie behind the record's last row.
-            assert target in later or number == record.session[-1]
-    assert (from_later > 0) == (lookahead == 2)
+            assert target in record.item[record.session == record.session[attach]]
 
 
-@pytest.mark.parametrize("lookahead", [1, 3])
-def test_held_out_rows_change_no_record(shop, config, lookahead):
+def test_held_out_rows_change_no_record(shop, config):
     """Whatever users do from their validation session on, training is the same."""
     histories = shop.histories
     user = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
@@ -124,10 +114,8 @@ def test_held_out_rows_change_no_record(shop, config, lookahead):
     item = np.where(is_held_out, (histories.item + 1) % 40, histories.item).astype(np.int32)
     time = np.where(is_held_out, histories.time + 40 * DAY, histories.time)
     changed = dataclasses.replace(histories, item=item, time=time)
-    records = every(shop, config, lookahead_sessions=lookahead)
-    again = every(
-        dataclasses.replace(shop, histories=changed), config, lookahead_sessions=lookahead
-    )
+    records = every(shop, config)
+    again = every(dataclasses.replace(shop, histories=changed), config)
     assert [r.to_bytes() for r in again] == [r.to_bytes() for r in records]
 
 
@@ -153,7 +141,8 @@ def test_user_chunks_cover_all_users():
         )
 
 
-def test_written_twice_the_bytes_are_the_same(shop, config, tmp_path):
+def test_written_twice_the_bytes_are_the_same(shop, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("sigma_jax.prompts.records.RECORDS_PER_SHARD", 16)
     figures = []
     for name in "ab":
         (tmp_path / name).mkdir()

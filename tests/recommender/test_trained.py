@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from shop_fixtures import changed_prompt
 
 from sigma_jax.evaluation.evaluator import make_generator
 from sigma_jax.prompts.inference import prompts_of
@@ -32,7 +33,7 @@ def test_an_instruction_says_the_same_whoever_asks(loaded):
     asked = dataclasses.replace(requests.take(np.arange(3)), instruction=words)
     told = recommender.told(generator, asked, data)
     nobody = dataclasses.replace(asked, user=np.full(3, -1, np.int32))
-    prompts = prompts_of(nobody, data, recommender.prompt_tables, recommender.config.prompt)
+    prompts = prompts_of(nobody, data, recommender.prompt_tables)
     expected = generator.told(words, prompts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), told, expected)
     queries = told.answer.queries
@@ -44,7 +45,9 @@ def test_a_model_that_was_never_asked_without_a_history_is_not_asked_so(loaded):
     data, recommender, generator, requests = loaded
     tables, config = recommender.prompt_tables, recommender.config
     assert told_by(generator, requests, data, tables, config).answer is not None
-    never = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, bare_share=0.0))
+    never = dataclasses.replace(
+        config, prompt=changed_prompt(config.prompt, instruction_only_share=0.0)
+    )
     told = told_by(generator, requests, data, tables, never)
     assert told.answer is None and len(told.words) == len(requests)
     model = dataclasses.replace(config.model, has_item_head=False, has_task_head=False)
@@ -69,5 +72,5 @@ def test_words_are_those_of_queries_categories_and_themes(loaded):
     assert words.of_items.shape[1] == len(data.catalogue)
     assert "tea" in words.numbers and set(words.numbers) <= asked
     assert words.trust[words.numbers["tea"]] > 0.3
-    spoken = dataclasses.replace(recommender.config.prompt, branches_per_context=0)
+    spoken = changed_prompt(recommender.config.prompt, branches_per_context=0)
     assert word_table(data, spoken) is None

@@ -81,7 +81,7 @@ def test_an_answer_is_looked_at_with_the_arrays_of_a_generator(trained, task, mo
     assert leaves(evidence) == leaves(own_evidence.nodes)
     assert leaves(index.vectors) == leaves(own_evidence.vectors)
     assert not leaves(given)
-    longest = task.config.prompt.row_tokens
+    longest = task.config.prompt.layout.row_tokens
     assert [len(shape) for shape, _ in leaves(asked)] == [2, 2, 2, 2, 1]
     assert [kind for _, kind in leaves(asked)] == [kind for _, kind in leaves(own_prompts)]
     assert asked.tokens.shape == (found.examples, longest) and found.flops > 0

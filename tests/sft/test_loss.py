@@ -58,7 +58,7 @@ def naive_losses(task, model, tables, batch) -> tuple[float, float]:
     hidden = np.asarray(hidden_states(model, tables, batch), np.float64)
     table = np.asarray(model.sid_table[...], np.float64)
     bias = np.asarray(model.code_bias[...], np.float64)
-    levels, codes = task.config.prompt.sid_generated, task.semantic_ids.codes
+    levels, codes = task.config.prompt.layout.sid_generated, task.semantic_ids.codes
     items = np.arange(len(codes))
     mask = np.asarray(mask_of(batch))
     vectors = np.asarray(model.item_vectors(jnp.asarray(items), tables), np.float64)
@@ -174,7 +174,7 @@ def test_targets_of_a_batch_are_negatives_of_one_another(trained, model):
     np.testing.assert_array_equal(more.known[4:], more.items[4:])
     chosen = usable[np.arange(30) * len(usable) // 30]
     np.testing.assert_array_equal(more.items[4:], targets[chosen])
-    row = few.prompt.row_targets
+    row = few.prompt.packing.row_targets
     assert set(chosen // row) == set(usable // row)  # every row of the batch has a part in it
     vectors = model.item_vectors(more.items, tables)
     np.testing.assert_allclose(more.vectors, vectors, atol=1e-6)

@@ -1,14 +1,12 @@
 """The whole path on what `prepare` really writes."""
 
-import dataclasses
-
 import numpy as np
+from shop_fixtures import changed_prompt
 
 from sigma_jax.prompts.inference import assemble_prompts
 from sigma_jax.prompts.layout import HISTORY_TASK
-from sigma_jax.prompts.packing import batches
+from sigma_jax.prompts.packing import batches, training_tables
 from sigma_jax.prompts.records import write_records
-from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.schema import TASKS, SemanticIds
 from sigma_jax.tasks.constraints import allowed_items
 from sigma_jax.tasks.instructions import available_tasks
@@ -22,7 +20,7 @@ def test_prepared_data_become_batches_and_prompts(prepared, config, tmp_path):
     codes = np.random.default_rng(0).integers(0, 5, (len(prepared.catalogue), 3))
     semantic_ids = SemanticIds(codes.astype(np.int32), 5)
     vocabulary = 60_000  # no tokenizer of the tests is larger
-    config = dataclasses.replace(config, row_tokens=400, row_targets=20, instruction_tokens=40)
+    config = changed_prompt(config, row_tokens=400, row_targets=20, instruction_tokens=40)
     arguments = (prepared, semantic_ids, config, vocabulary)
     data = batches(tmp_path, *arguments, seed=1, batch_rows=4)
     seen = np.zeros(len(TASKS) + 1, np.int64)
@@ -39,9 +37,9 @@ def test_prepared_data_become_batches_and_prompts(prepared, config, tmp_path):
         assert seen[index] > 0, task
     assert figures["contexts"] > 0
 
-    tables = PromptTables.make(*arguments)
-    requests = make_requests(prepared, "test", 0, 50, config.longtail_share)
-    prompts = assemble_prompts(requests, prepared, tables, config, 200)
+    tables, _ = training_tables(*arguments)
+    requests = make_requests(prepared, "test", 0, 50, config.targets.longtail_share)
+    prompts = assemble_prompts(requests, prepared, tables, 200)
     assert (prompts["length"] > 0).all()
     allowed = allowed_items(prepared, requests)
     for row in np.flatnonzero(allowed.row >= 0):

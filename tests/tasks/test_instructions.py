@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.schema import TASKS
 from sigma_jax.tasks.instructions import (
     HELDOUT_PHRASINGS,
@@ -17,7 +16,6 @@ from sigma_jax.tasks.instructions import (
     available_tasks,
     clean,
     render,
-    slot_value_texts,
     split,
 )
 
@@ -59,38 +57,6 @@ def test_render_fills_the_slot_as_a_person_would_write():
     assert render("Discover", None, "something new") == "something new"
     with pytest.raises(ValueError, match="Category needs a category"):
         render("Category", None, "show {category}")
-
-
-def test_joined_tokens_are_those_of_the_rendered_sentence(shop, semantic_ids, config):
-    """Trained prompts and prompts from a person's sentence are then the same tokens."""
-    for phrasings in (TRAIN_PHRASINGS, HELDOUT_PHRASINGS):
-        tables = PromptTables.make(shop, semantic_ids, config, 450, phrasings)
-        for task in TASKS:
-            slot_values = slot_value_texts(shop, task) or [None]
-            for number, phrasing in enumerate(phrasings[task]):
-                for slot_value, text in enumerate(slot_values):
-                    sentence = render(task, text, phrasing)
-                    whole = tables.encoder.encode([sentence], 60)[0]
-                    joined = tables.instruction(task, slot_value, number, 60)
-                    assert joined.tolist() == whole.tolist(), sentence
-
-
-def test_dropout_touches_the_wording_and_never_the_argument(shop, semantic_ids, config):
-    dropping = dataclasses.replace(config, wording_dropout=0.5)
-    tables = PromptTables.make(shop, semantic_ids, dropping, 450)
-    rng, left_out, exchanged, count = np.random.default_rng(0), [], [], 0
-    for number in range(200):
-        phrasing = number % len(TRAIN_PHRASINGS["Category"])
-        whole = tables.instruction("Category", 1, phrasing, 60)
-        words = tables.instruction("Category", 1, phrasing, 60, rng)
-        asked, text = tables.slot_values["Category"].of(1).tolist(), words.tolist()
-        assert any(text[i : i + len(asked)] == asked for i in range(len(text)))
-        left_out.append(len(whole) - len(words))
-        exchanged.append(sum(token not in whole for token in words))
-        count += len(whole) - len(asked)
-        assert len(tables.instruction("Discover", -1, phrasing, 60, rng))
-    for changed in (left_out, exchanged):  # a quarter of the wording each
-        assert min(changed) == 0 and 0.2 < sum(changed) / count < 0.3
 
 
 def test_split_worked_examples():
