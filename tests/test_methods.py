@@ -1,4 +1,4 @@
-"""GR(ID), GR(SID) and SIGMA without words: settings of one model, trained and judged end to end."""
+"""Methods as settings of one model, trained and evaluated: GR(ID), GR(SID), no instructions."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import PreparedData
 
 GR_SID = common.GR_SID | {"prompt.layout.sid_in_prompt": 3, "prompt.layout.sid_generated": 3}
-WITHOUT_WORDS = {
+WITHOUT_INSTRUCTIONS = {
     "prompt.mixture.branches_per_context": 0,
     "model.has_task_head": False,
     "prompt.packing.contexts_per_group": 0,
@@ -31,7 +31,9 @@ WITHOUT_WORDS = {
 
 
 @pytest.mark.parametrize(
-    "changes", [common.GR_ID, GR_SID, WITHOUT_WORDS], ids=["id", "sid", "bare"]
+    "changes",
+    [common.GR_ID, GR_SID, WITHOUT_INSTRUCTIONS],
+    ids=["id", "sid", "without instructions"],
 )
 def test_settings_make_methods(trained, tables_folder, tmp_path, changes):
     workdir = shutil.copytree(trained[1], tmp_path / "run")
@@ -43,15 +45,15 @@ def test_settings_make_methods(trained, tables_folder, tmp_path, changes):
     results = json.loads((workdir / "evaluation" / "results.json").read_text())
     methods = results["methods"]
     assert "SIGMA" in methods and "Popularity" not in methods
-    has_words = changes is not WITHOUT_WORDS
-    assert ("SIGMA, unseen wording" in methods) == has_words
+    has_instructions = changes is not WITHOUT_INSTRUCTIONS
+    assert ("SIGMA, unseen wording" in methods) == has_instructions
     assert not results["warnings"]
     model = load_recommender(workdir, PreparedData.load(workdir / "data")).model
     assert hasattr(model, "item_head") == (changes is not GR_SID)
-    if changes is WITHOUT_WORDS:
+    if changes is WITHOUT_INSTRUCTIONS:
         own = np.asarray(model.item_encoder.trained["own"][...])
         assert model.item_encoder.names == ("own",)
-        # Trained rows have left the unit length they started with.
+        # Training changed the rows, which had unit length at the start.
         assert not np.allclose(np.linalg.norm(own, axis=1), 1, atol=1e-6)
         kept = json.loads((workdir / "sft" / "manifest.json").read_text())["metrics"]
         assert kept["kept_step"] <= kept["steps"]

@@ -1,10 +1,13 @@
-"""The prompt's keys and values stored once a user, against a copy for every beam.
+"""Beam search with the prompt's keys and values stored once per user, or copied for each beam.
 
     python -m launch.benchmarks.beams --output=beams.json
 
-Both search the same trie under the same random model and find the same paths with the same scores.
-Memory is what the compiler sets aside for the program (arguments and results not counted), time the
-median of some runs, taken in turn. "own" is what the beams' own tokens need in keys and values.
+Both programs search the same trie under the same random model. They must find the same paths with
+the same scores. The table shows, per user:
+
+    shared, copied          bytes that the compiler allocates, without arguments and results
+    beam_kv                 bytes of the keys and values of the beams' own tokens
+    shared_ms, copied_ms    median time of the runs, which alternate
 """
 
 import argparse
@@ -49,7 +52,7 @@ BACKBONE = Qwen3Config(
 
 
 def make(history: int, users: int) -> tuple[RecommenderNetwork, dict, Trie, Prompts]:
-    """A random model, its tables, a trie and prompts of `history` tokens."""
+    """A random model, its tables, a random trie, and prompts of `history` tokens for `users`."""
     rng = np.random.default_rng(0)
     tables = {"id": jnp.asarray(rng.normal(size=(ITEMS, 64)), jnp.float32)}
     encoder = ItemEncoderConfig(64, 64, ("id",), ())
@@ -73,16 +76,16 @@ def make(history: int, users: int) -> tuple[RecommenderNetwork, dict, Trie, Prom
 def shared(
     graphdef, state, tables: dict, prompts: Prompts, trie: Trie, beams: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Codes and scores, as this package searches."""
+    """Codes and scores by the package's own beam search."""
     model = nnx.merge(graphdef, state)
-    found = beam_search(model, tables, prompts, trie, (beams,) * DEPTH, "none")
-    return found.codes, found.scores
+    result = beam_search(model, tables, prompts, trie, (beams,) * DEPTH, "none")
+    return result.codes, result.scores
 
 
 def copied(
     graphdef, state, tables: dict, prompts: Prompts, trie: Trie, beams: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The same with each beam a row of its own, keys and values of the prompt included."""
+    """Codes and scores with one row per beam, which includes the prompt's keys and values."""
     model = nnx.merge(graphdef, state)
     users, length = prompts.tokens.shape
     cache = KVCache.empty(BACKBONE, users, length + DEPTH)
@@ -91,21 +94,22 @@ def copied(
         prompts.tokens, prompts.items, prompts.positions, mask, tables, cache=cache
     )
     hidden = hidden[:, -1:]
-    found: BeamState = first_state(users)
+    beam_state: BeamState = first_state(users)
     row = jnp.arange(users)[:, None]
     for level in range(DEPTH):
-        parents = found.scores.shape[1]
-        before = dataclasses.replace(  # select knows ancestors, not parents: one row a parent
-            found,
+        parents = beam_state.scores.shape[1]
+        # `select` tracks ancestors. With the identity as ancestors it returns each beam's parent.
+        before = dataclasses.replace(
+            beam_state,
             ancestors=jnp.broadcast_to(jnp.eye(parents, dtype=bool), (users, parents, parents)),
         )
-        found = select(before, model.code_log_probs(hidden, level), trie, level, beams)
+        beam_state = select(before, model.code_log_probs(hidden, level), trie, level, beams)
         if level == DEPTH - 1:
             break
-        source = (row * parents + found.ancestors.argmax(axis=-1)).reshape(-1)
+        source = (row * parents + beam_state.ancestors.argmax(axis=-1)).reshape(-1)
         cache = KVCache(cache.keys[:, source], cache.values[:, source], cache.length)
         tokens = jnp.where(
-            jnp.isfinite(found.scores), model.space.code(level, found.codes[..., -1]), 0
+            jnp.isfinite(beam_state.scores), model.space.code(level, beam_state.codes[..., -1]), 0
         ).reshape(-1, 1)
         hidden, cache = model(
             tokens,
@@ -116,15 +120,18 @@ def copied(
             cache=cache,
         )
         hidden = hidden.reshape(users, beams, -1)
-    return found.codes, found.scores
+    return beam_state.codes, beam_state.scores
 
 
 def measure(history: int, users: int, beams: int, rounds: int) -> dict[str, float]:
-    """Bytes a user and milliseconds a user of both."""
+    """Bytes and milliseconds per user of both programs, and their ratios.
+
+    AssertionError if the two programs find different paths or scores.
+    """
     model, tables, trie, prompts = make(history, users)
     graphdef, state = nnx.split(model)
-    own = 2 * BACKBONE.num_layers * BACKBONE.num_kv_heads * BACKBONE.head_dim * 4
-    row = {"history": history, "beams": beams, "own": own * beams * (DEPTH - 1)}
+    token_bytes = 2 * BACKBONE.num_layers * BACKBONE.num_kv_heads * BACKBONE.head_dim * 4
+    row = {"history": history, "beams": beams, "beam_kv": token_bytes * beams * (DEPTH - 1)}
     programs, times = {}, {"shared": [], "copied": []}
     for name, function in (("shared", shared), ("copied", copied)):
         jitted = jax.jit(functools.partial(function, graphdef), static_argnums=4)
@@ -136,19 +143,19 @@ def measure(history: int, users: int, beams: int, rounds: int) -> dict[str, floa
         for name, program in programs.items():
             start = time.perf_counter()
             results[name] = jax.block_until_ready(program(state, tables, prompts, trie))
-            if number:
+            if number:  # the first round warms up
                 times[name].append(1000 * (time.perf_counter() - start) / users)
     row |= {f"{name}_ms": float(np.median(values)) for name, values in times.items()}
-    one, other = (jax.device_get(results[name]) for name in ("shared", "copied"))
-    np.testing.assert_array_equal(one[0], other[0])
-    np.testing.assert_allclose(one[1], other[1], atol=1e-3)
+    shared_result, copied_result = (jax.device_get(results[n]) for n in ("shared", "copied"))
+    np.testing.assert_array_equal(shared_result[0], copied_result[0])
+    np.testing.assert_allclose(shared_result[1], copied_result[1], atol=1e-3)
     row["memory_ratio"] = row["copied"] / row["shared"]
     row["time_ratio"] = row["copied_ms"] / row["shared_ms"]
     return row
 
 
 def main() -> None:
-    """Measures each number of beams and prints a table."""
+    """Measures each number of beams and prints one line for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--history", type=int, default=512)
     parser.add_argument("--users", type=int, default=4)
@@ -156,8 +163,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    names = ("beams", "own", "shared", "copied", "memory_ratio", "shared_ms", "copied_ms")
-    print("".join(f"{name:>14}" for name in (*names, "time_ratio")) + "    bytes, ms: a user")
+    names = ("beams", "beam_kv", "shared", "copied", "memory_ratio", "shared_ms", "copied_ms")
+    print("".join(f"{name:>14}" for name in (*names, "time_ratio")) + "    bytes and ms per user")
     rows = []
     for beams in arguments.beams:
         row = measure(arguments.history, arguments.users, beams, arguments.rounds)

@@ -1,11 +1,11 @@
-"""Items inside a prefix: ScaNN against an exact search, on clustered random vectors.
+"""Search for items inside a prefix: ScaNN against an exact search, on clustered random vectors.
 
     python -m launch.benchmarks.retrieval --output=retrieval.json
 
-Both answer the same queries in the same process, one after the other in each round: the exact
-search is one product of all queries with all items (BLAS, all cores) and a partial sort. Queries
-are items with as much noise, as a model's are: near many items, at none. The last column is the
-ratio of times, ScaNN's to the exact one's.
+Both searches answer the same queries in one process, in turns. The exact search is a product of all
+queries with all items (BLAS, all cores) and a partial sort. Queries come from the clusters of the
+items: like a model's queries, they are near many items and equal to none. The last column is
+ScaNN's time divided by the exact search's time.
 """
 
 import argparse
@@ -23,14 +23,17 @@ DIMENSIONS, COUNT, SAMPLE = 128, 50, 256
 
 
 def clustered(rng: np.random.Generator, centres: np.ndarray, count: int) -> np.ndarray:
-    """Unit vectors about `centres`, as far from them as these are long."""
+    """Random unit vectors around `centres`, with noise about as long as a centre."""
     noise = rng.normal(size=(count, centres.shape[1])).astype(np.float32)
     return unit_rows(centres[rng.integers(0, len(centres), count)] + noise / noise.shape[1] ** 0.5)
 
 
-def measure(size: int, asked: int, rounds: int) -> dict[str, float]:
-    """Figures of one prefix: seconds to build, milliseconds a query where so many are asked at
-    once, recall of SAMPLE other queries than those it was tuned with."""
+def measure(size: int, num_queries: int, rounds: int) -> dict[str, float]:
+    """Measurements for a prefix of `size` items.
+
+    They are seconds to build the index, milliseconds per query for batches of `num_queries`, and
+    the recall of SAMPLE queries. Other queries were used to tune ScaNN.
+    """
     rng = np.random.default_rng(0)
     centres = unit_rows(rng.normal(size=(max(size // 200, 1), DIMENSIONS)))
     vectors, queries, tuning = (clustered(rng, centres, n) for n in (size, SAMPLE, SAMPLE))
@@ -40,18 +43,18 @@ def measure(size: int, asked: int, rounds: int) -> dict[str, float]:
     times = {"scann": [], "exact": []}
     for _ in range(rounds):
         start = time.perf_counter()
-        searcher(queries[:asked], COUNT)
+        searcher(queries[:num_queries], COUNT)
         middle = time.perf_counter()
-        top_rows(queries[:asked] @ vectors.T, COUNT)
+        top_rows(queries[:num_queries] @ vectors.T, COUNT)
         times["scann"].append(middle - start)
         times["exact"].append(time.perf_counter() - middle)
-    found = searcher(queries, COUNT)[0][:, :COUNT]
+    approximate = searcher(queries, COUNT)[0][:, :COUNT]
     exact = top_rows(queries @ vectors.T, COUNT)[0]
-    recall = np.mean([np.isin(a, b).mean() for a, b in zip(exact, found, strict=True)])
-    ms = {name: 1000 * float(np.median(values)) / asked for name, values in times.items()}
+    recall = np.mean([np.isin(a, b).mean() for a, b in zip(exact, approximate, strict=True)])
+    ms = {name: 1000 * float(np.median(values)) / num_queries for name, values in times.items()}
     return {
         "items": size,
-        "queries": asked,
+        "queries": num_queries,
         "build": build,
         "partitions": searcher.partitions,
         "recall": float(recall),
@@ -61,7 +64,7 @@ def measure(size: int, asked: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures each size and prints a table."""
+    """Measures each size with each number of queries and prints one line for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sizes = [1e3, 2e3, 5e3, 1e4, 2e4, 4e4, 1e5, 4e5]
     parser.add_argument("--sizes", type=float, nargs="+", default=sizes)
@@ -72,8 +75,8 @@ def main() -> None:
     rows = []
     widths = {"items": 8, "queries": 9, "build s": 9, "recall": 8, "ScaNN ms": 10, "exact ms": 10}
     print("".join(f"{name:>{width}}" for name, width in widths.items()) + "  ratio")
-    for size, asked in itertools.product(arguments.sizes, arguments.queries):
-        rows.append(row := measure(int(size), asked, arguments.rounds))
+    for size, num_queries in itertools.product(arguments.sizes, arguments.queries):
+        rows.append(row := measure(int(size), num_queries, arguments.rounds))
         print(
             f"{row['items']:>8}{row['queries']:>9}{row['build']:>9.1f}{row['recall']:>8.3f}"
             f"{row['scann']:>10.3f}{row['exact']:>10.3f}{row['ratio']:>7.2f}",

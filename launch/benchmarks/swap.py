@@ -1,12 +1,13 @@
-"""A catalogue that changes under load: does any answer fail, or mix two versions?
+"""A catalogue update under load: no request may fail or get items of two versions.
 
     python -m launch.benchmarks.swap --export=exports/demo --users=users.jsonl
 
-Threads ask an export's copy while `sigma_jax.catalogue add` gives it one per cent of new items
-(those it has, under other ids) and the process takes them up. Afterwards every request is answered
-once more by the version that answered it, alone: another list is a mixed one. Each user is answered
-once before the clock starts, so that all programs are compiled; those compiled later are counted,
-by whether a request had to wait for them.
+Threads send requests to a copy of the export. Meanwhile `sigma_jax.catalogue add` adds one per cent
+of new items, which are known items under new ids, and the process loads the new version.
+
+Afterwards each request is answered again by the version that answered it, without load. A different
+list counts as mixed. All users are answered once before the measurement, so that all programs are
+compiled. Later compilations are counted, apart if a request waited for them.
 """
 
 import argparse
@@ -29,21 +30,21 @@ from sigma_jax.serving.requests import Asked, read_users
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 COUNT = 10
-SETTLED = 100  # requests answered before items are added, and again by the new version
+SETTLED = 100  # requests answered before items are added, and after the new version is loaded
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One request's."""
+    """The result of one request."""
 
     number: int
     by: Answering
-    items: list[int] | None  # None: it failed
+    items: list[int] | None  # None: the request failed
     seconds: float
 
 
 class Load:
-    """Threads that ask one request at a time, each when the one before is answered."""
+    """The load of threads that call `run`: each sends its next request after an answer."""
 
     def __init__(self, living: Living, asked: list[Asked]):
         self.answers: list[Answer] = []
@@ -51,21 +52,21 @@ class Load:
         self._living, self._asked, self._numbers = living, asked, itertools.count()
 
     def run(self) -> None:
-        """Asks until it is over."""
+        """Sends requests until `is_over` is set."""
         while not self.is_over.is_set():
             number = next(self._numbers)
             start, by = time.perf_counter(), self._living.now
             try:
-                found = by.recommend(self._asked[number % len(self._asked)], COUNT)
-                items = found.items[0].tolist()
-            except Exception as error:  # whatever it is: it is a failed answer
+                result = by.recommend(self._asked[number % len(self._asked)], COUNT)
+                items = result.items[0].tolist()
+            except Exception as error:  # any error counts as a failed request
                 print(f"request {number}: {error!r}")
                 items = None
             self.answers.append(Answer(number, by, items, time.perf_counter() - start))
 
 
 def new_items(answering: Answering, share: float, path: Path) -> int:
-    """Writes so many of the version's items under other ids; their number."""
+    """The number of items written to `path`: the `share` of the version's items, under new ids."""
     catalogue = answering.version.catalogue
     rows = np.linspace(0, len(catalogue) - 1, max(int(share * len(catalogue)), 1)).astype(int)
     known = zip(rows, catalogue.titles(rows), map(json.loads, catalogue.texts(rows)), strict=True)
@@ -77,13 +78,13 @@ def new_items(answering: Answering, share: float, path: Path) -> int:
 
 
 def wait_for(load: Load, answers: int) -> None:
-    """Until so many are there."""
+    """Returns when `load` has the given number of answers."""
     while len(load.answers) < answers:
         time.sleep(0.01)
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict:
-    """Figures of one run over the export in `folder`."""
+    """Measurements of one update of the export in `folder`."""
     living = Living(folder)
     first = living.now
     asked = list(read_users(str(arguments.users), first.reading, 1))[: arguments.requests]
@@ -99,9 +100,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     for thread in threads:
         thread.start()
     wait_for(load, SETTLED)
-    words = ["add", f"--export={folder}", f"--items={folder.parent / 'new.jsonl'}"]
+    flags = ["add", f"--export={folder}", f"--items={folder.parent / 'new.jsonl'}"]
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "sigma_jax.catalogue", *words], check=True)
+    subprocess.run([sys.executable, "-m", "sigma_jax.catalogue", *flags], check=True)
     added = time.perf_counter()
     living.refresh()
     refreshed = time.perf_counter()
@@ -109,7 +110,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     load.is_over.set()
     for thread in threads:
         thread.join()
-    counted = tuple(compiled)  # without those of the check below
+    counted = tuple(compiled)  # before the check below compiles more programs
     waited = sum(ident in {thread.ident for thread in threads} for ident in counted)
     mixed = sum(
         answer.items is not None
@@ -130,30 +131,30 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
         "compiled_for_requests": waited,
         "compiled_elsewhere": len(counted) - waited,
         "ms_median": float(np.median(ms)),
-        "ms_most": float(ms.max()),
+        "ms_max": float(ms.max()),
     }
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures one update and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--export", type=Path, required=True)
     parser.add_argument("--users", type=Path, required=True)
     parser.add_argument("--share", type=float, default=0.01)
-    parser.add_argument("--requests", type=int, default=1_000, help="at least")
+    parser.add_argument("--requests", type=int, default=1_000, help="minimum number of requests")
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "export"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "export"
         shutil.copytree(arguments.export, folder)
-        found = measure(arguments, folder)
-    for name, value in found.items():
+        results = measure(arguments, folder)
+    for name, value in results.items():
         print(f"{name:24}{value:>12,.1f}" if isinstance(value, float) else f"{name:24}{value:>12,}")
     if arguments.output:
-        arguments.output.write_text(json.dumps(found, indent=1))
-    if found["failed"] or found["mixed"]:
-        sys.exit("an answer failed or was mixed")
+        arguments.output.write_text(json.dumps(results, indent=1))
+    if results["failed"] or results["mixed"]:
+        sys.exit(f"{results['failed']} requests failed and {results['mixed']} mixed two versions")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     python -m launch.benchmarks.trie --reference=FOLDER --output=trie.json
 
-FOLDER is a checkout of github.com/youtube/static-constraint-decoding; without one only this
-package is measured. Both search with the reference's stand-in model (uniform random logits); the
-reference looks at as many tokens a beam as there are beams, so that its answers are exact too.
-"model" is the stand-in alone with the sum that makes its logits probabilities, which both need:
-on a CPU drawing the logits takes most of a search. The last lines are ratios, ours to theirs, with
-the model and without it.
+FOLDER is a checkout of github.com/youtube/static-constraint-decoding. Without it only this package
+is measured. Both search with the reference's stand-in model, which draws uniform random logits. The
+reference considers as many tokens per beam as there are beams, so that its results are exact too.
+
+"model" is the time of the stand-in model with the log-sum-exp of its logits. Both searches need it,
+and on a CPU it takes most of their time. The ratios are ours divided by theirs, with and without
+the model's time.
 """
 
 import argparse
@@ -33,7 +34,7 @@ BATCH, BEAMS = 2, 70
 
 @functools.partial(jax.jit, static_argnums=0)
 def search(model: Callable, trie: Trie, key: jax.Array) -> BeamState:
-    """The best prefixes under a stand-in model that draws its logits."""
+    """The best prefixes in the trie under `model`."""
     state, tokens = first_state(BATCH), jnp.zeros((BATCH, 1), jnp.int32)
     for level in range(LEVELS):
         logits, key = model(tokens, key)
@@ -46,7 +47,7 @@ def search(model: Callable, trie: Trie, key: jax.Array) -> BeamState:
 
 @functools.partial(jax.jit, static_argnums=0)
 def model_alone(model: Callable, key: jax.Array) -> jax.Array:
-    """What the stand-in draws for a search, and its sums."""
+    """The sum over all log-normalisers of one search, to time the model without the search."""
     total = jnp.zeros(())
     for level in range(LEVELS):
         rows = BATCH * (BEAMS if level else 1)
@@ -55,36 +56,36 @@ def model_alone(model: Callable, key: jax.Array) -> jax.Array:
     return total
 
 
-class Drawn:
-    """The stand-in where there is no reference: logits uniform in 0..1."""
+class RandomModel:
+    """A stand-in model like the reference's: logits are uniform in 0..1."""
 
     def __call__(self, tokens: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Logits [rows, 1, CODES] and the next key."""
+        """Logits [rows, 1, CODES], and the next key."""
         key, subkey = jax.random.split(key)
         return jax.random.uniform(subkey, (len(tokens), 1, CODES)), key
 
 
 def size_of(arrays) -> int:
-    """Bytes of all arrays."""
+    """Bytes of all arrays of a tree."""
     return sum(np.asarray(array).nbytes for array in jax.tree.leaves(arrays))
 
 
 def timed(functions: list[Callable], rounds: int) -> list[float]:
-    """Median milliseconds of each, one after the other in each round."""
+    """Median milliseconds of each function; the functions take turns in each round."""
     times = [[] for _ in functions]
     for number in range(-1, rounds):
-        for of_function, function in zip(times, functions, strict=True):
+        for durations, function in zip(times, functions, strict=True):
             start = time.perf_counter()
             jax.block_until_ready(function(jax.random.key(number + 1)))
-            if number >= 0:  # the first compiles
-                of_function.append(1000 * (time.perf_counter() - start))
-    return [float(np.median(of_function)) for of_function in times]
+            if number >= 0:  # the first round compiles
+                durations.append(1000 * (time.perf_counter() - start))
+    return [float(np.median(durations)) for durations in times]
 
 
 def reference_of(folder: Path | None):
-    """The reference's builder, search and stand-in model."""
+    """The reference's builder, search and stand-in model; (None, None, our model) without it."""
     if folder is None:
-        return None, None, Drawn()
+        return None, None, RandomModel()
     sys.path.insert(0, str(folder))
     decoding = importlib.import_module("static_decoding.decoding_jax")
     builder = importlib.import_module("static_decoding.csr_utils").build_static_index
@@ -92,11 +93,11 @@ def reference_of(folder: Path | None):
 
 
 def measure(codes: np.ndarray, folder: Path | None, rounds: int) -> dict[str, float]:
-    """Figures of one corpus; seconds to build, bytes, milliseconds of a search."""
+    """Seconds to build the trie, its bytes, and milliseconds of a search, of both packages."""
     builder, their_search, model = reference_of(folder)
     start = time.perf_counter()
     trie = build_trie(codes, LEVELS, CODES)
-    figures = {"items": len(codes), "build": time.perf_counter() - start, "bytes": size_of(trie)}
+    row = {"items": len(codes), "build": time.perf_counter() - start, "bytes": size_of(trie)}
     trie = jax.device_put(trie)
     functions = [
         lambda key: search(model, trie, key),
@@ -105,29 +106,29 @@ def measure(codes: np.ndarray, folder: Path | None, rounds: int) -> dict[str, fl
     if builder is not None:
         start = time.perf_counter()
         index = builder(codes[np.lexsort(codes.T[::-1])], CODES, dense_lookup_layers=2)
-        figures["their_build"] = time.perf_counter() - start
+        row["their_build"] = time.perf_counter() - start
         packed, pointers, branches, *dense = index
-        figures["their_bytes"] = size_of((packed, pointers, dense))
+        row["their_bytes"] = size_of((packed, pointers, dense))
         tables = jax.device_put((packed, pointers, *dense))
         settings = (BATCH, BEAMS, BEAMS, 0, LEVELS, CODES, branches)
         functions.append(lambda key: their_search(model, key, *settings, *tables, d_dense=2))
     times = timed(functions, rounds)
-    figures |= dict(zip(("search", "model", "their_search"), times, strict=False))
-    found = np.asarray(functions[0](jax.random.key(7)).codes)
-    known = np.unique(codes, axis=0)
-    assert all((known == row).all(axis=1).any() for row in found.reshape(-1, LEVELS)[::20])
+    row |= dict(zip(("search", "model", "their_search"), times, strict=False))
+    paths = np.asarray(functions[0](jax.random.key(7)).codes)
+    valid = np.unique(codes, axis=0)
+    assert all((valid == path).all(axis=1).any() for path in paths.reshape(-1, LEVELS)[::20])
     if builder is not None:
         theirs = np.asarray(functions[2](jax.random.key(7)))
-        figures["is_equal"] = bool((found == theirs).all())
+        row["is_equal"] = bool((paths == theirs).all())
         for name in ("build", "bytes", "search"):
-            figures[f"{name}_ratio"] = figures[name] / figures[f"their_{name}"]
-        own, their = (figures[name] - figures["model"] for name in ("search", "their_search"))
-        figures["search_without_model_ratio"] = own / their
-    return figures
+            row[f"{name}_ratio"] = row[name] / row[f"their_{name}"]
+        ours, their = (row[name] - row["model"] for name in ("search", "their_search"))
+        row["search_without_model_ratio"] = ours / their
+    return row
 
 
 def main() -> None:
-    """Measures each size and prints a table."""
+    """Measures each number of items and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=Path)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e5, 1e6, 1e7])
