@@ -1,4 +1,4 @@
-"""What tests share: a tiny catalogue with everything in it, and what prepare makes of it."""
+"""Shared fixtures: a tiny shop with every table, and the data that prepare makes of it."""
 
 import csv
 import gc
@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-# Before JAX is imported anywhere: compiled programs are kept between runs.
+# Compiled programs are kept between runs. JAX reads these variables when it is first imported.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "sigma_jax_tests_xla")
 )
@@ -30,11 +30,14 @@ CATEGORIES = ("Tea", "Coffee", "Soap", "Candles", "Garden", "Toys")
 WORDS = ("red", "small", "old", "fine", "warm", "round", "green", "soft", "tall", "plain")
 NUM_ITEMS, NUM_USERS, NUM_SESSIONS = 60, 40, 15
 START = 1_672_531_200  # 2023-01-01
-MOST_MAPS = 20_000
+MAX_MAPS = 20_000
 
 
 def tiny_tables(seed: int = 0) -> dict[str, list[dict]]:
-    """Users like two categories each; candles sell in December, garden things in spring."""
+    """The tables of a shop whose users like two categories each.
+
+    Candles sell in December and garden items in spring.
+    """
     rng = np.random.default_rng(seed)
     items = [
         {
@@ -107,7 +110,10 @@ def _themes() -> list[dict]:
 
 
 def write_tables(folder: Path, tables: dict[str, list[dict]]) -> Path:
-    """Items as CSV, searches and themes as JSON lines, the others as Parquet; vectors as .npy."""
+    """Writes `tables` and vectors into `folder`, and returns it.
+
+    Items are CSV, searches and themes JSON lines, other tables Parquet, vectors .npy.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "items.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, tables["items"][0])
@@ -116,8 +122,8 @@ def write_tables(folder: Path, tables: dict[str, list[dict]]) -> Path:
     for name in ("interactions", "users"):
         pq.write_table(pa.Table.from_pylist(tables[name]), folder / f"{name}.parquet")
     for name in ("searches", "themes"):
-        lines = "".join(json.dumps(row) + "\n" for row in tables[name])
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        text = "".join(json.dumps(row) + "\n" for row in tables[name])
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     rng = np.random.default_rng(1)
     centres = rng.normal(size=(6, 8))
     rows = centres[np.arange(len(tables["items"])) % 6]
@@ -128,7 +134,7 @@ def write_tables(folder: Path, tables: dict[str, list[dict]]) -> Path:
 
 
 def tiny_config(folder: Path, /, **changes) -> DataConfig:
-    """Settings of own files for the tiny catalogue; keys of `changes` are dotted paths."""
+    """Settings that prepare the tables in `folder`; keys of `changes` are dotted paths."""
     fields = data_fields("qwen3_0p6b")
     settings = {
         "path": str(folder),
@@ -149,11 +155,14 @@ def tiny_config(folder: Path, /, **changes) -> DataConfig:
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """Lets go of compiled programs where a process has many: they are mapped into memory, and with
-    more than 65,530 maps (Linux's default) the compiler crashes."""
+    """Clears compiled programs if the process has many.
+
+    Programs are mapped into memory, and with more than 65,530 maps (Linux's default) the compiler
+    crashes.
+    """
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
+    if maps.exists() and maps.read_text().count("\n") > MAX_MAPS:
         import jax
 
         jax.clear_caches()
@@ -162,19 +171,19 @@ def few_programs():
 
 @pytest.fixture(scope="session")
 def tables_folder(tmp_path_factory) -> Path:
-    """Own files with every table; read only."""
+    """A folder with every table of the shop; read only."""
     return write_tables(tmp_path_factory.mktemp("tables"), tiny_tables())
 
 
 @pytest.fixture(scope="session")
 def data_config(tables_folder) -> DataConfig:
-    """Settings that prepare `tables_folder`."""
+    """The settings that prepare `tables_folder`."""
     return tiny_config(tables_folder)
 
 
 @pytest.fixture(scope="session")
 def prepared(data_config, tmp_path_factory) -> PreparedData:
-    """The tiny catalogue prepared, in a folder `data` as in a workdir; read only."""
+    """The prepared shop, in a folder `data` as in a workdir; read only."""
     folder = tmp_path_factory.mktemp("workdir") / "data"
     folder.mkdir()
     prepare(data_config, 0, folder)
@@ -183,13 +192,13 @@ def prepared(data_config, tmp_path_factory) -> PreparedData:
 
 @pytest.fixture(scope="session", name="tiny_config")
 def tiny_config_fixture():
-    """`tiny_config(folder, **changes)`: settings of own files; keys are dotted paths."""
+    """The function `tiny_config(folder, **changes)`."""
     return tiny_config
 
 
 @pytest.fixture(scope="session")
 def trained(tables_folder, tmp_path_factory):
-    """(config, workdir) of all stages trained for a few steps on the tiny catalogue; read only."""
+    """(config, workdir) of a run of all stages for a few steps on the shop; read only."""
     from tiny_run import tiny_run
 
     from sigma_jax import train

@@ -1,4 +1,4 @@
-"""The command: all or nothing, done once, and one line for what is wrong."""
+"""The command runs once, leaves nothing if it fails, and names an error in one line."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def test_second_run_does_nothing_and_other_settings_are_refused(config, tmp_path
     assert prepare_workdir(config, tmp_path) == first
     assert (tmp_path / "data" / "manifest.json").stat().st_mtime_ns == before
     assert PreparedData.load(tmp_path / "data").catalogue.table.num_rows == first.metrics["items"]
-    config.data.threads = 2  # decides nothing about the result
+    config.data.threads = 2  # does not change the result
     assert prepare_workdir(config, tmp_path) == first
     config.data.pairs.min_count = 7
     with pytest.raises(ValueError, match=r"min_count.*; use another --workdir or delete"):
@@ -67,8 +67,8 @@ def test_preset_files_takes_tables_without_title_and_category(config, tmp_path):
     assert PreparedData.load(tmp_path / "data").catalogue.titles([0, 1]) == ["tea pot", "cup"]
 
 
-def test_files_are_known_by_their_use(config, tmp_path, tables_folder):
-    """Two files share a name, and swapping them is another recipe."""
+def test_files_are_identified_by_their_use(config, tmp_path, tables_folder):
+    """Two files share a name; the data is refused after they are swapped."""
     folder = tmp_path / "tables"
     for name in ("items.csv", "interactions.parquet"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -80,16 +80,16 @@ def test_files_are_known_by_their_use(config, tmp_path, tables_folder):
     config.data.path = str(folder)
     config.data.files.id_vectors = "id/vectors.npy"
     config.data.files.visual_vectors = "visual/vectors.npy"
-    found = prepare_workdir(config, tmp_path).metrics["files"]
-    assert set(found) == {"items", "interactions", "id_vectors", "visual_vectors"}
-    assert found["id_vectors"] != found["visual_vectors"]
+    checksums = prepare_workdir(config, tmp_path).metrics["files"]
+    assert set(checksums) == {"items", "interactions", "id_vectors", "visual_vectors"}
+    assert checksums["id_vectors"] != checksums["visual_vectors"]
     config.data.files.id_vectors = "visual/vectors.npy"
     config.data.files.visual_vectors = "id/vectors.npy"
     with pytest.raises(ValueError, match=r"inputs.*_vectors.*; use another --workdir or delete"):
         prepare_workdir(config, tmp_path)
 
 
-def test_what_is_left_out_is_named_with_its_reason(config, tmp_path, tables_folder):
+def test_card_names_tasks_and_views_without_data(config, tmp_path, tables_folder):
     folder = tmp_path / "tables"
     folder.mkdir()
     for name in ("items.csv", "interactions.parquet"):
@@ -107,8 +107,8 @@ def test_what_is_left_out_is_named_with_its_reason(config, tmp_path, tables_fold
     }
 
 
-def test_card_names_every_task_that_stage_3_leaves_out(config, tmp_path, tables_folder):
-    """A season without dates makes no request, though the theme is there."""
+def test_card_names_every_task_that_stage_3_drops(config, tmp_path, tables_folder):
+    """A season without dates makes no request, although the theme has items."""
     folder = tmp_path / "tables"
     folder.mkdir()
     for name in ("items.csv", "interactions.parquet"):
@@ -118,9 +118,9 @@ def test_card_names_every_task_that_stage_3_leaves_out(config, tmp_path, tables_
     config.data.path = str(folder)
     config.data.themes.calendar = False
     card = prepare_workdir(config, tmp_path).metrics
-    left_out = available_tasks(PreparedData.load(tmp_path / "data"))
-    assert left_out["Season"] and card["unavailable"]["Season"] == left_out["Season"]
-    assert {task for task, why in left_out.items() if why} <= set(card["unavailable"])
+    reasons = available_tasks(PreparedData.load(tmp_path / "data"))
+    assert reasons["Season"] and card["unavailable"]["Season"] == reasons["Season"]
+    assert {task for task, why in reasons.items() if why} <= set(card["unavailable"])
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,4 +1,4 @@
-"""Artifacts come back from disk as they went, mapped and not read; damage is named."""
+"""Artifacts load as they were saved, memory-mapped; damaged files are named."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from sigma_jax.schema import (
 )
 
 
-def test_links_of_the_worked_example():
+def test_links_have_the_worked_example():
     links = Links.from_edges(np.array([0, 2, 0]), np.array([4, 4, 7]), 3)
     assert links.offsets.tolist() == [0, 2, 2, 3]
     assert links.targets.tolist() == [4, 7, 4]
@@ -27,7 +27,7 @@ def test_links_of_the_worked_example():
     assert links.transpose(8).of(4).tolist() == [0, 2]
 
 
-def test_histories_find_the_end_of_a_session_and_who_has_targets():
+def test_histories_know_the_end_of_a_session_and_the_users_with_targets():
     arrays = {
         "item": np.arange(6, dtype=np.int32),
         "time": np.zeros(6, np.int64),
@@ -46,7 +46,7 @@ def test_histories_find_the_end_of_a_session_and_who_has_targets():
     assert only_test.valid_users().tolist() == [] and only_test.test_users().tolist() == [0]
 
 
-def test_everything_comes_back_from_disk(tmp_path):
+def test_artifacts_load_as_they_were_saved(tmp_path):
     links = Links.from_edges(np.array([0, 0]), np.array([5, 3]), 1)
     queries = Queries(pa.array(["tea"]), links)
     period = np.array([0], np.int32), np.array([10]), np.array([20])
@@ -65,7 +65,7 @@ def test_everything_comes_back_from_disk(tmp_path):
     assert SemanticIds.load(tmp_path).codebook_size == 4
 
 
-def test_prepared_data_is_mapped_not_read(prepared):
+def test_prepared_data_is_memory_mapped(prepared):
     histories = prepared.histories
     assert all(
         isinstance(getattr(histories, f.name), np.memmap) for f in dataclasses.fields(histories)
@@ -77,7 +77,7 @@ def test_prepared_data_is_mapped_not_read(prepared):
     assert pa.total_allocated_bytes() - before < 4096
 
 
-def test_what_the_source_lacks_is_none(tmp_path):
+def test_queries_and_themes_are_none_without_files(tmp_path):
     assert Queries.load(tmp_path) is None
     assert Themes.load(tmp_path) is None
 
@@ -103,7 +103,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 
 
 def test_all_of_prepared_data_loads(prepared):
-    again = PreparedData.load(prepared.folder)
-    assert len(again.catalogue) == 60
-    assert again.catalogue.ids(np.array([7])) == ["i007"]
-    assert set(again.pairs) == {"search", "visual", "theme", "co_occurrence"}
+    loaded = PreparedData.load(prepared.folder)
+    assert len(loaded.catalogue) == 60
+    assert loaded.catalogue.ids(np.array([7])) == ["i007"]
+    assert set(loaded.pairs) == {"search", "visual", "theme", "co_occurrence"}

@@ -1,4 +1,4 @@
-"""Pairs, queries and themes: right by a plain loop, and blind to everything held out."""
+"""Pairs, queries and themes equal a plain loop and depend on training rows only."""
 
 import dataclasses
 import datetime
@@ -15,7 +15,7 @@ from sigma_jax.data.themes import MIN_SIGMAS, SHRINKAGE, calendar
 from sigma_jax.prepare import prepare
 from sigma_jax.schema import DAY, VIEWS, PreparedData
 
-LEARNT_FROM_TRAINING = (
+TRAINING_FILES = (
     "item_popularity.npy",
     "theme_items.offsets.npy",
     "theme_items.targets.npy",
@@ -26,8 +26,8 @@ LEARNT_FROM_TRAINING = (
 )
 
 
-def test_held_out_rows_change_nothing_that_is_learnt(tables_folder, tiny_config, tmp_path):
-    """Every item of the last two sessions of every user is swapped for another."""
+def test_held_out_rows_change_no_file_of_training(tables_folder, tiny_config, tmp_path):
+    """The items of the last two sessions of every user are replaced."""
     for path in tables_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     table = pq.read_table(tables_folder / "interactions.parquet")
@@ -52,7 +52,7 @@ def test_held_out_rows_change_nothing_that_is_learnt(tables_folder, tiny_config,
         outputs.append(out)
     one, two = ((out / "history_item.npy").read_bytes() for out in outputs)
     assert one != two
-    for name in LEARNT_FROM_TRAINING:
+    for name in TRAINING_FILES:
         assert (outputs[0] / name).read_bytes() == (outputs[1] / name).read_bytes(), name
 
 
@@ -128,7 +128,7 @@ def test_visual_pairs_are_the_nearest_neighbours(prepared, data_config):
     assert set(zip(view.left.tolist(), view.right.tolist(), strict=True)) == want
 
 
-def test_visual_cells_keep_most_neighbours_and_pair_no_item_with_itself(data_config, monkeypatch):
+def test_visual_cells_find_most_neighbours_and_pair_no_item_with_itself(data_config, monkeypatch):
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(20, 16))
     vectors = (centres[rng.integers(0, 20, 2000)] + 0.1 * rng.normal(size=(2000, 16))).astype("f4")
@@ -140,12 +140,12 @@ def test_visual_cells_keep_most_neighbours_and_pair_no_item_with_itself(data_con
     assert all(left != right for left, right in keys[1])
 
 
-def test_items_without_a_look_have_no_visual_pairs(data_config):
+def test_zero_vectors_have_no_visual_pairs(data_config):
     vectors = np.zeros((5, 3), np.float32)
     assert pairs.visual_pairs(vectors, data_config.pairs, 0) is None
 
 
-def test_no_item_is_its_own_partner_and_no_pair_comes_twice(prepared):
+def test_no_item_is_its_own_partner_and_no_pair_occurs_twice(prepared):
     assert set(prepared.pairs) == set(VIEWS)
     for view in prepared.pairs.values():
         keys = list(zip(view.left.tolist(), view.right.tolist(), strict=True))
@@ -163,15 +163,16 @@ def test_max_pairs_bounds_a_view(prepared, data_config, tmp_path, view):
     assert len(PreparedData.load(tmp_path).pairs[view].left) == 20
 
 
-def test_heldout_share_is_kept_and_the_same_on_every_run():
+def test_held_out_pairs_have_their_share_and_are_the_same_in_any_order():
     left, right = np.divmod(np.arange(100_000), 300)
-    one = pairs.is_heldout(left, right, 0.05)
-    assert abs(one.mean() - 0.05) < 0.003
-    np.testing.assert_array_equal(one[::-1], pairs.is_heldout(left[::-1], right[::-1], 0.05))
+    is_heldout = pairs.is_heldout(left, right, 0.05)
+    assert abs(is_heldout.mean() - 0.05) < 0.003
+    reverse = pairs.is_heldout(left[::-1], right[::-1], 0.05)
+    np.testing.assert_array_equal(is_heldout[::-1], reverse)
     assert not pairs.is_heldout(left, right, 0.0).any()
 
 
-def test_queries_carry_their_items_most_clicked_first(prepared):
+def test_items_of_a_query_are_ordered_by_clicks(prepared):
     queries = prepared.queries
     texts = queries.texts.to_pylist()
     # Candles are the items 3, 9, ..., 57 and have 60 - row clicks.
@@ -179,21 +180,21 @@ def test_queries_carry_their_items_most_clicked_first(prepared):
     assert len(set(texts)) == len(texts)
 
 
-def test_searches_after_the_users_target_are_not_seen(tables_folder, tiny_config, tmp_path):
+def test_searches_after_their_users_target_are_dropped(tables_folder, tiny_config, tmp_path):
     for path in tables_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     row = {"query": "tea", "item_id": "i000", "clicks": 1, "user_id": "u00"}
-    lines = [row | {"timestamp": 1_600_000_000}]
-    lines += [row | {"query": "later", "item_id": "i006", "timestamp": 1_704_000_000}]
-    (tmp_path / "searches.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = [row | {"timestamp": 1_600_000_000}]
+    rows += [row | {"query": "later", "item_id": "i006", "timestamp": 1_704_000_000}]
+    (tmp_path / "searches.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     out.mkdir()
     prepare(tiny_config(tmp_path), 0, out)
     assert PreparedData.load(out).queries.texts.to_pylist() == ["tea"]
 
 
-def test_searches_of_float_user_ids_are_not_seen_after_the_target(tiny_config, tmp_path):
-    """Integers with a gap are float64 in the Parquet that pandas writes: 7.0 is user 7."""
+def test_searches_with_float_user_ids_are_dropped_after_the_target(tiny_config, tmp_path):
+    """Pandas writes integers with a gap as float64 to Parquet, so 7.0 is user 7."""
     (tmp_path / "items.csv").write_text("item_id,title\na,tea\nb,soap\n")
     lines = [f"7,{item},{1000 * time + 10**9}" for time, item in enumerate("abab")]
     text = "\n".join(["user_id,item_id,timestamp", *lines])
@@ -211,7 +212,7 @@ def test_searches_of_float_user_ids_are_not_seen_after_the_target(tiny_config, t
     assert PreparedData.load(out).queries.texts.to_pylist() == ["anyone", "early"]
 
 
-def test_searches_without_clicks_are_no_positives(tables_folder, tiny_config, tmp_path):
+def test_searches_without_clicks_are_dropped(tables_folder, tiny_config, tmp_path):
     for path in tables_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     rows = [("tea", "i000", 2), ("tea", "i006", 0), ("soap", "i002", 0)]
@@ -227,7 +228,7 @@ def test_searches_without_clicks_are_no_positives(tables_folder, tiny_config, tm
     assert queries.items.of(0).tolist() == [0]
 
 
-def test_given_theme_items_stand_first_and_trends_get_no_others(prepared):
+def test_given_items_of_a_theme_come_first_and_trends_have_no_others(prepared):
     themes = prepared.themes
     names = themes.names.to_pylist()
     christmas = themes.items.of(names.index("Christmas")).tolist()
@@ -236,8 +237,8 @@ def test_given_theme_items_stand_first_and_trends_get_no_others(prepared):
     assert dict(zip(names, themes.kinds.to_pylist(), strict=True))["Christmas"] == "holiday"
 
 
-def test_seasonal_lift_finds_what_sells_in_spring(prepared):
-    """Garden things (items 4, 10, ...) sell in March to May."""
+def test_spring_has_the_items_that_sell_in_spring(prepared):
+    """Garden items (4, 10, ...) sell in March to May."""
     names = prepared.themes.names.to_pylist()
     spring = prepared.themes.items.of(names.index("spring"))
     assert len(spring) and (spring % 6 == 4).all()
@@ -267,13 +268,13 @@ def test_lift_equals_a_plain_loop(prepared, data_config):
     assert themes.items.of(row).tolist() == want
 
 
-def test_calendar_has_holidays_and_seasons_in_their_time(data_config):
+def test_calendar_has_holidays_and_seasons_at_the_right_time(data_config):
     rows = calendar(data_config.themes, 1_672_531_200, 1_703_980_800)  # 2023
     found = {(name, kind) for name, kind, _, _ in rows}
     for name in ("Christmas", "Easter", "Halloween", "Thanksgiving", "Valentine's Day"):
         assert (name, "holiday") in found
     ends = {end for name, _, _, end in rows if name == "Christmas"}
-    assert 1_703_548_800 in ends  # the day after 25 December 2023, 0 o'clock
+    assert 1_703_548_800 in ends  # 2023-12-26 00:00
     winter = [(start, end) for name, _, start, end in rows if name == "winter"]
     assert all(89 <= (end - start) / DAY <= 91 for start, end in winter)
     settings = dataclasses.replace(data_config.themes, hemisphere="south")
@@ -282,8 +283,8 @@ def test_calendar_has_holidays_and_seasons_in_their_time(data_config):
     assert months == {"winter": {6}, "fall": {3}}
 
 
-def test_calendar_goes_on_for_a_year_after_the_last_row(data_config):
-    """New Year's shopping begins in December, and requests come after training."""
+def test_calendar_continues_for_a_year_after_the_last_interaction(data_config):
+    """Requests come after training, and shopping for New Year begins in December."""
     last = 1_703_980_800  # 2023-12-31
     starts = {}
     for name, _, start, _ in calendar(data_config.themes, 1_672_531_200, last):

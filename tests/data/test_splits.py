@@ -1,4 +1,4 @@
-"""Histories and their cuts: worked examples, and no leaning on the order inside a basket."""
+"""Histories and their targets follow the worked examples, in any order of a basket."""
 
 import dataclasses
 import json
@@ -49,8 +49,8 @@ def test_last_session_is_the_test_target_and_the_one_before_it_validation(tmp_pa
     assert histories.session_end(3, 0) == 5
 
 
-def test_order_of_lines_inside_baskets_changes_nothing(tmp_path, tiny_config, tables_folder):
-    """All outputs are equal, byte for byte, after shuffling all lines of the file."""
+def test_the_order_of_rows_in_the_file_changes_no_output(tmp_path, tiny_config, tables_folder):
+    """All files are equal, byte by byte, after the rows of the table are shuffled."""
     import pyarrow.parquet as pq
 
     found = []
@@ -69,7 +69,7 @@ def test_order_of_lines_inside_baskets_changes_nothing(tmp_path, tiny_config, ta
     assert [name for name in found[0] if found[0][name] != found[1][name]] == []
 
 
-def test_lines_of_one_item_in_a_basket_are_one(tmp_path, tiny_config):
+def test_repeats_of_an_item_in_a_basket_count_once(tmp_path, tiny_config):
     data = prepare_rows(tmp_path, tiny_config, BASKETS + [("u", "a", T0, "x")] * 3)
     assert letters(data, slice(None)) == "abcde"
 
@@ -80,7 +80,7 @@ def test_sessions_of_other_users_may_have_the_same_id(tmp_path, tiny_config):
     assert data.histories.offsets.tolist() == [0, 1, 2]
 
 
-def test_leave_one_out_keeps_the_order_of_the_file_at_one_time(tmp_path, tiny_config):
+def test_leave_one_out_keeps_the_order_of_the_file_for_equal_times(tmp_path, tiny_config):
     rows = [("u", item, T0, None) for item in "hbgac"] + [("u", "d", T0 - 1, None)]
     data = prepare_rows(tmp_path, tiny_config, rows, **{"split.kind": "leave_one_out"})
     assert letters(data, slice(None)) == "dhbgac"
@@ -89,7 +89,7 @@ def test_leave_one_out_keeps_the_order_of_the_file_at_one_time(tmp_path, tiny_co
     assert data.histories.test_start.tolist() == [5]
 
 
-def test_leave_one_out_of_baskets_takes_every_event_as_a_session(tmp_path, tiny_config):
+def test_leave_one_out_takes_every_interaction_of_a_basket_as_a_session(tmp_path, tiny_config):
     data = prepare_rows(tmp_path, tiny_config, BASKETS, **{"split.kind": "leave_one_out"})
     assert data.histories.session.tolist() == [0, 1, 2, 3, 4]
     assert data.histories.test_start.tolist() == [4]
@@ -103,7 +103,7 @@ def test_user_with_two_sessions_is_all_training(tmp_path, tiny_config, kind):
     assert not len(histories.valid_users()) and not len(histories.test_users())
 
 
-def test_gaps_in_time_make_sessions_where_there_are_no_ids(tmp_path, tiny_config):
+def test_gaps_in_time_separate_sessions_without_ids(tmp_path, tiny_config):
     times = (0, 50, 100, 161, 300, 300)
     rows = [("u", item, T0 + time, None) for item, time in zip("abcdef", times, strict=True)]
     data = prepare_rows(tmp_path, tiny_config, rows, **{"split.session_gap_seconds": 60})
@@ -120,7 +120,7 @@ NOV_15, NOV_21, NOV_25, DEC_2, DEC_9 = (
 )
 
 
-def test_by_time_takes_the_first_session_after_each_cut(tmp_path, tiny_config):
+def test_by_time_takes_the_first_session_from_each_date_on(tmp_path, tiny_config):
     days = (NOV_15, NOV_21, NOV_25, DEC_2, DEC_9)
     rows = [("u", item, day, day) for item, day in zip("abcde", days, strict=True)]
     rows.append(("u", "f", DEC_2, DEC_2))
@@ -130,7 +130,7 @@ def test_by_time_takes_the_first_session_after_each_cut(tmp_path, tiny_config):
     assert histories.session_end(3, 0) == 5
 
 
-def test_by_time_training_holds_nothing_from_after_the_cut(tmp_path, tiny_config):
+def test_by_time_training_rows_are_before_valid_from(tmp_path, tiny_config):
     rows = [
         ("only test", "a", NOV_15, None),
         ("only test", "b", DEC_2, None),
@@ -142,16 +142,16 @@ def test_by_time_training_holds_nothing_from_after_the_cut(tmp_path, tiny_config
     data = prepare_rows(tmp_path, tiny_config, rows, **BY_TIME)
     row = data.users.row
     histories = data.histories
-    cut = 1_700_438_400  # 2023-11-20
+    valid_from = 1_700_438_400  # 2023-11-20
     for user in range(histories.num_users):
         training = slice(histories.offsets[user], histories.valid_start[user])
-        assert (histories.time[training] < cut).all()
+        assert (histories.time[training] < valid_from).all()
     assert histories.valid_users().tolist() == [row("only validation")]
     assert set(histories.test_users()) == {row("only test"), row("only later")}
     assert data.catalogue.popularity.tolist() == [1, 0, 1, 0, 1, 0, 0, 0]
 
 
-def test_by_time_takes_shares_of_the_events(tmp_path, tiny_config):
+def test_by_time_takes_shares_of_the_interactions(tmp_path, tiny_config):
     rows = [("u", "a", T0 + row, f"s{row}") for row in range(100)]
     shares = {"split.kind": "by_time", "split.valid_from": "0.8", "split.test_from": "0.9"}
     histories = prepare_rows(tmp_path, tiny_config, rows, **shares).histories
@@ -167,12 +167,12 @@ def test_by_time_takes_shares_of_the_events(tmp_path, tiny_config):
         ({"split.test_from": "2023-11-01"}, r"is not before test_from='2023-11-01'"),
     ],
 )
-def test_cuts_that_are_no_times_are_named(tmp_path, tiny_config, change, message):
+def test_wrong_dates_of_a_split_are_named(tmp_path, tiny_config, change, message):
     with pytest.raises(ValueError, match=message):
         prepare_rows(tmp_path, tiny_config, BASKETS, **BY_TIME | change)
 
 
-def test_users_are_in_the_order_of_their_numbers_and_newcomers_have_no_rows(prepared):
+def test_users_are_in_the_order_of_their_ids_and_may_have_no_rows(prepared):
     ids = prepared.users.table["user_id"].to_pylist()
     newcomer = prepared.users.row("newcomer")
     offsets = prepared.histories.offsets
@@ -189,7 +189,7 @@ def test_cold_items_keep_their_targets_and_lose_their_training_rows(tmp_path, ti
         for k in range(3 + user % 5)
     ]
     settings = {"split.kind": "leave_one_out", "pairs.heldout_share": 0.0}
-    whole = prepare_rows(tmp_path / "whole", tiny_config, rows, **settings)
+    full = prepare_rows(tmp_path / "full", tiny_config, rows, **settings)
     settings |= {"split.cold_share": 0.3}
     data = prepare_rows(tmp_path / "cold", tiny_config, rows, **settings)
     cold = np.flatnonzero(np.asarray(data.catalogue.popularity) == 0)
@@ -197,26 +197,24 @@ def test_cold_items_keep_their_targets_and_lose_their_training_rows(tmp_path, ti
     for user in range(30):
         before, after = (
             letters(d, slice(d.histories.offsets[user], d.histories.valid_start[user]))
-            for d in (whole, data)
+            for d in (full, data)
         )
-        assert after == "".join(letter for letter in before if letter not in drawn(cold))
+        assert after == "".join(letter for letter in before if letter not in letters_of(cold))
         targets = [
             letters(d, slice(d.histories.valid_start[user], d.histories.offsets[user + 1]))
-            for d in (whole, data)
+            for d in (full, data)
         ]
         assert targets[0] == targets[1]
-        tests = [
-            h.offsets[user + 1] - h.test_start[user] for h in (whole.histories, data.histories)
-        ]
+        tests = [h.offsets[user + 1] - h.test_start[user] for h in (full.histories, data.histories)]
         assert tests[0] == tests[1] == 1
 
 
-def drawn(cold) -> str:
-    """Names of items by their numbers."""
+def letters_of(cold) -> str:
+    """The names of items, by their numbers."""
     return "".join("abcdefgh"[item] for item in cold)
 
 
-def test_every_field_of_histories_agrees_with_a_plain_loop(prepared, tables_folder):
+def test_every_field_of_histories_equals_a_plain_loop(prepared, tables_folder):
     import pyarrow.parquet as pq
 
     rows = pq.read_table(tables_folder / "interactions.parquet").to_pylist()
@@ -234,8 +232,8 @@ def test_every_field_of_histories_agrees_with_a_plain_loop(prepared, tables_fold
         ordered = sorted((time, name, sorted(items)) for name, (time, items) in sessions.items())
         want = [(item, time, k) for k, (time, _, items) in enumerate(ordered) for item in items]
         columns = (histories.item, histories.time, histories.session)
-        got = list(zip(*(column[start:end].tolist() for column in columns), strict=True))
-        assert got == want
+        rows = list(zip(*(column[start:end].tolist() for column in columns), strict=True))
+        assert rows == want
         sizes = [len(items) for _, _, items in ordered]
         assert histories.valid_start[user] - start == sum(sizes[:-2])
         assert histories.test_start[user] - start == sum(sizes[:-1])

@@ -1,4 +1,4 @@
-"""Each bad input gets one line that names the file, the row or field, the value and the remedy."""
+"""A bad input is refused in one line: the file, the row or column, the value, the remedy."""
 
 import json
 
@@ -47,8 +47,8 @@ def without(rows, field):
 
 
 @pytest.mark.parametrize("form", ["550E8400-E29B-41D4-A716-44665544000{}", "10:2{}", "2024-1-{}"])
-def test_ids_stay_as_they_stand(tmp_path, tiny_config, form):
-    """Though DuckDB would take them for UUIDs, times or days."""
+def test_ids_are_not_converted(tmp_path, tiny_config, form):
+    """DuckDB would take them for UUIDs, times or days."""
     ids = dict(zip("abcd", map(form.format, range(1, 5)), strict=True))
     for name, rows in (("items", ITEMS), ("interactions", EVENTS)):
         rows = [row | {"item_id": ids[row["item_id"]]} for row in rows]
@@ -123,7 +123,7 @@ BAD_TABLES = {
 
 
 @pytest.mark.parametrize("name", BAD_TABLES)
-def test_bad_table_gets_one_clear_line(folder, tiny_config, name):
+def test_bad_table_is_refused_in_one_line(folder, tiny_config, name):
     table, rows, parts = BAD_TABLES[name]
     write_jsonl(folder / f"{table}.jsonl", rows)
     with pytest.raises(ValueError) as caught:
@@ -162,7 +162,7 @@ def test_empty_table_is_named(folder, tiny_config, suffix):
         run(folder, tiny_config)
 
 
-def test_file_of_no_bytes_is_named(folder, tiny_config):
+def test_empty_file_is_named(folder, tiny_config):
     (folder / "items.jsonl").unlink()
     (folder / "items.csv").write_text("")
     with pytest.raises(ValueError, match=r"items.csv"):
@@ -187,7 +187,7 @@ def test_damaged_parquet_is_named(folder, tiny_config):
         run(folder, tiny_config)
 
 
-def test_unknown_items_are_dropped_and_counted_where_asked(folder, tiny_config):
+def test_unknown_items_are_dropped_and_counted_if_configured(folder, tiny_config):
     write_jsonl(folder / "interactions.jsonl", changed(EVENTS, 6, item_id="zz"))
     data, card = run(folder, tiny_config, unknown_items="drop")
     assert card["dropped_rows"] == {"interactions": 1}
@@ -256,7 +256,7 @@ def test_ids_of_csv_keep_their_zeros(folder, tiny_config):
     assert data.histories.item.tolist() == [0]
 
 
-def test_text_of_a_megabyte_is_cut_and_counted(folder, tiny_config):
+def test_text_of_a_megabyte_is_truncated_and_counted(folder, tiny_config):
     write_jsonl(folder / "items.jsonl", changed(ITEMS, 1, title="long " * 220_000))
     data, card = run(folder, tiny_config, **{"text.max_chars": 500})
     assert card["items_with_truncated_text"] == 1
@@ -291,8 +291,8 @@ def test_vectors_of_parquet_are_put_in_the_order_of_items(folder, tiny_config):
     np.testing.assert_array_equal(data.visual_vectors, vectors)
 
 
-def test_vectors_of_float_ids_and_of_a_name_in_use_are_read(folder, tiny_config):
-    """7.0 is item 7; the file is called items, as a table of our own is."""
+def test_vectors_with_float_ids_are_read_from_a_file_named_as_a_table(folder, tiny_config):
+    """7.0 is item 7. The file is called items, which is also the name of a table."""
     vectors = np.arange(8, dtype=np.float32).reshape(4, 2)
     write_jsonl(folder / "items.jsonl", [row | {"item_id": n} for n, row in enumerate(ITEMS)])
     rows = [row | {"item_id": "abcd".index(row["item_id"])} for row in EVENTS]
@@ -318,7 +318,7 @@ def test_vectors_of_two_widths_are_named(folder, tiny_config):
         run(folder, tiny_config)
 
 
-def test_vectors_follow_the_items_that_are_kept(folder, tiny_config):
+def test_vectors_of_dropped_items_are_dropped(folder, tiny_config):
     write_jsonl(folder / "interactions.jsonl", [row for row in EVENTS if row["item_id"] != "b"])
     np.save(folder / "id_vectors.npy", np.arange(8, dtype=np.float64).reshape(4, 2))
     data, _ = run(folder, tiny_config, min_item_count=1)
@@ -335,7 +335,7 @@ def test_object_store_urls_are_read(folder, tiny_config):
     assert len(data.catalogue) == 4
 
 
-def test_events_of_other_kinds_are_left_out(folder, tiny_config):
+def test_interactions_of_other_events_are_dropped(folder, tiny_config):
     rows = [row | {"event": "buy" if row["user_id"] == "u1" else "view"} for row in EVENTS]
     write_jsonl(folder / "interactions.jsonl", rows)
     data, _ = run(folder, tiny_config, events=("buy",))

@@ -1,4 +1,4 @@
-"""Items as JSON text, and the tokenizer trained on it."""
+"""Items become JSON text, and a tokenizer is trained on it."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def odd(tmp_path_factory, tiny_config):
     return PreparedData.load(out)
 
 
-def test_item_text_is_json_of_what_is_known(odd):
+def test_item_text_is_json_of_the_known_values(odd):
     texts = odd.catalogue.texts(np.arange(4))
     want = [
         {"name": 'say "hi"\n\\', "tags": "x, y", "price": 2.5, "new": "true"},
@@ -63,7 +63,7 @@ def test_items_without_categories_have_none(odd):
 
 
 def test_numbers_serve_as_title_and_category(tiny_config, tmp_path):
-    """A column of integers with a gap is float64 in the Parquet that pandas writes."""
+    """Pandas writes a column of integers with a gap as float64 to Parquet."""
     items = {"item_id": [1, 2, 3], "title": [1984, 2001, 42], "category": [7.0, None, 12.0]}
     pq.write_table(pa.table(items), tmp_path / "items.parquet")
     event = {"user_id": "u", "item_id": "1", "timestamp": 1_700_000_000}
@@ -83,7 +83,7 @@ def test_columns_of_the_text_can_be_chosen(tables_folder, tiny_config, tmp_path)
     assert first == '{"brand": "brand 0", "title": "red tea no 0"}'
 
 
-def test_column_that_is_not_there_is_named(tables_folder, tiny_config, tmp_path):
+def test_missing_column_is_named(tables_folder, tiny_config, tmp_path):
     with pytest.raises(
         ValueError, match=r"items have no column 'kind'.*, or use '' to take a usual one"
     ):
@@ -93,7 +93,7 @@ def test_column_that_is_not_there_is_named(tables_folder, tiny_config, tmp_path)
 @pytest.mark.parametrize(
     "words", ["красный чай", "紅茶をください", "شاي", "🫖 tea\t\n", "\x00\x7f"]
 )
-def test_every_language_comes_back_from_the_trained_tokenizer(prepared, words):
+def test_the_trained_tokenizer_decodes_every_language_unchanged(prepared, words):
     tokenizer = AutoTokenizer.from_pretrained(prepared.text_tokenizer_folder)
     ids = tokenizer(words, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == words

@@ -42,7 +42,7 @@ NOT_TIMES = ["", "tomorrow", "12:30", "inf", "nan", float("inf"), float("nan"), 
 
 @pytest.fixture(scope="module")
 def in_table():
-    """The seconds that a table's column of this one value holds."""
+    """A function: the seconds that a table has for a value, alone in its column."""
     con = ibis.duckdb.connect()
     con.raw_sql("SET TimeZone = 'UTC'")
 
@@ -61,13 +61,13 @@ def test_a_table_and_a_request_read_the_same_time(in_table, value, seconds):
 
 
 @pytest.mark.parametrize("value", NOT_TIMES)
-def test_neither_reads_a_time_where_there_is_none(in_table, value):
+def test_a_table_and_a_request_refuse_the_same_values(in_table, value):
     assert in_table(value) is None
     with pytest.raises(ValueError, match=r"^here: timestamp=.* is not a time; use ISO 8601"):
         unix_time(value, "here")
 
 
 def test_a_day_that_is_not_in_the_calendar_is_no_day(in_table):
-    assert in_table(20_240_230) == 20_240_230  # seconds: the column cannot be one of days
+    assert in_table(20_240_230) == 20_240_230  # seconds: it is no day
     with pytest.raises(ValueError, match="timestamp=20240230 is not a time"):
         unix_time(20_240_230, "here")

