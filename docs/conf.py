@@ -38,6 +38,8 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_attr_annotations = False
 
 
 def setup(app):
@@ -45,3 +47,4 @@ def setup(app):
     generated_pages.write(Path(__file__).parent / "generated")
     # Before napoleon, which has the default priority of 500.
     app.connect("autodoc-process-docstring", generated_pages.docstring_to_rst, priority=400)
+    app.connect("autodoc-process-signature", generated_pages.short_signature)

@@ -216,9 +216,22 @@ def docstring_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
     """Rewrites a docstring's `lines` in place, from this package's conventions to reStructuredText.
 
     The conventions: text is plain, `code` stands in single backticks, and a paragraph that is
-    indented by four spaces is code. Sections such as `Args:` are left to napoleon.
+    indented by four spaces is code. Sections such as `Args:` are left to napoleon. Comments of the
+    fields of a dataclass become a section of attributes.
     """
     lines[:] = list(_to_rst(lines))
+    if what == "class" and dataclasses.is_dataclass(obj):
+        comments = [field for field in fields_of(obj) if field.comment]
+        if comments:
+            lines += ["", "Attributes:"]
+            lines += [f"    {field.name}: {_escaped(field.comment)}" for field in comments]
+
+
+def short_signature(app, what, name, obj, options, signature: str, returns: str):
+    """The signature with `Array` in place of the name of JAX's class inside shape annotations."""
+    return tuple(
+        text and text.replace("jaxlib._jax.Array", "Array") for text in (signature, returns)
+    )
 
 
 def _to_rst(lines: list[str]) -> Iterator[str]:
