@@ -160,12 +160,7 @@ def _prepare(
 
     made_queries = _queries(tables, config, histories)
     made_themes, theme_statistics = themes.build_themes(
-        con,
-        tables.themes,
-        tables.items,
-        tables.training,
-        config.themes,
-        tables.source.has_times,
+        con, tables.themes, tables.items, tables.training, config.themes, tables.source.has_times
     )
     for part in (made_queries, made_themes):
         if part is not None:

@@ -110,11 +110,33 @@ def build_themes(
     kept = np.unique(columns["theme"])
     if not len(kept):
         return None, {"count": 0, "without_items": names}
+    themes = _numbered_themes(kinds, periods, columns, kept)
+    without_items = [name for name in names if number[name] not in kept]
+    counts = {names[row]: len(themes.items.of(index)) for index, row in enumerate(kept)}
+    return themes, {"count": len(kept), "items": counts, "without_items": without_items}
+
+
+def _numbered_themes(
+    kinds: Mapping[str, str],
+    periods: Sequence[tuple[str, int, int]],
+    columns: Mapping[str, np.ndarray],
+    kept: np.ndarray,
+) -> Themes:
+    """The themes that have items, numbered anew.
+
+    Args:
+      kinds: of all themes; the order gives their numbers.
+      periods: (name, start, end) of all themes.
+      columns: theme and item, by theme and rank.
+      kept: the numbers of the themes with items, ascending.
+    """
+    names = list(kinds)
+    number = {name: index for index, name in enumerate(names)}
     renumber = np.full(len(names), -1, np.int32)
     renumber[kept] = np.arange(len(kept))
     spans = sorted({(int(renumber[number[n]]), s, e) for n, s, e in periods if number[n] in kept})
     period = np.array(spans, np.int64).reshape(-1, 3)
-    themes = Themes(
+    return Themes(
         pa.array([names[row] for row in kept], pa.string()),
         pa.array([kinds[names[row]] for row in kept], pa.string()),
         Links.from_edges(renumber[columns["theme"]], columns["item"], len(kept)),
@@ -122,9 +144,6 @@ def build_themes(
         period[:, 1],
         period[:, 2],
     )
-    without_items = [name for name in names if number[name] not in kept]
-    counts = {names[row]: len(themes.items.of(index)) for index, row in enumerate(kept)}
-    return themes, {"count": len(kept), "items": counts, "without_items": without_items}
 
 
 def calendar(config: ThemesConfig, first: int, last: int) -> list[tuple[str, str, int, int]]:
@@ -215,8 +234,8 @@ def _theme_items(
 ) -> ir.Table:
     """theme, item, strength, lift and rank of the best items of each theme.
 
-    Strength is 2 for an item of the user's table, 1 for an item with a word of the theme, 0 for an
-    item by lift alone. Items are ranked by strength, then by lift.
+    Strength is 2 for an item of the user's table, 1 for an item with a word of the theme, and 0
+    otherwise. Items are ranked by strength, then by lift.
     """
     theme_rows = pa.table(
         {

@@ -77,6 +77,7 @@ class JoinedVectors:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """The number of items, and the sum of the widths."""
         return len(self.tables[0]), sum(table.shape[1] for table in self.tables)
 
     def __len__(self) -> int:
