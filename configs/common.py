@@ -7,6 +7,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# Beams over codes, then items inside their prefixes, in training's reports and in the evaluation.
+THREE_STEP = {
+    "generation.ranker": "three_step",
+    "evaluation.generation.ranker": "three_step",
+}
+
 # Methods that are settings of stage 3, for suites: item vectors alone, and semantic IDs alone.
 GR_ID = {
     "prompt.layout.sid_in_prompt": 0,
@@ -14,6 +20,7 @@ GR_ID = {
     "model.has_item_head": True,
 }
 GR_SID = {
+    **THREE_STEP,
     "prompt.layout.sid_in_prompt": 4,
     "prompt.layout.slot_in_prompt": False,
     "prompt.layout.sid_generated": 4,

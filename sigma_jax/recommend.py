@@ -19,24 +19,19 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from sigma_jax.evaluation.evaluator import make_generator
 from sigma_jax.evaluation.run import describe
 from sigma_jax.generation.config import RETRIEVALS
-from sigma_jax.histories import seen_items
-from sigma_jax.recommender.trained import generation_config, load_recommender
+from sigma_jax.recommender.recommender import RecommendOptions
+from sigma_jax.recommender.results import OUTPUTS, RowWriter
+from sigma_jax.recommender.workdir import load_workdir
 from sigma_jax.runtime import cli
-from sigma_jax.runtime.artifacts import check_inputs
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.sharding import make_mesh
-from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.serving.bundle import Bundle
-from sigma_jax.serving.engine import Answering
-from sigma_jax.serving.requests import read_users
-from sigma_jax.serving.results import OUTPUTS, RowWriter, rows_of
+from sigma_jax.serving.engine import CatalogueSnapshot, SnapshotSettings
 
 FLAGS = flags.FLAGS
 ROWS = 1024  # of a file, read and answered together
@@ -73,111 +68,86 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("give --workdir=FOLDER of a training, or --export=FOLDER of an export.")
     if FLAGS.compilation_cache:
         cli.use_compilation_cache()
-    if FLAGS.export:
-        if not (FLAGS.users and FLAGS.output):
-            raise ValueError("--export needs --users=FILE and --output=FILE.")
-        bundle = Bundle.open(Path(FLAGS.export))
-        mesh = None
-        if FLAGS.split_items:
-            mesh = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
-        answering = Answering.of(
-            bundle,
-            "",
-            FLAGS.instruction,
-            beams=FLAGS.beams,
-            retrieval=FLAGS.retrieval or "",
-            mesh=mesh,
-        )
-        rows, short = recommend_all(
-            answering, FLAGS.users, Path(FLAGS.output), FLAGS.count, FLAGS.keep_seen
-        )
-        print(f"{rows} rows in {FLAGS.output}, of version {answering.name}")
-        if short:
-            print(f"{short} of them with fewer than {FLAGS.count} items: no more was found.")
+    options = RecommendOptions(FLAGS.count, exclude_seen=not FLAGS.keep_seen)
+    if not FLAGS.export:
+        workdir = Path(FLAGS.workdir)
+        print(recommend_one(workdir, FLAGS.user, FLAGS.instruction, FLAGS.beams, options))
         return
-    print(
-        recommend(
-            Path(FLAGS.workdir),
-            FLAGS.user,
-            FLAGS.instruction,
-            FLAGS.count,
-            FLAGS.beams,
-            FLAGS.keep_seen,
-        )
+    if not (FLAGS.users and FLAGS.output):
+        raise ValueError("--export needs --users=FILE and --output=FILE.")
+    mesh = None
+    if FLAGS.split_items:
+        mesh = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
+    settings = SnapshotSettings(
+        FLAGS.instruction, beams=FLAGS.beams, retrieval=FLAGS.retrieval or "", mesh=mesh
     )
+    snapshot = CatalogueSnapshot.load(Bundle.open(Path(FLAGS.export)), "", settings)
+    rows, short = recommend_file(snapshot, FLAGS.users, Path(FLAGS.output), options)
+    print(f"{rows} rows in {FLAGS.output}, of version {snapshot.name}")
+    if short:
+        print(f"{short} of them have fewer than {FLAGS.count} items: no more were found.")
 
 
-def recommend_all(
-    answering: Answering, users: str, output: Path, count: int, keeps_seen: bool
+def recommend_file(
+    snapshot: CatalogueSnapshot, users: str, output: Path, options: RecommendOptions
 ) -> tuple[int, int]:
-    """Writes `output` whole or not at all; its rows, and how many of them have fewer items than
-    `count`. ValueError as in read_users."""
+    """Writes `output` whole or not at all; its rows, and how many have fewer items than wanted.
+
+    ValueError as in RequestParser.read.
+    """
     if output.suffix not in OUTPUTS:
         raise ValueError(f"--output={output}: use a name that ends in {' or '.join(OUTPUTS)}.")
     beside = output.with_name(f".{output.name}.writing")
     rows = short = 0
     try:
         with RowWriter(beside, output.suffix) as writer, tqdm(unit=" users") as bar:
-            for asked in read_users(users, answering.reading, ROWS):
-                found = answering.recommend(asked, count, keeps_seen)
-                writer.write(rows_of(asked, found, answering.version.catalogue, answering.name))
-                rows += len(asked)
-                short += int(((found.items >= 0).sum(axis=1) < count).sum())
-                bar.update(len(asked))
+            for batch in snapshot.parser.read(users, ROWS):
+                answer = snapshot.recommend(batch, options)
+                writer.write(snapshot.rows(batch, answer))
+                rows += len(batch)
+                short += int(((answer.items >= 0).sum(axis=1) < options.count).sum())
+                bar.update(len(batch))
         beside.replace(output)
     finally:
         beside.unlink(missing_ok=True)
     return rows, short
 
 
-def recommend(
-    workdir: Path, user: str | None, instruction: str, count: int, beams: int, keep_seen: bool
+def recommend_one(
+    workdir: Path, user: str | None, instruction: str, beams: int, options: RecommendOptions
 ) -> str:
-    """A printable table of `count` items.
+    """A printable table of recommendations.
 
-    Raises:
-      ValueError: the user is not in the data, the instruction is empty or not text, or WORKDIR is
-        not trained.
+    ValueError where the user is not in the data, the instruction is empty or not text, or WORKDIR
+    is not trained.
     """
-    check_inputs(workdir, "sft")
-    data = PreparedData.load(workdir / "data")
-    request = one_request(data, user, instruction)
-    trained = load_recommender(workdir, data)
-    if not trained.config.prompt.has_instructions:  # it was never told anything
-        request = dataclasses.replace(request, instruction=[""])
-    generator = make_generator(trained, generation_config(trained.config, beams, batch_size=1))
-    seen = None if keep_seen else seen_items(data.histories, request)
-    choice = trained.choice(generator, request, data, seen=seen)
-    most = min(count, len(data.catalogue))
-    choice = generator.for_lists(choice, most)
-    [found] = generator.variants(trained.prompts(request, data), most, [choice])
+    check_instruction(instruction)
+    loaded = load_workdir(workdir, beams)
+    if user is not None:
+        loaded.data.users.row(user)  # ValueError if unknown
+    row = {"user_id": "anyone", "history": []} if user is None else {"user_id": user}
+    batch = loaded.parser.parse([row | {"instruction": instruction}])
+    count = min(options.count, len(loaded.data.catalogue))
+    answer = loaded.recommender.recommend(batch, dataclasses.replace(options, count=count))
     shown = " ".join(instruction[:200].split()) + (" ..." if len(instruction) > 200 else "")
-    lines = [f'"{shown}", for {f"user {user}" if user else "anyone"}:', describe(found, 0, data)]
-    number = int((found.items[0] >= 0).sum())
-    if number < count:
-        lines.append(f"{number} items instead of {count}: no more under --beams={beams}.")
+    lines = [
+        f'"{shown}", for {f"user {user}" if user else "anyone"}:',
+        describe(answer, 0, loaded.data),
+    ]
+    number = int((answer.items[0] >= 0).sum())
+    if number < options.count:
+        lines.append(f"{number} items instead of {options.count}: no more under --beams={beams}.")
     return "\n".join(lines)
 
 
-def one_request(data: PreparedData, user_id: str | None, instruction: str) -> Requests:
-    """All of a user's history and an instruction. ValueError for an unknown user or no text."""
-    if not instruction.strip():
+def check_instruction(text: str) -> None:
+    """ValueError where an instruction is empty or cannot be encoded."""
+    if not text.strip():
         raise ValueError("--instruction is empty; say what is wanted, or leave the flag out.")
     try:
-        instruction.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise ValueError("--instruction is not UTF-8; check the terminal's encoding.") from None
-    user = -1 if user_id is None else data.users.row(user_id)
-    history_end = 0 if user < 0 else int(data.histories.offsets[user + 1])
-    none = np.full(1, -1, np.int32)
-    return Requests(
-        user=np.array([user], np.int32),
-        history_end=np.array([history_end], np.int64),
-        task=none,
-        slot_value=none,
-        target=none,
-        instruction=[instruction],
-    )
 
 
 if __name__ == "__main__":

@@ -190,6 +190,13 @@ class Histories:
     valid_start: Int64[np.ndarray, " U"]
     test_start: Int64[np.ndarray, " U"]
 
+    @classmethod
+    def empty(cls) -> Histories:
+        """The histories of no users."""
+        none = np.zeros(0, np.int64)
+        start = np.zeros(1, np.int64)
+        return cls(none.astype(np.int32), none, none.astype(np.int32), start, none, none)
+
     @property
     def num_users(self) -> int:
         """The number of users U, with those without interactions."""
@@ -238,10 +245,15 @@ class Users:
 
     def row(self, user_id: str) -> int:
         """The number of the user with this id. ValueError if no user has it."""
-        row = pa.compute.index(self.table["user_id"], pa.scalar(user_id)).as_py()
-        if row < 0:
+        row = self.find(user_id)
+        if row is None:
             raise ValueError(f"user {user_id!r} is not in the data; check --user.")
         return row
+
+    def find(self, user_id: str) -> int | None:
+        """Row of `user_id`; None if unknown."""
+        row = pa.compute.index(self.table["user_id"], pa.scalar(user_id)).as_py()
+        return row if row >= 0 else None
 
     def profiles(self, users: np.ndarray) -> list[str]:
         """The profiles of `users` (user numbers)."""
@@ -471,3 +483,24 @@ class Requests:
         """The requests at `rows`."""
         arrays = (getattr(self, f.name)[rows] for f in dataclasses.fields(self)[:-1])
         return Requests(*arrays, [self.instruction[row] for row in rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestBatch:
+    """Requests with the histories and the profiles of the users who make them."""
+
+    requests: Requests
+    histories: Histories
+    users: Users
+
+    @classmethod
+    def of(cls, requests: Requests, data: PreparedData) -> RequestBatch:
+        """Requests of users of `data`."""
+        return cls(requests, data.histories, data.users)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def take(self, rows: np.ndarray) -> RequestBatch:
+        """The requests at `rows`."""
+        return dataclasses.replace(self, requests=self.requests.take(rows))

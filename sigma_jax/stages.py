@@ -98,7 +98,7 @@ STAGES: dict[str, Stage] = {
         needs=("teacher", "grounding", "tokenizer"),
         classes=_sft,
         check=_check_sft,
-        finish_fields=("prior",),
+        finish_fields=("reranker",),
         side_artifacts=("records",),
         is_recommender=True,
     ),

@@ -12,25 +12,26 @@ from sigma_jax.models.config import Qwen3Config
 from sigma_jax.models.item_encoder import ItemEncoderConfig
 from sigma_jax.models.network import NetworkConfig, RecommenderNetwork, TokenSpace
 from sigma_jax.models.qwen3 import Qwen3, causal_mask
-from sigma_jax.reranking.lexical import WordTable
+from sigma_jax.reranking.lexical import LexicalTable
 from sigma_jax.schema import SemanticIds
 
 NUM_ITEMS, LEVELS, CODES, VOCABULARY = 30, 3, 5, 16
 CONFIG = GenerationConfig(
+    ranker="three_step",
     num_beams=4,
     num_retrieved=6,
     temperature=0.1,
     sigma="deviation",
     sigma_floor=0.05,
     normaliser="exact",
-    ranking="fused",
+    fusion="adaptive",
     batch_size=2,
     early_beams=(),
     beam_margin=0.0,
     retrieval="exact",
 )
 
-WORDS = WordTable.make(
+WORDS = LexicalTable.make(
     [json.dumps({"title": f"red {'abc'[n % 3]} number{n}"}) for n in range(NUM_ITEMS)],
     ["red a", "b", *(f"number{n}" for n in range(NUM_ITEMS))],
     ["find for me"],

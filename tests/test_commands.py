@@ -308,14 +308,14 @@ def test_other_settings_name_every_folder_to_delete(
 def test_another_prior_is_fitted_without_training_again(tables_folder, workdir, monkeypatch):
     metrics = workdir / "train" / "sft" / "metrics.jsonl"
     before = metrics.read_text()
-    config = tiny_run(tables_folder, **{"prior.neighbours": 7})
+    config = tiny_run(tables_folder, **{"reranker.neighbours": 7})
     line = complaint(run_train, config, workdir)
-    assert "made with config.prior.neighbours = 100, this run has 7;" in line
+    assert "made with config.reranker.neighbours = 100, this run has 7;" in line
     assert line.endswith(f"or delete {workdir / 'sft'} and run again.")
     shutil.rmtree(workdir / "sft")
     monkeypatch.setattr(train, "make_step", lambda *_: pytest.fail)  # nothing is trained
     run_train(config, workdir)
-    assert read_manifest(workdir, "sft").config["prior"]["neighbours"] == 7
+    assert read_manifest(workdir, "sft").config["reranker"]["neighbours"] == 7
     assert metrics.read_text() == before
 
 

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.util
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,8 @@ FLOORS = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
-LINES = 500
+MAX_FUNCTION_LINES = 60  # about 50, with room for docstrings and signatures
+MAX_FILES = 13  # of a folder, about 12
 
 
 def room(path: Path) -> str:
@@ -71,9 +73,25 @@ def test_file_imports_from_above_only(path):
     assert not below, f"imports from below: {sorted(below)}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_file_is_short(path):
-    assert len(path.read_text().splitlines()) <= LINES
+def functions(path: Path) -> dict[str, int]:
+    """Lines of every function of a file, by its name."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {
+        f"{path.relative_to(PACKAGE)}: {node.name}": node.end_lineno - node.lineno + 1
+        for node in nodes
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def test_functions_are_short():
+    lengths = {name: lines for path in FILES for name, lines in functions(path).items()}
+    assert not {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES}
+
+
+def test_folders_are_small():
+    folders = Counter(path.parent for path in FILES if path.name != "__init__.py")
+    large = {str(folder): count for folder, count in folders.items() if count > MAX_FILES}
+    assert not large
 
 
 def config_files() -> list[Path]:

@@ -21,6 +21,7 @@ METHODS = {
     "GR(ID)": common.GR_ID | {"prompt.layout.row_tokens": 40},
     "GR(SID)": common.GR_SID | {"prompt.layout.row_tokens": 144},
     PAPER_SETTINGS: {
+        **common.THREE_STEP,
         "model.has_item_head": False,
         "prompt.layout.sid_in_prompt": 1,
         "prompt.layout.item_query": "token",
@@ -28,7 +29,7 @@ METHODS = {
         "infonce_weight": 1.0,
         "prompt.layout.row_tokens": 128,
         "negatives_per_target": 0,
-        "prior.neighbours": 0,
+        "reranker.neighbours": 0,
         "evaluation.generation.sigma_floor": 0.0,
     },
 }
@@ -115,7 +116,7 @@ def get_suite() -> dict[str, Any]:
             },
             "temperature tau": {
                 "methods": ("GR(ID)",),  # SIGMA ranks in the same way where codes do not help
-                "fields": ("temperature", "evaluation.generation.temperature"),
+                "fields": ("generation.temperature", "evaluation.generation.temperature"),
                 "values": (0.05, 0.07, 0.1, 0.15),
                 "seeds": (0,),
             },

@@ -20,7 +20,10 @@ METHODS = {
     "SIGMA (SID4 ID -> SID1 ID)": SID4,
     "SIGMA (SID4 ID -> SID2 ID)": SID4 | {"prompt.layout.sid_generated": 2},
     "- semantic grounding": {"upstream.grounding.train.steps": 0},
-    "- APF (first prefix only)": {"evaluation.generation.ranking": "first_prefix"},
+    "- APF (first prefix only)": {
+        **common.THREE_STEP,
+        "evaluation.generation.fusion": "first_prefix",
+    },
     "- pre-trained item vectors": {
         "model.item_encoder.inputs": ("own",),
         "model.item_encoder.trainable": ("own",),
@@ -33,6 +36,7 @@ METHODS = {
         "prompt.mixture.wording_dropout": 0.0,
     },
     "- item head": {
+        **common.THREE_STEP,
         "model.has_item_head": False,
         "constraint_weight": 0.0,
         "ntp_weight": 1.0,

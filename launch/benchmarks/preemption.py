@@ -43,7 +43,7 @@ SETTINGS = [
     *(f"--config.upstream.{stage}.train.checkpoint_every=5" for stage in stages_before("sft")),
     *("--config.train.steps=300", "--config.train.checkpoint_every=5"),
     *("--config.train.log_every=1", "--config.train.eval_every=0", "--config.report_requests=0"),
-    "--config.prior.neighbours=0",
+    "--config.reranker.neighbours=0",
 ]
 MESHES = {  # processes, devices of each, mesh
     "1 process": (1, 2, []),

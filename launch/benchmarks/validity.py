@@ -20,7 +20,7 @@ import numpy as np
 from sigma_jax.generation.beam import first_state, select
 from sigma_jax.index import device_index as retrieval
 from sigma_jax.index.trie import leaves_of
-from sigma_jax.index.trie_build import build_trie, subset, with_room
+from sigma_jax.index.trie_build import build_trie, mark_active, with_room
 
 REQUESTS = 250  # per catalogue
 WIDTH, COUNT, SEEN = 8, 5, 3  # vector width; items per path; seen items per request
@@ -36,7 +36,7 @@ def search(trie, index, key, size: int, beams: int, active, seen):
         key, subkey = jax.random.split(key)
         logits = 5 * jax.random.normal(subkey, (REQUESTS, state.scores.shape[1], size))
         normaliser = jax.nn.logsumexp(logits, axis=-1)
-        state = select(state, logits, trie, level, beams, normaliser, subset=active)
+        state = select(state, logits, trie, level, beams, normaliser, active=active)
     leaves, is_valid = leaves_of(trie, state.nodes), jnp.isfinite(state.scores)
     queries = jax.random.normal(key, (REQUESTS, beams, WIDTH))
     sharpness = jnp.ones(REQUESTS)
@@ -59,8 +59,8 @@ def check(number: int) -> tuple[int, int, int]:
     is_active = rng.random(count) < rng.choice([0.05, 0.5, 1.0])
     is_active[rng.integers(count)] = True
     trie = with_room(build_trie(codes, levels, size))
-    active_items = None if is_active.all() else subset(trie, is_active)
-    index = retrieval.build_index(trie, rng.normal(size=(count, WIDTH)).astype(np.float32))
+    active_items = None if is_active.all() else mark_active(trie, is_active)
+    index = retrieval.build_device_index(trie, rng.normal(size=(count, WIDTH)).astype(np.float32))
     seen = rng.integers(-1, count, (REQUESTS, SEEN)).astype(np.int32)
     leaves, paths, is_valid, items = map(
         np.asarray, search(trie, index, jax.random.key(number), size, beams, active_items, seen)

@@ -16,11 +16,11 @@ from sigma_jax.evaluation.instruction_following import (
     request_variants,
 )
 from sigma_jax.generation.config import GenerationConfig
-from sigma_jax.generation.generator import Choice, Generator, Recommendations
-from sigma_jax.histories import seen_items
-from sigma_jax.recommender.trained import TrainedRecommender, load_recommender
+from sigma_jax.recommender.parts import RecommenderParts
+from sigma_jax.recommender.ranking import Recommendations
+from sigma_jax.recommender.recommender import Recommender, RecommendOptions
 from sigma_jax.runtime.config import check_least
-from sigma_jax.schema import TASKS, PreparedData, Requests
+from sigma_jax.schema import TASKS, PreparedData, RequestBatch, Requests
 from sigma_jax.tasks import instructions
 from sigma_jax.tasks.requests import make_requests
 
@@ -57,8 +57,7 @@ class EvaluationConfig:
 class Evaluator:
     """A trained recommender with the data and settings of its evaluation."""
 
-    trained: TrainedRecommender
-    generator: Generator
+    recommender: Recommender
     data: PreparedData
     settings: EvaluationConfig
     seed: int
@@ -74,14 +73,21 @@ class Evaluator:
     ) -> Evaluator:
         """The evaluator of the model in WORKDIR/sft, or in its subfolder `part`, such as
         BEFORE_REFIT."""
-        trained = load_recommender(workdir, data, part)
-        generator = make_generator(trained, settings.generation)
-        return cls(trained, generator, data, settings, seed)
+        parts = RecommenderParts.of_workdir(workdir, data, part)
+        return cls(Recommender(parts, settings.generation), data, settings, seed)
+
+    @property
+    def options(self) -> RecommendOptions:
+        """How the model ranks by the settings, seen items included."""
+        generation = self.recommender.generator.config
+        return RecommendOptions(
+            LIST_LENGTH, reranks=self.settings.uses_reranker, generation=generation
+        )
 
     @property
     def phrasings(self) -> Mapping[str, tuple[str, ...]]:
         """The instruction phrasings of the training, by task."""
-        return self.trained.config.prompt.phrasings
+        return self.recommender.spec.phrasings
 
     def requests(
         self, split: str = "", phrasings: Mapping[str, tuple[str, ...]] | None = None
@@ -93,7 +99,7 @@ class Evaluator:
           phrasings: phrasings of the instructions by task; those of the training by default. They
             change the instructions only: users, times and targets stay the same.
         """
-        share = self.trained.config.prompt.longtail_share
+        share = self.recommender.spec.longtail_share
         max_requests = self.settings.requests
         requests = make_requests(
             self.data,
@@ -110,50 +116,44 @@ class Evaluator:
             rows.append(np.sort(rng.permutation(task_rows)[: max_requests.get(task, 0)]))
         return requests.take(np.concatenate(rows))
 
-    def choice(self, requests: Requests) -> Choice:
-        """How the model ranks for `requests`, seen items included."""
-        return self.trained.choice(self.generator, requests, self.data, self.settings.uses_reranker)
-
     def lists(
-        self, requests: Requests, choices: Sequence[Choice], count: int = LIST_LENGTH
+        self, requests: Requests, variants: Sequence[RecommendOptions]
     ) -> list[Recommendations]:
-        """The recommendations for `requests` under each of `choices`."""
-        prompts = self.trained.prompts(requests, self.data)
-        return self.generator.variants(prompts, count, choices)
+        """The recommendations for `requests` under each of `variants`."""
+        return self.recommender.recommend_variants(RequestBatch.of(requests, self.data), variants)
 
     def rankings_by_mode(
-        self, requests: Requests, choices: Mapping[str, Choice]
+        self, requests: Requests, methods: Mapping[str, RecommendOptions]
     ) -> tuple[dict[str, dict[str, Int32[np.ndarray, "N K"]]], Recommendations]:
-        """Rankings of each choice with seen items included and excluded, as
-        `rankings[name][mode]`, and the full recommendations of the first choice."""
-        seen = seen_items(self.data.histories, requests)
-        variants = [dataclasses.replace(c, seen=s) for c in choices.values() for s in (None, seen)]
+        """Rankings of each method with seen items included and excluded, as
+        `rankings[name][mode]`, and the full recommendations of the first method."""
+        variants = [
+            dataclasses.replace(options, exclude_seen=exclude_seen)
+            for options in methods.values()
+            for exclude_seen in (False, True)
+        ]
         recommendations = self.lists(requests, variants)
         rankings = {
             name: {
                 "include_seen": recommendations[2 * number].items,
                 "exclude_seen": recommendations[2 * number + 1].items,
             }
-            for number, name in enumerate(choices)
+            for number, name in enumerate(methods)
         }
         return rankings, recommendations[0]
 
-    def unseen_wording(self, requests: Requests, choice: Choice) -> Int32[np.ndarray, "N K"]:
+    def unseen_wording(self, requests: Requests) -> Int32[np.ndarray, "N K"]:
         """Rankings for `requests`, which `requests()` returned, in wordings unseen in training."""
         unseen = self.requests(phrasings=instructions.HELDOUT_PHRASINGS)
         assert np.array_equal(unseen.target, requests.target)
-        # Both ask for the same users at the same times; only the instructions differ.
-        scores = choice.told
-        if scores is not None:
-            scores = self.trained.told(self.generator, unseen, self.data)
-        return self.lists(unseen, [dataclasses.replace(choice, told=scores)])[0].items
+        return self.lists(unseen, [self.options])[0].items
 
     def instruction_following(self, requests: Requests) -> dict[str, Any]:
         """Metrics of evaluation/instruction_following.py; {} where no instruction is checked."""
         limit = self.settings.instruction_following_requests
         variants = request_variants(requests, self.data, limit, self.phrasings) if limit else {}
         lists = {
-            name: self.lists(variant, [self.choice(variant)])[0].items
+            name: self.lists(variant, [self.options])[0].items
             for name, (_, variant) in variants.items()
         }
         return instruction_following(lists, variants, self.data) if variants else {}
@@ -164,21 +164,7 @@ class Evaluator:
 
         Call it for a model that was not trained on validation rows.
         """
-        valid = self.requests("valid") if fuses(self.generator) else ()
+        valid = self.requests("valid") if fuses(self.recommender) else ()
         if not len(valid):
             return None
-        seen = seen_items(self.data.histories, valid)
-        return best_constant(self.generator, self.trained.prompts(valid, self.data), valid, seen)
-
-
-def make_generator(trained: TrainedRecommender, config: GenerationConfig) -> Generator:
-    """The generator of a trained recommender, over all items of the catalogue."""
-    return Generator.create(
-        trained.model,
-        trained.tables,
-        trained.semantic_ids,
-        trained.config.prompt.layout.sid_generated,
-        config,
-        trained.config.prompt.layout.item_query,
-        trained.words,
-    )
+        return best_constant(self.recommender, RequestBatch.of(valid, self.data))

@@ -10,60 +10,59 @@ They apply to a model that searches codes, and they rank without the reranker:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Int32
 
 from sigma_jax import metrics
 from sigma_jax.generation.config import SIGMA_GRID
-from sigma_jax.generation.generator import Choice, Generator
-from sigma_jax.schema import Requests
+from sigma_jax.recommender.recommender import Recommender, RecommendOptions
+from sigma_jax.schema import RequestBatch
 
 RANK_CUTOFF = 10  # a constant is chosen by NDCG at this rank
 SIGMA_CONSTANTS = (*SIGMA_GRID, 1.4, 2.0)
 
 
-def fuses(generator: Generator) -> bool:
+def fuses(recommender: Recommender) -> bool:
     """Whether the model ranks by both prefixes and cosines, so that there is something to fuse."""
+    generator = recommender.generator
     has_both = generator.trie.depth > 0 and generator.item_query != "none"
-    return has_both and generator.config.ranking == "fused"
+    return has_both and generator.config.fusion == "adaptive"
 
 
-def best_constant(
-    generator: Generator,
-    prompts: Mapping[str, np.ndarray],
-    requests: Requests,
-    seen: Int32[np.ndarray, "N S"],
-) -> float:
-    """The value of SIGMA_CONSTANTS with the highest NDCG@10 on `requests`; the lower one on ties.
+def best_constant(recommender: Recommender, batch: RequestBatch) -> float:
+    """The value of SIGMA_CONSTANTS with the highest NDCG@10 on `batch`; the lower one on ties.
 
-    NDCG is averaged over lists with the `seen` items included and excluded: one constant serves
-    both.
+    NDCG is averaged over lists with seen items included and excluded: one constant serves both.
     """
-    config = generator.config
-    choices = [
-        Choice(excluded, config=dataclasses.replace(config, sigma=sigma))
+    config = recommender.generator.config
+    variants = [
+        RecommendOptions(RANK_CUTOFF, exclude_seen, False, dataclasses.replace(config, sigma=sigma))
         for sigma in SIGMA_CONSTANTS
-        for excluded in (None, seen)
+        for exclude_seen in (False, True)
     ]
+    targets = batch.requests.target
     ndcg = [
-        metrics.ndcg(metrics.item_ranks(result.items, requests.target), RANK_CUTOFF).mean()
-        for result in generator.variants(prompts, RANK_CUTOFF, choices)
+        metrics.ndcg(metrics.item_ranks(result.items, targets), RANK_CUTOFF).mean()
+        for result in recommender.recommend_variants(batch, variants)
     ]
     return SIGMA_CONSTANTS[int(np.reshape(ndcg, (-1, 2)).mean(axis=1).argmax())]
 
 
-def other_fusions(generator: Generator, constant: float) -> dict[str, Choice]:
-    """Method name -> how it ranks; `constant` is the result of `best_constant`."""
+def other_fusions(options: RecommendOptions, constant: float) -> dict[str, RecommendOptions]:
+    """Method name -> how it ranks.
+
+    Args:
+      options: how SIGMA ranks, with its generation settings.
+      constant: the result of `best_constant`.
+    """
     changes = {
         "sigma of Eq. 11": {"sigma": "deviation", "sigma_floor": 0.0},
         "constant sigma": {"sigma": constant},
-        "first prefix": {"ranking": "first_prefix"},
+        "first prefix": {"fusion": "first_prefix"},
     }
     return {
-        f"SIGMA without reranker, {name}": Choice(
-            config=dataclasses.replace(generator.config, **fields)
+        f"SIGMA without reranker, {name}": dataclasses.replace(
+            options, reranks=False, generation=dataclasses.replace(options.generation, **fields)
         )
         for name, fields in changes.items()
     }

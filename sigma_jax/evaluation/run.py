@@ -24,8 +24,9 @@ from sigma_jax.evaluation.fusions import other_fusions
 from sigma_jax.evaluation.page import collect_report_data, write_report
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
-from sigma_jax.generation.generator import Choice, Generator, Recommendations
-from sigma_jax.recommender.trained import BEFORE_REFIT
+from sigma_jax.recommender.parts import BEFORE_REFIT
+from sigma_jax.recommender.ranking import Recommendations
+from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.runtime.artifacts import (
     Recipe,
     check_inputs,
@@ -132,30 +133,31 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
     if is_refitted:
         first = Evaluator.load(workdir, data, settings, seed, BEFORE_REFIT)
     constant = first.constant_sigma()
-    choice = ours.choice(requests)
-    choices = {"SIGMA": choice} | other_choices(ours.generator, choice, constant)
-    rankings, recommendations = ours.rankings_by_mode(requests, choices)
+    methods = {"SIGMA": ours.options} | other_methods(ours, constant)
+    rankings, recommendations = ours.rankings_by_mode(requests, methods)
     if is_refitted:
-        other = {"SIGMA before refit": first.choice(requests)}
+        other = {"SIGMA before refit": first.options}
         rankings |= first.rankings_by_mode(requests, other)[0]
     is_worded = ours.phrasings is not instructions.WITHOUT_INSTRUCTIONS
     if is_worded:
-        unseen = ours.unseen_wording(requests, choice)
+        unseen = ours.unseen_wording(requests)
         rankings["SIGMA, unseen wording"] = {"include_seen": unseen}
     if settings.has_baselines:
         is_filtered_too = settings.has_filtered_baselines
         rankings |= baseline_rankings(workdir, data, requests, is_filtered_too, seed)
-    results = score(rankings, requests, data, ours.trained.semantic_ids)
+    results = score(rankings, requests, data, ours.recommender.parts.semantic_ids)
     results["deviation"] = {
         TASKS[task]: recommendations.deviation[requests.task == task].tolist()
         for task in np.unique(requests.task)
     }
-    results["sigma"] = choice.config.sigma
+    results["ranker"] = settings.generation.ranker
+    results["sigma"] = ours.recommender.sigma(ours.options)
     results["constant_sigma"] = constant
     if is_worded and (by_task := ours.instruction_following(requests)):
         results["instruction_following"] = by_task
     if settings.split == "valid":
-        chosen = {"the reranker was fitted": choice.features, "constant sigma was chosen": constant}
+        reranker = ours.recommender.parts.reranker if settings.uses_reranker else None
+        chosen = {"the reranker was fitted": reranker, "constant sigma was chosen": constant}
         results["warnings"] += [
             f"{what} on requests of this split; evaluate it on the test split"
             for what, value in chosen.items()
@@ -164,14 +166,14 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
     return results
 
 
-def other_choices(generator: Generator, choice: Choice, constant: float | None) -> dict:
-    """Method name -> Choice: the model without the reranker of `choice`, and with other fusions."""
-    choices = {}
-    if choice.features is not None:
-        choices["SIGMA without reranker"] = Choice(config=generator.config)
+def other_methods(ours: Evaluator, constant: float | None) -> dict[str, RecommendOptions]:
+    """Method name -> how it ranks: the model without its reranker, and with other fusions."""
+    methods = {}
+    if ours.settings.uses_reranker and ours.recommender.parts.reranker is not None:
+        methods["SIGMA without reranker"] = dataclasses.replace(ours.options, reranks=False)
     if constant is not None:
-        choices |= other_fusions(generator, constant)
-    return choices
+        methods |= other_fusions(ours.options, constant)
+    return methods
 
 
 def baseline_rankings(
@@ -205,7 +207,7 @@ def show_recommendations(config: Any, workdir: Path, users: int = 2, count: int 
     ours = Evaluator.load(workdir, data, settings, config.seed)
     requests = ours.requests()
     requests = requests.take(example_rows(requests, users))
-    [recommendations] = ours.lists(requests, [ours.choice(requests)], count)
+    [recommendations] = ours.lists(requests, [dataclasses.replace(ours.options, count=count)])
     for row in range(len(requests)):
         user = data.users.table["user_id"][int(requests.user[row])].as_py()
         print(f'\nuser {user}: "{requests.instruction[row]}"')

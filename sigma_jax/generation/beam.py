@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sigma_jax.generation.prefix_scores import ItemEvidence
-from sigma_jax.index.trie import Subset, Trie, child_of, children, leaves_of
+from sigma_jax.generation.prefix_scores import PrefixScorer
+from sigma_jax.index.trie import ActiveItems, Trie, child_of, children, leaves_of
 from sigma_jax.losses import LOG_ZERO
 from sigma_jax.models.attention import KVCache
 from sigma_jax.models.network import RecommenderNetwork, Tables
@@ -71,8 +71,8 @@ def beam_search(
     trie: Trie,
     widths: tuple[int, ...],
     item_query: str = "token",
-    evidence: ItemEvidence | None = None,
-    subset: Subset | None = None,
+    evidence: PrefixScorer | None = None,
+    active: ActiveItems | None = None,
     margin: float = math.inf,
 ) -> Beams:
     """Eq. 6-8 of SIGMA: the likeliest prefixes of real items and their queries.
@@ -85,7 +85,7 @@ def beam_search(
       widths: beams after each level of the trie.
       item_query: what asks for the item (see PromptLayout); queries are 0 where "none" does.
       evidence: of a model with an item head.
-      subset: the items that may be recommended; all where it is None.
+      active: the items that may be recommended; all where it is None.
       margin: beams that are less likely than the best by more, in log P, are dropped; what is
         retrieved costs nothing in their prefixes.
     """
@@ -113,7 +113,7 @@ def beam_search(
         if evidence is not None:
             log_probs *= model.code_head_weight[...]
         state = select(
-            state, log_probs, trie, level, widths[level], None, below[level], subset, margin
+            state, log_probs, trie, level, widths[level], None, below[level], active, margin
         )
         last = state.codes[:, :, -1]
         tokens = jnp.where(jnp.isfinite(state.scores), model.space.code(level, last), 0)[..., None]
@@ -166,7 +166,7 @@ def select(
     num_beams: int,
     log_normaliser: Float[Array, "B M"] | None = None,
     below: Float[Array, "B n"] | None = None,
-    subset: Subset | None = None,
+    active: ActiveItems | None = None,
     margin: float = math.inf,
 ) -> BeamState:
     """The best `num_beams` children of all beams; score -inf and node -1 where there are fewer.
@@ -174,10 +174,10 @@ def select(
     Args:
       log_normaliser: of `log_probs` that do not sum to one yet.
       below: the evidence of each node of the next level; with it only children share probability.
-      subset: the items that may be recommended.
+      active: the items that may be recommended.
       margin: children less likely than the best by more are dropped.
     """
-    tables = trie.dense if subset is None else subset.dense
+    tables = trie.dense if active is None else active.dense
     if below is None and str(level) in tables:
         table = tables[str(level)]
         return _select_dense(
@@ -193,8 +193,8 @@ def select(
         evidence = jnp.take_along_axis(below, flat, axis=1).reshape(nodes.shape)
         step += jnp.where(place >= 0, evidence, 0.0)
         step = jax.nn.log_softmax(jnp.where(is_child, step, LOG_ZERO), axis=-1)
-    if subset is not None:  # its items keep the probability they have among all
-        is_child &= subset.has_nodes(nodes)
+    if active is not None:  # its items keep the probability they have among all
+        is_child &= active.has_nodes(nodes)
     scores = jnp.where(is_child, state.scores[..., None] + step, -jnp.inf)
     best, parent, place = _best_children(scores, num_beams, margin)
 

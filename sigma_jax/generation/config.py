@@ -7,7 +7,8 @@ import math
 
 from sigma_jax.shapes import power_of_two
 
-RANKINGS = ("fused", "first_prefix")
+RANKERS = ("three_step", "exhaustive")
+FUSIONS = ("adaptive", "first_prefix")
 NORMALISERS = ("exact", "retrieved")
 RETRIEVALS = ("exact", "scann")
 # Constants that are tried in place of Eq. 11's sigma.
@@ -18,13 +19,17 @@ SIGMA_GRID = (0.25, 0.35, 0.5, 0.7, 1.0)
 class GenerationConfig:
     """How to generate."""
 
+    # How items are ranked: "three_step" searches beams over codes, then items inside their
+    # prefixes,
+    # and fuses both (section 2.4). "exhaustive" scores all items at once by the item head.
+    ranker: str
     num_beams: int  # K of Eq. 6
     num_retrieved: int  # M of Eq. 9, for each prefix; without codes num_beams times as many
     temperature: float  # tau of Eq. 11
     sigma: str | float  # "deviation" of the beam scores (Eq. 11), or a constant in its place
     sigma_floor: float
     normaliser: str  # of Eq. 11: over all items of the prefix ("exact") or the retrieved ones
-    ranking: str  # "fused" (APF), or "first_prefix": the ablation of Table 1
+    fusion: str  # "adaptive" (APF), or "first_prefix": the ablation of Table 1
     batch_size: int  # prompts at a time
     early_beams: tuple[int, ...]  # in place of K after the levels before the last; () is K for all
     beam_margin: float  # beams further behind the best, in log P, are dropped; 0: none is
@@ -33,7 +38,12 @@ class GenerationConfig:
     retrieval: str
 
     def __post_init__(self):
-        known = {"ranking": RANKINGS, "normaliser": NORMALISERS, "retrieval": RETRIEVALS}
+        known = {
+            "ranker": RANKERS,
+            "fusion": FUSIONS,
+            "normaliser": NORMALISERS,
+            "retrieval": RETRIEVALS,
+        }
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(

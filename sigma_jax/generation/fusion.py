@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
+from sigma_jax.index.candidates import Candidates
+
 
 def beam_deviation(
     beam_scores: Float32[Array, "*B M"], is_valid: Bool[Array, "*B M"], floor: float
@@ -26,7 +28,7 @@ def beam_deviation(
     return jnp.maximum(jnp.sqrt(squares.sum(-1) / count), floor)
 
 
-def sharpness(
+def inverse_temperature(
     beam_scores: Float32[Array, "*B M"],
     is_valid: Bool[Array, "*B M"],
     temperature: float,
@@ -49,13 +51,13 @@ def sharpness(
 def retrieved_log_normaliser(
     cosines: Float32[Array, "*B M R"],
     is_valid_item: Bool[Array, "*B M R"],
-    sharpness: Float32[Array, "*B"],
+    inverse_temperature: Float32[Array, "*B"],
 ) -> Float32[Array, "*B M"]:
     """Log denominator of Eq. 11 over the retrieved items only; the exact one comes from `search`.
 
     -inf for a beam without items.
     """
-    logits = jnp.where(is_valid_item, cosines, 0.0) * sharpness[..., None, None]
+    logits = jnp.where(is_valid_item, cosines, 0.0) * inverse_temperature[..., None, None]
     return jax.nn.logsumexp(logits, axis=-1, where=is_valid_item)
 
 
@@ -65,45 +67,63 @@ def fuse(
     cosines: Float32[Array, "*B M R"],
     is_valid_item: Bool[Array, "*B M R"],
     log_normaliser: Float32[Array, "*B M"],
-    sharpness: Float32[Array, "*B"],
+    inverse_temperature: Float32[Array, "*B"],
 ) -> Float32[Array, "*B M R"]:
     """Log-probability of every retrieved item (Eq. 10-11); -inf where there is none."""
     is_valid = is_valid_beam[..., None] & is_valid_item
     # Zeros stand in for invalid entries before the sums: -inf - -inf and -inf * 0 are NaN.
     prefix = jnp.where(is_valid_beam, beam_scores, 0.0)
     prefix = prefix - jnp.where(is_valid_beam, log_normaliser, 0.0)
-    logits = jnp.where(is_valid, cosines, 0.0) * sharpness[..., None, None]
+    logits = jnp.where(is_valid, cosines, 0.0) * inverse_temperature[..., None, None]
     log_prob = prefix[..., None] + logits
     return jnp.where(is_valid, log_prob, -jnp.inf)
 
 
-def add_bias(
-    log_prob: Float32[Array, "*B M R"], bias: Float32[Array, "*B M R"]
-) -> Float32[Array, "*B M R"]:
-    """Log-probability proportional to p e^bias, with the sum over all items as the denominator.
+def fuse_candidates(
+    candidates: Candidates,
+    beam_scores: Float32[Array, "B M"],
+    is_valid_beam: Bool[Array, "B M"],
+    inverse_temperature: Float32[Array, " B"],
+    normaliser: str,
+    fusion: str,
+) -> Float32[Array, "B N"]:
+    """Log-probability of every candidate (Eq. 10-11); -inf where there is none.
 
-    Items that were not retrieved enter the sum with the least bias of those that were, since none
-    is known here: what all items have changes nothing.
+    Args:
+      normaliser: "exact" or "retrieved" (GenerationConfig).
+      fusion: "adaptive", or "first_prefix" for the items of the best beam only.
     """
-    is_item = jnp.isfinite(log_prob)
-    least = jnp.min(bias, axis=(-2, -1), keepdims=True, initial=jnp.inf, where=is_item)
-    least = jnp.where(jnp.isfinite(least), least, 0.0)
-    total = jax.nn.logsumexp(log_prob, axis=(-2, -1), keepdims=True)
-    rest = jnp.log1p(-jnp.minimum(jnp.exp(total), 1 - jnp.finfo(jnp.float32).eps))
-    biased = log_prob + bias
-    total = jnp.logaddexp(rest + least, jax.nn.logsumexp(biased, axis=(-2, -1), keepdims=True))
-    return biased - total
+    log_normaliser = candidates.log_normaliser
+    if normaliser == "retrieved":
+        nearest = candidates.nearest_of_beams(candidates.cosines)
+        is_item = candidates.nearest_of_beams(candidates.items) >= 0
+        log_normaliser = retrieved_log_normaliser(nearest, is_item, inverse_temperature)
+
+    def of_beam(values: Array) -> Array:
+        return jnp.take_along_axis(values, candidates.beams, axis=-1)
+
+    log_prob = fuse(
+        of_beam(beam_scores),
+        of_beam(is_valid_beam),
+        candidates.cosines[..., None],
+        (candidates.items >= 0)[..., None],
+        of_beam(log_normaliser),
+        inverse_temperature,
+    )[..., 0]
+    if fusion == "first_prefix":
+        return keep_first_prefix(log_prob, candidates.beams, beam_scores, is_valid_beam)
+    return log_prob
 
 
 def keep_first_prefix(
-    log_prob: Float32[Array, "*B M R"],
+    log_prob: Float32[Array, "*B N"],
+    beams: Int32[Array, "*B N"],
     beam_scores: Float32[Array, "*B M"],
     is_valid_beam: Bool[Array, "*B M"],
-) -> Float32[Array, "*B M R"]:
-    """Leaves only the items of the best beam: the row "- APF (Top-K 1st Prefix)" of Table 1."""
+) -> Float32[Array, "*B N"]:
+    """The items of the best beam only: the row "- APF (Top-K 1st Prefix)" of Table 1."""
     best = jnp.argmax(jnp.where(is_valid_beam, beam_scores, -jnp.inf), axis=-1)
-    is_best = jnp.arange(beam_scores.shape[-1]) == best[..., None]
-    return jnp.where(is_best[..., None], log_prob, -jnp.inf)
+    return jnp.where(beams == best[..., None], log_prob, -jnp.inf)
 
 
 def merge(

@@ -1,24 +1,23 @@
-"""How much a prefix and the query after it add to the item head, fitted on validation requests.
+"""Head weights: how much the code head and the query head add to the item head.
 
-A model with an item head has three opinions of an item, each trained with a loss of its own: the
-item head's over all items, Eq. 4's of its prefix, Eq. 5's inside the prefix. They rank together as
+A network with an item head scores an item three times, and each score has a loss of its own: the
+item head scores it among all items, the code head its prefix (Eq. 4), the query head inside the
+prefix (Eq. 5). They rank together as
 
     P(c_t | c_<t)      ~ P_Eq4(c_t | c_<t)^a * sum of exp(s(i)) over the items below c_<t, c_t
     P(i | c_1 .. c_y)  ~ exp(s(i) + b * query . v_i / tau),    s(i) = item head . v_i / tau
 
-so that a = b = 0 is one softmax over items. What a and b are worth depends on the catalogue and the
-log, not on the training loss, which has learnt by heart what codes say of it: log P is a sum of a
-part with a alone and one with b alone, and each is chosen from a grid by how likely it makes the
-targets of validation requests: the smallest that is not worse than the best by more than a standard
-error (the rule of Breiman, Friedman, Olshen and Stone 1984), or than WORTH; and 0 where that one
-is not better than 0 by more than WORTH. At 0 the codes are not searched at all, so they have to
-earn their time. What decides is the ranking: a search finds the items of some prefixes only, and
-counts (reranking/reranker.py) choose among what is found. So weights are taken back where the
-final ranking
-of these requests is not better with them than without, by more than a standard error
-(beam_search_helps).
+With a = b = 0 this is one softmax over all items. The value of a and b depends on the catalogue and
+the log, not on the training loss, which knows by heart what the codes say. log P is a sum of a part
+with a alone and a part with b alone. Each weight is chosen from a grid by how likely it makes the
+targets of validation requests. The smallest weight wins that is not worse than the best by more
+than a standard error (the rule of Breiman, Friedman, Olshen and Stone 1984) or than MIN_GAIN. It is
+0 unless it is better than 0 by more than MIN_GAIN.
 
-Axes: N requests, T tokens, I items, G values of a gain.
+A likelihood is not yet a better list: beam search finds the items of some prefixes only, and the
+reranker chooses among them. `beam_search_helps` compares the lists of both rankers.
+
+Axes: N requests, T tokens, I items, G values of a weight.
 """
 
 from __future__ import annotations
@@ -42,32 +41,27 @@ from sigma_jax.models.qwen3 import causal_mask
 
 GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 1.0)
 SCORES_A_STEP = 2**22  # of items, for the requests looked at together
-WORTH = 0.01  # of a gain, in log P: to make a target less than 1 % likelier is worth no search
-JUDGED = 10  # ranks of the final ranking that count for beam_search_helps
+MIN_GAIN = 0.01  # in log P: to make a target less than 1 % likelier is worth no beam search
+RANK_CUTOFF = 10  # of the NDCG that compares two rankers
 HEAD_WEIGHTS = ("code_head_weight", "query_head_weight")  # of RecommenderNetwork
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadWeights:
-    """What is fitted, and the mean log P of the targets with it and with the item head alone."""
+    """The fitted weights, and the mean log P of the targets with them and without."""
 
     code: float  # a
     query: float  # b
-    log_p: float
-    item_head_log_p: float
+    log_p: float  # with these weights
+    item_head_log_p: float  # with the item head alone
 
     @property
-    def none(self) -> HeadWeights:
-        """The item head alone."""
-        return HeadWeights(0.0, 0.0, self.item_head_log_p, self.item_head_log_p)
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """As figures of the stage."""
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the stage."""
         return {f"head_weight_{name}": value for name, value in dataclasses.asdict(self).items()}
 
     def put_into(self, model: RecommenderNetwork) -> None:
-        """Sets the model's gains."""
+        """Sets the weights of a network."""
         model.code_head_weight[...] = jnp.float32(self.code)
         model.query_head_weight[...] = jnp.float32(self.query)
 
@@ -110,27 +104,30 @@ def fit_head_weights(
 
 def smallest_about_best(log_p: Float[np.ndarray, "N G"]) -> int:
     """The first column whose mean is about the best's: at most a standard error (of the
-    difference) below it, or WORTH. The first of all where that is WORTH above it at most.
+    difference) below it, or MIN_GAIN. The first of all where that is MIN_GAIN above it at most.
 
     Worked example: differences to the best of [2, 0, 1] and [.1, -.1, .06]: the means are 1 and
     .02, the errors .58 and .06; the second column is taken.
     """
     behind = log_p[:, [log_p.mean(axis=0).argmax()]] - log_p
     is_as_good = [
-        column.mean() <= max(metrics.standard_error(column), WORTH) for column in behind.T
+        column.mean() <= max(metrics.standard_error(column), MIN_GAIN) for column in behind.T
     ]
     chosen = is_as_good.index(True)
-    return chosen if behind[:, 0].mean() - behind[:, chosen].mean() > WORTH else 0
+    return chosen if behind[:, 0].mean() - behind[:, chosen].mean() > MIN_GAIN else 0
 
 
-def beam_search_helps(ranks: Int[np.ndarray, " N"], open_ranks: Int[np.ndarray, " N"]) -> bool:
-    """Whether targets rank better (NDCG@JUDGED) with codes than with the item head alone, by more
-    than a standard error of the difference.
+def beam_search_helps(
+    three_step_ranks: Int[np.ndarray, " N"], exhaustive_ranks: Int[np.ndarray, " N"]
+) -> bool:
+    """Whether the three-step ranker ranks targets better than the exhaustive one.
 
-    Worked example: of four requests two rise from rank 1 to 0 and none falls: the mean gain is .18,
-    the error .11; they pay. Were one of the two to fall from 0 to 1 instead, they would not.
+    Better means that NDCG@RANK_CUTOFF is higher by more than a standard error of the difference.
+
+    Worked example: of four requests two rise from rank 1 to 0 and none falls. The mean gain is .18,
+    the error .11: it helps. If one of the two falls from 0 to 1 instead, it does not.
     """
-    gain = metrics.ndcg(ranks, JUDGED) - metrics.ndcg(open_ranks, JUDGED)
+    gain = metrics.ndcg(three_step_ranks, RANK_CUTOFF) - metrics.ndcg(exhaustive_ranks, RANK_CUTOFF)
     return bool(gain.mean() > metrics.standard_error(gain))
 
 

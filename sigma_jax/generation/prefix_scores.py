@@ -28,7 +28,7 @@ ENTRIES = 2**26  # of [requests, items] that exist at once: 256 MB of float32
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ItemEvidence:
+class PrefixScorer:
     """Item vectors by leaf, and the node each item lies under at each level."""
 
     vectors: Float[Array, "I D"]  # unit length; padding 0
@@ -55,11 +55,13 @@ class ItemEvidence:
         return found
 
 
-def make_evidence(trie: Trie, vectors: Float[Array, "I D"], temperature: float) -> ItemEvidence:
-    """Evidence over the leaves of `trie`; `vectors` in their order (PrefixIndex.vectors)."""
+def make_prefix_scorer(
+    trie: Trie, vectors: Float[Array, "I D"], temperature: float
+) -> PrefixScorer:
+    """Evidence over the leaves of `trie`; `vectors` in their order (DeviceIndex.vectors)."""
     items_of_leaf = np.diff(np.asarray(trie.leaf_start)[: trie.num_leaves + 1])
     sizes = trie.level_sizes
     nodes = np.tile(np.array(sizes, np.int32)[:, None], vectors.shape[0])
     for size, row, above in zip(sizes, nodes, nodes_of_leaves(trie), strict=True):
         row[: trie.num_items] = np.repeat(np.where(above < 0, size, above), items_of_leaf)
-    return ItemEvidence(vectors, jnp.asarray(nodes), float(temperature), sizes)
+    return PrefixScorer(vectors, jnp.asarray(nodes), float(temperature), sizes)

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
-from sigma_jax.index.trie import Subset, Trie
+from sigma_jax.index.candidates import Candidates, SearchInputs, find_sorted
+from sigma_jax.index.trie import Trie
 from sigma_jax.losses import unit
-from sigma_jax.reranking.features import ItemBias, find
 
 CHUNK = 128
 PLACED = 2**18  # rows of an index that are placed at a time
@@ -29,7 +29,7 @@ WHOLE_CHUNK = 4_096  # where one prefix holds all items: these are scored for al
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PrefixIndex:
+class DeviceIndex:
     """Item vectors by prefix; leaves are the deepest nodes of the `Trie`."""
 
     vectors: Float[Array, "I D"]  # unit length, in the order of sorted_items; padding 0
@@ -46,12 +46,12 @@ class PrefixIndex:
         return self.vectors[self.row_of_item[jnp.maximum(items, 0)]]
 
 
-def build_index(
+def build_device_index(
     trie: Trie,
     vectors: Float32[np.ndarray, "I D"],
     chunk: int | None = None,
     mesh: Mesh | None = None,
-) -> PrefixIndex:
+) -> DeviceIndex:
     """Index of `vectors` (row i = item i, any length but 0) over the leaves of `trie`.
 
     `mesh`: whose devices have the rows in equal parts, and search their own; no device ever holds
@@ -78,7 +78,7 @@ def build_index(
         own = jax.make_array_from_callback(
             (len(items), vectors.shape[1]), by_row, lambda part: _unit_rows(vectors, items[part[0]])
         )
-    return PrefixIndex(
+    return DeviceIndex(
         vectors=own,
         sorted_items=cut(items),
         row_of_item=whole(row_of_item),
@@ -101,32 +101,60 @@ def _unit_rows(
     return found
 
 
-def search(
-    index: PrefixIndex,
-    queries: Float[Array, "*B M D"],
-    leaves: Int32[Array, "*B M"],
-    is_valid: Bool[Array, "*B M"],
-    count: int,
-    sharpness: Float32[Array, "*B"],
-    excluded: Int32[Array, "*B S"] | None = None,
-    bias: ItemBias | None = None,
-    subset: Subset | None = None,
-) -> tuple[Int32[Array, "*B M R"], Float32[Array, "*B M R"], Float32[Array, "*B M"]]:
-    """The `count` items of each prefix nearest to its query: (items, cosines, log_normaliser).
+def search(index: DeviceIndex, inputs: SearchInputs, count: int) -> Candidates:
+    """The `count` items of each prefix nearest to its query, and the extra candidates (Eq. 9).
 
-    Cosines are of queries of unit length; others are as sharp as they are long. Best first by
-    cos * sharpness + bias, the lower item on ties; item -1 and cosine -inf where the prefix has
-    fewer, or the beam is not valid. `log_normaliser` is logsumexp(cos * sharpness) over all of V_k,
-    the exact denominator of Eq. 11 (-inf for beams that are not valid). Items in `excluded` (padded
-    with -1), or not in `subset`, are not returned but count in the denominator, since the model
-    gives them probability.
+    The nearest items stand best first, the lower item first on ties. Item -1 with cosine -inf fills
+    up where the prefix has fewer items or the beam is not valid. The normaliser is exact. It counts
+    excluded and inactive items too, since the model gives them probability.
 
-    Where the index lies on several devices, each searches its own rows, and the best of all are put
-    together.
+    An index on several devices searches the rows of each device there and merges the best.
     """
-    asked = Asked(queries, leaves, is_valid, sharpness, excluded, bias, subset)
+    found = _nearest(index, inputs, count)
+    batch, beams, _ = found.items.shape
+    items = found.items.reshape(batch, -1)
+    columns = [items, jnp.repeat(jnp.arange(beams), count)[None], found.cosines.reshape(batch, -1)]
+    columns[1] = jnp.broadcast_to(columns[1], items.shape)
+    extra = inputs.extra
+    if inputs.extra_queries is not None:
+        queries = jnp.broadcast_to(inputs.extra_queries[:, None], inputs.queries.shape)
+        more = _nearest(index, dataclasses.replace(inputs, queries=queries), count).items
+        more = more.reshape(batch, -1)
+        extra = more if extra is None else jnp.concatenate([extra, more], axis=1)
+    if extra is not None:
+        added = _extra_candidates(index, inputs, items, extra)
+        columns = [jnp.concatenate(pair, axis=1) for pair in zip(columns, added, strict=True)]
+    return Candidates(*columns, log_normaliser=found.log_normaliser, nearest=count)
+
+
+def _extra_candidates(
+    index: DeviceIndex, inputs: SearchInputs, found: Int32[Array, "B N"], extra: Int32[Array, "B L"]
+) -> tuple[Int32[Array, "B L"], Int32[Array, "B L"], Float32[Array, "B L"]]:
+    """Items, beams and cosines of the `extra` items that lie in a prefix and are not in `found`."""
+    extra = jnp.sort(extra, axis=1)
+    is_repeat = jnp.pad(extra[:, 1:] == extra[:, :-1], ((0, 0), (1, 0)))
+    is_wanted = (extra >= 0) & ~is_repeat & ~find_sorted(extra, jnp.sort(found, axis=1))[1]
+    if inputs.excluded is not None:
+        is_wanted &= ~find_sorted(extra, jnp.sort(inputs.excluded, axis=1))[1]
+    rows = index.row_of_item[jnp.maximum(extra, 0)]
+    if inputs.active is not None:
+        is_wanted &= inputs.active.has_rows(rows)
+    leaves = jnp.searchsorted(index.leaf_start, rows, side="right").astype(jnp.int32) - 1
+    of_beam = jnp.where(inputs.is_valid, inputs.leaves, -1)[:, None]
+    is_in_prefix = leaves[..., None] == of_beam  # [B, L, M]; leaves are never negative
+    beams = jnp.argmax(is_in_prefix, axis=-1).astype(jnp.int32)
+    is_wanted &= is_in_prefix.any(axis=-1)
+    queries = jnp.take_along_axis(inputs.queries, beams[..., None], axis=1)
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    cosines = product("BLD,BLD->BL", queries, index.vectors[rows])
+    cosines = jnp.where(is_wanted, cosines, -jnp.inf)
+    return jnp.where(is_wanted, extra, -1), beams, cosines
+
+
+def _nearest(index: DeviceIndex, inputs: SearchInputs, count: int) -> Nearest:
+    """The nearest items of each beam; item -1 and cosine -inf where there are fewer."""
     if index.mesh is None:
-        found = _search_rows(index, asked, count, 0)
+        found = _search_rows(index, inputs, count, 0)
     else:
         axes = index.mesh.axis_names
         whole, rows = PartitionSpec(), PartitionSpec(axes)
@@ -134,104 +162,87 @@ def search(
             index, vectors=rows, sorted_items=rows, row_of_item=whole, leaf_start=whole
         )
 
-        def search_own(index: PrefixIndex, asked: Asked) -> Found:
+        def search_own(index: DeviceIndex, inputs: SearchInputs) -> Nearest:
             first = jax.lax.axis_index(axes) * index.sorted_items.shape[0]
-            own = _search_rows(index, asked, count, first)
+            own = _search_rows(index, inputs, count, first)
             gather = functools.partial(jax.lax.all_gather, axis_name=axes)
             side_by_side = functools.partial(gather, axis=own.best.ndim - 1, tiled=True)
             log_normaliser = jax.nn.logsumexp(gather(own.log_normaliser), axis=0)
-            ranked = map(side_by_side, (own.best, own.cosines, own.items))
-            return _best_of(Found(*ranked, log_normaliser), count)
+            ranked = map(side_by_side, (own.best, own.items))
+            return _best_of(Nearest(*ranked, log_normaliser), count)
 
-        # What is gathered from all is the same on all, which the check cannot see.
+        # The gathered values are equal on all devices, which the check cannot see.
         place = functools.partial(jax.shard_map, mesh=index.mesh, check_vma=False)
-        found = place(search_own, in_specs=(specs, whole), out_specs=whole)(index, asked)
-    is_found = found.best > -jnp.inf
-    items = jnp.where(is_found, found.items, -1)
-    return items, jnp.where(is_found, found.cosines, -jnp.inf), found.log_normaliser
+        found = place(search_own, in_specs=(specs, whole), out_specs=whole)(index, inputs)
+    return dataclasses.replace(found, items=jnp.where(found.best > -jnp.inf, found.items, -1))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """The arguments of `search`."""
+class Nearest:
+    """The best items of each beam so far; the cosine is -inf where there are fewer."""
 
-    queries: Float[Array, "*B M D"]
-    leaves: Int32[Array, "*B M"]
-    is_valid: Bool[Array, "*B M"]
-    sharpness: Float32[Array, "*B"]
-    excluded: Int32[Array, "*B S"] | None
-    bias: ItemBias | None
-    subset: Subset | None
+    best: Float32[Array, "B M R"]  # cosines
+    items: Int32[Array, "B M R"]
+    log_normaliser: Float32[Array, "B M"]
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """The best items of each beam so far; `best` is -inf where there are fewer."""
-
-    best: Float32[Array, "*B M R"]  # what they are ordered by
-    cosines: Float32[Array, "*B M R"]
-    items: Int32[Array, "*B M R"]
-    log_normaliser: Float32[Array, "*B M"]
+    @property
+    def cosines(self) -> Float32[Array, "B M R"]:
+        """Cosines of the items with the query; -inf where there is no item."""
+        return self.best
 
 
 def _search_rows(
-    index: PrefixIndex, asked: Asked, count: int, first_row: Int32[Array, ""] | int
-) -> Found:
+    index: DeviceIndex, inputs: SearchInputs, count: int, first_row: Int32[Array, ""] | int
+) -> Nearest:
     """`search` in the rows of `index`, which are those from `first_row` on of the whole one's."""
-    is_valid = asked.is_valid & (asked.leaves >= 0)
-    leaf = jnp.where(is_valid, asked.leaves, 0)
+    is_valid = inputs.is_valid & (inputs.leaves >= 0)
+    leaf = jnp.where(is_valid, inputs.leaves, 0)
     bounds = jnp.stack([index.leaf_start[leaf], index.leaf_start[leaf + 1]])
     start, end = jnp.clip(bounds - first_row, 0, index.sorted_items.shape[0])
     size = jnp.where(is_valid, end - start, 0)
-    sharpness = asked.sharpness[..., None, None]
-    excluded = asked.excluded if asked.excluded is None else jnp.sort(asked.excluded, axis=-1)
+    sharpness = inputs.inverse_temperature[..., None, None]
+    excluded = inputs.excluded if inputs.excluded is None else jnp.sort(inputs.excluded, axis=-1)
     # Highest precision: a TPU would round the factors to bfloat16.
     exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     longest = size.max()
 
-    def score_chunk(state: tuple[Array, Found]) -> tuple[Array, Found]:
+    def score_chunk(state: tuple[Array, Nearest]) -> tuple[Array, Nearest]:
         first, found = state
         offsets = first + jnp.arange(index.chunk, dtype=jnp.int32)
         rows = start[..., None] + offsets
         is_item = offsets < size[..., None]
         if index.is_whole:
             vectors = index.vectors.at[offsets].get(mode="clip")
-            cosines = exact("...D,RD->...R", asked.queries, vectors)
+            cosines = exact("...D,RD->...R", inputs.queries, vectors)
         else:
             vectors = index.vectors.at[rows].get(mode="clip")
-            cosines = exact("...D,...RD->...R", asked.queries, vectors)
+            cosines = exact("...D,...RD->...R", inputs.queries, vectors)
         part = jax.nn.logsumexp(cosines * sharpness, axis=-1, where=is_item)
-        scores = cosines
-        if excluded is not None or asked.bias is not None:
-            items = index.sorted_items.at[rows].get(mode="clip")
         if excluded is not None:
-            is_item &= ~find(items, excluded)[1]
-        if asked.subset is not None:
-            is_item &= asked.subset.has_rows(first_row + rows)
-        if asked.bias is not None:
-            scores = cosines * sharpness + asked.bias.of(items, vectors)
+            items = index.sorted_items.at[rows].get(mode="clip")
+            is_excluded = find_sorted(items.reshape(len(items), -1), excluded)[1]
+            is_item &= ~is_excluded.reshape(items.shape)
+        if inputs.active is not None:
+            is_item &= inputs.active.has_rows(first_row + rows)
         log_normaliser = jnp.logaddexp(found.log_normaliser, part)
         # Earlier rows stand first and are lower items: top_k then resolves ties as promised.
-        more = (jnp.where(is_item, scores, -jnp.inf), cosines, rows)
-        pairs = zip((found.best, found.cosines, found.items), more, strict=True)
+        more = (jnp.where(is_item, cosines, -jnp.inf), rows)
+        pairs = zip((found.best, found.items), more, strict=True)
         pool = (jnp.concatenate(pair, axis=-1) for pair in pairs)
-        return first + index.chunk, _best_of(Found(*pool, log_normaliser), count)
+        return first + index.chunk, _best_of(Nearest(*pool, log_normaliser), count)
 
-    shape = (*asked.leaves.shape, count)
+    shape = (*inputs.leaves.shape, count)
     nothing = jnp.full(shape, -jnp.inf, jnp.float32)
     # Its items are rows until all are searched.
-    none = Found(nothing, nothing, jnp.zeros(shape, jnp.int32), nothing[..., 0])
+    none = Nearest(nothing, jnp.zeros(shape, jnp.int32), nothing[..., 0])
     state = (jnp.int32(0), none)
     found = jax.lax.while_loop(lambda state: state[0] < longest, score_chunk, state)[1]
     return dataclasses.replace(found, items=index.sorted_items[found.items])
 
 
-def _best_of(found: Found, count: int) -> Found:
+def _best_of(found: Nearest, count: int) -> Nearest:
     """The `count` best of each beam, the first on ties."""
     best, chosen = jax.lax.top_k(found.best, count)
-    cosines, items = (
-        jnp.take_along_axis(values, chosen, axis=-1) for values in (found.cosines, found.items)
-    )
-    return Found(best, cosines, items, found.log_normaliser)
+    items = jnp.take_along_axis(found.items, chosen, axis=-1)
+    return Nearest(best, items, found.log_normaliser)

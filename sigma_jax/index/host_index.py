@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
 
+from sigma_jax.data.vectors import unit_rows
+from sigma_jax.index.candidates import Candidates, SearchInputs, padded_width
 from sigma_jax.index.prefix import NONE, Compared, Prefix, best_of, everything, log_mass
 from sigma_jax.index.scann_searcher import HAS_SCANN, Searcher
 from sigma_jax.index.trie import Trie
 
-LISTED = 64  # listed items of a beam, times 4, 16 ...: few widths, since each is compiled
 SCANN_ABOVE = 10_000  # items of a prefix from which ScaNN is faster than a product
 STALE = 0.1  # share of a prefix, new or removed, above which `compact` builds it anew
 GONE = 0.5  # share of a prefix, not wanted, above which a product is faster than passing them over
@@ -118,39 +119,51 @@ class HostIndex:
                 totals[rows] = log_mass(prefix, asked, compared, sharpness[rows])
         return items, products, totals
 
-    def of_beams(
-        self,
-        queries: Float32[np.ndarray, "B M D"],
-        leaves: Int32[np.ndarray, "B M"],
-        count: int,
-        sharpness: Float32[np.ndarray, " B"],
-        seen: Int32[np.ndarray, "B S"] | None,
-        listed: Sequence[Int32[np.ndarray, " L"]] | None,
-    ) -> tuple[
-        Int32[np.ndarray, "B M R"], Float32[np.ndarray, "B M R"], Float32[np.ndarray, "B M"]
-    ]:
-        """What `retrieval.search` gives for each beam: items, cosines and the log-normaliser, an
-        estimate where ScaNN has searched.
+    def search_beams(self, inputs: SearchInputs, count: int) -> Candidates:
+        """The `count` items of each prefix nearest to its query, and the extra candidates (Eq. 9).
 
-        Behind the `count` nearest stand those of each request's `listed` items (negative and
-        unknown ones are none) that lie in the prefix: where more than the query speaks for an item,
-        it has to be among what is chosen from, however far it lies (lifts.py). They have LISTED
-        places, or 4, 16 ... times as many.
+        It answers as `device_index.search` does, on NumPy arrays. The normaliser is an estimate
+        where ScaNN searches a prefix. Ids of extra candidates that the index does not know are
+        ignored. `inputs.active` is not read: see `only`.
         """
+        queries, leaves = np.asarray(inputs.queries), np.asarray(inputs.leaves)
+        leaves = np.where(np.asarray(inputs.is_valid), leaves, NONE)
         batch, beams, width = queries.shape
-        flat, of_leaf = queries.reshape(-1, width), leaves.reshape(-1)
+        seen = None if inputs.excluded is None else np.asarray(inputs.excluded)
         excluded = None
         if seen is not None:
             excluded = [row[row >= 0] for row in seen for _ in range(beams)]
-        sharpness = np.repeat(sharpness, beams)
-        items, products, normaliser = self._search(flat, of_leaf, count, excluded, sharpness)
-        items, products = (part.reshape(batch, beams, count) for part in (items, products))
-        if listed is not None:
-            more = self._listed(queries, leaves, listed, seen, items)
-            items, products = (
-                np.concatenate(parts, axis=2) for parts in zip((items, products), more, strict=True)
+        factor = np.repeat(np.asarray(inputs.inverse_temperature), beams)
+        items, products, normaliser = self._search(
+            queries.reshape(-1, width), leaves.reshape(-1), count, excluded, factor
+        )
+        items, products = (part.reshape(batch, -1) for part in (items, products))
+        of_beam = np.broadcast_to(np.repeat(np.arange(beams, dtype=np.int32), count), items.shape)
+        columns = [items, of_beam, products]
+        extra = self._extra_of(inputs, leaves, count)
+        if extra is not None:
+            added = self._listed(queries, leaves, extra, seen, items)
+            columns = [np.concatenate(pair, axis=1) for pair in zip(columns, added, strict=True)]
+        normaliser = normaliser.reshape(batch, beams)
+        return Candidates(*columns, log_normaliser=normaliser, nearest=count)
+
+    def _extra_of(
+        self, inputs: SearchInputs, leaves: np.ndarray, count: int
+    ) -> list[Int32[np.ndarray, " L"]] | None:
+        """The extra candidates of each request: those given, and those nearest to its
+        `extra_queries`."""
+        if inputs.extra is None and inputs.extra_queries is None:
+            return None
+        lists = [np.zeros(0, np.int32)] * len(leaves)
+        if inputs.extra is not None:
+            lists = list(np.asarray(inputs.extra))
+        if inputs.extra_queries is not None:
+            queries = np.repeat(
+                unit_rows(np.asarray(inputs.extra_queries)), leaves.shape[1], axis=0
             )
-        return items, products, normaliser.reshape(batch, beams)
+            near = self.search(queries, leaves.reshape(-1), count)[0].reshape(len(leaves), -1)
+            lists = [np.union1d(*pair) for pair in zip(lists, near, strict=True)]
+        return [np.unique(row) for row in lists]
 
     def _by_leaf(self, leaves: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Each leaf that has items, and the queries that look into it."""
@@ -201,28 +214,42 @@ class HostIndex:
             items[short], products[short] = more
         return items, products
 
-    def _listed(self, queries, leaves, listed, seen, found):
-        """Items and products of the `listed` ones in each beam's leaf that were not found."""
+    def _listed(
+        self,
+        queries: np.ndarray,
+        leaves: np.ndarray,
+        extra: list[np.ndarray],
+        seen: np.ndarray | None,
+        found: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Items, beams and products of the `extra` items in a beam's prefix that were not found.
+
+        The width is EXTRA_WIDTH times a power of four: few widths, few compilations.
+        """
         lists = []
-        for row, wanted in enumerate(listed):
+        for row, wanted in enumerate(extra):
             wanted = wanted[(wanted >= 0) & (wanted < len(self._leaf))]
             wanted = wanted[~self._is_removed[wanted]]
             if seen is not None:
                 wanted = wanted[~np.isin(wanted, seen[row])]
             wanted = wanted[~np.isin(wanted, found[row])]
-            places = dict(_groups(self._leaf[wanted]))
-            lists += [wanted[places.get(leaf, [])] for leaf in leaves[row].tolist()]
-        width, longest = LISTED, max(map(len, lists), default=0)
-        while width < longest:
-            width *= 4
-        items = np.full((*leaves.shape, width), NONE)
+            order = np.argsort(leaves[row], kind="stable")
+            place = np.searchsorted(leaves[row], self._leaf[wanted], sorter=order)
+            beam = order[np.minimum(place, len(order) - 1)]
+            is_in_prefix = (leaves[row, beam] == self._leaf[wanted]) & (self._leaf[wanted] >= 0)
+            lists.append((wanted[is_in_prefix], beam[is_in_prefix]))
+        width = padded_width(max((len(items) for items, _ in lists), default=0))
+        items = np.full((len(leaves), width), NONE)
+        beams = np.zeros(items.shape, np.int32)
         products = np.full(items.shape, -np.inf, np.float32)
-        for (row, beam), here in zip(np.ndindex(leaves.shape), lists, strict=True):
-            if len(here):
-                vectors = self._prefixes[int(leaves[row, beam])].vectors[self._row[here]]
-                items[row, beam, : len(here)] = here
-                products[row, beam, : len(here)] = vectors @ queries[row, beam]
-        return items, products
+        for row, (wanted, beam) in enumerate(lists):
+            items[row, : len(wanted)], beams[row, : len(wanted)] = wanted, beam
+            for number in np.unique(beam):
+                places = np.flatnonzero(beam == number)
+                prefix = self._prefixes[int(leaves[row, number])]
+                vectors = prefix.vectors[self._row[wanted[places]]]
+                products[row, places] = vectors @ queries[row, number]
+        return items, beams, products
 
     def add(
         self,

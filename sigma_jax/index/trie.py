@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Int32, UInt16, UInt32
 
 from sigma_jax.schema import read_npy
 
-WORD = 32  # bits of a word of a Subset
+WORD = 32  # bits of a word of a ActiveItems
 
 
 @jax.tree_util.register_dataclass
@@ -119,7 +119,7 @@ _ARRAYS = tuple(field.name for field in dataclasses.fields(Trie))[:-3]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Subset:
+class ActiveItems:
     """The items that may be recommended, such as those in stock: bits, the lowest of a word first.
 
     Made by trie_build.subset; another subset of the same catalogue needs no new trie and no new

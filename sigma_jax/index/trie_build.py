@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, UInt16
 
-from sigma_jax.index.trie import WORD, Subset, Trie, padded_size
+from sigma_jax.index.trie import WORD, ActiveItems, Trie, padded_size
 from sigma_jax.shapes import power_of_two
 
 MAX_LEVELS = 16
@@ -121,7 +121,7 @@ def room_for(count: int, before: int = 0) -> int:
     return before if count <= before else padded_size(count + count // 8)
 
 
-def subset(trie: Trie, is_active: Bool[np.ndarray, " I"]) -> Subset:
+def mark_active(trie: Trie, is_active: Bool[np.ndarray, " I"]) -> ActiveItems:
     """The subset of the active items of `trie`. ValueError where there is none."""
     if is_active.shape != (trie.num_items,):
         raise ValueError(
@@ -153,10 +153,10 @@ def subset(trie: Trie, is_active: Bool[np.ndarray, " I"]) -> Subset:
         dense[level][parents, np.asarray(trie.edge_code)[edges]] = nodes[edges + 1]
     sizes = (len(trie.node_leaf), len(trie.sorted_items))
     words = (_words(bits, size) for bits, size in zip((nodes, rows), sizes, strict=True))
-    return Subset(*words, dense)
+    return ActiveItems(*words, dense)
 
 
-def active_items(trie: Trie, active: Subset) -> Bool[np.ndarray, " I"]:
+def active_items(trie: Trie, active: ActiveItems) -> Bool[np.ndarray, " I"]:
     """What `subset` was made of."""
     items = np.asarray(trie.sorted_items)[: trie.num_items]
     bits = np.unpackbits(np.asarray(active.rows).view(np.uint8), bitorder="little")

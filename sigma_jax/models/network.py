@@ -109,7 +109,7 @@ class RecommenderNetwork(nnx.Module):
             self.pointer_scale = nnx.Param(jnp.array([10.0, 0.0, 1.0]))
 
     @property
-    def beam_search_helps(self) -> bool:
+    def has_head_weights(self) -> bool:
         """Whether codes, or the query after them, have a say beside the item head. On the host."""
         if not self.config.has_item_head:
             return True

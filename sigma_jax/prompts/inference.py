@@ -10,7 +10,7 @@ import numpy as np
 from sigma_jax.prompts.layout import Plan, fit, lay_out
 from sigma_jax.prompts.records import favourites
 from sigma_jax.prompts.tokens import PromptTables
-from sigma_jax.schema import PreparedData, Requests
+from sigma_jax.schema import Histories, Requests
 from sigma_jax.tasks import instructions
 from sigma_jax.tasks.constraints import NONE
 
@@ -18,7 +18,7 @@ LENGTH_STEP = 32  # prompts are padded to a multiple of this: few lengths, few c
 
 
 def assemble_prompts(
-    requests: Requests, data: PreparedData, tables: PromptTables, length: int
+    requests: Requests, histories: Histories, tables: PromptTables, length: int
 ) -> dict[str, np.ndarray]:
     """Prompts of `requests`, one per row, padded at the end to `length` tokens.
 
@@ -44,7 +44,7 @@ def assemble_prompts(
     encoded = tables.tokenizer.encode(requests.instruction, tables.layout.instruction_tokens)
     for row, instruction in enumerate(encoded):
         user, history_end = int(requests.user[row]), int(requests.history_end[row])
-        plan = prompt_plan(data, tables, user, history_end, instruction)
+        plan = prompt_plan(histories, tables, user, history_end, instruction)
         fitted = fit(plan, tables, length, 1)
         if fitted is None:
             raise ValueError(
@@ -61,14 +61,14 @@ def assemble_prompts(
 
 
 def prompt_plan(
-    data: PreparedData,
+    histories: Histories,
     tables: PromptTables,
     user: int,
     history_end: int,
     instruction: np.ndarray,
 ) -> Plan:
     """The plan of one prompt: the user's history before row `history_end`, then `instruction`."""
-    histories, layout = data.histories, tables.layout
+    layout = tables.layout
     first = int(histories.offsets[user]) if user >= 0 else history_end
     start = max(first, history_end - layout.history_length)
     history = np.asarray(histories.item[start:history_end], np.int32)
@@ -90,7 +90,7 @@ def prompt_plan(
 
 
 def prompts_of(
-    requests: Requests, data: PreparedData, tables: PromptTables
+    requests: Requests, histories: Histories, tables: PromptTables
 ) -> dict[str, np.ndarray]:
     """Prompts of `requests` as generation takes them, no longer than the longest needs.
 
@@ -98,7 +98,7 @@ def prompts_of(
       tokens, items, positions: int32 [N, T]; is_token: bool [N, T]; lengths: int32 [N].
     """
     longest_allowed = tables.layout.row_tokens
-    prompts = assemble_prompts(requests, data, tables, longest_allowed)
+    prompts = assemble_prompts(requests, histories, tables, longest_allowed)
     longest = int(prompts["length"].max(initial=1))
     length = min(longest_allowed, -(-longest // LENGTH_STEP) * LENGTH_STEP)
     return {

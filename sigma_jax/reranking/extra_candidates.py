@@ -1,57 +1,70 @@
-"""What may lift an item into a list however far it lies from the query: the time, and words.
+"""Extra candidates beyond the nearest neighbours: items that a reranking feature may raise.
 
-A search that compares all items finds these by itself (retrieval.py); one that finds the nearest
-alone (host_index.py) has to be told of them.
+An index returns the items nearest to the query. These items join them, however far they lie from
+it: items with a history feature, trending items of the day, items that match the instruction's
+words.
 
-Axes: N requests, I items, T days with G trends.
+Axes: N requests, L extra candidates, T days with G trending features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float16, Int32
 
-from sigma_jax.reranking.lexical import WordTable
+from sigma_jax.index.candidates import padded_width
+from sigma_jax.reranking.lexical import LexicalTable
 
-MOST = 4_096  # items that have words of a request, those with the weightiest first
-OF_TREND = 256  # items of each trend and day
-DAYS_KEPT = 4
+MAX_LEXICAL = 4_096  # items that match the words of an instruction, the best first
+OF_TRENDING = 256  # items of each trending feature and day
+DAYS_KEPT = 4  # of the trending table, whose items are not searched again
 
 
-class Lifts:
-    """Finds them, by the items' words and by the tables of the days that were asked for last."""
+class ExtraCandidates:
+    """Finds extra candidates by the items' words and by the trending tables of the last days."""
 
-    def __init__(self, words: WordTable | None):
+    def __init__(self, lexical: LexicalTable | None):
         self._weights = None
         self._of_day: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
-        if words is None:
+        if lexical is None:
             return
-        none = len(words.weights) - 1
-        items = [np.flatnonzero(row != none).astype(np.int32) for row in words.of_items]
-        word = np.concatenate([row[own] for row, own in zip(words.of_items, items, strict=True)])
+        no_word = len(lexical.weights) - 1
+        items = [np.flatnonzero(row != no_word).astype(np.int32) for row in lexical.of_items]
+        words = [row[of_row] for row, of_row in zip(lexical.of_items, items, strict=True)]
+        word = np.concatenate(words)
         order = np.argsort(word, kind="stable")
-        self._weights, self._items = words.weights, np.concatenate(items)[order]
-        self._start = np.searchsorted(word[order], np.arange(none + 2))
+        self._weights, self._items = lexical.weights, np.concatenate(items)[order]
+        self._start = np.searchsorted(word[order], np.arange(no_word + 2))
 
-    def of_words(self, words: Int32[np.ndarray, "N n"]) -> list[Int32[np.ndarray, " n"]]:
-        """The items that have words of each request (WordTable.of), at most MOST."""
-        return [self._having(np.unique(row)) for row in words]
+    def join(self, *lists: Sequence[Int32[np.ndarray, " l"]]) -> Int32[np.ndarray, "N L"]:
+        """The distinct items of several lists for each request, padded with -1."""
+        rows = [np.unique(np.concatenate(parts)) for parts in zip(*lists, strict=True)]
+        width = padded_width(max(map(len, rows), default=0))
+        extra = np.full((len(rows), width), -1, np.int32)
+        for row, items in enumerate(rows):
+            extra[row, : len(items)] = items
+        return extra
 
-    def _having(self, words: Iterable[int]) -> Int32[np.ndarray, " n"]:
+    def of_words(self, words: Int32[np.ndarray, "N n"]) -> list[Int32[np.ndarray, " l"]]:
+        """The items that match words of each request (LexicalTable.word_numbers), at most
+        MAX_LEXICAL."""
+        return [self._with_words(np.unique(row)) for row in words]
+
+    def _with_words(self, words: Iterable[int]) -> Int32[np.ndarray, " l"]:
         lists = [self._items[self._start[word] : self._start[word + 1]] for word in words]
         items, place = np.unique(np.concatenate(lists), return_inverse=True)
-        if len(items) > MOST:
-            weights = np.repeat(self._weights[words], [len(own) for own in lists])
+        if len(items) > MAX_LEXICAL:
+            weights = np.repeat(self._weights[words], [len(items) for items in lists])
             total = np.bincount(place.reshape(-1), weights)
-            items = items[np.argsort(-total, kind="stable")[:MOST]]
+            items = items[np.argsort(-total, kind="stable")[:MAX_LEXICAL]]
         return items
 
-    def of_trends(
+    def of_trending(
         self, table: Float16[np.ndarray, "T I G"], rows: Int32[np.ndarray, " N"]
-    ) -> list[Int32[np.ndarray, " n"]]:
-        """The items that are strongest in a trend on the day of each request: a row of `table`."""
+    ) -> list[Int32[np.ndarray, " l"]]:
+        """The strongest items of each trending feature on each request's day, a row of `table`."""
         return [self._of_row(table, int(row)) for row in rows]
 
     def _of_row(self, table: np.ndarray, row: int) -> np.ndarray:
@@ -59,11 +72,14 @@ class Lifts:
         known = self._of_day.get(key)
         if known is None:
             values = table[row]
-            count = min(OF_TREND, len(values))
-            best = [np.argpartition(-of_trend, count - 1)[:count] for of_trend in values.T]
-            items = [own[of_trend[own] > 0] for own, of_trend in zip(best, values.T, strict=True)]
+            count = min(OF_TRENDING, len(values))
+            best = [np.argpartition(-feature, count - 1)[:count] for feature in values.T]
+            items = [
+                of_feature[feature[of_feature] > 0]
+                for of_feature, feature in zip(best, values.T, strict=True)
+            ]
             known = (table, np.unique(np.concatenate(items)).astype(np.int32))
             for old in list(self._of_day)[: len(self._of_day) - DAYS_KEPT + 1]:
                 self._of_day.pop(old, None)
-            self._of_day[key] = known  # with the table, so that no other has its id
+            self._of_day[key] = known  # with the table, so that no other table has its id
         return known[1]

@@ -1,7 +1,13 @@
-"""What items have beside the model's probability: what counts and the words of a request say.
+"""Reranking features of candidates, and their weighted sum.
 
-Axes: B requests, M beams, n items of a beam, S items a request has values of, F, G and H features,
-T rows of the table with G of them.
+Three kinds of features score an item of a request:
+
+- features of the user's history, sparse: a request lists the items that have any (`ItemFeatures`);
+- trending features: a table of all items, shared by the requests of a day;
+- instruction features: how well the item fits the instruction (instruction.py).
+
+Axes: B requests, N candidates of a request, S items with history features, F history features,
+G trending features, H instruction features, T rows of the trending table.
 """
 
 from __future__ import annotations
@@ -10,92 +16,94 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float16, Float32, Int32
+from jaxtyping import Array, Float, Float16, Float32, Int32
 
-from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES, Said
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ItemBias:
-    """What items of each request have beside their probability, added to its logarithm.
-
-    Some items have values of their own request; all have those of a table that requests share, and
-    what the request says of them.
-    """
-
-    items: Int32[Array, "*B S"]  # ascending, none twice; padded with the largest int32
-    values: Float32[Array, "*B S"]
-    table: Float16[Array, "T I G"] | None = None
-    row: Int32[Array, "*B"] | None = None  # of the table
-    weights: Float32[Array, "*B G"] | None = None  # of its features
-    said: Said | None = None
-    said_weights: Float32[Array, "B H"] | None = None  # of its features
-
-    def of(
-        self, items: Int32[Array, "*B M n"], vectors: Float[Array, "*B M n D"]
-    ) -> Float32[Array, "*B M n"]:
-        """The bias of each item; item -1 has any. `vectors`: theirs, or [n, D] where all requests
-        have the same n items."""
-        places, is_listed = find(items, self.items)
-        values = self.values.reshape(-1, self.values.shape[-1])
-        found = jnp.take_along_axis(values, places.reshape(values.shape[0], -1), axis=1)
-        found = jnp.where(is_listed, found.reshape(items.shape), 0.0)
-        if self.table is not None:
-            known = jnp.maximum(items, 0)
-            row = jnp.broadcast_to(self.row[..., None, None], items.shape)
-            shared = self.table.at[row, known].get(mode="clip").astype(jnp.float32)
-            found += jnp.einsum("...MnG,...G->...Mn", shared, self.weights)
-        if self.said is not None:
-            if vectors.ndim == 2:
-                own = items.reshape(-1, items.shape[-1])[:1], vectors[None]
-                said = self.said.at(*own)[:, None]
-            else:
-                flat = vectors.reshape(values.shape[0], -1, vectors.shape[-1])
-                said = self.said.at(items.reshape(flat.shape[:2]), flat)
-                said = said.reshape(*items.shape, -1)
-            found += jnp.einsum("bMnH,bH->bMn", said, self.said_weights)
-        return found
+from sigma_jax.generation.generator import take_rows
+from sigma_jax.index.candidates import find_sorted
+from sigma_jax.reranking.instruction import (
+    INSTRUCTION_FEATURES,
+    InstructionInputs,
+    InstructionScorer,
+)
+from sigma_jax.reranking.lexical import LexicalArrays
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ItemFeatures:
-    """What counts say of items at each request, not weighed yet; F features of a request's own
-    items, G of all items in a table that requests share."""
+    """History features of each request's items; items that are not listed have 0 in all."""
 
-    items: Int32[Array, "*B S"]  # as in ItemBias
-    values: Float16[Array, "*B S F"]
-    row: Int32[Array, "*B"] | None = None  # of the table
-
-    def weighed(
-        self,
-        weights: Float32[Array, "*B F+G+H"],
-        table: Float16[Array, "T I G"] | None = None,
-        said: Said | None = None,
-    ) -> ItemBias:
-        """The bias these features make, each request with weights of its own.
-
-        `said`: H more features, of all items; their weights are the last.
-        """
-        own = self.values.shape[-1]
-        values = jnp.einsum("...SF,...F->...S", self.values.astype(jnp.float32), weights[..., :own])
-        of_said = weights[..., -len(INSTRUCTION_FEATURES) :] if said is not None else None
-        if table is None:
-            return ItemBias(self.items, values, said=said, said_weights=of_said)
-        shared = weights[..., own : own + table.shape[-1]]
-        return ItemBias(self.items, values, table, self.row, shared, said, of_said)
+    items: Int32[Array, "B S"]  # ascending, none twice; padded with the largest int32
+    values: Float16[Array, "B S F"]
+    row: Int32[Array, " B"] | None = None  # row of the trending table for the request's day
 
 
-def find(
-    items: Int32[Array, "*B M n"], sorted_rows: Int32[Array, "*B S"]
-) -> tuple[Int32[Array, "*B M n"], Bool[Array, "*B M n"]]:
-    """Where each item stands in its request's ascending row, and whether it does: binary search.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RankingInputs:
+    """All that ranks the candidates of some requests beside the network; None leaves a part out.
 
-    Comparing all with all would cost S comparisons an item, and a history has thousands.
+    On the host it holds NumPy arrays of any number of requests. `of_rows` takes a batch of them.
     """
-    rows = sorted_rows.reshape(-1, sorted_rows.shape[-1])
-    flat = items.reshape(rows.shape[0], -1)
-    places = jnp.minimum(jax.vmap(jnp.searchsorted)(rows, flat), rows.shape[1] - 1)
-    found = jnp.take_along_axis(rows, places, axis=1)
-    return places.reshape(items.shape), (found == flat).reshape(items.shape)
+
+    seen: Int32[Array, "B S"] | None = None  # items to leave out, padded with -1
+    extra: Int32[Array, "B L"] | None = None  # extra candidates, padded with -1
+    features: ItemFeatures | None = None
+    instruction: InstructionInputs | None = None
+    trending: Float16[Array, "T I G"] | None = None  # shared by the requests
+    lexical: LexicalArrays | None = None  # shared by the requests
+    weights: Float32[Array, "tasks F+G+H"] | None = None  # of the features, by Beams.tasks
+
+    def of_rows(self, rows: Int32[Array, " b"]) -> RankingInputs:
+        """The inputs of some requests, on the device."""
+        names = ("seen", "extra", "features", "instruction")
+        return dataclasses.replace(
+            self, **{name: take_rows(getattr(self, name), rows) for name in names}
+        )
+
+    def scores(
+        self,
+        items: Int32[Array, "B N"],
+        vectors: Float[Array, "B N D"],
+        tasks: Float32[Array, "B tasks"],
+    ) -> Float32[Array, "B N"]:
+        """The weighted features of each candidate; any value for item -1.
+
+        Args:
+          vectors: vectors of the items, unit length.
+          tasks: probability that the instruction is of each task (Beams.tasks).
+        """
+        weights = tasks @ self.weights
+        own = self.features.values.shape[-1]
+        of_own = weights[..., :own]
+        listed = jnp.einsum("BSF,BF->BS", self.features.values.astype(jnp.float32), of_own)
+        places, is_listed = find_sorted(items, self.features.items)
+        total = jnp.where(is_listed, jnp.take_along_axis(listed, places, axis=1), 0.0)
+        if self.trending is not None:
+            of_trending = weights[..., own : own + self.trending.shape[-1]]
+            rows = jnp.broadcast_to(self.features.row[:, None], items.shape)
+            shared = self.trending.at[rows, jnp.maximum(items, 0)].get(mode="clip")
+            total += jnp.einsum("BNG,BG->BN", shared.astype(jnp.float32), of_trending)
+        if self.instruction is not None:
+            scorer = InstructionScorer.make(self.instruction, self.lexical)
+            of_instruction = weights[..., -len(INSTRUCTION_FEATURES) :]
+            total += jnp.einsum("BNH,BH->BN", scorer.scores(items, vectors), of_instruction)
+        return total
+
+
+def add_scores(
+    log_prob: Float32[Array, "B N"], scores: Float32[Array, "B N"]
+) -> Float32[Array, "B N"]:
+    """Log-probability proportional to p * exp(score), normalised over all items.
+
+    Items that are no candidates enter the sum with the lowest score of the candidates, since their
+    own is not known. A score that all items share changes nothing.
+    """
+    is_item = jnp.isfinite(log_prob)
+    least = jnp.min(scores, axis=-1, keepdims=True, initial=jnp.inf, where=is_item)
+    least = jnp.where(jnp.isfinite(least), least, 0.0)
+    total = jax.nn.logsumexp(log_prob, axis=-1, keepdims=True)
+    rest = jnp.log1p(-jnp.minimum(jnp.exp(total), 1 - jnp.finfo(jnp.float32).eps))
+    scored = log_prob + scores
+    total = jnp.logaddexp(rest + least, jax.nn.logsumexp(scored, axis=-1, keepdims=True))
+    return scored - total

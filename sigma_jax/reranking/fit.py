@@ -1,103 +1,100 @@
-"""TODO."""
+"""Fits the weights of the reranker and sigma of Eq. 11 on validation requests.
+
+A validation request says two things: which item was taken, and, where its task has a constraint,
+which items satisfy the instruction. So the loss is
+
+    -log P(target) - log P(items that satisfy the instruction)
+
+by a softmax over the candidates, and the features cannot buy the one with the other. A weight of
+log p is fitted as well. The stored weights are divided by it, which changes no ranking.
+
+Axes: N requests, C candidates of a request, F features.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32
+from jaxtyping import Bool, Float32, Float64, Int, Int32
 from scipy.optimize import minimize
 
-from sigma_jax.generation.config import SIGMA_GRID
-from sigma_jax.generation.generator import Choice, Generator
-from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES, Told
-from sigma_jax.reranking.reranker import FEATURES, Counts, Prior, PriorWeights
-from sigma_jax.schema import TASKS, Histories, Requests
+from sigma_jax.reranking.reranker import FEATURES, RerankerWeights
+from sigma_jax.schema import TASKS, Requests
 from sigma_jax.tasks.constraints import Allowed
 
-SHRINKAGE = 1.0  # of the weights to those of the model alone, over all targets: as one more target
-
-
-TASK_SHRINKAGE = 10.0  # of a task's weights to those of all tasks: a task has few targets
-
-
-LEAST_TRUST = 0.05  # the least weight of the model, so that it can divide
-
-
-LEAST_TARGETS = 30  # among the retrieved items, of a task too: fewer teach nothing
-
-
+SHRINKAGE = 1.0  # towards the network alone: counts as so many more targets
+TASK_SHRINKAGE = 10.0  # of a task's weights towards those of all tasks: a task has few targets
+MIN_NETWORK_WEIGHT = 0.05  # of log p, so that it can divide the others
+MIN_TARGETS = 30  # among the candidates, of a task too: fewer teach nothing
 ABSENT = -1e4  # log-probability where a request has fewer candidates
+
+Ranked = tuple[Int32[np.ndarray, "N C"], Float32[np.ndarray, "N C"]]  # items, log-probabilities
+Columns = list[Float32[np.ndarray, "n C"]]  # a feature of all candidates
 
 
 def fit_reranker(
-    generator: Generator,
-    prompts: dict[str, np.ndarray],
+    ranked: Mapping[str | float, Ranked],
     requests: Requests,
-    histories: Histories,
-    counts: Counts,
-    told: Told | None = None,
-    allowed: Allowed | None = None,
-) -> tuple[Prior, dict[str, float]]:
-    """The weights that serve `requests` best, and figures: log-loss before and after.
+    features_of: Callable[[Int[np.ndarray, " n"], Int32[np.ndarray, "n C"]], Columns],
+    allowed: Allowed | None,
+    has_task_head: bool,
+) -> tuple[RerankerWeights, dict[str, float]]:
+    """The weights that serve `requests` best, and metrics: log-loss before and after.
 
-    `told`: what the instructions say by themselves; None where that is no feature. `allowed`: what
-    they ask for. The model alone where too few targets are among the items it retrieves.
+    Weights are 0 where fewer than MIN_TARGETS targets are among the candidates.
+
+    Args:
+      ranked: for each sigma, the candidates of the network alone. The first sigma is the configured
+        one. All have the same candidates, since sigma orders the items of a prefix alike.
+      features_of: FEATURES of some candidates of the requests `rows`, or only the first of FEATURES
+        where nothing is known of the instruction alone.
+      allowed: the items that satisfy each instruction.
     """
-    config = generator.config
-    sigmas = (config.sigma, *SIGMA_GRID)
-    if not generator.trie.depth:
-        # One prefix has no deviation: sigma is its floor, and another one a factor of log p alone.
-        sigmas = (config.sigma_floor if config.sigma == "deviation" else config.sigma,)
-    choices = [Choice(config=dataclasses.replace(config, sigma=sigma)) for sigma in sigmas]
-    found = generator.variants(prompts, config.num_beams * config.num_retrieved, choices)
-    # Another sigma orders a prefix's items alike: all choices have the same candidates.
-    known = np.flatnonzero((found[0].items == requests.target[:, None]).any(axis=1))
-    if len(known) < LEAST_TARGETS:
-        none = dict.fromkeys(FEATURES, (0.0,) * (len(TASKS) if generator.has_task_head else 1))
-        return Prior(PriorWeights(config.sigma, none), counts), {"prior_targets": len(known)}
+    sigmas, lists = list(ranked), list(ranked.values())
+    known = np.flatnonzero((lists[0][0] == requests.target[:, None]).any(axis=1))
+    if len(known) < MIN_TARGETS:
+        zeros = dict.fromkeys(FEATURES, (0.0,) * (len(TASKS) if has_task_head else 1))
+        return RerankerWeights(sigmas[0], zeros), {"reranker_targets": len(known)}
     requests = requests.take(known)
-    candidates = np.sort(found[0].items[known], axis=1)
+    candidates = np.sort(lists[0][0][known], axis=1)
     target = (candidates == requests.target[:, None]).argmax(axis=1)
-    columns = counts.at(requests, histories, candidates)
-    if told is not None:
-        told = jax.tree.map(lambda rows: rows[known], told)
-        columns += list(np.moveaxis(generator.told_at(told, candidates), -1, 0))
+    features = features_of(known, candidates)
     is_asked = satisfies_instruction(allowed, known, candidates)
     fits = []
-    for sigma, result in zip(sigmas, found, strict=True):
-        order = np.argsort(result.items[known], axis=1)
-        log_p = np.take_along_axis(result.log_probs[known], order, axis=1)
-        of_sigma = [np.where(candidates >= 0, log_p, ABSENT), *columns]
-        fits.append((*fit_weights(of_sigma, target, is_asked), sigma, of_sigma))
+    for sigma, (items, log_probs) in ranked.items():
+        order = np.argsort(items[known], axis=1)
+        log_p = np.take_along_axis(log_probs[known], order, axis=1)
+        columns = [np.where(candidates >= 0, log_p, ABSENT), *features]
+        fits.append((*fit_weights(columns, target, is_asked), sigma, columns))
     loss, weights, _, sigma, columns = min(fits, key=lambda fit: fit[0])
-    figures = {"prior_targets": len(known), "prior_loss": loss, "model_loss": fits[0][2]}
+    metrics = {"reranker_targets": len(known), "reranker_loss": loss, "network_loss": fits[0][2]}
     by_task = np.stack([weights])
-    if generator.has_task_head:
+    if has_task_head:
         by_task, losses = fit_by_task(columns, target, is_asked, requests.task, weights)
-        figures["prior_loss"] = losses.mean()
-    shares = (by_task[:, 1:] / by_task[:, :1]).T.tolist()
-    if told is None:
-        shares += [[0.0] * len(by_task)] * len(INSTRUCTION_FEATURES)
-    of = {name: tuple(values) for name, values in zip(FEATURES, shares, strict=True)}
-    labels = [f"_{task}" for task in TASKS] if generator.has_task_head else [""]
+        metrics["reranker_loss"] = losses.mean()
+    relative = (by_task[:, 1:] / by_task[:, :1]).T.tolist()
+    relative += [[0.0] * len(by_task)] * (len(FEATURES) - len(relative))
+    of = {name: tuple(values) for name, values in zip(FEATURES, relative, strict=True)}
+    labels = [f"_{task}" for task in TASKS] if has_task_head else [""]
     for name, values in of.items():
-        figures |= {f"prior_{name}{label}": v for label, v in zip(labels, values, strict=True)}
-    return Prior(PriorWeights(sigma, of), counts), figures
+        metrics |= {f"weight_{name}{label}": v for label, v in zip(labels, values, strict=True)}
+    return RerankerWeights(sigma, of), metrics
 
 
 def satisfies_instruction(
-    allowed: Allowed | None, rows: np.ndarray, candidates: Int32[np.ndarray, "n C"]
+    allowed: Allowed | None, rows: Int[np.ndarray, " n"], candidates: Int32[np.ndarray, "n C"]
 ) -> Bool[np.ndarray, "n C"]:
-    """Which candidates of the requests `rows` are allowed; all of a request that allows any."""
-    found = np.ones(candidates.shape, bool)
+    """Whether each candidate of the requests `rows` satisfies the instruction.
+
+    All candidates of a request without a constraint do.
+    """
+    is_asked = np.ones(candidates.shape, bool)
     for place, row in enumerate(rows):
         items = allowed.of(row) if allowed is not None else None
         if items is not None:
-            found[place] = np.isin(candidates[place], items)
-    return found
+            is_asked[place] = np.isin(candidates[place], items)
+    return is_asked
 
 
 def fit_by_task(
@@ -114,7 +111,7 @@ def fit_by_task(
     for number in np.unique(task):
         here = task == number
         of_task = [column[here] for column in columns]
-        if here.sum() >= LEAST_TARGETS:
+        if here.sum() >= MIN_TARGETS:
             # What tells no item from another in any request of the task has no say in it.
             tells = [bool((column != column[:, :1]).any()) for column in of_task]
             start = np.where([True, *tells[1:]], common, 0.0)
@@ -137,7 +134,8 @@ def fit_weights(
     """Weights of the columns under which the softmax over candidates gives `target`, and all of
     `is_asked`, most (log_loss).
 
-    The first column is the model's log-probability; its weight is at least LEAST_TRUST. They shrink
+    The first column is the model's log-probability; its weight is at least MIN_NETWORK_WEIGHT.
+    They shrink
     to `start`, or to the model alone, as by `shrinkage` more targets. Returns the mean log-loss,
     the weights, and the log-loss of the first column alone.
     """
@@ -151,7 +149,7 @@ def fit_weights(
         away = weights - start
         return mean + shrinkage * (away**2).sum() / 2, slope + shrinkage * away
 
-    bounds = [(LEAST_TRUST, None)] + [(None, None)] * (len(start) - 1)
+    bounds = [(MIN_NETWORK_WEIGHT, None)] + [(None, None)] * (len(start) - 1)
     result = minimize(penalised, start, jac=True, method="L-BFGS-B", bounds=bounds)
     fitted, plain = (float(log_loss(values, target, is_asked, w)[0]) for w in (result.x, alone))
     return fitted, result.x, plain

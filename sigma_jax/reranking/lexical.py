@@ -1,17 +1,16 @@
-"""Which words of an instruction stand in the items' texts.
+"""Lexical match: which words of an instruction stand in the items' texts.
 
-A model with a vocabulary of its own, trained for minutes on a few thousand searches, has met most
-words of a catalogue a handful of times. What a shop's search box does needs no training: an item is
-what was asked for where its text has the words that were said, the rare ones above all. Not every
-word asks for something, and which do is not a matter of language but of the data: with a the
-queries, categories and themes that have a word, each divided among its words ("on" is a fifth of
-"tomatoes hothouse on the vine"), and b the wordings around them that have it, if there were as many
-of these,
+A network with a vocabulary of its own, trained for minutes on a few thousand searches, has met most
+words of a catalogue a handful of times. The search box of a shop needs no training: an item matches
+if its text has the words of the query, the rare ones above all. Which words ask for something
+follows from the data, not from the language. Let a be the queries, categories and themes that have
+a word, each shared among its words ("on" is a fifth of "tomatoes hothouse on the vine"). Let b be
+the wordings around them that have it, scaled to as many as there are queries. Then
 
     trust = a / (a + b + 1),    weight = trust * log(items / items that have it)
 
-A word that only items have is not read. Nor are words of scripts without spaces, but for Chinese
-characters, each of which is one.
+Words that no query, category or theme has are ignored. So are words of scripts without spaces,
+except that each Chinese character is a word.
 
 Axes: I items, W words of an item, N requests, n words of an instruction, V words.
 """
@@ -26,21 +25,33 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Array, Float32, Int32
 from tokenizers import normalizers, pre_tokenizers
 
 from sigma_jax.shapes import power_of_two
 
-MOST_OF_ITEM = 64  # words of an item's text, the first ones: titles stand first
+MAX_ITEM_WORDS = 64  # of an item's text, the first ones: titles stand first
 
 _PLAIN = normalizers.Sequence([normalizers.NFKC(), normalizers.BertNormalizer()])
 _CUT = pre_tokenizers.BertPreTokenizer()
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class WordTable:
-    """The words of a catalogue; the last of V stands for none and weighs nothing."""
+class LexicalArrays:
+    """The arrays of a LexicalTable, on the device."""
+
+    trust: Float32[Array, " V"]
+    weights: Float32[Array, " V"]
+    of_items: Int32[Array, "W I"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LexicalTable:
+    """The words of a catalogue; the last of the V words stands for no word and weighs nothing."""
 
     numbers: dict[str, int]
     trust: Float32[np.ndarray, " V"]
@@ -48,14 +59,16 @@ class WordTable:
     of_items: Int32[np.ndarray, "W I"]  # padded with V - 1
 
     @classmethod
-    def make(cls, texts: Iterable[str], asked: Iterable[str], around: Sequence[str]) -> WordTable:
+    def make(
+        cls, texts: Iterable[str], asked: Iterable[str], around: Sequence[str]
+    ) -> LexicalTable:
         """Of the items' JSON `texts`, where people ask for `asked` in the wordings `around`."""
         none = cls({}, *np.zeros((2, 1), np.float32), np.zeros((1, 0), np.int32))
         return none.grown(0, texts, asked, around)
 
     def grown(
         self, items: int, texts: Iterable[str], asked: Iterable[str], around: Sequence[str]
-    ) -> WordTable:
+    ) -> LexicalTable:
         """The table that `make` gives with `texts` behind those of the first `items` items, which
         are not read again."""
         numbers, known = dict(self.numbers), self.of_items[:, :items]
@@ -66,7 +79,7 @@ class WordTable:
         fillers = Counter(word for text in around for word in words_of(text))
         found, ends = array("i"), array("q", [0])
         for text in texts:
-            kept = [word for word in item_words(text) if word in demands][:MOST_OF_ITEM]
+            kept = [word for word in item_words(text) if word in demands][:MAX_ITEM_WORDS]
             found.extend(numbers.setdefault(word, len(numbers)) for word in kept)
             ends.append(len(found))
         found, sizes = np.array(found, np.int32), np.diff(ends)
@@ -83,10 +96,14 @@ class WordTable:
         trust = a / (a + b + 1)
         rarity = np.log(of_items.shape[1] / having)
         trust, weights = (np.append(v, 0).astype(np.float32) for v in (trust, trust * rarity))
-        return WordTable(numbers, trust, weights, of_items)
+        return LexicalTable(numbers, trust, weights, of_items)
 
-    def of(self, instructions: Sequence[str]) -> Int32[np.ndarray, "N n"]:
-        """The words of each instruction that some item has, padded with V - 1."""
+    def arrays(self) -> LexicalArrays:
+        """The arrays on the device."""
+        return LexicalArrays(*map(jnp.asarray, (self.trust, self.weights, self.of_items)))
+
+    def word_numbers(self, instructions: Sequence[str]) -> Int32[np.ndarray, "N n"]:
+        """The numbers of the words of each instruction that some item has, padded with V - 1."""
         found = [
             [self.numbers[word] for word in words_of(text) if word in self.numbers]
             for text in instructions
@@ -104,14 +121,14 @@ class WordTable:
         np.savez_compressed(folder / "words.npz", **arrays)
 
     @classmethod
-    def load(cls, folder: Path) -> WordTable:
+    def load(cls, folder: Path) -> LexicalTable:
         """What `save` wrote."""
         names = json.loads((folder / "words.json").read_text())
         with np.load(folder / "words.npz") as file:
             arrays = {name: file[name] for name in ("trust", "weights", "of_items")}
         return cls({name: number for number, name in enumerate(names)}, **arrays)
 
-    def with_room(self, items: int, words: int, width: int) -> WordTable:
+    def with_room(self, items: int, words: int, width: int) -> LexicalTable:
         """The same in arrays for so many items, words and words of an item, or more."""
         size = (max(width, self.of_items.shape[0]), max(items, self.of_items.shape[1]))
         words = max(words, len(self.weights))
@@ -121,7 +138,7 @@ class WordTable:
             row[: len(known)] = np.where(known == none, words - 1, known)
         trust, weights = np.zeros((2, words), np.float32)
         trust[:none], weights[:none] = self.trust[:none], self.weights[:none]
-        return WordTable(self.numbers, trust, weights, of_items)
+        return LexicalTable(self.numbers, trust, weights, of_items)
 
 
 def words_of(text: str) -> list[str]:

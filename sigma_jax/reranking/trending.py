@@ -29,7 +29,7 @@ MOST_ENTRIES = 2**27  # of a table [T, I, G], 256 MB; with more, days are put to
 
 
 @dataclasses.dataclass(frozen=True)
-class Trends:
+class TrendingCounts:
     """The training rows of a log in order of time."""
 
     item: Int32[np.ndarray, " rows"]
@@ -40,7 +40,7 @@ class Trends:
     )
 
     @classmethod
-    def make(cls, data: PreparedData) -> Trends:
+    def make(cls, data: PreparedData) -> TrendingCounts:
         rows = training_rows(data.histories)
         item, time = np.asarray(data.histories.item[rows]), np.asarray(data.histories.time[rows])
         order = np.argsort(time, kind="stable")
@@ -112,7 +112,7 @@ class Trends:
         np.savez_compressed(folder / "trends.npz", **arrays)
 
     @classmethod
-    def load(cls, folder: Path) -> Trends:
+    def load(cls, folder: Path) -> TrendingCounts:
         """What `save` wrote; an error of `DAMAGE` (reranking/relations.py) where it cannot be
         read."""
         with np.load(folder / "trends.npz") as file:

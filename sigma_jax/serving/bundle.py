@@ -2,10 +2,10 @@
 
 manifest.json            format, where it came from
 model/                   manifest.json and what items have no part in:
-  config.json weights.safetensors backbone/   stage 3; backbone is a Hugging Face folder
+  recommender.json weights.safetensors backbone/   the network; backbone is a Hugging Face folder
   orbax/                 all parameters, those of items too, by dotted name
   text_tokenizer/        of prompts
-  prior/                 what counts say (reranking/reranker.py)
+  reranker/              weights and tables of the reranker (reranking/reranker.py)
   tokenizer/             codebooks and encoder: vectors to SIDs
   encoder/               stage 1's: texts to vectors; or sentence_encoder/, as it was given
   items.json             how columns of an item become its text, the mean of text vectors,
@@ -27,38 +27,29 @@ from orbax.checkpoint import v1 as ocp
 
 from sigma_jax.data.config import TextConfig
 from sigma_jax.data.vectors import item_vectors
-from sigma_jax.generation.generator import all_item_vectors
+from sigma_jax.generation.generator import all_item_vectors, prefix_depth
 from sigma_jax.index.host_index import HostIndex
 from sigma_jax.index.scann_searcher import HAS_SCANN
 from sigma_jax.index.trie_build import build_trie, room_for, with_room
 from sigma_jax.models.hf import load_backbone
 from sigma_jax.models.weights import named_parameters, save_weights
-from sigma_jax.recommender.trained import (
-    ITEM_ROWS,
-    WEIGHTS,
-    TrainedRecommender,
-    asked_texts,
-    assemble,
-    generation_config,
-    load_recommender,
-    read_config,
-)
-from sigma_jax.reranking.lexical import WordTable
-from sigma_jax.reranking.reranker import Prior
+from sigma_jax.recommender.parts import ITEM_ROWS, WEIGHTS, RecommenderParts, instruction_texts
+from sigma_jax.recommender.requests import users_of
+from sigma_jax.recommender.spec import RecommenderSpec
+from sigma_jax.reranking.lexical import LexicalTable
+from sigma_jax.reranking.reranker import Reranker
 from sigma_jax.runtime.artifacts import check_inputs, read_manifest
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.runtime.files import read_json, write_json
 from sigma_jax.schema import Catalogue, Histories, PreparedData
 from sigma_jax.serving.catalogue_version import Version
 from sigma_jax.serving.files import read_folder, write_folder
-from sigma_jax.serving.requests import users_of
 from sigma_jax.shapes import power_of_two
 
 MANIFEST = "manifest.json"
 VERSION = "version.json"
 ACTIVE = "active.json"
 FIRST = "0001"
-BEAMS = 32  # that ScaNN's recall is measured for where no code is generated
 
 
 def export(workdir: Path, target: Path, retrieval: str = "exact") -> dict[str, Any]:
@@ -70,14 +61,14 @@ def export(workdir: Path, target: Path, retrieval: str = "exact") -> dict[str, A
     """
     check_inputs(workdir, "sft")
     data = PreparedData.load(workdir / "data")
-    trained = load_recommender(workdir, data)
+    parts = RecommenderParts.of_workdir(workdir, data)
 
     def write(folder: Path) -> dict[str, Any]:
         write_folder(
-            folder / "model", MANIFEST, lambda into: _write_model(workdir, data, trained, into)
+            folder / "model", MANIFEST, lambda into: _write_model(workdir, data, parts, into)
         )
         (folder / "catalogue").mkdir()
-        version = first_version(workdir, data, trained, retrieval)
+        version = first_version(workdir, data, parts, retrieval)
         write_version(folder, FIRST, version, "exported")
         write_json(folder / "catalogue" / ACTIVE, {"active": FIRST, "before": []})
         stages = {name: read_manifest(workdir, name) for name in ("data", "tokenizer", "sft")}
@@ -91,25 +82,25 @@ def export(workdir: Path, target: Path, retrieval: str = "exact") -> dict[str, A
 
 
 def _write_model(
-    workdir: Path, data: PreparedData, trained: TrainedRecommender, folder: Path
+    workdir: Path, data: PreparedData, parts: RecommenderParts, folder: Path
 ) -> dict[str, Any]:
     source = workdir / "sft"
-    shutil.copy(source / "config.json", folder)
+    parts.spec.save(folder)
     shutil.copytree(source / "backbone", folder / "backbone")
-    save_weights(trained.model, folder / WEIGHTS, ("backbone", ITEM_ROWS))
-    # As it was trained: `trained` has it as it answers, in fewer bits where products take them.
-    how = {name: getattr(trained.config.backbone, name) for name in ("dtype", "param_dtype")}
+    save_weights(parts.network, folder / WEIGHTS, ("backbone", ITEM_ROWS))
+    # As it was trained: `parts` has it as it answers, in fewer bits where products take them.
+    how = {name: getattr(parts.spec.backbone, name) for name in ("dtype", "param_dtype")}
     whole = load_backbone(source / "backbone", **how)
     parameters = {
-        **named_parameters(trained.model, ("backbone",)),
+        **named_parameters(parts.network, ("backbone",)),
         **{f"backbone.{name}": value for name, value in named_parameters(whole).items()},
     }
     parameters = {name: value[...] for name, value in parameters.items()}
     ocp.save((folder / "orbax").absolute(), parameters)
     shutil.copytree(workdir / "data" / "text_tokenizer", folder / "text_tokenizer")
-    if trained.prior is not None:
-        (folder / "prior").mkdir()
-        trained.prior.save(folder / "prior")
+    if parts.reranker is not None:
+        (folder / "reranker").mkdir()
+        parts.reranker.save(folder / "reranker")
     (folder / "tokenizer").mkdir()
     for name in ("codebooks.npy", "weights.safetensors", "tokenizer.json"):
         shutil.copy(workdir / "tokenizer" / name, folder / "tokenizer")
@@ -132,7 +123,7 @@ def _write_model(
         "session_gap": settings["split"]["session_gap_seconds"] if has_sessions else 0,
         "text_mean": vectors["text"].mean(axis=0).tolist() if "text" in vectors else None,
         "tokenizer_inputs": read_manifest(workdir, "tokenizer").config["inputs"],
-        "asked": asked_texts(data) if trained.words is not None else [],
+        "asked": instruction_texts(data) if parts.lexical is not None else [],
     }
     (folder / "items.json").write_text(json.dumps(items, ensure_ascii=False))
     return {}
@@ -150,41 +141,43 @@ def text_columns(catalogue: Catalogue, most: int = 10_000) -> dict[str, bool]:
 
 
 def first_version(
-    workdir: Path, data: PreparedData, trained: TrainedRecommender, retrieval: str
+    workdir: Path, data: PreparedData, parts: RecommenderParts, retrieval: str
 ) -> Version:
     """The items of a workdir."""
-    model, items = trained.model, len(data.catalogue)
-    rows = {name: np.asarray(table[...]) for name, table in model.item_encoder.trained.items()}
-    depth = trained.config.prompt.layout.sid_generated if model.beam_search_helps else 0
-    trie = build_trie(trained.semantic_ids.codes, depth, trained.semantic_ids.codebook_size)
+    network, items = parts.network, len(data.catalogue)
+    rows = {name: np.asarray(table[...]) for name, table in network.item_encoder.trained.items()}
+    depth = prefix_depth(network, parts.spec.depth, parts.spec.generation)
+    trie = build_trie(parts.semantic_ids.codes, depth, parts.semantic_ids.codebook_size)
     trie = with_room(trie)
-    near = (
-        trained.prior.counts.relations.embedding_neighbours if trained.prior is not None else None
-    )
+    reranker = parts.reranker
+    near = None
+    if reranker is not None:
+        near = reranker.tables.relations.embedding_neighbours
     version = Version(
         catalogue=data.catalogue,
-        semantic_ids=trained.semantic_ids,
+        semantic_ids=parts.semantic_ids,
         vectors=item_vectors(workdir, items),
         rows=rows,
-        fused=all_item_vectors(model, trained.tables, items),
+        fused=all_item_vectors(network, parts.tables, items),
         is_active=np.ones(items, bool),
         trie=trie,
-        words=roomy_words(trained.words, len(trie.sorted_items)),
-        near=near,
+        lexical=roomy_words(parts.lexical, len(trie.sorted_items)),
+        embedding_neighbours=near,
     )
     if retrieval == "exact":
         return version
     if not HAS_SCANN:
         raise ValueError("--retrieval=scann needs scann, which is not installed here; install it.")
-    config = generation_config(trained.config, BEAMS, 1)
-    usual = config.num_retrieved * (1 if depth else BEAMS)  # the one prefix serves all beams
+    config = parts.spec.generation
+    # Without codes the one prefix serves all beams.
+    usual = config.num_retrieved * (1 if depth else config.num_beams)
     index = HostIndex(version.leaves, np.asarray(version.fused), usual)
     return dataclasses.replace(version, index=index)
 
 
 def roomy_words(
-    words: WordTable | None, room: int, before: WordTable | None = None
-) -> WordTable | None:
+    words: LexicalTable | None, room: int, before: LexicalTable | None = None
+) -> LexicalTable | None:
     """The word table of a version: room for `room` items, and for more words; arrays as large as
     those of the version `before` where they suffice."""
     if words is None:
@@ -297,32 +290,48 @@ class Bundle:
         write_version(self.folder, name, version.indexed(), comment)
         return name
 
-    def recommender(self, version: Version) -> TrainedRecommender:
+    def parts(self, version: Version) -> RecommenderParts:
         """The model over the items of `version`, in arrays with room for more."""
         folder = self.folder / "model"
-        config = read_config(folder, "export again")
+        spec = RecommenderSpec.load(folder, "export again")
         room = version.room
         vectors = {name: roomy(table, room) for name, table in version.vectors.items()}
         rows = {name: roomy(table, room) for name, table in version.rows.items()}
-        prior = None
-        if (folder / "prior").exists():
-            prior = Prior.load(folder / "prior")
-            prior = dataclasses.replace(prior, counts=prior.counts.over(room, version.near))
-        data = nobody(folder, version)
+        reranker = None
+        if (folder / "reranker").exists():
+            reranker = Reranker.load(folder / "reranker")
+            tables = reranker.tables.over(room, version.embedding_neighbours)
+            reranker = dataclasses.replace(reranker, tables=tables)
         shapes = {name: table.shape for name, table in rows.items()}
-        trained = assemble(
+        parts = RecommenderParts.load(
             folder,
-            config,
-            data,
+            spec,
+            self.data(version),
             version.semantic_ids,
             vectors | shapes,
-            prior,
-            version.words,
+            reranker,
+            version.lexical,
             rows,
         )
-        # Codes of items are no part of a search over a trie.
-        tables = {k: v for k, v in trained.tables.items() if k not in ("codes", "prefix")}
-        return dataclasses.replace(trained, tables=tables)
+        # A search over a trie does not read the codes of items.
+        tables = {k: v for k, v in parts.tables.items() if k not in ("codes", "prefix")}
+        return dataclasses.replace(parts, tables=tables)
+
+    def data(self, version: Version) -> PreparedData:
+        """The data of an export, which has no users."""
+        users, no_rows = users_of([], []), Histories.empty()
+        return PreparedData(
+            self.folder / "model",
+            version.catalogue,
+            no_rows,
+            users,
+            None,
+            None,
+            {},
+            None,
+            None,
+            None,
+        )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -341,14 +350,3 @@ def read_state(folder: Path) -> dict[str, Any]:
 def roomy(table: np.ndarray, room: int) -> np.ndarray:
     """`table` with rows of 0 up to `room`."""
     return np.pad(table, ((0, room - len(table)), (0, 0)))
-
-
-def nobody(folder: Path, version: Version) -> PreparedData:
-    """The data of an export without users; `folder` is that of the model."""
-    none = np.zeros(0, np.int64)
-    histories = Histories(
-        none.astype(np.int32), none, none.astype(np.int32), np.zeros(1, np.int64), none, none
-    )
-    return PreparedData(
-        folder, version.catalogue, histories, users_of([], []), None, None, {}, None, None, None
-    )

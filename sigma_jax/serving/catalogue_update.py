@@ -31,7 +31,7 @@ from sigma_jax.generation.generator import all_item_vectors
 from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.index.scann_searcher import top_rows
 from sigma_jax.index.trie_build import build_trie, with_room
-from sigma_jax.recommender.trained import words_of_items
+from sigma_jax.recommender.parts import words_of_items
 from sigma_jax.reranking.covisitation import strongest_entries
 from sigma_jax.reranking.embedding_neighbours import nearest_items
 from sigma_jax.schema import Catalogue, SemanticIds
@@ -145,17 +145,20 @@ def add_items(
         is_active=np.concatenate([before.is_active, np.ones(count, bool)]),
         trie=with_room(trie, before.trie),
     )
-    trained = bundle.recommender(version)
-    if before.words is not None:
-        known = (before.words, start)
-        words = words_of_items(catalogue, bundle.items["asked"], trained.config.prompt, known)
-        words = roomy_words(words, version.room, before.words)
-        version = dataclasses.replace(version, words=words)
-    made = all_item_vectors(trained.model, trained.tables, len(version), first=start)
+    parts = bundle.parts(version)
+    if before.lexical is not None:
+        known = (before.lexical, start)
+        words = words_of_items(catalogue, bundle.items["asked"], parts.spec, known)
+        words = roomy_words(words, version.room, before.lexical)
+        version = dataclasses.replace(version, lexical=words)
+    made = all_item_vectors(parts.network, parts.tables, len(version), first=start)
     fused = np.concatenate([before.fused, made])
-    if before.near is not None:
-        count = trained.config.prior.neighbours
-        version = dataclasses.replace(version, near=grown_near(before.near, fused, start, count))
+    if before.embedding_neighbours is not None:
+        count = parts.spec.neighbours
+        version = dataclasses.replace(
+            version,
+            embedding_neighbours=grown_neighbours(before.embedding_neighbours, fused, start, count),
+        )
     return dataclasses.replace(version, fused=fused)
 
 
@@ -291,7 +294,7 @@ def _row_of(
     return np.asarray(table, np.float32)[near].mean(axis=1)
 
 
-def grown_near(
+def grown_neighbours(
     before: sparse.csr_matrix, fused: Float32[np.ndarray, "I+n D"], start: int, count: int
 ) -> sparse.csr_matrix:
     """The relation `near` of counts with the items from `start` on: both ways, since the old ones'

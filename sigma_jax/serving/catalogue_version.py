@@ -8,7 +8,7 @@
     is_active.npy           False: removed; still known where a history has it
     trie.json trie_*.npy    over all of them, with room for more
     words.json words.npz    words that instructions ask for, where they are read
-    near.npz                which lie near which, where counts are used
+    embedding_neighbours.npz                which lie near which, where counts are used
     index/                  ScaNN inside prefixes, where it was asked for (index/host_index.py)
     version.json            what is here, with sizes and hashes
 
@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float32, Int32
 from sigma_jax.index.host_index import HostIndex, leaves_of_items
 from sigma_jax.index.trie import Trie
 from sigma_jax.models.item_encoder import TABLES
-from sigma_jax.reranking.lexical import WordTable
+from sigma_jax.reranking.lexical import LexicalTable
 from sigma_jax.schema import Catalogue, SemanticIds, read_npy
 
 
@@ -42,8 +42,8 @@ class Version:
     fused: Float32[np.ndarray, "I D"]
     is_active: Bool[np.ndarray, " I"]
     trie: Trie
-    words: WordTable | None
-    near: sparse.csr_matrix | None
+    lexical: LexicalTable | None
+    embedding_neighbours: sparse.csr_matrix | None
     index: HostIndex | None = None
 
     def __len__(self) -> int:
@@ -64,10 +64,10 @@ class Version:
         np.save(folder / "fused.npy", np.asarray(self.fused, np.float32))
         np.save(folder / "is_active.npy", self.is_active)
         self.trie.save(folder)
-        if self.words is not None:
-            self.words.save(folder)
-        if self.near is not None:
-            sparse.save_npz(folder / "near.npz", self.near)
+        if self.lexical is not None:
+            self.lexical.save(folder)
+        if self.embedding_neighbours is not None:
+            sparse.save_npz(folder / "embedding_neighbours.npz", self.embedding_neighbours)
         if self.index is not None:
             self.index.save(folder / "index")
 
@@ -96,8 +96,10 @@ class Version:
             fused,
             is_active,
             Trie.load(folder),
-            WordTable.load(folder) if (folder / "words.json").exists() else None,
-            sparse.load_npz(folder / "near.npz") if (folder / "near.npz").exists() else None,
+            LexicalTable.load(folder) if (folder / "words.json").exists() else None,
+            sparse.load_npz(folder / "embedding_neighbours.npz")
+            if (folder / "embedding_neighbours.npz").exists()
+            else None,
             index,
         )
 

@@ -1,8 +1,8 @@
-"""An export that answers: requests in, recommendations out.
+"""A recommendation engine: answers requests by an export and reloads it while requests run.
 
-`Answering` holds one version of the catalogue; `Living` the active one, and exchanges it for
-another while requests are under way: each is answered by one version from its first step to its
-last.
+A `CatalogueSnapshot` is one version of an export, ready to answer. A `RecommendationEngine` holds
+the active version and replaces it while requests run. One version answers a request from its first
+step to its last.
 """
 
 from __future__ import annotations
@@ -14,207 +14,172 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from sigma_jax.generation.config import GenerationConfig
-from sigma_jax.generation.generator import Generator, Recommendations
-from sigma_jax.histories import request_times, seen_items
-from sigma_jax.index.trie import Subset
-from sigma_jax.recommender.trained import TrainedRecommender, generation_config
-from sigma_jax.schema import PreparedData, Requests
-from sigma_jax.serving.bundle import Bundle, nobody, read_state
+from sigma_jax.recommender.parts import RecommenderParts
+from sigma_jax.recommender.ranking import Recommendations
+from sigma_jax.recommender.recommender import Recommender, RecommendOptions
+from sigma_jax.recommender.requests import ItemIndex, RequestParser
+from sigma_jax.recommender.results import rows_of
+from sigma_jax.schema import RequestBatch
+from sigma_jax.serving.bundle import Bundle, read_state
 from sigma_jax.serving.catalogue_version import Version
-from sigma_jax.serving.requests import Asked, ItemNumbers, Reading, asked_of
-from sigma_jax.serving.results import rows_of
 from sigma_jax.shapes import power_of_two
 
-SIZE_OF_BATCH = 32
+WARM_UP_ROWS = 32  # rows of a recent request that a new version answers before it goes live
 
 
 @dataclasses.dataclass(frozen=True)
-class Answering:
+class SnapshotSettings:
+    """How an export is opened."""
+
+    default_instruction: str = ""  # for requests without one
+    generation: GenerationConfig | None = None  # in place of the export's own settings
+    beams: int = 0  # beams of the export's own settings; 0: as many as they have
+    # "exact" or "scann"; "" is "scann" where the export has such an index, else "exact".
+    retrieval: str = ""
+    mesh: Mesh | None = None  # devices with equal parts of the item vectors; None: one has all
+
+    def generation_of(self, parts: RecommenderParts, version: Version) -> GenerationConfig:
+        """The settings of generation for a version.
+
+        ValueError where they name a ranker that the export was not made for.
+        """
+        config = self.generation
+        if config is None:
+            retrieval = self.retrieval or ("exact" if version.index is None else "scann")
+            beams = self.beams or parts.spec.generation.num_beams
+            config = dataclasses.replace(
+                parts.spec.generation, num_beams=beams, retrieval=retrieval
+            )
+        if parts.spec.depth and (config.ranker == "three_step") != (version.trie.depth > 0):
+            raise ValueError(
+                f'generation.ranker="{config.ranker}", but the export was made for another ranker; '
+                "train or export with this ranker, or use the export's own."
+            )
+        return config
+
+
+@dataclasses.dataclass(frozen=True)
+class CatalogueSnapshot:
     """One version of an export, ready to recommend."""
 
     name: str
     version: Version
-    trained: TrainedRecommender
-    generator: Generator
-    active: Subset
-    data: PreparedData  # of nobody yet
-    reading: Reading
+    recommender: Recommender
+    parser: RequestParser
 
     @classmethod
-    def of(
-        cls,
-        bundle: Bundle,
-        name: str = "",
-        instruction: str = "",
-        generation: GenerationConfig | None = None,
-        beams: int = 32,
-        retrieval: str = "",
-        mesh: Mesh | None = None,
-    ) -> Answering:
-        """The version `name`, or the active one.
-
-        `generation` in place of the settings of training with `beams`, and with `retrieval`: "" is
-        "scann" where the export has such an index, else "exact". ValueError where the export is
-        damaged. `mesh`: whose devices have the item vectors that are compared in equal parts; None:
-        one has them all.
-        """
+    def load(
+        cls, bundle: Bundle, name: str = "", settings: SnapshotSettings = SnapshotSettings()
+    ) -> CatalogueSnapshot:
+        """The version `name`, or the active one. ValueError where the export is damaged."""
         name = name or bundle.state()["active"]
-        retrieval = generation.retrieval if generation is not None else retrieval
+        given = settings.generation
+        retrieval = given.retrieval if given is not None else settings.retrieval
         version = bundle.version(name, with_index=retrieval != "exact")
-        trained = bundle.recommender(version)
-        if generation is None:
-            generation = generation_config(trained.config, beams, SIZE_OF_BATCH)
-            retrieval = retrieval or ("exact" if version.index is None else "scann")
-            generation = dataclasses.replace(generation, retrieval=retrieval)
-        generator = Generator(
-            trained.model,
-            trained.tables,
+        parts = bundle.parts(version)
+        recommender = Recommender(
+            parts,
+            settings.generation_of(parts, version),
             version.trie,
-            generation,
-            trained.config.prompt.layout.item_query,
-            trained.words,
             np.asarray(version.fused),
-            mesh=mesh,
-            host=version.index,
+            version.is_active,
+            version.index,
+            settings.mesh,
         )
-        return cls(
-            name,
-            version,
-            trained,
-            generator,
-            generator.subset(version.is_active),
-            nobody(bundle.folder / "model", version),
-            _reading(bundle, version, trained, instruction),
-        )
+        parser = _parser(bundle, version, parts, settings.default_instruction)
+        return cls(name, version, recommender, parser)
 
     def recommend(
         self,
-        asked: Asked,
-        count: int,
-        keeps_seen: bool = True,
+        batch: RequestBatch,
+        options: RecommendOptions = RecommendOptions(),
         is_allowed: Bool[np.ndarray, " I"] | None = None,
     ) -> Recommendations:
-        """The best `count` items for each request, NumPy arrays; removed ones never. Fewer columns
-        where the catalogue has fewer items.
+        """`Recommender.recommend`; fewer columns where the catalogue has fewer items."""
+        count = min(options.count, power_of_two(len(self.version.catalogue)))
+        options = dataclasses.replace(options, count=count)
+        return self.recommender.recommend(batch, options, is_allowed)
 
-        Args:
-          keeps_seen: whether items of the history may come again.
-          is_allowed: further items that may not come, such as those out of stock, are False.
-            ValueError where nothing is left.
-        """
-        data = dataclasses.replace(self.data, histories=asked.histories, users=asked.users)
-        tables = self.trained.prompt_tables.with_users(asked.users)
-        trained = dataclasses.replace(self.trained, prompt_tables=tables)
-        active = self.active
-        if is_allowed is not None:
-            active = self.generator.subset(self.version.is_active & is_allowed)
-        count = min(count, power_of_two(len(self.version.catalogue)))
-
-        def answer(requests: Requests) -> Recommendations:
-            seen = None if keeps_seen else seen_items(asked.histories, requests)
-            choice = trained.choice(self.generator, requests, data, seen=seen)
-            choice = self.generator.for_lists(choice, count)
-            [found] = self.generator.variants(
-                trained.prompts(requests, data), count, [choice], active
-            )
-            return found
-
-        if trained.prior is None:
-            return answer(asked.requests)
-        times = request_times(asked.histories, asked.requests)
-        parts = trained.prior.counts.trends.together(times)
-        found = [answer(asked.requests.take(rows)) for rows in parts]
-        places = np.argsort(np.concatenate(parts))
-        return jax.tree.map(lambda *values: np.concatenate(values)[places], *found)
+    def rows(self, batch: RequestBatch, recommended: Recommendations) -> list[dict[str, Any]]:
+        """The answers as rows of a file (recommender/results.py)."""
+        return rows_of(batch, recommended, self.version.catalogue, self.name)
 
 
-def _reading(
-    bundle: Bundle, version: Version, trained: TrainedRecommender, instruction: str
-) -> Reading:
-    """How rows of users are understood; `instruction` where they have none."""
+def _parser(
+    bundle: Bundle, version: Version, parts: RecommenderParts, default_instruction: str
+) -> RequestParser:
+    """The parser of requests to a version."""
     now = 0
-    if trained.prior is not None:
-        now = int(trained.prior.counts.trends.time.max(initial=0))
-    return Reading(
-        ItemNumbers(version.catalogue),
+    if parts.reranker is not None:
+        now = int(parts.reranker.tables.trends.time.max(initial=0))
+    return RequestParser(
+        ItemIndex(version.catalogue),
         bundle.text,
-        trained.config.prompt.has_instructions,
-        instruction,
+        parts.spec.has_instructions,
+        default_instruction,
         now,
         bundle.items["has_sessions"],
         bundle.items["session_gap"],
+        known=None,
     )
 
 
-class Living:
+class RecommendationEngine:
     """The active version of an export in a process that goes on answering.
 
-    `refresh` loads what has become active and puts it in place in one step. An answer of
-    `recommend` is made by the version that was there when it began; who uses `now` takes it once
-    for reading and answering, for another version may have other numbers. No request waits for a
-    program to be compiled for the new version: it answers the like of what was asked last before
-    it takes over.
+    `refresh` loads the version that has become active and puts it in place in one step. No request
+    waits for a compilation: a version is warmed up on recent requests before it goes live. A caller
+    who uses `current` reads it once for parsing and answering, since item numbers differ between
+    versions.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        instruction: str = "",
-        generation: GenerationConfig | None = None,
-        beams: int = 32,
-        retrieval: str = "",
-        mesh: Mesh | None = None,
-    ):
-        """`instruction` of requests that have none; the others as in Answering.of."""
-        self._folder, self._settings = folder, (instruction, generation, beams, retrieval, mesh)
+    def __init__(self, folder: Path, settings: SnapshotSettings = SnapshotSettings()):
+        self._folder, self._settings = folder, settings
         self._refreshing = threading.Lock()
-        self._last: dict[int, _Request] = {}  # by the batch they make
-        self.now = Answering.of(Bundle.open(folder), "", *self._settings)
+        self._recent: dict[int, _Request] = {}  # by the size of their batch
+        self.current = CatalogueSnapshot.load(Bundle.open(folder), "", settings)
 
     def recommend(
-        self, rows: Sequence[Mapping[str, Any]], count: int = 10, keeps_seen: bool = True
+        self, rows: Sequence[Mapping[str, Any]], options: RecommendOptions = RecommendOptions()
     ) -> list[dict[str, Any]]:
-        """What `sigma_jax.recommend` writes for such rows of a users' file (serving/requests.py),
-        read
-        and answered by one version. ValueError as in read_users."""
+        """Rows as `sigma_jax.recommend` writes them, for rows of a users' file.
+
+        One version parses and answers them. ValueError as in RequestParser.read.
+        """
         if not rows:
             return []
-        request = _Request(tuple(map(dict, rows)), count, keeps_seen)
-        answer = request.by(self.now)
-        few = dataclasses.replace(request, rows=request.rows[:SIZE_OF_BATCH])
-        self._last[power_of_two(len(few.rows))] = few
+        request = _Request(tuple(map(dict, rows)), options)
+        answer = request.answered_by(self.current)
+        few = dataclasses.replace(request, rows=request.rows[:WARM_UP_ROWS])
+        self._recent[power_of_two(len(few.rows))] = few
         return answer
 
     def refresh(self) -> bool:
-        """Takes the active version where it is another one; whether it was."""
+        """Goes live with the active version; False where it is live already."""
         with self._refreshing:
             name = read_state(self._folder)["active"]
-            if name == self.now.name:
+            if name == self.current.name:
                 return False
-            new = Answering.of(Bundle.open(self._folder), name, *self._settings)
-            for request in tuple(self._last.values()):
-                with contextlib.suppress(ValueError):  # an older version may lack what it names
-                    request.by(new)
-            self.now = new
+            new = CatalogueSnapshot.load(Bundle.open(self._folder), name, self._settings)
+            for request in tuple(self._recent.values()):
+                with contextlib.suppress(ValueError):  # an older version may lack its items
+                    request.answered_by(new)
+            self.current = new
             return True
 
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """The arguments of `Living.recommend`."""
+    """The arguments of `RecommendationEngine.recommend`."""
 
     rows: tuple[dict[str, Any], ...]
-    count: int
-    keeps_seen: bool
+    options: RecommendOptions
 
-    def by(self, version: Answering) -> list[dict[str, Any]]:
-        """Its answer."""
-        asked = asked_of(list(enumerate(map(dict, self.rows), 1)), version.reading, "requests")
-        found = version.recommend(asked, self.count, self.keeps_seen)
-        return rows_of(asked, found, version.version.catalogue, version.name)
+    def answered_by(self, snapshot: CatalogueSnapshot) -> list[dict[str, Any]]:
+        batch = snapshot.parser.parse(self.rows)
+        return snapshot.rows(batch, snapshot.recommend(batch, self.options))

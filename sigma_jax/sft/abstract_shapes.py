@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 
 from sigma_jax.generation.beam import Prompts
 from sigma_jax.generation.config import GenerationConfig
-from sigma_jax.generation.generator import per_prefix, search_beams
-from sigma_jax.generation.prefix_scores import ItemEvidence, make_evidence
-from sigma_jax.generation.rank import Given, rank
-from sigma_jax.index.device_index import PrefixIndex, build_index
+from sigma_jax.generation.generator import inverse_temperature_of, limit_retrieved, search_beams
+from sigma_jax.generation.prefix_scores import PrefixScorer, make_prefix_scorer
+from sigma_jax.index.candidates import SearchInputs
+from sigma_jax.index.device_index import DeviceIndex, build_device_index, search
 from sigma_jax.index.trie import Trie
 from sigma_jax.index.trie_build import build_trie
 from sigma_jax.models.config import Qwen3Config
@@ -24,6 +24,8 @@ from sigma_jax.models.item_encoder import OWN
 from sigma_jax.models.network import RecommenderNetwork, TokenSpace
 from sigma_jax.models.qwen3 import Qwen3
 from sigma_jax.prompts.packing import Group
+from sigma_jax.recommender.ranking import rank
+from sigma_jax.reranking.features import RankingInputs
 from sigma_jax.runtime.preflight.estimate import (
     AbstractStage,
     CatalogueSizes,
@@ -73,12 +75,12 @@ def inference(
 
     `mesh` is one device. Codes are drawn at random: prefixes are of about one size.
     """
-    layout, depth = config.prompt.layout, config.prompt.layout.sid_generated
+    layout, depth = config.prompt.layout, _depth(config, generation)
     backbone = dataclasses.replace(backbone, param_dtype=backbone.dtype, lora=None)
     graph, state = nnx.split(_model(config, backbone, sizes))
     trie, index, evidence = _catalogue(config, generation, sizes)
     longest = int(np.diff(trie.leaf_start).max())
-    ranked = per_prefix(generation, depth, longest, COUNT)
+    ranked = limit_retrieved(generation, depth, longest, COUNT)
     tables = _tables(config, sizes)
     requests, length = generation.batch_size, layout.row_tokens
     rows = jax.ShapeDtypeStruct((requests, length), jnp.int32)
@@ -91,7 +93,11 @@ def inference(
         beams = search_beams(
             graph, state, tables, trie, evidence, prompts, generation, layout.item_query, None, mesh
         )
-        return rank(index, beams, None, Given(*[None] * 6), ranked, COUNT)
+        inputs = SearchInputs(
+            beams.queries, beams.leaves, beams.is_valid, inverse_temperature_of(beams, ranked)
+        )
+        candidates = search(index, inputs, ranked.num_retrieved)
+        return rank(index, beams, candidates, RankingInputs(), ranked, COUNT)
 
     arguments = (
         state,
@@ -112,16 +118,21 @@ def inference(
     )
 
 
+def _depth(config: SftConfig, generation: GenerationConfig) -> int:
+    """Codes that the ranker generates."""
+    return config.prompt.layout.sid_generated if generation.ranker == "three_step" else 0
+
+
 def _catalogue(
     config: SftConfig, generation: GenerationConfig, sizes: CatalogueSizes
-) -> tuple[Trie, PrefixIndex, ItemEvidence | None]:
+) -> tuple[Trie, DeviceIndex, PrefixScorer | None]:
     """Of codes drawn at random; item vectors are a shape, and the index alone has them."""
-    depth, rng = config.prompt.layout.sid_generated, np.random.default_rng(0)
+    depth, rng = _depth(config, generation), np.random.default_rng(0)
     codes = rng.integers(0, sizes.codebook_size, (sizes.items, max(depth, 1)), np.int32)
     trie = build_trie(codes, depth, sizes.codebook_size)
-    index, evidence = build_index(trie, np.ones((sizes.items, 1), np.float32)), None
+    index, evidence = build_device_index(trie, np.ones((sizes.items, 1), np.float32)), None
     if config.model.has_item_head:
-        evidence = make_evidence(trie, index.vectors, generation.temperature)
+        evidence = make_prefix_scorer(trie, index.vectors, generation.temperature)
         evidence = dataclasses.replace(evidence, vectors=None)
     shape = (len(index.vectors), config.model.item_encoder.fused_width)
     fused = jax.ShapeDtypeStruct(shape, jnp.float32)

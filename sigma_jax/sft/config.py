@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.models.backbone import BackboneConfig
 from sigma_jax.models.item_encoder import OWN, TABLES
 from sigma_jax.models.network import NetworkConfig
 from sigma_jax.prompts.config import PromptConfig
-from sigma_jax.reranking.reranker import PriorConfig
+from sigma_jax.recommender.spec import RecommenderSpec
+from sigma_jax.reranking.reranker import RerankerConfig
 from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
 
 
@@ -22,7 +24,6 @@ class SftConfig:
     starts_from_grounding: bool  # with the backbone of stage 1, where that was trained
     model: NetworkConfig
     prompt: PromptConfig
-    temperature: float  # tau of Eq. 5
     negatives_per_target: int  # drawn from the target's own prefix; 0: shared by the batch instead
     num_negatives: int  # drawn once a step for the whole batch (Eq. 5); 100,000 in the paper
     # Targets of the batch that are negatives of the others too, for the item head (others do not
@@ -36,7 +37,8 @@ class SftConfig:
     # query; 0: the target alone says what was meant.
     constraint_weight: float
     label_smoothing: float  # of Eq. 4
-    prior: PriorConfig  # fitted when training is done
+    generation: GenerationConfig  # how it ranks: in reports, and unless a caller says otherwise
+    reranker: RerankerConfig  # fitted when training is done
     refits: bool  # then train anew, as long as was best, on the validation targets too
     report_requests: int  # validation requests a task, while training
     report_beams: int
@@ -46,8 +48,6 @@ class SftConfig:
         counts = ("negatives_per_target", "batch_negatives", "report_requests")
         check_least(0, self, *counts, *weights)
         check_least(1, self, "num_negatives", "report_beams")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}; use more than 0, such as 0.05.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing}; use 0 <= it < 1.")
         if unknown := set(self.model.item_encoder.inputs) - set(TABLES):
@@ -90,6 +90,12 @@ class SftConfig:
                 "model.has_task_head=True has no instruction to read where "
                 "prompt.mixture.branches_per_context=0; set it to False."
             )
+        is_exhaustive = self.generation.ranker == "exhaustive"
+        if is_exhaustive and self.prompt.layout.sid_generated and not self.model.has_item_head:
+            raise ValueError(
+                'generation.ranker="exhaustive" scores all items by the item head; set '
+                'model.has_item_head=True, or generation.ranker="three_step".'
+            )
         folder = self.backbone.hf_folder
         if folder and self.starts_from_grounding:
             raise ValueError(
@@ -97,3 +103,22 @@ class SftConfig:
                 f"which starts from it by --config.upstream.grounding.backbone.hf_folder={folder} "
                 f"--config.data.text_tokenizer.name={folder}; give these two instead."
             )
+
+    @property
+    def temperature(self) -> float:
+        """tau of Eq. 5, which is that of Eq. 11."""
+        return self.generation.temperature
+
+    @property
+    def spec(self) -> RecommenderSpec:
+        """The settings that a saved recommender needs."""
+        return RecommenderSpec(
+            self.backbone,
+            self.model,
+            self.prompt.layout,
+            self.prompt.has_instructions,
+            self.prompt.has_instruction_only_contexts,
+            self.prompt.longtail_share,
+            self.generation,
+            self.reranker.neighbours,
+        )

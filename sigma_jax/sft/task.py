@@ -7,7 +7,7 @@ the loss Eq. 4 + Eq. 5, and hit rates on validation requests while it trains.
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,50 +17,53 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int64
+from jaxtyping import Array, Float, Int, Int64
 
 from sigma_jax import metrics
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.data.vectors import item_vectors
-from sigma_jax.generation.generator import Generator, all_item_vectors
+from sigma_jax.generation.generator import all_item_vectors
 from sigma_jax.generation.head_weights import (
     HEAD_WEIGHTS,
-    JUDGED,
+    RANK_CUTOFF,
     HeadWeights,
     beam_search_helps,
     fit_head_weights,
 )
-from sigma_jax.models.hf import save_backbone
 from sigma_jax.models.network import RecommenderNetwork
-from sigma_jax.models.weights import copy_weights, save_weights
+from sigma_jax.models.weights import copy_weights
 from sigma_jax.prompts.config import PromptConfig
 from sigma_jax.prompts.inference import prompts_of
 from sigma_jax.prompts.packing import batches, contexts_that_fit
 from sigma_jax.prompts.records import RECORDS, record_settings, write_records
 from sigma_jax.prompts.tokens import PromptTables
-from sigma_jax.recommender.build import backbone_source, frozen_tables, make_recommender
-from sigma_jax.recommender.trained import (
-    BEFORE_REFIT,
-    WEIGHTS,
-    generation_config,
-    hit_rates,
-    told_by,
-    word_table,
+from sigma_jax.recommender.build import (
+    build_network,
+    frozen_tables,
+    grounded_backbone,
+    text_vocabulary,
 )
-from sigma_jax.reranking.fit import fit_reranker
-from sigma_jax.reranking.lexical import WordTable
-from sigma_jax.reranking.reranker import Counts, Prior
+from sigma_jax.recommender.fitting import fit_reranker_of
+from sigma_jax.recommender.parts import (
+    BEFORE_REFIT,
+    RERANKER,
+    WEIGHTS,
+    RecommenderParts,
+    lexical_table,
+    save_network,
+)
+from sigma_jax.recommender.recommender import Recommender, RecommendOptions
+from sigma_jax.reranking.lexical import LexicalTable
+from sigma_jax.reranking.reranker import FeatureTables, Reranker
 from sigma_jax.runtime import hosts
 from sigma_jax.runtime.artifacts import Recipe, is_current, write_artifact
-from sigma_jax.runtime.files import plain, read_json
-from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
+from sigma_jax.runtime.files import read_json
+from sigma_jax.schema import TASKS, PreparedData, RequestBatch, Requests, SemanticIds
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.loss import recommender_loss
 from sigma_jax.sft.negatives import negative_tables
 from sigma_jax.tasks.constraints import Constraints, allowed_items
 from sigma_jax.tasks.requests import make_requests
-
-FIT_BEAMS = 32  # when the prior is fitted
 
 
 class SftTask:
@@ -82,7 +85,10 @@ class SftTask:
         self.semantic_ids = SemanticIds.load(workdir / "tokenizer")
         config.prompt.layout.check(self.semantic_ids.levels)
         self.vectors = item_vectors(workdir, len(self.data.catalogue))
-        self.vocab_size = backbone_source(config, workdir, self.data)[1]
+        self.backbone = config.backbone
+        if config.starts_from_grounding:
+            self.backbone = grounded_backbone(config.backbone, workdir)
+        self.vocab_size = text_vocabulary(self.backbone, self.data)
         self.records = write_record_shards(
             self.data, config.prompt, workdir, seed, has_validation_rows
         )
@@ -121,20 +127,25 @@ class SftTask:
 
     def model(self, rngs: nnx.Rngs) -> RecommenderNetwork:
         """The recommender before its first step."""
-        model = make_recommender(
-            self.config, self.workdir, self.data, self.semantic_ids, self.vectors, rngs
+        model = build_network(
+            self.backbone, self.config.model, self.data, self.semantic_ids, self.vectors, rngs
         )
         # A sample of the catalogue suffices for means.
         rows = np.arange(0, len(self.data.catalogue), 1 + len(self.data.catalogue) // 20_000)
         codes = np.asarray(self.semantic_ids.codes)[rows]
-        tables = frozen_tables(self.config, self.vectors, self.semantic_ids)
+        tables = self.frozen_tables()
         model.start_codes(jnp.asarray(codes), jnp.asarray(rows), tables)
         return model
+
+    def frozen_tables(self) -> dict[str, np.ndarray]:
+        """Arrays by item that the network reads and does not train."""
+        depth = self.config.prompt.layout.sid_generated
+        return frozen_tables(self.config.model, depth, self.vectors, self.semantic_ids)
 
     def tables(self) -> dict[str, np.ndarray]:
         """Frozen item vectors, codes and prefixes, and what only the loss reads: what negatives are
         drawn from, and the demands each item satisfies."""
-        tables = frozen_tables(self.config, self.vectors, self.semantic_ids)
+        tables = self.frozen_tables()
         popularity = np.asarray(self.data.catalogue.popularity)
         tables |= negative_tables(tables["prefix"], popularity)
         if self.config.batch_negatives:
@@ -168,39 +179,67 @@ class SftTask:
         """HR@10 at item and SID level on validation requests, by task and on average."""
         if not self.config.report_requests:
             return {}
-        most = dict.fromkeys(self.config.prompt.trained_tasks, self.config.report_requests)
-        requests, prompts = self.validation(most)
-        if not len(requests):
+        batch = self.validation(
+            dict.fromkeys(self.config.prompt.trained_tasks, self.config.report_requests)
+        )
+        if not len(batch):
             return {}
-        self.fit_head_weights(model, tables, requests, prompts)
-        found = self.generator(model, tables, self.config.report_beams)(prompts, 10, None)
-        return hit_rates(found.items, requests, self.semantic_ids)
+        generation = dataclasses.replace(self.config.generation, num_beams=self.config.report_beams)
+        if generation.ranker == "three_step":
+            self.fit_head_weights(model, tables, batch)
+        recommender = Recommender(self.parts(model, tables), generation)
+        answer = recommender.recommend(batch)
+        return hit_rates(answer.items, batch.requests, self.semantic_ids)
+
+    def parts(
+        self,
+        network: RecommenderNetwork,
+        tables: Mapping[str, Array],
+        reranker: Reranker | None = None,
+        lexical: LexicalTable | None = None,
+    ) -> RecommenderParts:
+        """The network in training as a recommender has it."""
+        return RecommenderParts(
+            self.config.spec,
+            network,
+            tables,
+            self.semantic_ids,
+            self.prompt_tables,
+            self.data.users,
+            reranker,
+            lexical,
+        )
+
+    @functools.cached_property
+    def prompt_tables(self) -> PromptTables:
+        """The text of prompts in tokens."""
+        prompt = self.config.prompt
+        return PromptTables.make(
+            self.data, self.semantic_ids, prompt.layout, self.vocab_size, prompt.has_instructions
+        )
 
     def fit_head_weights(
-        self,
-        model: RecommenderNetwork,
-        tables: Mapping[str, Array],
-        requests: Requests,
-        prompts: Mapping[str, np.ndarray],
+        self, model: RecommenderNetwork, tables: Mapping[str, Array], batch: RequestBatch
     ) -> HeadWeights | None:
-        """The gains that make `requests` likeliest, put into a model with an item head."""
-        layout = self.config.prompt.layout
-        if not self.config.model.has_item_head or not layout.sid_generated:
+        """The head weights under which the targets are likeliest, put into a model with an item
+        head; None for another model."""
+        prompt = self.config.prompt
+        if not self.config.model.has_item_head or not prompt.layout.sid_generated:
             return None
         fitted = fit_head_weights(
             model,
             tables,
-            prompts,
-            requests.target,
-            layout.sid_generated,
-            layout.item_query,
+            prompts_of(batch.requests, batch.histories, self.prompt_tables),
+            batch.requests.target,
+            prompt.layout.sid_generated,
+            prompt.layout.item_query,
             self.config.temperature,
         )
         fitted.put_into(model)
         return fitted
 
-    def validation(self, most: Mapping[str, int]) -> tuple[Requests, dict[str, np.ndarray]]:
-        """At most so many validation requests of each task, and their prompts."""
+    def validation(self, most: Mapping[str, int]) -> RequestBatch:
+        """At most so many validation requests of each task."""
         prompt = self.config.prompt
         requests = make_requests(
             self.data,
@@ -212,85 +251,53 @@ class SftTask:
         )
         of_task = [np.flatnonzero(requests.task == number) for number in range(len(TASKS))]
         rows = [here[: most.get(task, 0)] for here, task in zip(of_task, TASKS, strict=True)]
-        requests = requests.take(np.concatenate(rows))
-        if not len(requests):
-            return requests, {}
-        return requests, prompts_of(requests, self.data, self.prompt_tables())
+        return RequestBatch.of(requests.take(np.concatenate(rows)), self.data)
 
-    def prompt_tables(self) -> PromptTables:
-        """Tables for the prompts of requests."""
-        prompt = self.config.prompt
-        return PromptTables.make(
-            self.data, self.semantic_ids, prompt.layout, self.vocab_size, prompt.has_instructions
-        )
-
-    def generator(
-        self,
-        model: RecommenderNetwork,
-        tables: Mapping[str, Array],
-        beams: int,
-        words: WordTable | None = None,
-    ) -> Generator:
-        """Over the whole catalogue, as trained."""
-        config = generation_config(self.config, beams, batch_size=32)
-        layout = self.config.prompt.layout
-        depth, query = layout.sid_generated, layout.item_query
-        return Generator.create(model, tables, self.semantic_ids, depth, config, query, words)
-
-    def fit_requests(self) -> tuple[Requests, dict[str, np.ndarray]]:
-        """Validation requests mixed as in training, and their prompts."""
+    def fit_requests(self) -> RequestBatch:
+        """Validation requests mixed as in training."""
         weights = self.config.prompt.trained_tasks
-        share = self.config.prior.fit_requests / max(weights.values())
+        share = self.config.reranker.fit_requests / max(weights.values())
         return self.validation({task: int(share * weight) for task, weight in weights.items()})
 
     def fit_reranker(
-        self,
-        model: RecommenderNetwork,
-        tables: Mapping[str, Array],
-        requests: Requests,
-        prompts: dict[str, np.ndarray],
-        gains: HeadWeights | None,
-        folder: Path,
-    ) -> tuple[HeadWeights | None, dict[str, float]]:
-        """Fits and writes what counts say beside the model; the gains kept and figures.
+        self, model: RecommenderNetwork, tables: Mapping[str, Array], batch: RequestBatch
+    ) -> tuple[Reranker, dict[str, float]]:
+        """The reranker for the configured ranker, and metrics.
 
-        Where codes are searched with `gains`, the prior is fitted without them too, and they are
-        kept only where the ranking is better for it.
+        Where the code head or the query head has weight beside the item head, the metrics compare
+        the lists of both rankers on these requests, each with a reranker of its own.
         """
-        counts = self.counts(model, tables)
-        words = word_table(self.data, self.config.prompt)
-        spoken = self.prompt_tables()
-        allowed = allowed_items(self.data, requests)
-        histories = self.data.histories
+        features = self.feature_tables(model, tables)
+        lexical = lexical_table(self.data, self.config.spec)
+        allowed = allowed_items(self.data, batch.requests)
 
-        def fit() -> tuple[Prior, dict[str, float], Int64[np.ndarray, " N"]]:
-            """The prior of the model as it is, figures, and the targets' ranks with it."""
-            generator = self.generator(model, tables, FIT_BEAMS, words)
-            told = told_by(generator, requests, self.data, spoken, self.config)
-            prior, figures = fit_reranker(
-                generator, prompts, requests, histories, counts, told, allowed
+        def fit(ranker: str) -> tuple[Reranker, dict[str, float], Int[np.ndarray, " N"]]:
+            """The reranker for a ranker, metrics, and the ranks of the targets."""
+            generation = dataclasses.replace(self.config.generation, ranker=ranker)
+            plain = Recommender(self.parts(model, tables, lexical=lexical), generation)
+            reranker, metrics_of_fit = fit_reranker_of(plain, batch, features, allowed)
+            ranked = plain.with_reranker(reranker).recommend(
+                batch, RecommendOptions(RANK_CUTOFF, generation=plain.generator.config)
             )
-            choice = prior.choice(generator.config, requests, histories, told)
-            found = generator.variants(prompts, JUDGED, [choice])[0]
-            return prior, figures, metrics.item_ranks(found.items, requests.target)
+            return reranker, metrics_of_fit, metrics.item_ranks(ranked.items, batch.requests.target)
 
-        prior, figures, ranks = fit()
-        if gains is not None and model.beam_search_helps:
-            gains.none.put_into(model)
-            open_prior, open_figures, open_ranks = fit()
-            if beam_search_helps(ranks, open_ranks):
-                gains.put_into(model)
-            else:
-                gains, prior, figures = gains.none, open_prior, open_figures
-            for name, judged in (("codes", ranks), ("open", open_ranks)):
-                figures[f"{name}_ndcg"] = float(metrics.ndcg(judged, JUDGED).mean())
-        prior.save(folder)
-        return gains, figures
+        chosen = self.config.generation.ranker
+        reranker, fitted, ranks = fit(chosen)
+        if self.config.prompt.layout.sid_generated and model.has_head_weights:
+            other = {"three_step": "exhaustive", "exhaustive": "three_step"}[chosen]
+            ranks_of = {chosen: ranks, other: fit(other)[2]}
+            for name in ranks_of:
+                fitted[f"ndcg_{name}"] = float(metrics.ndcg(ranks_of[name], RANK_CUTOFF).mean())
+            helps = beam_search_helps(ranks_of["three_step"], ranks_of["exhaustive"])
+            fitted["beam_search_helps"] = float(helps)
+        return reranker, fitted
 
-    def counts(self, model: RecommenderNetwork, tables: Mapping[str, Array]) -> Counts:
-        """What the prior counts in the training rows, and by the model's item vectors."""
+    def feature_tables(
+        self, model: RecommenderNetwork, tables: Mapping[str, Array]
+    ) -> FeatureTables:
+        """The counts of the training rows, and neighbours by the model's item vectors."""
         vectors = all_item_vectors(model, tables, len(self.data.catalogue))
-        return Counts.make(self.data, vectors, self.config.prior.neighbours)
+        return FeatureTables.make(self.data, vectors, self.config.reranker.neighbours)
 
     def refit(self) -> SftTask | None:
         """The task to be trained after this one, on more rows; None where none is."""
@@ -298,11 +305,6 @@ class SftTask:
             return None
         config = dataclasses.replace(self.config, report_requests=0)  # nothing is unseen any more
         return SftTask(config, self.workdir, self.seed, has_validation_rows=True)
-
-    def write_weights(self, model: RecommenderNetwork, folder: Path) -> None:
-        """The weights, the backbone as a Hugging Face folder."""
-        save_weights(model, folder / WEIGHTS, without=("backbone",))
-        save_backbone(model.backbone, folder / "backbone")
 
     def finalize_on_all_hosts(self, model: RecommenderNetwork, mesh: Mesh) -> None:
         """Nothing: `finish` needs one process."""
@@ -317,16 +319,17 @@ class SftTask:
         if self.is_refit:
             self.replace_weights(model, tables, folder)
             return {}
-        requests, prompts = self.fit_requests() if self.config.prompt.trained_tasks else ([], {})
-        figures = {}
-        if len(requests):
-            gains = self.fit_head_weights(model, tables, requests, prompts)
-            if self.config.prior.neighbours:
-                gains, figures = self.fit_prior(model, tables, requests, prompts, gains, folder)
-            figures |= gains.figures if gains is not None else {}
-        self.write_weights(model, folder)
-        (folder / "config.json").write_text(json.dumps(plain(self.config), indent=1))
-        return figures
+        fitted = {}
+        batch = self.fit_requests() if self.config.prompt.trained_tasks else ()
+        if len(batch):
+            head_weights = self.fit_head_weights(model, tables, batch)
+            if self.config.reranker.neighbours:
+                reranker, fitted = self.fit_reranker(model, tables, batch)
+                reranker.save(folder)
+            fitted |= head_weights.metrics if head_weights is not None else {}
+        save_network(model, folder)
+        self.config.spec.save(folder)
+        return fitted
 
     def replace_weights(
         self, model: RecommenderNetwork, tables: Mapping[str, Array], folder: Path
@@ -335,10 +338,30 @@ class SftTask:
         shutil.copytree(folder, folder / BEFORE_REFIT)
         if self.config.model.has_item_head:
             copy_weights(model, folder / WEIGHTS, HEAD_WEIGHTS)
-        self.write_weights(model, folder)
-        if (folder / "prior.json").exists():
-            weights = Prior.load(folder).weights
-            Prior(weights, self.counts(model, tables)).save(folder)
+        save_network(model, folder)
+        if (folder / RERANKER).exists():
+            weights = Reranker.load(folder).weights
+            Reranker(weights, self.feature_tables(model, tables)).save(folder)
+
+
+def hit_rates(
+    items: Int[np.ndarray, "N K"], requests: Requests, semantic_ids: SemanticIds
+) -> dict[str, float]:
+    """HR@10 by task and averaged over tasks, and NDCG@10, at item and at SID level."""
+    rates = {}
+    for level, ranks in (
+        ("item", metrics.item_ranks(items, requests.target)),
+        ("sid", metrics.sid_ranks(items, requests.target, semantic_ids.codes)),
+    ):
+        hits = metrics.hits(ranks, 10)
+        by_task = {
+            TASKS[task]: float(hits[requests.task == task].mean())
+            for task in np.unique(requests.task)
+        }
+        rates |= {f"hr10_{level}_{task}": value for task, value in by_task.items()}
+        rates[f"hr10_{level}"] = float(np.mean(list(by_task.values())))
+        rates[f"ndcg10_{level}"] = float(metrics.ndcg(ranks, 10).mean())
+    return rates
 
 
 def param_group(config: SftConfig, path: tuple[str, ...]) -> str:

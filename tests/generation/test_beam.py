@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sigma_jax.generation.beam import first_state, select
 from sigma_jax.index.trie import leaves_of
-from sigma_jax.index.trie_build import build_trie, subset
+from sigma_jax.index.trie_build import build_trie, mark_active
 
 LOGITS = np.random.default_rng(0).normal(size=(2, 97, 7)).astype(np.float32)
 
@@ -41,7 +41,7 @@ def searched(trie, beams, active):
     for level in range(trie.depth):
         logits = jax.vmap(lambda table, rows: table[rows])(jax.numpy.asarray(LOGITS), after)
         normaliser = jax.nn.logsumexp(logits, axis=-1)
-        state = select(state, logits, trie, level, beams, normaliser, subset=active)
+        state = select(state, logits, trie, level, beams, normaliser, active=active)
         after = np.zeros((2, 1), np.int32)
         for step in range(level + 1):
             after = (after * 31 + state.codes[:, :, step] + 1) % 97
@@ -66,7 +66,7 @@ def corpora(draw):
 def test_beams_are_those_of_a_naive_search_of_the_active_items(example):
     codes, is_active, beams = example
     trie = build_trie(codes, codes.shape[1], 7)
-    active = subset(trie, np.array(is_active)) if is_active is not None else None
+    active = mark_active(trie, np.array(is_active)) if is_active is not None else None
     state, leaves = jax.device_get(searched(trie, beams, active))
     kept = codes if is_active is None else codes[np.array(is_active)]
     paths = set(map(tuple, kept.tolist()))

@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_ranker import batch as small_batch
+from small_ranker import lists, ranker, variants
 from small_recommender import CODES, CONFIG, NUM_ITEMS, forward, prompts, recommender, semantic_ids
 
 from sigma_jax.generation.beam import Prompts, beam_search
-from sigma_jax.generation.generator import Choice, Generator
+from sigma_jax.generation.generator import Generator
 from sigma_jax.index.trie_build import build_trie
-from sigma_jax.reranking.features import ItemFeatures
+from sigma_jax.recommender.ranking import Ranker
+from sigma_jax.reranking.features import ItemFeatures, RankingInputs
 from sigma_jax.schema import TASKS
 
 
@@ -74,9 +77,8 @@ def test_items_and_probabilities_equal_brute_force(depth, normaliser):
     model, tables = recommender()
     sids = semantic_ids()
     config = dataclasses.replace(CONFIG, num_beams=30, normaliser=normaliser)
-    generator = Generator.create(model, tables, sids, depth, config)
     batch = prompts()
-    found = generator(batch, NUM_ITEMS, None)
+    found = lists(ranker(model, tables, depth, config), small_batch(), NUM_ITEMS)
     vectors = np.asarray(model.item_vectors(jnp.arange(NUM_ITEMS), tables), np.float64)
     paths = sorted({tuple(map(int, code)) for code in sids.codes[:, :depth]})
     for row in range(3):
@@ -101,11 +103,10 @@ def test_items_and_probabilities_equal_brute_force(depth, normaliser):
 
 def test_seen_items_are_left_out_and_others_move_up():
     model, tables = recommender()
-    generator = Generator.create(model, tables, semantic_ids(), 1, CONFIG)
-    batch = prompts()
-    kept = generator(batch, 10, None)
+    made = ranker(model, tables, 1, CONFIG)
+    kept = lists(made, small_batch(), 10)
     seen = np.concatenate([kept.items[:, :3], np.full((3, 2), -1)], axis=1)
-    left_out = generator(batch, 10, seen)
+    left_out = lists(made, small_batch(), 10, seen)
     for row in range(3):
         assert not set(left_out.items[row]) & set(kept.items[row, :3])
         assert set(kept.items[row, 3:6]) <= set(left_out.items[row])
@@ -148,7 +149,9 @@ def test_under_load_fewer_beams_look_into_fewer_prefixes():
     model, tables = recommender()
     config = dataclasses.replace(CONFIG, num_beams=5, num_retrieved=NUM_ITEMS)
     generator = Generator.create(model, tables, semantic_ids(), 1, config)
-    every, fewer = (g(prompts(), NUM_ITEMS) for g in (generator, generator.at_load(0.4)))
+    every, fewer = (
+        lists(Ranker(g), small_batch(), NUM_ITEMS) for g in (generator, generator.at_load(0.4))
+    )
     assert generator.at_load(1.0).config == config
     for row in range(3):
         kept = every.items[row][every.beams[row] < 2]
@@ -168,13 +171,11 @@ def _search(model, tables, sids, batch, config, depth):
 def test_a_subset_keeps_the_order_and_probabilities_of_its_items(depth, has_item_head):
     model, tables = recommender(has_item_head=has_item_head)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
-    sids = semantic_ids()
-    trie = build_trie(sids.codes, depth, CODES)
-    generator = Generator(model, tables, trie, config, "token")
-    everything = generator(prompts(), NUM_ITEMS)
+    made = ranker(model, tables, depth, config)
+    everything = lists(made, small_batch(), NUM_ITEMS)
     is_active = np.random.default_rng(depth).random(NUM_ITEMS) < 0.4
-    active = generator.subset(is_active)
-    [found] = generator.variants(prompts(), NUM_ITEMS, [Choice()], active)
+    active = made.generator.mark_active(is_active)
+    [found] = variants(made, small_batch(), NUM_ITEMS, [RankingInputs()], active=active)
     for row in range(3):
         kept = is_active[everything.items[row]]
         count = int(is_active.sum())
@@ -185,71 +186,78 @@ def test_a_subset_keeps_the_order_and_probabilities_of_its_items(depth, has_item
         )
 
 
-def test_bias_multiplies_probabilities_and_decides_what_is_retrieved():
+def test_features_multiply_probabilities_and_bring_their_items_into_the_list():
     model, tables = recommender()
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
-    generator = Generator.create(model, tables, semantic_ids(), 1, config)
-    batch = prompts()
-    plain = generator(batch, NUM_ITEMS, None)
+    made = ranker(model, tables, 1, config)
+    plain = lists(made, small_batch(), NUM_ITEMS)
     rng = np.random.default_rng(0)
     listed = [np.sort(rng.choice(NUM_ITEMS, 8, replace=False)) for _ in range(3)]
     items = np.full((3, 16), np.iinfo(np.int32).max, np.int32)
     items[:, :8] = listed
     values = np.where(np.arange(16) < 8, rng.normal(0, 3, (3, 16)), 0).astype(np.float32)
     few = dataclasses.replace(config, num_retrieved=2)
-    features, weights = ItemFeatures(items, values[..., None] / 2), np.array([[2.0]], np.float32)
-    choices = [Choice(None, features, weights, c) for c in (config, few)]
-    biased, short = generator.variants(batch, NUM_ITEMS, choices)
+    inputs = RankingInputs(
+        features=ItemFeatures(items, values[..., None] / 2), weights=np.array([[2.0]], np.float32)
+    )
+    scored, short = variants(made, small_batch(), NUM_ITEMS, [inputs] * 2, [config, few])
     codes = semantic_ids().codes[:, 0]
     for row in range(3):
-        prob = np.zeros(NUM_ITEMS)
-        prob[plain.items[row]] = np.exp(plain.log_probs[row].astype(np.float64))
+        model_alone = np.zeros(NUM_ITEMS)
+        model_alone[plain.items[row]] = np.exp(plain.log_probs[row].astype(np.float64))
+        prob = model_alone.copy()
         prob[listed[row]] *= np.exp(values[row, :8].astype(np.float64))
         prob /= prob.sum()
-        assert (biased.items[row] == np.argsort(-prob)).all()
+        assert (scored.items[row] == np.argsort(-prob)).all()
         np.testing.assert_allclose(
-            biased.log_probs[row], np.log(prob[biased.items[row]]), atol=1e-4
+            scored.log_probs[row], np.log(prob[scored.items[row]]), atol=1e-4
         )
-        best = {
+        nearest = {
             item
             for c in set(codes)
-            for item in sorted(np.flatnonzero(codes == c), key=lambda item: -prob[item])[:2]
+            for item in sorted(np.flatnonzero(codes == c), key=lambda item: -model_alone[item])[:2]
         }
-        assert set(short.items[row][short.items[row] >= 0]) == best
+        candidates = nearest | set(listed[row].tolist())
+        found = short.items[row][short.items[row] >= 0]
+        assert set(found) == candidates and len(found) == len(candidates)
+        order = sorted(candidates, key=lambda item: -prob[item])
+        np.testing.assert_array_equal(found, order)
 
 
 @pytest.mark.parametrize("depth, has_item_head", [(0, True), (1, False), (2, True)])
 def test_the_host_retrieves_what_the_device_does(depth, has_item_head):
     model, tables = recommender(has_item_head=has_item_head)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS)
-    trie = build_trie(semantic_ids().codes, depth, CODES)
     rng = np.random.default_rng(0)
     items = np.sort(rng.permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)[:, :8], axis=1)
     features = ItemFeatures(items.astype(np.int32), rng.normal(0, 3, (3, 8, 1)).astype(np.float32))
     seen = np.array([[1, 2, -1], [3, -1, -1], [-1, -1, -1]], np.int32)
     weights = np.array([[1.0]], np.float32)
-    choices = [Choice(), Choice(seen), Choice(None, features, weights)]
+    inputs = [
+        RankingInputs(),
+        RankingInputs(seen=seen),
+        RankingInputs(features=features, weights=weights),
+    ]
     device, host = (
-        Generator(model, tables, trie, dataclasses.replace(config, retrieval=how), "token")
+        ranker(model, tables, depth, dataclasses.replace(config, retrieval=how))
         for how in ("exact", "scann")
     )
-    for expected, found in zip(
-        *(generator.variants(prompts(), 20, choices) for generator in (device, host)), strict=True
-    ):
+    both = [variants(made, small_batch(), 20, inputs) for made in (device, host)]
+    for expected, found in zip(*both, strict=True):
         np.testing.assert_array_equal(found.items, expected.items)
         np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-4)
     is_active = rng.random(NUM_ITEMS) < 0.5
     both = [
-        generator.variants(prompts(), 20, choices, generator.subset(is_active))
-        for generator in (device, host)
+        variants(made, small_batch(), 20, inputs, active=made.generator.mark_active(is_active))
+        for made in (device, host)
     ]
     for expected, found in zip(*both, strict=True):
         np.testing.assert_array_equal(found.items, expected.items)
-    few = dataclasses.replace(config, num_retrieved=2, retrieval="scann")
-    generator = Generator(model, tables, trie, few, "token")
-    [short] = generator.variants(prompts(), NUM_ITEMS, choices[2:])
-    if depth:  # what counts speak for is there, however far it lies
-        for row in range(3):
+    for how in ("exact", "scann"):
+        few = dataclasses.replace(config, num_beams=1, num_retrieved=2, retrieval=how)
+        few = few if not depth else dataclasses.replace(few, num_beams=30)
+        [short] = variants(ranker(model, tables, depth, few), small_batch(), NUM_ITEMS, inputs[2:])
+        for row in range(3):  # items with features are there, however far they lie
             assert set(items[row]) <= set(short.items[row])
 
 
@@ -258,26 +266,22 @@ def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
     head = np.random.default_rng(0).normal(0, 0.5, model.task_head.shape)
     model.task_head[...] = jnp.asarray(head, jnp.float32)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
-    generator = Generator.create(model, tables, semantic_ids(), 0, config)
+    made = ranker(model, tables, 0, config)
     batch = prompts()
-    plain = generator(batch, NUM_ITEMS)
+    plain = lists(made, small_batch(), NUM_ITEMS)
     rng = np.random.default_rng(1)
     values = rng.normal(0, 1, (3, NUM_ITEMS, 2)).astype(np.float32)
     items = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (3, 1))
     weights = rng.normal(0, 2, (len(TASKS), 6)).astype(np.float32)
     table = rng.normal(size=(4, NUM_ITEMS, 2)).astype(np.float16)  # what requests share
     rows = np.array([3, 0, 3], np.int32)
-    told = generator.told([""] * 3, prompts(seed=7))
-    of_told = generator.told_at(told, items)[..., 0]
-    alone, shared, spoken = generator.variants(
-        batch,
-        NUM_ITEMS,
-        [
-            Choice(None, ItemFeatures(items, values), weights[:, :2]),
-            Choice(None, ItemFeatures(items, values, rows), weights, table=table),
-            Choice(None, ItemFeatures(items, values, rows), weights, table=table, told=told),
-        ],
-    )
+    told = made.read_instructions([""] * 3, small_batch(seed=7))
+    of_told = made.instruction_scores(told, items)[..., 0]
+    by_row = RankingInputs(features=ItemFeatures(items, values, rows), weights=weights)
+    alone = RankingInputs(features=ItemFeatures(items, values), weights=weights[:, :2])
+    shared = dataclasses.replace(by_row, trending=table)
+    inputs = [alone, shared, dataclasses.replace(shared, instruction=told)]
+    alone, shared, spoken = variants(made, small_batch(), NUM_ITEMS, inputs)
     hidden = forward(model, tables, batch["tokens"], batch["items"])
     for row in range(3):
         logits = np.asarray(hidden[row, batch["lengths"][row] - 1]) @ head
@@ -302,14 +306,14 @@ def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
 def test_few_requests_make_a_small_batch(total, batch_size, sizes):
     model, tables = recommender()
     config = dataclasses.replace(CONFIG, batch_size=batch_size)
-    generator = Generator.create(model, tables, semantic_ids(), 1, config)
+    made = ranker(model, tables, 1, config)
     seen = []
 
     def read(rows):
         seen.append(len(rows))
         return rows
 
-    np.testing.assert_array_equal(generator._by_batch(total, read), np.arange(total))
+    np.testing.assert_array_equal(made._by_batch(total, read), np.arange(total))
     assert seen == sizes
 
 
@@ -317,19 +321,16 @@ def test_few_requests_make_a_small_batch(total, batch_size, sizes):
 def test_more_beams_and_items_than_exist_take_no_more_memory(depth):
     model, tables = recommender(has_item_head=True)
     large = dataclasses.replace(CONFIG, num_beams=10**6, num_retrieved=10**6)
-    generator = Generator.create(model, tables, semantic_ids(), depth, large)
-    for choice in (Choice(), generator.for_lists(Choice(config=large), 10**6)):
-        [found] = generator.variants(prompts(), NUM_ITEMS + 5, [choice])
-        assert (np.sort(found.items[:, :NUM_ITEMS], axis=1) == np.arange(NUM_ITEMS)).all()
-        assert (found.items[:, NUM_ITEMS:] == -1).all()
+    made = ranker(model, tables, depth, large)
+    found = lists(made, small_batch(), NUM_ITEMS + 5)
+    assert (np.sort(found.items[:, :NUM_ITEMS], axis=1) == np.arange(NUM_ITEMS)).all()
+    assert (found.items[:, NUM_ITEMS:] == -1).all()
 
 
 def test_a_padded_last_batch_changes_nothing():
     model, tables = recommender()
-    batch = prompts()
-    one = Generator.create(model, tables, semantic_ids(), 2, CONFIG)(batch, 5, None)
     config = dataclasses.replace(CONFIG, batch_size=3)
-    other = Generator.create(model, tables, semantic_ids(), 2, config)(batch, 5, None)
+    one, other = (lists(ranker(model, tables, 2, c), small_batch(), 5) for c in (CONFIG, config))
     np.testing.assert_array_equal(one.items, other.items)
     np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
 
@@ -338,8 +339,8 @@ def test_without_an_item_query_all_items_of_a_prefix_are_alike():
     model, tables = recommender()
     sids = semantic_ids()
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS)
-    generator = Generator.create(model, tables, sids, 3, config, item_query="none")
-    found = generator(prompts(), NUM_ITEMS)
+    made = ranker(model, tables, 3, config, item_query="none")
+    found = lists(made, small_batch(), NUM_ITEMS)
     _, inverse, sizes = np.unique(sids.codes, axis=0, return_inverse=True, return_counts=True)
     for row in range(3):
         expected = found.beam_scores[row] - np.log(sizes[inverse.reshape(-1)[found.items[row]]])

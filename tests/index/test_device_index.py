@@ -6,7 +6,7 @@ import pytest
 
 from sigma_jax.generation import fusion
 from sigma_jax.index import device_index as retrieval
-from sigma_jax.index.device_index import build_index
+from sigma_jax.index.device_index import build_device_index
 from sigma_jax.index.trie_build import build_trie
 
 ITEMS, CODES, D = 60, 5, 8
@@ -57,7 +57,7 @@ def test_search_equals_a_float64_loop(world, depth, chunk, excluded):
     if depth == 0:  # one prefix for all items
         codes, leaves = np.zeros_like(codes), np.minimum(leaves, 0)
         world = codes, vectors, queries, leaves, is_valid
-    index = build_index(build_trie(codes, depth, CODES), vectors, chunk)
+    index = build_device_index(build_trie(codes, depth, CODES), vectors, chunk)
     sharpness, count = np.float32([0.0, 4.0, 30.0]), 10
     items, cosines, normaliser = search(
         index, queries, leaves, is_valid, count, sharpness, excluded
@@ -78,7 +78,7 @@ def test_search_equals_a_float64_loop(world, depth, chunk, excluded):
 def test_probabilities_of_a_whole_prefix_sum_to_the_beams(world):
     codes, vectors, queries, leaves, is_valid = world
     is_valid = is_valid & (leaves >= 0)
-    index = build_index(build_trie(codes, 1, CODES), vectors)
+    index = build_device_index(build_trie(codes, 1, CODES), vectors)
     beam_scores = np.where(is_valid, -np.arange(4, dtype=np.float32) - 0.5, -np.inf)
     factor = fusion.sharpness(beam_scores, is_valid, 0.05, "deviation", 1e-3)
     items, cosines, normaliser = search(index, queries, leaves, is_valid, ITEMS, factor)
@@ -88,7 +88,7 @@ def test_probabilities_of_a_whole_prefix_sum_to_the_beams(world):
 
 def test_exact_equals_retrieved_normaliser_when_all_is_retrieved(world):
     codes, vectors, queries, leaves, is_valid = world
-    index = build_index(build_trie(codes, 1, CODES), vectors)
+    index = build_device_index(build_trie(codes, 1, CODES), vectors)
     factor = np.float32([3.0, 20.0, 1.0])
     items, cosines, normaliser = search(index, queries, leaves, is_valid, ITEMS, factor)
     retrieved = fusion.retrieved_log_normaliser(cosines, items >= 0, factor)
@@ -97,13 +97,15 @@ def test_exact_equals_retrieved_normaliser_when_all_is_retrieved(world):
 
 def test_no_valid_beam_returns_nothing(world):
     codes, vectors, queries, leaves, is_valid = world
-    index = build_index(build_trie(codes, 1, CODES), vectors)
+    index = build_device_index(build_trie(codes, 1, CODES), vectors)
     found = search(index, queries, leaves, np.zeros_like(is_valid), 3, np.ones(3, np.float32))
     assert (found[0] == -1).all() and np.isneginf(found[1]).all() and np.isneginf(found[2]).all()
 
 
 def test_zero_vectors_give_no_nan():
-    index = build_index(build_trie(np.zeros((2, 1), np.int32), 1, 1), np.zeros((2, D), np.float32))
+    index = build_device_index(
+        build_trie(np.zeros((2, 1), np.int32), 1, 1), np.zeros((2, D), np.float32)
+    )
     items, cosines, _ = search(
         index,
         np.zeros((1, 1, D), np.float32),
@@ -118,4 +120,4 @@ def test_zero_vectors_give_no_nan():
 def test_wrong_count_of_vectors_is_named():
     trie = build_trie(np.zeros((4, 1), np.int32), 1, 1)
     with pytest.raises(ValueError, match="3 item vectors for 4 items"):
-        build_index(trie, np.ones((3, D), np.float32))
+        build_device_index(trie, np.ones((3, D), np.float32))

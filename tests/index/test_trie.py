@@ -10,9 +10,9 @@ from sigma_jax.index.trie import Trie, child_of, children, leaves_of, padded_siz
 from sigma_jax.index.trie_build import (
     KEY_BITS,
     build_trie,
+    mark_active,
     nodes_of_leaves,
     sort_order,
-    subset,
     with_room,
 )
 
@@ -71,7 +71,7 @@ def test_a_subset_leaves_exactly_the_paths_and_rows_of_its_items(example, data):
     trie = build_trie(codes, depth, size)
     flags = st.lists(st.booleans(), min_size=len(codes), max_size=len(codes)).filter(any)
     is_active = np.array(data.draw(flags))
-    active = subset(trie, is_active)
+    active = mark_active(trie, is_active)
     found = walk(trie, active)
     assert [path for path, _ in found] == sorted(
         {tuple(row[:depth]) for row in codes[is_active].tolist()}
@@ -84,9 +84,9 @@ def test_a_subset_leaves_exactly_the_paths_and_rows_of_its_items(example, data):
 def test_a_subset_needs_an_item_and_a_word_on_each():
     trie = build_trie(np.int32([[0, 0], [0, 1]]), 2, 2)
     with pytest.raises(ValueError, match="No item is active"):
-        subset(trie, np.zeros(2, bool))
+        mark_active(trie, np.zeros(2, bool))
     with pytest.raises(ValueError, match="3 items are active or not, the trie has 2"):
-        subset(trie, np.ones(3, bool))
+        mark_active(trie, np.ones(3, bool))
 
 
 @settings(deadline=None, max_examples=30)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sigma_jax.reranking.instruction import ItemWords, Said, Told
-from sigma_jax.reranking.lexical import MOST_OF_ITEM, WordTable, item_words, words_of
+from sigma_jax.reranking.instruction import LexicalArrays, Said, Told
+from sigma_jax.reranking.lexical import MOST_OF_ITEM, LexicalTable, item_words, words_of
 
 TEXTS = [
     {"title": "Peanut butter, crunchy", "category": "spreads"},
@@ -20,12 +20,12 @@ AROUND = ["find for me", "surprise me", "anything for me", "oil my wheels"]
 SAID = ["find peanut butter for me", "BUTTER!", "for 250", "surprise me", "salt, oil", "for oil"]
 
 
-def table() -> WordTable:
-    return WordTable.make([json.dumps(text) for text in TEXTS], RELATIONS, AROUND)
+def table() -> LexicalTable:
+    return LexicalTable.make([json.dumps(text) for text in TEXTS], RELATIONS, AROUND)
 
 
-def features(words: WordTable, said) -> np.ndarray:
-    spoken = Said.of(Told(None, jnp.asarray(words.of(said))), ItemWords.of(words))
+def features(words: LexicalTable, said) -> np.ndarray:
+    spoken = Said.of(Told(None, jnp.asarray(words.of(said))), LexicalArrays.of(words))
     every = np.arange(words.of_items.shape[1])[None]
     same = spoken.at(every, np.zeros((*every.shape, 1)))
     each = every.repeat(len(said), axis=0)
@@ -64,7 +64,7 @@ def test_items_with_the_rarest_of_the_words_come_first():
 def test_a_rare_word_that_nobody_asks_for_does_not_outdo_a_common_one():
     texts = ['{"t": "milk"}'] * 4 + ['{"t": "tea"}'] * 56 + ['{"t": "tomatoes on the vine"}']
     asked = ["milk", "fresh milk", "tea", "tomatoes on the vine"]
-    words = WordTable.make(texts, asked, ["what goes with it"])
+    words = LexicalTable.make(texts, asked, ["what goes with it"])
     found = features(words, ["milk on sale"])[0]
     assert (found[:4] == 0).all() and (found[4:60] < -0.5).all() and -0.5 < found[60] < -0.2
 
@@ -79,7 +79,7 @@ def test_words_are_trusted_as_much_as_they_ask():
 
 
 def test_a_word_of_every_item_tells_nothing():
-    words = WordTable.make(['{"a": "shop milk"}', '{"a": "shop tea"}'], ["shop tea"], [])
+    words = LexicalTable.make(['{"a": "shop milk"}', '{"a": "shop tea"}'], ["shop tea"], [])
     found = features(words, ["shop", "shop tea"])
     np.testing.assert_allclose(found, [[0, 0], [-1 / 3, 0]], atol=1e-6)
 
@@ -108,7 +108,7 @@ def test_words_are_alike_however_they_are_written(text, words):
 def test_items_behind_others_are_read_alone(first):
     """The same as all read at once; there is room for more items, words and words of an item."""
     texts = [json.dumps(text) for text in TEXTS]
-    before = WordTable.make(texts[:first], RELATIONS, AROUND).with_room(9, 12, 8)
+    before = LexicalTable.make(texts[:first], RELATIONS, AROUND).with_room(9, 12, 8)
     grown, every = before.grown(first, texts[first:], RELATIONS, AROUND), table()
     assert grown.numbers == every.numbers
     np.testing.assert_array_equal(grown.trust, every.trust)
@@ -120,11 +120,11 @@ def test_items_behind_others_are_read_alone(first):
 
 def test_a_long_text_is_read_from_its_beginning():
     text = " ".join(f"w{number}" for number in range(MOST_OF_ITEM + 5))
-    words = WordTable.make([json.dumps({"text": text}), '{"text": "w1"}'], [text], [])
+    words = LexicalTable.make([json.dumps({"text": text}), '{"text": "w1"}'], [text], [])
     assert f"w{MOST_OF_ITEM - 1}" in words.numbers and f"w{MOST_OF_ITEM}" not in words.numbers
     assert words.of_items.shape == (MOST_OF_ITEM, 2)
 
 
 def test_a_catalogue_without_words_matches_nothing():
-    words = WordTable.make(['{"text": "!"}', '{"text": null}'], ["anything"], [])
+    words = LexicalTable.make(['{"text": "!"}', '{"text": null}'], ["anything"], [])
     np.testing.assert_array_equal(features(words, ["anything", ""]), np.zeros((2, 2)))

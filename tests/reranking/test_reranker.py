@@ -20,7 +20,7 @@ from sigma_jax.reranking.fit import (
     log_loss,
     satisfies_instruction,
 )
-from sigma_jax.reranking.reranker import FEATURES, Counts, Prior, PriorConfig, PriorWeights
+from sigma_jax.reranking.reranker import FEATURES, Counts, Reranker, RerankerConfig, RerankerWeights
 from sigma_jax.schema import DAY, TASKS, Requests
 from sigma_jax.tasks.constraints import Allowed
 
@@ -208,7 +208,7 @@ def test_what_tells_nothing_of_a_task_has_no_weight_there():
 
 def test_too_few_targets_leave_the_model_alone():
     prior, figures = fitted(True, count=8)
-    assert prior.weights == PriorWeights(GENERATION.sigma, dict.fromkeys(FEATURES, (0.0,)))
+    assert prior.weights == RerankerWeights(GENERATION.sigma, dict.fromkeys(FEATURES, (0.0,)))
     assert figures == {"prior_targets": 8}
 
 
@@ -223,10 +223,10 @@ def test_a_model_without_knowledge_keeps_a_positive_weight():
 def test_saved_prior_is_the_same(tmp_path):
     histories = histories_of([[[1], [2], [3], [4]], [[3, 5], [2], [6], [7]]])
     vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))[0]
-    weights = PriorWeights("deviation", dict.fromkeys(FEATURES, (0.5, -2.0)))
-    prior = Prior(weights, Counts.make(plain_data(histories), vectors, 4))
+    weights = RerankerWeights("deviation", dict.fromkeys(FEATURES, (0.5, -2.0)))
+    prior = Reranker(weights, Counts.make(plain_data(histories), vectors, 4))
     prior.save(tmp_path)
-    loaded = Prior.load(tmp_path)
+    loaded = Reranker.load(tmp_path)
     assert loaded.weights == prior.weights
     requests = plain_requests(histories)
     mine, other = (p.counts.features(requests, histories) for p in (prior, loaded))
@@ -237,17 +237,17 @@ def test_saved_prior_is_the_same(tmp_path):
         for part in (b"", b"no archive", whole[: len(whole) // 2], spoilt):
             (tmp_path / name).write_bytes(part)
             with pytest.raises(ValueError, match="damaged"):
-                Prior.load(tmp_path)
+                Reranker.load(tmp_path)
         (tmp_path / name).write_bytes(whole)
     (tmp_path / "prior.json").write_text(json.dumps({"sigma": 1.0, "of": {"covisitation": [1.0]}}))
     with pytest.raises(ValueError, match="damaged"):
-        Prior.load(tmp_path)
+        Reranker.load(tmp_path)
     (tmp_path / "prior.json").unlink()
     with pytest.raises(ValueError, match=r"prior\.json"):
-        Prior.load(tmp_path)
+        Reranker.load(tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{"neighbours": -1}, {"fit_requests": 0}])
 def test_impossible_settings_are_named(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
-        PriorConfig(**({"neighbours": 5, "fit_requests": 10} | changes))
+        RerankerConfig(**({"neighbours": 5, "fit_requests": 10} | changes))

@@ -8,7 +8,7 @@ from small_histories import ITEMS, histories_of, plain_data, plain_requests, ran
 
 from sigma_jax.histories import request_times
 from sigma_jax.reranking import trending as trends
-from sigma_jax.reranking.trending import MEMORY, TRENDING_FEATURES, UNIT, Trends
+from sigma_jax.reranking.trending import MEMORY, TRENDING_FEATURES, UNIT, TrendingCounts
 from sigma_jax.schema import DAY
 
 USERS = random_users(baskets=True)
@@ -35,7 +35,7 @@ def counts(histories, day: int, memory: float) -> np.ndarray:
 
 def test_trends_equal_plain_loops(histories):
     times = request_times(histories, plain_requests(histories))
-    table, row = Trends.make(plain_data(histories)).at(times)
+    table, row = TrendingCounts.make(plain_data(histories)).at(times)
     assert len(table) >= len(np.unique(times // DAY)) == len(np.unique(row)) > 1
     assert table.shape[1:] == (ITEMS, len(TRENDING_FEATURES))
     for number, time in enumerate(times):
@@ -45,7 +45,7 @@ def test_trends_equal_plain_loops(histories):
 
 
 def test_the_day_of_a_request_and_what_comes_after_are_unknown(histories):
-    made = Trends.make(plain_data(histories))
+    made = TrendingCounts.make(plain_data(histories))
     now = int(np.median(made.time)) // DAY * DAY
     later = made.time >= now
     other = dataclasses.replace(made, item=np.where(later, 0, made.item))
@@ -57,7 +57,7 @@ def test_the_day_of_a_request_and_what_comes_after_are_unknown(histories):
 
 
 def test_a_day_is_made_once_and_few_are_kept(histories):
-    made = Trends.make(plain_data(histories))
+    made = TrendingCounts.make(plain_data(histories))
     days = np.arange(18_010, 18_010 + 2 * trends.DAYS_KEPT, dtype=np.int64) * DAY
     together, row = made.at(days)
     for number, day in enumerate(days):
@@ -70,7 +70,7 @@ def test_a_day_is_made_once_and_few_are_kept(histories):
 
 
 def test_days_are_put_together_where_there_are_too_many(histories, monkeypatch):
-    made = Trends.make(plain_data(histories))
+    made = TrendingCounts.make(plain_data(histories))
     times = np.arange(18_000, 18_064, dtype=np.int64) * DAY
     fine, row = made.at(times)
     assert len(fine) == len(times)
@@ -85,7 +85,7 @@ def test_days_are_put_together_where_there_are_too_many(histories, monkeypatch):
 
 @pytest.mark.parametrize("days", [1, 5, 64])
 def test_requests_asked_together_have_a_day_each(histories, monkeypatch, days):
-    made = Trends.make(plain_data(histories))
+    made = TrendingCounts.make(plain_data(histories))
     times = np.random.default_rng(0).integers(18_000, 18_064, 50) * DAY
     fine, row = made.at(times)
     monkeypatch.setattr(trends, "MOST_ENTRIES", days * ITEMS * len(TRENDING_FEATURES))
@@ -100,7 +100,7 @@ def test_requests_asked_together_have_a_day_each(histories, monkeypatch, days):
 def test_without_times_nothing_is_known(histories):
     timeless = dataclasses.replace(histories, time=np.zeros_like(histories.time))
     times = request_times(timeless, plain_requests(timeless))
-    table, row = Trends.make(plain_data(timeless)).at(times)
+    table, row = TrendingCounts.make(plain_data(timeless)).at(times)
     assert table.shape[0] == 1 and not table.any() and not row.any()
 
 

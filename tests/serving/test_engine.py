@@ -89,7 +89,9 @@ def test_an_answer_does_not_depend_on_the_days_of_others(data, answering, tmp_pa
     np.testing.assert_array_equal(found.items, expected.items)
     np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-3)
     with monkeypatch.context() as patch:  # the days make a difference
-        patch.setattr(trends.Trends, "together", lambda self, times: [np.arange(len(times))])
+        patch.setattr(
+            trends.TrendingCounts, "together", lambda self, times: [np.arange(len(times))]
+        )
         other = answering.recommend(asked, 20)
     assert np.abs(other.log_probs - expected.log_probs).max() > 1e-2
 

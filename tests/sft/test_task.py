@@ -19,7 +19,7 @@ from sigma_jax.generation.head_weights import HeadWeights
 from sigma_jax.models.linear import INPUT_AXES
 from sigma_jax.prompts.records import RECORDS, Record
 from sigma_jax.recommender.trained import BEFORE_REFIT, load_recommender
-from sigma_jax.reranking.reranker import Prior
+from sigma_jax.reranking.reranker import Reranker
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import PreparedData, SemanticIds
@@ -64,7 +64,7 @@ def test_codes_are_searched_only_where_the_ranking_is_better_for_it(task, tmp_pa
         )
         kept, figures = task.fit_prior(model, tables, requests, prompts, gains, tmp_path)
         assert model.beam_search_helps == (kept.code > 0)
-        return kept, figures, Prior.load(tmp_path).weights
+        return kept, figures, Reranker.load(tmp_path).weights
 
     gains = HeadWeights(1.0, 0.5, -3.0, -4.0)
     opened = fit(gains.none)

@@ -26,29 +26,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int32, Int64
 
 from sigma_jax.data.config import TextConfig
 from sigma_jax.data.times import unix_time
-from sigma_jax.schema import DAY, Catalogue, Histories, Requests, Users
+from sigma_jax.schema import (
+    DAY,
+    Catalogue,
+    Histories,
+    PreparedData,
+    RequestBatch,
+    Requests,
+    Users,
+)
 
 COLUMNS = ("user_id", "instruction", "history", "timestamp")
 IDS = 100_000  # of items, in Python at a time
 READ = 1_000  # rows of Parquet read together
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """Some requests: request n is of user n."""
-
-    users: Users
-    histories: Histories
-    requests: Requests
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-
-class ItemNumbers:
+class ItemIndex:
     """The number of each item by its id. Of a large catalogue the ids are not held in Python: they
     are found by their hashes, in order, and compared in the table."""
 
@@ -107,27 +104,123 @@ def users_of(ids: Sequence[str], profiles: Sequence[str]) -> Users:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """How the rows of a file are understood."""
+class RequestParser:
+    """Turns rows of a file, or the like from Python, into a RequestBatch."""
 
-    numbers: ItemNumbers  # of the items histories may hold
+    item_index: ItemIndex  # of the items that histories may hold
     text: TextConfig  # how columns of the profile become text
-    has_words: bool  # whether the model was trained with instructions; others get none
-    instruction: str  # where a row says none
-    now: int  # unix seconds, of events without a timestamp: the end of the log; 0: it has no times
-    has_sessions: bool  # False: each event is a session, as where training leaves out one event
-    gap: int  # seconds between events of one session, where sessions have no ids; 0: none are
+    has_instructions: bool  # False: the network was trained without instructions and gets none
+    default_instruction: str  # of a row without one
+    now: int  # unix seconds, for events without a timestamp: the end of the log; 0: it has no times
+    has_sessions: bool  # False: each event is a session, as in leave-one-out training
+    session_gap: int  # seconds between events of a session where sessions have no ids; 0: none
+    known: PreparedData | None  # users whose stored history and profile a row may rely on
+
+    def read(self, path: str, rows: int) -> Iterator[RequestBatch]:
+        """The requests of the file at `path`, `rows` at a time, in their order.
+
+        ValueError naming the row where the file cannot be read, a row has no user_id, or its
+        history holds an unknown item.
+        """
+        numbered = enumerate(file_rows(Path(path)), 1)
+        while part := list(itertools.islice(numbered, rows)):
+            yield self._parse(part, path)
+
+    def parse(self, rows: Sequence[Mapping[str, Any]], name: str = "requests") -> RequestBatch:
+        """The requests of `rows`, each with the columns of a file; ValueError as in `read`.
+
+        Args:
+          name: stands for the file in messages.
+        """
+        return self._parse(list(enumerate(map(dict, rows), 1)), name)
+
+    def _parse(self, numbered: Sequence[tuple[int, dict[str, Any]]], path: str) -> RequestBatch:
+        parsed = [self._row(row, f"{path}: row {number}") for number, row in numbered]
+        lengths = np.array([len(row.item) for row in parsed], np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        ends = offsets[1:] - 1  # the last entry of each is the request itself
+        none = np.full(len(parsed), -1, np.int32)
+        columns = (
+            np.concatenate([np.zeros(0, kind), *(getattr(row, name) for row in parsed)])
+            for name, kind in (("item", np.int32), ("time", np.int64), ("session", np.int32))
+        )
+        item, time, session = columns
+        histories = Histories(
+            item.astype(np.int32),
+            time.astype(np.int64),
+            session.astype(np.int32),
+            offsets,
+            ends,
+            ends,
+        )
+        requests = Requests(
+            np.arange(len(parsed), dtype=np.int32),
+            ends,
+            none,
+            none,
+            none,
+            [row.instruction for row in parsed],
+        )
+        users = users_of([row.user_id for row in parsed], [row.profile for row in parsed])
+        return RequestBatch(requests, histories, users)
+
+    def _row(self, row: dict[str, Any], where: str) -> ParsedRow:
+        """One row; the entry behind its history is the request, and has the time of the request."""
+        if is_missing(row.get("user_id")) or not as_text(row["user_id"]).strip():
+            raise ValueError(f"{where}: user_id is empty or missing; fill it or delete the row.")
+        user_id = as_text(row["user_id"])
+        profile = profile_of(row, self.text)
+        given = row.get("instruction")
+        said = "" if is_missing(given) else as_text(given).strip()
+        check_text(user_id + profile + said, where)
+        asks = row.get("timestamp")
+        asks = None if is_missing(asks) or asks == "" else unix_time(asks, where)
+        stored = self._stored(user_id, row)
+        if stored is not None:
+            item, time, session, known_profile = stored
+            profile = profile or known_profile
+            latest, number = int(time.max(initial=0)), int(session.max(initial=-1)) + 1
+        else:
+            now = self.now if asks is None else min(self.now, asks - DAY)
+            timed = dataclasses.replace(self, now=now)
+            sessions = sessions_of(events_of(row.get("history"), timed, where), self.session_gap)
+            item = [item for _, items in sessions for item in items]
+            time = [when for when, items in sessions for _ in items]
+            session = [place for place, (_, items) in enumerate(sessions) for _ in items]
+            latest, number = max((when for when, _ in sessions), default=0), len(sessions)
+        return ParsedRow(
+            user_id,
+            profile,
+            (said or self.default_instruction) if self.has_instructions else "",
+            np.append(item, 0),
+            np.append(time, request_time(asks, latest, self.now, where)),
+            np.append(session, number),
+        )
+
+    def _stored(self, user_id: str, row: Mapping[str, Any]):
+        """Items, times, sessions and profile of a known user; None where the row has a history."""
+        if self.known is None or not is_missing(row.get("history")):
+            return None
+        user = self.known.users.find(user_id)
+        if user is None:
+            return None
+        histories = self.known.histories
+        rows = slice(int(histories.offsets[user]), int(histories.offsets[user + 1]))
+        profile = self.known.users.table["profile"][user].as_py() or ""
+        columns = (histories.item, histories.time, histories.session)
+        return (*(np.asarray(column[rows]) for column in columns), profile)
 
 
-def read_users(path: str, reading: Reading, rows: int) -> Iterator[Asked]:
-    """The requests of the file at `path`, `rows` at a time, in their order.
+@dataclasses.dataclass(frozen=True)
+class ParsedRow:
+    """One row of a file: a user's history of n events, and the request behind it."""
 
-    ValueError where the file cannot be read, a row has no user_id, or its history holds what is no
-    item; the row is named.
-    """
-    numbered = enumerate(file_rows(Path(path)), 1)
-    while part := list(itertools.islice(numbered, rows)):
-        yield asked_of(part, reading, path)
+    user_id: str
+    profile: str
+    instruction: str
+    item: Int32[np.ndarray, " n+1"]
+    time: Int64[np.ndarray, " n+1"]
+    session: Int32[np.ndarray, " n+1"]
 
 
 def file_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -159,48 +252,6 @@ def json_row(line: str, number: int) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"line {number} is no JSON object")
     return row
-
-
-def asked_of(numbered: Sequence[tuple[int, dict[str, Any]]], reading: Reading, path: str) -> Asked:
-    """The requests of some rows, each with its number in the file."""
-    ids, profiles, wanted = [], [], []
-    item, time, session, offsets = [], [], [], [0]
-    for number, row in numbered:
-        where = f"{path}: row {number}"
-        if is_missing(row.get("user_id")) or not as_text(row["user_id"]).strip():
-            raise ValueError(f"{where}: user_id is empty or missing; fill it or delete the row.")
-        ids.append(as_text(row["user_id"]))
-        profiles.append(profile_of(row, reading.text))
-        given = row.get("instruction")
-        said = "" if is_missing(given) else as_text(given).strip()
-        wanted.append((said or reading.instruction) if reading.has_words else "")
-        check_text(ids[-1] + profiles[-1] + said, where)
-        asks = row.get("timestamp")
-        asks = None if is_missing(asks) or asks == "" else unix_time(asks, where)
-        now = reading.now if asks is None else min(reading.now, asks - DAY)
-        events = events_of(row.get("history"), dataclasses.replace(reading, now=now), where)
-        sessions = sessions_of(events, reading.gap)
-        for place, (when, items) in enumerate(sessions):
-            item += items
-            time += [when] * len(items)
-            session += [place] * len(items)
-        # The row behind a history is what a request is for: its time is that of the request.
-        item.append(0)
-        time.append(request_time(asks, sessions, reading.now, where))
-        session.append(len(sessions))
-        offsets.append(len(item))
-    ends = np.array(offsets[1:], np.int64) - 1
-    none = np.full(len(ids), -1, np.int32)
-    histories = Histories(
-        np.array(item, np.int32),
-        np.array(time, np.int64),
-        np.array(session, np.int32),
-        np.array(offsets, np.int64),
-        ends,
-        ends,
-    )
-    requests = Requests(np.arange(len(ids), dtype=np.int32), ends, none, none, none, wanted)
-    return Asked(users_of(ids, profiles), histories, requests)
 
 
 def check_text(text: str, where: str) -> None:
@@ -238,7 +289,7 @@ class Event:
     is_timed: bool = True  # whether `time` was given
 
 
-def events_of(history: Any, reading: Reading, where: str) -> list[Event]:
+def events_of(history: Any, parser: RequestParser, where: str) -> list[Event]:
     """The events of a row, as they stand there."""
     if isinstance(history, str):
         try:
@@ -254,9 +305,9 @@ def events_of(history: Any, reading: Reading, where: str) -> list[Event]:
             raise ValueError(f"{where}: an entry of history has no item_id; add it.")
         given = entry.get("timestamp")
         is_timed = not is_missing(given)
-        time = unix_time(given, where) if is_timed else reading.now
-        session = entry.get("session_id") if reading.has_sessions else None
-        number = reading.numbers(entry["item_id"], where)
+        time = unix_time(given, where) if is_timed else parser.now
+        session = entry.get("session_id") if parser.has_sessions else None
+        number = parser.item_index(entry["item_id"], where)
         session = None if is_missing(session) else as_text(session)
         found.append(Event(number, time, session, is_timed))
     return found
@@ -285,11 +336,14 @@ def sessions_of(events: Sequence[Event], gap: int) -> list[tuple[int, list[int]]
     return [(time, sorted(items)) for time, items in found.values()]
 
 
-def request_time(
-    given: int | None, sessions: Sequence[tuple[int, list[int]]], now: int, where: str
-) -> int:
-    """When a row asks, in unix seconds; 0 where nothing has a time."""
-    latest = max((when for when, _ in sessions), default=0)
+def request_time(given: int | None, latest: int, now: int, where: str) -> int:
+    """The time of a request, in unix seconds; 0 where nothing has a time.
+
+    Args:
+      given: the row's own timestamp. ValueError where it is before the end of the history.
+      latest: time of the last session of its history.
+      now: end of the log.
+    """
     if given is None:
         latest = max(latest, now)
         return latest + DAY if latest else 0

@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sigma_jax.generation.generator import Recommendations
-from sigma_jax.schema import Catalogue
-from sigma_jax.serving.requests import Asked
+from sigma_jax.recommender.ranking import Recommendations
+from sigma_jax.schema import Catalogue, RequestBatch
 
 OUTPUTS = (".jsonl", ".parquet")
 ITEM = pa.struct(
@@ -35,26 +34,26 @@ SCHEMA = pa.schema(
 
 
 def rows_of(
-    asked: Asked, found: Recommendations, catalogue: Catalogue, version: str
+    batch: RequestBatch, recommended: Recommendations, catalogue: Catalogue, version: str
 ) -> list[dict[str, Any]]:
     """A row of SCHEMA for each request, answered by the version of that name."""
     rows = []
-    for number, user in enumerate(asked.users.table["user_id"].to_pylist()):
-        items = found.items[number]
+    for number, user in enumerate(batch.users.table["user_id"].to_pylist()):
+        items = recommended.items[number]
         items = items[items >= 0]
         columns = (
             catalogue.ids(items),
             catalogue.titles(items),
-            np.exp(found.log_probs[number]).tolist(),
-            (found.beams[number] + 1).tolist(),
-            found.cosines[number].tolist(),
+            np.exp(recommended.log_probs[number]).tolist(),
+            (recommended.beams[number] + 1).tolist(),
+            recommended.cosines[number].tolist(),
         )
         names = ITEM.names
         chosen = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=False)]
         rows.append(
             {
                 "user_id": user,
-                "instruction": asked.requests.instruction[number],
+                "instruction": batch.requests.instruction[number],
                 "version": version,
                 "items": chosen,
             }

@@ -1,0 +1,84 @@
+"""The question that an index answers, and the candidates it returns (Eq. 9 of SIGMA).
+
+The device index and the host index take the same `SearchInputs` and return the same `Candidates`.
+Each returns the items nearest to the query of every beam, and the extra candidates that lie in the
+prefix of a beam. The reranker scores them afterwards, once.
+
+Axes: B requests, M beams, R items retrieved for a beam, L extra items of a request, S items left
+out, D dimensions, N = M * R + extras candidates of a request.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from sigma_jax.index.trie import ActiveItems
+
+EXTRA_WIDTH = 64
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SearchInputs:
+    """A batch of searches: for every beam, the items of its prefix nearest to its query.
+
+    Cosines are exact for queries of unit length. A longer query gives proportionally larger values.
+    """
+
+    queries: Float[Array, "B M D"]
+    leaves: Int32[Array, "B M"]  # the prefix of each beam, as numbered by the trie; -1 for none
+    is_valid: Bool[Array, "B M"]
+    inverse_temperature: Float32[Array, " B"]  # factor of the cosines in Eq. 11
+    excluded: Int32[Array, "B S"] | None = None  # items that are not returned, padded with -1
+    extra: Int32[Array, "B L"] | None = None  # extra candidates, padded with -1
+    # The R items of every beam nearest to these queries become extra candidates as well.
+    extra_queries: Float[Array, "B D"] | None = None
+    active: ActiveItems | None = None  # the items that may be returned; None: all
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The items that are to be ranked for each request; item -1 stands for no candidate.
+
+    The first M * nearest candidates are the nearest items, beam by beam, best first. The extra
+    candidates follow. No item occurs twice in a request: its prefix belongs to one beam.
+    """
+
+    items: Int32[Array, "B N"]
+    beams: Int32[Array, "B N"]  # number of the beam whose prefix holds the item
+    cosines: Float32[Array, "B N"]  # of the item and that beam's query; -inf where there is no item
+    # Log of the sum of exp(cosine * inverse_temperature) over all items of the prefix: the
+    # denominator of Eq. 11. -inf for a beam that is not valid.
+    log_normaliser: Float32[Array, "B M"]
+    nearest: int = dataclasses.field(metadata={"static": True})  # R
+
+    def nearest_of_beams(self, values: Array) -> Array:
+        """`values` [B, N] of the nearest items as [B, M, R], without the extra candidates."""
+        beams = self.log_normaliser.shape[-1]
+        first = values[..., : beams * self.nearest]
+        return first.reshape(*values.shape[:-1], beams, self.nearest)
+
+
+def find_sorted(
+    items: Int32[Array, "B N"], sorted_rows: Int32[Array, "B S"]
+) -> tuple[Int32[Array, "B N"], Bool[Array, "B N"]]:
+    """The place of each item in its request's ascending row, and whether it is there.
+
+    A binary search: comparing all with all would cost S comparisons an item, and a history has
+    thousands of items.
+    """
+    places = jnp.minimum(jax.vmap(jnp.searchsorted)(sorted_rows, items), sorted_rows.shape[1] - 1)
+    return places, jnp.take_along_axis(sorted_rows, places, axis=1) == items
+
+
+def padded_width(size: int) -> int:
+    """EXTRA_WIDTH times the least power of four that holds `size`: few widths, few compilations."""
+    width = EXTRA_WIDTH
+    while width < size:
+        width *= 4
+    return width

@@ -1,0 +1,150 @@
+"""A trained network with all that belongs to it, and how it is saved and loaded.
+
+FOLDER, such as WORKDIR/sft or EXPORT/model, holds:
+
+    recommender.json         the spec
+    weights.safetensors      the network without its backbone
+    backbone/                a Hugging Face folder
+    reranker.json, *.npz     the reranker, where there is one
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float32
+
+from sigma_jax.data.vectors import item_vectors
+from sigma_jax.models.hf import save_backbone
+from sigma_jax.models.network import RecommenderNetwork
+from sigma_jax.models.weights import load_weights, save_weights
+from sigma_jax.prompts.tokens import PromptTables
+from sigma_jax.recommender.build import build_network, frozen_tables
+from sigma_jax.recommender.spec import RecommenderSpec
+from sigma_jax.reranking.lexical import LexicalTable
+from sigma_jax.reranking.reranker import Reranker
+from sigma_jax.schema import Catalogue, PreparedData, SemanticIds, Users
+from sigma_jax.tasks import instructions
+
+WEIGHTS = "weights.safetensors"
+RERANKER = "reranker.json"
+ITEM_ROWS = "item_encoder.trained"  # the parameters that belong to items
+TEXTS = 10_000  # item texts held in Python at a time
+BEFORE_REFIT = "before_refit"  # folder of the weights before the refit
+
+
+@dataclasses.dataclass(frozen=True)
+class RecommenderParts:
+    """A trained network and what it takes to prompt it and to rerank its candidates."""
+
+    spec: RecommenderSpec
+    network: RecommenderNetwork
+    tables: dict[str, np.ndarray]  # frozen_tables
+    semantic_ids: SemanticIds
+    prompt_tables: PromptTables
+    users: Users  # whose profiles the prompt tables hold
+    reranker: Reranker | None
+    lexical: LexicalTable | None  # where instructions are read word by word
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        spec: RecommenderSpec,
+        data: PreparedData,
+        semantic_ids: SemanticIds,
+        vectors: Mapping[str, np.ndarray | tuple[int, int]],
+        reranker: Reranker | None,
+        lexical: LexicalTable | None,
+        item_rows: Mapping[str, Float32[np.ndarray, "I D"]] | None = None,
+    ) -> RecommenderParts:
+        """The network in `folder`, over the items of `data`.
+
+        Args:
+          vectors: pre-trained item vectors by kind.
+          item_rows: trained tables of items by kind, where they are not part of the weights.
+        """
+        backbone = spec.backbone.trained(folder / "backbone")
+        network = build_network(backbone, spec.network, data, semantic_ids, vectors, nnx.Rngs(0))
+        apart = ("backbone", *([ITEM_ROWS] if item_rows is not None else []))
+        load_weights(network, folder / WEIGHTS, apart)
+        for name, table in (item_rows or {}).items():
+            network.item_encoder.trained[name][...] = jnp.asarray(table)
+        return cls(
+            spec,
+            network,
+            frozen_tables(spec.network, spec.depth, vectors, semantic_ids),
+            semantic_ids,
+            PromptTables.make(
+                data, semantic_ids, spec.layout, network.space.vocab_size, spec.has_instructions
+            ),
+            data.users,
+            reranker,
+            lexical,
+        )
+
+    @classmethod
+    def of_workdir(cls, workdir: Path, data: PreparedData, part: str = "") -> RecommenderParts:
+        """The recommender in WORKDIR/sft, or in a folder of it, such as BEFORE_REFIT.
+
+        ValueError where a file is missing or does not fit.
+        """
+        folder = workdir / "sft" / part
+        remedy = f"delete {folder} and {workdir / 'train' / 'sft'} and train again"
+        spec = RecommenderSpec.load(folder, remedy)
+        has_reranker = (folder / RERANKER).exists()
+        return cls.load(
+            folder,
+            spec,
+            data,
+            SemanticIds.load(workdir / "tokenizer"),
+            item_vectors(workdir, len(data.catalogue)),
+            Reranker.load(folder) if has_reranker else None,
+            lexical_table(data, spec) if has_reranker else None,
+        )
+
+
+def save_network(network: RecommenderNetwork, folder: Path) -> None:
+    """Writes the weights into `folder`, the backbone as a Hugging Face folder."""
+    save_weights(network, folder / WEIGHTS, without=("backbone",))
+    save_backbone(network.backbone, folder / "backbone")
+
+
+def lexical_table(data: PreparedData, spec: RecommenderSpec) -> LexicalTable | None:
+    """The words of the items that instructions ask for; None without instructions."""
+    if not spec.has_instructions:
+        return None
+    return words_of_items(data.catalogue, instruction_texts(data), spec)
+
+
+def instruction_texts(data: PreparedData) -> list[str]:
+    """The queries, categories and themes of the data, which instructions may ask for."""
+    return [
+        text for task in instructions.SLOTS for text in instructions.slot_value_texts(data, task)
+    ]
+
+
+def words_of_items(
+    catalogue: Catalogue,
+    asked: Sequence[str],
+    spec: RecommenderSpec,
+    before: tuple[LexicalTable, int] | None = None,
+) -> LexicalTable:
+    """The words of the items of `catalogue` that the texts `asked` hold.
+
+    Args:
+      before: the table of the first items, and their number.
+    """
+    items = np.arange(before[1] if before is not None else 0, len(catalogue))
+    parts = (items[start : start + TEXTS] for start in range(0, len(items), TEXTS))
+    texts = itertools.chain.from_iterable(map(catalogue.texts, parts))
+    around = instructions.around_slots(spec.phrasings)
+    if before is None:
+        return LexicalTable.make(texts, asked, around)
+    return before[0].grown(before[1], texts, asked, around)

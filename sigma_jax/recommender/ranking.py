@@ -1,0 +1,224 @@
+"""From prompts to recommendations: beams, candidates, fusion (Eq. 6-11 of SIGMA), reranking.
+
+Axes: B requests, M beams, N candidates of a request, n items recommended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sigma_jax.generation import fusion
+from sigma_jax.generation.beam import Beams, Prompts
+from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.generator import Generator, inverse_temperature_of, take_rows
+from sigma_jax.index.candidates import Candidates
+from sigma_jax.index.device_index import DeviceIndex
+from sigma_jax.index.trie import ActiveItems
+from sigma_jax.reranking.extra_candidates import ExtraCandidates
+from sigma_jax.reranking.features import RankingInputs, add_scores
+from sigma_jax.reranking.instruction import (
+    InstructionAnswer,
+    InstructionInputs,
+    answer_instructions,
+    instruction_scores,
+)
+from sigma_jax.reranking.lexical import LexicalTable
+from sigma_jax.reranking.relations import PADDING
+from sigma_jax.shapes import power_of_two
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Recommendations:
+    """The items recommended for each request, best first; -1 where fewer exist."""
+
+    items: Int[Array, "B n"]
+    log_probs: Float[Array, "B n"]  # Eq. 10 and the reranker; -inf where there is no item
+    beam_scores: Float[Array, "B n"]  # phi of the item's prefix (Eq. 7)
+    beams: Int[Array, "B n"]  # rank of the item's prefix among the beams
+    cosines: Float[Array, "B n"]  # of query and item (Eq. 9)
+    sigma: Float[Array, " B"]  # of Eq. 11, as used
+    deviation: Float[Array, " B"]  # of the beam scores: sigma of Eq. 11 without a floor
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def rank(
+    index: DeviceIndex,
+    beams: Beams,
+    candidates: Candidates,
+    inputs: RankingInputs,
+    config: GenerationConfig,
+    count: int,
+) -> Recommendations:
+    """The best `count` candidates of each request by Eq. 10-11, and by `inputs` if it has features.
+
+    Args:
+      index: holds the vectors of the items.
+      inputs: of the requests of this batch.
+    """
+    inverse_temperature = inverse_temperature_of(beams, config)
+    log_probs = fusion.fuse_candidates(
+        candidates,
+        beams.scores,
+        beams.is_valid,
+        inverse_temperature,
+        config.normaliser,
+        config.fusion,
+    )
+    if inputs.features is not None:
+        vectors = index.vectors_of(candidates.items)
+        scores = inputs.scores(candidates.items, vectors, beams.tasks)
+        log_probs = add_scores(log_probs, jnp.where(candidates.items >= 0, scores, 0.0))
+    items, best, place = fusion.merge(candidates.items, log_probs, count)
+    is_found = items >= 0
+    place = jnp.maximum(place, 0)
+    beam = jnp.take_along_axis(candidates.beams, place, axis=1)
+    lengths = jnp.maximum(jnp.linalg.norm(beams.queries, axis=-1), 1e-9)
+
+    def at(values: Array, columns: Array) -> Array:
+        return jnp.where(is_found, jnp.take_along_axis(values, columns, axis=1), -jnp.inf)
+
+    return Recommendations(
+        items=items,
+        log_probs=best,
+        beam_scores=at(beams.scores, beam),
+        beams=jnp.where(is_found, beam, -1),
+        cosines=at(candidates.cosines, place) / jnp.take_along_axis(lengths, beam, axis=1),
+        sigma=inverse_temperature * config.temperature,
+        deviation=fusion.beam_deviation(beams.scores, beams.is_valid, 0.0),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to rank the candidates of some requests."""
+
+    count: int  # items of a list
+    config: GenerationConfig  # the beams and the batch size of the generator stay
+    inputs: RankingInputs = RankingInputs()  # of N requests, NumPy arrays
+
+
+class Ranker:
+    """A generator with the items' words: ranks items for prompts, a batch at a time."""
+
+    def __init__(self, generator: Generator, lexical: LexicalTable | None = None):
+        self.generator, self.lexical = generator, lexical
+        self._lexical_arrays = lexical.arrays() if lexical is not None else None
+        self._extra = ExtraCandidates(lexical)
+
+    def rank(
+        self, prompts: Prompts, variants: Sequence[Variant], active: ActiveItems | None = None
+    ) -> list[Recommendations]:
+        """The lists of each variant for N prompts; the network reads every prompt once for all."""
+        variants = self._complete(variants)
+
+        def answer(rows: np.ndarray) -> list[Recommendations]:
+            beams = self.generator.beams(take_rows(prompts, rows), active)
+            return [self._rank_batch(beams, variant, rows, active) for variant in variants]
+
+        return self._by_batch(len(prompts.lengths), answer)
+
+    def _rank_batch(
+        self, beams: Beams, variant: Variant, rows: np.ndarray, active: ActiveItems | None
+    ) -> Recommendations:
+        inputs = variant.inputs.of_rows(rows)
+        answer = inputs.instruction.answer if inputs.instruction is not None else None
+        candidates = self.generator.candidates(
+            beams,
+            variant.config,
+            variant.count,
+            inputs.seen,
+            inputs.extra,
+            None if answer is None else answer.queries,
+            active,
+        )
+        index = self.generator.index
+        return rank(index, beams, candidates, inputs, variant.config, variant.count)
+
+    def _complete(self, variants: Sequence[Variant]) -> list[Variant]:
+        """`variants` with the extra candidates of their features, and the items' words.
+
+        Variants that share their features share these too: on the device they are large.
+        """
+        shared: dict[int, dict[str, Any]] = {}
+        completed = []
+        for variant in variants:
+            inputs = variant.inputs
+            if inputs.features is not None:
+                key = id(inputs.features)
+                if key not in shared:
+                    shared[key] = self._shared_fields(inputs)
+                inputs = dataclasses.replace(inputs, **shared[key])
+            completed.append(dataclasses.replace(variant, inputs=inputs))
+        return completed
+
+    def _shared_fields(self, inputs: RankingInputs) -> dict[str, Any]:
+        """Fields of RankingInputs that follow from the features of `inputs`."""
+        lists = [[row[row < PADDING] for row in inputs.features.items]]
+        if inputs.trending is not None:
+            lists.append(self._extra.of_trending(inputs.trending, inputs.features.row))
+        if inputs.instruction is not None and inputs.instruction.words is not None:
+            lists.append(self._extra.of_words(inputs.instruction.words))
+        return {
+            "extra": self._extra.join(*lists),
+            "trending": None if inputs.trending is None else jnp.asarray(inputs.trending),
+            "lexical": self._lexical_arrays,
+        }
+
+    def read_instructions(self, texts: Sequence[str], prompts: Prompts | None) -> InstructionInputs:
+        """What each instruction says by itself, NumPy arrays.
+
+        Args:
+          prompts: hold the instructions and nothing else, for the network to answer. None: only the
+            words of the instructions are read.
+        """
+        answer = None
+        if prompts is not None:
+            generator = self.generator
+
+            def read(rows: np.ndarray) -> InstructionAnswer:
+                return answer_instructions(
+                    generator.graphdef,
+                    generator.state,
+                    generator.tables,
+                    take_rows(prompts, rows),
+                    generator.index,
+                    generator.config.temperature,
+                    generator.one_device,
+                )
+
+            answer = self._by_batch(len(texts), read)
+        words = self.lexical.word_numbers(texts) if self.lexical is not None else None
+        return InstructionInputs(answer, words)
+
+    def instruction_scores(
+        self, instruction: InstructionInputs, items: Int[np.ndarray, "N n"]
+    ) -> Float[np.ndarray, "N n 2"]:
+        """INSTRUCTION_FEATURES of some items of each request."""
+
+        def read(rows: np.ndarray) -> Array:
+            index, lexical = self.generator.index, self._lexical_arrays
+            return instruction_scores(take_rows(instruction, rows), index, lexical, items[rows])
+
+        return self._by_batch(len(items), read)
+
+    def _by_batch(self, total: int, function: Callable[[np.ndarray], Any]) -> Any:
+        """The results of `function` for the rows of each batch, joined as NumPy arrays.
+
+        A few requests make a small batch, of few sizes. The last batch of many is filled by the
+        first rows: one shape, one compilation.
+        """
+        size = min(self.generator.config.batch_size, power_of_two(total))
+        parts = [
+            jax.device_get(function(np.arange(start, start + size) % total))
+            for start in range(0, total, size)
+        ]
+        return jax.tree.map(lambda *values: np.concatenate(values)[:total], *parts)

@@ -1,0 +1,221 @@
+"""The recommender: the one way from requests to recommendations.
+
+Reports while training, evaluation, the commands and the service all call `Recommender.recommend`.
+A request goes through prompts, beam search, the index, fusion and the reranker.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int
+
+from sigma_jax.generation.beam import Prompts
+from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.generator import Generator, prefix_depth
+from sigma_jax.histories import request_times, seen_items
+from sigma_jax.index.host_index import HostIndex
+from sigma_jax.index.trie import Trie
+from sigma_jax.index.trie_build import build_trie
+from sigma_jax.prompts.inference import prompts_of
+from sigma_jax.recommender.parts import RecommenderParts
+from sigma_jax.recommender.ranking import Ranker, Recommendations, Variant
+from sigma_jax.reranking.features import RankingInputs
+from sigma_jax.reranking.instruction import (
+    InstructionInputs,
+)
+from sigma_jax.reranking.reranker import Reranker
+from sigma_jax.schema import Histories, RequestBatch, Requests
+
+
+@dataclasses.dataclass(frozen=True)
+class RecommendOptions:
+    """How to answer some requests."""
+
+    count: int = 10  # items a request
+    exclude_seen: bool = False  # leave out the items of the user's history
+    reranks: bool = True  # multiply the reranker's factor to Eq. 10, where there is a reranker
+    # In place of the recommender's own settings; its beams and its batch size stay. None: its own,
+    # with enough items of every prefix for a list of `count`.
+    generation: GenerationConfig | None = None
+
+
+class Recommender:
+    """A trained recommender over one catalogue, ready to answer."""
+
+    def __init__(
+        self,
+        parts: RecommenderParts,
+        generation: GenerationConfig,
+        trie: Trie | None = None,
+        vectors: Float[np.ndarray, "I D"] | None = None,
+        is_active: Bool[np.ndarray, " I"] | None = None,
+        host_index: HostIndex | None = None,
+        mesh: Mesh | None = None,
+    ):
+        """A recommender of `parts`.
+
+        Args:
+          trie: over the semantic IDs of the items. None: it is built.
+          vectors: the network's item vectors, unit length. None: the network makes them.
+          is_active: False for items that are never recommended. None: all may be.
+          host_index: for `retrieval="scann"`. None: it is built.
+          mesh: devices that hold equal parts of the item vectors. None: one device holds all.
+        """
+        self.parts, self.spec = parts, parts.spec
+        if trie is None:
+            ids = parts.semantic_ids
+            depth = prefix_depth(parts.network, parts.spec.depth, generation)
+            trie = build_trie(ids.codes, depth, ids.codebook_size)
+        self.generator = Generator(
+            parts.network,
+            parts.tables,
+            trie,
+            generation,
+            parts.spec.layout.item_query,
+            vectors,
+            mesh,
+            host_index,
+        )
+        self._is_active = is_active
+        self._active = None if is_active is None else self.generator.mark_active(is_active)
+        self._ranker = Ranker(self.generator, parts.lexical)
+        self._tables_of_users = (parts.users, parts.prompt_tables)  # of the last batch
+
+    def at_load(self, share: float) -> Recommender:
+        """The recommender with beams for `share` of the work; it shares all arrays."""
+        other = copy.copy(self)
+        other.generator = self.generator.at_load(share)
+        other._ranker = Ranker(other.generator, self.parts.lexical)
+        return other
+
+    def with_reranker(self, reranker: Reranker) -> Recommender:
+        """The recommender with another reranker; it shares all else."""
+        other = copy.copy(self)
+        other.parts = dataclasses.replace(self.parts, reranker=reranker)
+        return other
+
+    def recommend(
+        self,
+        batch: RequestBatch,
+        options: RecommendOptions = RecommendOptions(),
+        is_allowed: Bool[np.ndarray, " I"] | None = None,
+    ) -> Recommendations:
+        """The best items for each request, NumPy arrays; inactive items never.
+
+        Lists are shorter than `options.count` where the catalogue has fewer items.
+
+        Args:
+          is_allowed: False for further items to leave out, such as those out of stock. ValueError
+            where no active item is left.
+        """
+        if self.parts.reranker is None or not options.reranks:
+            return self.recommend_variants(batch, [options], is_allowed)[0]
+        # Requests of many days are answered in parts, each with its own trending table.
+        times = request_times(batch.histories, batch.requests)
+        parts = self.parts.reranker.tables.trends.together(times)
+        if len(parts) == 1:
+            return self.recommend_variants(batch, [options], is_allowed)[0]
+        answers = [
+            self.recommend_variants(batch.take(rows), [options], is_allowed)[0] for rows in parts
+        ]
+        order = np.argsort(np.concatenate(parts))
+        return jax.tree.map(lambda *values: np.concatenate(values)[order], *answers)
+
+    def recommend_variants(
+        self,
+        batch: RequestBatch,
+        variants: Sequence[RecommendOptions],
+        is_allowed: Bool[np.ndarray, " I"] | None = None,
+    ) -> list[Recommendations]:
+        """One answer for each of `variants`; the network reads every prompt once for all."""
+        active = self._active
+        if is_allowed is not None:
+            known = True if self._is_active is None else self._is_active
+            active = self.generator.mark_active(known & is_allowed)
+        shared = self._shared_inputs(batch, variants)
+        each = [self._variant(batch, options, shared) for options in variants]
+        return self._ranker.rank(self.prompts(batch), each, active)
+
+    def prompts(self, batch: RequestBatch) -> Prompts:
+        """The prompts of `batch`, NumPy arrays."""
+        if self._tables_of_users[0] is not batch.users:
+            tables = self.parts.prompt_tables.with_users(batch.users)
+            self._tables_of_users = (batch.users, tables)
+        tables = self._tables_of_users[1]
+        return Prompts(**prompts_of(batch.requests, batch.histories, tables))
+
+    def sigma(self, options: RecommendOptions) -> str | float:
+        """sigma of Eq. 11 under `options`: as configured, or as it was fitted with the reranker."""
+        config = options.generation or self.generator.config
+        is_fitted = options.reranks and self.parts.reranker is not None
+        if is_fitted and config.sigma == "deviation":
+            return self.parts.reranker.weights.sigma
+        return config.sigma
+
+    def _variant(
+        self, batch: RequestBatch, options: RecommendOptions, shared: RankingInputs | None
+    ) -> Variant:
+        """How the candidates of `batch` are ranked under `options`."""
+        config = options.generation
+        if config is None:
+            config = self.generator.config
+            if self.generator.trie.depth:  # all items of a list may be of one prefix
+                retrieved = max(config.num_retrieved, options.count)
+                config = dataclasses.replace(config, num_retrieved=retrieved)
+        inputs = RankingInputs()
+        if options.reranks and shared is not None:
+            inputs = shared
+            config = dataclasses.replace(config, sigma=self.sigma(options))
+        if options.exclude_seen:
+            seen = seen_items(batch.histories, batch.requests)
+            inputs = dataclasses.replace(inputs, seen=seen)
+        return Variant(options.count, config, inputs)
+
+    def _shared_inputs(
+        self, batch: RequestBatch, variants: Sequence[RecommendOptions]
+    ) -> RankingInputs | None:
+        """The features of the requests; None where no variant reranks."""
+        reranker = self.parts.reranker
+        if reranker is None or not any(options.reranks for options in variants):
+            return None
+        features, trending = reranker.tables.features(batch.requests, batch.histories)
+        instruction = self.read_instructions(batch.requests.instruction)
+        return RankingInputs(
+            features=features,
+            instruction=instruction,
+            trending=trending,
+            weights=reranker.weights.by_task,
+        )
+
+    def read_instructions(self, texts: Sequence[str]) -> InstructionInputs | None:
+        """What each instruction says by itself, NumPy arrays; None where nothing can be read.
+
+        Without the network's answer where it was not trained on instructions alone.
+        """
+        can_answer = self.spec.answers_instructions_alone
+        if not can_answer and self.parts.lexical is None:
+            return None
+        distinct, place = np.unique(np.array(texts, object), return_inverse=True)
+        distinct = list(distinct)
+        prompts = self._instruction_prompts(distinct) if can_answer else None
+        inputs = self._ranker.read_instructions(distinct, prompts)
+        return jax.tree.map(lambda table: table[place.reshape(-1)], inputs)
+
+    def _instruction_prompts(self, texts: list[str]) -> Prompts:
+        """Prompts that hold an instruction and nothing else."""
+        nobody = np.full(len(texts), -1, np.int32)
+        requests = Requests(nobody, np.zeros(len(texts), np.int64), nobody, nobody, nobody, texts)
+        tables = self.parts.prompt_tables
+        return Prompts(**prompts_of(requests, Histories.empty(), tables))
+
+    def instruction_scores(
+        self, instruction: InstructionInputs, items: Int[np.ndarray, "N n"]
+    ) -> Float[np.ndarray, "N n 2"]:
+        """INSTRUCTION_FEATURES of some items of each request."""
+        return self._ranker.instruction_scores(instruction, items)
