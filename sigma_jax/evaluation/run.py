@@ -67,22 +67,36 @@ def evaluate(config: Any, workdir: Path) -> Results:
     if is_current_evaluation(workdir, recipe):
         logging.info("evaluation: already done, %s", workdir / "evaluation")
         results = read_json(workdir / "evaluation" / "results.json")
-        print(render_summary(results, workdir / "evaluation"))
-        return results
-    began = time.monotonic()
-    results = compute_results(workdir, settings, config.seed)
-    results["run"] = {
-        "version": VERSION,
-        "command": command_line(),
-        "config_hash": recipe.fingerprint[:12],
-        "data_hash": inputs["data"][:12],
-        "seed": config.seed,
-        "split": settings.split,
-        "num_beams": settings.generation.num_beams,
-        "sigma": results["sigma"],
-        "constant_sigma": results["constant_sigma"],
-        "seconds": time.monotonic() - began,
-    }
+    else:
+        began = time.monotonic()
+        results = compute_results(workdir, settings, config.seed)
+        results["run"] = {
+            "version": VERSION,
+            "command": command_line(),
+            "config_hash": recipe.fingerprint[:12],
+            "data_hash": inputs["data"][:12],
+            "seed": config.seed,
+            "split": settings.split,
+            "ranker": results["ranker"],
+            "num_beams": settings.generation.num_beams,
+            "sigma": results["sigma"],
+            "constant_sigma": results["constant_sigma"],
+            "seconds": time.monotonic() - began,
+        }
+        stage_metrics = {stage: manifest.metrics for stage, manifest in manifests.items()}
+        write_evaluation(results, workdir, recipe, stage_metrics)
+    print(render_summary(results, workdir / "evaluation"))
+    return results
+
+
+def write_evaluation(
+    results: Results, workdir: Path, recipe: Recipe, stage_metrics: Mapping[str, Any]
+) -> None:
+    """Writes the artifact WORKDIR/evaluation with FILES.
+
+    Args:
+      stage_metrics: stage -> metrics of its manifest, for the report.
+    """
 
     def write(folder: Path) -> dict[str, Any]:
         write_json(results, folder / "results.json")
@@ -95,14 +109,12 @@ def evaluate(config: Any, workdir: Path) -> Results:
         report_data = collect_report_data(
             PreparedData.load(workdir / "data"),
             SemanticIds.load(workdir / "tokenizer"),
-            {stage: manifest.metrics for stage, manifest in manifests.items()},
+            stage_metrics,
         )
         write_report(results, metrics_files, report_data, folder / "report.html")
-        return {"seconds": time.monotonic() - began}
+        return {"seconds": results["run"]["seconds"]}
 
     write_artifact(workdir, "evaluation", recipe, write)
-    print(render_summary(results, workdir / "evaluation"))
-    return results
 
 
 def is_current_evaluation(workdir: Path, recipe: Recipe) -> bool:
@@ -119,72 +131,81 @@ def is_current_evaluation(workdir: Path, recipe: Recipe) -> bool:
 
 def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     """Scores of SIGMA and the baselines (score.score), with the deviation of the beam scores by
-    task, the sigma in use, and the metrics of instruction following."""
+    task, the ranker, the sigma in use, and the metrics of instruction following."""
     data = PreparedData.load(workdir / "data")
-    ours = Evaluator.load(workdir, data, settings, seed)
-    requests = ours.requests()
+    evaluator = Evaluator.load(workdir, data, settings, seed)
+    requests = evaluator.requests()
     if not len(requests):
         raise ValueError(
             f"the {settings.split} split has no requests; check the split in config.data."
         )
     logging.info("evaluation: %d requests", len(requests))
     is_refitted = (workdir / "sft" / BEFORE_REFIT).exists()
-    first = ours
+    before_refit = evaluator
     if is_refitted:
-        first = Evaluator.load(workdir, data, settings, seed, BEFORE_REFIT)
-    constant = first.constant_sigma()
-    methods = {"SIGMA": ours.options} | other_methods(ours, constant)
-    rankings, recommendations = ours.rankings_by_mode(requests, methods)
+        before_refit = Evaluator.load(workdir, data, settings, seed, BEFORE_REFIT)
+    constant = before_refit.constant_sigma()
+    methods = {"SIGMA": evaluator.options} | other_methods(evaluator, constant)
+    rankings, recommendations = evaluator.rankings_by_mode(requests, methods)
     if is_refitted:
-        other = {"SIGMA before refit": first.options}
-        rankings |= first.rankings_by_mode(requests, other)[0]
-    is_worded = ours.phrasings is not instructions.WITHOUT_INSTRUCTIONS
-    if is_worded:
-        unseen = ours.unseen_wording(requests)
+        methods = {"SIGMA before refit": before_refit.options}
+        rankings |= before_refit.rankings_by_mode(requests, methods)[0]
+    has_instructions = evaluator.phrasings is not instructions.WITHOUT_INSTRUCTIONS
+    if has_instructions:
+        unseen = evaluator.unseen_wording(requests)
         rankings["SIGMA, unseen wording"] = {"include_seen": unseen}
     if settings.has_baselines:
-        is_filtered_too = settings.has_filtered_baselines
-        rankings |= baseline_rankings(workdir, data, requests, is_filtered_too, seed)
-    results = score(rankings, requests, data, ours.recommender.parts.semantic_ids)
+        with_filters = settings.has_filtered_baselines
+        rankings |= baseline_rankings(workdir, data, requests, with_filters, seed)
+    results = score(rankings, requests, data, evaluator.recommender.parts.semantic_ids)
     results["deviation"] = {
         TASKS[task]: recommendations.deviation[requests.task == task].tolist()
         for task in np.unique(requests.task)
     }
     results["ranker"] = settings.generation.ranker
-    results["sigma"] = ours.recommender.sigma(ours.options)
+    results["sigma"] = evaluator.recommender.sigma(evaluator.options)
     results["constant_sigma"] = constant
-    if is_worded and (by_task := ours.instruction_following(requests)):
+    if has_instructions and (by_task := evaluator.instruction_following(requests)):
         results["instruction_following"] = by_task
     if settings.split == "valid":
-        reranker = ours.recommender.parts.reranker if settings.uses_reranker else None
-        chosen = {"the reranker was fitted": reranker, "constant sigma was chosen": constant}
-        results["warnings"] += [
-            f"{what} on requests of this split; evaluate it on the test split"
-            for what, value in chosen.items()
-            if value is not None
-        ]
+        results["warnings"] += validation_warnings(evaluator, constant)
     return results
 
 
-def other_methods(ours: Evaluator, constant: float | None) -> dict[str, RecommendOptions]:
+def validation_warnings(evaluator: Evaluator, constant: float | None) -> list[str]:
+    """Warnings for an evaluation on the split that settings were fitted on."""
+    reranker = evaluator.recommender.parts.reranker
+    fitted = {
+        "the reranker was fitted": evaluator.settings.uses_reranker and reranker is not None,
+        "constant sigma was chosen": constant is not None,
+    }
+    return [
+        f"{event} on requests of this split; evaluate it on the test split"
+        for event, happened in fitted.items()
+        if happened
+    ]
+
+
+def other_methods(evaluator: Evaluator, constant: float | None) -> dict[str, RecommendOptions]:
     """Method name -> how it ranks: the model without its reranker, and with other fusions."""
     methods = {}
-    if ours.settings.uses_reranker and ours.recommender.parts.reranker is not None:
-        methods["SIGMA without reranker"] = dataclasses.replace(ours.options, reranks=False)
+    options = evaluator.options
+    if options.reranks and evaluator.recommender.parts.reranker is not None:
+        methods["SIGMA without reranker"] = dataclasses.replace(options, reranks=False)
     if constant is not None:
-        methods |= other_fusions(ours.options, constant)
+        methods |= other_fusions(options, constant)
     return methods
 
 
 def baseline_rankings(
-    workdir: Path, data: PreparedData, requests: Requests, is_filtered_too: bool, seed: int
+    workdir: Path, data: PreparedData, requests: Requests, with_filters: bool, seed: int
 ) -> Mapping[str, Mapping[str, Int32[np.ndarray, "N K"]]]:
-    """`rankings[method][mode]` of the baselines; with `is_filtered_too` also of each baseline
+    """`rankings[method][mode]` of the baselines; with `with_filters` also of each baseline
     restricted to the items that the request allows."""
     popularity = Popularity.fit(data, seed)
     baselines = {
         "Popularity": popularity,
-        "Own most frequent": UserMostFrequent(popularity),
+        "User's most frequent": UserMostFrequent(popularity),
         "Co-visitation": CoVisitation.fit(data, seed),
     }
     if (workdir / "teacher").exists():
@@ -192,7 +213,7 @@ def baseline_rankings(
     allowed = allowed_items(data, requests)
     rankings = {}
     for name, baseline in baselines.items():
-        for suffix, limit in (("", None), (FILTERED, allowed))[: 1 + is_filtered_too]:
+        for suffix, limit in (("", None), (FILTERED, allowed))[: 1 + with_filters]:
             rankings[name + suffix] = {
                 mode: baseline.recommend(data, requests, LIST_LENGTH, mode == "exclude_seen", limit)
                 for mode in ("include_seen", "exclude_seen")
@@ -204,10 +225,11 @@ def show_recommendations(config: Any, workdir: Path, users: int = 2, count: int 
     """Prints the recommendations to a few users under three instructions each."""
     settings = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
     data = PreparedData.load(workdir / "data")
-    ours = Evaluator.load(workdir, data, settings, config.seed)
-    requests = ours.requests()
+    evaluator = Evaluator.load(workdir, data, settings, config.seed)
+    requests = evaluator.requests()
     requests = requests.take(example_rows(requests, users))
-    [recommendations] = ours.lists(requests, [dataclasses.replace(ours.options, count=count)])
+    options = dataclasses.replace(evaluator.options, count=count)
+    [recommendations] = evaluator.lists(requests, [options])
     for row in range(len(requests)):
         user = data.users.table["user_id"][int(requests.user[row])].as_py()
         print(f'\nuser {user}: "{requests.instruction[row]}"')
