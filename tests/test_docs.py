@@ -75,6 +75,12 @@ def test_ci_runs_the_two_commands_of_the_readme():
     assert all(command in script for command in blocks[1].split(" && "))
 
 
+def test_ci_runs_every_example():
+    script = (ROOT / ".ci" / "run").read_text()
+    examples = sorted((ROOT / "examples").glob("*.py"))
+    assert examples and all(f"examples/{path.name}" in script for path in examples)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """Two fields."""
