@@ -11,7 +11,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from sigma_jax.runtime.config import nearest
+from sigma_jax.runtime.config import did_you_mean
 
 PACKAGE = Path(__file__).parent
 COMMANDS = (
@@ -35,7 +35,7 @@ def main() -> None:
         sys.argv = [f"sigma {name}", *arguments]
         runpy.run_module(f"sigma_jax.{name}", run_name="__main__", alter_sys=True)
     else:
-        print(f"error: {name!r} is no command; {nearest(name, COMMANDS)}", file=sys.stderr)
+        print(f"error: {name!r} is no command; {did_you_mean(name, COMMANDS)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -24,7 +24,7 @@ from sigma_jax.benchmarking.suite import Run, Suite, planned_runs, train_argumen
 from sigma_jax.benchmarking.suite_page import write_suite_page
 from sigma_jax.benchmarking.suite_table import render
 from sigma_jax.runtime import cli
-from sigma_jax.runtime.config import nearest, to_dataclass
+from sigma_jax.runtime.config import did_you_mean, to_dataclass
 from sigma_jax.runtime.files import write_json
 from sigma_jax.runtime.process import locked
 from sigma_jax.runtime.writer import clock
@@ -83,7 +83,7 @@ def select_runs(runs: Sequence[Run], prefixes: Sequence[str]) -> list[Run]:
         if not any(run.name.startswith(prefix) for run in runs):
             names = [run.name for run in runs]
             raise ValueError(
-                f"--runs={prefix} matches no run of this suite; {nearest(prefix, names)}"
+                f"--runs={prefix} matches no run of this suite; {did_you_mean(prefix, names)}"
             )
     return [run for run in runs if not prefixes or run.name.startswith(tuple(prefixes))]
 

@@ -1,9 +1,10 @@
-"""Judges a trained workdir on its test split, beside the baselines.
+"""Evaluates the recommender of a workdir on the test split, next to the baselines.
 
     python -m sigma_jax.evaluate --config=configs/sft.py --workdir=runs/sft-local
 
-Writes WORKDIR/evaluation (results.json, table.txt, report.html) and prints a summary. How to
-generate may be changed without training again: --config.evaluation.generation.num_beams=64
+It writes WORKDIR/evaluation (results.json, table.txt, report.html) and prints a summary. Settings
+of the generation can change without a new training:
+--config.evaluation.generation.num_beams=64
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """This command's flags; only where it runs as the command."""
+    """Defines the flags of this command."""
     cli.define_config()
-    flags.DEFINE_string("workdir", None, "Of the training; runs/STAGE-PRESET if not given.")
+    flags.DEFINE_string("workdir", None, "Folder of the training; runs/STAGE-PRESET by default.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Runs the command."""
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else cli.default_workdir()
-    artifacts.read_manifest(workdir, "sft")  # a mistyped workdir is told, not made for its lock
+    artifacts.read_manifest(workdir, "sft")  # reports a mistyped workdir before `locked` makes it
     with locked(workdir):
         evaluate(FLAGS.config, workdir)
 

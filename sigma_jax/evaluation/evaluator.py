@@ -19,7 +19,7 @@ from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.recommender.parts import RecommenderParts
 from sigma_jax.recommender.ranking import Recommendations
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
-from sigma_jax.runtime.config import check_least
+from sigma_jax.runtime.config import check_at_least
 from sigma_jax.schema import TASKS, PreparedData, RequestBatch, Requests
 from sigma_jax.tasks import instructions
 from sigma_jax.tasks.requests import make_requests
@@ -50,7 +50,7 @@ class EvaluationConfig:
             )
         if min(self.requests.values(), default=0) < 0:
             raise ValueError(f"evaluation.requests={self.requests}; use 0 or more.")
-        check_least(0, self, "instruction_following_requests", group="evaluation.")
+        check_at_least(0, self, "instruction_following_requests", group="evaluation.")
 
 
 @dataclasses.dataclass(frozen=True)

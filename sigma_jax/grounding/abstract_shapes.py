@@ -1,4 +1,4 @@
-"""Stage 1 as shapes, for a look ahead without data (runtime/preflight.py)."""
+"""Stage 1 as shapes, without data or weights, for preflight."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sigma_jax.runtime.preflight.estimate import (
     Inference,
     backbone_flops,
 )
-from sigma_jax.runtime.state import shardings, take_apart
+from sigma_jax.runtime.state import shardings, split_model
 
 
 def abstract_stage(
@@ -56,7 +56,7 @@ def inference(config: GroundingConfig, backbone: Qwen3Config, mesh: Mesh) -> Inf
     backbone = dataclasses.replace(backbone, lora=None)
     model = _model(config, backbone)
     rows = BatchEncoder(model, config.eval_batch_size, mesh).batch_size
-    template, params, rest = take_apart(model, lambda path: "frozen")
+    template, params, rest = split_model(model, lambda path: "frozen")
     where = shardings(template, mesh)
     placed = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[name])

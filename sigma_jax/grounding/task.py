@@ -24,7 +24,7 @@ from sigma_jax.grounding.texts import load_tokenizer, token_table
 from sigma_jax.models.backbone import BackboneConfig, make_backbone
 from sigma_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from sigma_jax.runtime import hosts
-from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_at_least
 from sigma_jax.schema import PreparedData, load_item_vectors
 
 
@@ -57,8 +57,8 @@ class GroundingConfig:
                 f"train.accumulate={self.train.accumulate} would part anchors from negatives; "
                 "encode_rows saves memory here."
             )
-        check_least(1, self, "max_tokens", "loss_rows", "eval_pairs", "eval_batch_size")
-        check_least(0, self, "kd_weight", "encode_rows", "eval_candidates")
+        check_at_least(1, self, "max_tokens", "loss_rows", "eval_pairs", "eval_batch_size")
+        check_at_least(0, self, "kd_weight", "encode_rows", "eval_candidates")
         for name in ("temperature", "id_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}; use more than 0, such as 0.05.")

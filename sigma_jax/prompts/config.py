@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from sigma_jax.runtime.config import check_least
+from sigma_jax.runtime.config import check_at_least
 from sigma_jax.schema import TASKS
 from sigma_jax.tasks import instructions
 
@@ -35,9 +35,9 @@ class PromptLayout:
 
     def __post_init__(self):
         counts = ("sid_in_prompt", "sid_generated", "num_favourites", "profile_tokens")
-        check_least(0, self, *counts, group="prompt.layout.")
+        check_at_least(0, self, *counts, group="prompt.layout.")
         lengths = ("history_length", "instruction_tokens", "row_tokens")
-        check_least(1, self, *lengths, group="prompt.layout.")
+        check_at_least(1, self, *lengths, group="prompt.layout.")
         if not self.sid_in_prompt and not self.slot_in_prompt:
             raise ValueError(
                 "prompt.layout.sid_in_prompt=0 and prompt.layout.slot_in_prompt=False leave no "
@@ -94,8 +94,8 @@ class TargetConfig:
 
     def __post_init__(self):
         counts = ("window_stride", "task_targets_per_boundary", "history_targets_per_boundary")
-        check_least(1, self, *counts, group="prompt.targets.")
-        check_least(0, self, "history_targets", "cold_start_weight", group="prompt.targets.")
+        check_at_least(1, self, *counts, group="prompt.targets.")
+        check_at_least(0, self, "history_targets", "cold_start_weight", group="prompt.targets.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class MixtureConfig:
 
     def __post_init__(self):
         shares = ("instruction_only_share", "wording_dropout")
-        check_least(0, self, "branches_per_context", *shares, group="prompt.mixture.")
+        check_at_least(0, self, "branches_per_context", *shares, group="prompt.mixture.")
         for name in shares:
             if getattr(self, name) >= 1:
                 raise ValueError(f"prompt.mixture.{name}={getattr(self, name)}; use less than 1.")
@@ -134,8 +134,8 @@ class PackingConfig:
     contexts_per_group: int  # ... each of this many contexts; 0: as many as fit
 
     def __post_init__(self):
-        check_least(1, self, "row_targets", "group_rows", group="prompt.packing.")
-        check_least(0, self, "contexts_per_group", group="prompt.packing.")
+        check_at_least(1, self, "row_targets", "group_rows", group="prompt.packing.")
+        check_at_least(0, self, "contexts_per_group", group="prompt.packing.")
 
 
 @dataclasses.dataclass(frozen=True)

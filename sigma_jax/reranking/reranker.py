@@ -32,7 +32,7 @@ from sigma_jax.reranking.features import ItemFeatures
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
 from sigma_jax.reranking.relations import DAMAGE, HISTORY_FEATURES, Relations, values_at
 from sigma_jax.reranking.trending import TRENDING_FEATURES, TrendingCounts
-from sigma_jax.runtime.config import check_least
+from sigma_jax.runtime.config import check_at_least
 from sigma_jax.schema import Histories, PreparedData, Requests
 
 FEATURES = (*HISTORY_FEATURES, *TRENDING_FEATURES, *INSTRUCTION_FEATURES)
@@ -46,8 +46,8 @@ class RerankerConfig:
     fit_requests: int  # validation requests of the task with the highest weight
 
     def __post_init__(self):
-        check_least(0, self, "neighbours", group="reranker.")
-        check_least(1, self, "fit_requests", group="reranker.")
+        check_at_least(0, self, "neighbours", group="reranker.")
+        check_at_least(1, self, "fit_requests", group="reranker.")
 
 
 @dataclasses.dataclass(frozen=True)

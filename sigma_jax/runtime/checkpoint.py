@@ -195,7 +195,7 @@ class BestCheckpoint:
 
 def _content(state: TrainState, value: float) -> dict:
     return {
-        "params": state.kept_params,
+        "params": state.eval_params,
         "rest": state.rest,
         "value": jax.device_put(jnp.float32(value), state.step.sharding),
     }

@@ -1,4 +1,4 @@
-"""How a command starts and ends: flags, config file, log lines, errors of one line."""
+"""The start and the end of a command: flags, config file, log lines, errors of one line."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ml_collections import ConfigDict, config_flags
 
 from sigma_jax import configs
 from sigma_jax.runtime import artifacts
-from sigma_jax.runtime.config import nearest
+from sigma_jax.runtime.config import did_you_mean
 from sigma_jax.runtime.process import Stopped
 
 PACKAGE = Path(__file__).parents[1]
-TRACEBACK = "SIGMA_TRACEBACK"  # set to 1, it shows where an error came from
+TRACEBACK = "SIGMA_TRACEBACK"  # 1 prints the traceback of an error
 
 
 def define_config(is_required: bool = True) -> flags.FlagHolder:
-    """The flag --config=FILE.py:PRESET, with --config.FIELD=VALUE over it."""
+    """Defines the flag --config=FILE.py:PRESET, which --config.FIELD=VALUE overrides."""
     holder = config_flags.DEFINE_config_file(
         "config", None, "Config file and preset, such as configs/sft.py:local."
     )
@@ -34,7 +34,7 @@ def define_config(is_required: bool = True) -> flags.FlagHolder:
 
 
 def run_command(main: Callable[[Sequence[str]], Any]) -> None:
-    """Parses the flags, runs `main(argv)`, and turns users' errors into one line and status 1."""
+    """Parses the flags and runs `main(argv)`; prints a user's error on one line, with status 1."""
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().addFilter(_is_ours)
@@ -54,12 +54,15 @@ def run_command(main: Callable[[Sequence[str]], Any]) -> None:
 
 
 def _is_ours(record: Any) -> bool:
-    """Libraries' warnings pass, their progress does not: Orbax alone writes 30 lines a save."""
+    """Whether to show a log record: this package's, and warnings of libraries.
+
+    Orbax alone logs 30 lines of progress for each save.
+    """
     return record.levelno >= WARNING or Path(record.pathname).is_relative_to(PACKAGE)
 
 
 def one_line(error: Exception) -> str:
-    """An error's message as one line; only those of libraries have more."""
+    """The message of an error on one line; only messages of libraries have more lines."""
     if isinstance(error, OSError) and error.filename:
         reason = (error.strerror or type(error).__name__).lower()
         return f"{error.filename}: {reason}; check the path and who may write there."
@@ -71,20 +74,20 @@ def one_line(error: Exception) -> str:
 
 
 def config_file() -> tuple[str, str]:
-    """Stem of the --config file and its preset: ("sft", "local") of `configs/sft.py`."""
+    """(stem of the --config file, preset): ("sft", "local") for `configs/sft.py`."""
     path, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     return Path(path).stem, preset or "local"
 
 
 def default_workdir() -> Path:
-    """runs/STAGE-PRESET, where --workdir is not given."""
+    """The workdir without --workdir: runs/STAGE-PRESET."""
     return Path("runs") / "-".join(config_file())
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, so that a run continued starts sooner.
+    """Keeps compiled programs on disk, so that the same command starts sooner the next time.
 
-    JAX_COMPILATION_CACHE_DIR, where set, says where instead.
+    They go to JAX_COMPILATION_CACHE_DIR if it is set, else to the user's cache folder.
     """
     import jax
 
@@ -94,7 +97,7 @@ def use_compilation_cache() -> None:
 
 
 def find_field(config: ConfigDict, name: str) -> Any:
-    """The first value called `name` at any depth of `config`, outermost first; None without."""
+    """The value of the outermost field `name` in `config`; None where there is none."""
     groups = [config]
     while groups:
         group = groups.pop(0)
@@ -105,8 +108,8 @@ def find_field(config: ConfigDict, name: str) -> Any:
 
 
 def log_start(mesh: Any, dtype: str) -> None:
-    """Logs on what this run runs."""
-    import jax  # here, so that a mistyped flag is told before JAX is loaded
+    """Logs devices, mesh, dtype and versions."""
+    import jax  # here, so that a mistyped flag is reported before JAX is loaded
 
     device = jax.devices()[0]
     shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -167,7 +170,7 @@ def _packaged(path: str) -> Path | None:
 def _check_config_words(words: Sequence[str]) -> None:
     """ValueError for a --config file, preset or field that does not exist, with the nearest name.
 
-    absl would say the same in a traceback of twenty lines.
+    absl itself prints a traceback of twenty lines.
     """
     config = None
     for index, word in enumerate(words):
@@ -190,11 +193,13 @@ def _load_config(argument: str) -> ConfigDict:
 def load_function(flag: str, path: str, name: str, remedy: str) -> Callable:
     """The function `name` of the Python file that --FLAG=PATH names.
 
-    ValueError naming the nearest file if there is no such file, or that it has no such function.
+    ValueError if there is no such file or function; the nearest file is named.
     """
     path = packaged_file(path)
     if not Path(path).is_file():
-        raise ValueError(f"--{flag}={path} does not exist; {nearest(path, _config_files(path))}")
+        raise ValueError(
+            f"--{flag}={path} does not exist; {did_you_mean(path, _config_files(path))}"
+        )
     spec = importlib.util.spec_from_file_location(f"sigma_jax_{flag}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -218,5 +223,5 @@ def _check_field(config: ConfigDict, field: str) -> None:
         name = name.partition("[")[0]
         known = list(node.keys()) if isinstance(node, ConfigDict) else []
         if name not in known:
-            raise ValueError(f"--{seen}.{name} is unknown; {nearest(name, known)}")
+            raise ValueError(f"--{seen}.{name} is unknown; {did_you_mean(name, known)}")
         node, seen = node[name], f"{seen}.{name}"

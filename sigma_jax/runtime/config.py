@@ -1,6 +1,6 @@
-"""From a config file's ConfigDict to the frozen dataclasses the package works with.
+"""Frozen dataclasses of settings, filled from a config file's ConfigDict.
 
-Dataclasses have no defaults: every value lives in configs/. A key too many, a key too few and a
+Dataclasses have no defaults: every value stands in configs/. An unknown key, a missing key and a
 value of another type are errors that name the field.
 """
 
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (runtime/optimizer.py)."""
+    """Settings of AdamW (runtime/optimizer.py)."""
 
-    learning_rate: float  # peak, of the group "base"
-    table_learning_rate: float  # peak, of the group "table": embedding tables learnt from scratch
+    learning_rate: float  # peak, for the parameter group "base"
+    table_learning_rate: float  # peak, for the group "table": embedding tables learnt from scratch
     weight_decay: float
     warmup_steps: int
     schedule: str  # after the warmup: "cosine" or "linear" down to 0, or "constant"
-    clip_norm: float  # of the whole gradient; 0 leaves it as it is
+    clip_norm: float  # limit of the norm of the whole gradient; 0: no limit
     b1: float
     b2: float
 
@@ -41,29 +41,30 @@ class OptimizerConfig:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)}; use 0 <= {name} < 1.")
 
 
-MAY_BE_0 = ("steps", "epochs", "eval_every", "average_over", "patience")  # of train
+MAY_BE_0 = ("steps", "epochs", "eval_every", "average_over", "patience")  # fields of train
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The training loop (sigma_jax/train.py)."""
+    """Settings of the training loop (runtime/fit.py)."""
 
-    steps: int  # with `epochs`: at most; 0: nothing to train, or as many as `epochs` come to
-    epochs: float  # passes over the stage's examples; 0: `steps` alone says how long
+    # Length in steps; with `epochs`, the limit of their steps. 0: no training, or no limit.
+    steps: int
+    epochs: float  # passes over the stage's examples; 0: the length is `steps`
     batch_size: int  # rows of the global batch
-    accumulate: int  # parts that a batch is worked off in, to save memory; 1: all at once
-    log_every: int
-    eval_every: int  # 0: only at the end
-    checkpoint_every: int
-    keep_checkpoints: int
-    # Share of the steps whose parameters are averaged for reports and for what is kept; 0: none.
+    accumulate: int  # parts that a batch is split into, to save memory; 1: no split
+    log_every: int  # steps
+    eval_every: int  # steps between reports on held-out data; 0: only at the end
+    checkpoint_every: int  # steps
+    keep_checkpoints: int  # number of newest checkpoints on disk
+    # Share of the steps over which parameters are averaged for reports and artifact; 0: none.
     average_over: float
-    patience: int  # reports in a row without a new best after which training ends; 0: never
-    keep_best: str  # figure of the reports whose highest decides what is kept; "": the last step
+    patience: int  # training ends after so many reports without a new best; 0: never
+    keep_best: str  # metric of the reports; the step with its highest value is kept; "": the last
 
     def __post_init__(self):
         for field in dataclasses.fields(self)[:-1]:
-            check_least(0 if field.name in MAY_BE_0 else 1, self, field.name, group="train.")
+            check_at_least(0 if field.name in MAY_BE_0 else 1, self, field.name, group="train.")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"train.batch_size={self.batch_size} does not divide into train.accumulate="
@@ -71,14 +72,14 @@ class TrainConfig:
             )
         if self.patience and not (self.keep_best and self.eval_every):
             raise ValueError(
-                f"train.patience={self.patience} waits for a better report; set train.keep_best "
+                f"train.patience={self.patience} needs reports to compare; set train.keep_best "
                 "and train.eval_every, or patience to 0."
             )
         if self.average_over > 1:
             raise ValueError(f"train.average_over={self.average_over}; use a share, 0 to 1.")
 
     def of_examples(self, epoch_steps: float) -> TrainConfig:
-        """The same in steps, where an epoch has `epoch_steps`."""
+        """The same settings with `epochs` converted to steps, of `epoch_steps` each."""
         if not self.epochs:
             return self
         steps = math.ceil(self.epochs * epoch_steps)
@@ -87,33 +88,33 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; -1, at most once: all that remain."""
+    """Devices along each axis of the mesh; -1, at most once, takes all that remain."""
 
-    data: int
-    fsdp: int
-    tensor: int
+    data: int  # replicas of the parameters
+    fsdp: int  # parameters are sharded over these
+    tensor: int  # layers are sharded over these
 
 
-def check_least(least: float, config: Any, *names: str, group: str = "") -> None:
-    """ValueError naming the first of a dataclass's fields `names` that is under `least`, or NaN.
+def check_at_least(minimum: float, config: Any, *names: str, group: str = "") -> None:
+    """ValueError naming the first of the fields `names` that is below `minimum`, or NaN.
 
     Args:
-      group: stands before the name in the message: "train.".
+      group: prefix of the name in the message, such as "train.".
     """
     for name in names:
         value = getattr(config, name)
-        if not value >= least:
-            raise ValueError(f"{group}{name}={value}; use {least} or more.")
+        if not value >= minimum:
+            raise ValueError(f"{group}{name}={value}; use {minimum} or more.")
 
 
 def to_dataclass(cls: type[T], config: Mapping[str, Any], name: str = "") -> T:
-    """`cls` filled from `config`, nested dataclasses included.
+    """`cls` filled from `config`, including nested dataclasses.
 
     Args:
-      cls: a dataclass whose fields are bool, int, float, str, Literal, Optional, tuple, dict or
-        dataclasses again.
+      cls: a dataclass with fields of type bool, int, float, str, Path, Literal, Optional, tuple,
+        dict or dataclass.
       config: dict or ConfigDict.
-      name: where `config` stands, put before the field in messages: `optimizer`.
+      name: the place of `config` in the whole config, for messages: "optimizer".
 
     Raises:
       ValueError: a key is unknown or missing, or a value has another type; the field is named.
@@ -123,7 +124,7 @@ def to_dataclass(cls: type[T], config: Mapping[str, Any], name: str = "") -> T:
     dot = f"{name}." if name else ""
     for key in config:
         if key not in fields:
-            raise ValueError(f"config.{dot}{key} is unknown; {nearest(key, fields)}")
+            raise ValueError(f"config.{dot}{key} is unknown; {did_you_mean(key, fields)}")
     values = {}
     for key, hint in fields.items():
         if key not in config:
@@ -132,11 +133,11 @@ def to_dataclass(cls: type[T], config: Mapping[str, Any], name: str = "") -> T:
     return cls(**values)
 
 
-def nearest(key: str, known: typing.Iterable[str]) -> str:
-    """The remedy for a mistyped `key`: the known name nearest to it."""
+def did_you_mean(key: str, known: typing.Iterable[str]) -> str:
+    """The remedy for a mistyped `key`: the nearest known name."""
     known = sorted(known)
     if not known:
-        return "nothing is known here."
+        return "there are no names to choose from; remove it."
     return f"did you mean {difflib.get_close_matches(key, known, 1, 0.0)[0]!r}?"
 
 
@@ -150,7 +151,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return _convert_union(arguments, value, name)
     if origin is typing.Literal:
         if value not in arguments:
-            raise ValueError(f"config.{name} is {value!r}; {nearest(str(value), arguments)}")
+            raise ValueError(f"config.{name} is {value!r}; {did_you_mean(str(value), arguments)}")
         return value
     if origin is tuple:
         return _convert_tuple(arguments, value, name)
@@ -171,7 +172,7 @@ def _convert_union(arguments: tuple, value: Any, name: str) -> Any:
         return None
     choices = [argument for argument in arguments if argument is not type(None)]
     if float in choices and isinstance(value, str):
-        # The command line keeps the type of what it overrides: "deviation" makes of 1.0 "1.0".
+        # An override keeps the type of the field's value: over "deviation", 1.0 comes as "1.0".
         with contextlib.suppress(ValueError):
             return float(value)
     for choice in choices[:-1]:
@@ -200,7 +201,7 @@ def _convert_plain(hint: Any, value: Any, name: str) -> Any:
         return float(value)
     if hint is Path and isinstance(value, str):
         return Path(value)
-    # bool is a subclass of int: `steps = True` is a mistake, not one step.
+    # bool is a subclass of int, but `steps = True` is a mistake, not one step.
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise _type_error(name, value, f"a value of type {hint.__name__}")
     return value

@@ -89,7 +89,7 @@ def fit(
         state, metrics = run.train_steps(state, start, checkpoints, best, stop)
         state, is_earlier = best.close(state)
     # Frees the memory that only steps need.
-    state = dataclasses.replace(state, params=state.kept_params, opt_state=(), average={})
+    state = dataclasses.replace(state, params=state.eval_params, opt_state=(), average={})
     model, tables, metrics = run.finalize(state, None if is_earlier else metrics)
     if best.is_kept:
         metrics = {**metrics, "kept_step": best.step, "steps": train.steps}
@@ -161,7 +161,7 @@ class _Run:
         self, state: TrainState, metrics: dict[str, float] | None
     ) -> tuple[nnx.Module, dict[str, jax.Array], dict[str, float]]:
         """(model, tables, metrics) of a trained state; without `metrics` it is reported again."""
-        merged = self.template.merge(state.kept_params, state.rest)
+        merged = self.template.merge(state.eval_params, state.rest)
         self.task.finalize_on_all_hosts(merged, self.mesh)
         del merged  # frees what the task has changed in it
         model, tables = reported_model(self.task, state, self.template, self.tables, self.mesh)

@@ -1,8 +1,8 @@
 """One run on several processes: the hosts of a TPU slice, or processes of one machine.
 
-All of them run the same command with one workdir that all can see. They train together, and make
-stage 1's vectors together; the rest (preparing data, reports, artifacts, the evaluation) the first
-process does while the others wait.
+All processes run the same command with one workdir that all of them see. They train together and
+compute the item vectors of stage 1 together. The first process prepares data, reports, writes
+artifacts and evaluates, while the others wait.
 """
 
 from __future__ import annotations
@@ -26,20 +26,23 @@ from sigma_jax.runtime import files
 
 T = TypeVar("T")
 ADDRESS = "JAX_COORDINATOR_ADDRESS"  # HOST:PORT of the first process
-COUNT, NUMBER = "SIGMA_PROCESSES", "SIGMA_PROCESS"  # how many, and which of them this one is
-LONGEST = 30 * 24 * 3600  # seconds the others wait for the first; a dead one is noticed sooner
-_turns = itertools.count()
+COUNT, NUMBER = "SIGMA_PROCESSES", "SIGMA_PROCESS"  # number of processes, and of this one
+TIMEOUT = 30 * 24 * 3600  # seconds of waiting for the first process; a dead one is noticed sooner
+_barriers = itertools.count()
 
 
 def start(is_slice: bool) -> None:
-    """Joins the processes of this run; before anything else is done with JAX.
+    """Connects the processes of this run; call it before any other use of JAX.
 
-    Where the environment has JAX_COORDINATOR_ADDRESS, it also says SIGMA_PROCESSES and
-    SIGMA_PROCESS. With `is_slice` JAX finds the others itself: on TPU slices, Slurm, Open MPI.
+    With JAX_COORDINATOR_ADDRESS in the environment, SIGMA_PROCESSES and SIGMA_PROCESS have to be
+    there too.
+
+    Args:
+      is_slice: JAX finds the other processes itself: on TPU slices, Slurm, Open MPI.
 
     Raises:
-      ValueError: the environment is incomplete, the others do not come, or this is a slice of
-        several hosts and nobody said so.
+      ValueError: the environment is incomplete, another process does not start, or the command
+        runs on one of several hosts without `is_slice`.
     """
     if os.environ.get(ADDRESS):
         count, number = (_number(name) for name in (COUNT, NUMBER))
@@ -54,7 +57,7 @@ def start(is_slice: bool) -> None:
             "all of them (launch/tpu_vm.sh does)."
         )
     if jax.process_index():
-        logging.set_verbosity(logging.WARNING)  # one tells what all do
+        logging.set_verbosity(logging.WARNING)  # the first process logs for all
 
 
 def _number(name: str) -> int:
@@ -64,33 +67,34 @@ def _number(name: str) -> int:
     return int(value)
 
 
-def _initialize(*where: Any) -> None:
+def _initialize(*place: Any) -> None:
     # process.StopSignal handles SIGTERM in a training; elsewhere SIGTERM ends the process.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(*where)
+        jax.distributed.initialize(*place)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"the processes of this run did not meet ({reason}); start the same command on all, "
-            f"with --distributed on a slice or {ADDRESS}, {COUNT} and {NUMBER} elsewhere."
+            f"the processes of this run did not connect ({reason}); start the same command on all "
+            f"hosts, with --distributed on a slice or {ADDRESS}, {COUNT} and {NUMBER} elsewhere."
         ) from error
 
 
 def is_alone() -> bool:
-    """Whether there is one process."""
+    """Whether the run has one process only."""
     return jax.process_count() == 1
 
 
 def is_first() -> bool:
-    """Whether this process does what one alone has to do."""
+    """Whether this is the first process, which does the work that one process has to do."""
     return jax.process_index() == 0
 
 
 def by_first(function: Callable[[], T]) -> T:
-    """What `function` gives when the first process calls it, on all; the others wait.
+    """The result of `function` on all processes; only the first calls it, the others wait.
 
-    What it gives has to be what JSON holds. A ValueError or OSError of it is one on all.
+    The result has to be a value that JSON can hold. If `function` raises a ValueError or OSError,
+    all processes raise: the first the same error, the others a ValueError with its text.
     """
     if is_alone():
         return function()
@@ -110,11 +114,11 @@ def by_first(function: Callable[[], T]) -> T:
 
 
 def wait() -> None:
-    """Returns when all processes have come to the same call."""
+    """Returns when all processes have called it."""
     if not is_alone():
         everyone = set(range(jax.process_count()))
-        name = f"sigma_jax/{next(_turns)}"
-        multihost.sync_global_processes(name, timeout=LONGEST, processes=everyone)
+        name = f"sigma_jax/{next(_barriers)}"
+        multihost.sync_global_processes(name, timeout=TIMEOUT, processes=everyone)
 
 
 def all_true(is_true: bool) -> bool:
@@ -125,11 +129,14 @@ def all_true(is_true: bool) -> bool:
 
 
 def any_true(is_true: bool, after: jax.Array) -> jax.Array:
-    """Whether `is_true` on any process, on its way: it comes after `after`, which lies whole on the
-    devices of all."""
-    own = np.array([is_true])
-    where = NamedSharding(after.sharding.mesh, PartitionSpec(after.sharding.mesh.axis_names))
-    flags = jax.make_array_from_callback((where.mesh.size,), where, lambda _: own)
+    """Whether `is_true` on any process: an array that the devices compute after `after`.
+
+    Args:
+      after: a number of 0 or more, replicated on the devices of all processes.
+    """
+    local = np.array([is_true])
+    place = NamedSharding(after.sharding.mesh, PartitionSpec(after.sharding.mesh.axis_names))
+    flags = jax.make_array_from_callback((place.mesh.size,), place, lambda _: local)
     return _any(flags, after)
 
 
@@ -138,29 +145,29 @@ def _any(flags: jax.Array, after: jax.Array) -> jax.Array:
     return flags.any() & (after >= 0)
 
 
-def whole(array: jax.Array) -> jax.Array | np.ndarray:
-    """All of an array that several processes hold in parts; every one of them has to ask."""
+def gather(array: jax.Array) -> jax.Array | np.ndarray:
+    """The full array that several processes hold in parts; all of them have to call it."""
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        data = whole(jax.random.key_data(array))
+        data = gather(jax.random.key_data(array))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def check_shared(workdir: Path) -> None:
-    """ValueError if the processes do not see one and the same `workdir`."""
+    """ValueError unless all processes see the same folder `workdir`."""
     if is_alone():
         return
     path = workdir / ".processes"
-    token = by_first(lambda: _leave(path))
+    token = by_first(lambda: _write_token(path))
     is_seen = path.exists() and path.read_text() == token
     if not all_true(is_seen):
         raise ValueError(
-            f"--workdir={workdir} is not one folder for all {jax.process_count()} processes; name "
-            "a folder on storage that all hosts mount."
+            f"--workdir={workdir} is not the same folder on all {jax.process_count()} processes; "
+            "name a folder on storage that all hosts mount."
         )
 
 
-def _leave(path: Path) -> str:
+def _write_token(path: Path) -> str:
     token = uuid.uuid4().hex
     path.write_text(token)
     files.sync(path)
@@ -168,7 +175,7 @@ def _leave(path: Path) -> str:
 
 
 def _shared(value: Any) -> Any:
-    """`value` of the first process on all."""
+    """The first process's `value`, on all processes."""
     data = np.frombuffer(json.dumps(files.plain(value)).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     padded = np.zeros(size, np.uint8)

@@ -1,4 +1,4 @@
-"""AdamW with a warmup, a schedule, clipping and a learning rate for each group of parameters."""
+"""AdamW with warmup, schedule, clipping and a learning rate for each group of parameters."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from sigma_jax.runtime.config import OptimizerConfig
 
 GROUPS = ("base", "table", "frozen")
 SCHEDULES = ("cosine", "linear", "constant")
-WITHOUT_DECAY = ("norm", "bias", "scale")  # in a parameter's own name
+WITHOUT_DECAY = ("norm", "bias", "scale")  # parts of the parameter's own name
 
 
 def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
-    """Learning rate by step: up to `peak` in `warmup_steps`, then down to 0 at `steps`.
+    """The learning rate by step: up to `peak` in `warmup_steps`, then down to 0 at `steps`.
 
     Worked example, warmup 2, linear, 6 steps, peak 1: 0.5, 1, 1, .75, .5, .25.
+
+    Raises:
+      ValueError: the schedule is unknown, or the warmup is longer than `steps`.
     """
     if config.schedule not in SCHEDULES:
         raise ValueError(
@@ -38,7 +41,7 @@ def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule
             decay = optax.constant_schedule(peak)
     if warmup == 0:
         return decay
-    # Step 0 already learns: peak / warmup, not 0.
+    # Step 0 already learns: its rate is peak / warmup, not 0.
     rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
     return optax.join_schedules([rise, decay], [warmup])
 
@@ -49,6 +52,7 @@ def make_optimizer(
     """AdamW over a flat dict of parameters.
 
     Args:
+      steps: length of the schedule.
       param_groups: path of each trained parameter -> "base" or "table".
     """
     peaks = {"base": config.learning_rate, "table": config.table_learning_rate}
@@ -66,9 +70,9 @@ def make_optimizer(
 
 
 def decayed(params: Mapping[str, jax.Array]) -> dict[str, bool]:
-    """Which parameters weight decay pulls to zero: matrices, not norms or biases.
+    """Whether weight decay applies to each parameter: to matrices, not to norms and biases.
 
-    By name as well as by rank, for the norms of stacked layers have two dimensions.
+    The name decides as well as the rank, because norms of stacked layers have two dimensions.
     """
     return {
         path: value.ndim > 1 and not any(word in path.split("/")[-1] for word in WITHOUT_DECAY)

@@ -1,7 +1,7 @@
 """The training state and the step: state in, state out, donated.
 
-A model is taken apart into flat dicts of arrays by path ("layers/query"), which is what the
-optimizer, the checkpoint and the sharding rules work on, and put together inside the step.
+The optimizer, the checkpoints and the sharding rules work on flat dicts of arrays by path
+("layers/query"). A model is split into such dicts, and merged again inside the step.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sigma_jax.runtime import hosts, sharding
 from sigma_jax.runtime.config import OptimizerConfig
 from sigma_jax.runtime.optimizer import GROUPS, make_optimizer, schedule
 from sigma_jax.runtime.sharding import local_mesh
+from sigma_jax.runtime.task import Task
 
 Arrays = dict[str, Array]
 ParamGroupFn = Callable[[tuple[str, ...]], str]
@@ -31,25 +32,25 @@ ParamGroupFn = Callable[[tuple[str, ...]], str]
 class TrainState:
     """All that a step changes."""
 
-    step: Int32[Array, ""]  # steps done
-    params: Arrays  # trained
+    step: Int32[Array, ""]  # number of steps done
+    params: Arrays  # trained parameters
     rest: Arrays  # frozen parameters and the model's other variables
     opt_state: PyTree
-    average: Arrays  # of the parameters over past steps; empty where none is kept
+    average: Arrays  # of the parameters over past steps; empty where `average_over` is 0
 
     @property
-    def kept_params(self) -> Arrays:
-        """What is reported on and kept: the average where there is one."""
+    def eval_params(self) -> Arrays:
+        """The parameters for reports and for the artifact: the average where there is one."""
         return self.average or self.params
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """How to put a model together again from a state's `params` and `rest`."""
+    """A model without its values, to merge it again from a state's `params` and `rest`."""
 
     graphdef: Any
     variables: dict[str, tuple[tuple, nnx.Variable]]  # path as text -> path, and its metadata
-    param_groups: dict[str, str]  # of the trained parameters
+    param_groups: dict[str, str]  # path of a trained parameter -> "base" or "table"
 
     def merge(self, params: Arrays, rest: Arrays) -> nnx.Module:
         """The model with these values."""
@@ -61,17 +62,22 @@ class Template:
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
     def merge_locally(self, params: Arrays, rest: Arrays, mesh: Mesh) -> nnx.Module | None:
-        """The model on `mesh`, which has devices of the first process alone, of values that lie on
-        devices of all; None on the others. All processes have to ask."""
-        where, local = shardings(self, mesh), {}
+        """The model on `mesh`, from values that are sharded over all processes.
+
+        All processes have to call it. The result is None on all but the first.
+
+        Args:
+          mesh: devices of the first process.
+        """
+        places, local = shardings(self, mesh), {}
         for name, value in {**params, **rest}.items():
-            whole = hosts.whole(value)
+            gathered = hosts.gather(value)
             if hosts.is_first():
-                local[name] = _put(whole, where[name])
+                local[name] = _copy_to(gathered, places[name])
         return self.merge(local, {}) if hosts.is_first() else None
 
     def rest_of(self, model: nnx.Module) -> Arrays:
-        """What is not trained, as the forward pass left it."""
+        """The variables that are not trained, as the forward pass left them in `model`."""
         values = {_name(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
         return {
             name: values[name].get_value()
@@ -80,8 +86,12 @@ class Template:
         }
 
 
-def take_apart(model: nnx.Module, param_group: ParamGroupFn) -> tuple[Template, Arrays, Arrays]:
-    """A model's template, trained parameters and the rest; `param_group` gives each one's group."""
+def split_model(model: nnx.Module, param_group: ParamGroupFn) -> tuple[Template, Arrays, Arrays]:
+    """(template, trained parameters, all other variables) of a model.
+
+    Args:
+      param_group: path of a parameter -> one of optimizer.GROUPS.
+    """
     graphdef, state = nnx.split(model)
     variables, param_groups, params, rest = {}, {}, {}, {}
     for path, variable in nnx.to_flat_state(state):
@@ -105,7 +115,7 @@ def _name(path: tuple) -> str:
 
 
 def shardings(template: Template, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where each variable lies, from the logical axes the model declares."""
+    """The sharding of each variable, from the logical axes that the model declares."""
     return {
         name: NamedSharding(
             mesh,
@@ -123,27 +133,30 @@ def abstract_state(
     mesh: Mesh,
     has_average: bool = False,
 ) -> tuple[TrainState, Template, optax.GradientTransformation]:
-    """What `init_state` makes, as shapes that know where they will lie. `model` may be one of
-    `nnx.eval_shape`, and the mesh one of devices that are not there.
+    """The result of `init_state` as shapes with their shardings.
+
+    Args:
+      model: may be one of `nnx.eval_shape`.
+      mesh: may have described devices that do not exist.
     """
-    template, params, rest = take_apart(model, param_group)
-    where = shardings(template, mesh)
-    whole = sharding.replicated(mesh)
+    template, params, rest = split_model(model, param_group)
+    places = shardings(template, mesh)
+    replicated = sharding.replicated(mesh)
 
     def shape_of(leaf: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    def placed(values: Arrays) -> Arrays:
-        return {name: shape_of(value, where[name]) for name, value in values.items()}
+    def shapes_of(values: Arrays) -> Arrays:
+        return {name: shape_of(value, places[name]) for name, value in values.items()}
 
-    params, rest = placed(params), placed(rest)
+    params, rest = shapes_of(params), shapes_of(rest)
     optimizer = make_optimizer(config, steps, template.param_groups)
-    # Adam's moments lie where their parameters lie: their paths end in the parameter's name.
+    # Adam's moments are sharded as their parameters: their paths end in the parameter's name.
     opt_state = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: shape_of(leaf, where.get(getattr(path[-1], "key", None), whole)),
+        lambda path, leaf: shape_of(leaf, places.get(getattr(path[-1], "key", None), replicated)),
         jax.eval_shape(optimizer.init, params),
     )
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     average = params if has_average else {}
     return TrainState(step, params, rest, opt_state, average), template, optimizer
 
@@ -156,47 +169,56 @@ def init_state(
     mesh: Mesh,
     has_average: bool = False,
 ) -> tuple[TrainState, Template, optax.GradientTransformation]:
-    """State before the first step, placed on the mesh."""
+    """(state before the first step on the mesh, template of the model, optimizer).
+
+    Args:
+      param_group: path of a parameter -> one of optimizer.GROUPS.
+      steps: length of the learning rate's schedule.
+      has_average: the state keeps an average of the parameters.
+    """
     shapes, template, optimizer = abstract_state(
         model, param_group, config, steps, mesh, has_average
     )
-    _, params, rest = take_apart(model, param_group)
+    _, params, rest = split_model(model, param_group)
 
-    def placed(values: Arrays, of: Arrays) -> Arrays:
-        return {name: _put(values[name], shape.sharding) for name, shape in of.items()}
+    def placed(values: Arrays, shapes: Arrays) -> Arrays:
+        return {name: _copy_to(values[name], shape.sharding) for name, shape in shapes.items()}
 
     params, rest = placed(params, shapes.params), placed(rest, shapes.rest)
-    where = jax.tree.map(lambda shape: shape.sharding, shapes.opt_state)
-    opt_state = jax.jit(optimizer.init, out_shardings=where)(params)
+    places = jax.tree.map(lambda shape: shape.sharding, shapes.opt_state)
+    opt_state = jax.jit(optimizer.init, out_shardings=places)(params)
     step = jax.device_put(jnp.zeros((), jnp.int32), shapes.step.sharding)
     average = placed(params, shapes.average)
     return TrainState(step, params, rest, opt_state, average), template, optimizer
 
 
-def _put(value: Array, where: NamedSharding) -> Array:
-    # A copy always: the step donates its state, and `value` may be shared with the task. Its type
-    # named, as it is in the state that comes back: a weak one would be compiled for again.
-    if is_key(value):  # JAX puts no key on devices of other processes
-        data = jax.device_put(jax.random.key_data(value), where)
+def _copy_to(value: Array, place: NamedSharding) -> Array:
+    # Always a copy: the step donates its state, and `value` may be shared with the task. The dtype
+    # is explicit, as in the state that the step returns; a weak type would be compiled for again.
+    if is_key(value):  # JAX does not place keys on devices of other processes
+        data = jax.device_put(jax.random.key_data(value), place)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
-    return jax.device_put(jnp.array(value, dtype=value.dtype), where)
+    return jax.device_put(jnp.array(value, dtype=value.dtype), place)
 
 
 def is_key(value: Array) -> bool:
-    """Whether these are keys of random numbers."""
+    """Whether `value` is an array of random keys."""
     return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def reported_model(
-    task: Any, state: TrainState, template: Template, tables: Mapping[str, Array], mesh: Mesh
+    task: Task, state: TrainState, template: Template, tables: Mapping[str, Array], mesh: Mesh
 ) -> tuple[nnx.Module | None, Mapping[str, Array]]:
-    """The model to report on and to keep, and the task's tables: as they lie where there is one
-    process, else on the devices of the first, and the others have none."""
+    """(model, tables) for a report or an artifact.
+
+    With one process they are those of the training. With several, the first process gets copies on
+    its own devices, and the others get None and {}.
+    """
     if hosts.is_alone():
-        return template.merge(state.kept_params, state.rest), tables
-    place = local_mesh(mesh)
-    model = template.merge_locally(state.kept_params, state.rest, place)
-    return model, sharding.place_tables(task.tables(), place) if hosts.is_first() else {}
+        return template.merge(state.eval_params, state.rest), tables
+    local = local_mesh(mesh)
+    model = template.merge_locally(state.eval_params, state.rest, local)
+    return model, sharding.place_tables(task.tables(), local) if hosts.is_first() else {}
 
 
 def make_step(
@@ -210,40 +232,31 @@ def make_step(
     average_over: float = 0.0,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Mapping, Mapping], tuple[TrainState, Arrays]]:
-    """The jitted step (state, tables, batch) -> (state, metrics).
+    """The jitted step (state, tables, batch) -> (state, metrics); it donates the state.
 
-    `loss(model, tables, batch, key)` gives a scalar and its named parts; `state` may be one of
-    `abstract_state`. The key depends on the seed and the number of the step only. The state comes
-    back where it lay. A state with an average keeps it of all steps so far, and from `average_over`
-    * steps of them on of about that many of the last (a mean with exponential weights: Polyak and
-    Juditsky 1992 where weights are equal). With `accumulate` the batch is worked off in so many
-    parts of every n-th row, one after the other; loss, figures and gradients are their mean.
+    The random key of a step depends on the seed and the step only. The new state is sharded as the
+    old one.
+
+    Args:
+      loss: `loss(model, tables, batch, key)` returns a scalar and named scalars.
+      steps: length of the learning rate's schedule.
+      state: gives the shardings; may be one of `abstract_state`.
+      average_over: share of `steps` that the average of the parameters is over; see `_average`.
+      accumulate: number of parts that the batch is split into. Each part has every n-th row. The
+        parts run one after the other; loss, metrics and gradients are their mean.
     """
     rate = schedule(config, config.learning_rate, steps)
     table_rate = schedule(config, config.table_learning_rate, steps)
-
-    def gradients(params: Arrays, rest: Arrays, tables: Mapping, batch: Mapping, key: Array):
-        """(loss, figures, gradients) and the variables as the forward pass left them."""
-
-        def loss_of(params: Arrays):
-            model = template.merge(params, rest)
-            value, parts = loss(model, tables, batch, key)
-            return value, (parts, template.rest_of(model))
-
-        (value, (parts, left)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
-        return (value, parts, grads), left
-
-    find = gradients if accumulate == 1 else _in_parts(gradients, accumulate)
+    gradients = _gradients(loss, template)
+    if accumulate > 1:
+        gradients = _in_parts(gradients, accumulate)
 
     def take_step(state: TrainState, tables: Mapping, batch: Mapping):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (value, parts, grads), rest = find(state.params, state.rest, tables, batch, key)
+        (value, parts, grads), rest = gradients(state.params, state.rest, tables, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        window = jnp.clip(state.step + 1, 1, max(average_over * steps, 1))
-        average = (
-            optax.incremental_update(params, state.average, 1 / window) if state.average else {}
-        )
+        average = _average(state, params, average_over * steps)
         metrics = {
             "loss": value,
             **parts,
@@ -254,20 +267,51 @@ def make_step(
         }
         return TrainState(state.step + 1, params, rest, opt_state, average), metrics
 
-    where = jax.tree.map(lambda leaf: leaf.sharding, state)
-    mesh = where.step.mesh
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    mesh = places.step.mesh
 
     def step_fn(state: TrainState, tables: Mapping, batch: Mapping):
         with sharding.on_mesh(mesh):
             return take_step(state, tables, batch)
 
-    return jax.jit(step_fn, donate_argnums=0, out_shardings=(where, None))
+    return jax.jit(step_fn, donate_argnums=0, out_shardings=(places, None))
+
+
+def _average(state: TrainState, params: Arrays, window: float) -> Arrays:
+    """The average of the parameters after a step; {} where the state has none.
+
+    It is the mean of all steps up to `window` of them (Polyak and Juditsky 1992). From then on it
+    is a mean with exponential weights over about `window` steps.
+    """
+    if not state.average:
+        return {}
+    steps = jnp.clip(state.step + 1, 1, max(window, 1))
+    return optax.incremental_update(params, state.average, 1 / steps)
+
+
+def _gradients(loss: Callable, template: Template) -> Callable:
+    """A function (params, rest, tables, batch, key) -> ((loss, metrics, gradients), rest).
+
+    The new `rest` has the variables as the forward pass left them.
+    """
+
+    def gradients(params: Arrays, rest: Arrays, tables: Mapping, batch: Mapping, key: Array):
+        def loss_of(params: Arrays):
+            model = template.merge(params, rest)
+            value, parts = loss(model, tables, batch, key)
+            return value, (parts, template.rest_of(model))
+
+        (value, (parts, new_rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        return (value, parts, grads), new_rest
+
+    return gradients
 
 
 def _in_parts(gradients: Callable, count: int) -> Callable:
-    """`gradients` of `make_step` over the batch in `count` parts, their mean."""
+    """`gradients` as the mean over `count` parts of the batch."""
 
-    def cut(rows: Array) -> Array:  # every device keeps its own
+    def split(rows: Array) -> Array:
+        # Part n has every n-th row, so that no row moves to another device.
         parts = rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
         return sharding.constrain(parts, None, "rows", *[None] * (rows.ndim - 1))
 
@@ -275,10 +319,10 @@ def _in_parts(gradients: Callable, count: int) -> Callable:
         def add(carry, part):
             total, rest = carry
             number, rows = part
-            found, rest = gradients(params, rest, tables, rows, jax.random.fold_in(key, number))
-            return (jax.tree.map(jnp.add, total, found), rest), None
+            result, rest = gradients(params, rest, tables, rows, jax.random.fold_in(key, number))
+            return (jax.tree.map(jnp.add, total, result), rest), None
 
-        parts = {name: cut(rows) for name, rows in batch.items()}
+        parts = {name: split(rows) for name, rows in batch.items()}
         first = {name: rows[0] for name, rows in parts.items()}
         shapes = jax.eval_shape(gradients, params, rest, tables, first, key)[0]
         zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, jnp.float32), shapes)

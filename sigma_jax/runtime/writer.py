@@ -1,10 +1,9 @@
-"""Figures of a run: metrics.jsonl, TensorBoard events, and a progress bar or log lines."""
+"""Metrics of a run: metrics.jsonl, TensorBoard events, and a progress bar or log lines."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -17,16 +16,17 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from sigma_jax.runtime import hosts
+from sigma_jax.runtime.files import write_text
 
 METRICS = "metrics.jsonl"
-QUIET = 10.0  # seconds between log lines where there is no terminal
+LOG_SECONDS = 10.0  # between log lines where there is no terminal
 
 
 class MetricWriter:
-    """Writes one line a step to FOLDER/metrics.jsonl: {"step": steps done, name: value, ...}.
+    """Writes one line per step to FOLDER/metrics.jsonl: {"step": steps done, name: value, ...}.
 
-    Figures are fetched one call late, so that the host never waits for the step it has just sent
-    to the device. Lines and events after `start` belong to a killed run and are dropped.
+    Metrics are fetched one call late, so that the host never waits for the step that it has just
+    dispatched. Lines and events after step `start` are from a killed run and are dropped.
     """
 
     def __init__(self, folder: Path, start: int, steps: int, name: str):
@@ -35,7 +35,7 @@ class MetricWriter:
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._loss = math.nan
         self._is_writer = hosts.is_first()
-        self._began, self._told = time.monotonic(), -math.inf
+        self._start_time, self._logged_at = time.monotonic(), -math.inf
         if not self._is_writer:
             return
         drop_after(folder / METRICS, start)
@@ -45,24 +45,24 @@ class MetricWriter:
         if sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", smoothing=0.05)
 
-    def write(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Takes figures of `step`, which may still be on their way from the device."""
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes metrics of `step`, which the device may still be computing."""
         if self._pending is not None and self._pending[0] == step:
-            self._pending[1].update(figures)
+            self._pending[1].update(metrics)
             return
         self.flush()
-        self._pending = (step, dict(figures))
+        self._pending = (step, dict(metrics))
 
     def flush(self) -> None:
-        """Waits for the figures taken last and writes them.
+        """Waits for the metrics of the last `write` and writes them to disk.
 
         Raises:
           ValueError: the loss is not finite.
         """
         if self._pending is None:
             return
-        (step, figures), self._pending = self._pending, None
-        values = {name: float(value) for name, value in jax.device_get(figures).items()}
+        (step, metrics), self._pending = self._pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if self._is_writer:
             line = {"step": step, **{name: _finite(value) for name, value in values.items()}}
             self._file.write(json.dumps(line) + "\n")
@@ -78,7 +78,7 @@ class MetricWriter:
             )
 
     def tick(self, done: int) -> None:
-        """Shows that `done` steps are done."""
+        """Shows the progress: `done` steps are done."""
         if not self._is_writer:
             return
         if self._bar is not None:
@@ -86,9 +86,9 @@ class MetricWriter:
             self._bar.update(1)
             return
         now = time.monotonic()
-        if now - self._told >= QUIET or done == self._steps:
-            self._told = now
-            rate = (done - self._start) / max(now - self._began, 1e-9)
+        if now - self._logged_at >= LOG_SECONDS or done == self._steps:
+            self._logged_at = now
+            rate = (done - self._start) / max(now - self._start_time, 1e-9)
             logging.info(
                 "%s: step %d of %d, %s%.3g steps/s, %s left",
                 self._name,
@@ -100,6 +100,7 @@ class MetricWriter:
             )
 
     def close(self) -> None:
+        """Writes what is pending and closes the files."""
         self.flush()
         if self._is_writer:
             self._file.close()
@@ -109,7 +110,7 @@ class MetricWriter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of FOLDER/metrics.jsonl, oldest first; [] where there is none."""
+    """The lines of FOLDER/metrics.jsonl, oldest first; [] where there is no such file."""
     path = folder / METRICS
     if not path.exists():
         return []
@@ -117,13 +118,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Drops lines of steps after `step`, and a last line that a killed run left half-written."""
+    """Drops the lines of steps after `step`, and a line that a killed run wrote in part."""
     if not path.exists():
         return
     kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
-    beside = path.with_name(f".{path.name}.writing")
-    beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(beside, path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def clock(seconds: float) -> str:

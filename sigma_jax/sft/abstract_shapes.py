@@ -1,4 +1,4 @@
-"""Stage 3 as shapes, for a look ahead without data (runtime/preflight.py)."""
+"""Stage 3 as shapes, without data or weights, for preflight."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from sigma_jax.models.network import NetworkConfig
 from sigma_jax.prompts.config import PromptConfig
 from sigma_jax.recommender.spec import RecommenderSpec
 from sigma_jax.reranking.reranker import RerankerConfig
-from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,8 @@ class SftConfig:
     def __post_init__(self):
         weights = ("ntp_weight", "infonce_weight", "constraint_weight")
         counts = ("negatives_per_target", "batch_negatives", "report_requests")
-        check_least(0, self, *counts, *weights)
-        check_least(1, self, "num_negatives", "report_beams")
+        check_at_least(0, self, *counts, *weights)
+        check_at_least(1, self, "num_negatives", "report_beams")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing}; use 0 <= it < 1.")
         if unknown := set(self.model.item_encoder.inputs) - set(TABLES):

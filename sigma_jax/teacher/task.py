@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int32, Int64
 from sigma_jax import metrics
 from sigma_jax.data.pipeline import stack_rows, step_batches
 from sigma_jax.histories import training_rows
-from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_at_least
 from sigma_jax.schema import Histories, PreparedData, Requests
 from sigma_jax.teacher.sasrec import Sasrec, SasrecConfig, history_window, rank_items, save_sasrec
 
@@ -49,9 +49,9 @@ class TeacherConfig:
     report_users: int  # validation users of a report, drawn once
 
     def __post_init__(self):
-        check_least(1, self, "loss_positions", "targets_per_position", "sampled_negatives")
-        check_least(0, self, "full_softmax_items", "report_users")
-        check_least(1, self.model, "width", "heads", "history", group="model.")
+        check_at_least(1, self, "loss_positions", "targets_per_position", "sampled_negatives")
+        check_at_least(0, self, "full_softmax_items", "report_users")
+        check_at_least(1, self.model, "width", "heads", "history", group="model.")
         if self.model.width % self.model.heads:
             raise ValueError(
                 f"model.width={self.model.width} does not divide into {self.model.heads} heads; "

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int32, Int64
 from sigma_jax.data.vectors import item_vectors, join_vectors
 from sigma_jax.models.item_encoder import PRETRAINED
 from sigma_jax.models.rqvae import RqVae, RqVaeConfig
-from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_least
+from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_at_least
 from sigma_jax.schema import SemanticIds
 from sigma_jax.tokenizer import figures
 from sigma_jax.tokenizer.assign import assign_codes, save_tokenizer
@@ -47,8 +47,8 @@ class TokenizerConfig:
     min_code_use: float  # least share of the usable codes of a level at the end; 0: any
 
     def __post_init__(self):
-        check_least(1, self, "kmeans_rows", "encode_rows", "report_rows")
-        check_least(0, self, "kmeans_iterations")
+        check_at_least(1, self, "kmeans_rows", "encode_rows", "report_rows")
+        check_at_least(0, self, "kmeans_iterations")
         if unknown := set(self.inputs) - set(PRETRAINED):
             raise ValueError(f"inputs names {sorted(unknown)}; known are {', '.join(PRETRAINED)}.")
         if not 0 <= self.min_code_use <= 1:

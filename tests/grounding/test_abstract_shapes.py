@@ -13,7 +13,7 @@ from sigma_jax.grounding.task import GroundingConfig, GroundingTask
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
 from sigma_jax.runtime.preflight.estimate import CatalogueSizes
 from sigma_jax.runtime.sharding import make_mesh
-from sigma_jax.runtime.state import take_apart
+from sigma_jax.runtime.state import split_model
 
 
 def shapes(arrays) -> dict:
@@ -31,8 +31,8 @@ def test_shapes_are_those_of_a_training(workdir, kd_weight):
         config, model.backbone.config, CatalogueSizes(len(task.data.catalogue), vectors, 4, 8, 6)
     )
     assert shapes(found.batch) == shapes(batch) and not found.tables
-    template, params, rest = take_apart(model, task.param_group)
-    other, abstract_params, others = take_apart(found.model, found.param_group)
+    template, params, rest = split_model(model, task.param_group)
+    other, abstract_params, others = split_model(found.model, found.param_group)
     assert shapes(abstract_params) == shapes(params) and shapes(others) == shapes(rest)
     assert other.param_groups == template.param_groups
     parts = jax.eval_shape(found.loss, model, {}, batch, jax.random.key(0))[1]

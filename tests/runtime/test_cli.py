@@ -82,10 +82,10 @@ def test_preset_and_overrides(command, words, wanted):
     assert ended(command(*words))[:2] == (0, wanted + "\n")
 
 
-def test_a_run_that_was_told_to_end_has_not_failed(command):
+def test_a_run_that_was_stopped_has_not_failed(command):
     status, _, err = ended(command("--config=tiny.py", "--config.path=stopped"))
-    said = "linear: saved after step 3 of 9, stopped by SIGTERM; the same command continues.\n"
-    assert (status, err) == (0, said)
+    message = "linear: saved after step 3 of 9, stopped by SIGTERM; the same command continues.\n"
+    assert (status, err) == (0, message)
 
 
 @pytest.mark.parametrize(

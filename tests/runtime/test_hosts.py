@@ -23,9 +23,9 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def parameters(said: str) -> np.ndarray:
-    """As tests/linear_task.py prints them."""
-    lines = [line for line in said.splitlines()[:-1] if not line.startswith("[Gloo]")]
+def parameters(output: str) -> np.ndarray:
+    """The parameters that tests/linear_task.py printed."""
+    lines = [line for line in output.splitlines()[:-1] if not line.startswith("[Gloo]")]
     return np.concatenate([np.frombuffer(bytes.fromhex(line), np.float32) for line in lines])
 
 
@@ -33,36 +33,36 @@ def parameters(said: str) -> np.ndarray:
 def whole(tmp_path_factory):
     """The folder and the output of a run on one process with two devices."""
     folder = tmp_path_factory.mktemp("whole")
-    [(status, said, errors)] = linear(folder, 1, 2, 0)
+    [(status, output, errors)] = linear(folder, 1, 2, 0)
     assert status == 0, errors
-    return folder, said
+    return folder, output
 
 
-@pytest.mark.parametrize("told_at", [3, 9])
-def test_two_processes_end_together_when_one_is_told_and_one_continues(tmp_path, whole, told_at):
-    ends = linear(tmp_path, 2, 1, told_at, "term")
-    told = {said.splitlines()[-1] for _, said, _ in ends}
+@pytest.mark.parametrize("signal_at", [3, 9])
+def test_two_processes_stop_together_after_sigterm_and_one_continues(tmp_path, whole, signal_at):
+    ends = linear(tmp_path, 2, 1, signal_at, "term")
+    messages = {output.splitlines()[-1] for _, output, _ in ends}
     assert [status for status, *_ in ends] == [0, 0], ends
-    assert len(told) == 1 and "saved after step" in told.pop()
+    assert len(messages) == 1 and "saved after step" in messages.pop()
     steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
-    assert told_at < max(steps) <= told_at + 2
-    [(status, said, errors)] = linear(tmp_path, 1, 2, 0)
+    assert signal_at < max(steps) <= signal_at + 2
+    [(status, output, errors)] = linear(tmp_path, 1, 2, 0)
     assert status == 0, errors
-    assert_same(tmp_path, said, whole)
+    assert_same(tmp_path, output, whole)
 
 
 def test_one_process_is_killed_and_two_continue(tmp_path, whole):
     [(status, *_)] = linear(tmp_path, 1, 2, 8)
     assert status == -signal.SIGKILL
-    (status, said, errors), other = linear(tmp_path, 2, 1, 0)
+    (status, output, errors), other = linear(tmp_path, 2, 1, 0)
     assert status == other[0] == 0, (errors, other)
     assert [line for line in other[1].splitlines() if not line.startswith("[Gloo]")] == []
-    assert_same(tmp_path, said, whole)
+    assert_same(tmp_path, output, whole)
 
 
-def assert_same(folder: Path, said: str, whole: tuple[Path, str]) -> None:
-    """Parameters and losses are those of the undisturbed run, every step is there once."""
-    np.testing.assert_allclose(parameters(said), parameters(whole[1]), rtol=1e-5, atol=1e-6)
+def assert_same(folder: Path, output: str, whole: tuple[Path, str]) -> None:
+    """Parameters and losses equal those of the uninterrupted run; every step is there once."""
+    np.testing.assert_allclose(parameters(output), parameters(whole[1]), rtol=1e-5, atol=1e-6)
     found, wanted = metrics(folder), metrics(whole[0])
     assert [line["step"] for line in found] == list(range(1, 11))
     assert [line["mean_step"] for line in found] == [line["mean_step"] for line in wanted]
@@ -89,15 +89,15 @@ print(hosts.all_true(True), hosts.all_true(jax.process_index() == 0))
 """
 
 
-def test_what_the_first_does_all_know(tmp_path):
+def test_all_processes_get_the_result_of_the_first(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
     ends = finish(start(["-c", SCRIPT, tmp_path / "a", tmp_path / "b"], 2, 1))
-    for number, (status, said, errors) in enumerate(ends):
+    for number, (status, output, errors) in enumerate(ends):
         assert status == 0, errors
-        seen, refused, unshared, agreed = said.splitlines()[-4:]
+        seen, refused, unshared, agreed = output.splitlines()[-4:]
         assert seen == "{'by': [0, None, 'é']}" and refused == "no; try another."
-        assert f"--workdir={tmp_path / 'ab'[number]} is not one folder for all 2" in unshared
+        assert f"--workdir={tmp_path / 'ab'[number]} is not the same folder on all 2" in unshared
         assert agreed == "True False"
 
 
@@ -116,7 +116,7 @@ def test_an_incomplete_environment_is_named(monkeypatch, changes, message):
     assert "JAX_COORDINATOR_ADDRESS" in os.environ
 
 
-def test_one_process_waits_for_nobody(tmp_path):
+def test_one_process_does_not_wait(tmp_path):
     hosts.wait()
     hosts.check_shared(tmp_path / "missing")
     assert hosts.by_first(lambda: (1, 2)) == (1, 2) and not hosts.all_true(False)

@@ -10,7 +10,7 @@ from sigma_jax.recommender.build import frozen_tables
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.preflight.estimate import CatalogueSizes
 from sigma_jax.runtime.sharding import make_mesh
-from sigma_jax.runtime.state import take_apart
+from sigma_jax.runtime.state import split_model
 from sigma_jax.sft.abstract_shapes import abstract_stage, inference
 
 
@@ -39,8 +39,8 @@ def test_shapes_are_those_of_a_training(trained, changes):
     assert {k: v for k, v in shapes(found.tables).items() if k not in data_says} == {
         k: v for k, v in expected.items() if k not in data_says
     }
-    template, params, rest = take_apart(model, task.param_group)
-    other, abstract_params, others = take_apart(found.model, found.param_group)
+    template, params, rest = split_model(model, task.param_group)
+    other, abstract_params, others = split_model(found.model, found.param_group)
     assert shapes(abstract_params) == shapes(params) and shapes(others) == shapes(rest)
     assert other.param_groups == template.param_groups
     key = jax.random.key(0)
