@@ -12,7 +12,7 @@ from sigma_jax.configs import common
 
 CONFIG = "configs/sft.py:amazon"
 
-# Generates a code first on any data. "SIGMA" does so only where it helps on validation.
+# The method that generates a code first; "SIGMA" scores all items at once.
 PAPER_SETTINGS = "SIGMA, paper settings"
 
 # All methods are settings of one model.
@@ -62,27 +62,51 @@ IDS_ONLY = {
     "model.item_encoder.trainable": ("id",),
 }
 
+PROTOCOL = (
+    "Each request ranks all items; a hit is the target item itself.",
+    "Ties are broken at random; items of one semantic ID tie by item number.",
+    "Histories have at most 20 items.",
+    "Every user with at least three interactions is tested.",
+    "Training uses the interactions before the validation item.",
+    "Checkpoint, fusion and reranking weights are chosen on validation.",
+    "Then the model is trained again with the validation item, and tested once.",
+    'Rows "before the refit" show the model without that last step.',
+    "Where the data has timestamps, reranking features know the day of the request.",
+    "Trending features then see only earlier interactions.",
+    "Item-item features are computed from all training interactions, as in the baselines.",
+    "SIGMA and GR(ID) score all items and rerank the best 640.",
+    "The paper settings and GR(SID) search 32 prefixes with 20 items each.",
+    "Values are per cent: mean ± sample standard deviation over seeds.",
+    "Published results include seen items unless their authors say otherwise.",
+)
+
+SWEEPS = {
+    "prefixes K": {
+        "methods": (PAPER_SETTINGS,),
+        "fields": ("evaluation.generation.num_beams",),
+        "values": (1, 2, 4, 8, 16, 32, 64, 128),
+        "seeds": (0,),
+    },
+    "items per prefix M": {
+        "methods": (PAPER_SETTINGS,),
+        "fields": ("evaluation.generation.num_retrieved",),
+        "values": (1, 2, 5, 10, 20),
+        "seeds": (0,),
+    },
+    "temperature tau": {
+        "methods": ("GR(ID)",),  # ranks as SIGMA does
+        "fields": ("generation.temperature", "evaluation.generation.temperature"),
+        "values": (0.05, 0.07, 0.1, 0.15),
+        "seeds": (0,),
+    },
+}
+
 
 def get_suite() -> dict[str, Any]:
     """The fields of Suite (sigma_jax/benchmarking/suite.py)."""
     return {
         "title": "Next item, leave-one-out: last item for test, second to last for validation.",
-        "protocol": (
-            "Each request ranks all items; a hit is the target item itself.",
-            "Ties are broken at random; items of one semantic ID tie by item number.",
-            "Histories have at most 20 items.",
-            "Every user with at least three interactions is tested.",
-            "Training uses the interactions before the validation item.",
-            "Checkpoint, fusion and reranking weights are chosen on validation.",
-            "Then the model is trained again with the validation item, and tested once.",
-            'Rows "before the refit" show the model without that last step.',
-            "Where the data has timestamps, reranking features know the day of the request.",
-            "Trending features then see only earlier interactions.",
-            "Item-item features are computed from all training interactions, as in the baselines.",
-            "SIGMA searches 32 prefixes (one code) of 20 items each; GR(ID) searches 640 items.",
-            "Values are per cent: mean ± sample standard deviation over seeds.",
-            "Published results include seen items unless their authors say otherwise.",
-        ),
+        "protocol": PROTOCOL,
         "seeds": (0, 1, 2),
         "data": {
             name: {"config": CONFIG, "fields": {"data.path": f"{{data}}/{name}"} | more}
@@ -101,24 +125,5 @@ def get_suite() -> dict[str, Any]:
             for data, rows in PUBLISHED.items()
         },
         "headline": "NDCG@10",
-        "sweeps": {
-            "prefixes K": {
-                "methods": (PAPER_SETTINGS,),
-                "fields": ("evaluation.generation.num_beams",),
-                "values": (1, 2, 4, 8, 16, 32, 64, 128),
-                "seeds": (0,),
-            },
-            "items per prefix M": {
-                "methods": (PAPER_SETTINGS,),
-                "fields": ("evaluation.generation.num_retrieved",),
-                "values": (1, 2, 5, 10, 20),
-                "seeds": (0,),
-            },
-            "temperature tau": {
-                "methods": ("GR(ID)",),  # SIGMA ranks in the same way where codes do not help
-                "fields": ("generation.temperature", "evaluation.generation.temperature"),
-                "values": (0.05, 0.07, 0.1, 0.15),
-                "seeds": (0,),
-            },
-        },
+        "sweeps": SWEEPS,
     }

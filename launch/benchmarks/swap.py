@@ -2,8 +2,9 @@
 
     python -m launch.benchmarks.swap --export=exports/demo --users=users.jsonl
 
-Threads send requests to a copy of the export. Meanwhile `sigma_jax.catalogue add` adds one per cent
-of new items, which are known items under new ids, and the process loads the new version.
+Threads send requests to an engine over a copy of the export. Meanwhile `sigma_jax.catalogue add`
+adds one per cent of new items, which are known items under new ids, and the engine loads the new
+version.
 
 Afterwards each request is answered again by the version that answered it, without load. A different
 list counts as mixed. All users are answered once before the measurement, so that all programs are
@@ -21,15 +22,17 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from sigma_jax.serving.engine import Answering, Living
-from sigma_jax.serving.requests import Asked, read_users
+from sigma_jax.recommender.recommender import RecommendOptions
+from sigma_jax.recommender.requests import file_rows
+from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-COUNT = 10
+OPTIONS = RecommendOptions(count=10)
 SETTLED = 100  # requests answered before items are added, and after the new version is loaded
 
 
@@ -38,7 +41,7 @@ class Answer:
     """The result of one request."""
 
     number: int
-    by: Answering
+    snapshot: CatalogueSnapshot  # the version that answered it
     items: list[int] | None  # None: the request failed
     seconds: float
 
@@ -46,28 +49,33 @@ class Answer:
 class Load:
     """The load of threads that call `run`: each sends its next request after an answer."""
 
-    def __init__(self, living: Living, asked: list[Asked]):
+    def __init__(self, engine: RecommendationEngine, rows: list[dict[str, Any]]):
         self.answers: list[Answer] = []
         self.is_over = threading.Event()
-        self._living, self._asked, self._numbers = living, asked, itertools.count()
+        self._engine, self._rows, self._numbers = engine, rows, itertools.count()
 
     def run(self) -> None:
         """Sends requests until `is_over` is set."""
         while not self.is_over.is_set():
             number = next(self._numbers)
-            start, by = time.perf_counter(), self._living.now
+            snapshot = self._engine.current
+            start = time.perf_counter()
             try:
-                result = by.recommend(self._asked[number % len(self._asked)], COUNT)
-                items = result.items[0].tolist()
+                items = answer(snapshot, self._rows[number % len(self._rows)])
             except Exception as error:  # any error counts as a failed request
                 print(f"request {number}: {error!r}")
                 items = None
-            self.answers.append(Answer(number, by, items, time.perf_counter() - start))
+            self.answers.append(Answer(number, snapshot, items, time.perf_counter() - start))
 
 
-def new_items(answering: Answering, share: float, path: Path) -> int:
+def answer(snapshot: CatalogueSnapshot, row: dict[str, Any]) -> list[int]:
+    """The items that a version recommends for a row of the users' file."""
+    return snapshot.recommend(snapshot.parser.parse([row]), OPTIONS).items[0].tolist()
+
+
+def new_items(snapshot: CatalogueSnapshot, share: float, path: Path) -> int:
     """The number of items written to `path`: the `share` of the version's items, under new ids."""
-    catalogue = answering.version.catalogue
+    catalogue = snapshot.version.catalogue
     rows = np.linspace(0, len(catalogue) - 1, max(int(share * len(catalogue)), 1)).astype(int)
     known = zip(rows, catalogue.titles(rows), map(json.loads, catalogue.texts(rows)), strict=True)
     lines = [
@@ -85,12 +93,12 @@ def wait_for(load: Load, answers: int) -> None:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     """Measurements of one update of the export in `folder`."""
-    living = Living(folder)
-    first = living.now
-    asked = list(read_users(str(arguments.users), first.reading, 1))[: arguments.requests]
-    for one in asked:
-        first.recommend(one, COUNT)
-    load = Load(living, asked)
+    engine = RecommendationEngine(folder)
+    first = engine.current
+    rows = list(itertools.islice(file_rows(arguments.users), arguments.requests))
+    for row in rows:
+        engine.recommend([row], OPTIONS)
+    load = Load(engine, rows)
     threads = [threading.Thread(target=load.run, daemon=True) for _ in range(arguments.threads)]
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -104,7 +112,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "sigma_jax.catalogue", *flags], check=True)
     added = time.perf_counter()
-    living.refresh()
+    engine.refresh()
     refreshed = time.perf_counter()
     wait_for(load, max(arguments.requests, len(load.answers) + SETTLED))
     load.is_over.set()
@@ -113,17 +121,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     counted = tuple(compiled)  # before the check below compiles more programs
     waited = sum(ident in {thread.ident for thread in threads} for ident in counted)
     mixed = sum(
-        answer.items is not None
-        and answer.by.recommend(asked[answer.number % len(asked)], COUNT).items[0].tolist()
-        != answer.items
-        for answer in load.answers
+        given.items is not None
+        and given.items != answer(given.snapshot, rows[given.number % len(rows)])
+        for given in load.answers
     )
-    ms = np.array([1000 * answer.seconds for answer in load.answers])
+    ms = np.array([1000 * given.seconds for given in load.answers])
     return {
         "requests": len(load.answers),
-        "failed": sum(answer.items is None for answer in load.answers),
+        "failed": sum(given.items is None for given in load.answers),
         "mixed": mixed,
-        "by_new_version": sum(answer.by is not first for answer in load.answers),
+        "by_new_version": sum(given.snapshot is not first for given in load.answers),
         "items": len(first.version),
         "new_items": items,
         "add_seconds": added - start,

@@ -1,5 +1,4 @@
-"""A workdir is judged: where codes are searched, with which model the constant is chosen, when
-figures of another version are of no use."""
+"""Evaluation of a workdir: other fusions, the choice of the constant, and reuse of results."""
 
 import json
 import shutil
@@ -7,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from sigma_jax.evaluation import evaluator, run
@@ -15,7 +13,7 @@ from sigma_jax.evaluation.evaluator import EvaluationConfig
 from sigma_jax.evaluation.fusions import SIGMA_CONSTANTS
 from sigma_jax.evaluation.run import compute_results, evaluate
 from sigma_jax.evaluation.table import render_table
-from sigma_jax.recommender.trained import BEFORE_REFIT, WEIGHTS
+from sigma_jax.recommender.parts import BEFORE_REFIT, WEIGHTS
 from sigma_jax.runtime.config import to_dataclass
 
 FUSIONS = {
@@ -26,14 +24,14 @@ FUSIONS = {
 
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory):
-    """(config, a workdir of its own, what evaluate returned)."""
+    """(config, an evaluated workdir, its results)."""
     folder = tmp_path_factory.mktemp("evaluated") / "run"
     shutil.copytree(trained[1], folder)
     return trained[0], folder, evaluate(trained[0], folder)
 
 
-def set_gains(folder: Path, code: float, query: float) -> None:
-    """Those of a finished stage 3."""
+def set_head_weights(folder: Path, code: float, query: float) -> None:
+    """Replaces the weights of the code head and the query head in a trained `folder`."""
     weights = load_file(folder / WEIGHTS)
     for name, value in (("code_head_weight", code), ("query_head_weight", query)):
         weights[name] = np.full_like(weights[name], value)
@@ -42,21 +40,21 @@ def set_gains(folder: Path, code: float, query: float) -> None:
 
 @pytest.fixture
 def workdir(trained, tmp_path) -> Path:
-    """A copy of the trained workdir that searches codes."""
+    """A copy of the trained workdir whose heads have weights, so that the three steps differ."""
     folder = shutil.copytree(trained[1], tmp_path / "run")
-    set_gains(folder / "sft", 0.5, 0.5)
+    set_head_weights(folder / "sft", 0.5, 0.5)
     return folder
 
 
-def settings(trained, **changes) -> EvaluationConfig:
-    fields = trained[0].evaluation.to_dict() | {
-        "has_baselines": False,
-        "instruction_following_requests": 0,
-    }
+def settings(trained, ranker="three_step", **changes) -> EvaluationConfig:
+    """The settings of the trained workdir without baselines; `changes` replace fields."""
+    fields = trained[0].evaluation.to_dict()
+    fields["generation"]["ranker"] = ranker
+    fields |= {"has_baselines": False, "instruction_following_requests": 0}
     return to_dataclass(EvaluationConfig, fields | changes)
 
 
-def test_a_model_that_searches_codes_is_judged_with_other_fusions(trained, workdir):
+def test_the_three_step_ranker_is_evaluated_with_other_fusions(trained, workdir):
     results = compute_results(workdir, settings(trained), 0)
     assert set(results["methods"]) >= FUSIONS
     assert results["constant_sigma"] in SIGMA_CONSTANTS
@@ -64,26 +62,25 @@ def test_a_model_that_searches_codes_is_judged_with_other_fusions(trained, workd
         name: results["methods"][name]["include_seen"]["average"]["item.HR@20"]["mean"]
         for name in FUSIONS
     }
-    assert len(set(hits.values())) > 1  # they are ways of their own
+    assert len(set(hits.values())) > 1  # the fusions rank differently
     results["run"] = {"split": "test", "command": "", "config_hash": "", "data_hash": "", "seed": 0}
     assert "constant sigma" in render_table(results | {"run": results["run"] | {"num_beams": 4}})
 
 
-def test_a_model_without_codes_has_nothing_to_fuse(trained, workdir):
-    set_gains(workdir / "sft", 0.0, 0.0)
-    results = compute_results(workdir, settings(trained), 0)
+def test_the_exhaustive_ranker_has_nothing_to_fuse(trained, workdir):
+    results = compute_results(workdir, settings(trained, "exhaustive"), 0)
+    assert results["ranker"] == "exhaustive"
     assert not FUSIONS & set(results["methods"]) and results["constant_sigma"] is None
 
 
 def test_the_constant_is_chosen_with_the_model_before_its_refit(trained, workdir, monkeypatch):
     before = workdir / "sft" / BEFORE_REFIT
     shutil.copytree(workdir / "sft", before)
-    set_gains(before, 0.25, 0.75)
+    set_head_weights(before, 0.25, 0.75)
     chosen_by = []
 
-    def best_constant(generator, *_):
-        model = nnx.merge(generator.graphdef, generator.state)
-        chosen_by.append(float(model.code_head_weight[...]))
+    def best_constant(recommender, batch):
+        chosen_by.append(float(recommender.parts.network.code_head_weight[...]))
         return 0.7
 
     monkeypatch.setattr(evaluator, "best_constant", best_constant)
@@ -91,13 +88,13 @@ def test_the_constant_is_chosen_with_the_model_before_its_refit(trained, workdir
     assert chosen_by == [0.25]
 
 
-def test_what_was_chosen_on_the_judged_split_is_told(trained, workdir):
+def test_settings_that_were_fitted_on_the_evaluated_split_give_warnings(trained, workdir):
     warnings = compute_results(workdir, settings(trained, split="valid"), 0)["warnings"]
     assert any("constant sigma was chosen on requests of this split" in w for w in warnings)
     assert any("reranker was fitted on requests of this split" in w for w in warnings)
 
 
-def test_figures_of_another_version_are_made_again(trained, workdir, monkeypatch):
+def test_results_of_another_version_are_replaced(trained, workdir, monkeypatch):
     config = trained[0].copy_and_resolve_references()
     with config.unlocked():
         config.evaluation.has_baselines, config.evaluation.instruction_following_requests = False, 0
@@ -112,7 +109,7 @@ def test_figures_of_another_version_are_made_again(trained, workdir, monkeypatch
     assert again["config_hash"] == first["config_hash"]
 
 
-def test_evaluate_writes_figures_table_and_page(evaluated):
+def test_evaluate_writes_results_table_and_page(evaluated):
     _, workdir, results = evaluated
     names = {path.name for path in (workdir / "evaluation").iterdir()}
     assert names == {"manifest.json", "results.json", "table.txt", "report.html"}
@@ -121,7 +118,7 @@ def test_evaluate_writes_figures_table_and_page(evaluated):
     assert {"SIGMA", "SIGMA without reranker", "SIGMA, unseen wording"} < set(results["methods"])
 
 
-def test_evaluate_again_prints_the_same_and_other_settings_replace_it(evaluated, capsys):
+def test_evaluate_reuses_its_results_until_settings_change(evaluated, capsys):
     config, workdir, results = evaluated
     path = workdir / "evaluation" / "results.json"
     before = path.stat().st_mtime_ns
