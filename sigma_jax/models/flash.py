@@ -1,16 +1,16 @@
-"""Attention on TPUs without scores in memory: one Pallas kernel forward and one backward.
+"""Attention kernels for TPUs (Pallas), forward and backward, that keep scores out of main memory.
 
-A program of the grid holds all keys of one key head, and some queries of the heads that share it;
-their scores live in on-chip memory from the product to the weighted sum, so nothing of size
-[T, S] but the mask is read or written, and no running maximum is needed. The mask is any mask:
-packed rows and branches that share a context cost what a causal row does.
+Each program of the grid holds all keys of one key head and some queries of the heads that share it.
+Scores stay in on-chip memory from the product to the weighted sum. So the mask is the only array of
+size [T, S] that is read or written, and no running maximum is needed. Any mask is possible: packed
+rows and branches that share a context take the time of a causal row.
 
-What stands between the projections and the scores (Qwen3's norms of queries and keys, the rotary
-embedding) happens inside too: heads stay side by side as products leave and take them, and nothing
-is brought into another order in memory. The backward pass makes all of it again from the
-projections and the rows' log-normalisers (Dao et al. 2022, FlashAttention, section 3.1).
+The kernels also apply Qwen3's norms of queries and keys and the rotary embedding. Heads stay side
+by side, as the projections give and take them, so no array changes its order in memory. The
+backward pass recomputes everything from the projections and the log-normalisers of the rows
+(Dao et al. 2022, FlashAttention, section 3.1).
 
-Axis letters as in qwen3.py; Q query rows of a program, G query heads of a key head.
+Axis letters as in qwen3.py, and Q: query rows of one program.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from jaxtyping import Array, Bool, Float, Int8
 
 from sigma_jax.losses import LOG_ZERO
 
-ROWS = 128  # queries and keys come in multiples of it
-LANES = 128  # and head sizes
-SCORES = 2**18  # of one head in on-chip memory
-KEYS = 4_096  # more do not fit on the chip
-KEPT = "flash"  # what the backward pass needs of the forward one, to checkpoint policies
-# Programs of one key head run in turn: the backward pass adds up over them.
-_IN_TURN = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
+ROWS = 128  # numbers of queries and of keys are multiples of it
+LANES = 128  # head sizes are multiples of it
+SCORES = 2**18  # most scores of one head in on-chip memory
+KEYS = 4_096  # most keys that fit into on-chip memory
+KEPT = "flash"  # name, for checkpoint policies, of the forward results that the backward pass needs
+# Programs of one key head run one after another, because the backward pass sums over them.
+_SEQUENTIAL = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
 
 
 class Heads(NamedTuple):
-    """Key heads, query heads of each, their size, the epsilon of their norms."""
+    """K key heads, G query heads for each, head size H, and the epsilon of their norms."""
 
     K: int
     G: int
@@ -46,7 +46,7 @@ class Heads(NamedTuple):
 
 
 def fits(tokens: int, head_dim: int) -> bool:
-    """Whether rows of so many tokens are a matter for these kernels."""
+    """True if the kernels can attend over rows of `tokens` tokens."""
     return ROWS <= tokens <= KEYS and head_dim % LANES == 0
 
 
@@ -61,28 +61,29 @@ def flash_attend(
     eps: float,
     interpret: bool = False,
 ) -> Float[Array, "B T N*H"]:
-    """What `attend` of qwen3.py gives once queries and keys are normed and turned, for any mask,
-    heads side by side. A row that sees nobody gets 0.
+    """`attention.attend` of normed and rotated queries and keys; heads stand side by side.
+
+    A row that sees no key gets 0.
 
     Args:
-      cos, sin: of the angles that queries and keys are turned by.
-      scales: of the norms of queries and of keys; None: there are none.
-      interpret: runs where there is no TPU, slowly, for tests.
+      cos, sin: of the rotary angles (`attention.rotary_angles`).
+      scales: of the norms of queries and of keys; None: no norms.
+      interpret: True runs the kernels without a TPU, slowly, for tests.
     """
     T, H = queries.shape[1], 2 * cos.shape[-1]
     heads = Heads(keys.shape[2] // H, queries.shape[2] // keys.shape[2], H, eps)
-    more = -T % ROWS
+    padding = -T % ROWS
 
     def padded(array: Array, *sizes: int) -> Array:
         return jnp.pad(array, ((0, 0), *((0, size) for size in sizes)))
 
-    # Turning: x times the cosines, and its halves in each other's place times the signed sines.
+    # Rotation: x times the cosines, plus x with its halves swapped times the signed sines.
     angles = jnp.stack([jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)], 1)
-    angles = padded(angles[:, :, :, 0], 0, more, 0)
-    mask = padded(mask.astype(jnp.int8), more, more)
+    angles = padded(angles[:, :, :, 0], 0, padding, 0)
+    mask = padded(mask.astype(jnp.int8), padding, padding)
     if scales is not None:
         scales = scales.astype(jnp.float32)
-    rows = (padded(each, more, 0) for each in (queries, keys, values))
+    rows = (padded(array, padding, 0) for array in (queries, keys, values))
     return _attend(*rows, mask, angles, scales, heads, interpret)[:, :T]
 
 
@@ -101,25 +102,25 @@ def _attend(
 
 
 def _forward(queries, keys, values, mask, angles, scales, heads, interpret):
-    """(mixed values, log-normalisers [B, K, G, T])."""
+    """Weighted sums of values, and log-normalisers [B, K, G, T]."""
     (K, G, H, eps), T = heads, mask.shape[1]
 
-    def kernel(q_ref, k_ref, v_ref, mask_ref, of_queries, of_keys, *rest):
+    def kernel(q_ref, k_ref, v_ref, mask_ref, query_angles, key_angles, *rest):
         *scale_ref, out_ref, norm_ref = rest
         scale = _scales(scale_ref)
         is_seen = mask_ref[0].astype(jnp.int32) != 0
-        key = _Head(k_ref[0], of_keys[0], scale[1], eps).ready
+        key = _Head(k_ref[0], key_angles[0], scale[1], eps).rotated
         for g in range(G):
-            own = slice(g * H, (g + 1) * H)
-            query = _Head(q_ref[0, :, own], of_queries[0], scale[0], eps).ready
+            head = slice(g * H, (g + 1) * H)
+            query = _Head(q_ref[0, :, head], query_angles[0], scale[0], eps).rotated
             scores = jnp.where(is_seen, _dot(query, key, (1, 1)) * H**-0.5, LOG_ZERO)
             top = scores.max(axis=1, keepdims=True)
             weights = jnp.exp(scores - top)
             total = weights.sum(axis=1, keepdims=True)
             mixed = _dot(weights.astype(v_ref.dtype), v_ref[0], (1, 0)) / total
-            # A row that sees nobody: everyone has weight 1.
+            # In a row that sees no key every key has weight 1.
             mixed = jnp.where(top > LOG_ZERO, mixed, 0.0)
-            out_ref[0, :, own] = mixed.astype(out_ref.dtype)
+            out_ref[0, :, head] = mixed.astype(out_ref.dtype)
             norm_ref[0, 0, g] = (top + jnp.log(total))[:, 0]
 
     inputs = {"queries": queries, "keys": keys, "values": values, "mask": mask}
@@ -132,9 +133,9 @@ def _forward(queries, keys, values, mask, angles, scales, heads, interpret):
 
 
 def _save(queries, keys, values, mask, angles, scales, heads, interpret):
-    given = (queries, keys, values, mask, angles, scales)
-    found = [checkpoint_name(each, KEPT) for each in _forward(*given, heads, interpret)]
-    return found[0], (*given, *found)
+    inputs = (queries, keys, values, mask, angles, scales)
+    outputs = [checkpoint_name(array, KEPT) for array in _forward(*inputs, heads, interpret)]
+    return outputs[0], (*inputs, *outputs)
 
 
 def _backward(heads, interpret, saved, grad):
@@ -142,7 +143,7 @@ def _backward(heads, interpret, saved, grad):
     (K, G, H, eps), T = heads, mask.shape[1]
 
     def kernel(q_ref, k_ref, v_ref, mask_ref, mixed_ref, norm_ref, grad_ref, *rest):
-        of_queries, of_keys, *rest, dk_sum, dv_sum = rest
+        query_angles, key_angles, *rest, dk_sum, dv_sum = rest
         *scale_ref, dq_ref, dk_ref, dv_ref, dscale_ref = rest
         scale = _scales(scale_ref)
         rows = pl.program_id(2)
@@ -153,22 +154,22 @@ def _backward(heads, interpret, saved, grad):
                 ref[...] = jnp.zeros_like(ref)
 
         is_seen = mask_ref[0].astype(jnp.int32) != 0
-        key, value = _Head(k_ref[0], of_keys[0], scale[1], eps), v_ref[0]
+        key, value = _Head(k_ref[0], key_angles[0], scale[1], eps), v_ref[0]
         for g in range(G):
-            own = slice(g * H, (g + 1) * H)
-            query = _Head(q_ref[0, :, own], of_queries[0], scale[0], eps)
-            grad = grad_ref[0, :, own]
-            wide = grad.astype(jnp.float32) * mixed_ref[0, :, own].astype(jnp.float32)
+            head = slice(g * H, (g + 1) * H)
+            query = _Head(q_ref[0, :, head], query_angles[0], scale[0], eps)
+            grad = grad_ref[0, :, head]
+            wide = grad.astype(jnp.float32) * mixed_ref[0, :, head].astype(jnp.float32)
             inner = wide.sum(axis=1, keepdims=True)
-            scores = _dot(query.ready, key.ready, (1, 1)) * H**-0.5 - norm_ref[0, 0, g][:, None]
+            scores = _dot(query.rotated, key.rotated, (1, 1)) * H**-0.5 - norm_ref[0, 0, g][:, None]
             weights = jnp.where(is_seen, jnp.exp(scores), 0.0)
             dv_sum[...] += _dot(weights.astype(grad.dtype), grad, (0, 0))
-            pulled = weights * (_dot(grad, value, (1, 1)) - inner) * H**-0.5
-            pulled = pulled.astype(value.dtype)
-            dq, dscale = query.gradients(_dot(pulled, key.ready, (1, 0)))
-            dq_ref[0, :, own] = dq.astype(dq_ref.dtype)
+            dscores = weights * (_dot(grad, value, (1, 1)) - inner) * H**-0.5
+            dscores = dscores.astype(value.dtype)
+            dq, dscale = query.gradients(_dot(dscores, key.rotated, (1, 0)))
+            dq_ref[0, :, head] = dq.astype(dq_ref.dtype)
             dscale_ref[0, 0, 0:1] += dscale
-            dk_sum[...] += _dot(pulled, query.ready, (0, 0))
+            dk_sum[...] += _dot(dscores, query.rotated, (0, 0))
 
         @pl.when(rows == pl.num_programs(2) - 1)
         def _():
@@ -197,7 +198,7 @@ _attend.defvjp(_save, _backward)
 
 
 class _Head:
-    """Queries or keys of one head: normed, where `scale` is given, and turned."""
+    """Queries or keys of one head: normed if `scale` is given, then rotated."""
 
     def __init__(self, x: Array, angles: Array, scale: Array | None, eps: float):
         self._angles, self._scale = angles, scale
@@ -206,25 +207,26 @@ class _Head:
             self._root = jax.lax.rsqrt((wide * wide).mean(axis=1, keepdims=True) + eps)
             self._unit = wide * self._root
             wide = (self._unit * scale).astype(x.dtype).astype(jnp.float32)
-        self.ready = (wide * angles[0] + _swapped(wide) * angles[1]).astype(x.dtype)
+        self.rotated = (wide * angles[0] + _swapped(wide) * angles[1]).astype(x.dtype)
 
     def gradients(self, grad: Float[Array, "Q H"]) -> tuple[Array, Array]:
-        """Of x and, as a row, of the scale (0 without one), where `grad` is that of `ready`."""
+        """Gradients of x and, as a row, of the scale (0 without one), given that of `rotated`."""
         grad = grad * self._angles[0] + _swapped(grad * self._angles[1])
         if self._scale is None:
             return grad, jnp.zeros((1, grad.shape[1]), jnp.float32)
-        of_scale = (grad * self._unit).sum(axis=0, keepdims=True)
+        scale_grad = (grad * self._unit).sum(axis=0, keepdims=True)
         grad = grad * self._scale
         along = (grad * self._unit).mean(axis=1, keepdims=True)
-        return self._root * (grad - self._unit * along), of_scale
+        return self._root * (grad - self._unit * along), scale_grad
 
 
 def _swapped(x: Array) -> Array:
+    """`x` with the halves of its rows swapped."""
     return pltpu.roll(x, x.shape[1] // 2, 1)
 
 
 def _scales(refs: list) -> tuple[Array | None, Array | None]:
-    """Of queries and of keys, as rows."""
+    """Scales of queries and of keys as rows; None without norms."""
     return (refs[0][0:1], refs[0][1:2]) if refs else (None, None)
 
 
@@ -234,23 +236,23 @@ def _dot(left: Array, right: Array, contracted: tuple[int, int]) -> Array:
 
 
 def _rows_of(T: int) -> int:
-    """Queries of a program: the most that divide T and whose scores fit."""
-    most = max(SCORES // T, ROWS)
-    return max(size for size in range(ROWS, T + 1, ROWS) if T % size == 0 and size <= most)
+    """Q: the largest divisor of T with at most SCORES scores, in multiples of ROWS."""
+    limit = max(SCORES // T, ROWS)
+    return max(size for size in range(ROWS, T + 1, ROWS) if T % size == 0 and size <= limit)
 
 
 def _call(name, kernel, inputs, outputs, angles, scales, heads, cost, interpret, scratch=()):
-    """The kernel over the arrays `inputs`, then the angles of queries and keys and the scales."""
+    """Outputs of `kernel`, whose arguments are `inputs`, the angles (twice) and the scales."""
     (K, G, H, _), (B, T, _) = heads, inputs["mask"].shape
     Q = _rows_of(T)
-    wide = pl.BlockSpec((1, Q, G * H), lambda b, k, t: (b, t, k))
-    one = pl.BlockSpec((1, T, H), lambda b, k, t: (b, 0, k))
+    query_block = pl.BlockSpec((1, Q, G * H), lambda b, k, t: (b, t, k))
+    key_block = pl.BlockSpec((1, T, H), lambda b, k, t: (b, 0, k))
     block = {
-        "queries": wide,
-        "mixed": wide,
-        "grad": wide,
-        "keys": one,
-        "values": one,
+        "queries": query_block,
+        "mixed": query_block,
+        "grad": query_block,
+        "keys": key_block,
+        "values": key_block,
         "mask": pl.BlockSpec((1, Q, T), lambda b, k, t: (b, t, 0)),
         "rows": pl.BlockSpec((1, 1, G, Q), lambda b, k, t: (b, k, 0, t)),
         "scales": pl.BlockSpec((1, 1, 2, H), lambda b, k, t: (b, k, 0, 0)),
@@ -269,7 +271,7 @@ def _call(name, kernel, inputs, outputs, angles, scales, heads, cost, interpret,
         out_specs=[block[name] for name in outputs],
         out_shape=list(outputs.values()),
         scratch_shapes=scratch,
-        compiler_params=_IN_TURN,
+        compiler_params=_SEQUENTIAL,
         cost_estimate=cost,
         interpret=interpret,
         name=name,
@@ -277,7 +279,7 @@ def _call(name, kernel, inputs, outputs, angles, scales, heads, cost, interpret,
 
 
 def _cost(queries: Array, keys: Array, H: int, products: int, arrays: int) -> pl.CostEstimate:
-    """Of `products` of queries and keys and as many reads or writes of `arrays` like queries."""
+    """Cost of `products` of queries with keys; `arrays` times the inputs' bytes are moved."""
     pairs = queries.size * keys.shape[1] // H
     moved = arrays * (queries.size + 2 * keys.size) * queries.dtype.itemsize
     return pl.CostEstimate(

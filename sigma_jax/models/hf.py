@@ -1,7 +1,8 @@
-"""Hugging Face folders (config.json and safetensors) of the Qwen3 and Llama families.
+"""Hugging Face folders of the Qwen3 and Llama families: config.json and safetensors, in and out.
 
-Read and written a tensor at a time, so that a model never stands in memory twice. What the block
-of `qwen3.py` cannot express is refused by name rather than read approximately. No torch.
+Tensors are read and written one at a time, so that memory never holds a model twice. A folder that
+the block of qwen3.py cannot express is refused by name, never read approximately. torch is not
+needed.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ SHARD_BYTES = 5_000_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """A tensor of a checkpoint; `inputs` > 0: a matrix [outputs, inputs], where ours has its
-    first `inputs` axes as inputs and the others as outputs."""
+    """Name of a tensor in a checkpoint, and the number of input axes of our weight.
+
+    With `input_axes` > 0 the checkpoint has the matrix [outputs, inputs]; our weight has
+    `input_axes` axes of inputs first and those of outputs after them.
+    """
 
     name: str
-    inputs: int = 0
+    input_axes: int = 0
 
 
 NAMES = {
@@ -57,7 +61,10 @@ NAMES = {
 
 
 def stored_shape(shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
-    """Our [D, N, H] with one input axis is stored as [N*H, D]; with two, [N, H, D] as [D, N*H]."""
+    """Shape of our weight in the checkpoint.
+
+    [D, N, H] with one input axis is stored as [N*H, D]; [N, H, D] with two, as [D, N*H].
+    """
     return (math.prod(shape[inputs:]), math.prod(shape[:inputs])) if inputs else shape
 
 
@@ -70,11 +77,14 @@ def load_backbone(
     dropout: float = 0.0,
     place: Callable[[np.ndarray, tuple[str, ...]], Any] = lambda array, axes: jnp.array(array),
 ) -> Qwen3:
-    """The model in `folder`, computing in `dtype` with weights kept in `param_dtype`.
+    """The model in `folder`, which computes in `dtype` and stores its weights in `param_dtype`.
 
-    `place` makes a device array of a finished host array and its logical axes: a caller with a
-    mesh spreads the weights there and then. ValueError for a folder that is missing, damaged,
-    incomplete, or of another architecture.
+    Args:
+      place: makes a device array of a host array and its logical axes; a caller with a mesh shards
+        each weight with it as soon as it is read.
+
+    Raises:
+      ValueError: the folder is missing, damaged, incomplete, or of another architecture.
     """
     folder = Path(folder)
     config = read_config(folder, dtype=dtype, param_dtype=param_dtype, remat=remat, dropout=dropout)
@@ -91,38 +101,41 @@ def load_backbone(
     return model
 
 
-def read_json(path: Path) -> dict:
-    """The object in `path`. ValueError if missing or damaged."""
+def _read_json(path: Path) -> dict:
+    """The object in a JSON file. ValueError if the file is missing or damaged."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; use a Hugging Face folder of a Qwen3 or Llama model.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch it again.") from error
+        raise ValueError(f"{path} is damaged ({error}); download it again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; fetch it again.")
+        raise ValueError(f"{path} holds no JSON object; download it again.")
     return content
 
 
 def read_config(
     folder: str | Path, *, dtype: str, param_dtype: str, remat: str, dropout: float
 ) -> Qwen3Config:
-    """The sizes in config.json. ValueError for what `Qwen3` cannot express."""
+    """The config of the model in `folder`, of its config.json and the given settings.
+
+    ValueError if config.json is missing, damaged or not supported by qwen3.py.
+    """
     path = Path(folder) / "config.json"
-    raw = read_json(path)
+    raw = _read_json(path)
     kind = raw.get("model_type")
     if kind not in HAS_QK_NORM:
         raise ValueError(f"{path}: model_type={kind!r} is not supported; use qwen3 or llama.")
     _refuse_unsupported(path, raw)
 
-    def size(name: str, otherwise: int | None = None) -> int:
-        value = otherwise if raw.get(name) is None else raw[name]
+    def size(name: str, default: int | None = None) -> int:
+        value = default if raw.get(name) is None else raw[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{path}: {name}={value!r} is not a size; use 1 or more.")
         return value
 
     heads, width = size("num_attention_heads"), size("hidden_size")
-    # What a file leaves out is what transformers takes for it.
+    # The defaults are those of transformers.
     is_llama = kind == "llama"
     fields = dict(
         vocab_size=size("vocab_size"),
@@ -173,23 +186,26 @@ def _refuse_unsupported(path: Path, raw: dict) -> None:
 
 
 def _rope_theta(path: Path, raw: dict) -> float:
-    """transformers 5 writes rope_parameters; older ones rope_theta, and rope_scaling beside it."""
+    """The rotary base, of `rope_parameters` (transformers 5) or of `rope_theta` (before).
+
+    ValueError for another kind of rotary embedding.
+    """
     scaling = raw.get("rope_scaling") or {}
     parameters = raw.get("rope_parameters") or {}
-    for name, given in (("rope_scaling", scaling), ("rope_parameters", parameters)):
-        if not isinstance(given, dict):
-            raise ValueError(f"{path}: {name}={given!r} is not an object; correct it.")
-        kind = given.get("rope_type", given.get("type", "default"))
-        nested = [key for key, value in given.items() if isinstance(value, dict)]
+    for name, fields in (("rope_scaling", scaling), ("rope_parameters", parameters)):
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path}: {name}={fields!r} is not an object; correct it.")
+        kind = fields.get("rope_type", fields.get("type", "default"))
+        nested = [key for key, value in fields.items() if isinstance(value, dict)]
         if kind != "default" or nested:
             raise ValueError(
                 f"{path}: {name} of type {nested[0] if nested else kind!r} is not supported; use a "
                 "model with the default rotary embedding."
             )
-    for given in (raw, scaling, parameters):
-        if given.get("partial_rotary_factor") not in (None, 1, 1.0):
+    for fields in (raw, scaling, parameters):
+        if fields.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise ValueError(
-                f"{path}: partial_rotary_factor={given['partial_rotary_factor']} is not supported; "
+                f"{path}: partial_rotary_factor={fields['partial_rotary_factor']} is not supported; "
                 "use a model that rotates whole heads."
             )
     theta = parameters.get("rope_theta", raw.get("rope_theta"))
@@ -197,7 +213,10 @@ def _rope_theta(path: Path, raw: dict) -> float:
 
 
 class Tensors:
-    """The tensors of a folder: of model.safetensors, or of the shards its index names."""
+    """The tensors of a folder, in model.safetensors or in the shards of its index.
+
+    Readers are closed with `stack`. ValueError if a file is missing or damaged.
+    """
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack):
         self.folder = folder
@@ -205,34 +224,38 @@ class Tensors:
         if single.is_file():
             self.files = dict.fromkeys(self._open(single, stack).keys(), single)
         elif index.is_file():
-            weight_map = read_json(index).get("weight_map")
+            weight_map = _read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
-                raise ValueError(f"{index} has no weight_map; fetch it again.")
+                raise ValueError(f"{index} has no weight_map; download it again.")
             for name, file in weight_map.items():
                 if not isinstance(file, str) or Path(file).name != file:
                     raise ValueError(f"{index}: {name} is in {file!r}; name a file of the folder.")
             self.files = {name: folder / file for name, file in weight_map.items()}
         else:
-            raise ValueError(f"{folder} has no model.safetensors; other formats are not read.")
+            raise ValueError(
+                f"{folder} has no model.safetensors and no index of shards; convert the model to "
+                "safetensors."
+            )
         self.readers = {file: self._open(file, stack) for file in sorted(set(self.files.values()))}
-        # A bare model, as embedding models are published, leaves out the prefix.
+        # Folders of embedding models leave out the prefix.
         self.prefix = "" if "embed_tokens.weight" in self.files else "model."
 
     @staticmethod
     def _open(file: Path, stack: contextlib.ExitStack):
         if not file.is_file():
-            raise ValueError(f"{file} is missing; fetch it again.")
+            raise ValueError(f"{file} is missing; download it again.")
         try:
             return stack.enter_context(safe_open(file, framework="numpy"))
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is damaged ({error}); fetch it again.") from error
+            raise ValueError(f"{file} is damaged ({error}); download it again.") from error
 
     def stored_name(self, path: tuple[str, ...], layer: int) -> str:
+        """Name in this folder of the tensor at our `path`, of one layer."""
         name = NAMES[path].name.format(layer)
         return name.replace("model.", self.prefix, 1) if name.startswith("model.") else name
 
     def check_names(self, paths: set[tuple[str, ...]], config: Qwen3Config) -> None:
-        """ValueError unless the folder has exactly the tensors at `paths`."""
+        """ValueError unless the folder has exactly the tensors of our weights at `paths`."""
         expected = {
             self.stored_name(path, layer)
             for path in paths
@@ -241,16 +264,16 @@ class Tensors:
         tied = f"tie_word_embeddings is {str(config.is_tied).lower()}"
         for name in sorted(expected - self.files.keys()):
             why = f" although {tied}" if name == "lm_head.weight" else ""
-            raise ValueError(f"{self.folder} has no tensor {name}{why}; fetch it again.")
+            raise ValueError(f"{self.folder} has no tensor {name}{why}; download it again.")
         for name in sorted(self.files.keys() - expected):
             if name == "lm_head.weight":
-                # Some folders store the shared table twice. Two different tables are no tied head.
+                # Some folders store the shared table twice; two different tables are not tied.
                 if not self._is_equal(name, self.stored_name(("embedding",), 0)):
                     raise ValueError(
                         f"{self.folder}: {name} differs from the embedding although {tied}; "
                         "set it to false in config.json."
                     )
-            elif not name.endswith("rotary_emb.inv_freq"):  # computed from rope_theta here
+            elif not name.endswith("rotary_emb.inv_freq"):  # this follows from rope_theta
                 raise ValueError(
                     f"{self.folder}: tensor {name} has no place in this architecture; "
                     "use a plain qwen3 or llama model."
@@ -273,35 +296,36 @@ class Tensors:
             raise ValueError(f"{self.files[name]}: {name} is damaged ({error}).") from error
 
     def read(self, path: tuple[str, ...], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """The weight at `path` in our layout, layers stacked."""
+        """Our weight at `path` with the given shape, its layers stacked."""
         is_stacked = path[0] == "layers"
-        one = shape[1:] if is_stacked else shape
-        inputs = NAMES[path].inputs
+        layer_shape = shape[1:] if is_stacked else shape
+        input_axes = NAMES[path].input_axes
         array = np.empty(shape if is_stacked else (1,) + shape, dtype)
         for layer in range(len(array)):
             name = self.stored_name(path, layer)
             tensor = self._tensor(name)
-            if tensor.shape != stored_shape(one, inputs):
+            expected = stored_shape(layer_shape, input_axes)
+            if tensor.shape != expected:
                 raise ValueError(
                     f"{self.files[name]}: {name} has shape {list(tensor.shape)}, config.json says "
-                    f"{list(stored_shape(one, inputs))}; correct one of them."
+                    f"{list(expected)}; correct one of them."
                 )
             with np.errstate(over="ignore"):
-                array[layer] = (tensor.T if inputs else tensor).reshape(one)
-            # A sum is finite where all its terms are; float32, as 16 bits overflow by adding.
+                array[layer] = (tensor.T if input_axes else tensor).reshape(layer_shape)
+            # A sum is finite if all its terms are. In float32, because a 16-bit sum overflows.
             if not np.isfinite(array[layer].sum(dtype=np.float32)):
                 raise ValueError(
                     f"{self.files[name]}: {name} has values that are not finite in {dtype}; "
-                    "use another param_dtype, or fetch it again."
+                    "use another param_dtype, or download the folder again."
                 )
         return array if is_stacked else array[0]
 
 
 def save_backbone(model: Qwen3, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes `model` to `folder` so that transformers 5, and `load_backbone`, read it.
+    """Writes `model` to `folder`, which transformers 5 and `load_backbone` read.
 
-    Weights larger than `shard_bytes` together are split over several files, and no more than one
-    file's tensors are copied at a time. config.json comes last: without it a folder is no model.
+    Weights larger than `shard_bytes` in sum are split over several files. Only the tensors of one
+    file are copied at a time. config.json is written last, because a folder without it is no model.
     ValueError if the model has low-rank additions (`Qwen3.fold_lora`).
     """
     if model.config.lora is not None:
@@ -333,13 +357,14 @@ def _bytes(param: nnx.Param) -> int:
 
 
 def _names(params: dict) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    """(name, path, layer) of every tensor of a checkpoint."""
     for path, param in params.items():
         for layer in range(param.shape[0] if path[0] == "layers" else 1):
             yield NAMES[path].name.format(layer), path, layer
 
 
 def _shards(params: dict, shard_bytes: int) -> list[list[tuple[str, tuple[str, ...], int]]]:
-    """(name, path, layer) of every tensor, in groups of at most `shard_bytes`, or of one."""
+    """(name, path, layer) of every tensor, in groups of at most `shard_bytes` or of one tensor."""
     shards, used = [[]], 0
     for entry in _names(params):
         path = entry[1]
@@ -355,9 +380,9 @@ def _shards(params: dict, shard_bytes: int) -> list[list[tuple[str, tuple[str, .
 def _stored(param: nnx.Param, path: tuple[str, ...], layer: int) -> np.ndarray:
     """One layer's weight in the checkpoint's layout."""
     array = np.asarray(jax.device_get(param[layer] if path[0] == "layers" else param[...]))
-    inputs = NAMES[path].inputs
-    if inputs:
-        array = array.reshape(stored_shape(array.shape, inputs)[::-1]).T
+    input_axes = NAMES[path].input_axes
+    if input_axes:
+        array = array.reshape(stored_shape(array.shape, input_axes)[::-1]).T
     return np.ascontiguousarray(array)
 
 
@@ -366,7 +391,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def config_json(config: Qwen3Config) -> dict[str, Any]:
-    """What config.json says of `config`, for transformers of before and after version 5."""
+    """The content of config.json, for transformers 5 and older versions."""
     kind = "qwen3" if config.has_qk_norm else "llama"
     theta = config.rope_theta
     return {
@@ -385,7 +410,7 @@ def config_json(config: Qwen3Config) -> dict[str, Any]:
         "rope_theta": theta,
         "tie_word_embeddings": config.is_tied,
         "attention_bias": False,
-        # Ours are the tokenizer's to say; left out, transformers would take 1 and 2.
+        # The tokenizer has these ids. Without these lines transformers would assume 1 and 2.
         "bos_token_id": None,
         "eos_token_id": None,
         "dtype": config.param_dtype,

@@ -1,7 +1,7 @@
-"""Items as vectors: the fused item vector of section 2.2 of SIGMA, MLP(v_ID, v_text, v_img).
+"""The fused item vector of section 2.2 of SIGMA: MLP(v_ID, v_text, v_img).
 
-The pre-trained vectors are inputs, not parameters, unless the config says that one of them
-trains on; then it starts as a copy and belongs to the optimizer's group of tables.
+The tables of pre-trained vectors are frozen inputs, except those that the config makes trainable. A
+trainable table starts as a copy and belongs to the optimizer's group "table".
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from jaxtyping import Array, Float, Int
 from sigma_jax.losses import unit
 
 PRETRAINED = ("id", "text", "image")
-OWN = "own"  # learnt from scratch: without pre-trained vectors, or beside them
+OWN = "own"  # a table that starts at random, alone or beside pre-trained vectors
 TABLES = (*PRETRAINED, OWN)
 AXES = ("items", None)
 
 
 @dataclasses.dataclass(frozen=True)
 class ItemEncoderConfig:
-    """How pre-trained item vectors become fused ones."""
+    """Widths and input tables of the item encoder."""
 
     fused_width: int  # 128 in the paper
     hidden_width: int
-    inputs: tuple[str, ...]  # which of TABLES to use where they exist
-    trainable: tuple[str, ...]  # which of them to train on
+    inputs: tuple[str, ...]  # names out of TABLES; those that the data lack are skipped
+    trainable: tuple[str, ...]  # the inputs that are trained
 
 
 class ItemEncoder(nnx.Module):
-    """Item rows to fused vectors, by a two-layer MLP beside a linear path.
+    """Item numbers to fused vectors, by the sum of a two-layer MLP and a linear path.
 
-    The linear path starts as a rotation (or a projection, where fused vectors are shorter): items
-    near each other as they come in are near each other from the first step on. The paper leaves
-    the shape of the MLP open.
+    The linear path starts as a rotation, or as a projection if fused vectors are shorter. So items
+    with near input vectors have near fused vectors from the first step. The paper leaves the shape
+    of the MLP open.
     """
 
     def __init__(
@@ -47,21 +47,24 @@ class ItemEncoder(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        """`vectors` gives each table to be used, or its shape when values are restored later
-        (of the table "own" always: it starts at random).
+        """Makes an encoder of the tables that are in both `config.inputs` and `vectors`.
+
+        Args:
+          vectors: each table, or its shape if values are restored later. The table "own" is always
+            given by its shape.
 
         Raises:
-          ValueError: no table that the config names is given.
+          ValueError: `vectors` has none of the config's tables.
         """
         self.config = config
         self.names = tuple(name for name in TABLES if name in config.inputs and name in vectors)
         if not self.names:
             raise ValueError(
-                f"item_encoder.inputs={config.inputs} but the data has {sorted(vectors)}; "
-                "name one that exists."
+                f"item_encoder.inputs={config.inputs} but the data have {sorted(vectors)}; "
+                "name one of these."
             )
         shapes = {name: getattr(vectors[name], "shape", vectors[name]) for name in self.names}
-        # Every row at unit length: the tables meet on equal terms.
+        # Every row has unit length, so that no table outweighs another.
         self.trained = nnx.Dict(
             {
                 name: nnx.Param(_start(name, vectors[name], shapes[name], rngs), axes=AXES)
@@ -80,7 +83,7 @@ class ItemEncoder(nnx.Module):
     def __call__(
         self, items: Int[Array, " *n"], tables: Mapping[str, Float[Array, "I D"]]
     ) -> Float[Array, "... D"]:
-        """Fused vectors of `items`, not normalised. `tables` holds the frozen vectors."""
+        """Fused vectors of `items`, of any length. `tables` holds the frozen tables."""
         parts = [
             self.trained[name][items]
             if name in self.trained
@@ -97,6 +100,6 @@ def _start(name: str, vectors, shape: tuple[int, int], rngs: nnx.Rngs) -> Float[
         return unit(jax.random.normal(rngs.params(), shape))
     vectors = jnp.asarray(vectors)
     if name == "text":
-        # Sentence encoders put all texts into one corner, where cosines tell little apart.
+        # Vectors of sentence encoders share a large mean, which hides their differences.
         vectors = vectors - vectors.mean(axis=0)
     return unit(vectors)

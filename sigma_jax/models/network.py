@@ -1,11 +1,16 @@
-"""SIGMA's recommender: hybrid item tokens in, SID logits and item queries out.
+"""SIGMA's network: prompts of text and item tokens in, code logits and query vectors out.
 
-A prompt is text, SID codes and item slots in one row of ids (section 2.2 of SIGMA). Text ids
-keep the tokenizer's vocabulary; after it stands a table of its own:
+A prompt is one row of ids for text, SID codes and item slots (section 2.2 of SIGMA). Text ids keep
+the tokenizer's vocabulary. The ids after it belong to a separate table:
 
     V + l * C + c    code c of level l
     V + L * C        the item slot, to which UpProj(MLP(v_ID, v_text, v_img)) is added
     V + L * C + 1    the query token q
+
+Three heads score items:
+    code head     logits of the codes of a SID, level by level (Eq. 4 and 7 of SIGMA)
+    query head    a vector compared with the items of a SID prefix (h of Eq. 5)
+    item head     a vector compared with all items, before any code (not in the paper)
 """
 
 from __future__ import annotations
@@ -29,22 +34,24 @@ Tables = Mapping[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class TokenSpace:
-    """Where each kind of token stands in the one id space."""
+    """Ids of text tokens, SID codes, the item slot and the query token in one id space."""
 
     vocab_size: int  # V, of the text table
     levels: int  # L
     codebook_size: int  # C
 
     def code(self, level, code):
-        """Id of `code` of `level` (0-based); arrays broadcast."""
+        """Id of code number `code` of level number `level`, both from 0; arrays broadcast."""
         return self.vocab_size + level * self.codebook_size + code
 
     @property
     def item_slot(self) -> int:
+        """Id of the item slot."""
         return self.vocab_size + self.levels * self.codebook_size
 
     @property
     def query(self) -> int:
+        """Id of the query token."""
         return self.item_slot + 1
 
     @property
@@ -55,21 +62,28 @@ class TokenSpace:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """What stands around the backbone."""
+    """Switches of the parts around the backbone. The paper has none of the optional heads."""
 
     item_encoder: ItemEncoderConfig
-    uses_full_vocabulary: bool  # SID logits over text and all codes (the paper's letter)
-    copies_history: bool  # the query may point at items of the prompt (False: the paper's letter)
-    # A third head scores items before any code is chosen; its scores enter codes and prefixes, so
-    # that both steps rank by one distribution over items (False: the paper's letter).
+    # True: code logits over the text vocabulary and all codes, as in the paper. False: over the
+    # codes of one level.
+    uses_full_vocabulary: bool
+    # The query and item heads add a vector that points at items of the prompt. Paper: False.
+    copies_history: bool
+    # A third head scores all items before any code. Its scores enter the code and the query head,
+    # so that both steps rank by one distribution over items. Paper: False.
     has_item_head: bool
-    # A head that tells which task an instruction is of, whatever its words: what counts say beside
-    # the model weighs differently for each (reranking/reranker.py). False: the paper's letter.
+    # A head that classifies the task of an instruction, whatever its wording. Each task has its own
+    # reranking weights (reranking/reranker.py). Paper: False.
     has_task_head: bool
 
 
 class RecommenderNetwork(nnx.Module):
-    """A backbone with SID table, item encoder and the two heads of section 2.3 of SIGMA."""
+    """A backbone with a table of SID tokens, an item encoder, and the heads listed above.
+
+    Sections 2.2 and 2.3 of SIGMA. `vectors` gives the tables of pre-trained item vectors, or their
+    shapes (`ItemEncoder`).
+    """
 
     def __init__(
         self,
@@ -86,20 +100,20 @@ class RecommenderNetwork(nnx.Module):
         self.space = space
         self.backbone = backbone
         self.item_encoder = ItemEncoder(config.item_encoder, vectors, rngs=rngs)
-        # As large as the text embeddings it stands beside, measured rather than assumed.
+        # The SID table starts at the scale of the text embeddings, which is measured.
         text_scale = jnp.std(backbone.embed(jnp.arange(min(space.vocab_size, 1024))[None]))
         table = jax.random.normal(rngs.params(), (space.table_size, width))
         self.sid_table = nnx.Param(text_scale * table, axes=("codes", "embed"))
         self.code_bias = nnx.Param(jnp.zeros((space.levels, space.codebook_size)))
-        # A query starts as the way back from a slot: an item that attention copies from the prompt
-        # is at once near itself among the candidates (the same idea as `align_attention`).
+        # Heads start as the transpose of the slot's projection: an item that attention copies from
+        # the prompt is then near its own vector from the first step (cf. `align_attention`).
         up = nnx.initializers.orthogonal()(rngs.params(), (fused, width))
         self.up_projection = nnx.Param(text_scale * up, axes=(None, "embed"))
         self.query_head = nnx.Param(up.T, axes=("embed", None))
         if config.has_item_head:
             self.item_head = nnx.Param(up.T, axes=("embed", None))
-            # How much codes and queries add to it; fitted after training
-            # (generation/head_weights.py).
+            # Weights of the code head and the query head beside the item head. They are fitted on
+            # validation requests after training (generation/head_weights.py).
             self.code_head_weight = nnx.Param(jnp.array(0.2))
             self.query_head_weight = nnx.Param(jnp.array(0.1))
         if config.has_task_head:
@@ -110,7 +124,7 @@ class RecommenderNetwork(nnx.Module):
 
     @property
     def has_head_weights(self) -> bool:
-        """Whether codes, or the query after them, have a say beside the item head. On the host."""
+        """False if the code head and the query head both have weight 0. Reads device arrays."""
         if not self.config.has_item_head:
             return True
         return bool(self.code_head_weight[...] > 0) or bool(self.query_head_weight[...] > 0)
@@ -118,26 +132,30 @@ class RecommenderNetwork(nnx.Module):
     def embed(
         self, tokens: Int[Array, "B T"], items: Int[Array, "B T"], tables: Tables
     ) -> Float[Array, "B T D"]:
-        """Embeddings of text, codes, slots and query tokens; `items` is -1 off the slots."""
+        """Embeddings of text, codes, slots and query tokens; `items` is -1 outside the slots."""
         is_text = tokens < self.space.vocab_size
         text = self.backbone.embed(jnp.where(is_text, tokens, 0))
         rows = jnp.where(is_text, 0, tokens - self.space.vocab_size)
-        own = jnp.take(self.sid_table[...], rows, axis=0)
-        # q says "the item that follows this code": it carries the code before it, so that it can
-        # look for items of the prefix at once instead of looking for its own prefix first.
-        before = jnp.pad(own, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-        own = own + jnp.where((tokens == self.space.query)[..., None], before, 0)
-        # Rows of fused vectors have any length; the slot wants one the backbone can rely on.
+        sid = jnp.take(self.sid_table[...], rows, axis=0)
+        # q means "the item after this code". It also gets the embedding of the code before it, so
+        # that it need not first find its own prefix by attention.
+        previous = jnp.pad(sid, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        sid = sid + jnp.where((tokens == self.space.query)[..., None], previous, 0)
+        # Fused vectors have any length; the backbone gets slots of one length.
         fused = unit(self.item_encoder(jnp.maximum(items, 0), tables)) * self._root_fused
         slot = jnp.where((items >= 0)[..., None], fused @ self.up_projection[...], 0)
-        return jnp.where(is_text[..., None], text, (own + slot).astype(text.dtype))
+        return jnp.where(is_text[..., None], text, (sid + slot).astype(text.dtype))
 
     def start_codes(
         self, codes: Int[Array, "n L"], items: Int[Array, " n"], tables: Tables
     ) -> None:
-        """Starts each code at the mean slot of those of `items` that have it; `codes` are theirs.
+        """Sets each code's embedding to the direction of the mean slot of the items with that code.
 
-        So a code is from the first step on like the items it stands for, and unlike others.
+        So a code resembles its items, and not others, from the first step. Codes without items keep
+        their random start.
+
+        Args:
+          codes: the SIDs of `items`.
         """
         slots = self.item_vectors(items, tables) @ self.up_projection[...]
         rows = self.space.code(jnp.arange(codes.shape[1]), codes) - self.space.vocab_size
@@ -157,37 +175,43 @@ class RecommenderNetwork(nnx.Module):
         cache: KVCache | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """Hidden states after the final norm; with a cache, also the cache extended by T."""
+        """Hidden states after the final norm, and the cache extended by T rows if one is given.
+
+        Args:
+          items: the items at the item slots, else -1.
+          positions, mask, cache, key: see `Qwen3`.
+        """
         return self.backbone(self.embed(tokens, items, tables), positions, mask, cache, key=key)
 
     def code_logits(
         self, hidden: Float[Array, "... y D"], first: int = 0
     ) -> Float[Array, "... y C"]:
-        """Logits of the codes of levels first, first + 1, ... over that level's codes, float32.
+        """Logits over the codes of levels first, first + 1, ..., float32.
 
-        With `uses_full_vocabulary` they run over text ids and the whole table instead.
+        `hidden` has one state for each of these y levels. With `uses_full_vocabulary` the last axis
+        is the text vocabulary followed by the whole SID table.
         """
         levels = hidden.shape[-2]
-        hidden = hidden.astype(jnp.float32)  # softmax over codes: bfloat16 loses close calls
+        hidden = hidden.astype(jnp.float32)  # bfloat16 would swap codes with close logits
         table = self.sid_table[...].astype(jnp.float32)
         codes = self.space.levels * self.space.codebook_size
         bias = self.code_bias[...]
         if self.config.uses_full_vocabulary:
-            own = hidden @ table.T
-            own = own.at[..., :codes].add(bias.reshape(-1))
-            return jnp.concatenate([self.backbone.logits(hidden), own], axis=-1)
+            sid_logits = hidden @ table.T
+            sid_logits = sid_logits.at[..., :codes].add(bias.reshape(-1))
+            return jnp.concatenate([self.backbone.logits(hidden), sid_logits], axis=-1)
         shape = (self.space.levels, self.space.codebook_size, -1)
         by_level = table[:codes].reshape(shape)[first : first + levels]
         return jnp.einsum("...LD,LCD->...LC", hidden, by_level) + bias[first : first + levels]
 
     def code_labels(self, codes: Int[Array, "... y"]) -> Int[Array, "... y"]:
-        """Column of `code_logits` for each code, levels 0..y-1 in the last axis."""
+        """The column of `code_logits` of each code; the last axis has levels 0..y-1."""
         if not self.config.uses_full_vocabulary:
             return codes
         return self.space.code(jnp.arange(codes.shape[-1]), codes)
 
     def code_log_probs(self, hidden: Float[Array, "... D"], level: int) -> Float[Array, "... C"]:
-        """Log-probabilities of the codes of one level: the terms of Eq. 7 of SIGMA."""
+        """Log-probability of each code of one level: the terms of Eq. 7 of SIGMA."""
         logits = self.code_logits(hidden[..., None, :], level)[..., 0, :]
         log_probs = jax.nn.log_softmax(logits, axis=-1)
         if not self.config.uses_full_vocabulary:
@@ -196,7 +220,7 @@ class RecommenderNetwork(nnx.Module):
         return log_probs[..., start : start + self.space.codebook_size]
 
     def task_logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... tasks"]:
-        """Logits of TASKS at the last token of instructions, float32."""
+        """Logits over TASKS, float32; `hidden` is taken at the last token of an instruction."""
         return hidden.astype(jnp.float32) @ self.task_head[...]
 
     def item_head_vector(
@@ -206,15 +230,16 @@ class RecommenderNetwork(nnx.Module):
         is_seen: Bool[Array, "B N T"],
         tables: Tables,
     ) -> Float[Array, "B N D"]:
-        """What is looked for before any code is chosen, in the space of fused items, unit length.
+        """Unit vector of the item head, whose products with `item_vectors` score all items.
 
         Args:
-          hidden: at the N positions that predict the first code.
-          items: the row's items at their slots, else -1.
-          is_seen: which positions of the row each of the N sees.
+          hidden: states at the N positions that predict the first code.
+          items: the row's items at the item slots, else -1.
+          is_seen: the positions of the row that each of the N positions sees.
         """
         hidden = hidden.astype(jnp.float32)
-        return self._pointing(unit(hidden @ self.item_head[...]), hidden, items, is_seen, tables)
+        query = unit(hidden @ self.item_head[...])
+        return self._with_pointer(query, hidden, items, is_seen, tables)
 
     def query_head_vector(
         self,
@@ -223,36 +248,38 @@ class RecommenderNetwork(nnx.Module):
         is_seen: Bool[Array, "B N T"],
         tables: Tables,
     ) -> Float[Array, "B N D"]:
-        """The query token's hidden state in the space of fused items (h of Eq. 5), unit length.
+        """Unit vector of the query head: h of Eq. 5, compared with the items of a SID prefix.
 
         Args:
-          hidden: of N query tokens.
+          hidden: states of N query tokens.
           items, is_seen: as in `item_head_vector`.
         """
         hidden = hidden.astype(jnp.float32)
-        return self._pointing(unit(hidden @ self.query_head[...]), hidden, items, is_seen, tables)
+        query = unit(hidden @ self.query_head[...])
+        return self._with_pointer(query, hidden, items, is_seen, tables)
 
-    def _pointing(self, query, hidden, items, is_seen, tables) -> Float[Array, "B N D"]:
-        """`query`, and with `copies_history` what it points at: it attends to the items of the
-        prompt in their own space and adds what it finds, or nothing where none is near. Repeating a
-        certain item of the history takes a language model of few layers thousands of steps to
-        learn otherwise.
+    def _with_pointer(self, query, hidden, items, is_seen, tables) -> Float[Array, "B N D"]:
+        """`query`; with `copies_history`, plus an attention-weighted mean of the prompt's items.
+
+        Without it a language model of few layers takes thousands of steps to learn to repeat an
+        item of the history.
         """
         if not self.config.copies_history:
             return query
-        sharpness, nothing, gain = self.pointer_scale[...]
+        inverse_temperature, null_logit, weight = self.pointer_scale[...]
         vectors = self.item_vectors(jnp.maximum(items, 0), tables)
         pointer = unit(hidden @ self.pointer_head[...])
-        near = sharpness * jnp.einsum("BND,BTD->BNT", pointer, vectors)
-        near = jnp.where(is_seen & (items >= 0)[:, None], near, -jnp.inf)
-        # One more candidate, of vector 0: a prompt without items gives it all the weight.
-        near = jnp.pad(near, ((0, 0), (0, 0), (0, 1)), constant_values=0.0)
-        near = near.at[..., -1].set(nothing)
-        found = jnp.einsum("BNT,BTD->BND", jax.nn.softmax(near, axis=-1)[..., :-1], vectors)
-        return unit(query + gain * found)
+        logits = inverse_temperature * jnp.einsum("BND,BTD->BNT", pointer, vectors)
+        logits = jnp.where(is_seen & (items >= 0)[:, None], logits, -jnp.inf)
+        # One more column that points at nothing: it has all the weight in a prompt without items.
+        logits = jnp.pad(logits, ((0, 0), (0, 0), (0, 1)), constant_values=0.0)
+        logits = logits.at[..., -1].set(null_logit)
+        shares = jax.nn.softmax(logits, axis=-1)[..., :-1]
+        pointed_at = jnp.einsum("BNT,BTD->BND", shares, vectors)
+        return unit(query + weight * pointed_at)
 
     def item_vectors(self, items: Int[Array, " *n"], tables: Tables) -> Float[Array, "... D"]:
-        """Fused vectors of `items`, unit length (the fused v of Eq. 5)."""
+        """Fused vectors of `items` at unit length (the fused v of Eq. 5)."""
         return unit(self.item_encoder(items, tables))
 
     @property

@@ -1,4 +1,4 @@
-"""Texts to vectors: a backbone, its hidden states pooled, projected, at unit length (v_text)."""
+"""Text vectors (v_text of SIGMA): pooled hidden states of a backbone, projected, at unit length."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ POOLINGS = ("mean", "last")
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderConfig:
-    """What stands behind the backbone."""
+    """Pooling and projection after the backbone. ValueError if they do not fit together."""
 
     width: int  # of the vectors; 64 in the paper
     pooling: str  # "mean" over the text's tokens, or its "last" token
-    is_causal: bool  # False: every token sees the whole text
+    is_causal: bool  # False: every token sees all tokens of the text
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling={self.pooling!r} is unknown; use one of {POOLINGS}.")
+            raise ValueError(f"encoder.pooling={self.pooling!r} is unknown; use one of {POOLINGS}.")
         if self.pooling == "last" and not self.is_causal:
-            raise ValueError('pooling="last" is for causal encoders; use "mean" or is_causal=True.')
+            raise ValueError(
+                'encoder.pooling="last" is for causal encoders; use "mean" or is_causal=True.'
+            )
         if self.width < 1:
             raise ValueError(f"encoder.width={self.width} is not a size; use 64.")
 
 
 class TextEncoder(nnx.Module):
-    """`backbone` is the language model, `projection` all that this module adds to it."""
+    """A language model `backbone` and a linear `projection` of its pooled hidden states."""
 
     def __init__(self, config: TextEncoderConfig, backbone: Qwen3, *, rngs: nnx.Rngs):
         self.config = config
@@ -48,7 +50,7 @@ class TextEncoder(nnx.Module):
         lengths: Int[Array, " B"],
         key: jax.Array | None = None,
     ) -> Float[Array, "B D"]:
-        """Unit vectors of texts whose first `lengths` tokens count; the rest is padding."""
+        """Unit vectors of texts; text b has `lengths[b]` tokens, followed by padding."""
         time = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         is_real = time[None] < lengths[:, None]
         if self.config.is_causal:
@@ -57,7 +59,7 @@ class TextEncoder(nnx.Module):
             mask = is_real[:, :, None] & is_real[:, None, :]
         positions = jnp.broadcast_to(time, tokens.shape)
         hidden, _ = self.backbone(self.backbone.embed(tokens), positions, mask, key=key)
-        # float32: a mean over many tokens in bfloat16 forgets the later ones.
+        # float32: in bfloat16 a sum over many tokens loses the later ones.
         hidden = hidden.astype(jnp.float32)
         if self.config.pooling == "mean":
             total = jnp.where(is_real[..., None], hidden, 0).sum(axis=1)

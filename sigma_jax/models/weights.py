@@ -1,4 +1,4 @@
-"""The parameters of any module as one flat safetensors file: `a.b.c` to array."""
+"""Parameters of any module in one flat safetensors file, by dotted names: `a.b.c`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 
 def named_parameters(module: nnx.Module, without: Sequence[str] = ()) -> dict[str, nnx.Param]:
-    """Parameters by their dotted names, except those under the attributes `without`."""
+    """Parameters by dotted name, except those under the attributes `without`."""
     flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    names = {".".join(map(str, key)): value for key, value in flat}
-    ends = tuple(f"{name}." for name in without)
-    return {name: value for name, value in names.items() if not f"{name}.".startswith(ends)}
+    named = {".".join(map(str, path)): param for path, param in flat}
+    excluded = tuple(f"{name}." for name in without)
+    return {name: param for name, param in named.items() if not f"{name}.".startswith(excluded)}
 
 
 def save_weights(
@@ -26,21 +26,22 @@ def save_weights(
     without: Sequence[str] = (),
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Writes every parameter of `module`, except those under the attributes `without`, such as
-    "backbone" or "item_encoder.trained".
+    """Writes the parameters of `module` to `path`.
 
-    `metadata` goes into the file's header.
+    Args:
+      without: attributes whose parameters are left out: "backbone", "item_encoder.trained".
+      metadata: for the file's header.
     """
     named = named_parameters(module, without)
     save_file({name: np.asarray(value[...]) for name, value in named.items()}, path, metadata)
 
 
 def load_weights(module: nnx.Module, path: Path, without: Sequence[str] = ()) -> None:
-    """Sets every parameter of `module`, except those under the attributes `without`, in place.
+    """Sets the parameters of `module` in place, except those under the attributes `without`.
 
     Raises:
-      ValueError: the file is missing or damaged, lacks a parameter, has one too many, or one of
-        another shape.
+      ValueError: the file is missing or damaged, or its names and shapes are not those of the
+        module's parameters.
     """
     try:
         stored = load_file(path)
@@ -49,20 +50,20 @@ def load_weights(module: nnx.Module, path: Path, without: Sequence[str] = ()) ->
     named = named_parameters(module, without)
     if unmatched := sorted(named.keys() ^ stored.keys()):
         raise ValueError(
-            f"{path} does not match the config at {unmatched[0]!r}; "
-            "use the config that the weights were trained with."
+            f"{path} and the config do not have the same parameters: {unmatched[0]!r} is in one of "
+            "them only; use the config that the weights were trained with, or train again."
         )
     for name, param in named.items():
         if param.shape != stored[name].shape:
             raise ValueError(
-                f"{path}: {name} has shape {stored[name].shape}, the config asks for {param.shape};"
-                " use the config that the weights were trained with."
+                f"{path}: {name} has shape {stored[name].shape} but the config says {param.shape}; "
+                "use the config that the weights were trained with, or train again."
             )
         param[...] = jnp.asarray(stored[name], param.dtype)
 
 
 def copy_weights(module: nnx.Module, path: Path, names: Sequence[str]) -> None:
-    """Sets the named parameters of `module` to those of the file, which has them."""
+    """Sets the parameters `names` of `module` to the values in the file, which must have them."""
     stored = load_file(path)
     for name in names:
         getattr(module, name)[...] = jnp.asarray(stored[name])
