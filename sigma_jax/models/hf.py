@@ -205,8 +205,8 @@ def _rope_theta(path: Path, raw: dict) -> float:
     for fields in (raw, scaling, parameters):
         if fields.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise ValueError(
-                f"{path}: partial_rotary_factor={fields['partial_rotary_factor']} is not supported; "
-                "use a model that rotates whole heads."
+                f"{path}: partial_rotary_factor={fields['partial_rotary_factor']} is not "
+                "supported; use a model that rotates whole heads."
             )
     theta = parameters.get("rope_theta", raw.get("rope_theta"))
     return _number(path, "rope_theta", 10000.0 if theta is None else theta)

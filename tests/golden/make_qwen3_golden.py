@@ -1,10 +1,10 @@
-"""Makes the folders qwen3_* and llama_* beside this file: tiny random models with their outputs.
+"""Writes the folders qwen3_* and llama_* of this directory: tiny random models and their outputs.
 
     pip install torch "transformers>=5"
     python tests/golden/make_qwen3_golden.py
 
-Each folder is what transformers saves (one in shards), and golden.npz with what goes into and comes
-out of the first layer's modules, and the whole model, in float32 on a batch padded on both sides.
+transformers saves each folder, one of them in shards. golden.npz has the inputs and outputs of the
+modules of the first layer and of the model, float32, for a batch that is padded on both sides.
 """
 
 from pathlib import Path
@@ -23,13 +23,13 @@ MODELS = {  # rotary base, is tied, size of a shard
     "llama_untied": (LlamaConfig, LlamaForCausalLM, LLAMA, 500.0, False, "1GB"),
 }
 IS_TOKEN = np.array([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1]], bool)
-# The last row stands far along, where a wrong base or a 16-bit angle would show.
+# The last row has large positions, which reveal a wrong rotary base or 16-bit angles.
 POSITIONS = np.maximum(np.cumsum(IS_TOKEN, axis=1) - 1, 0) + np.array([[0], [0], [3000]])
 
 
 def record(model, tokens):
     """Inputs and outputs of the modules of layer 0, by name."""
-    layer, found = model.model.layers[0], {}
+    layer, arrays = model.model.layers[0], {}
     modules = {
         "norm": layer.input_layernorm,
         "attention": layer.self_attn,
@@ -40,12 +40,12 @@ def record(model, tokens):
 
     def hook(name):
         def keep(module, args, kwargs, output):
-            given = args[0] if args else kwargs["hidden_states"]
+            inputs = args[0] if args else kwargs["hidden_states"]
             if name == "rotary":
-                found["cos"], found["sin"] = output
+                arrays["cos"], arrays["sin"] = output
             else:
-                found[f"{name}_in"] = given
-                found[f"{name}_out"] = output[0] if isinstance(output, tuple) else output
+                arrays[f"{name}_in"] = inputs
+                arrays[f"{name}_out"] = output[0] if isinstance(output, tuple) else output
 
         return keep
 
@@ -58,8 +58,8 @@ def record(model, tokens):
         output_hidden_states=True,
         use_cache=False,
     )
-    found["hidden"], found["logits"] = output.hidden_states[-1], output.logits
-    return {name: value.detach().numpy() for name, value in found.items()}
+    arrays["hidden"], arrays["logits"] = output.hidden_states[-1], output.logits
+    return {name: value.detach().numpy() for name, value in arrays.items()}
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Gradients that are written out are those of the plain formula."""
+"""Tests of attention and matrix products: values and gradients equal those of plain formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,9 @@ def test_attention_and_its_gradients_are_those_of_the_formula(heads):
     def total(function):
         return lambda *x: (function(*x, mask) * weight).sum()
 
-    found = jax.value_and_grad(total(attend), (0, 1, 2))(*arrays)
-    wanted = jax.value_and_grad(total(naive), (0, 1, 2))(*arrays)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    actual = jax.value_and_grad(total(attend), (0, 1, 2))(*arrays)
+    expected = jax.value_and_grad(total(naive), (0, 1, 2))(*arrays)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
@@ -44,8 +44,8 @@ def test_gradients_keep_16_bits():
     grads = jax.grad(lambda *x: attend(*x, mask).astype(jnp.float32).sum(), (0, 1, 2))(*arrays)
     assert {grad.dtype for grad in grads} == {jnp.dtype(jnp.bfloat16)}
     wide = [x.astype(jnp.float32) for x in arrays]
-    wanted = jax.grad(lambda *x: naive(*x, mask).sum(), (0, 1, 2))(*wide)
-    for one, other in zip(grads, wanted, strict=True):
+    expected = jax.grad(lambda *x: naive(*x, mask).sum(), (0, 1, 2))(*wide)
+    for one, other in zip(grads, expected, strict=True):
         np.testing.assert_allclose(one.astype(jnp.float32), other, atol=0.05)
 
 
@@ -54,14 +54,14 @@ def test_gradients_keep_16_bits():
     [((2, 3, 4), (4, 9), 1), ((2, 3, 9), (9, 4), 1), ((5, 4), (4, 2, 3), 1)]
     + [((2, 3, 2, 4), (2, 4, 5), 2)],
 )
-def test_projections_and_their_gradients_are_those_of_a_product(x, weight, axes):
+def test_matmul_and_its_gradients_are_those_of_tensordot(x, weight, axes):
     arrays = draw(x, weight)
-    plain = jax.vjp(lambda *both: jnp.tensordot(*both, axes), *arrays)
-    found = jax.vjp(lambda *both: matmul(*both, axes), *arrays)
-    [given] = draw(plain[0].shape)
+    expected = jax.vjp(lambda *both: jnp.tensordot(*both, axes), *arrays)
+    actual = jax.vjp(lambda *both: matmul(*both, axes), *arrays)
+    [cotangent] = draw(expected[0].shape)
     for one, other in zip(
-        jax.tree.leaves((found[0], found[1](given))),
-        jax.tree.leaves((plain[0], plain[1](given))),
+        jax.tree.leaves((actual[0], actual[1](cotangent))),
+        jax.tree.leaves((expected[0], expected[1](cotangent))),
         strict=True,
     ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

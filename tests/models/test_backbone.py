@@ -1,4 +1,4 @@
-"""A backbone from scratch or from a folder, and a tokenizer that must match it."""
+"""Tests of the backbone: from scratch, from a folder, and with a tokenizer that must match it."""
 
 import dataclasses
 import json
@@ -33,9 +33,11 @@ def test_from_scratch_it_has_the_sizes_of_the_config():
     assert (config.vocab_size, config.width, config.dropout) == (40, 16, 0.1)
 
 
-def test_from_a_folder_it_has_the_folder_s_weights_and_the_config_s_way_to_compute(folder):
+def test_from_a_folder_it_has_the_weights_of_the_folder_and_the_arithmetic_of_the_config(folder):
     config = dataclasses.replace(SCRATCH, hf_folder=str(folder), width=999, dtype="bfloat16")
-    loaded = make_backbone(config, 30, nnx.Rngs(0))  # fewer words than rows: tables are padded
+    loaded = make_backbone(
+        config, 30, nnx.Rngs(0)
+    )  # fewer words than rows are allowed: tables are padded
     saved = make_backbone(SCRATCH, 40, nnx.Rngs(3))
     np.testing.assert_array_equal(loaded.embedding[...], saved.embedding[...])
     assert (loaded.config.width, loaded.config.dtype) == (16, "bfloat16")

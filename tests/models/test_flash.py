@@ -1,4 +1,4 @@
-"""The TPU's attention gives what plain attention gives, values and gradients."""
+"""Tests of the TPU attention kernels: values and gradients equal those of plain attention."""
 
 import functools
 
@@ -15,17 +15,17 @@ from sigma_jax.models.attention import KVCache, attend, rms_norm, rotary_angles,
 from sigma_jax.models.flash import fits, flash_attend
 from sigma_jax.models.qwen3 import Qwen3, branch_mask, causal_mask
 
-# Batch, queries, query heads, key heads, head size; 300 queries are no multiple of a block.
 EPS = 1e-6
+# B, T, N, K, H; 300 queries are no multiple of a block.
 SHAPES = [(2, 300, 4, 2, 128), (1, 384, 2, 2, 128)]
 
 
 def make(shape, dtype: str):
-    """Queries, keys, values, a mask of branches and padding, weights of what comes out."""
+    """Queries, keys, values, a mask with branches and padding, and weights of the outputs."""
     B, T, N, K, H = shape
     rng = np.random.default_rng(0)
     queries, keys, values = (jnp.asarray(rng.normal(size=(B, T, n, H)), dtype) for n in (N, K, K))
-    segment = np.sort(rng.integers(0, 4, (B, T)), axis=1).astype(np.int32)  # 0 sees nobody
+    segment = np.sort(rng.integers(0, 4, (B, T)), axis=1).astype(np.int32)  # 0 sees no key
     branch = np.where(rng.random((B, T)) < 0.5, rng.integers(1, 4, (B, T)), 0)
     attach = rng.integers(0, T, (B, T))
     mask = branch_mask(*map(jnp.asarray, (segment, branch, attach)))
@@ -34,14 +34,14 @@ def make(shape, dtype: str):
 
 
 def by_kernel(queries, keys, values, mask, angles, scales=None):
-    """`flash_attend` where there is no TPU, with heads as `attend` has them."""
-    flat = (each.reshape(*each.shape[:2], -1) for each in (queries, keys, values))
-    found = flash_attend(*flat, mask, *angles, scales, EPS, interpret=True)
-    return found.reshape(queries.shape)
+    """`flash_attend` without a TPU, with the shapes of `attend`."""
+    flat = (array.reshape(*array.shape[:2], -1) for array in (queries, keys, values))
+    mixed = flash_attend(*flat, mask, *angles, scales, EPS, interpret=True)
+    return mixed.reshape(queries.shape)
 
 
-def plainly(queries, keys, values, mask, angles, scales=None):
-    """The same in steps."""
+def by_attend(queries, keys, values, mask, angles, scales=None):
+    """The same by norms, rotation and `attend`."""
     if scales is not None:
         queries, keys = rms_norm(queries, scales[0], EPS), rms_norm(keys, scales[1], EPS)
     return attend(rotate(queries, angles), rotate(keys, angles), values, mask)
@@ -56,10 +56,10 @@ def angles_of(shape):
 @pytest.mark.parametrize("has_norm", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_and_gradients_are_those_of_attend(monkeypatch, shape, has_norm, scores):
-    """With room for few scores at a time a head's queries are several programs'."""
+    """With room for few scores the queries of a head are split over several programs."""
     monkeypatch.setattr(flash, "SCORES", scores)
     *inputs, mask, weights = make(shape, "float32")
-    inputs[0] *= 3.0  # a norm that does nothing would not be seen
+    inputs[0] *= 3.0  # so that a missing norm changes the result
     angles = angles_of(shape)
     if has_norm:
         rng = np.random.default_rng(1)
@@ -70,66 +70,68 @@ def test_values_and_gradients_are_those_of_attend(monkeypatch, shape, has_norm, 
             mixed = function(queries, keys, values, mask, angles, *scales)
             return (mixed * weights).sum(), mixed
 
-        wanted = tuple(range(len(inputs)))
-        return jax.value_and_grad(total, wanted, has_aux=True)(*inputs)
+        arguments = tuple(range(len(inputs)))
+        return jax.value_and_grad(total, arguments, has_aux=True)(*inputs)
 
-    (_, found), gradients = run(by_kernel)
-    (_, expected), wanted = run(plainly)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    sees_nobody = ~np.asarray(mask.any(axis=-1))
-    assert not np.asarray(found)[sees_nobody].any()
-    for one, other in zip(gradients, wanted, strict=True):
+    (_, actual), gradients = run(by_kernel)
+    (_, expected), expected_gradients = run(by_attend)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    sees_no_key = ~np.asarray(mask.any(axis=-1))
+    assert not np.asarray(actual)[sees_no_key].any()
+    for one, other in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6 * float(abs(other).max()) + 2e-5)
 
 
 def test_sixteen_bits_stay_sixteen_bits():
     *inputs, mask, _ = make(SHAPES[0], "bfloat16")
-    found = by_kernel(*inputs, mask, angles_of(SHAPES[0]))
-    assert found.dtype == jnp.bfloat16
-    wide = [each.astype(jnp.float32) for each in inputs]
-    expected = plainly(*wide, mask, angles_of(SHAPES[0]))
-    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.03)
+    actual = by_kernel(*inputs, mask, angles_of(SHAPES[0]))
+    assert actual.dtype == jnp.bfloat16
+    wide = [array.astype(jnp.float32) for array in inputs]
+    expected = by_attend(*wide, mask, angles_of(SHAPES[0]))
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected, atol=0.03)
 
 
-def test_a_few_queries_are_no_matter_for_it():
+def test_few_queries_many_keys_and_narrow_heads_do_not_fit():
     assert fits(512, 128) and not fits(2, 128)
     assert not fits(100_000, 128) and not fits(512, 64)
 
 
-def test_a_prompt_is_read_into_a_cache_as_without_the_kernel(monkeypatch):
-    """Hidden states, keys and values; and what is read after it, without the kernel, is as well."""
+def test_the_kernel_fills_a_cache_like_plain_attention(monkeypatch):
+    """Hidden states, keys and values are equal, and so are the hidden states of later tokens."""
     config = backbone_config(head_dim=128, dtype="bfloat16")
     model, cache = Qwen3(config, rngs=nnx.Rngs(0)), KVCache.empty(config, 2, 132)
     scales = model.layers["key_norm"]
-    scales[...] = scales[...] * jnp.linspace(0.5, 2.0, 128)  # a norm that does nothing is not seen
+    # So that a missing norm changes the result.
+    scales[...] = scales[...] * jnp.linspace(0.5, 2.0, 128)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 20, (2, 132)))
     positions = jnp.broadcast_to(jnp.arange(132), tokens.shape)
     segment = (positions < jnp.array([[130], [90]])).astype(jnp.int32)
-    mask, found, calls = causal_mask(segment), {}, []
-    own = jnp.broadcast_to(jnp.tri(2, dtype=bool), (2, 2, 2))
-    after = jnp.concatenate([segment[:, None, :130].repeat(2, axis=1) > 0, own], axis=-1)
+    mask, results, calls = causal_mask(segment), {}, []
+    new_mask = jnp.broadcast_to(jnp.tri(2, dtype=bool), (2, 2, 2))
+    new_mask = jnp.concatenate([segment[:, None, :130].repeat(2, axis=1) > 0, new_mask], axis=-1)
 
     def interpreted(*arrays, **how):
         calls.append(arrays[0].shape)
         return flash_attend(*arrays, interpret=True)
 
     monkeypatch.setattr(flash, "flash_attend", interpreted)
-    for name, is_there in (("plain", False), ("kernel", True)):
-        monkeypatch.setattr(attention, "on_tpu", functools.partial(bool, is_there))
-        of = [model.embed(tokens[:, :130]), positions[:, :130], mask[:, :130, :130]]
-        hidden, filled = model(*of, cache=cache)
-        last = [model.embed(tokens[:, 130:]), positions[:, 130:], after]
-        more, _ = model(*last, cache=filled)
-        found[name] = [hidden * (segment[:, :130, None] > 0), filled.keys, filled.values, more]
+    for name, is_on_tpu in (("plain", False), ("kernel", True)):
+        monkeypatch.setattr(attention, "on_tpu", functools.partial(bool, is_on_tpu))
+        prompt = [model.embed(tokens[:, :130]), positions[:, :130], mask[:, :130, :130]]
+        hidden, filled = model(*prompt, cache=cache)
+        new = [model.embed(tokens[:, 130:]), positions[:, 130:], new_mask]
+        new_hidden, _ = model(*new, cache=filled)
+        hidden = hidden * (segment[:, :130, None] > 0)
+        results[name] = [hidden, filled.keys, filled.values, new_hidden]
     assert set(calls) == {(2, 130, 256)}
-    for one, other in zip(found["kernel"], found["plain"], strict=True):
-        one, other = (np.asarray(each, np.float32) for each in (one, other))
+    for one, other in zip(results["kernel"], results["plain"], strict=True):
+        one, other = (np.asarray(array, np.float32) for array in (one, other))
         np.testing.assert_allclose(one, other, atol=0.05 * np.abs(other).max())
         assert np.abs(other).max() > 0.1
 
 
-def test_what_its_backward_pass_needs_can_be_kept_by_name(capsys):
-    """Values, and log-normalisers: kept, it need not run forward again."""
+def test_a_policy_can_keep_by_name_the_results_that_the_backward_pass_needs(capsys):
+    """With outputs and log-normalisers kept, the forward kernel need not run again."""
     queries, keys, values, mask, _ = make(SHAPES[1], "float32")
     angles = angles_of(SHAPES[1])
     policy = jax.checkpoint_policies.save_only_these_names(flash.KEPT)

@@ -1,4 +1,4 @@
-"""The TPU's attention on a mesh: every device has its own rows and heads, gradients add up."""
+"""Test of the TPU attention kernels on meshes: rows and heads are split, gradients add up."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def interpreted(*arrays, **how):
     calls.append(arrays[0].shape)
     return flash_attend(*arrays, interpret=True)
 
-flash_attend, found = flash.flash_attend, {}
+flash_attend, results = flash.flash_attend, {}
 meshes = {"plain": (1, 1, 1), "one": (1, 1, 1), "all": (2, 2, 2), "heads": (1, 2, 4)}
 for name, sizes in meshes.items():
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
@@ -45,19 +45,19 @@ for name, sizes in meshes.items():
     with mock.patch.object(attention, "on_tpu", lambda: name != "plain"):
         with mock.patch.object(flash, "flash_attend", interpreted):
             step = jax.jit(jax.value_and_grad(lambda state, *batch: loss(state, mesh, *batch)))
-            found[name] = jax.device_get(step(placed, *batch))
+            results[name] = jax.device_get(step(placed, *batch))
 assert (2, 130, 2 * 128) in calls  # rows over data and fsdp, heads over tensor
-assert (4, 130, 4 * 128) in calls  # two key heads do not divide by four: whole
-for name, like, most in (("one", "plain", 0.15), ("all", "one", 0.05), ("heads", "one", 0.05)):
-    np.testing.assert_allclose(found[name][0], found[like][0], rtol=0.02, atol=1e-4)
-    gradients = (jax.tree.leaves(found[which][1]) for which in (name, like))
-    for one, other in zip(*gradients, strict=True):  # they come in 16 bits
-        apart = np.linalg.norm(one - other) / np.linalg.norm(other)
-        assert apart < most, (name, other.shape, apart)
+assert (4, 130, 4 * 128) in calls  # two key heads do not divide by four: not split
+for name, base, limit in (("one", "plain", 0.15), ("all", "one", 0.05), ("heads", "one", 0.05)):
+    np.testing.assert_allclose(results[name][0], results[base][0], rtol=0.02, atol=1e-4)
+    gradients = (jax.tree.leaves(results[which][1]) for which in (name, base))
+    for one, other in zip(*gradients, strict=True):  # they have 16 bits
+        difference = np.linalg.norm(one - other) / np.linalg.norm(other)
+        assert difference < limit, (name, other.shape, difference)
 """
 
 
-def test_a_mesh_gives_what_one_device_gives():
+def test_a_mesh_gives_the_results_of_one_device():
     root = Path(__file__).parents[2]
     environment = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""Hugging Face folders: what is read, what is refused, and that transformers reads ours."""
+"""Tests of Hugging Face folders: reading, writing, and refusals by name."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ FLOAT32 = {"dtype": "float32", "param_dtype": "float32"}
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the tied Qwen3 golden folder, to damage."""
+    """A copy of the tied Qwen3 golden folder, for a test to damage."""
     return Path(shutil.copytree(GOLDEN / "qwen3_tied", tmp_path / "model"))
 
 
@@ -84,7 +84,7 @@ def test_saving_again_leaves_no_file_of_the_former_model(tmp_path):
     assert_same(model, load_backbone(tmp_path, **FLOAT32))
 
 
-def test_shards_hold_no_more_than_said(tmp_path):
+def test_shards_are_not_larger_than_shard_bytes(tmp_path):
     save_backbone(load_backbone(GOLDEN / "qwen3_tied", **FLOAT32), tmp_path, shard_bytes=3000)
     for file in tmp_path.glob("*.safetensors"):
         with safe_open(file, "numpy") as reader:
@@ -132,10 +132,10 @@ def test_settings_of_the_run_are_kept():
     assert {name: getattr(config, name) for name in settings} == settings
 
 
-# --- the ways folders differ
+# --- variants of folders
 
 
-def test_rotary_base_is_read_where_old_and_new_folders_have_it(folder):
+def test_rotary_base_is_read_from_old_and_new_folders(folder):
     assert load_backbone(folder, **FLOAT32).config.rope_theta == 1e6
     change_config(folder, drop=["rope_parameters"], rope_theta=12345.0, rope_scaling=None)
     assert load_backbone(folder, **FLOAT32).config.rope_theta == 12345.0
@@ -143,7 +143,7 @@ def test_rotary_base_is_read_where_old_and_new_folders_have_it(folder):
     assert load_backbone(folder, **FLOAT32).config.rope_theta == 10000.0
 
 
-def test_llama_without_later_fields_takes_their_former_meaning(tmp_path):
+def test_a_llama_folder_without_newer_fields_gets_the_defaults_of_transformers(tmp_path):
     model = load_backbone(GOLDEN / "llama_tied", **FLOAT32)
     config = dataclasses.replace(model.config, num_kv_heads=3, head_dim=4)
     params = jax.jit(lambda: nnx.state(qwen3.Qwen3(config, rngs=nnx.Rngs(0))))()

@@ -1,6 +1,6 @@
-"""The backbone beside transformers itself, where torch is installed.
+"""Parity tests of the backbone with transformers; skipped without torch.
 
-With SIGMA_SMOLLM2 naming a folder of SmolLM2-135M also its greedy text.
+The greedy text of SmolLM2-135M is compared if SIGMA_SMOLLM2 names its folder.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ QWEN3 = backbone_config(
 )
 
 
-def theirs(folder, tokens, is_token, positions):
+def transformers_logits(folder, tokens, is_token, positions):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         output = model(
@@ -65,7 +65,7 @@ def test_transformers_reads_our_folder_and_agrees(
     positions = np.maximum(np.cumsum(is_token, axis=1) - 1, 0)
     mask = qwen3.causal_mask(jnp.array(is_token, jnp.int32))
     hidden, _ = model(model.embed(jnp.array(tokens)), jnp.array(positions), mask)
-    expected = theirs(tmp_path, tokens, is_token, positions)
+    expected = transformers_logits(tmp_path, tokens, is_token, positions)
     keep = is_token.astype(bool)
     np.testing.assert_allclose(model.logits(hidden)[keep], expected[keep], rtol=0, atol=1e-4)
 
@@ -90,12 +90,12 @@ def greedy(model, tokens, count):
         jnp.array((time <= time[: len(tokens), None])[None]),
         cache,
     )
-    prompt_logits, found = logits[0], [int(logits[0, -1].argmax())]
+    prompt_logits, generated = logits[0], [int(logits[0, -1].argmax())]
     for now in range(len(tokens), size - 1):
-        see = jnp.array((time <= now)[None, None])
-        logits, cache = step(params, jnp.array([found[-1:]]), jnp.array([[now]]), see, cache)
-        found.append(int(logits[0, 0].argmax()))
-    return found, np.asarray(prompt_logits)
+        mask = jnp.array((time <= now)[None, None])
+        logits, cache = step(params, jnp.array([generated[-1:]]), jnp.array([[now]]), mask, cache)
+        generated.append(int(logits[0, 0].argmax()))
+    return generated, np.asarray(prompt_logits)
 
 
 @pytest.mark.skipif(not SMOLLM2, reason="SIGMA_SMOLLM2 names no folder of SmolLM2-135M")
@@ -105,13 +105,13 @@ def test_greedy_text_of_smollm2_equals_transformers(prompt):
     tokenizer = transformers.AutoTokenizer.from_pretrained(SMOLLM2)
     other = transformers.AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32).eval()
     tokens = tokenizer(prompt)["input_ids"]
-    found, logits = greedy(model, tokens, 24)
+    generated, logits = greedy(model, tokens, 24)
     with torch.no_grad():
-        given = torch.tensor([tokens])
-        text = other.generate(given, max_new_tokens=24, do_sample=False)
-        expected = other(given).logits[0].numpy()
-    print(f"\n{prompt!r}: {tokenizer.decode(found)!r} {np.abs(logits - expected).max():.2e}")
-    expected_text = text[0, len(tokens) :].tolist()  # ends early where the model says so
-    assert len(expected_text) > 4 and found[: len(expected_text)] == expected_text
-    # 30 layers of random rounding on logits of size 20: a relative 1e-5
+        prompt_ids = torch.tensor([tokens])
+        text = other.generate(prompt_ids, max_new_tokens=24, do_sample=False)
+        expected = other(prompt_ids).logits[0].numpy()
+    print(f"\n{prompt!r}: {tokenizer.decode(generated)!r} {np.abs(logits - expected).max():.2e}")
+    expected_text = text[0, len(tokens) :].tolist()  # shorter if the model ends it
+    assert len(expected_text) > 4 and generated[: len(expected_text)] == expected_text
+    # Rounding in 30 layers, on logits of size 20, gives a relative error of 1e-5.
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()

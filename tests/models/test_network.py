@@ -1,4 +1,4 @@
-"""Hybrid item tokens, the heads, and who sees whom."""
+"""Tests of the recommender network: item tokens, heads, and weights on disk."""
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +39,12 @@ def test_code_log_probs_are_log_softmax_over_the_level_or_the_full_vocabulary(fu
     model.code_bias[...] = jnp.arange(LEVELS * CODES, dtype=jnp.float32).reshape(LEVELS, CODES) / 9
     hidden = jax.random.normal(jax.random.key(0), (4, 16))
     table = np.asarray(model.sid_table[...], np.float64)
-    own = np.asarray(hidden, np.float64) @ table.T
-    own[:, : LEVELS * CODES] += np.asarray(model.code_bias[...]).reshape(-1)
+    sid_logits = np.asarray(hidden, np.float64) @ table.T
+    sid_logits[:, : LEVELS * CODES] += np.asarray(model.code_bias[...]).reshape(-1)
     text = np.asarray(model.backbone.logits(hidden), np.float64)
     for level in range(LEVELS):
-        logits = own[:, level * CODES : (level + 1) * CODES]
-        pool = np.concatenate([text, own], axis=1) if full else logits
+        logits = sid_logits[:, level * CODES : (level + 1) * CODES]
+        pool = np.concatenate([text, sid_logits], axis=1) if full else logits
         expected = logits - np.log(np.exp(pool).sum(axis=1, keepdims=True))
         np.testing.assert_allclose(model.code_log_probs(hidden, level), expected, atol=1e-5)
         labels = model.code_labels(jnp.arange(CODES)[:, None].repeat(LEVELS, 1))[:, level]
@@ -65,7 +65,7 @@ def test_frozen_vectors_get_no_gradient_and_trained_ones_do():
     assert "text" not in grads["item_encoder"]["trained"]
 
 
-def test_an_item_encoder_without_any_vectors_says_what_there_is():
+def test_an_item_encoder_without_its_tables_names_those_of_the_data():
     config = ItemEncoderConfig(4, 4, ("image",), ())
     with pytest.raises(ValueError, match=r"inputs=\('image',\) but the data has \['text'\]"):
         ItemEncoder(config, {"text": np.ones((3, 2), np.float32)}, rngs=nnx.Rngs(0))
@@ -73,20 +73,20 @@ def test_an_item_encoder_without_any_vectors_says_what_there_is():
 
 def test_weights_come_back_and_others_are_refused(tmp_path):
     model, _ = recommender(trainable=("id",))
-    save_weights(model, tmp_path / "w.safetensors", without="backbone")
+    save_weights(model, tmp_path / "w.safetensors", without=("backbone",))
     other, _ = recommender(trainable=("id",))
     other.query_head[...] = other.query_head[...] + 1
-    load_weights(other, tmp_path / "w.safetensors", without="backbone")
+    load_weights(other, tmp_path / "w.safetensors", without=("backbone",))
     np.testing.assert_array_equal(other.query_head[...], model.query_head[...])
-    strange, _ = recommender()
+    other_kind, _ = recommender()
     with pytest.raises(ValueError, match=r"the same parameters: 'item_encoder.trained.id'"):
-        load_weights(strange, tmp_path / "w.safetensors", without="backbone")
+        load_weights(other_kind, tmp_path / "w.safetensors", without=("backbone",))
     (tmp_path / "w.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"w.safetensors cannot be read"):
-        load_weights(other, tmp_path / "w.safetensors", without="backbone")
+        load_weights(other, tmp_path / "w.safetensors", without=("backbone",))
 
 
-def test_padding_behind_a_prompt_changes_nothing():
+def test_padding_after_a_prompt_changes_nothing():
     model, tables = recommender()
     batch = prompts(lengths=(5,), length=5)
     longer = prompts(lengths=(5,), length=9)
@@ -115,7 +115,7 @@ def test_a_query_without_items_to_see_points_at_nothing():
     expected = plain.query_head_vector(hidden, items, jnp.ones((2, 3, 4), bool), tables)
     np.testing.assert_allclose(nothing, expected, atol=1e-6)
     np.testing.assert_allclose(everything[1], expected[1], atol=1e-6)
-    # What is seen pulls the query towards itself.
+    # A visible item moves the query towards itself.
     vector = np.asarray(model.item_vectors(jnp.array([4]), tables))[0]
     assert ((everything[0] - nothing[0]) @ vector > 0).all()
 
@@ -142,5 +142,5 @@ def test_the_query_token_carries_the_code_before_it():
     model, tables = recommender()
     tokens = jnp.array([[2, model.space.code(0, 3), model.space.query]])
     embedded = np.asarray(model.embed(tokens, jnp.full((1, 3), -1), tables))[0]
-    own = np.asarray(model.sid_table[...])[-1]
-    np.testing.assert_allclose(embedded[2], own + embedded[1], atol=1e-6)
+    query = np.asarray(model.sid_table[...])[-1]
+    np.testing.assert_allclose(embedded[2], query + embedded[1], atol=1e-6)

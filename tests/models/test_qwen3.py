@@ -1,4 +1,4 @@
-"""The backbone: parity with transformers by golden files, and what masks and caches promise."""
+"""Tests of the backbone: parity with transformers by golden files, masks, cache and training."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ CONFIG = backbone_config(
 
 @pytest.fixture(scope="module", params=MODELS)
 def golden(request):
-    """(model, golden arrays, weights of layer 0)"""
+    """Model, golden arrays and the weights of layer 0."""
     folder = GOLDEN / request.param
     model = load_backbone(folder, dtype="float32", param_dtype="float32")
     weights = {name: weight[0] for name, weight in model.layers.items()}
@@ -35,7 +35,7 @@ def golden(request):
 
 @functools.cache
 def made(config):
-    """A model; initialised in one compiled program, which is quicker than array by array."""
+    """A model, initialised in one compiled program, which is faster than array by array."""
     graph = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))[0]
     return nnx.merge(graph, jax.jit(lambda: nnx.state(Qwen3(config, rngs=nnx.Rngs(0))))())
 
@@ -73,7 +73,7 @@ def hidden_of(model, tokens, segment):
     return np.asarray(forward(model, model.embed(tokens), counted(segment), mask)[0])
 
 
-# --- parity with transformers, module by module and whole
+# --- parity with transformers, of each module and of the model
 
 
 def test_norm_equals_transformers(golden):
@@ -183,7 +183,7 @@ def test_packed_segments_equal_separate_rows(model):
 
 
 def test_branches_equal_separate_sequences(model):
-    # context 1 2 3 4; branch 1 (10 11) after all of it, branch 2 (12 13 14) after 1 2; padding
+    # Context 1 2 3 4; branch 1 (10 11) after 1 2 3 4; branch 2 (12 13 14) after 1 2; padding.
     tokens = jnp.array([[1, 2, 3, 4, 10, 11, 12, 13, 14, 0]])
     segment = jnp.array([[1, 1, 1, 1, 1, 1, 1, 1, 1, 0]])
     branch = jnp.array([[0, 0, 0, 0, 1, 1, 2, 2, 2, 0]])
@@ -197,7 +197,7 @@ def test_branches_equal_separate_sequences(model):
     close(together[:, 6:9], second[:, 2:])
 
 
-def test_rows_that_see_nobody_are_finite_with_their_gradients(model):
+def test_rows_that_see_no_token_and_their_gradients_are_finite(model):
     graph, params = nnx.split(model)
 
     def total(params, embeddings):
@@ -244,28 +244,28 @@ def test_extended_cache_continues_the_same_text(model):
     close(hidden, hidden_of(model, TOKENS, SEGMENT)[:, 5:])
 
 
-def test_beams_share_one_prompt_by_mask_alone(model):
-    # prompt 1 2 3, then per step one token of each of two beams, in one row of the cache
+def test_beams_share_one_prompt_by_their_masks(model):
+    # The prompt is 1 2 3; each step adds one token of each of two beams to one row of the cache.
     prompt, beams = jnp.array([[1, 2, 3]]), [[10, 12], [11, 13]]
     size = 7
-    sees = np.zeros((2, 1, 2, size), bool)
+    masks = np.zeros((2, 1, 2, size), bool)
     for step in range(2):
         for beam in range(2):
-            sees[step, 0, beam, :3] = True
-            sees[step, 0, beam, [3 + 2 * past + beam for past in range(step + 1)]] = True
+            masks[step, 0, beam, :3] = True
+            masks[step, 0, beam, [3 + 2 * past + beam for past in range(step + 1)]] = True
     mask = qwen3.causal_mask(jnp.ones((1, 3), jnp.int32))
     cache = KVCache.empty(CONFIG, 1, size)
     _, cache = forward(model, model.embed(prompt), jnp.arange(3)[None], mask, cache)
     for step in range(2):
         positions = jnp.full((1, 2), 3 + step)
         embeddings = model.embed(jnp.array([beams[step]]))
-        hidden, cache = forward(model, embeddings, positions, jnp.array(sees[step]), cache)
+        hidden, cache = forward(model, embeddings, positions, jnp.array(masks[step]), cache)
     for beam in range(2):
         alone = hidden_of(model, [[1, 2, 3, beams[0][beam], beams[1][beam]]], [[1] * 5])
         close(hidden[:, beam], alone[:, -1])
 
 
-def test_cache_keeps_its_own_dtype(model):
+def test_cache_keeps_its_dtype(model):
     cache = KVCache.empty(CONFIG, 1, 4, "bfloat16")
     mask = jnp.ones((1, 1, 1), bool)
     embeddings = model.embed(jnp.array([[3]]))
@@ -312,9 +312,11 @@ def test_recomputing_layers_changes_no_gradient(remat, lora):
 @pytest.mark.parametrize(
     ("remat", "again"), [("none", 0), ("light", 2), ("attention", 7), ("layer", 8)]
 )
-def test_what_is_computed_again_is_what_remat_says(remat, again):
-    """Of a layer's nine products seven are with weights and two of attention, where no kernel runs:
-    each once forward and twice in the backward pass. What the last gives, no gradient asks for."""
+def test_remat_recomputes_the_products_that_it_names(remat, again):
+    """A layer has nine products: seven with weights and, without a kernel, two of attention.
+
+    Each runs once forward and twice backward. No gradient needs the result of the last product.
+    """
     config = dataclasses.replace(CONFIG, remat=remat)
     graph, params = nnx.split(made(config))
 

@@ -1,4 +1,4 @@
-"""Promises of sigma_jax/models/rqvae.py."""
+"""Tests of the RQ-VAE against float64 loops, and of its start and its unused codes."""
 
 import dataclasses
 
@@ -53,9 +53,9 @@ def test_quantise_equals_a_float64_loop(arrays):
     _, codebooks = arrays
     latents = np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)
     codes, residuals = quantise(jnp.asarray(latents), jnp.asarray(codebooks))
-    want_codes, want_residuals = naive_quantise(latents, codebooks)
-    np.testing.assert_array_equal(codes, want_codes)
-    np.testing.assert_allclose(residuals, want_residuals, atol=1e-5)
+    expected_codes, expected_residuals = naive_quantise(latents, codebooks)
+    np.testing.assert_array_equal(codes, expected_codes)
+    np.testing.assert_allclose(residuals, expected_residuals, atol=1e-5)
 
 
 def test_loss_and_moved_codebooks_equal_a_float64_loop(arrays):
@@ -70,9 +70,9 @@ def test_loss_and_moved_codebooks_equal_a_float64_loop(arrays):
     np.testing.assert_allclose(loss, reconstruction + 0.25 * commitment, rtol=1e-5)
     for level in range(2):
         for code in range(4):
-            mine = residuals[codes[:, level] == code, level]
-            count = 0.9 * 10 / 4 + 0.1 * len(mine)
-            total = 0.9 * 10 / 4 * codebooks[level, code] + 0.1 * mine.sum(0)
+            assigned = residuals[codes[:, level] == code, level]
+            count = 0.9 * 10 / 4 + 0.1 * len(assigned)
+            total = 0.9 * 10 / 4 * codebooks[level, code] + 0.1 * assigned.sum(0)
             np.testing.assert_allclose(model.counts[level, code], count, rtol=1e-5)
             np.testing.assert_allclose(model.codebooks[level, code], total / count, atol=1e-5)
 
@@ -93,15 +93,15 @@ def test_gradient_passes_straight_through_the_quantiser(arrays):
         decoded = twin.decode(twin.encode(x) - offset)
         return jnp.square(decoded - x).sum(-1).mean()
 
-    got, want = jax.grad(loss)(params), jax.grad(as_if_unquantised)(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
-    assert jnp.abs(got["encoder"]["linear"][...]).max() > 0
+    actual, expected = jax.grad(loss)(params), jax.grad(as_if_unquantised)(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
+    assert jnp.abs(actual["encoder"]["linear"][...]).max() > 0
 
 
-def test_dead_codes_come_back_as_residuals_of_the_batch(arrays):
+def test_unused_codes_become_residuals_of_the_batch(arrays):
     vectors, codebooks = arrays
     codebooks = codebooks.copy()
-    codebooks[0, 3] = 1e3  # nothing is near
+    codebooks[0, 3] = 1e3  # far from all residuals
     model = make((vectors, codebooks), revive_below=0.5)
     model.counts[0, 3] = 0.0
     latents = np.asarray(model.encode(jnp.asarray(vectors)))

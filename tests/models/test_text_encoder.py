@@ -1,4 +1,4 @@
-"""A text's vector depends on its own tokens alone and has unit length."""
+"""Tests of the text encoder: a vector depends on the tokens of its text and has unit length."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,15 +33,15 @@ def test_padding_changes_nothing(pooling, is_causal):
     np.testing.assert_allclose(jnp.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
 
 
-def test_pooling_takes_the_hidden_states_it_says():
+def test_pooling_takes_the_mean_or_the_last_hidden_state():
     model, tokens = encoder(), jnp.array([[7, 8, 9]])
     mask = jnp.tril(jnp.ones((1, 3, 3), bool))
     hidden, _ = model.backbone(model.backbone.embed(tokens), jnp.arange(3)[None], mask)
     for pooling, pooled in (("mean", hidden.mean(axis=1)), ("last", hidden[:, -1])):
-        wanted = pooled @ model.projection[...]
-        wanted = wanted / jnp.linalg.norm(wanted)
-        got = encoder(pooling)(tokens, jnp.array([3]))
-        np.testing.assert_allclose(got, wanted, atol=1e-5)
+        expected = pooled @ model.projection[...]
+        expected = expected / jnp.linalg.norm(expected)
+        actual = encoder(pooling)(tokens, jnp.array([3]))
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_without_a_causal_mask_the_order_is_seen_from_both_sides():
@@ -49,8 +49,10 @@ def test_without_a_causal_mask_the_order_is_seen_from_both_sides():
     causal, full = encoder(), encoder(is_causal=False)
     mask = jnp.ones((1, 3, 3), bool)
     hidden, _ = full.backbone(full.backbone.embed(tokens), jnp.arange(3)[None], mask)
-    wanted = hidden.mean(axis=1) @ full.projection[...]
-    np.testing.assert_allclose(full(tokens, lengths), wanted / jnp.linalg.norm(wanted), atol=1e-5)
+    expected = hidden.mean(axis=1) @ full.projection[...]
+    np.testing.assert_allclose(
+        full(tokens, lengths), expected / jnp.linalg.norm(expected), atol=1e-5
+    )
     assert not jnp.allclose(causal(tokens, lengths), full(tokens, lengths), atol=1e-3)
 
 
@@ -58,7 +60,7 @@ def test_an_empty_row_has_a_finite_vector():
     assert bool(jnp.isfinite(encoder()(jnp.zeros((1, 4), int), jnp.array([0]))).all())
 
 
-def test_a_pooling_that_cannot_be_is_refused():
+def test_an_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="pooling='max' is unknown"):
         TextEncoderConfig(6, "max", True)
     with pytest.raises(ValueError, match="for causal encoders"):
