@@ -1,10 +1,12 @@
-"""Stage `grounding`: texts to item vectors (section 2.1 of SIGMA).
+"""Stage `grounding`: item vectors from texts (section 2.1 of SIGMA).
 
     python -m sigma_jax.train --config=configs/grounding.py --workdir=runs/demo
 
-Presets: `local` (Complete Journey, two CPU cores), `files` (the same for own tables), `amazon`,
-`smoke`; `qwen3_0p6b`, `qwen3_4b` and `qwen3_4b_lora` have the paper's settings and take
-`--config.backbone.hf_folder=FOLDER`.
+Presets:
+  `local`: Complete Journey on two CPU cores; `files`: the same for your own tables; `amazon`;
+  `smoke`.
+  `qwen3_0p6b`, `qwen3_4b`, `qwen3_4b_lora`: the paper's settings; they need
+  `--config.backbone.hf_folder=FOLDER`.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +17,7 @@ BACKBONE = {
     "hf_folder": "",
     "width": 128,
     "num_layers": 3,
-    "num_heads": 2,  # few and wide: sharp enough to find one item among a hundred
+    "num_heads": 2,  # few wide heads: they can attend to one item among a hundred
     "num_kv_heads": 2,
     "head_dim": 64,
     "mlp_width": 384,
@@ -32,8 +34,8 @@ BACKBONE = {
 }
 
 BASE = {
-    # Many small batches: on two cores steps teach more than negatives do. The words come first: at
-    # 1e-3 the layers move before the embeddings mean anything, and recall@10 of queries halves.
+    # On two cores many small batches teach more than many negatives. The embeddings have the higher
+    # rate: with 1e-3 the layers move too early, and recall@10 of queries halves.
     "optimizer": common.optimizer(3e-4, table_learning_rate=1e-2, warmup_steps=10),
     "train": common.train(160, 64, eval_every=80, checkpoint_every=40),
     "backbone": BACKBONE,
@@ -72,8 +74,8 @@ SMOKE = {
     "eval_candidates": 256,
 }
 
-# Batch 16,384 pairs, temperature 0.05, AdamW at 2e-5 after 2,000 steps of warmup (the paper).
-# Sizes come from the folder; those here are its published ones, for a start from scratch.
+# The paper: batches of 16,384 pairs, temperature 0.05, AdamW at 2e-5 after 2,000 steps of warmup.
+# The sizes are read from the folder; these published ones are for a start from scratch.
 QWEN3_0P6B = {
     "optimizer": common.optimizer(2e-5, warmup_steps=2_000),
     "train": common.train(20_000, 16_384, log_every=20, eval_every=2_000, checkpoint_every=1_000),
@@ -102,9 +104,9 @@ QWEN3_4B = {
     "backbone.mlp_width": 9_728,
 }
 
-# The layers' matrices stay, in 16 bits, and get additions of low rank. These, and what stands
-# around the backbone, take ten times the rate of all weights (Schulman et al. 2025, LoRA Without
-# Regret). Needs `hf_folder`.
+# The layers' matrices are frozen in 16 bits and get low-rank additions. The additions and the
+# parameters around the backbone take ten times the learning rate of full training (Schulman et al.
+# 2025, LoRA Without Regret). Needs `hf_folder`.
 LORA = {
     "backbone.lora_rank": 32,
     "backbone.param_dtype": "bfloat16",
@@ -121,12 +123,12 @@ CHANGES = {
 
 
 def stage_fields(preset: str) -> ConfigDict:
-    """The fields of GroundingConfig (sigma_jax/grounding/task.py)."""
+    """The fields of GroundingConfig (sigma_jax/grounding/task.py) of a preset."""
     return common.select(preset, BASE, CHANGES)
 
 
 def get_config(preset: str = "local") -> ConfigDict:
-    """This stage's fields, the run's, and under `upstream` the teacher's."""
+    """The fields of this stage and of the run; `upstream` has those of the teacher."""
     upstream = {"teacher": teacher.stage_fields(preset)}
     config = common.run_config(
         "grounding", preset, stage_fields(preset), data.data_fields(preset), upstream

@@ -1,8 +1,8 @@
-"""Stage `tokenizer`: item vectors to semantic IDs, section 2.2 of SIGMA.
+"""Stage `tokenizer`: semantic IDs from item vectors (section 2.2 of SIGMA).
 
     python -m sigma_jax.train --config=configs/tokenizer.py --workdir=runs/demo
 
-`--config.method=kmeans` takes residual k-means in place of the RQ-VAE.
+`--config.method=kmeans` uses residual k-means instead of the RQ-VAE.
 """
 
 from ml_collections import ConfigDict
@@ -42,7 +42,7 @@ PAPER = {
 }
 
 CHANGES = {
-    # As many prefixes as items of each: the beams can look into all of them.
+    # About as many prefixes as items in each prefix, so that beams can cover all prefixes.
     "amazon": {"model.codebook_size": 128},
     "smoke": {
         "train": common.train(20, 64),
@@ -59,12 +59,12 @@ CHANGES = {
 
 
 def stage_fields(preset: str) -> ConfigDict:
-    """The fields of TokenizerConfig (sigma_jax/tokenizer/task.py)."""
+    """The fields of TokenizerConfig (sigma_jax/tokenizer/task.py) of a preset."""
     return common.select(preset, BASE, CHANGES)
 
 
 def get_config(preset: str = "local") -> ConfigDict:
-    """This stage's fields, the run's, and under `upstream` those of the stages before it."""
+    """The fields of this stage and of the run; `upstream` has those of the stages before it."""
     upstream = {
         "teacher": teacher.stage_fields(preset),
         "grounding": grounding.stage_fields(preset),

@@ -1,1 +1,1 @@
-"""Stage 1: relevance pairs to item vectors (section 2.1 of SIGMA)."""
+"""Stage 1: item vectors from relevance pairs (section 2.1 of SIGMA)."""

@@ -1,4 +1,4 @@
-"""Stage 1 as shapes, without data or weights, for preflight."""
+"""Shapes of stage 1 without data, for estimates of memory and time (runtime/preflight)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sigma_jax.runtime.state import shardings, split_model
 def abstract_stage(
     config: GroundingConfig, backbone: Qwen3Config, sizes: CatalogueSizes
 ) -> AbstractStage:
-    """What GroundingTask trains, every text as long as one may be."""
+    """Shapes of the training of GroundingTask, all texts at `max_tokens`."""
     rows, tokens = 2 * config.train.batch_size, config.max_tokens
     batch = {
         "tokens": jax.ShapeDtypeStruct((rows, tokens), jnp.int32),
@@ -52,14 +52,14 @@ def abstract_stage(
 
 
 def inference(config: GroundingConfig, backbone: Qwen3Config, mesh: Mesh) -> Inference:
-    """How a BatchEncoder makes vectors of a batch of the longest texts, as training ends with."""
+    """Encoding of one batch of texts at `max_tokens` by BatchEncoder, as at the end of training."""
     backbone = dataclasses.replace(backbone, lora=None)
     model = _model(config, backbone)
     rows = BatchEncoder(model, config.eval_batch_size, mesh).batch_size
     template, params, rest = split_model(model, lambda path: "frozen")
-    where = shardings(template, mesh)
+    sharding_of = shardings(template, mesh)
     placed = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[name])
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of[name])
         for name, leaf in {**params, **rest}.items()
     }
     graph, state = nnx.split(template.merge(placed, {}))
@@ -76,7 +76,7 @@ def inference(config: GroundingConfig, backbone: Qwen3Config, mesh: Mesh) -> Inf
 
 
 def encode_choices(config: GroundingConfig, devices: int) -> list[tuple[str, GroundingConfig]]:
-    """(flag, config) that encode fewer and fewer texts at a time, down to one text a device."""
+    """(flag, config) pairs that encode half the texts at a time, a quarter, ... one per device."""
     choices, texts = [], (config.encode_rows or 2 * config.train.batch_size) // 2
     while texts and texts % devices == 0:
         changed = dataclasses.replace(config, encode_rows=texts)
@@ -87,7 +87,7 @@ def encode_choices(config: GroundingConfig, devices: int) -> list[tuple[str, Gro
 
 def _model(config: GroundingConfig, backbone: Qwen3Config) -> TextEncoder:
     def make() -> TextEncoder:
-        own = Qwen3(backbone, rngs=nnx.Rngs(0))
-        return TextEncoder(config.encoder, own, rngs=nnx.Rngs(0))
+        language_model = Qwen3(backbone, rngs=nnx.Rngs(0))
+        return TextEncoder(config.encoder, language_model, rngs=nnx.Rngs(0))
 
     return nnx.eval_shape(make)

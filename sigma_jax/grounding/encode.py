@@ -1,4 +1,4 @@
-"""Texts and items to vectors with a trained encoder, now and after the stage has ended."""
+"""Vectors of texts and items by a trained encoder, and the encoder as an artifact."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from sigma_jax.runtime.files import read_json, write_json
 
 @functools.partial(jax.jit, static_argnames=("graph", "where"))
 def vectors_of(graph, state, tokens, lengths, where):
-    """Unit vectors of texts by a model in two parts, whole on every device of `where`."""
+    """Unit vectors of texts by the model `nnx.merge(graph, state)`.
+
+    `where` is the sharding of the result; None on one device.
+    """
     model = nnx.merge(graph, state)
     if where is None:
         return model(tokens, lengths)
     with sharding.on_mesh(where.mesh):
-        # Whole on every device: each process of several can then read all of it.
+        # Replicated, so that every process can read all vectors.
         return jax.lax.with_sharding_constraint(model(tokens, lengths), where)
 
 
 class BatchEncoder:
-    """`model` applied to batches of any number of rows, padded to one static shape.
+    """Applies `model` to batches of any number of rows, padded to one static shape.
 
-    Where `mesh` belongs to several processes, all of them have to ask, for the same.
+    If `mesh` belongs to several processes, all of them must make the same calls.
     """
 
     def __init__(self, model: TextEncoder, batch_size: int, mesh: Mesh | None = None):
@@ -48,10 +51,10 @@ class BatchEncoder:
     def __call__(self, tokens: np.ndarray, lengths: np.ndarray) -> Float32[np.ndarray, "B D"]:
         """Unit vectors of at most `batch_size` texts."""
         count = len(tokens)
-        short = self.batch_size - count
+        padding = self.batch_size - count
         batch = {
-            "tokens": np.pad(tokens, ((0, short), (0, 0))),
-            "lengths": np.pad(lengths, (0, short)),
+            "tokens": np.pad(tokens, ((0, padding), (0, 0))),
+            "lengths": np.pad(lengths, (0, padding)),
         }
         where = None
         if self.mesh is not None:
@@ -60,7 +63,7 @@ class BatchEncoder:
         return np.asarray(vectors_of(self.graph, self.state, **batch, where=where))[:count]
 
     def rows(self, table, rows: np.ndarray) -> Float32[np.ndarray, "n D"]:
-        """Vectors of `rows` of a TokenTable."""
+        """Unit vectors of the texts `rows` of a TokenTable."""
         vectors = np.empty((len(rows), self.width), np.float32)
         for start in range(0, len(rows), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -70,15 +73,15 @@ class BatchEncoder:
 
 @dataclasses.dataclass(frozen=True)
 class TextVectors:
-    """Texts of any kind to vectors in the space of `text_vectors.npy`: for new items, queries."""
+    """Encodes new items, queries and themes into the space of `text_vectors.npy`."""
 
     tokenizer_folder: Path
     encoder: BatchEncoder
-    length: int  # tokens of a text that count
-    query_instruction: str  # put before queries and themes, as in training
+    length: int  # T: later tokens of a text are cut
+    query_instruction: str  # stands before queries and themes, as in training
 
     def __call__(self, texts: list[str], are_queries: bool = False) -> Float32[np.ndarray, "n D"]:
-        """Unit vectors of `texts`: of items, or of queries and themes."""
+        """Unit vectors of `texts`, which are items, or with `are_queries` queries or themes."""
         if are_queries:
             texts = [self.query_instruction + text for text in texts]
         tokenizer = load_tokenizer(self.tokenizer_folder)
@@ -102,7 +105,11 @@ def save_encoder(
     query_instruction: str,
     folder: Path,
 ) -> None:
-    """backbone/ (a Hugging Face folder with tokenizer), weights.safetensors and encoder.json."""
+    """Writes the encoder to `folder`; `load_encoder` reads it.
+
+    The files are backbone/ (a Hugging Face folder with its tokenizer), weights.safetensors and
+    encoder.json.
+    """
     from sigma_jax.models.hf import save_backbone
 
     save_backbone(model.backbone, folder / "backbone")
@@ -120,7 +127,10 @@ def save_encoder(
 
 
 def load_encoder(folder: Path, batch_size: int = 64, mesh: Mesh | None = None) -> TextVectors:
-    """What `save_encoder` wrote to WORKDIR/grounding. ValueError if it is missing or damaged."""
+    """The encoder that `save_encoder` wrote to `folder` (WORKDIR/grounding).
+
+    ValueError if it is missing, damaged or of another version.
+    """
     settings = read_json(folder / "encoder.json")
     backbone_folder = folder / "backbone"
     try:

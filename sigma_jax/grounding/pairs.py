@@ -1,4 +1,4 @@
-"""Batches of relevance pairs over all views, by (seed, step) alone."""
+"""Batches of relevance pairs of all views; a batch depends on (seed, step) only."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from sigma_jax.grounding.texts import TokenTable
 from sigma_jax.schema import VIEWS, PreparedData, RelevancePairs
 
 Batch = dict[str, np.ndarray]
-FOREVER = 2**40  # steps; nobody gets there
+FOREVER = 2**40  # number of steps of the dataset; no run is that long
 
 
 def check_mixture(views: Mapping[str, float]) -> None:
-    """ValueError if a weight is negative or names no view, or all are 0."""
+    """ValueError if a weight is negative, a name is no view, or all weights are 0."""
     for view, weight in views.items():
         if view not in VIEWS:
-            raise ValueError(f"mixture.{view} is no view; use {', '.join(VIEWS)}.")
+            raise ValueError(f"mixture.{view} is no view; use names out of {', '.join(VIEWS)}.")
         if not weight >= 0:
             raise ValueError(f"mixture.{view}={weight}; use 0 to leave a view out, or more.")
     if not any(views.values()):
-        raise ValueError(f"mixture={dict(views)} weighs no view; give one a weight above 0.")
+        raise ValueError(f"mixture={dict(views)} has no weight above 0; give one view a weight.")
 
 
 def mixture(views: Mapping[str, float], data: PreparedData) -> dict[str, float]:
-    """Share of each view that has training pairs and a weight, summing to 1.
+    """View -> share of the training pairs; the shares sum to 1.
 
-    ValueError if the data has no training pairs of those views.
+    Views without weight or without training pairs are left out. ValueError if none remains.
     """
     usable = {
         view: weight
@@ -39,22 +39,23 @@ def mixture(views: Mapping[str, float], data: PreparedData) -> dict[str, float]:
     }
     if not usable:
         raise ValueError(
-            f"no relevance pairs to train on: the data has {sorted(data.pairs)}, mixture asks for "
-            f"{sorted(view for view in views if views[view] > 0)}; weigh a view that exists."
+            f"no relevance pairs to train on: the data have views {sorted(data.pairs)} but mixture "
+            f"has weights for {sorted(view for view in views if views[view] > 0)}; give a weight "
+            "to a view of the data."
         )
     total = sum(usable.values())
     return {view: weight / total for view, weight in usable.items()}
 
 
 def left_rows(pairs: RelevancePairs, table: TokenTable, chosen: np.ndarray) -> np.ndarray:
-    """Rows of `table` for the left sides of the `chosen` pairs."""
+    """Rows of `table` of the left sides of the `chosen` pairs."""
     offset = table.first_row.get(pairs.view, 0) if pairs.left_texts is not None else 0
     return pairs.left[chosen].astype(np.int64) + offset
 
 
 @dataclasses.dataclass(frozen=True)
 class PairBatches:
-    """What a batch of `pairs` pairs is made of; left sides first, then right sides (2B rows)."""
+    """Batches of B = `pairs` pairs: 2B rows, first the left sides, then the right sides."""
 
     data: PreparedData
     table: TokenTable
@@ -64,14 +65,14 @@ class PairBatches:
     seed: int
 
     def dataset(self, rows: Int64[np.ndarray, " n"] | None = None) -> grain.MapDataset:
-        """Element s is the batch of step s, whatever was read before, or `rows` of it."""
+        """Element s is the batch of step s, or `rows` of it."""
         return grain.MapDataset.range(FOREVER).map(lambda step: self.batch(step, rows))
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Number of the view (in VIEWS), left and right rows of the B pairs of a step.
+        """View (its number in VIEWS), left row and right row of each of the B pairs of a step.
 
-        Drawn with replacement, a view by its share and a pair of it evenly; held-out pairs are
-        drawn again, which needs no list of the others.
+        Pairs are drawn with replacement: first a view by its share, then one of its pairs
+        uniformly. A held-out pair is redrawn, so no list of the other pairs is needed.
         """
         random = np.random.default_rng([self.seed, step])
         names = list(self.shares)
@@ -81,17 +82,17 @@ class PairBatches:
             slots = np.flatnonzero(views == number)
             source = self.data.pairs[name]
             chosen = random.integers(0, len(source.right), len(slots))
-            while (again := np.flatnonzero(source.is_heldout[chosen])).size:
-                chosen[again] = random.integers(0, len(source.right), len(again))
+            while (heldout := np.flatnonzero(source.is_heldout[chosen])).size:
+                chosen[heldout] = random.integers(0, len(source.right), len(heldout))
             left[slots], right[slots] = left_rows(source, self.table, chosen), source.right[chosen]
         return np.array([VIEWS.index(name) for name in names], np.int32)[views], left, right
 
     def batch(self, step: int, rows: Int64[np.ndarray, " n"] | None = None) -> Batch:
-        """tokens [2B, T], length, key, view [2B]; id_vectors [2B, D], has_id [2B] if there are;
-        or `rows` of these.
+        """The batch of a step, or `rows` of it.
 
-        Equal texts have one key. A row without ID vector (a query, a theme, an item whose vector
-        is zero) has zeros.
+        Arrays: tokens [2B, T], length, key and view [2B]; with ID vectors also id_vectors [2B, D]
+        and has_id [2B]. Equal texts have one key. A row without ID vector (a query, a theme, an
+        item whose vector is zero) has zeros.
         """
         view, left, right = self.draw(int(step))
         view, texts = np.concatenate([view, view]), np.concatenate([left, right])
@@ -115,7 +116,7 @@ class PairBatches:
 def held_out(
     pairs: RelevancePairs, table: TokenTable, count: int, seed: int
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """At most `count` held-out pairs, the same for a seed: left rows and right items."""
+    """Left rows and right items of at most `count` held-out pairs, drawn by `seed`."""
     chosen = np.flatnonzero(pairs.is_heldout)
     if len(chosen) > count:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, count, replace=False))

@@ -1,54 +1,58 @@
-"""Recall@k of held-out relevance pairs: does the right item come first for its left side?"""
+"""Recall@k of held-out relevance pairs: the rank of the right item for its left side."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-# Cosines this near are a tie: equal texts get equal vectors up to rounding.
+# Cosines this close are a tie, because equal texts get equal vectors up to rounding.
 TIE = 1e-6
 CUTOFFS = (1, 10, 100)
 CHUNK = 256  # left sides scored at a time
 
 
 def candidate_items(
-    right: Int64[np.ndarray, " n"], items: int, most: int, seed: int
+    right: Int64[np.ndarray, " n"], items: int, limit: int, seed: int
 ) -> Int64[np.ndarray, " S"]:
-    """The items that are ranked: all, or all right ones and a random sample up to `most`."""
-    needed = np.unique(right)
-    if not most or items <= most:
+    """The items to rank: all of them, or all right items and a random sample, `limit` together.
+
+    With `limit` 0 all items are ranked. If there are more right items than `limit`, only these.
+    """
+    right_items = np.unique(right)
+    if not limit or items <= limit:
         return np.arange(items)
-    drawn = np.random.default_rng(seed).choice(items, min(most, items), replace=False)
-    # In the order drawn: sorted first, the cut would leave the start of the catalogue alone.
-    others = drawn[~np.isin(drawn, needed)][: max(most - len(needed), 0)]
-    return np.sort(np.concatenate([needed, others]))
+    drawn = np.random.default_rng(seed).choice(items, min(limit, items), replace=False)
+    # Cut before sorting: sorted items would be cut to the start of the catalogue.
+    others = drawn[~np.isin(drawn, right_items)][: max(limit - len(right_items), 0)]
+    return np.sort(np.concatenate([right_items, others]))
 
 
 def recalls(
     left: Float32[np.ndarray, "n D"],
     candidates: Float32[np.ndarray, "S D"],
-    place: Int64[np.ndarray, " n"],
-    own_place: Int64[np.ndarray, " n"],
+    right_rows: Int64[np.ndarray, " n"],
+    left_rows: Int64[np.ndarray, " n"],
 ) -> dict[int, Float64[np.ndarray, " n"]]:
-    """For each k of CUTOFFS, the chance of each pair that its right item is among the first k.
+    """k -> probability of each pair that its right item is among the first k, for k in CUTOFFS.
+
+    Ties are broken uniformly at random, so a probability may lie between 0 and 1. Worked example:
+    with one better item and two others equal to the right one, recall@2 is 1/3.
 
     Args:
-      place: row of the right item in `candidates`.
-      own_place: row of the left item, which is no candidate for itself; -1 where there is none.
-
-    Ties are broken evenly at random, so the chance is not always 0 or 1: with one better item and
-    two others equal to the right one, recall@2 is 1/3.
+      left: vectors of the left sides.
+      right_rows: row of the right item in `candidates`.
+      left_rows: row of the left item, which is not ranked for itself; -1 if it is no candidate.
     """
-    found = {k: np.zeros(len(left)) for k in CUTOFFS}
+    recall = {k: np.zeros(len(left)) for k in CUTOFFS}
     for start in range(0, len(left), CHUNK):
         part = slice(start, start + CHUNK)
         scores = left[part] @ candidates.T
         rows = np.arange(len(scores))
-        right = scores[rows, place[part]][:, None]
-        has_own = own_place[part] >= 0
-        scores[rows[has_own], own_place[part][has_own]] = -np.inf
+        right = scores[rows, right_rows[part]][:, None]
+        is_ranked = left_rows[part] >= 0
+        scores[rows[is_ranked], left_rows[part][is_ranked]] = -np.inf
         better = (scores > right + TIE).sum(axis=1)
-        equal = (np.abs(scores - right) <= TIE).sum(axis=1)  # the right one among them
+        equal = (np.abs(scores - right) <= TIE).sum(axis=1)  # includes the right item
         for k in CUTOFFS:
-            found[k][part] = np.clip((k - better) / np.maximum(equal, 1), 0, 1)
-    return found
+            recall[k][part] = np.clip((k - better) / np.maximum(equal, 1), 0, 1)
+    return recall

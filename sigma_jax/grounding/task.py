@@ -1,4 +1,4 @@
-"""Stage `grounding`: relevance pairs to item vectors v_text (section 2.1 of SIGMA, Eq. 1-3)."""
+"""Stage `grounding`: item vectors v_text from relevance pairs (section 2.1 of SIGMA, Eq. 1-3)."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ class GroundingConfig:
     backbone: BackboneConfig
     encoder: TextEncoderConfig
     max_tokens: int  # of a text
-    token_quantile: float  # share of texts that the batch's static length holds whole
-    query_instruction: str  # put before queries and themes
+    token_quantile: float  # share of texts that fit into the static length of a batch
+    query_instruction: str  # stands before queries and themes
     mixture: dict[str, float]  # view -> weight; views without pairs are left out
     temperature: float  # tau of Eq. 1
     id_temperature: float  # tau of P_ID in Eq. 3
-    kd_weight: float  # of Eq. 3 beside Eq. 2; 0: off
-    masks_false_negatives: bool  # False: the paper's letter
+    kd_weight: float  # weight of Eq. 3; Eq. 2 has weight 1; 0: no distillation
+    masks_false_negatives: bool  # losses.contrastive_loss with keys; False: as in the paper
     encode_rows: int  # texts encoded at a time within a step; 0: all at once
-    loss_rows: int  # rows of the [2B, 2B] matrices made at a time
-    eval_pairs: int  # held-out pairs of a view in a report, at most
-    eval_candidates: int  # items ranked in a report, at most; 0: all
+    loss_rows: int  # rows of the [2B, 2B] matrices computed at a time
+    eval_pairs: int  # most held-out pairs of a view in a report
+    eval_candidates: int  # most items ranked in a report; 0: all
     eval_batch_size: int  # texts encoded at a time outside of training
 
     def __post_init__(self):
         check_mixture(self.mixture)
         if self.train.accumulate > 1:
             raise ValueError(
-                f"train.accumulate={self.train.accumulate} would part anchors from negatives; "
-                "encode_rows saves memory here."
+                f"train.accumulate={self.train.accumulate} would separate anchors from negatives; "
+                "use 1, and encode_rows to save memory."
             )
         check_at_least(1, self, "max_tokens", "loss_rows", "eval_pairs", "eval_batch_size")
         check_at_least(0, self, "kd_weight", "encode_rows", "eval_candidates")
@@ -67,7 +67,7 @@ class GroundingConfig:
 
 
 class GroundingTask:
-    """Contrastive learning over four views, with distillation from ID vectors."""
+    """Task of stage 1: contrastive learning over four views, distillation from ID vectors."""
 
     def __init__(
         self, config: GroundingConfig, workdir: Path, seed: int, mesh: Mesh | None = None
@@ -92,7 +92,7 @@ class GroundingTask:
         self.pairs = PairBatches(self.data, self.table, shares, self.id_vectors, pairs, seed)
         parts = ", ".join(f"{view} {share:.2f}" for view, share in shares.items())
         logging.info(
-            "grounding: %d texts of at most %d tokens (%.1f %% cut), views %s, distillation %s",
+            "grounding: %d texts of up to %d tokens (%.1f %% truncated), views %s, distillation %s",
             len(self.table.key),
             self.table.length,
             100 * self.table.truncated,
@@ -107,35 +107,40 @@ class GroundingTask:
         if vectors is None and teacher.exists():
             vectors = load_item_vectors(teacher)
         if vectors is None:
-            logging.warning("grounding: neither the data nor a teacher gives ID vectors: no Eq. 3")
+            logging.warning(
+                "grounding: no distillation (Eq. 3), because neither the data nor a teacher has ID "
+                "vectors"
+            )
         elif len(vectors) != len(self.data.catalogue):
             raise ValueError(
                 f"there are {len(vectors)} ID vectors for {len(self.data.catalogue)} items; "
-                "run the teacher, or `sigma_jax.prepare`, again."
+                "run the teacher or `sigma_jax.prepare` again."
             )
         return vectors
 
     def batches(self, rows: Int64[np.ndarray, " n"] | None = None) -> grain.MapDataset:
-        """Element s is the batch of step s (PairBatches), or `rows` of its 2B."""
+        """Element s is the batch of step s (`PairBatches.batch`), or `rows` of it."""
         return self.pairs.dataset(rows)
 
     @property
     def epoch_steps(self) -> float:
-        """Steps in which as many pairs are drawn as there are."""
+        """Number of steps that draw as many pairs as the views have."""
         pairs = sum(len(self.data.pairs[view].right) for view in self.pairs.shares)
         return pairs / self.config.train.batch_size
 
     def model(self, rngs: nnx.Rngs) -> TextEncoder:
+        """The text encoder before its first step."""
         folder = self.data.text_tokenizer_folder
         vocab_size = load_tokenizer(folder).get_vocab_size()
         backbone = make_backbone(self.config.backbone, vocab_size, rngs, folder)
         return TextEncoder(self.config.encoder, backbone, rngs=rngs)
 
     def tables(self) -> dict[str, np.ndarray]:
-        return {}  # ID vectors come with the batch: a table of 10^8 items stays on disk
+        """None: ID vectors come with the batch, so that a table of 10^8 items stays on disk."""
+        return {}
 
     def param_group(self, path: tuple[str, ...]) -> str:
-        """Group of the optimizer."""
+        """The optimizer's group of the parameter at `path`."""
         return param_group(self.config, path)
 
     def loss(
@@ -145,10 +150,10 @@ class GroundingTask:
         return grounding_loss(self.config, model, tables, batch, key)
 
     def report(self, model: TextEncoder, tables: dict) -> dict[str, float]:
-        """recall_K/VIEW of held-out pairs, and among how many items they were ranked.
+        """`recall_K/VIEW` of held-out pairs, and `candidates`, the number of ranked items.
 
-        Other right items of the same left side stay among the candidates, so recall@1 of a
-        query with many items cannot reach 1.
+        Other right items of the same left side are ranked too, so recall@1 of a query with many
+        items cannot reach 1.
         """
         encoder = BatchEncoder(model, self.config.eval_batch_size, self.mesh)
         chosen = {
@@ -162,21 +167,21 @@ class GroundingTask:
         items = len(self.data.catalogue)
         candidates = candidate_items(right, items, self.config.eval_candidates, self.seed)
         vectors = encoder.rows(self.table, candidates)
-        figures = {"candidates": float(len(candidates))}
+        metrics = {"candidates": float(len(candidates))}
         for view, (left, right) in chosen.items():
-            different, where = np.unique(left, return_inverse=True)
-            found = recalls(
-                encoder.rows(self.table, different)[where],
+            distinct, inverse = np.unique(left, return_inverse=True)
+            recall = recalls(
+                encoder.rows(self.table, distinct)[inverse],
                 vectors,
                 np.searchsorted(candidates, right),
-                places(candidates, left),
+                rows_of(left, candidates),
             )
-            figures |= {f"recall_{k}/{view}": float(hit.mean()) for k, hit in found.items()}
-        return figures
+            metrics |= {f"recall_{k}/{view}": float(hit.mean()) for k, hit in recall.items()}
+        return metrics
 
     def finalize_on_all_hosts(self, model: TextEncoder, mesh: Mesh) -> None:
-        """Vectors of all items on the devices of all processes; the first writes them."""
-        began = time.monotonic()
+        """Encodes all items on the devices of all processes; the first process writes them."""
+        start_time = time.monotonic()
         model.backbone.fold_lora()
         encoder = BatchEncoder(model, self.config.eval_batch_size, mesh)
         items, size = len(self.data.catalogue), encoder.batch_size
@@ -191,18 +196,21 @@ class GroundingTask:
         hosts.by_first(create)
         for start in range(0, items, size):
             rows = np.arange(start, min(start + size, items))
-            found = encoder(*self.table.batch(rows))
+            encoded = encoder(*self.table.batch(rows))
             if vectors is not None:
-                vectors[start : start + size] = found
+                vectors[start : start + size] = encoded
         if vectors is not None:
             vectors.flush()
-        self.encode_seconds = time.monotonic() - began
+        self.encode_seconds = time.monotonic() - start_time
 
     def refit(self) -> None:
         """None: nothing is trained after this task."""
 
     def finish(self, model: TextEncoder, tables: dict, folder: Path) -> dict:
-        """text_vectors.npy of all items, and the encoder for texts still to come."""
+        """Writes text_vectors.npy of all items and the encoder for later texts.
+
+        Returns the metrics of the manifest.
+        """
         items = len(self.data.catalogue)
         model.backbone.fold_lora()
         shutil.move(self.encoded, folder / "text_vectors.npy")
@@ -216,9 +224,9 @@ class GroundingTask:
         )
         return {
             "items": items,
-            "different_texts": len(np.unique(self.table.key[:items])),
+            "distinct_texts": len(np.unique(self.table.key[:items])),
             "tokens_per_text": self.table.length,
-            "texts_cut": self.table.truncated,
+            "truncated_texts": self.table.truncated,
             "has_distillation": self.id_vectors is not None,
             "pairs": {view: len(pairs.right) for view, pairs in self.data.pairs.items()},
             "encode_seconds": self.encode_seconds,
@@ -226,10 +234,13 @@ class GroundingTask:
 
 
 def param_group(config: GroundingConfig, path: tuple[str, ...]) -> str:
-    """Group of a parameter. Text embeddings have their own rate: from scratch, a row is seen far
-    less often."""
-    predicts_tokens = path[-1] == "head"  # nothing is predicted here
-    if predicts_tokens or config.backbone.is_frozen(path):
+    """The optimizer's group of the parameter at `path`.
+
+    Text embeddings have a learning rate of their own: from scratch a row of the table is used far
+    less often than other weights.
+    """
+    is_token_head = path[-1] == "head"  # this stage predicts no tokens
+    if is_token_head or config.backbone.is_frozen(path):
         return "frozen"
     return "table" if path[-1] == "embedding" else "base"
 
@@ -237,24 +248,27 @@ def param_group(config: GroundingConfig, path: tuple[str, ...]) -> str:
 def grounding_loss(
     config: GroundingConfig, model: TextEncoder, tables: dict, batch: dict[str, Array], key: Array
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Eq. 2 + kd_weight * Eq. 3 of SIGMA over the global batch; Eq. 3 where it has ID vectors."""
+    """Eq. 2 + kd_weight * Eq. 3 of SIGMA over the global batch; Eq. 3 if it has ID vectors.
+
+    Metrics: `contrastive`, `in_batch_accuracy` and, with ID vectors, `distillation`.
+    """
 
     def encode(rows):
         tokens, lengths, number = rows
-        # Under chunks each has a dropout of its own.
+        # Each chunk has a dropout key of its own.
         return model(tokens, lengths, key=jax.random.fold_in(key, number[0]))
 
     count = len(batch["length"])
     rows = (batch["tokens"], batch["length"], jnp.arange(count))
-    # Chunks recompute their activations: memory for one chunk, negatives from all.
+    # Chunks recompute their activations: memory for one chunk, negatives from all chunks.
     vectors = losses.map_row_chunks(encode, rows, config.encode_rows or count)
     keys = batch["key"] if config.masks_false_negatives else None
     contrast, accuracy = losses.contrastive_loss(
         vectors, config.temperature, keys, config.loss_rows
     )
-    parts = {"contrastive": contrast, "in_batch_accuracy": accuracy}
+    metrics = {"contrastive": contrast, "in_batch_accuracy": accuracy}
     if "id_vectors" not in batch:
-        return contrast, parts
+        return contrast, metrics
     distillation = losses.distillation_loss(
         vectors,
         batch["id_vectors"],
@@ -265,10 +279,10 @@ def grounding_loss(
         config.loss_rows,
     )
     loss = contrast + config.kd_weight * distillation
-    return loss, {**parts, "distillation": distillation}
+    return loss, {**metrics, "distillation": distillation}
 
 
-def places(candidates: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Where `rows` stand in the sorted `candidates`; -1 where they do not."""
-    place = np.minimum(np.searchsorted(candidates, rows), len(candidates) - 1)
-    return np.where(candidates[place] == rows, place, -1)
+def rows_of(items: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Row of each of `items` in the sorted `candidates`; -1 if it is not there."""
+    row = np.minimum(np.searchsorted(candidates, items), len(candidates) - 1)
+    return np.where(candidates[row] == items, row, -1)

@@ -1,6 +1,6 @@
-"""The texts of stage 1 as tokens on disk: tokenised once, then a batch is a gather.
+"""The texts of stage 1 as tokens on disk: tokenised once, then gathered for each batch.
 
-Row i is the text of item i; after the items come the left texts of each view (queries, themes).
+Row i is the text of item i. After the items come the left texts of each view (queries, themes).
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,26 +16,28 @@ from jaxtyping import Int32, Int64
 from tokenizers import Tokenizer
 
 from sigma_jax.runtime import hosts
+from sigma_jax.runtime.files import atomic_folder
 from sigma_jax.schema import PreparedData, read_npy
 
 CHUNK = 8192  # texts held as Python objects at a time
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The fast tokenizer of a Hugging Face folder, without padding. ValueError if there is none."""
+    """The tokenizer in tokenizer.json of `folder`, without padding. ValueError if there is none."""
     path = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(
-            f"{path} is no tokenizer ({error}); delete {path.parents[1]} and run again."
+            f"{path} is no tokenizer ({error}); delete {path.parents[1]} and run the stage that "
+            "wrote it again."
         ) from error
     tokenizer.no_padding()
     return tokenizer
 
 
 def encode(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[list[int]]:
-    """Token ids of `texts`, cut at `max_tokens`; a text without tokens counts as token 0."""
+    """Token ids of `texts`, cut at `max_tokens`; a text without tokens becomes token 0."""
     tokenizer.enable_truncation(max_tokens)
     encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids or [0] for encoding in encoded]
@@ -46,7 +46,7 @@ def encode(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[list
 def padded(
     offsets: np.ndarray, tokens: np.ndarray, rows: np.ndarray, length: int
 ) -> tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, " B"]]:
-    """Rows of a ragged table as [B, T] with zeros behind, and how many tokens of each count.
+    """Rows of a ragged table as [B, T], padded with zeros at the end, and their token counts.
 
     Worked example, texts [5 6 7] [8], T 2: [[5 6] [8 0]], lengths [2 1].
     """
@@ -60,14 +60,14 @@ def padded(
 
 @dataclasses.dataclass(frozen=True)
 class TokenTable:
-    """All texts as tokens, memory-mapped."""
+    """The tokens of all texts, memory-mapped."""
 
     offsets: Int64[np.ndarray, " texts+1"]
     tokens: Int32[np.ndarray, " tokens"]
-    key: Int32[np.ndarray, " texts"]  # the first row with the same tokens: equal texts, one key
+    key: Int32[np.ndarray, " texts"]  # first row with the same tokens, so equal texts share a key
     first_row: dict[str, int]  # view -> row of its first left text
     length: int  # T of a batch
-    truncated: float  # share of texts that are longer than T
+    truncated: float  # share of texts with more than T tokens
 
     def batch(self, rows: Int64[np.ndarray, " B"]):
         """Tokens [B, T] and lengths [B] of `rows`."""
@@ -77,11 +77,11 @@ class TokenTable:
 def token_table(
     data: PreparedData, cache: Path, max_tokens: int, quantile: float, instruction: str
 ) -> TokenTable:
-    """The texts of `data` as tokens, made in `cache` unless they are there already.
+    """The tokens of all texts of `data`, which are written to `cache` if they are not there yet.
 
-    T is the smallest multiple of 8 that holds the share `quantile` of the texts whole, at most
-    `max_tokens`: one static shape for all batches, without padding all to the longest text.
-    `instruction` is put before left texts.
+    T is the smallest multiple of 8 that is enough for the share `quantile` of the texts, at most
+    `max_tokens`. So all batches have one static shape, without padding to the longest text.
+    `instruction` stands before left texts.
     """
     recipe = _recipe(data, max_tokens, instruction)
     folder = cache / f"tokens-{recipe}"
@@ -93,9 +93,9 @@ def token_table(
     hosts.by_first(make)
     offsets = read_npy(folder / "offsets.npy", 1)
     lengths = np.diff(offsets)
-    wanted = int(np.quantile(lengths, quantile, method="higher"))
-    length = min(-(-wanted // 8) * 8, max_tokens)
-    # Texts cut at max_tokens count as truncated although their rest is not stored.
+    needed = int(np.quantile(lengths, quantile, method="higher"))
+    length = min(-(-needed // 8) * 8, max_tokens)
+    # A text with max_tokens tokens counts as truncated, because its rest would not be stored.
     truncated = float(np.mean((lengths > length) | (lengths == max_tokens)))
     tokens = np.memmap(folder / "tokens.int32", np.int32, "r")
     key = read_npy(folder / "key.npy", 1)
@@ -103,6 +103,7 @@ def token_table(
 
 
 def _first_rows(data: PreparedData) -> dict[str, int]:
+    """Row of the first left text of each view that has left texts."""
     row, first = len(data.catalogue), {}
     for view, pairs in data.pairs.items():
         if pairs.left_texts is not None:
@@ -111,7 +112,7 @@ def _first_rows(data: PreparedData) -> dict[str, int]:
 
 
 def _texts(data: PreparedData, instruction: str) -> Iterator[list[str]]:
-    """All texts in the order of rows, CHUNK at a time."""
+    """All texts in the order of the rows, CHUNK at a time."""
     for start in range(0, len(data.catalogue), CHUNK):
         yield data.catalogue.table["text"].slice(start, CHUNK).to_pylist()
     for view in _first_rows(data):
@@ -121,7 +122,7 @@ def _texts(data: PreparedData, instruction: str) -> Iterator[list[str]]:
 
 
 def _recipe(data: PreparedData, max_tokens: int, instruction: str) -> str:
-    """Short name of what decides the tokens: the data, the tokenizer and the settings."""
+    """Hash of the data, the tokenizer and the settings, which together decide the tokens."""
     stamp = data.folder / "manifest.json"
     source = stamp.read_bytes() if stamp.exists() else str(data.folder.stat().st_mtime_ns).encode()
     tokenizer = (data.text_tokenizer_folder / "tokenizer.json").read_bytes()
@@ -130,38 +131,31 @@ def _recipe(data: PreparedData, max_tokens: int, instruction: str) -> str:
 
 
 def _write(data: PreparedData, folder: Path, max_tokens: int, instruction: str) -> None:
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    """Writes offsets.npy, tokens.int32 and key.npy to `folder`."""
     tokenizer = load_tokenizer(data.text_tokenizer_folder)
     weights = np.random.default_rng(0).integers(0, 2**64, max_tokens, np.uint64)
     lengths, hashes = [], []
-    with open(beside / "tokens.int32", "wb") as file:
-        for texts in _texts(data, instruction):
-            rows = encode(tokenizer, texts, max_tokens)
-            lengths.append(np.array([len(row) for row in rows], np.int64))
-            flat = np.concatenate([np.array(row, np.int32) for row in rows])
-            hashes.append(_hashes(flat, lengths[-1], weights))
-            flat.tofile(file)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
-    np.save(beside / "offsets.npy", offsets)
-    np.save(beside / "key.npy", first_equal(np.concatenate(hashes)))
-    try:
-        os.replace(beside, folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(beside, ignore_errors=True)
-        if not folder.exists():
-            raise
+    with atomic_folder(folder) as out:
+        with open(out / "tokens.int32", "wb") as file:
+            for texts in _texts(data, instruction):
+                rows = encode(tokenizer, texts, max_tokens)
+                lengths.append(np.array([len(row) for row in rows], np.int64))
+                flat = np.concatenate([np.array(row, np.int32) for row in rows])
+                hashes.append(_hashes(flat, lengths[-1], weights))
+                flat.tofile(file)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
+        np.save(out / "offsets.npy", offsets)
+        np.save(out / "key.npy", first_equal(np.concatenate(hashes)))
 
 
 def _hashes(flat: np.ndarray, lengths: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """One 64-bit number a row: sum of (token + 1) * weight of its place, modulo 2^64."""
+    """64-bit hash of each row: the sum of (token + 1) * weight of its position, modulo 2^64."""
     starts = np.cumsum(lengths) - lengths
-    place = np.arange(len(flat)) - np.repeat(starts, lengths)
-    return np.add.reduceat((flat.astype(np.uint64) + np.uint64(1)) * weights[place], starts)
+    position = np.arange(len(flat)) - np.repeat(starts, lengths)
+    return np.add.reduceat((flat.astype(np.uint64) + np.uint64(1)) * weights[position], starts)
 
 
 def first_equal(values: np.ndarray) -> Int32[np.ndarray, " n"]:
-    """For each place the first place with the same value: [7 9 7] -> [0 1 0]."""
+    """For each element the index of the first equal element: [7 9 7] -> [0 1 0]."""
     _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     return first[inverse].astype(np.int32)

@@ -1,1 +1,1 @@
-"""The networks: the Qwen3 backbone, its Hugging Face folders, and the heads built on it."""
+"""Neural networks: the Qwen3 backbone, its Hugging Face folders, encoders and heads."""

@@ -1,1 +1,1 @@
-"""Stage 2: item vectors to semantic IDs (section 2.2 of SIGMA)."""
+"""Stage 2: semantic IDs from item vectors (section 2.2 of SIGMA)."""

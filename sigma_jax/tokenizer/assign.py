@@ -1,6 +1,6 @@
-"""Semantic IDs of any item vectors, by a trained tokenizer: `load_tokenizer(folder).assign(v)`.
+"""Semantic IDs of item vectors by a trained tokenizer: `load_tokenizer(folder).assign(vectors)`.
 
-New items get their SIDs this way too: encoder and codebooks stay as they are.
+New items get their SIDs in the same way; encoder and codebooks do not change.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ ROWS = 8192  # vectors encoded at a time
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A trained tokenizer."""
+    """A trained tokenizer: item vectors to SIDs."""
 
     model: RqVae
 
     def assign(self, vectors: Float[np.ndarray, "I D"]) -> Int32[np.ndarray, "I L"]:
-        """SIDs of `vectors` (a memory-mapped array is read a piece at a time).
+        """SIDs of `vectors`; a memory-mapped array is read in blocks.
 
         Raises:
-          ValueError: vectors of another size than the tokenizer was trained on, or not finite.
+          ValueError: the vectors have another size than those of the training, or are not finite.
         """
         return assign_codes(self.model, vectors, ROWS)
 
@@ -42,11 +42,11 @@ class Tokenizer:
 def assign_codes(
     model: RqVae, vectors: Float[np.ndarray, "I D"], rows: int
 ) -> Int32[np.ndarray, "I L"]:
-    """SIDs of `vectors`, `rows` at a time. ValueError as in `Tokenizer.assign`."""
+    """SIDs of `vectors`, computed for `rows` vectors at a time. Raises as `Tokenizer.assign`."""
     if vectors.ndim != 2 or vectors.shape[1] != model.input_size:
         raise ValueError(
-            f"item vectors have shape {vectors.shape}; the tokenizer was trained on vectors of "
-            f"{model.input_size} values: use those of the same grounding stage."
+            f"item vectors have shape {vectors.shape} but the tokenizer was trained on vectors of "
+            f"{model.input_size} values; use the vectors of the same grounding stage."
         )
     graphdef, state = nnx.split(model)
 
@@ -57,7 +57,7 @@ def assign_codes(
     rows = max(min(rows, len(vectors)), 1)
     codes = np.empty((len(vectors), model.config.levels), np.int32)
     for start in range(0, len(vectors), rows):
-        block = np.zeros((rows, vectors.shape[1]), np.float32)  # one shape, one compile
+        block = np.zeros((rows, vectors.shape[1]), np.float32)  # one shape is compiled once
         part = vectors[start : start + rows]
         if not np.isfinite(part).all():
             row = start + int(np.flatnonzero(~np.isfinite(part).all(axis=1))[0])
@@ -68,7 +68,7 @@ def assign_codes(
 
 
 def save_tokenizer(model: RqVae, folder: Path) -> None:
-    """Writes codebooks.npy float32 [L, C, latent], weights.safetensors and tokenizer.json."""
+    """Writes codebooks.npy (float32 [L, C, H]), weights.safetensors and tokenizer.json."""
     np.save(folder / "codebooks.npy", np.asarray(model.codebooks[...], np.float32))
     save_weights(model, folder / "weights.safetensors")
     settings = {
@@ -80,11 +80,12 @@ def save_tokenizer(model: RqVae, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of an artifact's folder. ValueError if it is missing or damaged."""
+    """The tokenizer in an artifact's folder. ValueError if it is missing or damaged."""
     settings = read_json(folder / SETTINGS)
     if missing := {"model", "input_size", "has_encoder"} - settings.keys():
         raise ValueError(
-            f"{folder / SETTINGS} lacks {sorted(missing)}; delete {folder} and run again."
+            f"{folder / SETTINGS} has no {sorted(missing)}; delete {folder} and run the stage "
+            "tokenizer again."
         )
     config = to_dataclass(RqVaeConfig, settings["model"], "model")
     model = RqVae(config, settings["input_size"], settings["has_encoder"], rngs=nnx.Rngs(0))
@@ -92,8 +93,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     codebooks = read_npy(folder / "codebooks.npy", 3)
     if codebooks.shape != model.codebooks.shape:
         raise ValueError(
-            f"{folder / 'codebooks.npy'} has shape {codebooks.shape}, {SETTINGS} asks for "
-            f"{model.codebooks.shape}; delete {folder} and run again."
+            f"{folder / 'codebooks.npy'} has shape {codebooks.shape} but {SETTINGS} says "
+            f"{model.codebooks.shape}; delete {folder} and run the stage tokenizer again."
         )
     model.codebooks[...] = jax.numpy.asarray(codebooks)
     return Tokenizer(model)

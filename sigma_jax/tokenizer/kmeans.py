@@ -1,4 +1,4 @@
-"""Residual k-means in JAX: where codebooks start, and the alternative to the RQ-VAE."""
+"""Residual k-means in JAX: the start of the codebooks, and the alternative to the RQ-VAE."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-BLOCK = 8192  # points compared with all centres at a time: memory stays [BLOCK, C]
+BLOCK = 8192  # points compared with all centres at a time; distances take [BLOCK, C] memory
 
 
 @functools.partial(jax.jit, static_argnames=("levels", "count", "iterations"))
 def residual_kmeans(
     points: Float[Array, "N H"], levels: int, count: int, iterations: int, key: PRNGKeyArray
 ) -> Float[Array, "L C H"]:
-    """Codebooks: k-means of the points, then of what is left over, and so on level by level."""
+    """L = `levels` codebooks of C = `count` centres, by k-means of the points and of residuals."""
 
     def level(residual, key):
         centres = kmeans(residual, count, iterations, key)
@@ -27,9 +27,10 @@ def residual_kmeans(
 def kmeans(
     points: Float[Array, "N H"], count: int, iterations: int, key: PRNGKeyArray
 ) -> Float[Array, "C H"]:
-    """Lloyd's k-means from a k-means++ start. A centre that nothing is nearest to stays.
+    """C = `count` centres by Lloyd's k-means from a k-means++ start.
 
-    With fewer distinct points than centres some centres are equal: the lower ones are used.
+    A centre without points stays where it is. With fewer distinct points than centres some centres
+    are equal, and points go to the lower one.
     """
 
     def iterate(_, centres):
@@ -40,18 +41,18 @@ def kmeans(
 
 
 def plus_plus(points: Float[Array, "N H"], count: int, key: PRNGKeyArray) -> Float[Array, "C H"]:
-    """k-means++: each next centre is a point drawn by its squared distance to the nearest one."""
+    """Centres by k-means++: each is a point drawn by its squared distance to the nearest centre."""
     first, key = jax.random.split(key)
 
     def distances(centre):
         return jnp.square(points - centre).sum(-1)
 
-    def add(place, state):
+    def add(number, state):
         centres, distance = state
         total = jnp.cumsum(distance)
-        draw = jax.random.uniform(jax.random.fold_in(key, place)) * total[-1]
+        draw = jax.random.uniform(jax.random.fold_in(key, number)) * total[-1]
         row = jnp.minimum(jnp.searchsorted(total, draw, side="right"), len(points) - 1)
-        return centres.at[place].set(points[row]), jnp.minimum(distance, distances(points[row]))
+        return centres.at[number].set(points[row]), jnp.minimum(distance, distances(points[row]))
 
     start = points[jax.random.randint(first, (), 0, len(points))]
     centres = jnp.zeros((count, points.shape[1]), points.dtype).at[0].set(start)
@@ -61,21 +62,21 @@ def plus_plus(points: Float[Array, "N H"], count: int, key: PRNGKeyArray) -> Flo
 def cluster_sums(
     points: Float[Array, "N H"], centres: Float[Array, "C H"]
 ) -> tuple[Float[Array, "C H"], Float[Array, " C"]]:
-    """Sum and number of the points nearest to each centre."""
+    """Sum and number of the points that are nearest to each centre."""
     blocks, is_point = _blocks(points)
 
     def add(state, block):
         points, is_point = block
-        chosen = jax.nn.one_hot(_nearest(points, centres), len(centres)) * is_point[:, None]
-        totals = jnp.matmul(chosen.T, points, precision=jax.lax.Precision.HIGHEST)
-        return (state[0] + totals, state[1] + chosen.sum(0)), None
+        assigned = jax.nn.one_hot(_nearest(points, centres), len(centres)) * is_point[:, None]
+        totals = jnp.matmul(assigned.T, points, precision=jax.lax.Precision.HIGHEST)
+        return (state[0] + totals, state[1] + assigned.sum(0)), None
 
     start = (jnp.zeros(centres.shape, jnp.float32), jnp.zeros(len(centres), jnp.float32))
     return jax.lax.scan(add, start, (blocks, is_point))[0]
 
 
 def nearest(points: Float[Array, "N H"], centres: Float[Array, "C H"]) -> Array:
-    """The centre nearest to each point, the lower one on ties."""
+    """Number of the centre nearest to each point, the lower one on ties."""
     blocks, _ = _blocks(points)
     return jax.lax.map(lambda block: _nearest(block, centres), blocks).reshape(-1)[: len(points)]
 
@@ -86,9 +87,9 @@ def _nearest(points, centres):
 
 
 def _blocks(points: Float[Array, "N H"]) -> tuple[Array, Array]:
-    """The points in blocks of equal size, padded, and which rows are points."""
+    """The points in padded blocks of equal size, and which rows are points."""
     size = min(BLOCK, len(points))
-    missing = -len(points) % size
-    padded = jnp.pad(points, ((0, missing), (0, 0)))
+    padding = -len(points) % size
+    padded = jnp.pad(points, ((0, padding), (0, 0)))
     is_point = jnp.arange(len(padded)) < len(points)
     return padded.reshape(-1, size, points.shape[1]), is_point.reshape(-1, size)

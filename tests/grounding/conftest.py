@@ -1,4 +1,4 @@
-"""A workdir with a small catalogue whose texts say which items belong together."""
+"""Fixtures: a workdir with a small catalogue in which items of one noun belong together."""
 
 import json
 
@@ -56,7 +56,7 @@ def write_data(folder, has_id_vectors=True):
 
 @pytest.fixture
 def workdir(tmp_path):
-    """A workdir with the stage data."""
+    """A workdir with prepared data."""
     write_data(tmp_path / "data")
     return tmp_path
 

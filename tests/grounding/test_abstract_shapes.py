@@ -1,4 +1,4 @@
-"""What preflight compiles is what training runs: the same shapes, labels and loss."""
+"""Tests that preflight compiles what training runs: equal shapes, parameter groups and loss."""
 
 import dataclasses
 
@@ -27,25 +27,25 @@ def test_shapes_are_those_of_a_training(workdir, kd_weight):
     config = dataclasses.replace(task.config, max_tokens=task.table.length)
     model, batch = task.model(nnx.Rngs(0)), task.batches()[0]
     vectors = {"id": task.data.id_vectors.shape[1]}
-    found = abstract_stage(
+    stage = abstract_stage(
         config, model.backbone.config, CatalogueSizes(len(task.data.catalogue), vectors, 4, 8, 6)
     )
-    assert shapes(found.batch) == shapes(batch) and not found.tables
+    assert shapes(stage.batch) == shapes(batch) and not stage.tables
     template, params, rest = split_model(model, task.param_group)
-    other, abstract_params, others = split_model(found.model, found.param_group)
-    assert shapes(abstract_params) == shapes(params) and shapes(others) == shapes(rest)
-    assert other.param_groups == template.param_groups
-    parts = jax.eval_shape(found.loss, model, {}, batch, jax.random.key(0))[1]
+    abstract, abstract_params, abstract_rest = split_model(stage.model, stage.param_group)
+    assert shapes(abstract_params) == shapes(params) and shapes(abstract_rest) == shapes(rest)
+    assert abstract.param_groups == template.param_groups
+    parts = jax.eval_shape(stage.loss, model, {}, batch, jax.random.key(0))[1]
     assert ("distillation" in parts) == bool(kd_weight)
 
 
-def test_an_answer_is_looked_at_with_the_arrays_of_an_encoder(workdir, monkeypatch):
-    called, own = [], encode.vectors_of
+def test_inference_has_the_arrays_of_an_encoder(workdir, monkeypatch):
+    calls, vectors_of = [], encode.vectors_of
     mesh = make_mesh(MeshConfig(-1, 1, 1))
 
     def spy(*arguments, **named):
-        called.append((*arguments[1:], named["tokens"], named["lengths"]))
-        return own(*arguments, **named)
+        calls.append((*arguments[1:], named["tokens"], named["lengths"]))
+        return vectors_of(*arguments, **named)
 
     monkeypatch.setattr(encode, "vectors_of", spy)
     config = to_dataclass(GroundingConfig, stage_fields("smoke"))
@@ -53,10 +53,10 @@ def test_an_answer_is_looked_at_with_the_arrays_of_an_encoder(workdir, monkeypat
     model = task.model(nnx.Rngs(0))
     task.finalize_on_all_hosts(model, mesh)
     config = dataclasses.replace(task.config, max_tokens=task.table.length)
-    found = inference(config, model.backbone.config, mesh)
-    assert len(called) == -(-48 // found.examples)
-    for arguments in called:
-        theirs = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arguments)]
-        ours = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(found.arguments)]
-        assert ours == theirs
-    assert jax.eval_shape(found.run, *found.arguments).shape == (found.examples, 64)
+    abstract = inference(config, model.backbone.config, mesh)
+    assert len(calls) == -(-48 // abstract.examples)
+    for arguments in calls:
+        expected = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arguments)]
+        actual = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(abstract.arguments)]
+        assert actual == expected
+    assert jax.eval_shape(abstract.run, *abstract.arguments).shape == (abstract.examples, 64)

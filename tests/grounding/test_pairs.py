@@ -1,4 +1,4 @@
-"""Batches depend on seed and step alone, hold training pairs only, in the mixture asked for."""
+"""Tests of batches of pairs: seed and step decide them; training pairs in the set mixture."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ def make(data, tmp_path, pairs=64, seed=0):
     return PairBatches(data, table, mixture(BOTH, data), data.id_vectors, pairs, seed)
 
 
-def test_a_batch_depends_on_seed_and_step_alone(data, tmp_path):
+def test_a_batch_depends_on_seed_and_step_only(data, tmp_path):
     batches = make(data, tmp_path).dataset()
     later = batches[5]
     again = make(data, tmp_path).dataset()
@@ -28,7 +28,7 @@ def test_a_batch_depends_on_seed_and_step_alone(data, tmp_path):
     assert not np.array_equal(make(data, tmp_path, seed=1).dataset()[5]["key"], later["key"])
 
 
-def test_hosts_make_the_rows_of_a_batch_that_are_theirs(data, tmp_path):
+def test_a_host_can_make_its_rows_of_a_batch_only(data, tmp_path):
     batches, rows = make(data, tmp_path), np.array([0, 5, 127])
     for name, array in batches.dataset(rows)[5].items():
         np.testing.assert_array_equal(array, batches.dataset()[5][name][rows])
@@ -58,7 +58,7 @@ def test_pairs_are_training_pairs_of_their_view(data, tmp_path):
     assert abs(np.mean(np.array(seen) == VIEWS.index("search")) - 0.75) < 0.1
 
 
-def test_a_batch_says_what_its_rows_are(data, tmp_path):
+def test_a_batch_has_views_keys_and_id_vectors_of_its_rows(data, tmp_path):
     batches = make(data, tmp_path)
     view, left, right = batches.draw(3)
     batch = batches.batch(3)
@@ -69,15 +69,15 @@ def test_a_batch_says_what_its_rows_are(data, tmp_path):
     is_item = batch["has_id"]
     np.testing.assert_array_equal(batch["id_vectors"][is_item], data.id_vectors[rows[is_item]])
     assert not batch["id_vectors"][~is_item].any()
-    np.testing.assert_array_equal(batch["key"], np.where(rows == 47, 5, rows))  # one text
+    np.testing.assert_array_equal(batch["key"], np.where(rows == 47, 5, rows))  # equal texts
 
 
 def test_held_out_pairs_are_held_out(data, tmp_path):
     table = make(data, tmp_path).table
     left, right = held_out(data.pairs["search"], table, 10, 0)
     source = data.pairs["search"]
-    known = zip(source.left[source.is_heldout] + 48, source.right[source.is_heldout], strict=True)
-    assert len(left) == 10 and set(zip(left, right, strict=True)) <= set(known)
+    heldout = zip(source.left[source.is_heldout] + 48, source.right[source.is_heldout], strict=True)
+    assert len(left) == 10 and set(zip(left, right, strict=True)) <= set(heldout)
 
 
 def test_the_mixture_is_over_views_that_exist(data):

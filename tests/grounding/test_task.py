@@ -1,6 +1,7 @@
-"""The grounding stage as a whole: it learns, it says how well, its artifact can be used."""
+"""Tests of the grounding stage: it learns, reports, and leaves an encoder that can be used."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -39,26 +40,26 @@ def make_config(**changes) -> GroundingConfig:
 
 
 def run(task, config, mesh, steps=STEPS):
-    """The loop of train.py without its files; gives the model and the loss at each step."""
+    """The model after the loop of train.py without its files, and the metrics of each step."""
     state, template, optimizer = init_state(
         task.model(nnx.Rngs(0)), task.param_group, config.optimizer, steps, mesh
     )
     step = make_step(task.loss, template, optimizer, config.optimizer, steps, 0, state)
-    batches, figures = task.batches(), []
+    batches, metrics = task.batches(), []
     for number in range(steps):
         state, parts = step(state, {}, batches[number])
-        figures.append({name: float(value) for name, value in parts.items()})
-    return template.merge(state.params, state.rest), figures
+        metrics.append({name: float(value) for name, value in parts.items()})
+    return template.merge(state.params, state.rest), metrics
 
 
 def test_it_learns_which_items_belong_together(workdir, mesh):
     config = make_config()
     task = GroundingTask(config, workdir, 0, mesh)
     before = task.report(task.model(nnx.Rngs(0)), {})
-    model, figures = run(task, config, mesh)
-    assert figures[-1]["loss"] < 0.7 * figures[0]["loss"]
-    total = figures[0]["contrastive"] + config.kd_weight * figures[0]["distillation"]
-    np.testing.assert_allclose(figures[0]["loss"], total, rtol=1e-5)
+    model, metrics = run(task, config, mesh)
+    assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
+    total = metrics[0]["contrastive"] + config.kd_weight * metrics[0]["distillation"]
+    np.testing.assert_allclose(metrics[0]["loss"], total, rtol=1e-5)
     after = task.report(model, {})
     assert after["candidates"] == 48
     for view in ("search", "co_occurrence"):
@@ -74,8 +75,8 @@ def test_the_artifact_encodes_texts_to_the_vectors_it_holds(workdir, mesh, tmp_p
     folder = tmp_path / "grounding"
     folder.mkdir()
     task.finalize_on_all_hosts(model, mesh)
-    figures = task.finish(model, {}, folder)
-    assert figures["items"] == 48 and figures["different_texts"] == 47
+    metrics = task.finish(model, {}, folder)
+    assert metrics["items"] == 48 and metrics["distinct_texts"] == 47
     stored = load_item_vectors(folder / "text_vectors.npy")
     assert stored.shape == (48, 64) and stored.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1, rtol=1e-5)
@@ -87,6 +88,11 @@ def test_the_artifact_encodes_texts_to_the_vectors_it_holds(workdir, mesh, tmp_p
     trained = BatchEncoder(model, 8).rows(task.table, rows)
     np.testing.assert_allclose(encoder(texts, are_queries=True), trained, atol=1e-5)
     assert np.abs(encoder(texts) - trained).max() > 1e-2
+    settings = json.loads((folder / "encoder.json").read_text())
+    del settings["backbone"]["lora_rank"]
+    (folder / "encoder.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"encoder.json is damaged or of another .*lora_rank"):
+        load_encoder(folder)
 
 
 def test_encoding_in_chunks_changes_neither_loss_nor_gradient(workdir, mesh):
@@ -119,7 +125,7 @@ def test_without_id_vectors_there_is_no_distillation(workdir, mesh):
         GroundingTask(make_config(), workdir, 0)
 
 
-def test_text_embeddings_learn_at_their_own_rate(workdir):
+def test_text_embeddings_have_a_learning_rate_of_their_own(workdir):
     task = GroundingTask(make_config(), workdir, 0)
     paths = [path for path, _ in nnx.to_flat_state(nnx.state(task.model(nnx.Rngs(0))))]
     groups = {path: task.param_group(path) for path in paths}
@@ -128,7 +134,7 @@ def test_text_embeddings_learn_at_their_own_rate(workdir):
     assert isinstance(task.config.optimizer, OptimizerConfig)
 
 
-def test_with_low_rank_additions_they_and_the_projection_alone_are_trained(workdir, tmp_path):
+def test_with_low_rank_additions_only_they_and_the_projection_are_trained(workdir, tmp_path):
     task = GroundingTask(make_config(), workdir, 0)
     save_backbone(task.model(nnx.Rngs(0)).backbone, tmp_path / "hf")
     backbone = dataclasses.replace(
@@ -200,16 +206,16 @@ task.finalize_on_all_hosts(template.merge(state.params, state.rest), mesh)
 """
 
 
-def test_two_processes_encode_the_catalogue_as_one_does(workdir):
+def test_two_processes_encode_the_catalogue_like_one(workdir):
     path = workdir / "train" / "grounding" / "text_vectors.npy"
-    found = []
+    vectors = []
     for count in (1, 2):
         for status, _, errors in finish(start(["-c", ENCODE, workdir], count, 2)):
             assert status == 0, errors
-        found.append(np.load(path))
+        vectors.append(np.load(path))
         path.unlink()
-    assert len(np.unique(found[0], axis=0)) == 47
-    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    assert len(np.unique(vectors[0], axis=0)) == 47
+    np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-6)
 
 
 def test_eight_devices_give_the_loss_of_one(workdir):

@@ -1,4 +1,4 @@
-"""Tokens on disk equal tokens made anew, whatever the chunks; equal texts share a key."""
+"""Tests of tokens on disk: equal to fresh tokens for any chunks; equal texts share a key."""
 
 import numpy as np
 import pytest
@@ -19,36 +19,36 @@ def test_rows_hold_the_tokens_of_their_texts(data, tmp_path, monkeypatch, chunk)
     monkeypatch.setattr(texts, "CHUNK", chunk)
     table = token_table(data, tmp_path / "cache", 64, 1.0, "find: ")
     tokenizer = load_tokenizer(data.text_tokenizer_folder)
-    wanted = data.catalogue.texts(np.arange(48))
-    wanted += ["find: " + text for text in data.pairs["search"].left_texts.to_pylist()]
-    tokens, lengths = table.batch(np.arange(len(wanted)))
+    expected = data.catalogue.texts(np.arange(48))
+    expected += ["find: " + text for text in data.pairs["search"].left_texts.to_pylist()]
+    tokens, lengths = table.batch(np.arange(len(expected)))
     assert table.first_row == {"search": 48} and table.length % 8 == 0 and table.truncated == 0
-    for text, row, length in zip(wanted, tokens, lengths, strict=True):
+    for text, row, length in zip(expected, tokens, lengths, strict=True):
         assert tokenizer.decode(list(row[:length])) == text
         assert not row[length:].any()
-    np.testing.assert_array_equal(table.key, [wanted.index(text) for text in wanted])
+    np.testing.assert_array_equal(table.key, [expected.index(text) for text in expected])
 
 
 def test_long_texts_are_cut_and_counted(data, tmp_path):
     table = token_table(data, tmp_path / "cache", 4, 1.0, "")
     assert table.length == 4 and table.batch(np.array([0]))[0].shape == (1, 4)
-    assert table.truncated > 0.8  # all but the queries
+    assert table.truncated > 0.8  # all texts but the queries
 
 
-def test_tokens_are_made_once_for_a_recipe(data, tmp_path, monkeypatch):
+def test_tokens_are_written_once_for_the_same_settings(data, tmp_path, monkeypatch):
     first = token_table(data, tmp_path / "cache", 16, 1.0, "")
-    monkeypatch.setattr(texts, "_write", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(texts, "_write", lambda *_: pytest.fail("written twice"))
     again = token_table(data, tmp_path / "cache", 16, 0.5, "")
     np.testing.assert_array_equal(again.tokens, first.tokens)
     monkeypatch.undo()
     assert len(token_table(data, tmp_path / "cache", 16, 1.0, "other ").tokens) > len(first.tokens)
 
 
-def test_a_text_without_tokens_counts_as_one(data):
+def test_a_text_without_tokens_becomes_token_0(data):
     assert texts.encode(load_tokenizer(data.text_tokenizer_folder), ["", "tea"], 9)[0] == [0]
 
 
-def test_first_equal():
+def test_first_equal_gives_the_index_of_the_first_equal_element():
     np.testing.assert_array_equal(first_equal(np.array([7, 9, 7, 9, 1])), [0, 1, 0, 1, 4])
 
 

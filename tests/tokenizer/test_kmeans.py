@@ -1,4 +1,4 @@
-"""Promises of sigma_jax/tokenizer/kmeans.py."""
+"""Tests of residual k-means."""
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +17,22 @@ def points():
 
 def test_blocks_change_nothing(points, monkeypatch):
     centres = points[:7]
-    whole = nearest(points, centres), *cluster_sums(points, centres)
+    unblocked = nearest(points, centres), *cluster_sums(points, centres)
     monkeypatch.setattr(module, "BLOCK", 8)
     blocked = nearest(points, centres), *cluster_sums(points, centres)
-    for got, want in zip(blocked, whole, strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-5)
+    for one, other in zip(blocked, unblocked, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
     distance = np.square(points[:, None] - centres).sum(-1)
-    np.testing.assert_array_equal(whole[0], distance.argmin(1))
-    np.testing.assert_array_equal(whole[2], np.bincount(distance.argmin(1), minlength=7))
+    np.testing.assert_array_equal(unblocked[0], distance.argmin(1))
+    np.testing.assert_array_equal(unblocked[2], np.bincount(distance.argmin(1), minlength=7))
 
 
 def test_lloyd_iterations_equal_a_plain_loop(points):
     key = jax.random.key(1)
     centres = np.float64(plus_plus(jnp.asarray(points), 5, key))
     for _ in range(4):
-        owner = np.square(points[:, None] - centres).sum(-1).argmin(1)
-        centres = np.array([points[owner == c].mean(0) for c in range(5)])
+        centre_of = np.square(points[:, None] - centres).sum(-1).argmin(1)
+        centres = np.array([points[centre_of == c].mean(0) for c in range(5)])
     np.testing.assert_allclose(kmeans(jnp.asarray(points), 5, 4, key), centres, atol=1e-5)
 
 

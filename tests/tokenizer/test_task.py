@@ -1,4 +1,4 @@
-"""Promises of the stage `tokenizer`: sigma_jax/tokenizer/{task,assign}.py, configs/tokenizer.py."""
+"""Tests of the stage `tokenizer`, its config and its artifact."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def make_task(folder: Path, vectors: np.ndarray, config: TokenizerConfig = TINY,
 
 
 def train(task: TokenizerTask, steps: int):
-    """The loop of train.py, in short."""
+    """The model and the losses of `steps` steps, by the loop of train.py without its files."""
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
     optimizer = task.config.optimizer
     state, template, update = init_state(
@@ -57,25 +57,25 @@ def train(task: TokenizerTask, steps: int):
 
 
 @pytest.mark.parametrize("method", ["rqvae", "kmeans"])
-def test_stage_leaves_sids_and_a_tokenizer_that_gives_the_same(tmp_path, method):
+def test_the_artifact_has_sids_and_a_tokenizer_that_gives_the_same_sids(tmp_path, method):
     vectors = clustered(150)
     task = make_task(tmp_path, vectors, dataclasses.replace(TINY, method=method))
     model, losses = train(task, 10)
     assert np.isfinite(losses).all()
     out = tmp_path / "out"
     out.mkdir()
-    found = task.finish(model, {}, out)
+    metrics = task.finish(model, {}, out)
     sids = SemanticIds.load(out)
     assert sids.codes.shape == (150, 3) and sids.codebook_size == 8
     assert np.load(out / "codebooks.npy").shape == (3, 8, 6 if method == "rqvae" else 8)
     tokenizer = load_tokenizer(out)
     np.testing.assert_array_equal(tokenizer.assign(vectors), sids.codes)
     np.testing.assert_array_equal(tokenizer.assign(vectors[7:8]), sids.codes[7:8])
-    histogram = found["collision_histogram"]
+    histogram = metrics["collision_histogram"]
     assert sum(histogram.values()) == len(np.unique(sids.codes, axis=0))
-    assert found["largest_prefix_1"] == np.bincount(sids.codes[:, 0]).max()
-    json.dumps(found)
-    assert 0 < found["relative_mse"] < 0.6 and found["neighbour_share"] > 1 / 8
+    assert metrics["largest_prefix_1"] == np.bincount(sids.codes[:, 0]).max()
+    json.dumps(metrics)
+    assert 0 < metrics["relative_mse"] < 0.6 and metrics["neighbour_share"] > 1 / 8
 
 
 def test_sids_are_a_function_of_the_seed(tmp_path):
@@ -95,8 +95,8 @@ def test_batches_depend_on_seed_and_step_only(tmp_path):
     np.testing.assert_array_equal(forward, backward)
     assert forward[0].shape == (TINY.train.batch_size, 8)
     assert (forward[0] != forward[1]).any()
-    of_host = task.batches(np.array([3, 5]))[1]["vectors"]
-    np.testing.assert_array_equal(of_host, forward[1][[3, 5]])
+    some_rows = task.batches(np.array([3, 5]))[1]["vectors"]
+    np.testing.assert_array_equal(some_rows, forward[1][[3, 5]])
 
 
 def test_training_lowers_the_loss_of_a_narrow_latent(tmp_path):
@@ -150,7 +150,7 @@ def test_new_vectors_must_fit_the_tokenizer(tmp_path):
 def test_missing_or_broken_input_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"inputs=\('text',\) but .* has vectors of \[\]"):
         TokenizerTask(TINY, tmp_path, 0)
-    with pytest.raises(ValueError, match="hold no item"):
+    with pytest.raises(ValueError, match="have no items"):
         make_task(tmp_path / "empty", np.zeros((0, 8), np.float32))
     task = make_task(tmp_path / "nan", np.full((4, 8), np.nan, np.float32))
     with pytest.raises(ValueError, match="not finite"):

@@ -1,4 +1,4 @@
-"""What semantic IDs are worth: use, perplexity, collisions, neighbours. NumPy only."""
+"""Quality of semantic IDs: code use, perplexity, collisions, neighbours. NumPy only."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from jaxtyping import Float, Int
 
 from sigma_jax.data.vectors import unit_rows
 
-HISTOGRAM_BINS = 10  # the last counts "that many or more"
+HISTOGRAM_BINS = 10  # the last bin is "10 or more"
 
 
 def code_use(codes: Int[np.ndarray, "I L"], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per level: number of different codes used, and perplexity exp(entropy) of their use."""
+    """By level: the number of distinct codes, and the perplexity exp(entropy) of their use."""
     used, perplexity = [], []
     for column in codes.T:
         share = np.bincount(column, minlength=size) / len(column)
@@ -22,7 +22,7 @@ def code_use(codes: Int[np.ndarray, "I L"], size: int) -> tuple[np.ndarray, np.n
 
 
 def prefix_sizes(codes: Int[np.ndarray, "I L"]) -> list[np.ndarray]:
-    """For each depth 1..L, how many items each distinct prefix of that length holds."""
+    """For each depth 1..L, the number of items of each distinct prefix of that length."""
     group = np.zeros(len(codes), np.int64)
     sizes = []
     for column in codes.T:
@@ -33,7 +33,7 @@ def prefix_sizes(codes: Int[np.ndarray, "I L"]) -> list[np.ndarray]:
 
 
 def collision_histogram(sid_sizes: Int[np.ndarray, " sids"]) -> dict[str, int]:
-    """How many SIDs are shared by 1, 2, 3 ... items, from the sizes of full-length prefixes.
+    """Number of SIDs with 1, 2, 3 ... items; `sid_sizes` are the sizes of full-length prefixes.
 
     Worked example: sizes [1, 1, 3] -> {"1": 2, "3": 1}.
     """
@@ -50,7 +50,10 @@ def neighbour_share(
     queries: Int[np.ndarray, " Q"],
     neighbours: int = 10,
 ) -> float:
-    """Of the nearest other items (by cosine) of the rows `queries`, the share with their code."""
+    """Share of the nearest other items (by cosine) that have the first code of their query.
+
+    `queries` are rows of `vectors`; 1 if there is no other item.
+    """
     neighbours = min(neighbours, len(vectors) - 1)
     if neighbours < 1:
         return 1.0
@@ -59,6 +62,6 @@ def neighbour_share(
     for rows in np.array_split(queries, -(-len(queries) // 256)):  # memory [256, N]
         cosines = unit[rows] @ unit.T
         cosines[np.arange(len(rows)), rows] = -np.inf
-        near = np.argpartition(-cosines, neighbours - 1, axis=1)[:, :neighbours]
-        hits += (first_codes[near] == first_codes[rows, None]).sum()
+        nearest = np.argpartition(-cosines, neighbours - 1, axis=1)[:, :neighbours]
+        hits += (first_codes[nearest] == first_codes[rows, None]).sum()
     return float(hits / (len(queries) * neighbours))
