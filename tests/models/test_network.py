@@ -67,7 +67,7 @@ def test_frozen_vectors_get_no_gradient_and_trained_ones_do():
 
 def test_an_item_encoder_without_its_tables_names_those_of_the_data():
     config = ItemEncoderConfig(4, 4, ("image",), ())
-    with pytest.raises(ValueError, match=r"inputs=\('image',\) but the data has \['text'\]"):
+    with pytest.raises(ValueError, match=r"inputs=\('image',\) but the data have \['text'\]"):
         ItemEncoder(config, {"text": np.ones((3, 2), np.float32)}, rngs=nnx.Rngs(0))
 
 
