@@ -12,7 +12,7 @@ from sigma_jax.schema import DAY, Histories, PreparedData, Requests
 from sigma_jax.shapes import power_of_two
 
 
-def ragged(
+def rows_of_ranges(
     starts: Int[np.ndarray, " n"], ends: Int[np.ndarray, " n"]
 ) -> Int64[np.ndarray, " total"]:
     """Row numbers of many ranges in a row: starts [3, 9], ends [5, 10] -> [3, 4, 9]."""
@@ -23,7 +23,7 @@ def ragged(
 
 def training_rows(histories: Histories) -> Int64[np.ndarray, " rows"]:
     """Rows of Histories that training may see: those before each user's valid_start."""
-    return ragged(histories.offsets[:-1], histories.valid_start)
+    return rows_of_ranges(histories.offsets[:-1], histories.valid_start)
 
 
 def history_ranges(
@@ -71,14 +71,14 @@ def request_times(histories: Histories, requests: Requests) -> Int64[np.ndarray,
     )
 
 
-def first_of_day(
+def first_row_of_day(
     histories: Histories,
     starts: Int64[np.ndarray, " N"],
     ends: Int64[np.ndarray, " N"],
     times: Int64[np.ndarray, " N"],
 ) -> Int64[np.ndarray, " N"]:
     """The first row of each history on the day (UTC) of its request; `ends` where there is none."""
-    lines = ragged(starts, ends)
+    lines = rows_of_ranges(starts, ends)
     request = np.repeat(np.arange(len(starts)), np.maximum(ends - starts, 0))
     is_today = histories.time[lines] // DAY == times[request] // DAY
     count = np.bincount(request[is_today & (times[request] > 0)], minlength=len(starts))
@@ -111,7 +111,7 @@ def recent_item_weights(
     A line weighs 1 in the last session, then `decay`, its square ...; lines of one item add up.
     """
     counts = np.maximum(ends - starts, 0)
-    lines = ragged(starts, ends)
+    lines = rows_of_ranges(starts, ends)
     request = np.repeat(np.arange(len(starts)), counts)
     last = np.zeros(len(starts), np.int64)
     has_history = counts > 0

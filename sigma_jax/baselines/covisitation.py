@@ -36,7 +36,7 @@ from sigma_jax.reranking.covisitation import (
     damp_by_popularity,
 )
 from sigma_jax.schema import PreparedData, Requests
-from sigma_jax.tasks.constraints import Allowed
+from sigma_jax.tasks.constraints import AllowedItems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class CoVisitation:
         requests: Requests,
         k: int,
         exclude_seen: bool,
-        allowed: Allowed | None,
+        allowed: AllowedItems | None,
     ) -> Int32[np.ndarray, "N k"]:
         """The best k items of each request; baselines/__init__.py has the arguments.
 

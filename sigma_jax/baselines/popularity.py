@@ -9,7 +9,7 @@ from jaxtyping import Int32
 
 from sigma_jax.histories import count_training_rows, history_ranges
 from sigma_jax.schema import PreparedData, Requests
-from sigma_jax.tasks.constraints import Allowed
+from sigma_jax.tasks.constraints import AllowedItems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Popularity:
         requests: Requests,
         k: int,
         exclude_seen: bool,
-        allowed: Allowed | None,
+        allowed: AllowedItems | None,
     ) -> Int32[np.ndarray, "N k"]:
         """The k most popular items of each request; baselines/__init__.py has the arguments."""
         empty = np.full((len(requests), k), -1, np.int32)
@@ -47,7 +47,7 @@ class Popularity:
         data: PreparedData,
         requests: Requests,
         exclude_seen: bool,
-        allowed: Allowed | None,
+        allowed: AllowedItems | None,
     ) -> Int32[np.ndarray, "N k"]:
         """`rankings` with the trailing -1 of each row replaced by the most popular other items."""
         rankings = rankings.copy()

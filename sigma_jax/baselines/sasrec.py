@@ -9,7 +9,7 @@ from jaxtyping import Int32
 
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.schema import PreparedData, Requests
-from sigma_jax.tasks.constraints import Allowed
+from sigma_jax.tasks.constraints import AllowedItems
 from sigma_jax.teacher.sasrec import Sasrec, rank_items
 
 
@@ -26,7 +26,7 @@ class SasrecBaseline:
         requests: Requests,
         k: int,
         exclude_seen: bool,
-        allowed: Allowed | None,
+        allowed: AllowedItems | None,
     ) -> Int32[np.ndarray, "N k"]:
         """The best k items of each request; baselines/__init__.py has the arguments."""
         rankings = rank_items(self.model, data.histories, requests, k, exclude_seen, allowed)

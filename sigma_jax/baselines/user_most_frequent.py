@@ -11,7 +11,7 @@ from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.ranking import is_rankable, top_items
 from sigma_jax.histories import history_ranges
 from sigma_jax.schema import PreparedData, Requests
-from sigma_jax.tasks.constraints import Allowed
+from sigma_jax.tasks.constraints import AllowedItems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class UserMostFrequent:
         requests: Requests,
         k: int,
         exclude_seen: bool,
-        allowed: Allowed | None,
+        allowed: AllowedItems | None,
     ) -> Int32[np.ndarray, "N k"]:
         """The best k items of each request; baselines/__init__.py has the arguments."""
         rankings = np.full((len(requests), k), -1, np.int32)

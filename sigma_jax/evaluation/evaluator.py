@@ -22,7 +22,7 @@ from sigma_jax.recommender.recommender import Recommender, RecommendOptions
 from sigma_jax.runtime.config import check_at_least
 from sigma_jax.schema import TASKS, PreparedData, RequestBatch, Requests
 from sigma_jax.tasks import instructions
-from sigma_jax.tasks.requests import make_requests
+from sigma_jax.tasks.requests import sample_requests
 
 LIST_LENGTH = 20  # items recommended to each request
 
@@ -85,36 +85,29 @@ class Evaluator:
         )
 
     @property
-    def phrasings(self) -> Mapping[str, tuple[str, ...]]:
-        """The instruction phrasings of the training, by task."""
-        return self.recommender.spec.phrasings
+    def wordings(self) -> Mapping[str, tuple[str, ...]]:
+        """The instruction wordings of the training, by task."""
+        return self.recommender.spec.wordings
 
     def requests(
-        self, split: str = "", phrasings: Mapping[str, tuple[str, ...]] | None = None
+        self, split: str = "", wordings: Mapping[str, tuple[str, ...]] | None = None
     ) -> Requests:
         """Requests drawn by the seed, at most `settings.requests[task]` for each task.
 
         Args:
           split: the split to draw from; the split of the settings by default.
-          phrasings: phrasings of the instructions by task; those of the training by default. They
+          wordings: of the instructions, by task; those of the training by default. They
             change the instructions only: users, times and targets stay the same.
         """
-        share = self.recommender.spec.longtail_share
-        max_requests = self.settings.requests
-        requests = make_requests(
+        return sample_requests(
             self.data,
             split or self.settings.split,
             self.seed,
-            max(max_requests.values(), default=0),
-            share,
-            phrasings or self.phrasings,
+            self.settings.requests,
+            self.recommender.spec.longtail_share,
+            wordings or self.wordings,
+            is_random=True,
         )
-        rng = np.random.default_rng(self.seed)
-        rows = []
-        for number, task in enumerate(TASKS):
-            task_rows = np.flatnonzero(requests.task == number)
-            rows.append(np.sort(rng.permutation(task_rows)[: max_requests.get(task, 0)]))
-        return requests.take(np.concatenate(rows))
 
     def lists(
         self, requests: Requests, variants: Sequence[RecommendOptions]
@@ -144,14 +137,14 @@ class Evaluator:
 
     def unseen_wording(self, requests: Requests) -> Int32[np.ndarray, "N K"]:
         """Rankings for `requests`, which `requests()` returned, in wordings unseen in training."""
-        unseen = self.requests(phrasings=instructions.HELDOUT_PHRASINGS)
+        unseen = self.requests(wordings=instructions.HELDOUT_WORDINGS)
         assert np.array_equal(unseen.target, requests.target)
         return self.lists(unseen, [self.options])[0].items
 
     def instruction_following(self, requests: Requests) -> dict[str, Any]:
         """Metrics of evaluation/instruction_following.py; {} where no instruction is checked."""
         limit = self.settings.instruction_following_requests
-        variants = request_variants(requests, self.data, limit, self.phrasings) if limit else {}
+        variants = request_variants(requests, self.data, limit, self.wordings) if limit else {}
         lists = {
             name: self.lists(variant, [self.options])[0].items
             for name, (_, variant) in variants.items()

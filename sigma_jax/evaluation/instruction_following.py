@@ -28,19 +28,19 @@ from sigma_jax.evaluation.score import TOP, mean_with_error
 from sigma_jax.histories import history_ranges, request_times
 from sigma_jax.schema import TASKS, PreparedData, Requests
 from sigma_jax.tasks import instructions
-from sigma_jax.tasks.constraints import Allowed, allowed_items
+from sigma_jax.tasks.constraints import AllowedItems, allowed_items
 
 THEMED = ("Season", "Holiday")  # tasks whose slot is a theme
-COMBINED_PHRASING = "something for {theme} under the category {category}"
+COMBINED_WORDING = "something for {theme} under the category {category}"
 INSTRUCTION, NO_INSTRUCTION = "instruction", "no instruction"
 OUT_OF_SEASON, COMBINED = "out of season", "combined"
 
-Phrasings = Mapping[str, tuple[str, ...]]
+Wordings = Mapping[str, tuple[str, ...]]
 Variant = tuple[Int32[np.ndarray, " n"], Requests]  # rows of the evaluated requests; new requests
 
 
 def request_variants(
-    requests: Requests, data: PreparedData, max_per_task: int, phrasings: Phrasings
+    requests: Requests, data: PreparedData, max_per_task: int, wordings: Wordings
 ) -> dict[str, Variant]:
     """Variant -> the rows of `requests` that it is made from, and the requests to rank.
 
@@ -49,14 +49,14 @@ def request_variants(
     Args:
       requests: the evaluated requests; those of JustForYou are not used.
       max_per_task: at most this many requests of each task are used.
-      phrasings: phrasings of the instructions by task.
+      wordings: of the instructions, by task.
     """
     tasks = [number for number, task in enumerate(TASKS) if task != "JustForYou"]
     rows = np.concatenate(
         [np.flatnonzero(requests.task == number)[:max_per_task] for number in tasks]
     )
     chosen = requests.take(rows)
-    texts = phrasings["JustForYou"]
+    texts = wordings["JustForYou"]
     plain = [texts[row % len(texts)] for row in range(len(chosen))]
     variants = {
         INSTRUCTION: (rows, chosen),
@@ -65,7 +65,7 @@ def request_variants(
     is_themed = np.isin(chosen.task, [TASKS.index(task) for task in THEMED])
     themed = np.flatnonzero(is_themed & (chosen.slot_value >= 0))
     if data.themes is not None and len(themed):
-        usable, changed = out_of_season(chosen.take(themed), data, phrasings)
+        usable, changed = out_of_season(chosen.take(themed), data, wordings)
         variants[OUT_OF_SEASON] = (rows[themed[usable]], changed)
         usable, changed = combined(chosen.take(themed), data)
         variants[COMBINED] = (rows[themed[usable]], changed)
@@ -73,7 +73,7 @@ def request_variants(
 
 
 def out_of_season(
-    requests: Requests, data: PreparedData, phrasings: Phrasings
+    requests: Requests, data: PreparedData, wordings: Wordings
 ) -> tuple[Bool[np.ndarray, " N"], Requests]:
     """True for each themed request with an inactive theme of its kind; requests for that theme."""
     times = request_times(data.histories, requests)
@@ -83,7 +83,7 @@ def out_of_season(
     changed = requests.take(np.flatnonzero(usable))
     names = {task: instructions.slot_value_texts(data, task) for task in THEMED}
     texts = [
-        instructions.render(TASKS[task], names[TASKS[task]][theme], phrasings[TASKS[task]][0])
+        instructions.render(TASKS[task], names[TASKS[task]][theme], wordings[TASKS[task]][0])
         for task, theme in zip(changed.task, other[usable], strict=True)
     ]
     return usable, dataclasses.replace(changed, slot_value=other[usable], instruction=texts)
@@ -96,7 +96,7 @@ def combined(requests: Requests, data: PreparedData) -> tuple[Bool[np.ndarray, "
     changed = requests.take(np.flatnonzero(usable))
     names = {task: instructions.slot_value_texts(data, task) for task in (*THEMED, "Category")}
     texts = [
-        COMBINED_PHRASING.format(theme=names[TASKS[task]][theme], category=names["Category"][own])
+        COMBINED_WORDING.format(theme=names[TASKS[task]][theme], category=names["Category"][own])
         for task, theme, own in zip(changed.task, changed.slot_value, category[usable], strict=True)
     ]
     return usable, dataclasses.replace(changed, instruction=texts)
@@ -122,7 +122,7 @@ def main_category(theme: int, data: PreparedData) -> int:
     return int(np.bincount(categories).argmax()) if len(categories) else -1
 
 
-def items_of_combined(requests: Requests, data: PreparedData) -> Allowed:
+def items_of_combined(requests: Requests, data: PreparedData) -> AllowedItems:
     """The items of each request's theme that belong to the theme's `main_category`."""
     themes = np.unique(requests.slot_value)
     lists = []
@@ -130,7 +130,7 @@ def items_of_combined(requests: Requests, data: PreparedData) -> Allowed:
         items = data.themes.items.of(int(theme))
         lists.append(items[data.catalogue.category[items] == main_category(theme, data)])
     row = np.searchsorted(themes, requests.slot_value).astype(np.int32)
-    return Allowed.from_lists(lists, row)
+    return AllowedItems.from_lists(lists, row)
 
 
 def instruction_following(

@@ -150,7 +150,7 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
     if is_refitted:
         methods = {"SIGMA before refit": before_refit.options}
         rankings |= before_refit.rankings_by_mode(requests, methods)[0]
-    has_instructions = evaluator.phrasings is not instructions.WITHOUT_INSTRUCTIONS
+    has_instructions = evaluator.wordings is not instructions.WITHOUT_INSTRUCTIONS
     if has_instructions:
         unseen = evaluator.unseen_wording(requests)
         rankings["SIGMA, unseen wording"] = {"include_seen": unseen}

@@ -32,7 +32,7 @@ from jaxtyping import Bool, Int, Int32
 from sigma_jax import metrics
 from sigma_jax.histories import history_ranges
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
-from sigma_jax.tasks.constraints import Allowed, allowed_items
+from sigma_jax.tasks.constraints import AllowedItems, allowed_items
 
 MODES = ("include_seen", "exclude_seen", "unseen_targets")
 HIT_RATE_CUTOFFS = (1, 5, 10, 20)  # K of HR@K
@@ -102,7 +102,7 @@ def request_metrics(
     rankings: Int32[np.ndarray, "N K"],
     requests: Requests,
     semantic_ids: SemanticIds,
-    allowed: Allowed,
+    allowed: AllowedItems,
     popularity: Int[np.ndarray, " I"],
 ) -> dict[str, np.ndarray]:
     """Metric -> its value for each request, float64 [N]; NaN where the metric does not apply."""

@@ -180,6 +180,6 @@ class PromptConfig:
         return self.targets.longtail_share
 
     @property
-    def phrasings(self) -> dict[str, tuple[str, ...]]:
+    def wordings(self) -> dict[str, tuple[str, ...]]:
         """The trained wordings of each task."""
-        return instructions.trained_phrasings(self.has_instructions)
+        return instructions.trained_wordings(self.has_instructions)

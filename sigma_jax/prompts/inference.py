@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from sigma_jax.prompts.layout import Plan, fit, lay_out
+from sigma_jax.prompts.layout import Plan, fit_plan, lay_out
 from sigma_jax.prompts.records import favourites
 from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.schema import Histories, Requests
 from sigma_jax.tasks import instructions
-from sigma_jax.tasks.constraints import NONE
+from sigma_jax.tasks.constraints import NO_CONSTRAINT
 
 LENGTH_STEP = 32  # prompts are padded to a multiple of this: few lengths, few compilations
 
@@ -45,7 +45,7 @@ def assemble_prompts(
     for row, instruction in enumerate(encoded):
         user, history_end = int(requests.user[row]), int(requests.history_end[row])
         plan = prompt_plan(histories, tables, user, history_end, instruction)
-        fitted = fit(plan, tables, length, 1)
+        fitted = fit_plan(plan, tables, length, 1)
         if fitted is None:
             raise ValueError(
                 f"a prompt of {length} tokens has no room for an instruction of "
@@ -84,12 +84,12 @@ def prompt_plan(
         np.array([len(history)], np.int32),
         np.array([-1], np.int32),
         np.array([-1], np.int32),
-        np.array([NONE], np.int32),
+        np.array([NO_CONSTRAINT], np.int32),
         has_target=False,
     )
 
 
-def prompts_of(
+def make_prompts(
     requests: Requests, histories: Histories, tables: PromptTables
 ) -> dict[str, np.ndarray]:
     """Prompts of `requests` as generation takes them, no longer than the longest needs.

@@ -1,14 +1,16 @@
-"""The layout of a prompt, and what gives way when one is too long.
+"""The order of tokens in a prompt, and which parts are dropped when a prompt is too long.
 
     context = [profile text][favourites text, item slots][history text, item slots]
     branch  = [instruction text][c_1 .. c_y][q]
 
-An item slot is x code tokens (levels 1..x) and the slot token itself. Branches see the context up
-to where they are attached, and themselves. A history-supervision branch has no instruction.
-Either part of a slot, and the codes or the query token of a branch, may be left out by the config.
-A branch without any token is a target of the context's own last token. So is, where the last code
-asks for the item, history supervision whose target stands next in the context: its codes stand
-there already.
+An item slot is x code tokens (levels 1..x) and the slot token. A branch sees itself and the context
+up to the place where it is attached. A history-supervision branch has no instruction. The layout
+may leave out either part of a slot, and the codes or the query token of a branch.
+
+A target needs no branch of its own in two cases:
+- its branch has no tokens: the last visible token of the context predicts it;
+- the last code is the item query, and a history-supervision target is the next item of the
+  context: its codes are there already.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ HISTORY_TASK = len(TASKS)  # target_task of history supervision
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A context and its branches before they are laid out; K branches, n items of history."""
+    """A context and its branches before they become tokens; K branches, n items of history."""
 
     profile: Int32[np.ndarray, " p"]
     favourites: Int32[np.ndarray, " f"]
@@ -36,39 +38,39 @@ class Plan:
     attach: Int32[np.ndarray, " K"]  # items of the history that the branch sees, 0..n
     target: Int32[np.ndarray, " K"]  # items
     task: Int32[np.ndarray, " K"]
-    constraint: Int32[np.ndarray, " K"]  # what is demanded of items (tasks/constraints.py)
+    constraint: Int32[np.ndarray, " K"]  # numbers of tasks/constraints.py
     has_target: bool  # False: branches end with the instruction (prompts to generate from)
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A plan laid out, positions counted from its own first token; n tokens, K targets."""
+    """The tokens of a plan, positions counted from its own first token; n tokens, K targets."""
 
     token: Int32[np.ndarray, " n"]
-    item: Int32[np.ndarray, " n"]
+    item: Int32[np.ndarray, " n"]  # -1 except at slots
     position: Int32[np.ndarray, " n"]
-    branch: Int32[np.ndarray, " n"]
-    attach: Int32[np.ndarray, " n"]
+    branch: Int32[np.ndarray, " n"]  # 0 for the context
+    attach: Int32[np.ndarray, " n"]  # context tokens that the branch sees
     target: Int32[np.ndarray, " K"]
     task: Int32[np.ndarray, " K"]
     constraint: Int32[np.ndarray, " K"]
-    start_position: Int32[np.ndarray, " K"]  # where the target is predicted from
-    code_position: Int32[np.ndarray, "K y"]  # where each of its codes is predicted
+    start_position: Int32[np.ndarray, " K"]  # token that predicts the target
+    code_position: Int32[np.ndarray, "K y"]  # tokens that predict its codes
     query_position: Int32[np.ndarray, " K"]  # of q, or else of the last code
 
 
 def branch_lengths(plan: Plan, tables: PromptTables) -> Int[np.ndarray, " K"]:
     """Tokens of each branch."""
-    tail = tables.layout.target_tokens if plan.has_target else 0
-    return _words(plan) + tail * ~stands_next(plan, tables)
+    target_tokens = tables.layout.target_tokens if plan.has_target else 0
+    return _instruction_lengths(plan) + target_tokens * ~is_next_item(plan, tables)
 
 
-def _words(plan: Plan) -> Int[np.ndarray, " K"]:
+def _instruction_lengths(plan: Plan) -> Int[np.ndarray, " K"]:
     return np.fromiter(map(len, plan.instruction), np.int64, len(plan.instruction))
 
 
-def stands_next(plan: Plan, tables: PromptTables) -> Bool[np.ndarray, " K"]:
-    """Which targets need no branch: the codes asked for come next in the context as it is."""
+def is_next_item(plan: Plan, tables: PromptTables) -> Bool[np.ndarray, " K"]:
+    """Whether the codes of each target are the next tokens of the context: it needs no branch."""
     layout = tables.layout
     if (
         not plan.has_target
@@ -77,20 +79,20 @@ def stands_next(plan: Plan, tables: PromptTables) -> Bool[np.ndarray, " K"]:
     ):
         return np.zeros(len(plan.attach), bool)
     following = np.append(plan.history, -1)[plan.attach]
-    return (_words(plan) == 0) & (plan.attach > 0) & (following == plan.target)
+    return (_instruction_lengths(plan) == 0) & (plan.attach > 0) & (following == plan.target)
 
 
-def _ends(plan: Plan, tables: PromptTables) -> Int[np.ndarray, " n+1"]:
-    """Tokens of the first r items of the history and the ends of their sessions, r = 0..n."""
-    is_end = np.ones(len(plan.history), np.int64)
-    is_end[:-1] = plan.session[1:] != plan.session[:-1]
-    width = tables.layout.item_tokens + is_end * len(tables.session_end)
+def _history_ends(plan: Plan, tables: PromptTables) -> Int[np.ndarray, " n+1"]:
+    """Tokens of the first r items of the history and of their session marks, r = 0..n."""
+    is_session_end = np.ones(len(plan.history), np.int64)
+    is_session_end[:-1] = plan.session[1:] != plan.session[:-1]
+    width = tables.layout.item_tokens + is_session_end * len(tables.session_end)
     return np.concatenate([[0], np.cumsum(width)])
 
 
 def plan_size(plan: Plan, tables: PromptTables) -> int:
-    """Tokens of the whole plan."""
-    context = len(plan.profile) + int(_ends(plan, tables)[-1])
+    """Tokens of context and branches."""
+    context = len(plan.profile) + int(_history_ends(plan, tables)[-1])
     if len(plan.favourites):
         context += len(tables.favourites_text)
         context += len(plan.favourites) * tables.layout.item_tokens
@@ -99,64 +101,71 @@ def plan_size(plan: Plan, tables: PromptTables) -> int:
     return context + int(branch_lengths(plan, tables).sum())
 
 
-def _keep(plan: Plan, kept: Bool[np.ndarray, " K"]) -> Plan:
+def _keep_branches(plan: Plan, is_kept: Bool[np.ndarray, " K"]) -> Plan:
     names = ("attach", "target", "task", "constraint")
-    arrays = {name: getattr(plan, name)[kept] for name in names}
-    chosen = [tokens for tokens, keep in zip(plan.instruction, kept, strict=True) if keep]
-    return dataclasses.replace(plan, instruction=chosen, **arrays)
+    arrays = {name: getattr(plan, name)[is_kept] for name in names}
+    kept = [tokens for tokens, keep in zip(plan.instruction, is_kept, strict=True) if keep]
+    return dataclasses.replace(plan, instruction=kept, **arrays)
 
 
-def fit(plan: Plan, tables: PromptTables, most_tokens: int, most_targets: int) -> Plan | None:
-    """`plan` shortened to at most `most_tokens` and `most_targets`; None if no branch can stay.
+def _first_branches(plan: Plan, count: int) -> Plan:
+    return _keep_branches(plan, np.arange(len(plan.instruction)) < count)
 
-    The oldest items of the history go first, and with them the branches that would see none of
-    it; then favourites, the least frequent first; then the end of the profile; then the last item,
-    which leaves instructions that see no history; then branches.
+
+def fit_plan(plan: Plan, tables: PromptTables, max_tokens: int, max_targets: int) -> Plan | None:
+    """`plan` cut to `max_tokens` and `max_targets`; None if no branch can stay.
+
+    Parts are dropped in this order, as far as needed:
+    1. the oldest items of the history, with the branches that would see none of it;
+    2. favourites, the least frequent first;
+    3. the end of the profile;
+    4. the last item, which leaves instructions without a history;
+    5. branches, the last first.
     """
-    if len(plan.instruction) > most_targets:
-        plan = _keep(plan, np.arange(len(plan.instruction)) < most_targets)
-    excess = plan_size(plan, tables) - most_tokens
-    if excess <= 0:
+    if len(plan.instruction) > max_targets:
+        plan = _first_branches(plan, max_targets)
+
+    def excess() -> int:
+        return plan_size(plan, tables) - max_tokens
+
+    if excess() <= 0:
         return plan if plan.instruction else None
     if len(plan.history):
-        plan = _drop_oldest(plan, tables, excess)
-        excess = plan_size(plan, tables) - most_tokens
-    if excess > 0 and len(plan.favourites):
-        gone = min(-(-excess // tables.layout.item_tokens), len(plan.favourites))
-        kept = plan.favourites[: len(plan.favourites) - gone]
-        plan = dataclasses.replace(plan, favourites=kept)
-        excess = plan_size(plan, tables) - most_tokens
-    if excess > 0:
-        kept = plan.profile[: max(len(plan.profile) - excess, 0)]
-        plan = dataclasses.replace(plan, profile=kept)
-        excess = plan_size(plan, tables) - most_tokens
-    if excess > 0 and len(plan.history):
-        plan = _keep(plan, np.array([len(words) > 0 for words in plan.instruction], bool))
+        plan = _drop_oldest(plan, tables, excess())
+    if excess() > 0 and len(plan.favourites):
+        dropped = min(-(-excess() // tables.layout.item_tokens), len(plan.favourites))
+        favourites = plan.favourites[: len(plan.favourites) - dropped]
+        plan = dataclasses.replace(plan, favourites=favourites)
+    if excess() > 0:
+        profile = plan.profile[: max(len(plan.profile) - excess(), 0)]
+        plan = dataclasses.replace(plan, profile=profile)
+    if excess() > 0 and len(plan.history):
+        plan = _keep_branches(plan, _instruction_lengths(plan) > 0)
         empty = {"history": plan.history[:0], "session": plan.session[:0]}
         plan = dataclasses.replace(plan, attach=np.zeros_like(plan.attach), **empty)
-    while plan.instruction and plan_size(plan, tables) > most_tokens:
-        plan = _keep(plan, np.arange(len(plan.instruction)) < len(plan.instruction) - 1)
+    while plan.instruction and excess() > 0:
+        plan = _first_branches(plan, len(plan.instruction) - 1)
     return plan if plan.instruction else None
 
 
 def _drop_oldest(plan: Plan, tables: PromptTables, excess: int) -> Plan:
-    """`plan` without its d oldest items, d the least that saves `excess` tokens and keeps a branch.
+    """`plan` without its d oldest items, d the least that saves `excess` tokens.
 
-    Branches without any history (attach 0) stand before it and stay.
+    One branch that sees history stays, so d stops before the last of them would go. Branches
+    without a history (attach 0) stand before the history and stay.
     """
     length = len(plan.history)
-    ends = _ends(plan, tables)
+    ends = _history_ends(plan, tables)
     lengths = branch_lengths(plan, tables) * (plan.attach > 0)
-    gone = np.cumsum(np.bincount(plan.attach, lengths, minlength=length + 1)).astype(np.int64)
-    saved = ends + gone  # by dropping d items, d = 0..n
+    of_branches = np.cumsum(np.bincount(plan.attach, lengths, minlength=length + 1))
+    saved = ends + of_branches.astype(np.int64)  # by dropping d items, d = 0..n
     saved[length] += len(tables.history_text)
-    # Beyond this the last branch that sees history would go.
     limit = max(int(plan.attach.max()) - 1, 0) if len(plan.attach) else 0
-    drop = min(int(np.searchsorted(saved, excess)), limit)
-    plan = _keep(plan, (plan.attach > drop) | (plan.attach == 0))
-    attach = np.maximum(plan.attach - drop, 0).astype(np.int32)
+    dropped = min(int(np.searchsorted(saved, excess)), limit)
+    plan = _keep_branches(plan, (plan.attach > dropped) | (plan.attach == 0))
+    attach = np.maximum(plan.attach - dropped, 0).astype(np.int32)
     return dataclasses.replace(
-        plan, history=plan.history[drop:], session=plan.session[drop:], attach=attach
+        plan, history=plan.history[dropped:], session=plan.session[dropped:], attach=attach
     )
 
 
@@ -179,30 +188,29 @@ def lay_out(plan: Plan, tables: PromptTables) -> Example:
         token     c5 #  c8 # | i j c9
         code_position [[1], [5]]    query_position [2, 6]
     """
-    ends = _ends(plan, tables)
-    parts, items = [plan.profile], [np.full(len(plan.profile), -1, np.int32)]
+    ends = _history_ends(plan, tables)
+    tokens, items = [plan.profile], [np.full(len(plan.profile), -1, np.int32)]
 
     def add_text(text: np.ndarray) -> None:
-        parts.append(text)
+        tokens.append(text)
         items.append(np.full(len(text), -1, np.int32))
 
     if len(plan.favourites):
         add_text(tables.favourites_text)
-        parts.append(tables.slots(plan.favourites).ravel())
+        tokens.append(tables.slots(plan.favourites).ravel())
         items.append(_slot_items(plan.favourites, tables))
-    before_history = sum(map(len, parts))
+    before_history = sum(map(len, tokens))
     if len(plan.history):
         add_text(tables.history_text)
         start = before_history + len(tables.history_text)
         history, history_items = _history(plan, tables, ends)
-        parts.append(history)
+        tokens.append(history)
         items.append(history_items)
-        # A branch without history stands before the words that announce it.
-        cuts = np.where(plan.attach > 0, start + ends[plan.attach], before_history)
+        # A branch without a history stands before the text that announces the history.
+        attach = np.where(plan.attach > 0, start + ends[plan.attach], before_history)
     else:
-        cuts = np.full(len(plan.attach), before_history)
-    context = np.concatenate(parts)
-    return _add_branches(plan, tables, context, np.concatenate(items), cuts)
+        attach = np.full(len(plan.attach), before_history)
+    return _add_branches(plan, tables, np.concatenate(tokens), np.concatenate(items), attach)
 
 
 def _slot_items(items: np.ndarray, tables: PromptTables) -> np.ndarray:
@@ -214,7 +222,7 @@ def _slot_items(items: np.ndarray, tables: PromptTables) -> np.ndarray:
 
 
 def _history(plan: Plan, tables: PromptTables, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and items of the history, with the marks after its sessions."""
+    """Tokens and items of the history, with a mark after each session."""
     width = tables.layout.item_tokens
     if not len(tables.session_end):
         return tables.slots(plan.history).ravel(), _slot_items(plan.history, tables)
@@ -223,52 +231,58 @@ def _history(plan: Plan, tables: PromptTables, ends: np.ndarray) -> tuple[np.nda
     token[ends[:-1, None] + np.arange(width)] = tables.slots(plan.history)
     if tables.layout.slot_in_prompt:
         item[ends[:-1] + width - 1] = plan.history
-    closed = ends[1:][np.diff(ends) > width]
+    session_ends = ends[1:][np.diff(ends) > width]
     mark = len(tables.session_end)
-    token[(closed - mark)[:, None] + np.arange(mark)] = tables.session_end
+    token[(session_ends - mark)[:, None] + np.arange(mark)] = tables.session_end
     return token, item
 
 
 def _add_branches(
-    plan: Plan, tables: PromptTables, context: np.ndarray, items: np.ndarray, cuts: np.ndarray
+    plan: Plan, tables: PromptTables, context: np.ndarray, items: np.ndarray, attach: np.ndarray
 ) -> Example:
+    """The context with its branches behind it.
+
+    Args:
+      context, items: tokens and items of the context.
+      attach: for each branch, how many tokens of the context it sees.
+    """
     count, size, codes = len(plan.instruction), len(context), tables.layout.sid_generated
     lengths = branch_lengths(plan, tables)
-    finish = size + np.cumsum(lengths)
-    begin = finish - lengths
-    total = int(finish[-1]) if count else size
-    token, item, branch, attach = (np.zeros(total, np.int32) for _ in range(4))
+    ends = size + np.cumsum(lengths)
+    starts = ends - lengths
+    total = int(ends[-1]) if count else size
+    token, item, branch, attach_of = (np.zeros(total, np.int32) for _ in range(4))
     item[:size], item[size:] = items, -1
     token[:size] = context
     branch[size:] = np.repeat(np.arange(1, count + 1), lengths)
-    attach[size:] = np.repeat(cuts, lengths)
+    attach_of[size:] = np.repeat(attach, lengths)
     position = np.arange(total, dtype=np.int32)
-    position[size:] += np.repeat(cuts - begin, lengths).astype(np.int32)
-    for start, text in zip(begin.tolist(), plan.instruction, strict=True):
+    position[size:] += np.repeat(attach - starts, lengths).astype(np.int32)
+    for start, text in zip(starts.tolist(), plan.instruction, strict=True):
         token[start : start + len(text)] = text
-    tail = tables.layout.target_tokens if plan.has_target else 0
-    is_own = ~stands_next(plan, tables)
-    first = np.where(is_own, finish - tail, cuts)  # the row after the instruction
-    # Without an instruction the last token of the context predicts the target.
-    predicting = np.where(_words(plan) == 0, cuts - 1, first - 1)
-    code = first[:, None] + np.arange(codes)  # rows of c_1..c_y
+    target_tokens = tables.layout.target_tokens if plan.has_target else 0
+    has_branch = ~is_next_item(plan, tables)
+    first = np.where(has_branch, ends - target_tokens, attach)  # first token of the target
+    # Without an instruction the last visible token of the context predicts the target.
+    predicting = np.where(_instruction_lengths(plan) == 0, attach - 1, first - 1)
+    code = first[:, None] + np.arange(codes)  # tokens c_1..c_y
     code_position = code - 1
     if codes:
         code_position[:, 0] = predicting
     if plan.has_target:
-        token[code[is_own]] = tables.codes(plan.target[is_own], codes)
+        token[code[has_branch]] = tables.codes(plan.target[has_branch], codes)
         if tables.layout.has_query_token:
-            token[finish - 1] = tables.query_token
+            token[ends - 1] = tables.query_token
     return Example(
         token,
         item,
         position,
         branch,
-        attach,
+        attach_of,
         plan.target,
         plan.task,
         plan.constraint,
         predicting.astype(np.int32),
         code_position.astype(np.int32),
-        (first + tail - 1 if tail else predicting).astype(np.int32),
+        (first + target_tokens - 1 if target_tokens else predicting).astype(np.int32),
     )

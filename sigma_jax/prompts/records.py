@@ -1,10 +1,9 @@
-"""Training records: windows of users' histories with their candidate targets, in shards of bytes.
+"""Training records: windows of users' histories with their targets, in files of bytes.
 
-Only training rows are read: those before `valid_start` of their user. A user has one window ending
-at the start of the last training session, and others `window_stride` items or more apart
-before it. A window [start, end) comes with the session at `end`, which only serves as
-target, and with the favourites of the rows before `start`: so nothing in a record's context lies
-after its targets.
+Only training rows are read: those before `valid_start` of their user. One window of a user ends at
+the start of the last training session. The others end `window_stride` items or more before it. A
+window [start, end) comes with the session at `end`, which only holds targets, and with the
+favourites of the rows before `start`. So the context of a record has no row after its targets.
 """
 
 from __future__ import annotations
@@ -24,7 +23,13 @@ from sigma_jax.hashing import splitmix64
 from sigma_jax.histories import CHUNK_ROWS, user_chunks
 from sigma_jax.prompts.config import PromptConfig
 from sigma_jax.schema import TASKS, PreparedData
-from sigma_jax.tasks.targets import Candidates, TaskTables, find_candidates, first_touch, keep_few
+from sigma_jax.tasks.targets import (
+    Targets,
+    TaskTables,
+    find_targets,
+    first_rows_in_category,
+    keep_per_group,
+)
 
 RECORDS = "contexts"
 RECORDS_PER_SHARD = 20_000
@@ -32,9 +37,10 @@ RECORDS_PER_SHARD = 20_000
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One window, n items of history, m items in all with the session that follows.
+    """A window of n items of history, followed by the session after it: m items in all.
 
-    Candidate k is the item `target[k]` for `TASKS[task[k]]`, seen from the first `attach[k]` items.
+    Target k is the item `target[k]` for `TASKS[task[k]]`, predicted from the first `attach[k]`
+    items.
     """
 
     user: int
@@ -48,7 +54,7 @@ class Record:
     slot_value: Int32[np.ndarray, " K"]  # query, category or theme; -1 for none
 
     def to_bytes(self) -> bytes:
-        """A msgpack list: user, length, then each array's little-endian int32 bytes."""
+        """A msgpack list: user, length, then the little-endian int32 bytes of each array."""
         arrays = dataclasses.astuple(self)[2:]
         return msgpack.packb(
             [int(self.user), int(self.length), *(np.asarray(a, "<i4").tobytes() for a in arrays)]
@@ -56,12 +62,13 @@ class Record:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record:
+        """The record that `to_bytes` wrote."""
         user, length, *arrays = msgpack.unpackb(data)
         return cls(user, length, *(np.frombuffer(array, "<i4") for array in arrays))
 
 
 def record_settings(config: PromptConfig) -> dict[str, Any]:
-    """The settings that decide what records hold; records of other settings are made anew."""
+    """The settings that decide the content of records."""
     layout, targets = config.layout, config.targets
     return {
         "layout.history_length": layout.history_length,
@@ -74,7 +81,7 @@ def record_settings(config: PromptConfig) -> dict[str, Any]:
 
 
 def favourites(items: Int32[np.ndarray, " n"], count: int) -> Int32[np.ndarray, " f"]:
-    """The `count` most frequent of `items`, of equals the later one first.
+    """The `count` most frequent of `items`; equally frequent ones by their latest place.
 
     Worked example: [4, 7, 4, 9] -> [4, 9, 7].
     """
@@ -90,31 +97,34 @@ def write_records(
     """Writes all training records of `data` into `folder`; the same bytes for the same arguments.
 
     Returns:
-      Figures: number of contexts, and of candidate targets by task.
+      "contexts": number of records; "targets.TASK": number of targets of each task.
 
     Raises:
       ValueError: no user has two training sessions.
     """
-    tables = TaskTables.make(data, config.targets.longtail_share)
-    figures: Counter = Counter({"contexts": 0})
+    tables = TaskTables.make(data, config.longtail_share)
+    counts: Counter = Counter({"contexts": 0})
 
     def counted() -> Iterator[bytes]:
         for record in iterate_records(data, config, tables, seed):
-            figures["contexts"] += 1
+            counts["contexts"] += 1
             for task, number in enumerate(np.bincount(record.task, minlength=len(TASKS))):
-                figures[f"targets.{TASKS[task]}"] += int(number)
+                counts[f"targets.{TASKS[task]}"] += int(number)
             yield record.to_bytes()
 
     write_shards(counted(), folder, RECORDS, RECORDS_PER_SHARD)
-    if figures["contexts"] == 0:
-        raise ValueError("no user has two training sessions; stage sft has nothing to learn from.")
-    return dict(figures)
+    if counts["contexts"] == 0:
+        raise ValueError(
+            "no user has two training sessions, so stage sft has no target; bring interactions of "
+            "more sessions."
+        )
+    return dict(counts)
 
 
 def iterate_records(
     data: PreparedData, config: PromptConfig, tables: TaskTables, seed: int
 ) -> Iterator[Record]:
-    """The records, user by user. Holds the rows of CHUNK_ROWS interactions, or of one user."""
+    """The records, user by user. It holds CHUNK_ROWS interactions, or those of one user."""
     for users in user_chunks(data.histories.offsets, CHUNK_ROWS):
         yield from _chunk_records(data, config, tables, users, seed)
 
@@ -122,37 +132,41 @@ def iterate_records(
 def _chunk_records(
     data: PreparedData, config: PromptConfig, tables: TaskTables, users: range, seed: int
 ) -> Iterator[Record]:
+    """The records of `users`, whose rows are in memory."""
     histories = data.histories
     base, stop = (int(histories.offsets[user]) for user in (users.start, users.stop))
     item, session = (np.asarray(a[base:stop]) for a in (histories.item, histories.session))
     starts, session_of = _sessions(data, users)
-    candidates = _training_candidates(data, config, tables, users, starts, session_of, seed)
+    targets = _training_targets(data, config, tables, users, starts[session_of], seed)
     for user in users:
         first, last = int(histories.offsets[user]), int(histories.valid_start[user])
-        own = starts[np.searchsorted(starts, first) : np.searchsorted(starts, last)]
-        for start, end in _windows(own, first, config):
-            found = slice(
-                np.searchsorted(candidates.attach, start + (start > first)),
-                np.searchsorted(candidates.attach, end, side="right"),
+        user_starts = starts[np.searchsorted(starts, first) : np.searchsorted(starts, last)]
+        for start, end in _windows(user_starts, first, config):
+            in_window = slice(
+                np.searchsorted(targets.history_end, start + (start > first)),
+                np.searchsorted(targets.history_end, end, side="right"),
             )
-            after = own[np.searchsorted(own, end, side="right") :]
-            tail = int(after[0]) if len(after) else last
-            rows = slice(start - base, tail - base)
+            later = user_starts[np.searchsorted(user_starts, end, side="right") :]
+            session_end = int(later[0]) if len(later) else last
+            rows = slice(start - base, session_end - base)
             yield Record(
                 user,
                 end - start,
                 item[rows],
                 session[rows] - session[start - base],
                 favourites(item[first - base : start - base], config.layout.num_favourites),
-                candidates.attach[found] - start,
-                candidates.task[found],
-                item[candidates.row[found] - base],
-                candidates.slot_value[found],
+                targets.history_end[in_window] - start,
+                targets.task[in_window],
+                item[targets.row[in_window] - base],
+                targets.slot_value[in_window],
             )
 
 
 def _sessions(data: PreparedData, users: range) -> tuple[np.ndarray, np.ndarray]:
-    """First rows of the sessions of `users`; of each of their rows, the place of its session."""
+    """First rows of the sessions of `users`, and the session number of each of their rows.
+
+    Session numbers count the sessions of all these users from 0.
+    """
     offsets = data.histories.offsets[users.start : users.stop + 1]
     session = np.asarray(data.histories.session[offsets[0] : offsets[-1]])
     is_start = np.ones(len(session), bool)
@@ -163,48 +177,50 @@ def _sessions(data: PreparedData, users: range) -> tuple[np.ndarray, np.ndarray]
 
 
 def _windows(starts: np.ndarray, first: int, config: PromptConfig) -> list[tuple[int, int]]:
-    """(start, end) of a user's windows, `starts` being the first rows of the training sessions.
+    """(start, end) of a user's windows, last first.
 
-    Worked example, history_length 4, window_stride 3, sessions [a b][c][d e][f][g], rows 0..6:
-    the last window is [2, 6) = c d e f before g; 3 items earlier, [0, 3) = a b c before d e.
+    Worked example, history_length 4, window_stride 3, sessions [a b][c][d e][f][g], rows 0..6: the
+    last window is [2, 6) = c d e f before g; 3 items earlier, [0, 3) = a b c before d e.
+
+    Args:
+      starts: first rows of the user's training sessions.
+      first: first row of the user.
     """
+    length, stride = config.layout.history_length, config.targets.window_stride
     windows = []
-    end = len(starts) - 1
-    while end > 0:
-        windows.append(
-            (max(first, int(starts[end]) - config.layout.history_length), int(starts[end]))
-        )
-        end = (
-            int(np.searchsorted(starts, starts[end] - config.targets.window_stride, side="right"))
-            - 1
-        )
-    reaches_back = len(windows) > 0 and windows[-1][0] == first
-    if len(starts) and not reaches_back and config.targets.cold_start_weight > 0:
-        windows.append((first, first))  # the first session, seen from nothing
+    number = len(starts) - 1
+    while number > 0:
+        end = int(starts[number])
+        windows.append((max(first, end - length), end))
+        number = int(np.searchsorted(starts, end - stride, side="right")) - 1
+    reaches_first = len(windows) > 0 and windows[-1][0] == first
+    if len(starts) and not reaches_first and config.targets.cold_start_weight > 0:
+        windows.append((first, first))  # the first session as target, without a history
     return windows
 
 
-def _training_candidates(
+def _training_targets(
     data: PreparedData,
     config: PromptConfig,
     tables: TaskTables,
     users: range,
-    starts: np.ndarray,
-    session_of: np.ndarray,
+    session_start: np.ndarray,
     seed: int,
-) -> Candidates:
-    """Candidates of the training rows of `users`, sorted by attach row."""
+) -> Targets:
+    """Targets among the training rows of `users`, sorted by the end of their history.
+
+    Args:
+      session_start: for each row of `users`, the first row of its session.
+    """
     histories = data.histories
     offsets = np.asarray(histories.offsets[users.start : users.stop + 1])
     lengths = np.diff(offsets)
-    begin = np.repeat(offsets[:-1], lengths)
     valid = np.repeat(np.asarray(histories.valid_start[users.start : users.stop]), lengths)
     rows = np.arange(offsets[0], offsets[-1])
-    first = first_touch(data, users)
-    attach = starts[session_of]
-    usable = (attach >= begin) & (rows < valid)
+    usable = rows < valid
     if config.targets.cold_start_weight == 0:
-        usable &= attach > begin
-    found = find_candidates(data, tables, rows[usable], attach[usable], first[usable])
-    score = splitmix64(seed, found.row, found.task, found.slot_value)
-    return keep_few(found, score, config.targets.task_targets_per_boundary)
+        usable &= session_start > np.repeat(offsets[:-1], lengths)
+    first = first_rows_in_category(data, users)
+    targets = find_targets(data, tables, rows[usable], session_start[usable], first[usable])
+    score = splitmix64(seed, targets.row, targets.task, targets.slot_value)
+    return keep_per_group(targets, score, config.targets.task_targets_per_boundary)

@@ -12,11 +12,14 @@ from sigma_jax.recommender.recommender import Recommender, RecommendOptions
 from sigma_jax.reranking.fit import fit_reranker
 from sigma_jax.reranking.reranker import FeatureTables, Reranker
 from sigma_jax.schema import RequestBatch
-from sigma_jax.tasks.constraints import Allowed
+from sigma_jax.tasks.constraints import AllowedItems
 
 
 def fit_reranker_of(
-    recommender: Recommender, batch: RequestBatch, tables: FeatureTables, allowed: Allowed | None
+    recommender: Recommender,
+    batch: RequestBatch,
+    tables: FeatureTables,
+    allowed: AllowedItems | None,
 ) -> tuple[Reranker, dict[str, float]]:
     """The reranker under which the targets of `batch` are likeliest, and metrics (fit.py).
 

@@ -144,7 +144,7 @@ def words_of_items(
     items = np.arange(before[1] if before is not None else 0, len(catalogue))
     parts = (items[start : start + TEXTS] for start in range(0, len(items), TEXTS))
     texts = itertools.chain.from_iterable(map(catalogue.texts, parts))
-    around = instructions.around_slots(spec.phrasings)
+    around = instructions.around_slots(spec.wordings)
     if before is None:
         return LexicalTable.make(texts, asked, around)
     return before[0].grown(before[1], texts, asked, around)

@@ -22,7 +22,7 @@ from sigma_jax.histories import request_times, seen_items
 from sigma_jax.index.host_index import HostIndex
 from sigma_jax.index.trie import Trie
 from sigma_jax.index.trie_build import build_trie
-from sigma_jax.prompts.inference import prompts_of
+from sigma_jax.prompts.inference import make_prompts
 from sigma_jax.recommender.parts import RecommenderParts
 from sigma_jax.recommender.ranking import Ranker, Recommendations, Variant
 from sigma_jax.reranking.features import RankingInputs
@@ -148,7 +148,7 @@ class Recommender:
             tables = self.parts.prompt_tables.with_users(batch.users)
             self._tables_of_users = (batch.users, tables)
         tables = self._tables_of_users[1]
-        return Prompts(**prompts_of(batch.requests, batch.histories, tables))
+        return Prompts(**make_prompts(batch.requests, batch.histories, tables))
 
     def sigma(self, options: RecommendOptions) -> str | float:
         """sigma of Eq. 11 under `options`: as configured, or as it was fitted with the reranker."""
@@ -212,7 +212,7 @@ class Recommender:
         nobody = np.full(len(texts), -1, np.int32)
         requests = Requests(nobody, np.zeros(len(texts), np.int64), nobody, nobody, nobody, texts)
         tables = self.parts.prompt_tables
-        return Prompts(**prompts_of(requests, Histories.empty(), tables))
+        return Prompts(**make_prompts(requests, Histories.empty(), tables))
 
     def instruction_scores(
         self, instruction: InstructionInputs, items: Int[np.ndarray, "N n"]

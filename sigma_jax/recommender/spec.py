@@ -41,9 +41,9 @@ class RecommenderSpec:
         return self.network.has_item_head and self.has_instruction_only_contexts
 
     @property
-    def phrasings(self) -> dict[str, tuple[str, ...]]:
+    def wordings(self) -> dict[str, tuple[str, ...]]:
         """The trained wordings of each task."""
-        return instructions.trained_phrasings(self.has_instructions)
+        return instructions.trained_wordings(self.has_instructions)
 
     def save(self, folder: Path) -> None:
         """Writes FOLDER/recommender.json."""

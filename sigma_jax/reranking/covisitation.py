@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sparse
 
-from sigma_jax.histories import count_training_rows, ragged
+from sigma_jax.histories import count_training_rows, rows_of_ranges
 from sigma_jax.schema import Histories, PreparedData
 
 WINDOW = 20
@@ -66,7 +66,7 @@ def damp_by_popularity(ties: sparse.csr_matrix, data: PreparedData) -> sparse.cs
 def _training_sessions(histories: Histories):
     """User, first row and row after the last, of each session in training rows."""
     starts, ends = histories.offsets[:-1], histories.valid_start
-    rows = ragged(starts, ends)
+    rows = rows_of_ranges(starts, ends)
     user = np.repeat(np.arange(len(starts)), np.maximum(ends - starts, 0))
     session = histories.session[rows]
     is_first = np.ones(len(rows), bool)
@@ -79,7 +79,7 @@ def _training_sessions(histories: Histories):
 
 def _incidence(histories: Histories, num_items: int, begin, end, weights) -> sparse.csr_matrix:
     """[sessions, I]: each session's lines by item, times the session's weight."""
-    rows = ragged(begin, end)
+    rows = rows_of_ranges(begin, end)
     session = np.repeat(np.arange(len(begin)), end - begin)
     entries = (weights[session].astype(np.float32), (session, histories.item[rows]))
     return sparse.csr_matrix(entries, shape=(len(begin), num_items))

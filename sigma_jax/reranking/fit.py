@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 
 from sigma_jax.reranking.reranker import FEATURES, RerankerWeights
 from sigma_jax.schema import TASKS, Requests
-from sigma_jax.tasks.constraints import Allowed
+from sigma_jax.tasks.constraints import AllowedItems
 
 SHRINKAGE = 1.0  # towards the network alone: counts as so many more targets
 TASK_SHRINKAGE = 10.0  # of a task's weights towards those of all tasks: a task has few targets
@@ -37,7 +37,7 @@ def fit_reranker(
     ranked: Mapping[str | float, Ranked],
     requests: Requests,
     features_of: Callable[[Int[np.ndarray, " n"], Int32[np.ndarray, "n C"]], Columns],
-    allowed: Allowed | None,
+    allowed: AllowedItems | None,
     has_task_head: bool,
 ) -> tuple[RerankerWeights, dict[str, float]]:
     """The weights that serve `requests` best, and metrics: log-loss before and after.
@@ -83,7 +83,7 @@ def fit_reranker(
 
 
 def satisfies_instruction(
-    allowed: Allowed | None, rows: Int[np.ndarray, " n"], candidates: Int32[np.ndarray, "n C"]
+    allowed: AllowedItems | None, rows: Int[np.ndarray, " n"], candidates: Int32[np.ndarray, "n C"]
 ) -> Bool[np.ndarray, "n C"]:
     """Whether each candidate of the requests `rows` satisfies the instruction.
 

@@ -37,7 +37,7 @@ import scipy.sparse as sparse
 from jaxtyping import Float, Float32, Int32, Int64
 
 from sigma_jax.histories import (
-    first_of_day,
+    first_row_of_day,
     history_ranges,
     recent_item_weights,
 )
@@ -115,7 +115,7 @@ class Relations:
         `times`: when each request is made, in unix seconds; 0 where a log has no times.
         """
         starts, ends = history_ranges(histories, requests)
-        today = first_of_day(histories, starts, ends, times)
+        today = first_row_of_day(histories, starts, ends, times)
         found = {
             name: self._related(name, how, histories, starts, ends)
             for name, how in RELATIONS.items()

@@ -36,7 +36,7 @@ from sigma_jax.runtime.preflight.estimate import (
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.loss import recommender_loss
 from sigma_jax.sft.task import param_group
-from sigma_jax.tasks.constraints import MOST_OF_ITEM
+from sigma_jax.tasks.constraints import MAX_CONSTRAINTS_PER_ITEM
 
 COUNT = 10  # items recommended
 
@@ -179,7 +179,7 @@ def _tables(config: SftConfig, sizes: CatalogueSizes) -> dict[str, jax.ShapeDtyp
     if config.batch_negatives:
         tables["popularity"] = jax.ShapeDtypeStruct((items,), jnp.float32)
     if config.constraint_weight and prompt.has_instructions:
-        tables["constraints"] = whole(items, MOST_OF_ITEM)
+        tables["constraints"] = whole(items, MAX_CONSTRAINTS_PER_ITEM)
         tables["category"] = whole(items)
         tables["category_sizes"] = whole(sizes.categories)
     return tables

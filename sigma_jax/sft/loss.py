@@ -22,7 +22,7 @@ from sigma_jax.models.network import RecommenderNetwork
 from sigma_jax.models.qwen3 import branch_mask
 from sigma_jax.prompts.layout import HISTORY_TASK
 from sigma_jax.sft.config import SftConfig
-from sigma_jax.tasks.constraints import NEW_CATEGORY, NONE
+from sigma_jax.tasks.constraints import NEW_CATEGORY, NO_CONSTRAINT
 
 
 def recommender_loss(
@@ -126,7 +126,7 @@ def item_head_loss(config: SftConfig, model: RecommenderNetwork, tables, batch, 
             queries,
             shared.of_targets,
             targets,
-            batch["target_constraint"].reshape(-1) != NONE,
+            batch["target_constraint"].reshape(-1) != NO_CONSTRAINT,
             functools.partial(satisfies, tables, batch, shared.items),
             shared.vectors,
             shared.known,

@@ -33,9 +33,10 @@ from sigma_jax.generation.head_weights import (
 from sigma_jax.models.network import RecommenderNetwork
 from sigma_jax.models.weights import copy_weights
 from sigma_jax.prompts.config import PromptConfig
-from sigma_jax.prompts.inference import prompts_of
-from sigma_jax.prompts.packing import batches, contexts_that_fit
+from sigma_jax.prompts.inference import make_prompts
+from sigma_jax.prompts.packing import batches
 from sigma_jax.prompts.records import RECORDS, record_settings, write_records
+from sigma_jax.prompts.sampling import contexts_that_fit
 from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.recommender.build import (
     build_network,
@@ -63,7 +64,7 @@ from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.loss import recommender_loss
 from sigma_jax.sft.negatives import negative_tables
 from sigma_jax.tasks.constraints import Constraints, allowed_items
-from sigma_jax.tasks.requests import make_requests
+from sigma_jax.tasks.requests import sample_requests
 
 
 class SftTask:
@@ -229,7 +230,7 @@ class SftTask:
         fitted = fit_head_weights(
             model,
             tables,
-            prompts_of(batch.requests, batch.histories, self.prompt_tables),
+            make_prompts(batch.requests, batch.histories, self.prompt_tables),
             batch.requests.target,
             prompt.layout.sid_generated,
             prompt.layout.item_query,
@@ -241,17 +242,16 @@ class SftTask:
     def validation(self, most: Mapping[str, int]) -> RequestBatch:
         """At most so many validation requests of each task."""
         prompt = self.config.prompt
-        requests = make_requests(
+        requests = sample_requests(
             self.data,
             "valid",
             self.seed,
-            max(most.values()),
+            most,
             prompt.longtail_share,
-            prompt.phrasings,
+            prompt.wordings,
+            is_random=False,
         )
-        of_task = [np.flatnonzero(requests.task == number) for number in range(len(TASKS))]
-        rows = [here[: most.get(task, 0)] for here, task in zip(of_task, TASKS, strict=True)]
-        return RequestBatch.of(requests.take(np.concatenate(rows)), self.data)
+        return RequestBatch.of(requests, self.data)
 
     def fit_requests(self) -> RequestBatch:
         """Validation requests mixed as in training."""

@@ -1,8 +1,8 @@
-"""What instructions demand of an item, numbered, so that a training step can tell who satisfies it.
+"""Constraints that instructions put on items, numbered so that a training step can test them.
 
-Numbers run over the queries, the categories and the themes of the data, and one more for the long
-tail. Discover demands something else of everyone, a category new to them: NEW_CATEGORY. JustForYou
-demands nothing: NONE.
+A number stands for one query, one category, one theme, or the long tail. Two constraints are no
+list of items: Discover asks for a category new to the user (NEW_CATEGORY), JustForYou for nothing
+(NO_CONSTRAINT).
 """
 
 from __future__ import annotations
@@ -14,76 +14,83 @@ from jaxtyping import Int, Int32
 
 from sigma_jax import metrics
 from sigma_jax.schema import TASKS, Links, PreparedData, Requests
-from sigma_jax.tasks.instructions import available_tasks, slot_value_texts
+from sigma_jax.tasks.instructions import SLOTS, available_tasks, slot_value_texts
 
-NONE = -1
+NO_CONSTRAINT = -1
 NEW_CATEGORY = -2
-MOST_OF_ITEM = 64  # demands that one item is known to satisfy
+MAX_CONSTRAINTS_PER_ITEM = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Constraints:
-    """The number of any demand, and the items that satisfy it."""
+    """The constraints of a data set: their numbers, and the items that satisfy each."""
 
-    first: dict[str, int]  # task -> number of its slot value 0
-    # Task that the data has targets for -> the slot values with words and items.
+    first_number: dict[str, int]  # task -> number of its slot value 0
+    # Task with targets in the data -> its slot values that have both a text and items.
     slot_values: dict[str, Int32[np.ndarray, " n"]]
     items: Links  # number -> items that satisfy it
 
     @classmethod
     def make(cls, data: PreparedData, longtail_share: float) -> Constraints:
-        """Of the items of `data`; the long tail as in TargetConfig."""
-        first, parts, count = {}, [], 0
-        for task in CONSTRAINED_TASKS:
-            if task == "Holiday" and "Season" in first:
-                first[task] = first["Season"]  # both are themes
+        """The constraints of the queries, categories, themes and the long tail of `data`.
+
+        Args:
+          longtail_share: as in TargetConfig.
+        """
+        first_number, parts, count = {}, [], 0
+        for task in SLOTS:
+            if task == "Holiday" and "Season" in first_number:
+                first_number[task] = first_number["Season"]  # both are themes
                 continue
             links = items_of_slot_values(data, task)
             if links is not None:
-                first[task] = count
+                first_number[task] = count
                 parts.append(links)
                 count += len(links)
         tail = np.flatnonzero(metrics.long_tail(data.catalogue.popularity, longtail_share))
-        first["Longtail"] = count
+        first_number["Longtail"] = count
         parts.append(Links.from_edges(np.zeros(len(tail), np.int32), tail, 1))
-        offsets = np.concatenate(
-            [[0], np.cumsum(np.concatenate([np.diff(p.offsets) for p in parts]))]
-        )
-        missing = available_tasks(data)
-        slot_values = {task: usable_slot_values(data, task) for task in first if not missing[task]}
+        sizes = np.concatenate([np.diff(part.offsets) for part in parts])
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        reasons = available_tasks(data)
+        slot_values = {
+            task: usable_slot_values(data, task) for task in first_number if not reasons[task]
+        }
         if not len(tail):
             slot_values.pop("Longtail", None)
-        return cls(first, slot_values, Links(offsets, np.concatenate([p.targets for p in parts])))
+        items = Links(offsets, np.concatenate([part.targets for part in parts]))
+        return cls(first_number, slot_values, items)
 
     def by_item(self, num_items: int) -> Int32[np.ndarray, "I M"]:
-        """The demands each item satisfies, padded with NONE.
+        """Numbers of the constraints that each item satisfies, padded with NO_CONSTRAINT.
 
-        At most MOST_OF_ITEM of them, those of the most items first: an item that a thousand
-        searches lead to is not known to satisfy the rarest.
+        An item keeps at most MAX_CONSTRAINTS_PER_ITEM of them, those with the most items first. So
+        an item that a thousand searches lead to does not count as satisfying the rarest of them.
         """
         sizes = np.diff(self.items.offsets)
-        demands = self.items.transpose(num_items)
-        item = np.repeat(np.arange(num_items), np.diff(demands.offsets))
-        order = np.lexsort((-sizes[demands.targets], item))
-        place = np.arange(len(item)) - demands.offsets[item]
-        kept = place < MOST_OF_ITEM
-        return padded(Links.from_edges(item[kept], demands.targets[order][kept], num_items))
+        constraints = self.items.transpose(num_items)
+        item = np.repeat(np.arange(num_items), np.diff(constraints.offsets))
+        order = np.lexsort((-sizes[constraints.targets], item))
+        rank = np.arange(len(item)) - constraints.offsets[item]
+        is_kept = rank < MAX_CONSTRAINTS_PER_ITEM
+        kept = Links.from_edges(item[is_kept], constraints.targets[order][is_kept], num_items)
+        return pad_rows(kept)
 
-    def number_of(self, task: str, slot_value: int) -> int:
-        """The number of one demand; NONE where there is none."""
-        first = NEW_CATEGORY if task == "Discover" else self.first.get(task, NONE)
+    def number(self, task: str, slot_value: int) -> int:
+        """The number of one constraint; NO_CONSTRAINT if the task has none."""
+        first = NEW_CATEGORY if task == "Discover" else self.first_number.get(task, NO_CONSTRAINT)
         return first + max(slot_value, 0) if first >= 0 else first
 
-    def number(
+    def numbers(
         self, task: Int[np.ndarray, " n"], slot_value: Int[np.ndarray, " n"]
     ) -> Int32[np.ndarray, " n"]:
-        """The number of each task's demand with that slot value; NONE where there is none."""
-        first = np.array([self.number_of(name, 0) for name in TASKS] + [NONE])[task]
+        """`number` of many tasks (their place in TASKS) and slot values."""
+        first = np.array([self.number(name, 0) for name in TASKS] + [NO_CONSTRAINT])[task]
         return np.where(first >= 0, first + np.maximum(slot_value, 0), first).astype(np.int32)
 
 
 def usable_slot_values(data: PreparedData, task: str) -> Int32[np.ndarray, " n"]:
-    """The slot values of a task that have words and items; of the long tail the one there is."""
+    """The slot values of `task` that have both a text and items; [0] for a task without a slot."""
     links = items_of_slot_values(data, task)
     if links is None:
         return np.zeros(1, np.int32)
@@ -93,68 +100,66 @@ def usable_slot_values(data: PreparedData, task: str) -> Int32[np.ndarray, " n"]
     return np.flatnonzero(usable).astype(np.int32)
 
 
-def padded(links: Links) -> Int32[np.ndarray, "rows M"]:
-    """The targets of each row, padded with NONE to the longest.
+def pad_rows(links: Links) -> Int32[np.ndarray, "rows M"]:
+    """The targets of each row, padded with NO_CONSTRAINT to the longest.
 
     Worked example: 0 -> [4, 7], 1 -> [2] gives [[4, 7], [2, -1]].
     """
     sizes = np.diff(links.offsets)
-    out = np.full((len(links), max(int(sizes.max(initial=0)), 1)), NONE, np.int32)
+    rows = np.full((len(links), max(int(sizes.max(initial=0)), 1)), NO_CONSTRAINT, np.int32)
     row = np.repeat(np.arange(len(links)), sizes)
-    out[row, np.arange(len(row)) - links.offsets[row]] = links.targets
-    return out
+    rows[row, np.arange(len(row)) - links.offsets[row]] = links.targets
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Allowed:
-    """The items each request's constraint allows: those of `items.of(row[n])`; row -1 allows all.
+class AllowedItems:
+    """The items that satisfy each request: `items.of(row[n])` for request n, all for row -1.
 
-    Requests share constraints, so each list is held once however many requests name it.
+    Requests share rows, so that the items of a constraint are held once.
     """
 
-    items: Links  # constraint -> items
-    row: Int32[np.ndarray, " N"]  # constraint of each request, -1 for none
+    items: Links  # row -> items
+    row: Int32[np.ndarray, " N"]  # of each request; -1: every item is allowed
 
     @classmethod
-    def from_lists(cls, lists: list[np.ndarray], row: Int32[np.ndarray, " N"]) -> Allowed:
-        """With the items of each constraint as a list."""
+    def from_lists(cls, lists: list[np.ndarray], row: Int32[np.ndarray, " N"]) -> AllowedItems:
+        """Allowed items from one array of items per row."""
         rows = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
         targets = np.concatenate(lists) if lists else np.zeros(0, np.int32)
         return cls(Links.from_edges(rows, targets, len(lists)), row)
 
     def of(self, request: int) -> Int32[np.ndarray, " n"] | None:
-        """The items request number `request` may get; None where it may get any."""
+        """The items allowed for request number `request`; None if all are."""
         return None if self.row[request] < 0 else self.items.of(self.row[request])
 
 
-def allowed_items(data: PreparedData, requests: Requests) -> Allowed:
-    """Which items satisfy each request: items of its query, category, season or holiday.
+def allowed_items(data: PreparedData, requests: Requests) -> AllowedItems:
+    """The items that satisfy each request's query, category, season or holiday.
 
-    JustForYou, Longtail and Discover constrain no item, nor does a request without slot value.
+    All items are allowed for JustForYou, Longtail and Discover, and for requests without a slot
+    value.
     """
-    is_bound = np.isin(requests.task, [TASKS.index(name) for name in CONSTRAINED_TASKS])
-    bound = np.flatnonzero(is_bound & (requests.slot_value >= 0))
-    keys = np.stack([requests.task[bound], requests.slot_value[bound]], 1)
+    has_slot = np.isin(requests.task, [TASKS.index(name) for name in SLOTS])
+    constrained = np.flatnonzero(has_slot & (requests.slot_value >= 0))
+    keys = np.stack([requests.task[constrained], requests.slot_value[constrained]], 1)
     distinct, inverse = np.unique(keys.reshape(-1, 2), axis=0, return_inverse=True)
     links = {task: items_of_slot_values(data, TASKS[task]) for task in np.unique(distinct[:, 0])}
     lists = [links[task].of(slot_value) for task, slot_value in distinct]
     row = np.full(len(requests), -1, np.int32)
-    row[bound] = inverse.reshape(-1)
-    return Allowed.from_lists(lists, row)
+    row[constrained] = inverse.reshape(-1)
+    return AllowedItems.from_lists(lists, row)
 
 
 def items_of_slot_values(data: PreparedData, task: str) -> Links | None:
-    """The items that satisfy each slot value of a task; None where the data has none."""
+    """Slot value of `task` -> the items that satisfy it; None if the data has no slot values."""
     match task:
         case "Category":
-            known = np.flatnonzero(data.catalogue.category >= 0)
+            has_category = np.flatnonzero(data.catalogue.category >= 0)
             count = len(data.catalogue.categories)
-            return Links.from_edges(data.catalogue.category[known], known, count)
+            return Links.from_edges(data.catalogue.category[has_category], has_category, count)
         case "Query":
             return data.queries.items if data.queries is not None else None
         case "Season" | "Holiday":
             return data.themes.items if data.themes is not None else None
     return None
-
-
-CONSTRAINED_TASKS = ("Query", "Category", "Season", "Holiday")

@@ -15,7 +15,7 @@ from sigma_jax.schema import TASKS, PreparedData
 
 SLOTS = {"Query": "{query}", "Category": "{category}", "Season": "{theme}", "Holiday": "{theme}"}
 
-TRAIN_PHRASINGS: dict[str, tuple[str, ...]] = {
+TRAIN_WORDINGS: dict[str, tuple[str, ...]] = {
     "JustForYou": (
         "recommend something for me",
         "what should i buy next?",
@@ -145,7 +145,7 @@ TRAIN_PHRASINGS: dict[str, tuple[str, ...]] = {
 }
 
 # Kept from training: what is measured on them is whether the instruction is understood.
-HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
+HELDOUT_WORDINGS: dict[str, tuple[str, ...]] = {
     "JustForYou": ("what else would i like?", "suggest items made for me"),
     "Query": ("do you have {query} for someone like me?", "please look up {query}"),
     "Category": ("suggest a few items from {category}", "i am interested in {category} today"),
@@ -159,7 +159,7 @@ HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
 }
 
 # For a model trained on histories alone: an empty instruction asks for the next item.
-WITHOUT_INSTRUCTIONS = TRAIN_PHRASINGS | {"JustForYou": ("",)}
+WITHOUT_INSTRUCTIONS = TRAIN_WORDINGS | {"JustForYou": ("",)}
 
 # Text between the parts of a prompt (prompts/tokens.py).
 FAVOURITES_TEXT = "\nbought most often: "
@@ -186,43 +186,43 @@ def slot_value_texts(data: PreparedData, task: str) -> list[str]:
     return [clean(text or "") for text in source.to_pylist()] if source else []
 
 
-def trained_phrasings(has_instructions: bool) -> dict[str, tuple[str, ...]]:
+def trained_wordings(has_instructions: bool) -> dict[str, tuple[str, ...]]:
     """Wordings of each task in training; the empty one for JustForYou without instructions."""
-    return TRAIN_PHRASINGS if has_instructions else WITHOUT_INSTRUCTIONS
+    return TRAIN_WORDINGS if has_instructions else WITHOUT_INSTRUCTIONS
 
 
-def render(task: str, slot_value_text: str | None, phrasing: str) -> str:
-    """`phrasing` of `task` with its slot filled by the query, category or theme.
+def render(task: str, slot_value_text: str | None, wording: str) -> str:
+    """`wording` of `task` with its slot filled by the query, category or theme.
 
     ValueError if the task needs a slot value and there is none.
     """
     if task not in SLOTS:
-        return phrasing
+        return wording
     if not slot_value_text:
         raise ValueError(f"task {task} needs a {SLOTS[task][1:-1]}; name one.")
-    return phrasing.replace(SLOTS[task], clean(slot_value_text))
+    return wording.replace(SLOTS[task], clean(slot_value_text))
 
 
-def split(task: str, phrasing: str) -> tuple[str, str]:
+def split(task: str, wording: str) -> tuple[str, str]:
     """The words before the slot and those after it; the space before the slot goes with the slot.
 
     Worked example: "find {query} for me" -> ("find", " for me").
     """
     if task not in SLOTS:
-        return phrasing, ""
-    before, after = phrasing.split(SLOTS[task])
+        return wording, ""
+    before, after = wording.split(SLOTS[task])
     return before.removesuffix(" "), after
 
 
 def all_sentences() -> list[str]:
     """Every fixed sentence a prompt of this package may hold, for training a text tokenizer."""
     fixed = [FAVOURITES_TEXT, HISTORY_TEXT, SESSION_END_TEXT]
-    return fixed + around_slots(TRAIN_PHRASINGS) + around_slots(HELDOUT_PHRASINGS)
+    return fixed + around_slots(TRAIN_WORDINGS) + around_slots(HELDOUT_WORDINGS)
 
 
-def around_slots(phrasings: Mapping[str, Sequence[str]]) -> list[str]:
-    """Each phrasing of each task without its slot."""
-    return [" ".join(split(task, phrasing)) for task in TASKS for phrasing in phrasings[task]]
+def around_slots(wordings: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each wording of each task without its slot."""
+    return [" ".join(split(task, wording)) for task in TASKS for wording in wordings[task]]
 
 
 def available_tasks(data: PreparedData) -> dict[str, str | None]:

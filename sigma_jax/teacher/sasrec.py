@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from sigma_jax.histories import history_ranges
 from sigma_jax.models.weights import load_weights, save_weights
 from sigma_jax.schema import Histories, Requests
-from sigma_jax.tasks.constraints import Allowed
+from sigma_jax.tasks.constraints import AllowedItems
 
 SCORES_AT_ONCE = 2**23  # entries of [requests, items] that are held in memory
 ITEMS_AT_ONCE = 2**16  # items that are scored together
@@ -179,7 +179,7 @@ def rank_items(
     requests: Requests,
     k: int,
     exclude_seen: bool,
-    allowed: Allowed | None,
+    allowed: AllowedItems | None,
 ) -> Int32[np.ndarray, "N k"]:
     """The k items of highest score for each request, best first.
 

@@ -53,7 +53,7 @@ def requests():
 
 
 def test_variants_ask_for_other_things_for_the_same_users(data, requests):
-    variants = f.request_variants(requests, data, 10, instructions.TRAIN_PHRASINGS)
+    variants = f.request_variants(requests, data, 10, instructions.TRAIN_WORDINGS)
     assert {name: rows.tolist() for name, (rows, _) in variants.items()} == {
         "instruction": [1, 2],
         "no instruction": [1, 2],
@@ -62,7 +62,7 @@ def test_variants_ask_for_other_things_for_the_same_users(data, requests):
     }
     assert variants["instruction"][1].instruction == ["rare things", "something for easter"]
     assert set(variants["no instruction"][1].instruction) <= set(
-        instructions.TRAIN_PHRASINGS["JustForYou"]
+        instructions.TRAIN_WORDINGS["JustForYou"]
     )
     [off] = variants["out of season"][1].instruction
     assert "halloween" in off and variants["out of season"][1].slot_value.tolist() == [1]
@@ -73,14 +73,14 @@ def test_variants_ask_for_other_things_for_the_same_users(data, requests):
 
 def test_without_themed_requests_there_are_two_variants(data, requests):
     rows = requests.take(np.array([0, 1]))
-    assert list(f.request_variants(rows, data, 10, instructions.TRAIN_PHRASINGS)) == [
+    assert list(f.request_variants(rows, data, 10, instructions.TRAIN_WORDINGS)) == [
         "instruction",
         "no instruction",
     ]
 
 
 def test_metrics_equal_those_counted_by_hand(data, requests):
-    variants = f.request_variants(requests, data, 10, instructions.TRAIN_PHRASINGS)
+    variants = f.request_variants(requests, data, 10, instructions.TRAIN_WORDINGS)
     lists = {
         "instruction": [[4, 5, -1, -1], [3, 4, 0, 1]],
         "no instruction": [[0, 1, 2, -1], [0, 1, 2, 3]],

@@ -26,14 +26,14 @@ def tables(shop, semantic_ids, config):
 def test_prompts_show_nothing_at_or_after_their_cut(shop, tables, requests):
     """Whatever the later rows hold, the prompts are the same."""
     split, requests = requests
-    prompts = assemble_prompts(requests, shop, tables, 120)
+    prompts = assemble_prompts(requests, shop.histories, tables, 120)
     histories = shop.histories
     start = histories.valid_start if split == "valid" else histories.test_start
     user = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
     is_later = np.arange(len(user)) >= start[user]
     item = np.where(is_later, (histories.item + 1) % 40, histories.item).astype(np.int32)
     changed = dataclasses.replace(shop, histories=dataclasses.replace(histories, item=item))
-    again = assemble_prompts(requests, changed, tables, 120)
+    again = assemble_prompts(requests, changed.histories, tables, 120)
     for name in prompts:
         assert np.array_equal(prompts[name], again[name])
 
@@ -45,7 +45,7 @@ def test_prompt_worked_example(shop, tables, config):
     tables = dataclasses.replace(tables, layout=layout)
     history_end = int(shop.histories.test_start[user])
     request = one_request(user, history_end, "i need query no. 3")
-    prompt = assemble_prompts(request, shop, tables, 100)
+    prompt = assemble_prompts(request, shop.histories, tables, 100)
     rows = shop.histories.item[history_end - 3 : history_end]
     sessions = shop.histories.session[history_end - 3 : history_end]
     ends = np.append(sessions[1:] != sessions[:-1], True)
@@ -82,11 +82,13 @@ def one_request(user, history_end, instruction):
 
 def test_a_user_without_history_gets_profile_and_instruction(shop, tables, config):
     words = tables.tokenizer.encode(["hidden gems for me please"], 99)[0].tolist()
-    stranger = assemble_prompts(one_request(-1, 0, "hidden gems for me please"), shop, tables, 60)
+    stranger = assemble_prompts(
+        one_request(-1, 0, "hidden gems for me please"), shop.histories, tables, 60
+    )
     assert stranger["token"][0, : stranger["length"][0]].tolist() == words
     history_end = int(shop.histories.offsets[1])
     known = assemble_prompts(
-        one_request(1, history_end, "hidden gems for me please"), shop, tables, 60
+        one_request(1, history_end, "hidden gems for me please"), shop.histories, tables, 60
     )
     expected = tables.profile(1)[: config.layout.profile_tokens].tolist() + words
     assert known["token"][0, : known["length"][0]].tolist() == expected
@@ -98,7 +100,7 @@ def test_a_user_without_history_gets_profile_and_instruction(shop, tables, confi
     ["", "   ", "冬の靴を探しています", "Ищу подарок 🎁", "x" * 1_000_000, "ab " * 400_000],
 )
 def test_any_text_makes_a_prompt(shop, tables, config, instruction):
-    prompt = assemble_prompts(one_request(2, 0, instruction), shop, tables, 80)
+    prompt = assemble_prompts(one_request(2, 0, instruction), shop.histories, tables, 80)
     size = prompt["length"][0]
     assert 1 <= size <= config.layout.profile_tokens + config.layout.instruction_tokens
     assert prompt["token"].max() < V
@@ -108,7 +110,7 @@ def test_short_rows_lose_the_oldest_items_first(shop, tables, config):
     user = int(np.argmax(np.diff(shop.histories.offsets)))
     history_end = int(shop.histories.test_start[user])
     request = one_request(user, history_end, "i need query no. 3")
-    whole = assemble_prompts(request, shop, tables, 200)
+    whole = assemble_prompts(request, shop.histories, tables, 200)
     size = int(whole["length"][0])
     full = whole["item"][0][whole["item"][0] >= 0].tolist()
     history = full[config.layout.num_favourites :]
@@ -116,7 +118,7 @@ def test_short_rows_lose_the_oldest_items_first(shop, tables, config):
     one_item = len(words) + len(tables.history_text) + config.layout.sid_in_prompt + 2
     shown_before = full
     for length in range(size, len(words) - 1, -1):
-        prompt = assemble_prompts(request, shop, tables, length)
+        prompt = assemble_prompts(request, shop.histories, tables, length)
         end = prompt["length"][0]
         assert end <= length
         assert prompt["token"][0, end - len(words) : end].tolist() == words
@@ -131,4 +133,4 @@ def test_short_rows_lose_the_oldest_items_first(shop, tables, config):
             assert shown == full[: config.layout.num_favourites] + history[-kept:]
         shown_before = shown
     with pytest.raises(ValueError, match="has no room for an instruction"):
-        assemble_prompts(request, shop, tables, 3)
+        assemble_prompts(request, shop.histories, tables, 3)

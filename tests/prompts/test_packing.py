@@ -8,19 +8,25 @@ from shop_fixtures import changed_prompt
 
 from sigma_jax.data.pipeline import open_shards, stack_rows
 from sigma_jax.prompts.inference import assemble_prompts
-from sigma_jax.prompts.layout import HISTORY_TASK, Plan, branch_lengths, fit, lay_out, plan_size
-from sigma_jax.prompts.packing import (
-    batches,
-    candidate_weights,
+from sigma_jax.prompts.layout import (
+    HISTORY_TASK,
+    Plan,
+    branch_lengths,
+    fit_plan,
+    lay_out,
+    plan_size,
+)
+from sigma_jax.prompts.packing import batches, pack_group
+from sigma_jax.prompts.records import RECORDS, Record
+from sigma_jax.prompts.sampling import (
     contexts_that_fit,
     draw_instruction_only_plan,
     draw_plan,
     instruction_only_tasks,
-    pack_group,
-    planner,
+    plan_sampler,
+    target_weights,
     training_tables,
 )
-from sigma_jax.prompts.records import RECORDS, Record
 from sigma_jax.schema import TASKS, Requests
 from sigma_jax.tasks.instructions import slot_value_texts
 
@@ -48,13 +54,13 @@ def plain(config, **changes):
     return changed_prompt(config, shuffle_sessions=False, **changes)
 
 
-def drawn_plans(records, config, tables, wordings, seed=0):
+def drawn_plans(records, config, tables, instruction_tables, seed=0):
     """(record, plan) of every record."""
     source = open_shards(records, RECORDS)
     for number in range(len(source)):
         record = Record.from_bytes(source[number])
         rng = np.random.default_rng((seed, number))
-        yield record, draw_plan(record, config, tables, wordings, WEIGHT, rng)
+        yield record, draw_plan(record, config, tables, instruction_tables, WEIGHT, rng)
 
 
 def end_row(shop, record, attach):
@@ -91,9 +97,9 @@ def test_each_branch_with_its_context_is_the_prompt_of_that_cut(
     """Token by token, position by position, where the window begins at the same row."""
     changes = {} if shared else {"branches_per_context": 1, "history_targets": 0}
     config = plain(config, num_favourites=0, history_length=100, **changes, **parts)
-    tables, wordings = training_tables(shop, semantic_ids, config, V)
+    tables, instruction_tables = training_tables(shop, semantic_ids, config, V)
     compared = [0, 0]
-    for record, plan in drawn_plans(records, config, tables, wordings):
+    for record, plan in drawn_plans(records, config, tables, instruction_tables):
         group = pack_group([plan], config_one(config), tables)
         start = end_row(shop, record, 0)
         if start != shop.histories.offsets[record.user]:
@@ -107,7 +113,7 @@ def test_each_branch_with_its_context_is_the_prompt_of_that_cut(
             text = "" if is_bare else tables.tokenizer.tokenizer.decode(plan.instruction[k])
             one = np.array([0])
             request = Requests(np.array([record.user]), one + start + attach, one, one, one, [text])
-            prompt = assemble_prompts(request, shop, tables, 200)
+            prompt = assemble_prompts(request, shop.histories, tables, 200)
             size = int(prompt["length"][0])
             has_query = config.layout.has_query_token
             assert len(seen) == size + codes + has_query
@@ -168,16 +174,16 @@ def config_one(config):
 def test_favourites_and_window_are_those_of_the_prompt(records, shop, semantic_ids, config):
     """A branch at the end of its window equals a prompt made for its end, favourites too."""
     config = plain(config, history_targets=0, branches_per_context=1)
-    tables, wordings = training_tables(shop, semantic_ids, config, V)
+    tables, instruction_tables = training_tables(shop, semantic_ids, config, V)
     with_favourites = 0
-    for record, plan in drawn_plans(records, config, tables, wordings):
+    for record, plan in drawn_plans(records, config, tables, instruction_tables):
         if not len(plan.attach) or plan.attach[0] != record.length:
             continue
         history_end = end_row(shop, record, record.length)
         text = tables.tokenizer.tokenizer.decode(plan.instruction[0])
         one = np.array([0])
         request = Requests(np.array([record.user]), np.array([history_end]), one, one, one, [text])
-        prompt = assemble_prompts(request, shop, tables, 200)
+        prompt = assemble_prompts(request, shop.histories, tables, 200)
         example, size = lay_out(plan, tables), prompt["length"][0]
         assert size == len(example.token) - config.layout.sid_generated - 1
         for name in ("token", "item", "position"):
@@ -188,9 +194,9 @@ def test_favourites_and_window_are_those_of_the_prompt(records, shop, semantic_i
 
 def test_no_branch_sees_its_target_session_or_a_later_row(records, shop, semantic_ids, config):
     """What a target's tokens see are items of the rows before its boundary, and nothing more."""
-    tables, wordings = training_tables(shop, semantic_ids, config, V)
+    tables, instruction_tables = training_tables(shop, semantic_ids, config, V)
     histories, checked = shop.histories, 0
-    for record, plan in drawn_plans(records, config, tables, wordings):
+    for record, plan in drawn_plans(records, config, tables, instruction_tables):
         group = pack_group([plan], config_one(config), tables)
         begin = end_row(shop, record, 0)
         for k in np.flatnonzero(group["target_weight"][0]):
@@ -211,9 +217,9 @@ def test_no_branch_sees_its_target_session_or_a_later_row(records, shop, semanti
 
 
 def test_history_branches_predict_from_the_last_context_token(records, shop, semantic_ids, config):
-    tables, wordings = training_tables(shop, semantic_ids, config, V)
+    tables, instruction_tables = training_tables(shop, semantic_ids, config, V)
     seen = 0
-    for _, plan in drawn_plans(records, config, tables, wordings):
+    for _, plan in drawn_plans(records, config, tables, instruction_tables):
         group = pack_group([plan], config_one(config), tables)
         for k in np.flatnonzero(group["target_task"][0] == HISTORY_TASK):
             codes, query = group["code_position"][0, k], group["query_position"][0, k]
@@ -260,8 +266,8 @@ def test_packing_loses_nothing_uncounted(records, shop, semantic_ids, config, ro
     config = changed_prompt(
         config, row_tokens=row_tokens, row_targets=row_tokens // 10, contexts_per_group=5
     )
-    tables, wordings = training_tables(shop, semantic_ids, config, V)
-    plans = [plan for _, plan in drawn_plans(records, config, tables, wordings)]
+    tables, instruction_tables = training_tables(shop, semantic_ids, config, V)
+    plans = [plan for _, plan in drawn_plans(records, config, tables, instruction_tables)]
     lost = 0
     for begin in range(0, len(plans) - 5, 5):
         group = pack_group(plans[begin : begin + 5], config, tables)
@@ -295,8 +301,8 @@ def test_as_many_contexts_as_fit_fill_the_rows_and_lose_little(records, shop, se
 
 def test_rows_hold_whole_contexts_side_by_side(records, shop, semantic_ids, config):
     """A packed context equals the same context alone, moved."""
-    tables, wordings = training_tables(shop, semantic_ids, config, V)
-    plans = [plan for _, plan in drawn_plans(records, config, tables, wordings)][:3]
+    tables, instruction_tables = training_tables(shop, semantic_ids, config, V)
+    plans = [plan for _, plan in drawn_plans(records, config, tables, instruction_tables)][:3]
     row = pack_group(plans, changed_prompt(config_one(config), row_tokens=600), tables)
     for plan in plans:
         example = lay_out(plan, tables)
@@ -326,39 +332,44 @@ def test_task_mixture_follows_its_weights(records, shop, semantic_ids, config):
     assert 0.68 < count[0] / count.sum() < 0.82
 
 
-def test_candidate_weights_worked_example():
+def test_target_weights_worked_example():
     record = Record(
         0, 2, *[np.zeros(0, np.int32)] * 3, np.array([1, 1, 2]), np.array([0, 0, 0]), *[None] * 2
     )
     weight = np.zeros(7)
     weight[0] = 2.0
-    assert np.allclose(candidate_weights(record, weight, 1.0), [0.5, 0.5, 1.0])
+    assert np.allclose(target_weights(record, weight, 1.0), [0.5, 0.5, 1.0])
 
 
 def test_instructions_without_a_history_fill_rows_and_are_satisfied(
     records, shop, semantic_ids, config
 ):
     config = plain(config, instruction_only_share=0.5)
-    tables, wordings = training_tables(shop, semantic_ids, config, V)
-    asked = instruction_only_tasks(config, wordings)
+    tables, instruction_tables = training_tables(shop, semantic_ids, config, V)
+    asked = instruction_only_tasks(config, instruction_tables)
     assert sum(asked.values()) == pytest.approx(1.0)
-    tail = {"Longtail": wordings.constraints.slot_values["Longtail"]}
-    silent = dataclasses.replace(wordings.constraints, slot_values=tail)
-    assert instruction_only_tasks(config, dataclasses.replace(wordings, constraints=silent)) == {}
+    tail = {"Longtail": instruction_tables.constraints.slot_values["Longtail"]}
+    silent = dataclasses.replace(instruction_tables.constraints, slot_values=tail)
+    assert (
+        instruction_only_tasks(config, dataclasses.replace(instruction_tables, constraints=silent))
+        == {}
+    )
     assert set(asked) == {"Query", "Category", "Season", "Holiday", "Longtail"}
     seen = set()
     for seed in range(20):
-        plan = draw_instruction_only_plan(asked, config, wordings, np.random.default_rng(seed))
+        plan = draw_instruction_only_plan(
+            asked, config, instruction_tables, np.random.default_rng(seed)
+        )
         assert plan_size(plan, tables) <= config.layout.row_tokens
-        assert fit(plan, tables, config.layout.row_tokens, config.packing.row_targets) is plan
+        assert fit_plan(plan, tables, config.layout.row_tokens, config.packing.row_targets) is plan
         assert not len(plan.history) and not plan.attach.any()
         for words, task, target, demand in zip(
             plan.instruction, plan.task, plan.target, plan.constraint, strict=True
         ):
             seen.add(TASKS[task])
-            assert target in wordings.constraints.items.of(demand)
+            assert target in instruction_tables.constraints.items.of(demand)
             said = tables.tokenizer.tokenizer.decode(words)
-            first = wordings.constraints.first[TASKS[task]]
+            first = instruction_tables.constraints.first_number[TASKS[task]]
             texts = slot_value_texts(shop, TASKS[task]) or [""]
             assert said.endswith(texts[demand - first]) or texts[demand - first] in said
         group = pack_group([plan], config_one(config), tables)
@@ -367,7 +378,10 @@ def test_instructions_without_a_history_fill_rows_and_are_satisfied(
         assert tokens[: len(plan.instruction[0])] == plan.instruction[0].tolist()
         assert len(tokens) == len(plan.instruction[0]) + config.layout.target_tokens
     assert {"Query", "Category"} <= seen
-    source, plan_of = open_shards(records, RECORDS), planner(config, tables, wordings)
+    source, plan_of = (
+        open_shards(records, RECORDS),
+        plan_sampler(config, tables, instruction_tables),
+    )
     plans = [plan_of(source[n], np.random.default_rng(n)) for n in range(len(source))]
     assert 0.3 < np.mean([not plan.attach.any() for plan in plans]) < 0.75
 

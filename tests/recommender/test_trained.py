@@ -8,11 +8,11 @@ import pytest
 from shop_fixtures import changed_prompt
 
 from sigma_jax.evaluation.evaluator import make_generator
-from sigma_jax.prompts.inference import prompts_of
+from sigma_jax.prompts.inference import make_prompts
 from sigma_jax.recommender.trained import generation_config, load_recommender, told_by, word_table
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
 from sigma_jax.schema import PreparedData
-from sigma_jax.tasks.instructions import SLOTS, TRAIN_PHRASINGS, slot_value_texts
+from sigma_jax.tasks.instructions import SLOTS, TRAIN_WORDINGS, slot_value_texts
 from sigma_jax.tasks.requests import make_requests
 
 
@@ -22,7 +22,7 @@ def loaded(trained):
     recommender = load_recommender(trained[1], data)
     settings = generation_config(recommender.config, 4, batch_size=8)
     generator = make_generator(recommender, settings)
-    requests = make_requests(data, "valid", 0, 5, 0.8, TRAIN_PHRASINGS)
+    requests = make_requests(data, "valid", 0, 5, 0.8, TRAIN_WORDINGS)
     return data, recommender, generator, requests
 
 
@@ -33,7 +33,7 @@ def test_an_instruction_says_the_same_whoever_asks(loaded):
     asked = dataclasses.replace(requests.take(np.arange(3)), instruction=words)
     told = recommender.told(generator, asked, data)
     nobody = dataclasses.replace(asked, user=np.full(3, -1, np.int32))
-    prompts = prompts_of(nobody, data, recommender.prompt_tables)
+    prompts = make_prompts(nobody, data, recommender.prompt_tables)
     expected = generator.told(words, prompts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), told, expected)
     queries = told.answer.queries

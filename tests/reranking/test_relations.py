@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sparse
 from small_histories import ITEMS, histories_of, plain_data, plain_requests, random_users
 
-from sigma_jax.histories import first_of_day, history_ranges, request_times
+from sigma_jax.histories import first_row_of_day, history_ranges, request_times
 from sigma_jax.reranking import ease, embedding_neighbours
 from sigma_jax.reranking.covisitation import SMOOTHING, count_covisits, strongest_entries
 from sigma_jax.reranking.ease import fit_ease
@@ -84,7 +84,7 @@ def test_a_request_without_times_has_no_lines_of_its_day(histories):
     requests = plain_requests(histories)
     starts, ends = history_ranges(histories, requests)
     for log, has_today in ((histories, True), (timeless, False)):
-        first = first_of_day(log, starts, ends, request_times(log, requests))
+        first = first_row_of_day(log, starts, ends, request_times(log, requests))
         assert (first < ends).any() == has_today
 
 

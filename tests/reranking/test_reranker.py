@@ -22,7 +22,7 @@ from sigma_jax.reranking.fit import (
 )
 from sigma_jax.reranking.reranker import FEATURES, Counts, Reranker, RerankerConfig, RerankerWeights
 from sigma_jax.schema import DAY, TASKS, Requests
-from sigma_jax.tasks.constraints import Allowed
+from sigma_jax.tasks.constraints import AllowedItems
 
 REQUESTS = LEAST_TARGETS + 10
 GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3, (), 0.0, "exact")
@@ -161,7 +161,7 @@ def test_what_instructions_say_counts_only_where_it_is_taken():
 
 def test_what_is_asked_for_is_found_by_the_number_of_the_request():
     lists = [np.array([1, 2]), np.array([5])]
-    allowed = Allowed.from_lists(lists, np.array([1, -1, 0], np.int32))
+    allowed = AllowedItems.from_lists(lists, np.array([1, -1, 0], np.int32))
     candidates = np.array([[1, 5, 7], [1, 5, 7], [1, 5, 7]])
     found = satisfies_instruction(allowed, np.array([2, 0, 1]), candidates)
     np.testing.assert_array_equal(found, [[1, 0, 0], [0, 1, 0], [1, 1, 1]])

@@ -5,8 +5,9 @@ from shop_fixtures import changed_prompt
 
 from sigma_jax.prompts.inference import assemble_prompts
 from sigma_jax.prompts.layout import HISTORY_TASK
-from sigma_jax.prompts.packing import batches, training_tables
+from sigma_jax.prompts.packing import batches
 from sigma_jax.prompts.records import write_records
+from sigma_jax.prompts.sampling import training_tables
 from sigma_jax.schema import TASKS, SemanticIds
 from sigma_jax.tasks.constraints import allowed_items
 from sigma_jax.tasks.instructions import available_tasks
@@ -39,7 +40,7 @@ def test_prepared_data_become_batches_and_prompts(prepared, config, tmp_path):
 
     tables, _ = training_tables(*arguments)
     requests = make_requests(prepared, "test", 0, 50, config.targets.longtail_share)
-    prompts = assemble_prompts(requests, prepared, tables, 200)
+    prompts = assemble_prompts(requests, prepared.histories, tables, 200)
     assert (prompts["length"] > 0).all()
     allowed = allowed_items(prepared, requests)
     for row in np.flatnonzero(allowed.row >= 0):

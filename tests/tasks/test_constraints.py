@@ -6,7 +6,13 @@ import numpy as np
 
 from sigma_jax import metrics
 from sigma_jax.schema import TASKS
-from sigma_jax.tasks.constraints import NEW_CATEGORY, NONE, Constraints, allowed_items, padded
+from sigma_jax.tasks.constraints import (
+    NEW_CATEGORY,
+    NO_CONSTRAINT,
+    Constraints,
+    allowed_items,
+    pad_rows,
+)
 from sigma_jax.tasks.requests import make_requests
 
 
@@ -14,14 +20,14 @@ def test_padded_rows_are_links():
     from sigma_jax.schema import Links
 
     links = Links.from_edges(np.array([0, 0, 2]), np.array([4, 7, 2]), 3)
-    assert padded(links).tolist() == [[4, 7], [NONE, NONE], [2, NONE]]
+    assert pad_rows(links).tolist() == [[4, 7], [NO_CONSTRAINT, NO_CONSTRAINT], [2, NO_CONSTRAINT]]
 
 
 def test_items_satisfy_what_evaluation_allows(shop):
     share = 0.8
     constraints = Constraints.make(shop, share)
     requests = make_requests(shop, "valid", 0, 50, share)
-    numbers = constraints.number(requests.task, requests.slot_value)
+    numbers = constraints.numbers(requests.task, requests.slot_value)
     allowed = allowed_items(shop, requests)
     tail = metrics.long_tail(shop.catalogue.popularity, share)
     by_item = constraints.by_item(len(shop.catalogue))
@@ -31,7 +37,7 @@ def test_items_satisfy_what_evaluation_allows(shop):
         seen.add(task)
         satisfying = np.flatnonzero((by_item == number).any(axis=1))
         if task in ("JustForYou", "Discover"):
-            assert number == (NONE if task == "JustForYou" else NEW_CATEGORY)
+            assert number == (NO_CONSTRAINT if task == "JustForYou" else NEW_CATEGORY)
         elif task == "Longtail":
             assert satisfying.tolist() == np.flatnonzero(tail).tolist()
         else:
@@ -44,12 +50,12 @@ def test_of_too_many_demands_the_broadest_are_known(shop, monkeypatch):
     constraints = Constraints.make(shop, 0.8)
     whole = constraints.by_item(len(shop.catalogue))
     sizes = np.diff(constraints.items.offsets)
-    monkeypatch.setattr("sigma_jax.tasks.constraints.MOST_OF_ITEM", 2)
+    monkeypatch.setattr("sigma_jax.tasks.constraints.MAX_CONSTRAINTS_PER_ITEM", 2)
     few = constraints.by_item(len(shop.catalogue))
     assert few.shape[1] == 2 < whole.shape[1]
     for all_of_it, kept in zip(whole, few, strict=True):
-        known = sorted(-sizes[k] for k in all_of_it if k != NONE)[:2]
-        assert [-sizes[k] for k in kept if k != NONE] == known
+        known = sorted(-sizes[k] for k in all_of_it if k != NO_CONSTRAINT)[:2]
+        assert [-sizes[k] for k in kept if k != NO_CONSTRAINT] == known
 
 
 def test_what_the_data_has_no_targets_for_is_not_asked_for(shop):

@@ -1,4 +1,4 @@
-"""Phrasings: enough of them, none both trained and evaluated, slots where tokens expect them."""
+"""Wordings: enough of them, none both trained and evaluated, slots where tokens expect them."""
 
 import dataclasses
 import re
@@ -9,9 +9,9 @@ import pytest
 
 from sigma_jax.schema import TASKS
 from sigma_jax.tasks.instructions import (
-    HELDOUT_PHRASINGS,
+    HELDOUT_WORDINGS,
     SLOTS,
-    TRAIN_PHRASINGS,
+    TRAIN_WORDINGS,
     all_sentences,
     available_tasks,
     clean,
@@ -20,30 +20,30 @@ from sigma_jax.tasks.instructions import (
 )
 
 
-def test_trained_and_held_out_phrasings_are_disjoint():
+def test_trained_and_held_out_wordings_are_disjoint():
     for task in TASKS:
-        trained, heldout = set(TRAIN_PHRASINGS[task]), set(HELDOUT_PHRASINGS[task])
+        trained, heldout = set(TRAIN_WORDINGS[task]), set(HELDOUT_WORDINGS[task])
         assert len(trained) >= 6 and len(heldout) >= 2
         assert not trained & heldout
-    assert set(TRAIN_PHRASINGS) == set(HELDOUT_PHRASINGS) == set(TASKS)
+    assert set(TRAIN_WORDINGS) == set(HELDOUT_WORDINGS) == set(TASKS)
 
 
-def test_no_phrasing_stands_for_two_tasks_that_lack_an_argument():
+def test_no_wording_stands_for_two_tasks_that_lack_an_argument():
     """Season and Holiday may share words: their theme tells them apart."""
     plain = [
-        phrasing
-        for phrasings in (TRAIN_PHRASINGS, HELDOUT_PHRASINGS)
+        wording
+        for wordings in (TRAIN_WORDINGS, HELDOUT_WORDINGS)
         for task in TASKS
         if task not in SLOTS
-        for phrasing in phrasings[task]
+        for wording in wordings[task]
     ]
     assert len(plain) == len(set(plain))
 
 
 def test_slots_stand_between_spaces():
     """Otherwise tokens of the parts, joined, would differ from tokens of the sentence."""
-    for phrasings in (TRAIN_PHRASINGS, HELDOUT_PHRASINGS):
-        for task, texts in phrasings.items():
+    for wordings in (TRAIN_WORDINGS, HELDOUT_WORDINGS):
+        for task, texts in wordings.items():
             for text in texts:
                 slots = re.findall(r"\{\w+\}", text)
                 assert slots == ([SLOTS[task]] if task in SLOTS else [])

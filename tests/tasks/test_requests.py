@@ -8,8 +8,8 @@ import pytest
 from sigma_jax.schema import TASKS
 from sigma_jax.tasks.constraints import allowed_items
 from sigma_jax.tasks.instructions import (
-    HELDOUT_PHRASINGS,
-    TRAIN_PHRASINGS,
+    HELDOUT_WORDINGS,
+    TRAIN_WORDINGS,
     render,
     slot_value_texts,
 )
@@ -62,17 +62,17 @@ def test_targets_satisfy_their_task(shop, requests):
             assert shop.themes.kinds[slot_value].as_py() == task.lower()
 
 
-def test_phrasings_come_from_the_given_set(shop, requests):
+def test_wordings_come_from_the_given_set(shop, requests):
     split, asked = requests
-    for phrasings in (HELDOUT_PHRASINGS, TRAIN_PHRASINGS):
-        requests = make_requests(shop, split, 4, 1000, 0.8, phrasings)
+    for wordings in (HELDOUT_WORDINGS, TRAIN_WORDINGS):
+        requests = make_requests(shop, split, 4, 1000, 0.8, wordings)
         assert np.array_equal(requests.target, asked.target)
         used = set()
         for row, sentence in enumerate(requests.instruction):
             task = TASKS[requests.task[row]]
             texts = slot_value_texts(shop, task)
             text = texts[requests.slot_value[row]] if texts else None
-            options = [render(task, text, phrasing) for phrasing in phrasings[task]]
+            options = [render(task, text, wording) for wording in wordings[task]]
             used.add((task, options.index(sentence)))
         assert len(used) > len(TASKS)
 

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from sigma_jax.hashing import splitmix64
 from sigma_jax.metrics import long_tail
 from sigma_jax.schema import TASKS
-from sigma_jax.tasks.targets import TaskTables, find_candidates, first_touch, is_active, keep_few
+from sigma_jax.tasks.targets import (
+    TaskTables,
+    find_targets,
+    first_rows_in_category,
+    is_active,
+    keep_per_group,
+)
 
 
 def naive_targets(shop, tables, user, attach, row):
@@ -52,10 +58,10 @@ def test_candidates_are_those_of_the_definitions(shop, ahead):
                 attach.append(first + session)
                 users.append(user)
     rows, attach = np.array(rows), np.array(attach)
-    first = first_touch(shop, range(histories.num_users))[rows]
-    got = find_candidates(shop, tables, rows, attach, first)
+    first = first_rows_in_category(shop, range(histories.num_users))[rows]
+    got = find_targets(shop, tables, rows, attach, first)
     # Links may name an item twice under one query: sets on both sides.
-    found = set(zip(got.attach, got.row, got.task, got.slot_value, strict=True))
+    found = set(zip(got.history_end, got.row, got.task, got.slot_value, strict=True))
     expected = {
         (a, r, TASKS.index(task), slot_value)
         for a, r, u in zip(attach, rows, users, strict=True)
@@ -74,7 +80,7 @@ def test_an_argument_without_words_is_no_target(shop):
     rows = np.arange(len(shop.histories.item))
     task = TASKS.index("Category")
     for data, has_two in ((shop, True), (blank, False)):
-        got = find_candidates(data, TaskTables.make(data, 0.8), rows, rows, rows)
+        got = find_targets(data, TaskTables.make(data, 0.8), rows, rows, rows)
         slot_values = got.slot_value[got.task == task].tolist()
         assert (2 in slot_values) == has_two and {0, 1, 3, 4, 5} <= set(slot_values)
 
@@ -132,13 +138,13 @@ def test_longtail_leaves_the_smallest_head_of_its_share(popularity, share):
 def test_keep_few_keeps_at_most_so_many_of_each_kind(shop):
     tables = TaskTables.make(shop, 0.8)
     rows = np.arange(50)
-    got = find_candidates(shop, tables, rows, rows // 10 * 10, rows)
-    kept = keep_few(got, splitmix64(1, got.row, got.slot_value), 2)
+    got = find_targets(shop, tables, rows, rows // 10 * 10, rows)
+    kept = keep_per_group(got, splitmix64(1, got.row, got.slot_value), 2)
     assert np.bincount(kept.group()).max() == 2
     assert set(kept.group()) == set(got.group())
     assert (np.diff(kept.group()) >= 0).all()
     # Which ones stay does not depend on the order they come in.
     turned = got.take(np.arange(len(got.row))[::-1])
-    again = keep_few(turned, splitmix64(1, turned.row, turned.slot_value), 2)
+    again = keep_per_group(turned, splitmix64(1, turned.row, turned.slot_value), 2)
     for field in dataclasses.fields(kept):
         assert np.array_equal(getattr(kept, field.name), getattr(again, field.name))

@@ -22,7 +22,7 @@ class InstructionTables:
     constraints: Constraints
     popularity: Int64[np.ndarray, " I"]  # training rows of each item
     # Task -> its wordings, each as the tokens before the slot and those after it.
-    phrasings: dict[str, list[tuple[np.ndarray, np.ndarray]]]
+    wordings: dict[str, list[tuple[np.ndarray, np.ndarray]]]
     slot_values: dict[str, Links]  # task -> slot value -> tokens, with the space before it
     vocab_size: int  # V: text tokens
     max_tokens: int  # a longer instruction is cut
@@ -35,20 +35,20 @@ class InstructionTables:
         tokenizer: PromptTokenizer,
         config: PromptConfig,
         vocab_size: int,
-        phrasings: Mapping[str, tuple[str, ...]] = instructions.TRAIN_PHRASINGS,
+        wordings: Mapping[str, tuple[str, ...]] = instructions.TRAIN_WORDINGS,
     ) -> InstructionTables:
         """The tables for the queries, categories and themes of `data`."""
         max_tokens = config.layout.instruction_tokens
 
-        def encode_split(task: str, phrasing: str) -> tuple[np.ndarray, np.ndarray]:
-            before, after = tokenizer.encode(instructions.split(task, phrasing), max_tokens)
+        def encode_split(task: str, wording: str) -> tuple[np.ndarray, np.ndarray]:
+            before, after = tokenizer.encode(instructions.split(task, wording), max_tokens)
             return before, after
 
         values = {task: instructions.slot_value_texts(data, task) for task in instructions.SLOTS}
         return cls(
             Constraints.make(data, config.longtail_share),
             np.asarray(data.catalogue.popularity),
-            {task: [encode_split(task, text) for text in phrasings[task]] for task in phrasings},
+            {task: [encode_split(task, text) for text in wordings[task]] for task in wordings},
             {
                 task: tokenizer.table([f" {text}" for text in texts], max_tokens)
                 for task, texts in values.items()
@@ -62,10 +62,10 @@ class InstructionTables:
         self,
         task: str,
         slot_value: int,
-        phrasing: int,
+        wording: int,
         rng: np.random.Generator | None = None,
     ) -> Int32[np.ndarray, " n"]:
-        """Tokens of wording number `phrasing` of `task`, its slot filled with `slot_value`.
+        """Tokens of wording number `wording` of `task`, its slot filled with `slot_value`.
 
         With `rng`, as in training, `wording_dropout` of the tokens around the slot change: half of
         them are left out, half become random tokens. So a model also understands wordings of which
@@ -74,7 +74,7 @@ class InstructionTables:
         Args:
           slot_value: number of the query, category or theme; tasks without a slot do not read it.
         """
-        before, after = self.phrasings[task][phrasing]
+        before, after = self.wordings[task][wording]
         if rng is not None and self.wording_dropout:
             wording = np.concatenate([before, after])
             chance = rng.random(len(wording)) / self.wording_dropout
