@@ -10,7 +10,7 @@ from tiny_run import tiny_run
 from sigma_jax import train
 from sigma_jax.configs import common
 from sigma_jax.evaluation.run import evaluate
-from sigma_jax.recommender.trained import load_recommender
+from sigma_jax.recommender.parts import RecommenderParts
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import PreparedData
@@ -48,12 +48,13 @@ def test_settings_make_methods(trained, tables_folder, tmp_path, changes):
     has_instructions = changes is not WITHOUT_INSTRUCTIONS
     assert ("SIGMA, unseen wording" in methods) == has_instructions
     assert not results["warnings"]
-    model = load_recommender(workdir, PreparedData.load(workdir / "data")).model
-    assert hasattr(model, "item_head") == (changes is not GR_SID)
+    data = PreparedData.load(workdir / "data")
+    network = RecommenderParts.of_workdir(workdir, data).network
+    assert hasattr(network, "item_head") == (changes is not GR_SID)
     if changes is WITHOUT_INSTRUCTIONS:
-        own = np.asarray(model.item_encoder.trained["own"][...])
-        assert model.item_encoder.names == ("own",)
+        rows = np.asarray(network.item_encoder.trained["own"][...])
+        assert network.item_encoder.names == ("own",)
         # Training changed the rows, which had unit length at the start.
-        assert not np.allclose(np.linalg.norm(own, axis=1), 1, atol=1e-6)
-        kept = json.loads((workdir / "sft" / "manifest.json").read_text())["metrics"]
-        assert kept["kept_step"] <= kept["steps"]
+        assert not np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+        metrics = json.loads((workdir / "sft" / "manifest.json").read_text())["metrics"]
+        assert metrics["kept_step"] <= metrics["steps"]
