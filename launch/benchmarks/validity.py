@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sigma_jax.generation.beam import first_state, select
-from sigma_jax.index import device_index as retrieval
+from sigma_jax.index import device_index
+from sigma_jax.index.candidates import SearchInputs
 from sigma_jax.index.trie import leaves_of
 from sigma_jax.index.trie_build import build_trie, mark_active, with_room
 
@@ -39,10 +40,9 @@ def search(trie, index, key, size: int, beams: int, active, seen):
         state = select(state, logits, trie, level, beams, normaliser, active=active)
     leaves, is_valid = leaves_of(trie, state.nodes), jnp.isfinite(state.scores)
     queries = jax.random.normal(key, (REQUESTS, beams, WIDTH))
-    sharpness = jnp.ones(REQUESTS)
-    items, _, _ = retrieval.search(
-        index, queries, leaves, is_valid, COUNT, sharpness, seen, None, active
-    )
+    inputs = SearchInputs(queries, leaves, is_valid, jnp.ones(REQUESTS), seen, active=active)
+    candidates = device_index.search(index, inputs, COUNT)
+    items = candidates.nearest_of_beams(candidates.items)
     return leaves, state.codes, is_valid, items
 
 
@@ -60,7 +60,9 @@ def check(number: int) -> tuple[int, int, int]:
     is_active[rng.integers(count)] = True
     trie = with_room(build_trie(codes, levels, size))
     active_items = None if is_active.all() else mark_active(trie, is_active)
-    index = retrieval.build_device_index(trie, rng.normal(size=(count, WIDTH)).astype(np.float32))
+    index = device_index.build_device_index(
+        trie, rng.normal(size=(count, WIDTH)).astype(np.float32)
+    )
     seen = rng.integers(-1, count, (REQUESTS, SEEN)).astype(np.int32)
     leaves, paths, is_valid, items = map(
         np.asarray, search(trie, index, jax.random.key(number), size, beams, active_items, seen)
