@@ -323,15 +323,7 @@ def constraint_loss(
         query, positive, item = (values[rows] for values in target_values)
         logits = cosines(query, other_vectors) / temperature
         is_other = is_usable & (other_items != item[:, None])
-        does_satisfy = is_other & satisfies(rows)
-        satisfying = jax.nn.logsumexp(jnp.where(does_satisfy, logits, LOG_ZERO), axis=1)
-        satisfying = jnp.logaddexp(satisfying, positive)
-        violating = jnp.where(is_other & ~does_satisfy, logits, LOG_ZERO)
-        violating = jax.nn.logsumexp(violating, axis=1)
-        terms = jnp.where(does_satisfy, jax.nn.softplus(violating[:, None] - logits), 0).sum(axis=1)
-        terms += jax.nn.softplus(violating - positive)  # the target satisfies its constraint
-        terms /= 1 + does_satisfy.sum(axis=1)
-        share = jax.nn.sigmoid(satisfying - violating)
+        terms, share = _constraint_terms(logits, positive, is_other, is_other & satisfies(rows))
         return jnp.stack([(terms * weight).sum(), (share * weight).sum()])
 
     def chunk_sums(chunk):
@@ -350,6 +342,23 @@ def constraint_loss(
     return terms / jnp.where(total > 0, total, 1), share / jnp.where(
         constrained > 0, constrained, 1
     )
+
+
+def _constraint_terms(
+    logits: Float[Array, "n N"],
+    positive: Float[Array, " n"],
+    is_other: Bool[Array, "n N"],
+    does_satisfy: Bool[Array, "n N"],
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Of each target: the loss of `constraint_loss`, and the share of e^s that satisfies."""
+    satisfying = jax.nn.logsumexp(jnp.where(does_satisfy, logits, LOG_ZERO), axis=1)
+    satisfying = jnp.logaddexp(satisfying, positive)
+    violating = jnp.where(is_other & ~does_satisfy, logits, LOG_ZERO)
+    violating = jax.nn.logsumexp(violating, axis=1)
+    terms = jnp.where(does_satisfy, jax.nn.softplus(violating[:, None] - logits), 0).sum(axis=1)
+    terms += jax.nn.softplus(violating - positive)  # the target satisfies its constraint
+    terms /= 1 + does_satisfy.sum(axis=1)
+    return terms, jax.nn.sigmoid(satisfying - violating)
 
 
 def per_target_infonce(
