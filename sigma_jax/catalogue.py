@@ -7,12 +7,13 @@
     python -m sigma_jax.catalogue activate --export=FOLDER --version=0002
     python -m sigma_jax.catalogue rollback --export=FOLDER
 
-`add` reads items as the items table of training (item_id and any columns), embeds them with the
-frozen encoder, gives them SIDs by the frozen codebooks and writes a new version. `remove` and
-`restore`, which brings removed items back as they were, need item_id alone. Each starts from the
-active version, or from --version, and makes its own the active one at once, unless
---activate=false; the others stay. Processes that answer take it up at their next refresh
-(sigma_jax/serving/engine.py).
+`add` reads a table like the items table of the training: item_id and any columns. The frozen
+encoder makes vectors of the items, and the frozen codebooks their SIDs. `remove` and `restore` need
+item_id alone. `restore` brings removed items back as they were.
+
+Each of the three writes a new version. It starts from the active version, or from --version. The
+new version is active at once, unless --activate=false. Old versions stay. Running engines load the
+active version at their next refresh (sigma_jax/serving/engine.py).
 """
 
 from __future__ import annotations
@@ -31,24 +32,25 @@ from sigma_jax.serving.catalogue_update import add_items, read_ids, read_items, 
 
 FLAGS = flags.FLAGS
 ACTIONS = ("add", "remove", "restore", "list", "activate", "rollback")
-GIVEN = {"text": "text_vectors", "id": "id_vectors", "image": "visual_vectors"}
+VECTOR_FLAGS = {"text": "text_vectors", "id": "id_vectors", "image": "visual_vectors"}
 
 
 def define_flags() -> None:
-    """This command's flags; only where it runs as the command."""
-    flags.DEFINE_string("export", None, "The export.", required=True)
+    """Defines the flags of this command."""
+    flags.DEFINE_string("export", None, "Folder of the export.", required=True)
     flags.DEFINE_string("items", None, "add, remove, restore: a file, .jsonl, .parquet or .csv.")
-    flags.DEFINE_string("version", None, "activate: which. Else: the one to start from.")
-    flags.DEFINE_bool("activate", True, "Whether the new version is used at once.")
-    for name in GIVEN.values():
-        flags.DEFINE_string(name, None, "add: vectors of the items, .npy in their order.")
+    flags.DEFINE_string("version", None, "The version to activate, or to start from.")
+    flags.DEFINE_bool("activate", True, "Whether the new version is active at once.")
+    for name in VECTOR_FLAGS.values():
+        flags.DEFINE_string(name, None, "add: vectors of the new items, a .npy in their order.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Runs the command."""
     action = argv[1] if len(argv) == 2 else ""
     if action not in ACTIONS:
-        raise ValueError(f"say what to do: {', '.join(ACTIONS)}; got {' '.join(argv[1:])!r}.")
+        given = " ".join(argv[1:])
+        raise ValueError(f"the action is {given!r}; use one of {', '.join(ACTIONS)}.")
     folder = Path(FLAGS.export)
     if action == "list":
         print(listed(Bundle.open(folder)))
@@ -59,10 +61,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def change(bundle: Bundle, action: str) -> str:
-    """Does what the flags say; a line about it."""
+    """Changes the export as the flags say; returns a line about it."""
     if action == "activate":
         if not FLAGS.version:
-            raise ValueError("activate needs --version; `list` shows those there are.")
+            raise ValueError("activate needs --version=NAME; `list` shows all versions.")
         bundle.activate(FLAGS.version)
         return f"version {FLAGS.version} is active"
     if action == "rollback":
@@ -75,7 +77,7 @@ def change(bundle: Bundle, action: str) -> str:
         items = read_items(FLAGS.items, bundle)
         given = {
             kind: np.asarray(load_npy(getattr(FLAGS, flag)))
-            for kind, flag in GIVEN.items()
+            for kind, flag in VECTOR_FLAGS.items()
             if getattr(FLAGS, flag)
         }
         version = add_items(bundle, before, items, given)
@@ -92,15 +94,15 @@ def change(bundle: Bundle, action: str) -> str:
 
 
 def listed(bundle: Bundle) -> str:
-    """A line for each version, the active one marked."""
+    """A line for each version; a star marks the active one."""
     active = bundle.state()["active"]
     lines = []
     for name in bundle.names():
-        found = bundle.describe(name)
+        manifest = bundle.describe(name)
         mark = "*" if name == active else " "
-        recall = f"  ScaNN's recall {min(found['recall']):.3f}" if found.get("recall") else ""
+        recall = f"  ScaNN's recall {min(manifest['recall']):.3f}" if manifest.get("recall") else ""
         lines.append(
-            f"{mark} {name}  {found['active_items']:>10} items  {found['comment']}{recall}"
+            f"{mark} {name}  {manifest['active_items']:>10} items  {manifest['comment']}{recall}"
         )
     return "\n".join(lines)
 

@@ -1,13 +1,17 @@
-"""One folder with all it takes to recommend: copy it to another machine.
+"""Writes one folder that recommends without the workdir: copy it to another machine.
 
     python -m sigma_jax.export --workdir=runs/sft-local --output=exports/demo
 
-Holds the weights as safetensors (the backbone is a Hugging Face folder) and as an Orbax checkpoint,
-the codebooks, the text encoder, what counts say, and the catalogue as its first version
-(sigma_jax/serving/bundle.py says where). Of the users nothing is in it; of the log what counts are
-made of, which item was taken when, by nobody in particular, and of the searches their texts.
-`python -m sigma_jax.recommend --export` asks it, `python -m sigma_jax.catalogue` changes its
-catalogue. With --retrieval=scann the index of ScaNN is in it, and follows the catalogue.
+The folder holds (sigma_jax/serving/bundle.py lists the files):
+
+- the weights as safetensors and as an Orbax checkpoint; the backbone is a Hugging Face folder
+- the codebooks, the text encoder and the reranker
+- the catalogue, as its first version
+- with --retrieval=scann, an index of ScaNN, which follows changes of the catalogue
+
+It holds no users. The reranker holds which item was taken when, without the user, and the texts of
+searches. `python -m sigma_jax.recommend --export` answers requests with it, and
+`python -m sigma_jax.catalogue` changes its catalogue.
 """
 
 from __future__ import annotations
@@ -27,33 +31,33 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """This command's flags; only where it runs as the command."""
-    flags.DEFINE_string("workdir", None, "Of the training.", required=True)
-    flags.DEFINE_string("output", None, "The folder to write; must not be there.", required=True)
+    """Defines the flags of this command."""
+    flags.DEFINE_string("workdir", None, "Folder of the training.", required=True)
+    flags.DEFINE_string("output", None, "The folder to write; it must not exist.", required=True)
     flags.DEFINE_enum(
         "retrieval",
         "exact",
         RETRIEVALS,
-        "How items inside prefixes are found: all compared, or by ScaNN, whose index is written.",
+        "Search inside prefixes: exact, or by ScaNN, whose index becomes part of the export.",
     )
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Runs the command."""
     del argv
-    said = export(Path(FLAGS.workdir), Path(FLAGS.output), FLAGS.retrieval)
-    print(f"{said['items']} items in {FLAGS.output}")
-    print(about_retrieval(said))
+    manifest = export(Path(FLAGS.workdir), Path(FLAGS.output), FLAGS.retrieval)
+    print(f"{manifest['items']} items in {FLAGS.output}")
+    print(about_retrieval(manifest))
 
 
-def about_retrieval(said: Mapping[str, Any]) -> str:
-    """A line on how items inside prefixes are found, by what the manifest of a version says."""
-    largest, recall = said["largest_prefix"], said.get("recall")
+def about_retrieval(manifest: Mapping[str, Any]) -> str:
+    """A line on the search inside prefixes, from the manifest of a version."""
+    largest, recall = manifest["largest_prefix"], manifest.get("recall")
     if recall:
-        return f"ScaNN searches {len(recall)} prefixes, recall {min(recall):.3f} or more"
+        return f"ScaNN searches {len(recall)} prefixes; recall is at least {min(recall):.3f}"
     if recall is None and largest >= SCANN_ABOVE:
-        return f"a prefix holds {largest} items: on a CPU --retrieval=scann is faster"
-    return f"prefixes are compared whole; the largest holds {largest} items"
+        return f"the largest prefix holds {largest} items: on a CPU --retrieval=scann is faster"
+    return f"the search inside prefixes is exact; the largest holds {largest} items"
 
 
 if __name__ == "__main__":

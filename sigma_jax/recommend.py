@@ -3,14 +3,14 @@
     python -m sigma_jax.recommend --workdir=runs/sft-local --user=1 --instruction="party snacks"
     python -m sigma_jax.recommend --export=FOLDER --users=users.jsonl --output=found.jsonl
 
-In a workdir the user's whole history is read. Without --user, or for a user without history, the
-profile (if there is one) and the instruction alone decide. Every item printed is of the catalogue,
-with the rank of its prefix among the beams, its cosine (Eq. 7 and 9 of SIGMA) and its probability:
-that of Eq. 10 with what counts say (sigma_jax/reranking/reranker.py).
+In a workdir the command reads the user's stored history. A user without a history, and a request
+without --user, is answered by the profile and the instruction. Every printed item comes from the
+catalogue. Its columns are the rank of its prefix among the beams (Eq. 7 of SIGMA), its cosine
+(Eq. 9) and its probability: that of Eq. 10 with the reranker (sigma_jax/reranking/reranker.py).
 
-An export (`python -m sigma_jax.export`) needs no data of the training: histories come with the
-users (sigma_jax/serving/requests.py says how the file looks). The output has a row for each of its
-rows, in their order, as JSON lines or Parquet by its name.
+An export (`python -m sigma_jax.export`) needs no data of the training: the file of users holds the
+histories (sigma_jax/recommender/requests.py describes it). The output has one row for each request,
+in the same order. Its name says the format: JSON lines or Parquet.
 """
 
 from __future__ import annotations
@@ -34,38 +34,40 @@ from sigma_jax.serving.bundle import Bundle
 from sigma_jax.serving.engine import CatalogueSnapshot, SnapshotSettings
 
 FLAGS = flags.FLAGS
-ROWS = 1024  # of a file, read and answered together
+ROWS = 1024  # requests of a file that are answered together
 
 
 def define_flags() -> None:
-    """This command's flags; only where it runs as the command."""
-    flags.DEFINE_string("workdir", None, "Of the training.")
+    """Defines the flags of this command."""
+    flags.DEFINE_string("workdir", None, "Folder of the training.")
     flags.DEFINE_string("export", None, "An export, in place of --workdir.")
     flags.DEFINE_string("users", None, "With --export: a file of users, .jsonl, .parquet or .csv.")
     flags.DEFINE_string("output", None, "With --users: the file to write, .jsonl or .parquet.")
-    flags.DEFINE_string("user", None, "The user's id; nobody in particular if not given.")
+    flags.DEFINE_string("user", None, "Id of the user. None: nothing is known of the user.")
     default = "recommend something for me"  # a wording of training
-    flags.DEFINE_string("instruction", default, "What is wanted, in your own words.")
+    flags.DEFINE_string("instruction", default, "What the user wants, in plain words.")
     flags.DEFINE_integer("count", 10, "Items to recommend.", lower_bound=1)
-    flags.DEFINE_integer("beams", 32, "Prefixes to look into (K of Eq. 6).", lower_bound=1)
+    flags.DEFINE_integer("beams", 32, "Prefixes to keep (K of Eq. 6).", lower_bound=1)
     flags.DEFINE_enum(
         "retrieval",
         None,
         RETRIEVALS,
-        "With --export: how items inside prefixes are found. Else: as it was exported.",
+        "With --export: search inside prefixes; as it was exported by default.",
     )
     flags.DEFINE_bool(
-        "split_items", False, "With --export: cut the item table up over all devices."
+        "split_items", False, "With --export: split the item vectors over all devices."
     )
     flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
-    flags.DEFINE_bool("keep_seen", True, "Whether items of the history may come again.")
+    flags.DEFINE_bool("keep_seen", True, "Whether items of the history may be recommended again.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Runs the command."""
     del argv
     if bool(FLAGS.workdir) == bool(FLAGS.export):
-        raise ValueError("give --workdir=FOLDER of a training, or --export=FOLDER of an export.")
+        raise ValueError(
+            "give either --workdir=FOLDER of a training or --export=FOLDER of an export."
+        )
     if FLAGS.compilation_cache:
         cli.use_compilation_cache()
     options = RecommendOptions(FLAGS.count, exclude_seen=not FLAGS.keep_seen)
@@ -85,54 +87,62 @@ def main(argv: Sequence[str]) -> None:
     rows, short = recommend_file(snapshot, FLAGS.users, Path(FLAGS.output), options)
     print(f"{rows} rows in {FLAGS.output}, of version {snapshot.name}")
     if short:
-        print(f"{short} of them have fewer than {FLAGS.count} items: no more were found.")
+        print(f"{short} rows have fewer than {FLAGS.count} items: no more were found.")
 
 
 def recommend_file(
     snapshot: CatalogueSnapshot, users: str, output: Path, options: RecommendOptions
 ) -> tuple[int, int]:
-    """Writes `output` whole or not at all; its rows, and how many have fewer items than wanted.
+    """Answers the requests of the file `users` in the file `output`.
 
-    ValueError as in RequestParser.read.
+    Returns the number of rows, and of those with fewer items than `options.count`. If a row cannot
+    be answered, `output` stays as it was.
+
+    Raises:
+      ValueError: as in RequestParser.read, or the name of `output` says no known format.
     """
     if output.suffix not in OUTPUTS:
         raise ValueError(f"--output={output}: use a name that ends in {' or '.join(OUTPUTS)}.")
-    beside = output.with_name(f".{output.name}.writing")
+    unfinished = output.with_name(f".{output.name}.writing")
     rows = short = 0
     try:
-        with RowWriter(beside, output.suffix) as writer, tqdm(unit=" users") as bar:
+        with RowWriter(unfinished, output.suffix) as writer, tqdm(unit=" users") as bar:
             for batch in snapshot.parser.read(users, ROWS):
                 answer = snapshot.recommend(batch, options)
                 writer.write(snapshot.rows(batch, answer))
                 rows += len(batch)
                 short += int(((answer.items >= 0).sum(axis=1) < options.count).sum())
                 bar.update(len(batch))
-        beside.replace(output)
+        unfinished.replace(output)
     finally:
-        beside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return rows, short
 
 
 def recommend_one(
     workdir: Path, user: str | None, instruction: str, beams: int, options: RecommendOptions
 ) -> str:
-    """A printable table of recommendations.
+    """A printable table of recommendations by the workdir's own recommender.
 
-    ValueError where the user is not in the data, the instruction is empty or not text, or WORKDIR
-    is not trained.
+    Args:
+      user: None for a user of whom nothing is known.
+
+    Raises:
+      ValueError: the user is not in the data, the instruction is empty or not text, or `workdir`
+        is not trained.
     """
     check_instruction(instruction)
-    loaded = load_workdir(workdir, beams)
+    opened = load_workdir(workdir, beams)
     if user is not None:
-        loaded.data.users.row(user)  # ValueError if unknown
+        opened.data.users.row(user)  # ValueError if unknown
     row = {"user_id": "anyone", "history": []} if user is None else {"user_id": user}
-    batch = loaded.parser.parse([row | {"instruction": instruction}])
-    count = min(options.count, len(loaded.data.catalogue))
-    answer = loaded.recommender.recommend(batch, dataclasses.replace(options, count=count))
+    batch = opened.parser.parse([row | {"instruction": instruction}])
+    count = min(options.count, len(opened.data.catalogue))
+    answer = opened.recommender.recommend(batch, dataclasses.replace(options, count=count))
     shown = " ".join(instruction[:200].split()) + (" ..." if len(instruction) > 200 else "")
     lines = [
         f'"{shown}", for {f"user {user}" if user else "anyone"}:',
-        describe(answer, 0, loaded.data),
+        describe(answer, 0, opened.data),
     ]
     number = int((answer.items[0] >= 0).sum())
     if number < options.count:
@@ -141,7 +151,7 @@ def recommend_one(
 
 
 def check_instruction(text: str) -> None:
-    """ValueError where an instruction is empty or cannot be encoded."""
+    """ValueError if an instruction is empty or cannot be encoded."""
     if not text.strip():
         raise ValueError("--instruction is empty; say what is wanted, or leave the flag out.")
     try:

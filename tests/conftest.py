@@ -208,3 +208,13 @@ def trained(tables_folder, tmp_path_factory):
     config, workdir = tiny_run(tables_folder), tmp_path_factory.mktemp("trained")
     train.train(config, workdir, make_mesh(MeshConfig(-1, 1, 1)))
     return config, workdir
+
+
+@pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory) -> Path:
+    """The export of `trained`; read only."""
+    from sigma_jax.serving.bundle import export
+
+    folder = tmp_path_factory.mktemp("export") / "small"
+    export(trained[1], folder)
+    return folder

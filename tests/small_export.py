@@ -7,7 +7,7 @@ from sigma_jax.schema import DAY, PreparedData
 
 
 def new_items(count: int = 3) -> list[dict]:
-    """Soaps of other names."""
+    """Soaps that the catalogue does not have."""
     return [
         {
             "item_id": f"new{row}",
@@ -26,16 +26,14 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 
 
 def users_of(data: PreparedData, count: int) -> list[dict]:
-    """The first users with all of their history, as a file has them."""
+    """Rows of a file: the first users with their whole history."""
     histories, ids = data.histories, data.catalogue.table["item_id"].to_pylist()
     now = int(histories.time.max()) + DAY
     rows = []
     for user in range(count):
-        here = slice(histories.offsets[user], histories.offsets[user + 1])
+        own = slice(histories.offsets[user], histories.offsets[user + 1])
         profile = data.users.table["profile"][user].as_py()
-        events = zip(
-            histories.item[here], histories.time[here], histories.session[here], strict=True
-        )
+        events = zip(histories.item[own], histories.time[own], histories.session[own], strict=True)
         rows.append(
             {
                 "user_id": data.users.table["user_id"][user].as_py(),
@@ -51,7 +49,7 @@ def users_of(data: PreparedData, count: int) -> list[dict]:
     return rows
 
 
-def one(batches):
-    """The only batch."""
-    [found] = batches
-    return found
+def only(batches):
+    """The only element of `batches`."""
+    [batch] = batches
+    return batch

@@ -16,7 +16,8 @@ from tiny_run import tiny_run
 
 from sigma_jax import train
 from sigma_jax.evaluation.run import evaluate
-from sigma_jax.recommend import recommend
+from sigma_jax.recommend import recommend_one
+from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.artifacts import read_manifest
 from sigma_jax.runtime.config import MeshConfig
@@ -26,8 +27,16 @@ from sigma_jax.schema import PreparedData
 
 ROOT = Path(__file__).parents[1]
 ITEM = re.compile(r"^ *\d+\. +(\S+) .*  (i\d{3})  (.+)$")
-SMALL = dict(count=5, beams=4, keep_seen=True)
+SMALL = dict(count=5, beams=4)
 ALL = dict(count=60, beams=8)  # 8 codes of one level lead to all 60 items
+
+
+def recommend(
+    workdir: Path, user: str | None, instruction: str, count: int, beams: int, keep_seen=True
+) -> str:
+    """The table that the command prints for these flags."""
+    options = RecommendOptions(count, exclude_seen=not keep_seen)
+    return recommend_one(workdir, user, instruction, beams, options)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +114,7 @@ def test_seen_items_are_kept_or_left_out(trained, data):
 
 
 def test_fewer_items_than_asked_are_said(trained):
-    text = recommend(trained[1], "u03", "tea", count=500, beams=8, keep_seen=True)
+    text = recommend(trained[1], "u03", "tea", count=500, beams=8)
     assert text.splitlines()[-1] == "60 items instead of 500: no more under --beams=8."
 
 
@@ -134,7 +143,7 @@ def damage(path: Path, how: str) -> None:
     "name",
     [
         "sft/manifest.json",
-        "sft/config.json",
+        "sft/recommender.json",
         "sft/weights.safetensors",
         "sft/backbone/config.json",
         "sft/backbone/model.safetensors",
@@ -216,7 +225,8 @@ def test_unfinished_folder_of_a_stage_is_named(trained, workdir):
         ("optimizer.schedule", "cosin", "optimizer.schedule='cosin' is unknown; use one of"),
         ("optimizer.warmup_steps", 99, "optimizer.warmup_steps=99 is not within 0..train.steps=10"),
         ("num_negatives", -1, "num_negatives=-1; use 1 or more."),
-        ("temperature", 0.0, "temperature=0.0; use more than 0"),
+        ("generation.temperature", 0.0, "generation.temperature=0.0; the paper uses"),
+        ("generation.ranker", "beams", "generation.ranker='beams' is unknown; use one of"),
         ("label_smoothing", 1.5, "label_smoothing=1.5; use 0 <= it < 1."),
         ("infonce_weight", -1.0, "infonce_weight=-1.0; use 0 or more."),
         ("model.item_encoder.inputs", ("id", "foo"), "inputs names ['foo']; known are id, text,"),
@@ -305,7 +315,7 @@ def test_other_settings_name_every_folder_to_delete(
     assert ran == stages
 
 
-def test_another_prior_is_fitted_without_training_again(tables_folder, workdir, monkeypatch):
+def test_another_reranker_is_fitted_without_training_again(tables_folder, workdir, monkeypatch):
     metrics = workdir / "train" / "sft" / "metrics.jsonl"
     before = metrics.read_text()
     config = tiny_run(tables_folder, **{"reranker.neighbours": 7})

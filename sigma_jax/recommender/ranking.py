@@ -5,6 +5,7 @@ Axes: B requests, M beams, N candidates of a request, n items recommended.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -113,6 +114,12 @@ class Ranker:
         self.generator, self.lexical = generator, lexical
         self._lexical_arrays = lexical.arrays() if lexical is not None else None
         self._extra = ExtraCandidates(lexical)
+
+    def with_generator(self, generator: Generator) -> Ranker:
+        """The ranker with another generator; it shares all else."""
+        other = copy.copy(self)
+        other.generator = generator
+        return other
 
     def rank(
         self, prompts: Prompts, variants: Sequence[Variant], active: ActiveItems | None = None

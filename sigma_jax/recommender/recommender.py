@@ -91,7 +91,7 @@ class Recommender:
         """The recommender with beams for `share` of the work; it shares all arrays."""
         other = copy.copy(self)
         other.generator = self.generator.at_load(share)
-        other._ranker = Ranker(other.generator, self.parts.lexical)
+        other._ranker = self._ranker.with_generator(other.generator)
         return other
 
     def with_reranker(self, reranker: Reranker) -> Recommender:
@@ -144,10 +144,10 @@ class Recommender:
 
     def prompts(self, batch: RequestBatch) -> Prompts:
         """The prompts of `batch`, NumPy arrays."""
-        if self._tables_of_users[0] is not batch.users:
+        users, tables = self._tables_of_users  # read once: other threads may replace it
+        if users is not batch.users:
             tables = self.parts.prompt_tables.with_users(batch.users)
             self._tables_of_users = (batch.users, tables)
-        tables = self._tables_of_users[1]
         return Prompts(**make_prompts(batch.requests, batch.histories, tables))
 
     def sigma(self, options: RecommendOptions) -> str | float:

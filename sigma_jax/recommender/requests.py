@@ -199,7 +199,9 @@ class RequestParser:
 
     def _stored(self, user_id: str, row: Mapping[str, Any]):
         """Items, times, sessions and profile of a known user; None where the row has a history."""
-        if self.known is None or not is_missing(row.get("history")):
+        history = row.get("history")
+        is_given = not is_missing(history) and history != ""  # an empty cell of CSV is missing
+        if self.known is None or is_given:
             return None
         user = self.known.users.find(user_id)
         if user is None:

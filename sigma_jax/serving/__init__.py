@@ -1,1 +1,1 @@
-"""A trained recommender outside its workdir: exported, asked, its catalogue changed."""
+"""A trained recommender outside its workdir: its export, its catalogue, answers to requests."""

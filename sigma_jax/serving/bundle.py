@@ -1,17 +1,19 @@
-"""An export: one folder with all it takes to recommend, and to change the catalogue.
+"""An export: one folder that recommends and whose catalogue can change.
 
-manifest.json            format, where it came from
-model/                   manifest.json and what items have no part in:
-  recommender.json weights.safetensors backbone/   the network; backbone is a Hugging Face folder
-  orbax/                 all parameters, those of items too, by dotted name
-  text_tokenizer/        of prompts
+manifest.json            format and fingerprints of the training
+model/                   manifest.json and the files that no item changes:
+  recommender.json       the spec (recommender/spec.py)
+  weights.safetensors    the network without its backbone and without rows of items
+  backbone/              a Hugging Face folder
+  orbax/                 all parameters by dotted name, those of items too
+  text_tokenizer/        the tokenizer of prompts
   reranker/              weights and tables of the reranker (reranking/reranker.py)
   tokenizer/             codebooks and encoder: vectors to SIDs
-  encoder/               stage 1's: texts to vectors; or sentence_encoder/, as it was given
-  items.json             how columns of an item become its text, the mean of text vectors,
-                         what people ask for
+  encoder/               texts to vectors, from stage 1; or sentence_encoder/, as it was given
+  items.json             how columns of an item become its text, the mean text vector, and the
+                         texts that instructions may ask for
 catalogue/NUMBER/        a version of the catalogue (serving/catalogue_version.py)
-catalogue/active.json    which one is in use, and which were before it
+catalogue/active.json    the active version, and the versions that were active before it
 """
 
 from __future__ import annotations
@@ -53,11 +55,15 @@ FIRST = "0001"
 
 
 def export(workdir: Path, target: Path, retrieval: str = "exact") -> dict[str, Any]:
-    """Writes the export of a trained workdir to `target`; what the manifest of its first version
-    says.
+    """Writes the export of a trained workdir to `target`.
 
-    `retrieval`: as in GenerationConfig, of who asks the export; with "scann" the index is part of
-    it. ValueError if the workdir is not trained, or `target` is there already.
+    Returns the manifest of its first version.
+
+    Args:
+      retrieval: as in GenerationConfig. "scann" writes an index of ScaNN into the export.
+
+    Raises:
+      ValueError: the workdir is not trained, or `target` exists.
     """
     check_inputs(workdir, "sft")
     data = PreparedData.load(workdir / "data")
@@ -74,7 +80,7 @@ def export(workdir: Path, target: Path, retrieval: str = "exact") -> dict[str, A
         stages = {name: read_manifest(workdir, name) for name in ("data", "tokenizer", "sft")}
         return {
             "items": len(version),
-            "fingerprints": {name: found.fingerprint for name, found in stages.items()},
+            "fingerprints": {name: manifest.fingerprint for name, manifest in stages.items()},
         }
 
     write_folder(target, MANIFEST, write, ("model", "catalogue"))
@@ -84,19 +90,11 @@ def export(workdir: Path, target: Path, retrieval: str = "exact") -> dict[str, A
 def _write_model(
     workdir: Path, data: PreparedData, parts: RecommenderParts, folder: Path
 ) -> dict[str, Any]:
-    source = workdir / "sft"
+    """Writes the files of EXPORT/model into `folder`; returns no field for its manifest."""
     parts.spec.save(folder)
-    shutil.copytree(source / "backbone", folder / "backbone")
+    shutil.copytree(workdir / "sft" / "backbone", folder / "backbone")
     save_weights(parts.network, folder / WEIGHTS, ("backbone", ITEM_ROWS))
-    # As it was trained: `parts` has it as it answers, in fewer bits where products take them.
-    how = {name: getattr(parts.spec.backbone, name) for name in ("dtype", "param_dtype")}
-    whole = load_backbone(source / "backbone", **how)
-    parameters = {
-        **named_parameters(parts.network, ("backbone",)),
-        **{f"backbone.{name}": value for name, value in named_parameters(whole).items()},
-    }
-    parameters = {name: value[...] for name, value in parameters.items()}
-    ocp.save((folder / "orbax").absolute(), parameters)
+    _write_orbax(parts, workdir / "sft" / "backbone", folder / "orbax")
     shutil.copytree(workdir / "data" / "text_tokenizer", folder / "text_tokenizer")
     if parts.reranker is not None:
         (folder / "reranker").mkdir()
@@ -104,55 +102,75 @@ def _write_model(
     (folder / "tokenizer").mkdir()
     for name in ("codebooks.npy", "weights.safetensors", "tokenizer.json"):
         shutil.copy(workdir / "tokenizer" / name, folder / "tokenizer")
-    settings = read_manifest(workdir, "data").config["data"]
+    text_encoder = read_manifest(workdir, "data").config["data"]["text_encoder"]
     if (workdir / "grounding").exists():
         (folder / "encoder").mkdir()
         for name in ("encoder.json", "weights.safetensors"):
             shutil.copy(workdir / "grounding" / name, folder / "encoder")
         shutil.copytree(workdir / "grounding" / "backbone", folder / "encoder" / "backbone")
-    elif settings["text_encoder"] and Path(settings["text_encoder"]).is_dir():
-        shutil.copytree(settings["text_encoder"], folder / "sentence_encoder")
-    vectors = item_vectors(workdir)
-    columns = text_columns(data.catalogue)
-    has_sessions = read_manifest(workdir, "data").metrics["sessions_hold_several_items"]
-    items = {
-        "text": settings["text"] | {"columns": list(columns)},
-        "are_numbers": columns,
-        "text_encoder": settings["text_encoder"],  # of the hub, where it is no folder
-        "has_sessions": has_sessions,
-        "session_gap": settings["split"]["session_gap_seconds"] if has_sessions else 0,
-        "text_mean": vectors["text"].mean(axis=0).tolist() if "text" in vectors else None,
-        "tokenizer_inputs": read_manifest(workdir, "tokenizer").config["inputs"],
-        "asked": instruction_texts(data) if parts.lexical is not None else [],
-    }
+    elif text_encoder and Path(text_encoder).is_dir():
+        shutil.copytree(text_encoder, folder / "sentence_encoder")
+    items = _items_json(workdir, data, parts)
     (folder / "items.json").write_text(json.dumps(items, ensure_ascii=False))
     return {}
 
 
-def text_columns(catalogue: Catalogue, most: int = 10_000) -> dict[str, bool]:
-    """The columns that texts of the first items are made of, in their order, and whether each holds
-    numbers alone."""
-    order: dict[str, bool] = {}
-    for text in catalogue.texts(np.arange(min(len(catalogue), most))):
+def _write_orbax(parts: RecommenderParts, backbone_folder: Path, folder: Path) -> None:
+    """Writes all parameters as an Orbax checkpoint, the backbone in the types of its training."""
+    # `parts` may hold the backbone in fewer bits, as it answers.
+    types = {name: getattr(parts.spec.backbone, name) for name in ("dtype", "param_dtype")}
+    backbone = load_backbone(backbone_folder, **types)
+    parameters = {
+        **named_parameters(parts.network, ("backbone",)),
+        **{f"backbone.{name}": value for name, value in named_parameters(backbone).items()},
+    }
+    ocp.save(folder.absolute(), {name: value[...] for name, value in parameters.items()})
+
+
+def _items_json(workdir: Path, data: PreparedData, parts: RecommenderParts) -> dict[str, Any]:
+    """The content of items.json."""
+    prepared = read_manifest(workdir, "data")
+    settings = prepared.config["data"]
+    has_sessions = prepared.metrics["sessions_hold_several_items"]
+    vectors = item_vectors(workdir)
+    columns = text_columns(data.catalogue)
+    return {
+        "text": settings["text"] | {"columns": list(columns)},
+        "are_numbers": columns,
+        "text_encoder": settings["text_encoder"],  # a folder, or a name on the Hugging Face hub
+        "has_sessions": has_sessions,
+        "session_gap": settings["split"]["session_gap_seconds"] if has_sessions else 0,
+        "text_mean": vectors["text"].mean(axis=0).tolist() if "text" in vectors else None,
+        "tokenizer_inputs": read_manifest(workdir, "tokenizer").config["inputs"],
+        "slot_value_texts": instruction_texts(data) if parts.lexical is not None else [],
+    }
+
+
+def text_columns(catalogue: Catalogue, max_items: int = 10_000) -> dict[str, bool]:
+    """The columns in the texts of the first items, and whether each holds only numbers."""
+    are_numbers: dict[str, bool] = {}
+    for text in catalogue.texts(np.arange(min(len(catalogue), max_items))):
         for name, value in json.loads(text).items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            order[name] = order.get(name, True) and is_number
-    return order
+            are_numbers[name] = are_numbers.get(name, True) and is_number
+    return are_numbers
 
 
 def first_version(
     workdir: Path, data: PreparedData, parts: RecommenderParts, retrieval: str
 ) -> Version:
-    """The items of a workdir."""
+    """The catalogue of a workdir as the first version of an export.
+
+    ValueError if `retrieval` is "scann" and ScaNN is not installed.
+    """
     network, items = parts.network, len(data.catalogue)
     rows = {name: np.asarray(table[...]) for name, table in network.item_encoder.trained.items()}
     depth = prefix_depth(network, parts.spec.depth, parts.spec.generation)
     trie = build_trie(parts.semantic_ids.codes, depth, parts.semantic_ids.codebook_size)
     trie = with_room(trie)
-    reranker = parts.reranker
-    near = None
-    if reranker is not None:
-        near = reranker.tables.relations.embedding_neighbours
+    neighbours = None
+    if parts.reranker is not None:
+        neighbours = parts.reranker.tables.relations.embedding_neighbours
     version = Version(
         catalogue=data.catalogue,
         semantic_ids=parts.semantic_ids,
@@ -161,64 +179,67 @@ def first_version(
         fused=all_item_vectors(network, parts.tables, items),
         is_active=np.ones(items, bool),
         trie=trie,
-        lexical=roomy_words(parts.lexical, len(trie.sorted_items)),
-        embedding_neighbours=near,
+        lexical=lexical_with_room(parts.lexical, len(trie.sorted_items)),
+        embedding_neighbours=neighbours,
     )
     if retrieval == "exact":
         return version
     if not HAS_SCANN:
-        raise ValueError("--retrieval=scann needs scann, which is not installed here; install it.")
+        raise ValueError("--retrieval=scann needs the package scann, which is missing; install it.")
     config = parts.spec.generation
-    # Without codes the one prefix serves all beams.
-    usual = config.num_retrieved * (1 if depth else config.num_beams)
-    index = HostIndex(version.leaves, np.asarray(version.fused), usual)
+    # Without codes there is one prefix, which returns the items of all beams.
+    count = config.num_retrieved * (1 if depth else config.num_beams)
+    index = HostIndex(version.leaves, np.asarray(version.fused), count)
     return dataclasses.replace(version, index=index)
 
 
-def roomy_words(
-    words: LexicalTable | None, room: int, before: LexicalTable | None = None
+def lexical_with_room(
+    lexical: LexicalTable | None, room: int, before: LexicalTable | None = None
 ) -> LexicalTable | None:
-    """The word table of a version: room for `room` items, and for more words; arrays as large as
-    those of the version `before` where they suffice."""
-    if words is None:
+    """`lexical` in larger arrays, with room for `room` items and for more words.
+
+    Args:
+      before: the table of the version before; its array sizes are kept where they suffice.
+    """
+    if lexical is None:
         return None
     known, width = (0, 0) if before is None else (len(before.weights), len(before.of_items))
-    width = max(power_of_two(len(words.of_items)), width)
-    return words.with_room(room, room_for(len(words.weights), known), width)
+    width = max(power_of_two(len(lexical.of_items)), width)
+    return lexical.with_room(room, room_for(len(lexical.weights), known), width)
 
 
 def write_version(folder: Path, name: str, version: Version, comment: str) -> None:
-    """Writes FOLDER/catalogue/NAME."""
+    """Writes FOLDER/catalogue/NAME; its manifest holds sizes, `comment` and recall of ScaNN."""
 
     def write(into: Path) -> dict[str, Any]:
         version.save(into)
-        found = {
+        manifest = {
             "items": len(version),
             "active_items": int(version.is_active.sum()),
             "largest_prefix": version.trie.largest_leaf,
             "comment": comment,
         }
         if version.index is not None:
-            # Of each prefix that ScaNN searches; the others are compared whole.
-            found["recall"] = list(version.index.recall.values())
-        return found
+            # For each prefix that ScaNN searches; other prefixes are searched exactly.
+            manifest["recall"] = list(version.index.recall.values())
+        return manifest
 
     write_folder(folder / "catalogue" / name, VERSION, write)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """An export, opened."""
+    """An open export: its versions, and the model over the items of a version."""
 
     folder: Path
     items: dict[str, Any]  # items.json
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
-        """Checks and opens the export in `folder`. ValueError where it is damaged, or none."""
+        """The export in `folder`. ValueError if it is damaged or no export."""
         if not (folder / MANIFEST).exists():
             raise ValueError(
-                f"{folder} is no export: {MANIFEST} is missing; make one with "
+                f"{folder} is no export: {MANIFEST} is missing; write one with "
                 "`python -m sigma_jax.export`."
             )
         read_folder(folder, MANIFEST)
@@ -227,20 +248,20 @@ class Bundle:
 
     @property
     def text(self) -> TextConfig:
-        """How columns of an item become its text."""
+        """The settings that turn columns of an item into its text."""
         return to_dataclass(TextConfig, self.items["text"], "text")
 
     def state(self) -> dict[str, Any]:
-        """The name of the active version, and those of the versions before it, the last last."""
+        """{"active": the active version, "before": versions that were active, oldest first}."""
         return read_state(self.folder)
 
     def names(self) -> list[str]:
-        """The versions there are, oldest first."""
+        """The names of all versions, oldest first."""
         paths = (self.folder / "catalogue").glob(f"*/{VERSION}")
         return sorted((p.parent.name for p in paths if p.parent.name.isdigit()), key=int)
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What the manifest of a version says. ValueError if there is no such version."""
+        """The manifest of a version. ValueError if there is no such version."""
         path = self.folder / "catalogue" / name / VERSION
         if not path.exists():
             raise ValueError(
@@ -249,23 +270,27 @@ class Bundle:
         return read_json(path)
 
     def check(self, name: str) -> Path:
-        """The folder of a version. ValueError where it is damaged, or none."""
+        """The folder of a version. ValueError if it is damaged or missing."""
         self.describe(name)
         folder = self.folder / "catalogue" / name
         read_folder(folder, VERSION)
         return folder
 
     def version(self, name: str = "", with_index: bool = True) -> Version:
-        """A version, the active one if not named, `with_index` where it has one.
+        """The version `name`, or the active one.
 
-        ValueError where it is damaged, none, or needs what is not installed.
+        Args:
+          with_index: load its index of ScaNN, where it has one.
+
+        Raises:
+          ValueError: the version is missing or damaged, or its index needs ScaNN.
         """
         return Version.load(self.check(name or self.state()["active"]), with_index)
 
     def activate(self, name: str) -> None:
-        """Makes a version the active one, at once and for whoever opens the export from now on.
+        """Makes a version the active one. ValueError if it is missing or damaged.
 
-        ValueError if there is no such version, or it is damaged.
+        Running engines load it at their next refresh.
         """
         self.check(name)
         state = self.state()
@@ -274,8 +299,10 @@ class Bundle:
             write_json(self.folder / "catalogue" / ACTIVE, {"active": name, "before": before})
 
     def rollback(self) -> str:
-        """Makes the version active that was before; its name. ValueError where none was, or it is
-        damaged."""
+        """Activates the version that was active before, and returns its name.
+
+        ValueError if there was none, or it is damaged.
+        """
         state = self.state()
         if not state["before"]:
             raise ValueError(f"{self.folder}: no version was active before {state['active']}.")
@@ -285,18 +312,18 @@ class Bundle:
         return name
 
     def add_version(self, version: Version, comment: str) -> str:
-        """Writes another version, which is not active yet; its name."""
+        """Writes `version` as a new version, not yet active, and returns its name."""
         name = f"{int(self.names()[-1]) + 1:04d}"
         write_version(self.folder, name, version.indexed(), comment)
         return name
 
     def parts(self, version: Version) -> RecommenderParts:
-        """The model over the items of `version`, in arrays with room for more."""
+        """The model over the items of `version`, in arrays with room for more items."""
         folder = self.folder / "model"
         spec = RecommenderSpec.load(folder, "export again")
         room = version.room
-        vectors = {name: roomy(table, room) for name, table in version.vectors.items()}
-        rows = {name: roomy(table, room) for name, table in version.rows.items()}
+        vectors = {name: padded_rows(table, room) for name, table in version.vectors.items()}
+        rows = {name: padded_rows(table, room) for name, table in version.rows.items()}
         reranker = None
         if (folder / "reranker").exists():
             reranker = Reranker.load(folder / "reranker")
@@ -313,40 +340,39 @@ class Bundle:
             version.lexical,
             rows,
         )
-        # A search over a trie does not read the codes of items.
+        # Beam search reads the trie instead of the codes of items.
         tables = {k: v for k, v in parts.tables.items() if k not in ("codes", "prefix")}
         return dataclasses.replace(parts, tables=tables)
 
     def data(self, version: Version) -> PreparedData:
-        """The data of an export, which has no users."""
-        users, no_rows = users_of([], []), Histories.empty()
+        """The catalogue of `version` as prepared data without users."""
         return PreparedData(
             self.folder / "model",
             version.catalogue,
-            no_rows,
-            users,
-            None,
-            None,
-            {},
-            None,
-            None,
-            None,
+            Histories.empty(),
+            users_of([], []),
+            queries=None,
+            themes=None,
+            pairs={},
+            id_vectors=None,
+            visual_vectors=None,
+            text_vectors=None,
         )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """active.json of an export, without a look at anything else."""
+    """The content of active.json, as `Bundle.state`. ValueError if it is damaged."""
     path = folder / "catalogue" / ACTIVE
     try:
-        found = json.loads(path.read_text())
-        return {"active": str(found["active"]), "before": list(map(str, found["before"]))}
+        state = json.loads(path.read_text())
+        return {"active": str(state["active"]), "before": list(map(str, state["before"]))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path} is damaged ({error}); write {{"active": "NUMBER", "before": []}} into it, '
-            "with the number of the folder beside it that is to be used."
+            "where NUMBER is the folder of the version to use."
         ) from error
 
 
-def roomy(table: np.ndarray, room: int) -> np.ndarray:
-    """`table` with rows of 0 up to `room`."""
-    return np.pad(table, ((0, room - len(table)), (0, 0)))
+def padded_rows(table: np.ndarray, rows: int) -> np.ndarray:
+    """`table` with rows of zeros behind its own, `rows` rows in all."""
+    return np.pad(table, ((0, rows - len(table)), (0, 0)))

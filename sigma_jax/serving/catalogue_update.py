@@ -1,11 +1,11 @@
-"""New items in an export, without training: text to vector by the frozen encoder, vector to SID by
-the frozen codebooks, and a row in each table the model reads.
+"""New items in an export, without training.
 
-What is not known of a new item is that of its neighbours: a kind of vector that is not given, or a
-row that training would have made, is the mean of those of the NEIGHBOURS items whose vectors lie
-nearest_items. Counts know nothing of it but which items it lies near.
+The frozen encoder turns texts into vectors, and the frozen codebooks turn vectors into SIDs. A
+vector that is not given, and a row that training would have made, is a mean over neighbours: the
+NEIGHBOURS items with the nearest vectors. The reranker has no counts of a new item, only its
+embedding neighbours.
 
-Axes: I items of the version before, n new ones.
+Axes: I items of the version before, n new items, k neighbours.
 """
 
 from __future__ import annotations
@@ -35,33 +35,35 @@ from sigma_jax.recommender.parts import words_of_items
 from sigma_jax.reranking.covisitation import strongest_entries
 from sigma_jax.reranking.embedding_neighbours import nearest_items
 from sigma_jax.schema import Catalogue, SemanticIds
-from sigma_jax.serving.bundle import Bundle, roomy_words
+from sigma_jax.serving.bundle import Bundle, lexical_with_room
 from sigma_jax.serving.catalogue_version import Version
 from sigma_jax.tokenizer.assign import load_tokenizer
 
 NEIGHBOURS = 10
-MEMORY = "1GB"
-COSINES_A_STEP = 2**24  # entries of [n, I] that exist at once
+MEMORY = "1GB"  # of the database that reads the file of items
+MAX_COSINES = 2**24  # entries of [n, I] in memory at once
 
 
 def read_items(path: str, bundle: Bundle) -> pa.Table:
-    """item_id, text, title, category of a file of items, in its order: the text of the columns, in
-    the order and of the kinds that the items of the training had.
+    """item_id, text, title and category of the items in a file, in its order.
 
-    ValueError naming the row that breaks a rule of training, such as an id that stands twice, or a
-    file that has none of these columns.
+    A text holds the columns that texts of the training hold, in their order and types.
+
+    Raises:
+      ValueError: a row breaks a rule of the items table, such as a repeated id, or the file has
+        none of the columns.
     """
     config, are_numbers = bundle.text, bundle.items["are_numbers"]
     with _checked(path, config.max_chars) as (con, items):
         for name in (config.title_column, config.category_column):
             if name and name not in items.columns:
                 raise ValueError(
-                    f"{path}: column {name!r} is missing (found: {', '.join(items.columns)}); the "
-                    "items of the export have it, so add it."
+                    f"{path}: column {name!r} is missing (found: {', '.join(items.columns)}); add "
+                    "it, since the items of the export have it."
                 )
         if are_numbers.keys() != {"id"} and not are_numbers.keys() & set(items.columns):
             raise ValueError(
-                f"{path} has none of the columns {', '.join(are_numbers)} that texts of items are "
+                f"{path} has none of the columns {', '.join(are_numbers)}, which item texts are "
                 "made of; add them."
             )
         kinds = {}
@@ -73,12 +75,12 @@ def read_items(path: str, bundle: Bundle) -> pa.Table:
             elif not is_number and items[name].type().is_numeric():
                 kinds[name] = as_text(items[name])
         items = items.mutate(**kinds)
-        found = database.save(con, "texts", text.item_texts(items, config)).order_by("source_row")
-        return con.to_pyarrow(found.select("item_id", "text", "title", "category"))
+        texts = database.save(con, "texts", text.item_texts(items, config)).order_by("source_row")
+        return con.to_pyarrow(texts.select("item_id", "text", "title", "category"))
 
 
 def read_ids(path: str) -> list[str]:
-    """item_id of each row of a file. ValueError as in `read_items`."""
+    """The item_id of each row of a file. ValueError as in `read_items`."""
     with _checked(path, 1) as (con, items):
         ids = items.order_by("source_row").select("item_id")
         return con.to_pyarrow(ids)["item_id"].to_pylist()
@@ -86,7 +88,7 @@ def read_ids(path: str) -> list[str]:
 
 @contextlib.contextmanager
 def _checked(path: str, max_chars: int):
-    """A database and the rows of a file of items in it."""
+    """(a database, the checked rows of a file of items in it)."""
     with (
         tempfile.TemporaryDirectory() as scratch,
         database.open_database(Path(scratch), MEMORY, 2) as con,
@@ -112,21 +114,25 @@ def _checked(path: str, max_chars: int):
 def add_items(
     bundle: Bundle, before: Version, items: pa.Table, given: Mapping[str, np.ndarray]
 ) -> Version:
-    """The version `before` with `items` (read_items) behind its own.
+    """The version `before` with new `items` (read_items) behind its own.
 
-    `given`: vectors of the new items by kind, in their order. ValueError where an id is there
-    already, in use or removed, or neither an encoder nor `given` has vectors for the texts.
+    Args:
+      given: vectors of the new items by kind, in their order.
+
+    Raises:
+      ValueError: an id exists already, active or removed, or no vectors are known: `given` has
+        none and there is no encoder.
     """
     _check_new(before, items)
     catalogue = _joined(before.catalogue, items)
-    vectors, near = _vectors_of(bundle, before, items, given)
+    vectors, neighbours = _vectors_of(bundle, before, items, given)
     codes = _codes_of(bundle, vectors)
     count, start = items.num_rows, len(before)
     semantic_ids = SemanticIds(
         np.concatenate([before.semantic_ids.codes, codes]), before.semantic_ids.codebook_size
     )
     rows = {
-        name: np.concatenate([table, _row_of(bundle, name, table, vectors, near)])
+        name: np.concatenate([table, _new_rows(bundle, name, table, vectors, neighbours)])
         for name, table in before.rows.items()
     }
     vectors = {name: np.concatenate([before.vectors[name], new]) for name, new in vectors.items()}
@@ -147,12 +153,12 @@ def add_items(
     )
     parts = bundle.parts(version)
     if before.lexical is not None:
-        known = (before.lexical, start)
-        words = words_of_items(catalogue, bundle.items["asked"], parts.spec, known)
-        words = roomy_words(words, version.room, before.lexical)
-        version = dataclasses.replace(version, lexical=words)
-    made = all_item_vectors(parts.network, parts.tables, len(version), first=start)
-    fused = np.concatenate([before.fused, made])
+        known, texts = (before.lexical, start), bundle.items["slot_value_texts"]
+        lexical = words_of_items(catalogue, texts, parts.spec, known)
+        lexical = lexical_with_room(lexical, version.room, before.lexical)
+        version = dataclasses.replace(version, lexical=lexical)
+    new_fused = all_item_vectors(parts.network, parts.tables, len(version), first=start)
+    fused = np.concatenate([before.fused, new_fused])
     if before.embedding_neighbours is not None:
         count = parts.spec.neighbours
         version = dataclasses.replace(
@@ -163,9 +169,9 @@ def add_items(
 
 
 def set_active(before: Version, ids: list[str], is_active: bool) -> Version:
-    """The version `before` without some items, or with some that were removed.
+    """The version `before` with the items `ids` restored (`is_active`) or removed.
 
-    ValueError naming an id that is not there, or where nothing would be left.
+    ValueError if an id is unknown or in that state already, or if no active item is left.
     """
     known = before.catalogue.table["item_id"]
     rows = pc.index_in(pa.array(ids, known.type), value_set=known).to_pylist()
@@ -176,24 +182,25 @@ def set_active(before: Version, ids: list[str], is_active: bool) -> Version:
             raise ValueError(f"item {name!r} {state} the catalogue; check the file.")
         flags[row] = is_active
     if not flags.any():
-        raise ValueError("that would remove every item; leave one at least.")
+        raise ValueError("the file removes every item of the catalogue; leave one at least.")
     return dataclasses.replace(before, is_active=flags)
 
 
 def _check_new(before: Version, items: pa.Table) -> None:
+    """ValueError if an item has an id that `before` knows."""
     known = before.catalogue.table["item_id"]
     is_known = pc.is_in(items["item_id"].cast(known.type), value_set=known)
     row = pc.index(is_known, True).as_py()
     if row >= 0:
         name = items["item_id"][row].as_py()
         raise ValueError(
-            f"row {row + 1}: item_id={name!r} is in the catalogue already, or was removed from it: "
-            "then `restore` brings it back; a changed item needs another id."
+            f"row {row + 1}: item_id={name!r} is in the catalogue already; give a changed item "
+            "another id, or bring back a removed item with `restore`."
         )
 
 
 def _joined(before: Catalogue, items: pa.Table) -> Catalogue:
-    """The catalogue with the new items, of which nobody has had any."""
+    """The catalogue with the new items, whose popularity is 0."""
     names = before.categories.to_pylist()
     number = {name: row for row, name in enumerate(names)}
     category = []
@@ -214,13 +221,11 @@ def _joined(before: Catalogue, items: pa.Table) -> Catalogue:
 def _vectors_of(
     bundle: Bundle, before: Version, items: pa.Table, given: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Float32[np.ndarray, "n D"]], Int64[np.ndarray, "n k"]]:
-    """Vectors of the new items, of each kind the old ones have, and the old ones near them."""
-    found = {}
+    """Vectors of the new items, of each kind that old items have, and their old neighbours."""
+    known = {}
     for name, vectors in given.items():
         if name not in before.vectors:
-            raise ValueError(
-                f"{name} vectors are given, but the export knows none; leave them out."
-            )
+            raise ValueError(f"{name} vectors are given, but the export has none; leave them out.")
         shape = (items.num_rows, before.vectors[name].shape[1])
         if vectors.shape != shape:
             raise ValueError(
@@ -228,24 +233,24 @@ def _vectors_of(
             )
         if not np.isfinite(vectors).all():
             raise ValueError(f"{name} vectors are not finite; make them again.")
-        found[name] = np.asarray(vectors, np.float32)
-    if "text" in before.vectors and "text" not in found:
-        found["text"] = text_encoder(bundle)(items["text"].to_pylist())
-    if not found:
+        known[name] = np.asarray(vectors, np.float32)
+    if "text" in before.vectors and "text" not in known:
+        known["text"] = text_encoder(bundle)(items["text"].to_pylist())
+    if not known:
         raise ValueError(
-            f"new items need vectors of {' or '.join(before.vectors)}: nothing else is known of "
-            "items here; give their .npy."
+            f"new items need {' or '.join(before.vectors)} vectors, since the export has no text "
+            "vectors; give their .npy."
         )
-    kind = "text" if "text" in found else next(iter(found))
-    near = nearest_rows(found[kind], before.vectors[kind])
+    kind = "text" if "text" in known else next(iter(known))
+    neighbours = nearest_rows(known[kind], before.vectors[kind])
     for name, table in before.vectors.items():
-        if name not in found:
-            found[name] = np.asarray(table, np.float32)[near].mean(axis=1)
-    return {name: found[name] for name in before.vectors}, near
+        if name not in known:
+            known[name] = np.asarray(table, np.float32)[neighbours].mean(axis=1)
+    return {name: known[name] for name in before.vectors}, neighbours
 
 
 def text_encoder(bundle: Bundle) -> Callable[[list[str]], Float32[np.ndarray, "n D"]]:
-    """Item texts to vectors, as the export's own were made. ValueError where none can be."""
+    """The encoder of item texts that the training used. ValueError if the export has none."""
     folder = bundle.folder / "model"
     if (folder / "encoder").exists():
         return load_encoder(folder / "encoder")
@@ -253,8 +258,8 @@ def text_encoder(bundle: Bundle) -> Callable[[list[str]], Float32[np.ndarray, "n
     name = str(own) if own.exists() else bundle.items["text_encoder"]
     if not name:
         raise ValueError(
-            "the text vectors of this catalogue were given, not made; give those of the new items "
-            "as --text_vectors."
+            "the training got its text vectors from a file; give those of the new items as "
+            "--text_vectors."
         )
     encode = sentences.load_encoder(name)
     return lambda texts: np.asarray(encode([sentences.sentence(t) for t in texts]), np.float32)
@@ -263,10 +268,10 @@ def text_encoder(bundle: Bundle) -> Callable[[list[str]], Float32[np.ndarray, "n
 def nearest_rows(
     vectors: Float32[np.ndarray, "n D"], table: Float32[np.ndarray, "I D"]
 ) -> Int64[np.ndarray, "n k"]:
-    """The rows of `table` nearest_items to each vector by cosine, at most NEIGHBOURS."""
+    """The rows of `table` nearest to each vector by cosine, at most NEIGHBOURS."""
     count = min(NEIGHBOURS, len(table))
     table = unit_rows(table)
-    step = max(COSINES_A_STEP // len(table), 1)
+    step = max(MAX_COSINES // len(table), 1)
     parts = [
         top_rows(unit_rows(vectors[start : start + step]) @ table.T, count)[0]
         for start in range(0, len(vectors), step)
@@ -275,34 +280,39 @@ def nearest_rows(
 
 
 def _codes_of(bundle: Bundle, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The SIDs of new items by the frozen codebooks, one row each."""
     tokenizer = load_tokenizer(bundle.folder / "model" / "tokenizer")
     inputs = {name: vectors[name] for name in bundle.items["tokenizer_inputs"] if name in vectors}
-    joined = join_vectors(inputs)
-    return tokenizer.assign(joined)
+    return tokenizer.assign(join_vectors(inputs))
 
 
-def _row_of(
+def _new_rows(
     bundle: Bundle,
     name: str,
     table: Float32[np.ndarray, "I D"],
     vectors: Mapping[str, Float32[np.ndarray, "n D"]],
-    near: Int64[np.ndarray, "n k"],
+    neighbours: Int64[np.ndarray, "n k"],
 ) -> Float32[np.ndarray, "n D"]:
-    """Rows of a trained table: where training started from, or like those of the neighbours."""
+    """Rows of a trained table: the start of training for texts, else means of neighbours."""
     if name == "text":
         return unit_rows(vectors["text"] - np.array(bundle.items["text_mean"], np.float32))
-    return np.asarray(table, np.float32)[near].mean(axis=1)
+    return np.asarray(table, np.float32)[neighbours].mean(axis=1)
 
 
 def grown_neighbours(
     before: sparse.csr_matrix, fused: Float32[np.ndarray, "I+n D"], start: int, count: int
 ) -> sparse.csr_matrix:
-    """The relation `near` of counts with the items from `start` on: both ways, since the old ones'
-    lists do not have them; of each the strongest_entries `count`."""
+    """The embedding neighbours of all items, the strongest `count` of each.
+
+    Lists of old items do not hold new items, so each new pair enters both lists.
+
+    Args:
+      before: the neighbours of the first `start` items.
+    """
     total = len(fused)
     new, grown = nearest_items(np.asarray(fused), count, start), before.copy()
     grown.resize((total, total))
-    back = new.T.tocsr()
-    back.resize((start, total))  # new ones have each other already
-    back.resize((total, total))
-    return strongest_entries((grown + new + back).tocsr(), count)
+    of_old = new.T.tocsr()
+    of_old.resize((start, total))  # new items have each other already
+    of_old.resize((total, total))
+    return strongest_entries((grown + new + of_old).tocsr(), count)

@@ -1,18 +1,18 @@
-"""One version of a catalogue in an export: everything that belongs to items.
+"""One version of the catalogue of an export: all files that belong to items.
 
-    items.arrow categories.arrow item_category.npy item_popularity.npy    what they are
-    semantic_ids.npy codebook_size.npy                                    their SIDs
-    vectors_KIND.npy        pre-trained vectors (text, id, image), as far as there are any
-    rows_KIND.npy           rows of the tables the model has trained, and its own
-    fused.npy               the model's item vectors, unit length
-    is_active.npy           False: removed; still known where a history has it
-    trie.json trie_*.npy    over all of them, with room for more
-    words.json words.npz    words that instructions ask for, where they are read
-    embedding_neighbours.npz                which lie near which, where counts are used
-    index/                  ScaNN inside prefixes, where it was asked for (index/host_index.py)
-    version.json            what is here, with sizes and hashes
+    items.arrow categories.arrow item_category.npy item_popularity.npy    the catalogue
+    semantic_ids.npy codebook_size.npy    the SIDs
+    vectors_KIND.npy            pre-trained vectors of the kinds that exist: text, id, image
+    rows_KIND.npy               rows of the trained tables of items
+    fused.npy                   the model's item vectors, unit length
+    is_active.npy               False for a removed item, which histories may still hold
+    trie.json trie_*.npy        the trie over all items, with room for more
+    words.json words.npz        words that instructions ask for, where instructions are read
+    embedding_neighbours.npz    nearest items of each item, where there is a reranker
+    index/                      ScaNN inside prefixes, with --retrieval=scann (index/host_index.py)
+    version.json                the manifest, with sizes and hashes
 
-A version is never changed. Rows keep their number in all versions made from one another.
+A version never changes. An item keeps its number in all later versions.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Version:
 
     catalogue: Catalogue
     semantic_ids: SemanticIds
-    vectors: dict[str, Float32[np.ndarray, "I D"]]  # by kind
-    rows: dict[str, Float32[np.ndarray, "I D"]]  # by kind
-    fused: Float32[np.ndarray, "I D"]
+    vectors: dict[str, Float32[np.ndarray, "I D"]]  # pre-trained, by kind
+    rows: dict[str, Float32[np.ndarray, "I D"]]  # of the trained tables, by kind
+    fused: Float32[np.ndarray, "I D"]  # the model's item vectors, unit length
     is_active: Bool[np.ndarray, " I"]
     trie: Trie
     lexical: LexicalTable | None
@@ -51,11 +51,11 @@ class Version:
 
     @property
     def room(self) -> int:
-        """Items that fit into arrays of the shapes this version has."""
+        """The number of items that fit into arrays of the sizes of this version."""
         return len(self.trie.sorted_items)
 
     def save(self, folder: Path) -> None:
-        """Writes all but version.json into `folder`, which is there."""
+        """Writes all files but version.json into `folder`, which exists."""
         self.catalogue.save(folder)
         self.semantic_ids.save(folder)
         for prefix, tables in (("vectors", self.vectors), ("rows", self.rows)):
@@ -73,8 +73,10 @@ class Version:
 
     @classmethod
     def load(cls, folder: Path, with_index: bool = True) -> Version:
-        """What `save` wrote, arrays memory-mapped. ValueError where it is damaged, or its index
-        needs what is not installed."""
+        """The version that `save` wrote, with memory-mapped arrays.
+
+        ValueError if it is damaged, or if its index needs ScaNN, which is not installed.
+        """
         tables = {
             prefix: {
                 name: read_npy(folder / f"{prefix}_{name}.npy", 2)
@@ -104,7 +106,7 @@ class Version:
         )
 
     def indexed(self) -> Version:
-        """The same, its index as the items are now; nothing to do where there is none."""
+        """The version with an index of its current items, where it has an index."""
         if self.index is None:
             return self
         index = self.index.copy()
@@ -113,5 +115,5 @@ class Version:
 
     @property
     def leaves(self) -> Int32[np.ndarray, " I"]:
-        """The leaf of the trie that each item is in."""
+        """The leaf of the trie that holds each item."""
         return leaves_of_items(self.trie)

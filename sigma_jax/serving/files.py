@@ -1,5 +1,4 @@
-"""Folders that are written once, whole or not at all, and known by the sizes and hashes of their
-files."""
+"""Folders of an export: written whole or not at all, and checked by sizes and hashes of files."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ from typing import Any
 from sigma_jax.runtime.artifacts import command_line, versions
 from sigma_jax.runtime.files import atomic_folder, read_json, to_json
 
-FORMAT = 2  # of exports; another one is refused
-HASHED = 2**28  # bytes; of a larger file so many are hashed, so that opening takes seconds
-SLICE = 2**22
+FORMAT = 3  # of exports; another one is refused
+HASHED = 2**28  # bytes hashed of a larger file: opening an export takes seconds
+SLICE = 2**22  # bytes of a slice of a large file
 
 
 def write_folder(
@@ -22,23 +21,30 @@ def write_folder(
     write: Callable[[Path], Mapping[str, Any]],
     apart: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Makes `target`: `write(folder)` writes its files and returns what the manifest says of them.
+    """Writes the folder `target` with a manifest, which it returns.
 
-    `apart`: folders inside with manifests of their own. ValueError where `target` is there
-    already. If `write` raises, nothing is left.
+    If `write` raises, nothing is left.
+
+    Args:
+      manifest: name of the manifest's file.
+      write: writes the files into the folder it gets, and returns fields of the manifest.
+      apart: subfolders with manifests of their own.
+
+    Raises:
+      ValueError: `target` exists.
     """
     if target.exists():
-        raise ValueError(f"{target} is there already; choose another or delete it.")
+        raise ValueError(f"{target} exists already; choose another folder or delete it.")
     with atomic_folder(target) as folder:
-        said = write(folder)
-        found = {"format": FORMAT, **said, "command": command_line(), "versions": versions()}
-        found["files"] = described(folder, apart)
-        (folder / manifest).write_text(to_json(found) + "\n")
-    return found
+        fields = write(folder)
+        content = {"format": FORMAT, **fields, "command": command_line(), "versions": versions()}
+        content["files"] = file_hashes(folder, apart)
+        (folder / manifest).write_text(to_json(content) + "\n")
+    return content
 
 
-def described(folder: Path, apart: Sequence[str] = ()) -> dict[str, list]:
-    """Size in bytes and SHA-256 (of a part of large files) of every file below `folder`."""
+def file_hashes(folder: Path, apart: Sequence[str] = ()) -> dict[str, list]:
+    """Size in bytes and SHA-256 of every file below `folder`; for a large file, of slices."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     paths = [path for path in paths if path.relative_to(folder).parts[0] not in apart]
     return {str(path.relative_to(folder)): [path.stat().st_size, _hash(path)] for path in paths}
@@ -47,23 +53,23 @@ def described(folder: Path, apart: Sequence[str] = ()) -> dict[str, list]:
 def read_folder(folder: Path, manifest: str) -> dict[str, Any]:
     """The manifest of `folder`.
 
-    ValueError where it is missing, of another format, or a file is not the one that was written.
+    ValueError if it is missing or has another format, or if a file is missing or has changed.
     """
     damaged = ValueError(
         f"{folder / manifest} is missing or damaged; copy the export again, or export again."
     )
     try:
-        found = read_json(folder / manifest)
+        content = read_json(folder / manifest)
     except ValueError:
         raise damaged from None
-    if found.get("format") != FORMAT:
+    if content.get("format") != FORMAT:
         raise ValueError(
-            f"{folder} has format {found.get('format')}, this version of sigma_jax reads {FORMAT}; "
-            "export again with this version, or use the one that made it."
+            f"{folder} has format {content.get('format')}, but this version of sigma_jax reads "
+            f"{FORMAT}; export again with this version, or use the version that wrote it."
         )
-    files = found.get("files")
-    marks = files.values() if isinstance(files, dict) else [None]
-    if not all(isinstance(mark, list) and len(mark) == 2 for mark in marks):
+    files = content.get("files")
+    entries = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(entry, list) and len(entry) == 2 for entry in entries):
         raise damaged
     for name, (size, digest) in files.items():
         path = folder / name
@@ -71,11 +77,11 @@ def read_folder(folder: Path, manifest: str) -> dict[str, Any]:
             raise ValueError(f"{path} is missing; copy the export again, or export again.")
         if path.stat().st_size != size or _hash(path) != digest:
             raise ValueError(f"{path} is damaged; copy the export again, or export again.")
-    return found
+    return content
 
 
 def _hash(path: Path) -> str:
-    """SHA-256 of a file, or of slices spread over a large one."""
+    """SHA-256 of a file; for a large file, of slices spread over it."""
     size = path.stat().st_size
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Stage 3 as shapes, without data or weights, for preflight."""
+"""Stage 3 as abstract shapes: preflight compiles it without data or devices (preflight.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from jax.sharding import Mesh
 
 from sigma_jax.generation.beam import Prompts
 from sigma_jax.generation.config import GenerationConfig
-from sigma_jax.generation.generator import inverse_temperature_of, limit_retrieved, search_beams
+from sigma_jax.generation.generator import (
+    inverse_temperature_of,
+    limit_retrieved,
+    prefix_depth,
+    search_beams,
+)
 from sigma_jax.generation.prefix_scores import PrefixScorer, make_prefix_scorer
 from sigma_jax.index.candidates import SearchInputs
 from sigma_jax.index.device_index import DeviceIndex, build_device_index, search
@@ -44,7 +49,7 @@ COUNT = 10  # items recommended
 def abstract_stage(
     config: SftConfig, backbone: Qwen3Config, sizes: CatalogueSizes
 ) -> AbstractStage:
-    """What SftTask trains over a catalogue of such `sizes`."""
+    """The training step of SftTask, over a catalogue of `sizes`."""
     prompt, rows = config.prompt, config.train.batch_size
     batch = {
         name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
@@ -70,15 +75,19 @@ def inference(
     sizes: CatalogueSizes,
     mesh: Mesh,
 ) -> Inference:
-    """How a Generator answers a batch of the longest prompts: beams, items in their prefixes, and
-    one ranking of COUNT items; what counts and words say is left out.
+    """The answer to a batch of the longest prompts: beams, candidates and a list of COUNT items.
 
-    `mesh` is one device. Codes are drawn at random: prefixes are of about one size.
+    The reranker is left out. Codes are drawn at random, so that prefixes have similar sizes.
+
+    Args:
+      mesh: one device.
     """
-    layout, depth = config.prompt.layout, _depth(config, generation)
+    layout = config.prompt.layout
     backbone = dataclasses.replace(backbone, param_dtype=backbone.dtype, lora=None)
-    graph, state = nnx.split(_model(config, backbone, sizes))
-    trie, index, evidence = _catalogue(config, generation, sizes)
+    network = _model(config, backbone, sizes)
+    depth = prefix_depth(network, layout.sid_generated, generation)
+    graph, state = nnx.split(network)
+    trie, index, scorer = _catalogue(config, depth, generation.temperature, sizes)
     longest = int(np.diff(trie.leaf_start).max())
     ranked = limit_retrieved(generation, depth, longest, COUNT)
     tables = _tables(config, sizes)
@@ -87,11 +96,11 @@ def inference(
     is_token = jax.ShapeDtypeStruct((requests, length), jnp.bool_)
     lengths = jax.ShapeDtypeStruct((requests,), jnp.int32)
 
-    def run(state, tables, trie, evidence, index, prompts):
-        if evidence is not None:
-            evidence = dataclasses.replace(evidence, vectors=index.vectors)
+    def run(state, tables, trie, scorer, index, prompts):
+        if scorer is not None:
+            scorer = dataclasses.replace(scorer, vectors=index.vectors)
         beams = search_beams(
-            graph, state, tables, trie, evidence, prompts, generation, layout.item_query, None, mesh
+            graph, state, tables, trie, scorer, prompts, generation, layout.item_query, None, mesh
         )
         inputs = SearchInputs(
             beams.queries, beams.leaves, beams.is_valid, inverse_temperature_of(beams, ranked)
@@ -103,40 +112,35 @@ def inference(
         state,
         {name: tables[name] for name in (*_frozen(config, sizes), "codes", "prefix")},
         trie,
-        evidence,
+        scorer,
         index,
         Prompts(rows, rows, rows, is_token, lengths),
     )
-    own = sum(generation.widths(depth)) + generation.num_beams * layout.has_query_token
+    tokens_of_beams = sum(generation.widths(depth)) + generation.num_beams * layout.has_query_token
     return Inference(
         run,
         replicated_shapes(arguments, mesh),
         "requests",
         requests,
-        backbone_flops(backbone, length) / 3 * requests * (length + own),
+        backbone_flops(backbone, length) / 3 * requests * (length + tokens_of_beams),
         -(-longest // index.chunk),
     )
 
 
-def _depth(config: SftConfig, generation: GenerationConfig) -> int:
-    """Codes that the ranker generates."""
-    return config.prompt.layout.sid_generated if generation.ranker == "three_step" else 0
-
-
 def _catalogue(
-    config: SftConfig, generation: GenerationConfig, sizes: CatalogueSizes
+    config: SftConfig, depth: int, temperature: float, sizes: CatalogueSizes
 ) -> tuple[Trie, DeviceIndex, PrefixScorer | None]:
-    """Of codes drawn at random; item vectors are a shape, and the index alone has them."""
-    depth, rng = _depth(config, generation), np.random.default_rng(0)
+    """The trie, index and scorer of random codes; the index has the shape of the item vectors."""
+    rng = np.random.default_rng(0)
     codes = rng.integers(0, sizes.codebook_size, (sizes.items, max(depth, 1)), np.int32)
     trie = build_trie(codes, depth, sizes.codebook_size)
-    index, evidence = build_device_index(trie, np.ones((sizes.items, 1), np.float32)), None
+    index, scorer = build_device_index(trie, np.ones((sizes.items, 1), np.float32)), None
     if config.model.has_item_head:
-        evidence = make_prefix_scorer(trie, index.vectors, generation.temperature)
-        evidence = dataclasses.replace(evidence, vectors=None)
+        scorer = make_prefix_scorer(trie, index.vectors, temperature)
+        scorer = dataclasses.replace(scorer, vectors=None)
     shape = (len(index.vectors), config.model.item_encoder.fused_width)
     fused = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return trie, dataclasses.replace(index, vectors=fused), evidence
+    return trie, dataclasses.replace(index, vectors=fused), scorer
 
 
 def _model(config: SftConfig, backbone: Qwen3Config, sizes: CatalogueSizes) -> RecommenderNetwork:
@@ -145,14 +149,14 @@ def _model(config: SftConfig, backbone: Qwen3Config, sizes: CatalogueSizes) -> R
     space = TokenSpace(backbone.vocab_size, sizes.levels, sizes.codebook_size)
 
     def make() -> RecommenderNetwork:
-        own = Qwen3(backbone, rngs=nnx.Rngs(0))
-        return RecommenderNetwork(config.model, own, space, vectors, rngs=nnx.Rngs(0))
+        qwen3 = Qwen3(backbone, rngs=nnx.Rngs(0))
+        return RecommenderNetwork(config.model, qwen3, space, vectors, rngs=nnx.Rngs(0))
 
     return nnx.eval_shape(make)
 
 
 def _frozen(config: SftConfig, sizes: CatalogueSizes) -> dict[str, jax.ShapeDtypeStruct]:
-    """Of the vectors that are not trained on."""
+    """Shapes of the item vectors that stay frozen."""
     encoder = config.model.item_encoder
     return {
         name: jax.ShapeDtypeStruct((sizes.items, width), jnp.float32)
@@ -162,24 +166,24 @@ def _frozen(config: SftConfig, sizes: CatalogueSizes) -> dict[str, jax.ShapeDtyp
 
 
 def _tables(config: SftConfig, sizes: CatalogueSizes) -> dict[str, jax.ShapeDtypeStruct]:
-    """What SftTask.tables gives."""
+    """Shapes of SftTask.tables."""
     prompt, items = config.prompt, sizes.items
 
-    def whole(*shape: int) -> jax.ShapeDtypeStruct:
+    def integers(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
     prefixes = min(sizes.codebook_size**prompt.layout.sid_generated, items)
     tables = _frozen(config, sizes) | {
-        "codes": whole(items, sizes.levels),
-        "prefix": whole(items),
+        "codes": integers(items, sizes.levels),
+        "prefix": integers(items),
         "is_cold": jax.ShapeDtypeStruct((items,), jnp.bool_),
-        "prefix_start": whole(prefixes + 1),
-        "by_prefix": whole(items),
+        "prefix_start": integers(prefixes + 1),
+        "by_prefix": integers(items),
     }
     if config.batch_negatives:
         tables["popularity"] = jax.ShapeDtypeStruct((items,), jnp.float32)
     if config.constraint_weight and prompt.has_instructions:
-        tables["constraints"] = whole(items, MAX_CONSTRAINTS_PER_ITEM)
-        tables["category"] = whole(items)
-        tables["category_sizes"] = whole(sizes.categories)
+        tables["constraints"] = integers(items, MAX_CONSTRAINTS_PER_ITEM)
+        tables["category"] = integers(items)
+        tables["category_sizes"] = integers(sizes.categories)
     return tables

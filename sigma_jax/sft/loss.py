@@ -1,4 +1,8 @@
-"""The loss of stage 3 over all targets of a batch: Eq. 4, Eq. 5 of SIGMA and the item head's."""
+"""The loss of stage 3 over all targets of a batch: Eq. 4 and Eq. 5 of SIGMA and the item head's.
+
+Axes: B rows, T positions of a row, N targets of a row or negatives of a batch, Q = B * N targets, D
+width, R negatives of a target.
+"""
 
 from __future__ import annotations
 
@@ -32,45 +36,46 @@ def recommender_loss(
     batch: Mapping[str, Array],
     key,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Eq. 4 + Eq. 5 of SIGMA over all targets of the batch, and the item head's loss.
+    """Eq. 4 + Eq. 5 of SIGMA over all targets of the batch, plus the losses of the other heads.
 
-    Figures: the losses, how often each is right, `targets`, and what was dropped in packing.
+    Returns the loss and metrics: each loss, the accuracy of each head, the number of `targets`, and
+    the items and targets that packing dropped.
     """
-    # A head that is not there takes no key: the others draw what they draw without it.
+    # An item head that is absent takes no key, so the other parts draw the same numbers without it.
     dropout_key, negative_key, *item_head_keys = jax.random.split(
         key, 2 + config.model.has_item_head
     )
     hidden = hidden_states(model, tables, batch, dropout_key)
-    loss, figures = jnp.zeros(()), {}
+    loss, metrics = jnp.zeros(()), {}
     if config.prompt.layout.sid_generated:
         ntp, more = code_loss(config, model, tables, batch, hidden)
         loss += config.ntp_weight * ntp
-        figures |= {"ntp_loss": ntp} | {f"code_{name}": value for name, value in more.items()}
+        metrics |= {"ntp_loss": ntp} | {f"code_{name}": value for name, value in more.items()}
     if config.prompt.layout.sid_generated and config.prompt.layout.generates_item:
         infonce, more = item_loss(config, model, tables, batch, hidden, negative_key)
         loss += config.infonce_weight * infonce
-        figures |= {"infonce_loss": infonce} | {f"item_{key}": more[key] for key in more}
+        metrics |= {"infonce_loss": infonce} | {f"item_{key}": more[key] for key in more}
     if config.model.has_item_head:
-        opened, more = item_head_loss(config, model, tables, batch, hidden, *item_head_keys)
-        loss += opened + config.constraint_weight * more.get("constraint_loss", 0.0)
-        shown = ("accuracy", "constraint_loss", "satisfied")
-        figures |= {"item_head_loss": opened} | {
-            f"item_head_{k}": more[k] for k in shown if k in more
+        item_head, more = item_head_loss(config, model, tables, batch, hidden, *item_head_keys)
+        loss += item_head + config.constraint_weight * more.get("constraint_loss", 0.0)
+        names = ("accuracy", "constraint_loss", "satisfied")
+        metrics |= {"item_head_loss": item_head} | {
+            f"item_head_{name}": more[name] for name in names if name in more
         }
     if config.model.has_task_head:
-        reading, accuracy = task_loss(model, batch, hidden)
-        loss += reading
-        figures |= {"task_loss": reading, "task_accuracy": accuracy}
-    figures |= {
+        of_task, accuracy = task_loss(model, batch, hidden)
+        loss += of_task
+        metrics |= {"task_loss": of_task, "task_accuracy": accuracy}
+    metrics |= {
         "targets": (batch["target_weight"] > 0).sum(),
         "dropped_items": batch["dropped"][:, 0].sum(),
         "dropped_targets": batch["dropped"][:, 1].sum(),
     }
-    return loss, figures
+    return loss, metrics
 
 
 def candidate_items(config: SftConfig, num_items: int, key) -> Int[Array, " N"]:
-    """All items, or `num_negatives` of them drawn for the batch."""
+    """The negatives of the batch: all items, or `num_negatives` of them, drawn with repeats."""
     if config.num_negatives >= num_items:
         return jnp.arange(num_items)
     return jax.random.randint(key, (config.num_negatives,), 0, num_items)
@@ -79,24 +84,24 @@ def candidate_items(config: SftConfig, num_items: int, key) -> Int[Array, " N"]:
 def code_loss(
     config: SftConfig, model: RecommenderNetwork, tables, batch, hidden: Float[Array, "B T D"]
 ):
-    """Eq. 4: next-token loss over the y codes of each target."""
+    """Eq. 4: the next-token loss over the generated codes of each target, and its metrics."""
     levels = config.prompt.layout.sid_generated
     at_codes = _rows_at(hidden, batch["code_position"])
     logits = model.code_logits(at_codes)
     codes = jnp.take(tables["codes"], batch["target_item"], axis=0)[..., :levels]
     weights = batch["target_weight"]
-    loss, figures = next_token_loss(
+    loss, metrics = next_token_loss(
         logits, model.code_labels(codes), weights, config.label_smoothing
     )
-    # The same by kind of target: history supervision is not what users ask for.
+    # Targets of the history have no instruction, so the others get an accuracy of their own.
     is_instructed = batch["target_task"] != HISTORY_TASK
     is_right = (logits.argmax(axis=-1) == model.code_labels(codes)).all(axis=-1)
-    figures["accuracy_instructed"] = weighted_mean(is_right, weights * is_instructed)
-    return loss, figures
+    metrics["accuracy_instructed"] = weighted_mean(is_right, weights * is_instructed)
+    return loss, metrics
 
 
 def item_loss(config: SftConfig, model: RecommenderNetwork, tables, batch, hidden, key):
-    """Eq. 5: InfoNCE against items of the target's prefix."""
+    """Eq. 5: InfoNCE against items of the target's prefix, and its metrics."""
     targets = batch["target_item"].reshape(-1)
     weights = batch["target_weight"].reshape(-1)
     queries = queries_at(model.query_head_vector, batch["query_position"], tables, batch, hidden)
@@ -109,20 +114,21 @@ def item_loss(config: SftConfig, model: RecommenderNetwork, tables, batch, hidde
 
 
 def item_head_loss(config: SftConfig, model: RecommenderNetwork, tables, batch, hidden, key):
-    """InfoNCE of the item head, before any code is chosen: against items of all prefixes.
+    """InfoNCE of the item head against items of all prefixes, and its metrics.
 
-    With `constraints` among the tables its figures hold the loss of these too.
+    The item head reads the prompt before any code is chosen. If `tables` has "constraints", the
+    metrics hold the constraint loss too.
     """
     targets = batch["target_item"].reshape(-1)
     weights = batch["target_weight"].reshape(-1)
     queries = queries_at(model.item_head_vector, batch["start_position"], tables, batch, hidden)
     shared = shared_negatives(config, model, tables, targets, key)
     more, corrections = with_targets(config, tables, shared, targets, weights)
-    loss, figures = shared_negatives_loss(
+    loss, metrics = shared_negatives_loss(
         config, tables, queries, targets, weights, more, False, corrections
     )
     if "constraints" in tables:
-        figures["constraint_loss"], figures["satisfied"] = constraint_loss(
+        metrics["constraint_loss"], metrics["satisfied"] = constraint_loss(
             queries,
             shared.of_targets,
             targets,
@@ -133,67 +139,71 @@ def item_head_loss(config: SftConfig, model: RecommenderNetwork, tables, batch, 
             config.temperature,
             weights,
         )
-    return loss, figures
+    return loss, metrics
 
 
 def satisfies(
     tables, batch, items: Int[Array, " N"], targets: Int[Array, " n"]
 ) -> Bool[Array, "n N"]:
-    """Which of `items` satisfy what is demanded of some targets, by their places in the batch.
+    """Whether each of `items` satisfies the constraint of each of `targets`.
 
-    What is in a new category depends on who asks: one that no item visible to the target has.
+    A category is new for a target if no item that it sees in its row has this category.
+
+    Args:
+      targets: places of the targets among all Q targets of the batch.
     """
-    demanded = batch["target_constraint"]
-    row, place = jnp.divmod(targets, demanded.shape[1])
-    demanded = demanded[row, place]
-    listed = jnp.take(tables["constraints"], items, axis=0)
-    is_listed = (listed == demanded[:, None, None]).any(axis=-1)
+    constraint = batch["target_constraint"]
+    row, place = jnp.divmod(targets, constraint.shape[1])
+    constraint = constraint[row, place]
+    of_items = jnp.take(tables["constraints"], items, axis=0)
+    is_satisfied = (of_items == constraint[:, None, None]).any(axis=-1)
     visible = seen_from(batch, batch["start_position"])[row, place] & (batch["item"][row] >= 0)
-    # The last column stands for what is not visible, and for no category (-1).
+    # The last column takes items that are not visible, and items without a category (-1).
     categories = len(tables["category_sizes"])
-    had = jnp.where(visible, jnp.take(tables["category"], batch["item"][row]), categories)
-    is_had = jnp.zeros((len(targets), categories + 1), bool)
-    is_had = is_had.at[jnp.arange(len(targets))[:, None], had].set(True)
+    known = jnp.where(visible, jnp.take(tables["category"], batch["item"][row]), categories)
+    is_known = jnp.zeros((len(targets), categories + 1), bool)
+    is_known = is_known.at[jnp.arange(len(targets))[:, None], known].set(True)
     category = jnp.take(tables["category"], items)
-    is_new = (category >= 0) & ~is_had[:, category]
-    return jnp.where(demanded[:, None] == NEW_CATEGORY, is_new, is_listed)
+    is_new = (category >= 0) & ~is_known[:, category]
+    return jnp.where(constraint[:, None] == NEW_CATEGORY, is_new, is_satisfied)
 
 
 def task_loss(model: RecommenderNetwork, batch, hidden: Float[Array, "B T D"]):
-    """Cross-entropy of the task at the end of each instruction, and how often it is right.
+    """Cross-entropy of the task at the end of each instruction, and its accuracy.
 
-    It trains the head alone: hidden states made to tell tasks apart learn wordings by heart. Of
-    queries in wordings never trained on, 58 % of the items shown fitted so, 80 % without.
+    It trains the task head alone. Hidden states that are trained to separate tasks learn wordings
+    by heart: for queries in unseen wordings, 58 % of the recommended items fitted with such
+    training, and 80 % without it.
     """
     task = batch["target_task"]
     weights = batch["target_weight"] * (task != HISTORY_TASK)
     at_end = jax.lax.stop_gradient(_rows_at(hidden, batch["start_position"]))
     logits = model.task_logits(at_end)
     log_p = jax.nn.log_softmax(logits, axis=-1)
-    # History supervision has no column: clipped, and without weight.
-    right = jnp.take_along_axis(log_p, task[..., None], axis=-1, mode="clip")[..., 0]
-    return weighted_mean(-right, weights), weighted_mean(logits.argmax(-1) == task, weights)
+    # Targets of the history have no column; they are clipped and have weight 0.
+    of_target = jnp.take_along_axis(log_p, task[..., None], axis=-1, mode="clip")[..., 0]
+    return weighted_mean(-of_target, weights), weighted_mean(logits.argmax(-1) == task, weights)
 
 
 def queries_at(
     query: Callable[..., Array], positions: Int[Array, "B N"], tables, batch, hidden
 ) -> Float[Array, "Q D"]:
-    """What `query` (of the model) looks for at `positions`, of all rows in one."""
+    """The queries of a head (`query`, a method of the model) at `positions`, rows joined."""
     seen = seen_from(batch, positions)
-    found = query(_rows_at(hidden, positions), batch["item"], seen, tables)
-    return found.reshape(-1, found.shape[-1])
+    queries = query(_rows_at(hidden, positions), batch["item"], seen, tables)
+    return queries.reshape(-1, queries.shape[-1])
 
 
 def seen_from(batch: Mapping[str, Array], positions: Int[Array, "B N"]) -> Bool[Array, "B N T"]:
-    """Which positions of its row each of `positions` sees."""
+    """Whether each of `positions` sees each position of its row."""
     return jnp.take_along_axis(mask_of(batch), positions[..., None], axis=1)
 
 
 class SharedNegatives(NamedTuple):
-    """One set of items for all targets of the batch, N of them, and the Q targets' vectors."""
+    """One set of N negatives for all Q targets of a batch, with the vectors of both."""
 
     items: Int[Array, " N"]
-    known: Int[Array, " N"]  # the same, -1 where an item is no negative (negative_tables)
+    known: Int[Array, " N"]  # the same; -1 for an item that is no negative (negatives.py)
     vectors: Float[Array, "N D"]
     of_targets: Float[Array, "Q D"]
 
@@ -201,7 +211,7 @@ class SharedNegatives(NamedTuple):
 def shared_negatives(
     config: SftConfig, model: RecommenderNetwork, tables, targets: Int[Array, " Q"], key
 ) -> SharedNegatives:
-    """The set drawn for this batch, or the whole catalogue."""
+    """The negatives of this batch: drawn, or the whole catalogue."""
     num_items = tables["codes"].shape[0]
     items = candidate_items(config, num_items, key)
     vectors = model.item_vectors(items, tables)
@@ -217,11 +227,11 @@ def shared_negatives(
 def with_targets(
     config: SftConfig, tables, shared: SharedNegatives, targets: Int[Array, " Q"], weights
 ) -> tuple[SharedNegatives, tuple[Float[Array, " Q"], Float[Array, " M"]] | None]:
-    """`shared` and `batch_negatives` of the targets, whose vectors are there anyway; what makes up
-    for popular items being drawn more often, for targets and negatives (as if targets were drawn by
-    popularity).
+    """`shared` with `batch_negatives` targets of the batch, and corrections of the logits.
 
-    As it was, and None, where none are wanted or all items are there.
+    The vectors of targets cost nothing more. Targets are often popular, so the logits of targets
+    and negatives are corrected as if targets were drawn by popularity (losses.sampling_correction).
+    If no targets are wanted, or `shared` is the whole catalogue: `shared` as it is, and None.
     """
     num_items, total = tables["codes"].shape[0], len(targets)
     count = min(config.batch_negatives, total)
@@ -229,7 +239,7 @@ def with_targets(
         return shared, None
     is_usable = (weights > 0) & ~jnp.take(tables["is_cold"], targets)
     usable = is_usable.sum()
-    # Of every part of the batch, each slot once; slots without a target stand last.
+    # Evenly over the batch, each slot once; slots without a target stand last.
     places = jnp.arange(count) * jnp.maximum(usable, count) // count
     rows = jnp.argsort(~is_usable, stable=True)[places]
     items, is_negative = targets[rows], is_usable[rows]
@@ -254,7 +264,7 @@ def shared_negatives_loss(
     has_condition: bool,
     corrections=None,
 ):
-    """InfoNCE against one set of items for the batch, with or without the prefix condition."""
+    """InfoNCE against the negatives of the batch, with or without the prefix condition."""
     return prefix_infonce(
         queries,
         shared.of_targets,
@@ -275,8 +285,8 @@ def own_negatives_loss(
 ):
     """Eq. 5 with negatives drawn for each target from its own prefix.
 
-    What is drawn for the whole batch mostly has other prefixes and is masked: of 4,096 items
-    16 remain where a prefix holds 52 of 13,343. These all count, at less cost.
+    Most negatives drawn for the whole batch have another prefix and are masked. Of 4,096 items, 16
+    remain where a prefix holds 52 of 13,343 items. Here all negatives count, at less cost.
     """
     prefix = jnp.take(tables["prefix"], targets)
     start = jnp.take(tables["prefix_start"], prefix)
@@ -284,7 +294,7 @@ def own_negatives_loss(
     places, is_item = draw_places(key, size, config.negatives_per_target)
     negatives = jnp.take(tables["by_prefix"], start[:, None] + places, mode="clip")
     num_items = tables["codes"].shape[0]
-    if num_items <= negatives.size:  # each item once is cheaper than each drawing
+    if num_items <= negatives.size:  # to encode each item once is cheaper
         vectors = model.item_vectors(jnp.arange(num_items), tables)
         of_targets, of_negatives = (jnp.take(vectors, i, axis=0) for i in (targets, negatives))
     else:
@@ -302,7 +312,7 @@ def own_negatives_loss(
 
 
 def hidden_states(model: RecommenderNetwork, tables, batch, key=None) -> Float[Array, "B T D"]:
-    """Of contexts and branches, each branch seeing its context and itself."""
+    """Hidden states of all positions; a branch sees its context and itself."""
     hidden, _ = model(
         batch["token"], batch["item"], batch["position"], mask_of(batch), tables, key=key
     )
@@ -310,7 +320,7 @@ def hidden_states(model: RecommenderNetwork, tables, batch, key=None) -> Float[A
 
 
 def mask_of(batch: Mapping[str, Array]) -> Bool[Array, "B T T"]:
-    """Which positions of its row each position sees."""
+    """Whether each position sees each position of its row."""
     return branch_mask(batch["segment"], batch["branch"], batch["attach"])
 
 
@@ -319,14 +329,15 @@ def draw_places(
 ) -> tuple[Int[Array, "Q R"], Bool[Array, "Q R"]]:
     """`count` different places of 0..size-1 for each row, and which of them are real.
 
-    All of them where they fit; otherwise one at random from each of `count` equal stretches.
+    A row with at most `count` places gets all of them. Another row gets one random place from each
+    of `count` equal ranges.
     """
     size = size[:, None]
 
-    def stretch_start(number):
+    def range_start(number):
         return number * (size // count) + number * (size % count) // count
 
-    low, high = (stretch_start(jnp.arange(count) + end) for end in (0, 1))
+    low, high = (range_start(jnp.arange(count) + end) for end in (0, 1))
     share = jax.random.uniform(key, low.shape)
     drawn = low + jnp.minimum((share * (high - low)).astype(jnp.int32), high - low - 1)
     fits, steps = size <= count, jnp.broadcast_to(jnp.arange(count), low.shape)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Tables from which stage 3 draws negatives (Eq. 5 of SIGMA)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from jaxtyping import Int
 def negative_tables(
     prefix: Int[np.ndarray, " I"], popularity: Int[np.ndarray, " I"]
 ) -> dict[str, np.ndarray]:
-    """What negatives are drawn from: items somebody took, by prefix, and which are none of them.
+    """Items with training interactions, by prefix: the only negatives.
 
-    Nobody could take an item that was not there yet: as a negative of every target it would end
-    below all others.
+    An item without interactions may be new. As a negative of every target it would rank below all
+    other items.
+
+    Returns:
+      is_cold: bool [I], items without training interactions.
+      prefix_start: int32 [prefixes+1], where the items of each prefix start in `by_prefix`.
+      by_prefix: int32, the items that are not cold, sorted by prefix.
     """
     is_cold = np.asarray(popularity) == 0
     warm = np.flatnonzero(~is_cold)

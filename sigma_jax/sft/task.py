@@ -1,7 +1,8 @@
 """Stage 3: instructions to recommendations (section 2.3 of SIGMA).
 
-What `train.py` asks of a stage, for the recommender: batches of contexts with branches, the model,
-the loss Eq. 4 + Eq. 5, and hit rates on validation requests while it trains.
+`SftTask` implements the Task protocol (runtime/task.py) for the recommender: batches of contexts
+with branches, the network, the loss Eq. 4 + Eq. 5, reports of hit rates on validation requests, and
+the reranker after training.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ from sigma_jax.tasks.requests import sample_requests
 
 
 class SftTask:
-    """Stage 3 as `train.py` sees it."""
+    """Stage 3, as a Task that `train.py` trains."""
 
     def __init__(
         self,
@@ -78,6 +79,14 @@ class SftTask:
         mesh: Mesh | None = None,
         has_validation_rows: bool = False,
     ):
+        """Stage 3 over the artifacts in `workdir`; it writes the training records if needed.
+
+        Args:
+          has_validation_rows: train on validation targets too (`refit`).
+
+        Raises:
+          ValueError: an artifact is missing or damaged, or does not fit the config.
+        """
         self.config, self.workdir, self.seed = config, workdir, seed
         self.is_refit = has_validation_rows
         self.data = PreparedData.load(workdir / "data")
@@ -95,19 +104,19 @@ class SftTask:
         )
         self.prompt = config.prompt
         if not config.prompt.packing.contexts_per_group:
-            most = contexts_that_fit(
+            contexts = contexts_that_fit(
                 self.records, self.data, self.semantic_ids, config.prompt, self.vocab_size
             )
-            packing = dataclasses.replace(config.prompt.packing, contexts_per_group=most)
+            packing = dataclasses.replace(config.prompt.packing, contexts_per_group=contexts)
             self.prompt = dataclasses.replace(config.prompt, packing=packing)
 
     @property
     def batch_rows(self) -> int:
-        """Rows of the global batch."""
+        """Rows of a batch over all hosts."""
         return self.config.train.batch_size
 
     def batches(self, rows: Int64[np.ndarray, " n"] | None = None) -> grain.MapDataset:
-        """Element s is the batch of step s, or `rows` of it."""
+        """The batches of training: element s is the batch of step s, or some `rows` of it."""
         return batches(
             self.records,
             self.data,
@@ -121,17 +130,17 @@ class SftTask:
 
     @property
     def epoch_steps(self) -> float:
-        """Steps in which every context comes once."""
+        """Steps of one pass over all contexts."""
         packing = self.prompt.packing
         groups = self.batch_rows // packing.group_rows
         return len(open_shards(self.records, RECORDS)) / (groups * packing.contexts_per_group)
 
     def model(self, rngs: nnx.Rngs) -> RecommenderNetwork:
-        """The recommender before its first step."""
+        """The network before its first step."""
         model = build_network(
             self.backbone, self.config.model, self.data, self.semantic_ids, self.vectors, rngs
         )
-        # A sample of the catalogue suffices for means.
+        # Means over a sample of the catalogue suffice.
         rows = np.arange(0, len(self.data.catalogue), 1 + len(self.data.catalogue) // 20_000)
         codes = np.asarray(self.semantic_ids.codes)[rows]
         tables = self.frozen_tables()
@@ -144,14 +153,17 @@ class SftTask:
         return frozen_tables(self.config.model, depth, self.vectors, self.semantic_ids)
 
     def tables(self) -> dict[str, np.ndarray]:
-        """Frozen item vectors, codes and prefixes, and what only the loss reads: what negatives are
-        drawn from, and the demands each item satisfies."""
+        """The frozen tables, and the tables that only the loss reads.
+
+        The latter are the tables of negatives, the popularity, and the constraints that each item
+        satisfies.
+        """
         tables = self.frozen_tables()
         popularity = np.asarray(self.data.catalogue.popularity)
         tables |= negative_tables(tables["prefix"], popularity)
         if self.config.batch_negatives:
             share = popularity / max(popularity.sum(), 1)
-            tables["popularity"] = share.astype(np.float32)  # nearly that of the targets
+            tables["popularity"] = share.astype(np.float32)  # about that of the targets
         if self.config.constraint_weight and self.config.prompt.has_instructions:
             catalogue = self.data.catalogue
             constraints = Constraints.make(self.data, self.config.prompt.longtail_share)
@@ -163,7 +175,7 @@ class SftTask:
         return tables
 
     def param_group(self, path: tuple[str, ...]) -> str:
-        """Group of the optimizer."""
+        """The optimizer's group of the parameter at `path`."""
         return param_group(self.config, path)
 
     def loss(
@@ -177,7 +189,7 @@ class SftTask:
         return recommender_loss(self.config, model, tables, batch, key)
 
     def report(self, model: RecommenderNetwork, tables: Mapping[str, Array]) -> dict[str, float]:
-        """HR@10 at item and SID level on validation requests, by task and on average."""
+        """HR@10 at item and SID level on validation requests, by task and averaged over tasks."""
         if not self.config.report_requests:
             return {}
         batch = self.validation(
@@ -199,7 +211,7 @@ class SftTask:
         reranker: Reranker | None = None,
         lexical: LexicalTable | None = None,
     ) -> RecommenderParts:
-        """The network in training as a recommender has it."""
+        """The parts of a recommender with the network in training."""
         return RecommenderParts(
             self.config.spec,
             network,
@@ -213,7 +225,7 @@ class SftTask:
 
     @functools.cached_property
     def prompt_tables(self) -> PromptTables:
-        """The text of prompts in tokens."""
+        """The tokenized texts of prompts."""
         prompt = self.config.prompt
         return PromptTables.make(
             self.data, self.semantic_ids, prompt.layout, self.vocab_size, prompt.has_instructions
@@ -222,8 +234,10 @@ class SftTask:
     def fit_head_weights(
         self, model: RecommenderNetwork, tables: Mapping[str, Array], batch: RequestBatch
     ) -> HeadWeights | None:
-        """The head weights under which the targets are likeliest, put into a model with an item
-        head; None for another model."""
+        """The head weights under which the targets are likeliest, which are put into `model`.
+
+        None for a network without an item head or without codes.
+        """
         prompt = self.config.prompt
         if not self.config.model.has_item_head or not prompt.layout.sid_generated:
             return None
@@ -239,14 +253,14 @@ class SftTask:
         fitted.put_into(model)
         return fitted
 
-    def validation(self, most: Mapping[str, int]) -> RequestBatch:
-        """At most so many validation requests of each task."""
+    def validation(self, max_requests: Mapping[str, int]) -> RequestBatch:
+        """Validation requests, at most `max_requests[task]` of each task."""
         prompt = self.config.prompt
         requests = sample_requests(
             self.data,
             "valid",
             self.seed,
-            most,
+            max_requests,
             prompt.longtail_share,
             prompt.wordings,
             is_random=False,
@@ -254,7 +268,7 @@ class SftTask:
         return RequestBatch.of(requests, self.data)
 
     def fit_requests(self) -> RequestBatch:
-        """Validation requests mixed as in training."""
+        """Validation requests in the task mixture of training, for fitting."""
         weights = self.config.prompt.trained_tasks
         share = self.config.reranker.fit_requests / max(weights.values())
         return self.validation({task: int(share * weight) for task, weight in weights.items()})
@@ -262,10 +276,11 @@ class SftTask:
     def fit_reranker(
         self, model: RecommenderNetwork, tables: Mapping[str, Array], batch: RequestBatch
     ) -> tuple[Reranker, dict[str, float]]:
-        """The reranker for the configured ranker, and metrics.
+        """The reranker for the configured ranker, and metrics of the fit.
 
-        Where the code head or the query head has weight beside the item head, the metrics compare
-        the lists of both rankers on these requests, each with a reranker of its own.
+        If the code head or the query head adds to the item head, the metrics also compare the
+        lists of both rankers, each with a reranker of its own: their NDCG, and whether beam search
+        helps. The configured ranker stays in any case.
         """
         features = self.feature_tables(model, tables)
         lexical = lexical_table(self.data, self.config.spec)
@@ -283,7 +298,8 @@ class SftTask:
 
         chosen = self.config.generation.ranker
         reranker, fitted, ranks = fit(chosen)
-        if self.config.prompt.layout.sid_generated and model.has_head_weights:
+        has_both = self.config.prompt.layout.sid_generated and self.config.model.has_item_head
+        if has_both and model.has_head_weights:
             other = {"three_step": "exhaustive", "exhaustive": "three_step"}[chosen]
             ranks_of = {chosen: ranks, other: fit(other)[2]}
             for name in ranks_of:
@@ -300,22 +316,23 @@ class SftTask:
         return FeatureTables.make(self.data, vectors, self.config.reranker.neighbours)
 
     def refit(self) -> SftTask | None:
-        """The task to be trained after this one, on more rows; None where none is."""
+        """The task that trains on validation targets too; None if the config does not refit."""
         if not self.config.refits:
             return None
-        config = dataclasses.replace(self.config, report_requests=0)  # nothing is unseen any more
+        config = dataclasses.replace(self.config, report_requests=0)  # no request is unseen now
         return SftTask(config, self.workdir, self.seed, has_validation_rows=True)
 
     def finalize_on_all_hosts(self, model: RecommenderNetwork, mesh: Mesh) -> None:
-        """Nothing: `finish` needs one process."""
+        """Does nothing: one process finishes the stage."""
 
     def finish(self, model: RecommenderNetwork, tables: Mapping[str, Array], folder: Path) -> dict:
-        """Writes the weights, the backbone as a Hugging Face folder, the config and the prior.
+        """Fits head weights and reranker, and writes the recommender (recommender/parts.py).
 
-        A refit puts its weights and counts in place of those in `folder`, which go to the folder
-        BEFORE_REFIT; what was fitted on validation requests stays.
+        Returns metrics of the fits. A refit replaces the network and the counts in `folder`, and
+        moves the old ones to the subfolder BEFORE_REFIT. Fitted weights stay as they are: they
+        were fitted on requests that the refit trains on.
         """
-        model.backbone.fold_lora()  # what is fitted is fitted to what is kept
+        model.backbone.fold_lora()  # the fits need the weights that are saved
         if self.is_refit:
             self.replace_weights(model, tables, folder)
             return {}
@@ -334,7 +351,7 @@ class SftTask:
     def replace_weights(
         self, model: RecommenderNetwork, tables: Mapping[str, Array], folder: Path
     ) -> None:
-        """Puts the weights and counts of a refit in place of those in `folder`."""
+        """Replaces the network and the counts in `folder`; the old ones go to BEFORE_REFIT."""
         shutil.copytree(folder, folder / BEFORE_REFIT)
         if self.config.model.has_item_head:
             copy_weights(model, folder / WEIGHTS, HEAD_WEIGHTS)
@@ -347,7 +364,7 @@ class SftTask:
 def hit_rates(
     items: Int[np.ndarray, "N K"], requests: Requests, semantic_ids: SemanticIds
 ) -> dict[str, float]:
-    """HR@10 by task and averaged over tasks, and NDCG@10, at item and at SID level."""
+    """HR@10 by task and averaged over tasks, and NDCG@10, at item and SID level."""
     rates = {}
     for level, ranks in (
         ("item", metrics.item_ranks(items, requests.target)),
@@ -365,7 +382,10 @@ def hit_rates(
 
 
 def param_group(config: SftConfig, path: tuple[str, ...]) -> str:
-    """Group of a parameter: SID table, code bias and trained vectors are tables."""
+    """The optimizer's group of the parameter at `path`: "table", "base" or "frozen".
+
+    Tables are the SID table, the code bias and trained item vectors.
+    """
     if path[0] in HEAD_WEIGHTS or config.backbone.is_frozen(path):
         return "frozen"
     is_table = path[0] in ("sid_table", "code_bias") or path[:2] == ("item_encoder", "trained")
@@ -375,11 +395,10 @@ def param_group(config: SftConfig, path: tuple[str, ...]) -> str:
 def write_record_shards(
     data: PreparedData, prompt: PromptConfig, workdir: Path, seed: int, has_validation_rows: bool
 ) -> Path:
-    """WORKDIR/records: the training contexts, made where they are missing.
+    """The folder of the training records, which are written if they are missing.
 
-    With validation rows among them they lie in WORKDIR/records-refit.
-
-    ValueError if they were made with other settings.
+    It is WORKDIR/records, or WORKDIR/records-refit with validation rows. ValueError if the folder
+    holds records of other settings.
     """
     settings = record_settings(prompt)
     inputs = {"data": read_json(data.folder / "manifest.json")["fingerprint"]}

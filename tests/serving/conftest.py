@@ -1,4 +1,4 @@
-"""An export of the small training that tests share."""
+"""The data of the small training that tests share, and copies of its export."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from sigma_jax.schema import PreparedData
-from sigma_jax.serving.bundle import export
 
 
 @pytest.fixture(scope="session")
@@ -14,15 +13,7 @@ def data(trained) -> PreparedData:
     return PreparedData.load(trained[1] / "data")
 
 
-@pytest.fixture(scope="session")
-def exported(trained, tmp_path_factory) -> Path:
-    """Read only."""
-    folder = tmp_path_factory.mktemp("export") / "small"
-    export(trained[1], folder)
-    return folder
-
-
 @pytest.fixture
 def own(exported, tmp_path) -> Path:
-    """A copy to be changed, at another place."""
+    """A copy of the export, in another folder, that a test may change."""
     return Path(shutil.copytree(exported, tmp_path / "elsewhere"))

@@ -7,22 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
-from small_export import new_items, one, users_of, write_rows
+from small_export import new_items, only, users_of, write_rows
 
 from sigma_jax.models.hf import load_backbone
 from sigma_jax.models.weights import named_parameters
-from sigma_jax.recommender.trained import ITEM_ROWS, load_recommender
+from sigma_jax.recommender.parts import ITEM_ROWS, RecommenderParts
+from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.reranking.embedding_neighbours import nearest_items
 from sigma_jax.serving.bundle import MANIFEST, Bundle, export
 from sigma_jax.serving.catalogue_update import (
     add_items,
-    grown_near,
+    grown_neighbours,
     read_ids,
     read_items,
     set_active,
 )
-from sigma_jax.serving.engine import Answering
-from sigma_jax.serving.requests import read_users
+from sigma_jax.serving.engine import CatalogueSnapshot, SnapshotSettings
 
 
 def as_new(data, rows) -> list[dict]:
@@ -41,7 +41,7 @@ def added(own, data, tmp_path, rows, name="items.jsonl"):
 
 
 def test_an_item_with_the_text_of_another_gets_its_vectors_and_codes(own, data, tmp_path):
-    """Where the vector of the texts alone decides; what its neighbours lend differs."""
+    """Its text alone decides; other vectors are means of its neighbours' vectors."""
     bundle, version = added(own, data, tmp_path, as_new(data, [5, 17]))
     first = bundle.version()
     for place, row in enumerate((5, 17)):
@@ -51,37 +51,38 @@ def test_an_item_with_the_text_of_another_gets_its_vectors_and_codes(own, data, 
             version.vectors["text"][number], first.vectors["text"][row], atol=1e-5
         )
         assert version.catalogue.category[number] == data.catalogue.category[row]
-        nearest_items = np.argsort(-first.vectors["text"] @ version.vectors["text"][number])[:10]
+        neighbours = np.argsort(-first.vectors["text"] @ version.vectors["text"][number])[:10]
         for kind in ("id", "image"):
-            expected = first.vectors[kind][nearest_items].mean(axis=0)
+            expected = first.vectors[kind][neighbours].mean(axis=0)
             np.testing.assert_allclose(version.vectors[kind][number], expected, atol=1e-5)
     assert (version.semantic_ids.codes[: len(first)] == first.semantic_ids.codes).all()
 
 
 def test_new_items_are_recommended_at_once_and_old_answers_stay(own, data, tmp_path):
     bundle, version = added(own, data, tmp_path, new_items(3))
-    before = Answering.of(bundle, "", "tea", beams=8)
+    settings = SnapshotSettings("tea", beams=8)
+    before = CatalogueSnapshot.load(bundle, settings=settings)
     assert version.catalogue.categories.to_pylist()[-1] == "Novelties"
     assert bundle.add_version(version, "three soaps") == "0002"
     assert bundle.state()["active"] == "0001"
     bundle.activate("0002")
-    after = Answering.of(Bundle.open(own), "", "tea", beams=8)
-    asked = one(
-        read_users(str(write_rows(tmp_path / "u.jsonl", users_of(data, 6))), after.reading, 9)
-    )
-    every = len(version)
-    found, old = after.recommend(asked, every), before.recommend(asked, every)
+    after = CatalogueSnapshot.load(Bundle.open(own), settings=settings)
+    path = write_rows(tmp_path / "u.jsonl", users_of(data, 6))
+    batch = only(after.parser.read(str(path), 9))
+    count = len(version)
+    options = RecommendOptions(count)
+    new, old = after.recommend(batch, options), before.recommend(batch, options)
     for row in range(6):
-        assert sorted(found.items[row]) == list(range(every))
-        order = [item for item in found.items[row] if item < every - 3]
-        assert np.corrcoef(np.argsort(order), np.argsort(old.items[row][: every - 3]))[0, 1] > 0.95
+        assert sorted(new.items[row]) == list(range(count))
+        order = [item for item in new.items[row] if item < count - 3]
+        assert np.corrcoef(np.argsort(order), np.argsort(old.items[row][: count - 3]))[0, 1] > 0.95
     rows = [{"user_id": "x", "history": ["new1", "i003"]}]
-    asked = one(read_users(str(write_rows(tmp_path / "v.jsonl", rows)), after.reading, 9))
-    assert asked.histories.item[:2].tolist() == [every - 2, 3]
-    assert (after.recommend(asked, 5).items >= 0).all()
+    batch = only(after.parser.read(str(write_rows(tmp_path / "v.jsonl", rows)), 9))
+    assert batch.histories.item[:2].tolist() == [count - 2, 3]
+    assert (after.recommend(batch, RecommendOptions(5)).items >= 0).all()
 
 
-def test_versions_come_and_go_back(own, data, tmp_path):
+def test_any_version_can_be_activated_and_rolled_back(own, data, tmp_path):
     bundle, version = added(own, data, tmp_path, new_items(1))
     second = bundle.add_version(version, "one more")
     third = bundle.add_version(set_active(version, ["i000", "new0"], False), "two less")
@@ -159,20 +160,20 @@ def test_the_text_of_a_new_item_is_made_as_in_training(own, tmp_path):
     assert read_items(str(path), bundle)["text"].to_pylist() == plain["text"].to_pylist()
 
 
-def test_lists_of_near_items_do_not_grow_with_the_catalogue():
+def test_neighbour_lists_do_not_grow_with_the_catalogue():
     vectors = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     near = nearest_items(vectors[:70], 5)
     for start in (70, 80, 90):
-        near = grown_near(near, vectors[: start + 10], start, 5)
+        near = grown_neighbours(near, vectors[: start + 10], start, 5)
         sizes = np.diff(near.indptr)
         assert sizes.max() == 5 and (sizes[start:] == 5).all()
     expected = nearest_items(vectors, 5)
     np.testing.assert_allclose(near[90:].toarray(), expected[90:].toarray(), atol=1e-5)
-    assert near[:70, 70:].nnz > 50  # the old ones' lists have the new ones
+    assert near[:70, 70:].nnz > 50  # lists of old items hold new ones
 
 
-def test_given_vectors_are_taken(own, data, tmp_path):
+def test_given_vectors_of_new_items_are_kept(own, data, tmp_path):
     bundle = Bundle.open(own)
     items = read_items(str(write_rows(tmp_path / "new.jsonl", new_items(2))), bundle)
     given = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
@@ -217,7 +218,7 @@ def test_other_formats_and_folders_that_are_none_are_refused(own, tmp_path):
 
 
 def test_an_export_is_whole_or_not_there(trained, exported, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists already"):
         export(trained[1], exported)
 
     def fail(*_):
@@ -230,29 +231,31 @@ def test_an_export_is_whole_or_not_there(trained, exported, tmp_path, monkeypatc
 
 
 def test_orbax_holds_the_backbone_as_it_was_trained(trained, data, tmp_path):
-    """Whatever the weights of what answers are."""
+    """The recommender that answers may hold it in fewer bits."""
     workdir = shutil.copytree(trained[1], tmp_path / "workdir")
-    stored = json.loads((workdir / "sft" / "config.json").read_text())
+    path = workdir / "sft" / "recommender.json"
+    stored = json.loads(path.read_text())
     stored["backbone"]["dtype"] = "bfloat16"
-    (workdir / "sft" / "config.json").write_text(json.dumps(stored))
+    path.write_text(json.dumps(stored))
     export(workdir, tmp_path / "out")
     found = ocp.load(tmp_path / "out" / "model" / "orbax")
     own = load_backbone(workdir / "sft" / "backbone", dtype="float32", param_dtype="float32")
-    assert load_recommender(workdir, data).model.backbone.layers["gate"].dtype == jnp.bfloat16
+    network = RecommenderParts.of_workdir(workdir, data).network
+    assert network.backbone.layers["gate"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(found["backbone.layers.gate"], own.layers["gate"][...])
 
 
 def test_orbax_and_safetensors_hold_the_same_parameters(trained, exported, data):
-    model = load_recommender(trained[1], data).model
-    named = {name: np.asarray(value[...]) for name, value in named_parameters(model).items()}
+    network = RecommenderParts.of_workdir(trained[1], data).network
+    named = {name: np.asarray(value[...]) for name, value in named_parameters(network).items()}
     stored = ocp.load(exported / "model" / "orbax")
     assert stored.keys() == named.keys()
     for name, value in named.items():
         np.testing.assert_array_equal(np.asarray(stored[name]), value, err_msg=name)
     bundle = Bundle.open(exported)
-    again = bundle.recommender(bundle.version()).model
-    for name, value in named_parameters(again).items():
-        here = np.asarray(value[...])
-        if name.startswith(ITEM_ROWS):  # has room for more items
-            here = here[: len(named[name])]
-        np.testing.assert_array_equal(here, named[name], err_msg=name)
+    exported_network = bundle.parts(bundle.version()).network
+    for name, value in named_parameters(exported_network).items():
+        array = np.asarray(value[...])
+        if name.startswith(ITEM_ROWS):  # it has room for more items
+            array = array[: len(named[name])]
+        np.testing.assert_array_equal(array, named[name], err_msg=name)

@@ -1,201 +1,252 @@
-"""An export answers as the workdir does, and never with what is not there."""
+"""An export answers as its workdir does, and a new version goes live while requests run."""
 
 import dataclasses
 import json
+import sys
 import threading
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_export import new_items, one, users_of, write_rows
+from small_export import new_items, only, users_of, write_rows
 
-from sigma_jax.evaluation.evaluator import make_generator
-from sigma_jax.generation import generator as generate
-from sigma_jax.generation import rank
-from sigma_jax.recommend import one_request, recommend_all
-from sigma_jax.recommender.trained import generation_config, load_recommender
+from sigma_jax.generation import generator
+from sigma_jax.recommend import recommend_file
+from sigma_jax.recommender import ranking
+from sigma_jax.recommender.recommender import Recommender, RecommendOptions
+from sigma_jax.recommender.workdir import load_workdir
+from sigma_jax.reranking import instruction
 from sigma_jax.reranking import trending as trends
-from sigma_jax.schema import DAY, Requests
+from sigma_jax.schema import DAY
 from sigma_jax.serving.bundle import Bundle
 from sigma_jax.serving.catalogue_update import add_items, read_items, set_active
-from sigma_jax.serving.engine import Answering, Living
-from sigma_jax.serving.requests import read_users
+from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine, SnapshotSettings
 
-BEAMS = 8
+BEAMS = 8  # codes of the one level that is generated, so that all items are found
+SETTINGS = SnapshotSettings("recommend something", beams=BEAMS)
+PROGRAMS = (
+    generator.search_beams,
+    generator._search,
+    ranking.rank,
+    instruction.answer_instructions,
+)
+
+
+def compiled() -> list[int]:
+    """How often each of PROGRAMS was compiled."""
+    return [program._cache_size() for program in PROGRAMS]
 
 
 @pytest.fixture(scope="module")
-def answering(exported) -> Answering:
-    return Answering.of(Bundle.open(exported), "", "recommend something", beams=BEAMS)
+def snapshot(exported) -> CatalogueSnapshot:
+    return CatalogueSnapshot.load(Bundle.open(exported), settings=SETTINGS)
 
 
-def test_an_export_answers_as_the_workdir_does(trained, data, answering, tmp_path):
+def test_an_export_answers_as_the_workdir_does(trained, data, snapshot, tmp_path):
     rows = users_of(data, 12)
     path = write_rows(tmp_path / "users.jsonl", rows)
-    asked = one(read_users(str(path), answering.reading, 100))
-    found = answering.recommend(asked, 20)
-    recommender = load_recommender(trained[1], data)
-    generator = make_generator(recommender, generation_config(recommender.config, BEAMS, 32))
-    each = [one_request(data, row["user_id"], row["instruction"]) for row in rows]
-    names = [field.name for field in dataclasses.fields(Requests)[:-1]]
-    requests = Requests(
-        *(np.concatenate([getattr(request, name) for request in each]) for name in names),
-        [row["instruction"] for row in rows],
-    )
-    choice = recommender.choice(generator, requests, data)
-    [expected] = generator.variants(recommender.prompts(requests, data), 20, [choice])
-    np.testing.assert_array_equal(found.items, expected.items)
-    np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
+    options = RecommendOptions(20)
+    answer = snapshot.recommend(only(snapshot.parser.read(str(path), 100)), options)
+    opened = load_workdir(trained[1], BEAMS)
+    stored = [{name: row[name] for name in ("user_id", "instruction")} for row in rows]
+    expected = opened.recommender.recommend(opened.parser.parse(stored), options)
+    np.testing.assert_array_equal(answer.items, expected.items)
+    np.testing.assert_allclose(answer.log_probs, expected.log_probs, atol=1e-5)
 
 
-def test_rows_come_in_order_whatever_the_batch_and_the_file(data, answering, tmp_path):
+def test_a_ranker_that_the_export_was_not_made_for_is_refused(exported, snapshot):
+    own = snapshot.recommender.generator.config
+    assert own.ranker == "three_step" and snapshot.version.trie.depth == 1
+    other = SnapshotSettings(generation=dataclasses.replace(own, ranker="exhaustive"))
+    with pytest.raises(ValueError, match=r'ranker="exhaustive", but the export was made'):
+        CatalogueSnapshot.load(Bundle.open(exported), settings=other)
+
+
+def test_rows_keep_their_order_for_any_batch_and_file(data, snapshot, tmp_path):
     rows = users_of(data, 7)
-    rows[3] = {"user_id": rows[3]["user_id"]}  # nothing known of him
+    rows[3] = {"user_id": rows[3]["user_id"]}  # no history, no profile, no instruction
     path = write_rows(tmp_path / "users.jsonl", rows)
     outputs = []
     for number, suffix in enumerate((".jsonl", ".parquet")):
         output = tmp_path / f"found{number}{suffix}"
-        assert recommend_all(answering, str(path), output, 5, True) == (7, 0)
+        assert recommend_file(snapshot, str(path), output, RecommendOptions(5)) == (7, 0)
         outputs.append(output)
-    lines = [json.loads(line) for line in outputs[0].read_text().splitlines()]
-    assert [line["user_id"] for line in lines] == [row["user_id"] for row in rows]
-    assert lines[3]["instruction"] == "recommend something" and len(lines[3]["items"]) == 5
-    for line, other in zip(lines, pq.read_table(outputs[1]).to_pylist(), strict=True):
-        assert [item["item_id"] for item in line["items"]] == [
+    answers = [json.loads(line) for line in outputs[0].read_text().splitlines()]
+    assert [answer["user_id"] for answer in answers] == [row["user_id"] for row in rows]
+    assert answers[3]["instruction"] == "recommend something" and len(answers[3]["items"]) == 5
+    for answer, other in zip(answers, pq.read_table(outputs[1]).to_pylist(), strict=True):
+        assert [item["item_id"] for item in answer["items"]] == [
             item["item_id"] for item in other["items"]
         ]
-    alone = [
-        one(read_users(str(write_rows(tmp_path / "one.jsonl", [row])), answering.reading, 9))
-        for row in rows
-    ]
-    for line, asked in zip(lines, alone, strict=True):
-        items = answering.recommend(asked, 5).items[0]
-        assert answering.version.catalogue.ids(items) == [i["item_id"] for i in line["items"]]
+    for answer, row in zip(answers, rows, strict=True):  # each request alone
+        path = write_rows(tmp_path / "one.jsonl", [row])
+        batch = only(snapshot.parser.read(str(path), 9))
+        items = snapshot.recommend(batch, RecommendOptions(5)).items[0]
+        assert snapshot.version.catalogue.ids(items) == [i["item_id"] for i in answer["items"]]
 
 
-def test_an_answer_does_not_depend_on_the_days_of_others(data, answering, tmp_path, monkeypatch):
-    """Requests in the midst of the log, where memory is for two days."""
+def test_an_answer_does_not_depend_on_the_days_of_others(data, snapshot, tmp_path, monkeypatch):
+    """The requests lie in the middle of the log, and memory holds two days."""
     rows = users_of(data, 12)
     for row in rows:
         row["history"] = row["history"][: len(row["history"]) // 2]
         row["timestamp"] = row["history"][-1]["timestamp"] + DAY
     path = write_rows(tmp_path / "users.jsonl", rows)
-    asked = one(read_users(str(path), answering.reading, 100))
-    expected = answering.recommend(asked, 20)
+    batch, options = only(snapshot.parser.read(str(path), 100)), RecommendOptions(20)
+    expected = snapshot.recommend(batch, options)
     monkeypatch.setattr(
-        trends, "MOST_ENTRIES", 2 * answering.version.room * len(trends.TRENDING_FEATURES)
+        trends, "MOST_ENTRIES", 2 * snapshot.version.room * len(trends.TRENDING_FEATURES)
     )
-    found = answering.recommend(asked, 20)
-    np.testing.assert_array_equal(found.items, expected.items)
-    np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-3)
+    answer = snapshot.recommend(batch, options)
+    np.testing.assert_array_equal(answer.items, expected.items)
+    np.testing.assert_allclose(answer.log_probs, expected.log_probs, atol=1e-3)
     with monkeypatch.context() as patch:  # the days make a difference
         patch.setattr(
             trends.TrendingCounts, "together", lambda self, times: [np.arange(len(times))]
         )
-        other = answering.recommend(asked, 20)
+        other = snapshot.recommend(batch, options)
     assert np.abs(other.log_probs - expected.log_probs).max() > 1e-2
 
 
-def test_what_is_seen_removed_or_not_allowed_never_comes(data, exported, answering, tmp_path):
+def test_seen_removed_and_forbidden_items_are_never_recommended(data, snapshot, tmp_path):
     path = write_rows(tmp_path / "users.jsonl", users_of(data, 6))
-    asked = one(read_users(str(path), answering.reading, 100))
-    every = len(answering.version)
-    is_allowed = np.arange(every) % 3 == 0
-    found = answering.recommend(asked, every, is_allowed=is_allowed)
-    for row in found.items:
+    batch = only(snapshot.parser.read(str(path), 100))
+    count = len(snapshot.version)
+    is_allowed = np.arange(count) % 3 == 0
+    answer = snapshot.recommend(batch, RecommendOptions(count), is_allowed=is_allowed)
+    for row in answer.items:
         assert set(row[row >= 0]) == set(np.flatnonzero(is_allowed))
-    unseen = answering.recommend(asked, every, keeps_seen=False)
+    unseen = snapshot.recommend(batch, RecommendOptions(count, exclude_seen=True))
     for number, row in enumerate(unseen.items):
-        ends = asked.requests.history_end[number]
-        seen = asked.histories.before(number, ends)
-        assert set(row[row >= 0]) == set(range(every)) - set(seen)
-    removed = answering.version.catalogue.ids(np.arange(10))
-    without = set_active(answering.version, removed, False)
-    generator = answering.generator
-    other = dataclasses.replace(
-        answering, version=without, active=generator.subset(without.is_active)
+        seen = batch.histories.before(number, batch.requests.history_end[number])
+        assert set(row[row >= 0]) == set(range(count)) - set(seen)
+    removed = snapshot.version.catalogue.ids(np.arange(10))
+    without = set_active(snapshot.version, removed, False)
+    own = snapshot.recommender
+    recommender = Recommender(
+        own.parts,
+        own.generator.config,
+        without.trie,
+        np.asarray(without.fused),
+        without.is_active,
     )
-    for row in other.recommend(asked, every).items:
-        assert set(row[row >= 0]) == set(range(10, every))
+    other = dataclasses.replace(snapshot, version=without, recommender=recommender)
+    for row in other.recommend(batch, RecommendOptions(count)).items:
+        assert set(row[row >= 0]) == set(range(10, count))
 
 
-def test_a_swap_compiles_nothing_and_mixes_nothing(own, data, tmp_path):
-    """Requests of many threads while the catalogue changes: each answer is of one version."""
-    living = Living(own, "recommend something", beams=BEAMS)
+def test_beams_for_less_work_share_all_arrays(data, snapshot):
+    batch = snapshot.parser.parse(users_of(data, 2))
+    small = snapshot.recommender.at_load(0.25)
+    assert small.generator.config.num_beams == 2
+    assert small.generator.index is snapshot.recommender.generator.index
+    assert small._ranker._lexical_arrays is snapshot.recommender._ranker._lexical_arrays
+    assert small._ranker.generator is small.generator
+    assert small.recommend(batch).beams.max() <= 1
+
+
+def test_threads_get_the_profiles_of_their_own_requests(data, snapshot):
+    """Batches without histories differ by their profiles alone."""
+    rows = [{**row, "history": []} for row in users_of(data, 2)]
+    batches = [snapshot.parser.parse([{**row, "instruction": "tea"}]) for row in rows]
+    expected = [snapshot.recommender.prompts(batch).tokens for batch in batches]
+    assert not np.array_equal(*expected)
+    wrong, interval = [], sys.getswitchinterval()
+
+    def ask(number: int) -> None:
+        for _ in range(200):
+            tokens = snapshot.recommender.prompts(batches[number]).tokens
+            if not np.array_equal(tokens, expected[number]):
+                wrong.append(number)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=ask, args=(number,)) for number in (0, 1, 0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
+
+
+def test_a_new_version_compiles_nothing_and_no_answer_mixes_two(own, data, tmp_path):
+    """Threads send requests while the catalogue changes."""
+    engine = RecommendationEngine(own, SETTINGS)
     bundle = Bundle.open(own)
     path = write_rows(tmp_path / "users.jsonl", users_of(data, 8))
-    asked = one(read_users(str(path), living.now.reading, 100))
-    count = len(living.now.version)
-    living.now.recommend(asked, count + 1)
-    programs = (generate.search_beams, rank.rank, generate._answer)
-    compiled = [program._cache_size() for program in programs]
-    first = living.now.version
-    gone = first.catalogue.ids(np.arange(5))
+    batch = only(engine.current.parser.read(str(path), 100))
+    first = engine.current.version
+    count = len(first)
+    options = RecommendOptions(count + 1)
+    engine.current.recommend(batch, options)
+    before = compiled()
+    removed = first.catalogue.ids(np.arange(5))
     items = read_items(str(write_rows(tmp_path / "new.jsonl", new_items(1))), bundle)
     grown = add_items(bundle, first, items, {})
-    name = bundle.add_version(set_active(grown, gone, False), "five out, one in")
+    name = bundle.add_version(set_active(grown, removed, False), "five out, one in")
     answers, stop = [], threading.Event()
 
     def ask():
         while not stop.is_set():
-            now = living.now
-            answers.append((now.name, now.recommend(asked, count + 1).items))
+            current = engine.current
+            answers.append((current.name, current.recommend(batch, options).items))
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
     bundle.activate(name)
-    assert living.refresh() and not living.refresh()
-    last = living.now.recommend(asked, count + 1).items
+    assert engine.refresh() and not engine.refresh()
+    last = engine.current.recommend(batch, options).items
     stop.set()
     for thread in threads:
         thread.join()
     answers.append((name, last))
     expected = {"0001": set(range(count)), name: set(range(5, count + 1))}
     assert {answer[0] for answer in answers} == expected.keys()
-    for version, found in answers:
-        for row in found:
+    for version, items in answers:
+        for row in items:
             assert set(row[row >= 0]) == expected[version]
-    assert [program._cache_size() for program in programs] == compiled
+    assert compiled() == before
 
 
-def test_no_request_waits_for_programs_of_a_catalogue_that_outgrew_its_room(own, data, tmp_path):
-    living, rows = Living(own, "recommend something", beams=BEAMS), users_of(data, 3)
-    programs = (generate.search_beams, rank.rank, generate._answer)
-    bundle, before = Bundle.open(own), living.now.version
+def test_no_request_waits_for_a_compilation_when_a_version_needs_larger_arrays(own, data, tmp_path):
+    engine, rows = RecommendationEngine(own, SETTINGS), users_of(data, 3)
+    bundle, before = Bundle.open(own), engine.current.version
     many = new_items(len(before))
     items = read_items(str(write_rows(tmp_path / "new.jsonl", many)), bundle)
     bundle.activate(bundle.add_version(add_items(bundle, before, items, {}), "twice as many"))
-    living.recommend(rows)
-    living.recommend(rows[:1])
-    counts = [sum(program._cache_size() for program in programs)]
-    assert living.refresh()
-    counts.append(sum(program._cache_size() for program in programs))
+    engine.recommend(rows)
+    engine.recommend(rows[:1])
+    counts = [sum(compiled())]
+    assert engine.refresh()
+    counts.append(sum(compiled()))
     new = [{**row, "history": [*row["history"], many[0]["item_id"]]} for row in rows]
     for asked in (rows, rows[:1]):
-        assert living.recommend(asked)[0]["version"] == living.now.name
-    counts.append(sum(program._cache_size() for program in programs))
+        assert engine.recommend(asked)[0]["version"] == engine.current.name
+    counts.append(sum(compiled()))
     assert counts[0] < counts[1] == counts[2]
-    living.recommend(new)
+    engine.recommend(new)
     bundle.activate("0001")
-    assert living.refresh() and living.now.name == "0001"  # where many[0] is unknown
+    assert engine.refresh() and engine.current.name == "0001"  # it does not know many[0]
 
 
 def test_rows_are_answered_as_the_command_does(own, data, tmp_path):
-    living, rows = Living(own, "recommend something", beams=BEAMS), users_of(data, 3)
-    output = tmp_path / "found.jsonl"
+    engine, rows = RecommendationEngine(own, SETTINGS), users_of(data, 3)
+    output, options = tmp_path / "found.jsonl", RecommendOptions(4, exclude_seen=True)
     path = str(write_rows(tmp_path / "users.jsonl", rows))
-    recommend_all(living.now, path, output, 4, False)
-    found = living.recommend(rows, 4, keeps_seen=False)
-    lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [[item["item_id"] for item in row["items"]] for row in found] == [
-        [item["item_id"] for item in row["items"]] for row in lines
+    recommend_file(engine.current, path, output, options)
+    answers = engine.recommend(rows, options)
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [[item["item_id"] for item in row["items"]] for row in answers] == [
+        [item["item_id"] for item in row["items"]] for row in written
     ]
-    assert [row["user_id"] for row in found] == [row["user_id"] for row in rows]
-    every = living.recommend(rows[:1], 10**6)[0]["items"]
-    assert len(every) == len(living.now.version)
+    assert [row["user_id"] for row in answers] == [row["user_id"] for row in rows]
+    every = engine.recommend(rows[:1], RecommendOptions(10**6))[0]["items"]
+    assert len(every) == len(engine.current.version)
     with pytest.raises(ValueError, match="requests: row 2: user_id is empty"):
-        living.recommend([rows[0], {}])
+        engine.recommend([rows[0], {}])
 
 
 @pytest.mark.parametrize(
@@ -218,27 +269,23 @@ def test_rows_are_answered_as_the_command_does(own, data, tmp_path):
         ),
     ],
 )
-def test_rows_that_cannot_be_answered_are_named_and_nothing_is_left(
-    answering, tmp_path, row, message
+def test_rows_that_cannot_be_answered_are_named_and_nothing_is_written(
+    snapshot, tmp_path, row, message
 ):
     path = write_rows(tmp_path / "users.jsonl", [{"user_id": "fine"}, row])
     output = tmp_path / "found.jsonl"
     output.write_text("before")
     with pytest.raises(ValueError) as caught:
-        recommend_all(answering, str(path), output, 5, True)
+        recommend_file(snapshot, str(path), output, RecommendOptions(5))
     assert str(caught.value) == f"{path}: {message}"
     assert output.read_text() == "before"
     assert not list(tmp_path.glob(".found*"))
 
 
-def test_files_that_are_none_are_named(answering, tmp_path):
+def test_files_that_cannot_be_read_or_written_are_named(snapshot, tmp_path):
+    options = RecommendOptions(5)
     with pytest.raises(ValueError, match="row 1: user_id is empty or missing"):
-        recommend_all(
-            answering,
-            str(write_rows(tmp_path / "a.jsonl", [{"name": "x"}])),
-            tmp_path / "found.jsonl",
-            5,
-            True,
-        )
+        path = write_rows(tmp_path / "a.jsonl", [{"name": "x"}])
+        recommend_file(snapshot, str(path), tmp_path / "found.jsonl", options)
     with pytest.raises(ValueError, match=r"use a name that ends in \.jsonl or \.parquet"):
-        recommend_all(answering, "users.jsonl", tmp_path / "found.txt", 5, True)
+        recommend_file(snapshot, "users.jsonl", tmp_path / "found.txt", options)

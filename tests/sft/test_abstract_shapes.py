@@ -1,12 +1,16 @@
 """What preflight compiles is what training runs: the same shapes, labels and loss."""
 
+import dataclasses
+
 import jax
 import pytest
 from flax import nnx
 from small_task import make_task, placed
 
 from sigma_jax.generation import generator as generate
-from sigma_jax.recommender.build import frozen_tables
+from sigma_jax.generation.config import RANKERS
+from sigma_jax.recommender import ranking
+from sigma_jax.recommender.recommender import Recommender
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.preflight.estimate import CatalogueSizes
 from sigma_jax.runtime.sharding import make_mesh
@@ -32,12 +36,12 @@ def test_shapes_are_those_of_a_training(trained, changes):
     tables, batch = task.tables(), task.batches()[0]
     found = abstract_stage(task.config, model.backbone.config, sizes_of(task))
     assert shapes(found.batch) == shapes(batch)
-    # How many demands an item satisfies, and how many prefixes are taken, the data says.
-    data_says = {"constraints", "prefix_start", "by_prefix"}
+    # These sizes depend on the data: constraints of an item, and prefixes in use.
+    of_data = {"constraints", "prefix_start", "by_prefix"}
     expected = shapes(tables)
     assert found.tables.keys() == expected.keys()
-    assert {k: v for k, v in shapes(found.tables).items() if k not in data_says} == {
-        k: v for k, v in expected.items() if k not in data_says
+    assert {k: v for k, v in shapes(found.tables).items() if k not in of_data} == {
+        k: v for k, v in expected.items() if k not in of_data
     }
     template, params, rest = split_model(model, task.param_group)
     other, abstract_params, others = split_model(found.model, found.param_group)
@@ -52,38 +56,40 @@ def leaves(tree) -> list:
     return [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
 
 
-def test_an_answer_is_looked_at_with_the_arrays_of_a_generator(trained, task, model, monkeypatch):
+@pytest.mark.parametrize("ranker", RANKERS)
+def test_inference_is_compiled_for_the_arrays_of_a_recommender(task, model, monkeypatch, ranker):
     called = {}
 
-    def spy(name):
-        own = getattr(generate, name)
+    def spy(module, name):
+        own = getattr(module, name)
 
         def call(*arguments):
             called[name] = arguments
             return own(*arguments)
 
-        monkeypatch.setattr(generate, name, call)
+        monkeypatch.setattr(module, name, call)
 
-    spy("search_beams"), spy("rank")
-    _, prompts = task.validation({"JustForYou": 4})
-    tables = frozen_tables(task.config, task.vectors, task.semantic_ids)
-    generator = task.generator(model, placed(tables), 4)
-    generator(prompts, 10)
+    spy(generate, "search_beams"), spy(ranking, "rank")
+    batch = task.validation({"JustForYou": 4})
+    tables = placed(task.frozen_tables())
+    generation = dataclasses.replace(task.config.generation, num_beams=4, ranker=ranker)
+    recommender = Recommender(task.parts(model, tables), generation)
+    recommender.recommend(batch)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     backbone = model.backbone.config
-    found = inference(task.config, generator.config, backbone, sizes_of(task), mesh)
-    state, tables, _, evidence, index, asked = found.arguments
-    _, own_state, own_tables, _, own_evidence, own_prompts, *_ = called["search_beams"]
-    own_index, *_, given, _, _ = called["rank"]
+    found = inference(task.config, recommender.generator.config, backbone, sizes_of(task), mesh)
+    state, tables, _, scorer, index, prompts = found.arguments
+    _, own_state, own_tables, _, own_scorer, own_prompts, *_ = called["search_beams"]
+    own_index, _, _, inputs, _, _ = called["rank"]
     assert leaves(state) == leaves(own_state) and leaves(tables) == leaves(own_tables)
     for name in ("vectors", "sorted_items", "row_of_item"):
         assert leaves(getattr(index, name)) == leaves(getattr(own_index, name))
-    assert leaves(evidence) == leaves(own_evidence.nodes)
-    assert leaves(index.vectors) == leaves(own_evidence.vectors)
-    assert not leaves(given)
+    assert leaves(scorer) == leaves(own_scorer.nodes)
+    assert leaves(index.vectors) == leaves(own_scorer.vectors)
+    assert not leaves(inputs)
     longest = task.config.prompt.layout.row_tokens
-    assert [len(shape) for shape, _ in leaves(asked)] == [2, 2, 2, 2, 1]
-    assert [kind for _, kind in leaves(asked)] == [kind for _, kind in leaves(own_prompts)]
-    assert asked.tokens.shape == (found.examples, longest) and found.flops > 0
+    assert [len(shape) for shape, _ in leaves(prompts)] == [2, 2, 2, 2, 1]
+    assert [kind for _, kind in leaves(prompts)] == [kind for _, kind in leaves(own_prompts)]
+    assert prompts.tokens.shape == (found.examples, longest) and found.flops > 0
     answer = jax.eval_shape(found.run, *found.arguments)
     assert answer.items.shape == (found.examples, 10)

@@ -19,18 +19,18 @@ from sigma_jax.sft.loss import (
 from sigma_jax.sft.task import SftTask
 from sigma_jax.tasks.constraints import NEW_CATEGORY
 
-LETTER_MODEL = {"has_item_head": False, "has_task_head": False}
+PAPER_MODEL = {"has_item_head": False, "has_task_head": False}
 
 
 @pytest.fixture(scope="module")
-def letter(trained) -> SftTask:
-    """Eq. 4 and 5 as printed, each over scores of its own."""
-    return make_task(trained, model=model_fields(trained, **LETTER_MODEL))
+def paper(trained) -> SftTask:
+    """Eq. 4 and Eq. 5 as in the paper, without item head and task head."""
+    return make_task(trained, model=model_fields(trained, **PAPER_MODEL))
 
 
 @pytest.fixture(scope="module")
-def letter_model(letter):
-    return letter.model(nnx.Rngs(0))
+def paper_model(paper):
+    return paper.model(nnx.Rngs(0))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -42,14 +42,14 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 def naive_query(model, head, hidden, row_items, seen, vectors) -> np.ndarray:
-    """The query of a head, with what it points at among the items of the row that it sees."""
-    sharpness, nothing, gain = np.asarray(model.pointer_scale[...], np.float64)
+    """The query of a head, with its pointer over the items of the row that it sees."""
+    scale, no_item, gain = np.asarray(model.pointer_scale[...], np.float64)
     pointer = unit(hidden @ np.asarray(model.pointer_head[...]))
-    weights, found = [np.exp(nothing)], np.zeros(vectors.shape[1])
+    weights, found = [np.exp(no_item)], np.zeros(vectors.shape[1])
     for place in np.flatnonzero(seen & (row_items >= 0)):
-        near = np.exp(sharpness * vectors[row_items[place]] @ pointer)
-        weights.append(near)
-        found += near * vectors[row_items[place]]
+        weight = np.exp(scale * vectors[row_items[place]] @ pointer)
+        weights.append(weight)
+        found += weight * vectors[row_items[place]]
     return unit(unit(hidden @ np.asarray(head[...])) + gain * found / sum(weights))
 
 
@@ -82,7 +82,7 @@ def naive_losses(task, model, tables, batch) -> tuple[float, float]:
         )
         cosines = vectors @ h / task.config.temperature
         shares = (codes[:, :levels] == codes[target, :levels]).all(axis=1)
-        known = np.asarray(task.data.catalogue.popularity) > 0  # the others are no negatives
+        known = np.asarray(task.data.catalogue.popularity) > 0  # other items are no negatives
         shares &= known | (items == target)
         pool = cosines[shares]  # the target is one of them
         infonce -= weight[row, place] * (cosines[target] - np.log(np.exp(pool).sum()))
@@ -111,34 +111,34 @@ def naive_item_head_loss(task, model, tables, batch) -> float:
 
 def test_the_item_head_has_a_loss_of_its_own_beside_eq_4_and_eq_5(task, model):
     tables, batch = placed(task.tables()), placed(task.batches()[0])
-    loss, figures = jax.jit(task.loss)(model, tables, batch, jax.random.key(0))
+    loss, metrics = jax.jit(task.loss)(model, tables, batch, jax.random.key(0))
     host = jax.device_get(batch)
     ntp, infonce = naive_losses(task, model, tables, host)
-    opened = naive_item_head_loss(task, model, tables, host)
-    np.testing.assert_allclose(figures["ntp_loss"], ntp, rtol=1e-5)
-    np.testing.assert_allclose(figures["infonce_loss"], infonce, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(figures["item_head_loss"], opened, rtol=1e-5)
-    np.testing.assert_allclose(loss, ntp + infonce + opened + figures["task_loss"], rtol=1e-5)
+    item_head = naive_item_head_loss(task, model, tables, host)
+    np.testing.assert_allclose(metrics["ntp_loss"], ntp, rtol=1e-5)
+    np.testing.assert_allclose(metrics["infonce_loss"], infonce, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(metrics["item_head_loss"], item_head, rtol=1e-5)
+    np.testing.assert_allclose(loss, ntp + infonce + item_head + metrics["task_loss"], rtol=1e-5)
 
 
-def test_loss_is_eq_4_plus_eq_5_over_items_of_the_targets_prefix(letter, letter_model):
-    task, model = letter, letter_model
+def test_loss_is_eq_4_plus_eq_5_over_items_of_the_targets_prefix(paper, paper_model):
+    task, model = paper, paper_model
     tables = placed(task.tables())
     batch = placed(task.batches()[0])
     assert (np.asarray(batch["target_task"]) == HISTORY_TASK).any()
-    loss, figures = jax.jit(task.loss)(model, tables, batch, jax.random.key(0))
+    loss, metrics = jax.jit(task.loss)(model, tables, batch, jax.random.key(0))
     ntp, infonce = naive_losses(task, model, tables, jax.device_get(batch))
-    np.testing.assert_allclose(figures["ntp_loss"], ntp, rtol=1e-5)
-    np.testing.assert_allclose(figures["infonce_loss"], infonce, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(metrics["ntp_loss"], ntp, rtol=1e-5)
+    np.testing.assert_allclose(metrics["infonce_loss"], infonce, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(loss, ntp + infonce, rtol=1e-5)
 
 
 def test_the_weights_of_both_losses_count(trained, task, model):
     weighted = make_task(trained, ntp_weight=0.5, infonce_weight=2.0)
     arguments = model, placed(task.tables()), placed(task.batches()[0]), jax.random.key(0)
-    loss, figures = jax.jit(weighted.loss)(*arguments)
-    expected = 0.5 * figures["ntp_loss"] + 2 * figures["infonce_loss"] + figures["item_head_loss"]
-    expected += figures["task_loss"]
+    loss, metrics = jax.jit(weighted.loss)(*arguments)
+    expected = 0.5 * metrics["ntp_loss"] + 2 * metrics["infonce_loss"] + metrics["item_head_loss"]
+    expected += metrics["task_loss"]
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
@@ -152,13 +152,13 @@ def test_negatives_are_different_places_and_all_where_they_fit():
             assert chosen.min() >= 0 and chosen.max() < count
 
 
-def test_shared_negatives_of_the_whole_catalogue_give_the_same_loss(trained, letter, letter_model):
+def test_shared_negatives_of_the_whole_catalogue_give_the_same_loss(trained, paper, paper_model):
     """Eq. 5 as printed (drawn once, masked by prefix) against negatives drawn by prefix."""
-    fields = model_fields(trained, **LETTER_MODEL)
+    fields = model_fields(trained, **PAPER_MODEL)
     shared = make_task(trained, model=fields, negatives_per_target=0, num_negatives=1_000)
-    tables, batch = placed(letter.tables()), placed(letter.batches()[0])
-    arguments = letter_model, tables, batch, jax.random.key(0)
-    own, batch = (jax.jit(t.loss)(*arguments)[1]["infonce_loss"] for t in (letter, shared))
+    tables, batch = placed(paper.tables()), placed(paper.batches()[0])
+    arguments = paper_model, tables, batch, jax.random.key(0)
+    own, batch = (jax.jit(t.loss)(*arguments)[1]["infonce_loss"] for t in (paper, shared))
     np.testing.assert_allclose(own, batch, rtol=1e-5)
 
 
@@ -196,12 +196,12 @@ def test_items_nobody_had_in_training_are_no_negatives(task, model):
     assert 0 < (popularity == 0).sum() < len(popularity)
     assert sorted(np.asarray(tables["by_prefix"]).tolist()) == np.flatnonzero(popularity).tolist()
     nobody = {"is_cold": jnp.ones_like(tables["is_cold"])}
-    usual, figures = (
+    usual, metrics = (
         jax.jit(task.loss)(model, tables | more, batch, jax.random.key(0))[1]
         for more in ({}, nobody)
     )
     assert usual["item_head_loss"] > 0.1
-    assert abs(figures["item_head_loss"]) < 1e-6
+    assert abs(metrics["item_head_loss"]) < 1e-6
 
 
 def test_targets_that_satisfy_an_instruction_train_the_item_head(trained, task):
@@ -213,10 +213,10 @@ def test_targets_that_satisfy_an_instruction_train_the_item_head(trained, task):
     assert is_bound.any() and not is_bound[np.asarray(batch["target_task"]) == HISTORY_TASK].any()
     assert (satisfied == numbers[..., None]).any(axis=-1)[is_bound].all()
     arguments = asking.model(nnx.Rngs(0)), tables, batch, jax.random.key(0)
-    loss, figures = jax.jit(asking.loss)(*arguments)
+    loss, metrics = jax.jit(asking.loss)(*arguments)
     plain, _ = jax.jit(task.loss)(*arguments)
-    assert figures["item_head_constraint_loss"] > 0
-    np.testing.assert_allclose(loss, plain + 2 * figures["item_head_constraint_loss"], rtol=1e-5)
+    assert metrics["item_head_constraint_loss"] > 0
+    np.testing.assert_allclose(loss, plain + 2 * metrics["item_head_constraint_loss"], rtol=1e-5)
 
 
 def test_a_new_category_is_one_that_nothing_visible_has(trained):
@@ -244,7 +244,7 @@ def test_the_task_of_an_instruction_is_learnt_beside_the_items(trained, task):
     rng = np.random.default_rng(0)
     head = rng.normal(0, 1, model.task_head.shape).astype(np.float32)
     model.task_head[...] = jnp.asarray(head)
-    loss, figures = jax.jit(reading.loss)(model, tables, batch, jax.random.key(0))
+    loss, metrics = jax.jit(reading.loss)(model, tables, batch, jax.random.key(0))
     without, _ = jax.jit(silent.loss)(plain, tables, batch, jax.random.key(0))
     hidden = np.asarray(hidden_states(model, tables, batch), np.float64)
     host, total, right, count = jax.device_get(batch), 0.0, 0.0, 0.0
@@ -256,8 +256,8 @@ def test_the_task_of_an_instruction_is_learnt_beside_the_items(trained, task):
         total -= logits[asked] - np.log(np.exp(logits).sum())
         right += logits.argmax() == asked
         count += 1
-    np.testing.assert_allclose(figures["task_loss"], total / count, rtol=1e-5)
-    np.testing.assert_allclose(figures["task_accuracy"], right / count, rtol=1e-5)
+    np.testing.assert_allclose(metrics["task_loss"], total / count, rtol=1e-5)
+    np.testing.assert_allclose(metrics["task_accuracy"], right / count, rtol=1e-5)
     np.testing.assert_allclose(loss, without + total / count, rtol=1e-4)
     slopes = jax.jit(jax.grad(lambda m, *rest: reading.loss(m, *rest)[1]["task_loss"]))(
         model, tables, batch, jax.random.key(0)

@@ -1,4 +1,4 @@
-"""The whole path on what `prepare` really writes."""
+"""Records, batches and prompts of the data that `prepare` writes."""
 
 import numpy as np
 from shop_fixtures import changed_prompt
@@ -17,7 +17,7 @@ from sigma_jax.tasks.requests import make_requests
 def test_prepared_data_become_batches_and_prompts(prepared, config, tmp_path):
     reasons = available_tasks(prepared)
     assert not any(reasons.values()), reasons
-    figures = write_records(prepared, config, tmp_path, seed=0)
+    written = write_records(prepared, config, tmp_path, seed=0)
     codes = np.random.default_rng(0).integers(0, 5, (len(prepared.catalogue), 3))
     semantic_ids = SemanticIds(codes.astype(np.int32), 5)
     vocabulary = 60_000  # no tokenizer of the tests is larger
@@ -36,7 +36,7 @@ def test_prepared_data_become_batches_and_prompts(prepared, config, tmp_path):
     for task in (*TASKS, "history"):
         index = HISTORY_TASK if task == "history" else TASKS.index(task)
         assert seen[index] > 0, task
-    assert figures["contexts"] > 0
+    assert written["contexts"] > 0
 
     tables, _ = training_tables(*arguments)
     requests = make_requests(prepared, "test", 0, 50, config.targets.longtail_share)

@@ -1,4 +1,4 @@
-"""Stage 3: what it trains, one device against eight, being killed, being refitted."""
+"""Stage 3: trained parameters, reports, rankers, resuming, devices, refitting."""
 
 import json
 import os
@@ -11,27 +11,38 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
-from small_task import make_task, placed
+from small_task import make_task, model_fields, placed
 
 from sigma_jax import metrics
 from sigma_jax.data.pipeline import open_shards
-from sigma_jax.generation.head_weights import HeadWeights
+from sigma_jax.generation.config import RANKERS
+from sigma_jax.generation.head_weights import HeadWeights, beam_search_helps
 from sigma_jax.models.linear import INPUT_AXES
 from sigma_jax.prompts.records import RECORDS, Record
-from sigma_jax.recommender.trained import BEFORE_REFIT, load_recommender
-from sigma_jax.reranking.reranker import Reranker
+from sigma_jax.recommender.parts import BEFORE_REFIT, RecommenderParts
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import PreparedData, SemanticIds
+from sigma_jax.stages import stage_fields
 from sigma_jax.train import train as train_stages
 
 ROOT = Path(__file__).parents[2]
 
 
+def loaded(workdir: Path, part: str = "") -> RecommenderParts:
+    """The recommender of a trained workdir."""
+    return RecommenderParts.of_workdir(workdir, PreparedData.load(workdir / "data"), part)
+
+
+def generation_fields(trained, ranker: str) -> dict:
+    """The settings of generation with another ranker."""
+    return stage_fields(trained[0], "sft")[0]["generation"].to_dict() | {"ranker": ranker}
+
+
 def test_trained_tables_move_and_frozen_ones_do_not(trained, task):
     _, workdir = trained
     before = task.model(nnx.Rngs(0))
-    after = load_recommender(workdir, PreparedData.load(workdir / "data")).model
+    after = loaded(workdir).network
     assert not np.array_equal(before.sid_table[...], after.sid_table[...])
     trained_ids = before.item_encoder.trained["id"][...]
     assert not np.array_equal(trained_ids, after.item_encoder.trained["id"][...])
@@ -45,38 +56,55 @@ def test_the_sid_table_learns_as_a_table_and_the_backbone_as_the_base(task):
 
 
 def test_report_gives_hit_rates_of_every_task_there_is(task, model):
-    figures = task.report(model, placed(task.tables()))
-    assert {"hr10_item", "hr10_sid", "hr10_item_JustForYou", "hr10_sid_Query"} <= figures.keys()
-    assert all(figures[f"hr10_sid{rest}"] >= figures[f"hr10_item{rest}"] for rest in ("", "_Query"))
-    assert all(0 <= value <= 1 for value in figures.values())
+    rates = task.report(model, placed(task.tables()))
+    assert {"hr10_item", "hr10_sid", "hr10_item_JustForYou", "hr10_sid_Query"} <= rates.keys()
+    assert all(rates[f"hr10_sid{rest}"] >= rates[f"hr10_item{rest}"] for rest in ("", "_Query"))
+    assert all(0 <= value <= 1 for value in rates.values())
 
 
-def test_codes_are_searched_only_where_the_ranking_is_better_for_it(task, tmp_path, monkeypatch):
-    requests, prompts = task.fit_requests()
-    tables, model = placed(task.tables()), task.model(nnx.Rngs(0))
-    judged = []
+def test_the_configured_ranker_stays_and_is_compared_with_the_other(trained, task, monkeypatch):
+    """Where codes or queries count beside the item head, metrics say whether beam search helps."""
+    batch, model = task.fit_requests(), task.model(nnx.Rngs(0))
+    tables, compared = placed(task.tables()), []
 
-    def fit(gains, pays=None):
-        """What is kept, the figures, and the weights written."""
-        gains.put_into(model)
-        monkeypatch.setattr(
-            "sigma_jax.sft.task.beam_search_helps", lambda *ranks: judged.append(ranks) or pays
-        )
-        kept, figures = task.fit_prior(model, tables, requests, prompts, gains, tmp_path)
-        assert model.beam_search_helps == (kept.code > 0)
-        return kept, figures, Reranker.load(tmp_path).weights
+    def spy(*ranks):
+        compared.append(ranks)
+        return beam_search_helps(*ranks)
 
-    gains = HeadWeights(1.0, 0.5, -3.0, -4.0)
-    opened = fit(gains.none)
-    assert not judged and "codes_ndcg" not in opened[1]
-    for pays in (True, False):
-        kept, figures, weights = fit(gains, pays)
-        assert kept == (gains if pays else gains.none)
-        assert (figures["model_loss"] == opened[1]["model_loss"]) is not pays
-        assert (weights == opened[2]) is not pays
-        for name, ranks in zip(("codes", "open"), judged[-1], strict=True):
-            assert figures[f"{name}_ndcg"] == pytest.approx(metrics.ndcg(ranks, 10).mean())
-    assert len(judged) == 2 and not np.array_equal(*judged[0])
+    monkeypatch.setattr("sigma_jax.sft.task.beam_search_helps", spy)
+    tasks = {
+        ranker: make_task(trained, generation=generation_fields(trained, ranker))
+        for ranker in RANKERS
+    }
+    HeadWeights(0.0, 0.0, -4.0, -4.0).put_into(model)
+    for other in tasks.values():
+        fitted = other.fit_reranker(model, tables, batch)[1]
+        assert not compared and "beam_search_helps" not in fitted
+    HeadWeights(1.0, 0.5, -3.0, -4.0).put_into(model)
+    rerankers, fitted = {}, {}
+    for ranker, other in tasks.items():
+        rerankers[ranker], fitted[ranker] = other.fit_reranker(model, tables, batch)
+    assert model.has_head_weights
+    assert rerankers["three_step"].weights != rerankers["exhaustive"].weights
+    assert fitted["three_step"]["network_loss"] != fitted["exhaustive"]["network_loss"]
+    assert len(compared) == 2 and not np.array_equal(*compared[0])
+    for ranks in compared:  # the same lists, whichever ranker is configured
+        for ours, expected in zip(ranks, compared[0], strict=True):
+            np.testing.assert_array_equal(ours, expected)
+    for of_ranker in fitted.values():
+        for name, ranks in zip(RANKERS, compared[0], strict=True):
+            assert of_ranker[f"ndcg_{name}"] == pytest.approx(metrics.ndcg(ranks, 10).mean())
+        assert of_ranker["beam_search_helps"] == beam_search_helps(*compared[0])
+
+
+def test_a_network_without_an_item_head_is_reranked_after_three_steps_only(trained):
+    fields = model_fields(trained, has_item_head=False)
+    with pytest.raises(ValueError, match=r'has_item_head=True, or generation\.ranker="three_step"'):
+        make_task(trained, model=fields, generation=generation_fields(trained, "exhaustive"))
+    task = make_task(trained, model=fields)
+    model = task.model(nnx.Rngs(0))
+    reranker, fitted = task.fit_reranker(model, placed(task.tables()), task.fit_requests())
+    assert "beam_search_helps" not in fitted and reranker.weights is not None
 
 
 def test_semantic_ids_of_another_catalogue_are_refused(trained, tmp_path):
@@ -113,7 +141,7 @@ def weights(workdir: Path) -> dict[str, np.ndarray]:
     return own | load_file(workdir / "sft" / "backbone" / "model.safetensors")
 
 
-def test_stage_3_killed_in_between_ends_with_the_same_bits(trained, tables_folder, tmp_path):
+def test_a_killed_stage_3_ends_with_the_same_bits(trained, tables_folder, tmp_path):
     other = without_stage_3(trained, tmp_path)
     assert run_stages(tables_folder, other, die_at=8) == -9
     assert not (other / "sft").exists()
@@ -122,8 +150,8 @@ def test_stage_3_killed_in_between_ends_with_the_same_bits(trained, tables_folde
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
-    metrics = [w / "train" / "sft" / "metrics.jsonl" for w in (trained[1], other)]
-    assert metrics[0].read_text().count("\n") == metrics[1].read_text().count("\n")
+    logs = [w / "train" / "sft" / "metrics.jsonl" for w in (trained[1], other)]
+    assert logs[0].read_text().count("\n") == logs[1].read_text().count("\n")
 
 
 def test_the_loss_on_eight_devices_is_that_on_one(trained, tables_folder, tmp_path):
@@ -140,7 +168,7 @@ def test_the_loss_on_eight_devices_is_that_on_one(trained, tables_folder, tmp_pa
     np.testing.assert_allclose(eight[0], one[0], rtol=1e-5)
 
 
-def test_with_low_rank_additions_the_backbone_is_grounding_s_and_their_sum(trained, tmp_path):
+def test_with_lora_the_saved_backbone_is_that_of_grounding_plus_the_adapters(trained, tmp_path):
     config, workdir = trained
     other = without_stage_3(trained, tmp_path)
     changed = config.copy_and_resolve_references()
@@ -155,14 +183,14 @@ def test_with_low_rank_additions_the_backbone_is_grounding_s_and_their_sum(train
         if name.endswith("_proj.weight"):
             assert np.linalg.matrix_rank(after[name] - value, tol=1e-6) == 2
     start = make_task((changed, other)).model(nnx.Rngs(0))
-    moved = load_recommender(other, PreparedData.load(other / "data")).model
+    moved = loaded(other).network
     assert moved.backbone.config.lora is None
     for name in ("sid_table", "up_projection", "item_head"):
         assert not np.array_equal(getattr(start, name)[...], getattr(moved, name)[...])
 
 
-def test_additions_in_16_bits_are_kept_as_what_is_fitted_has_them(trained, tmp_path, monkeypatch):
-    """Item vectors, gains and prior are of the very weights that are saved."""
+def test_lora_in_16_bits_is_folded_before_anything_is_fitted(trained, tmp_path, monkeypatch):
+    """Item vectors, head weights and reranker belong to the weights that are saved."""
     config, _ = trained
     other = without_stage_3(trained, tmp_path)
     changed = config.copy_and_resolve_references()
@@ -197,7 +225,7 @@ def test_a_recommender_of_an_earlier_version_is_refused(trained, tmp_path):
     with pytest.raises(
         ValueError, match=r"/old/sft was made by an earlier version .* and run again"
     ):
-        load_recommender(other, PreparedData.load(other / "data"))
+        loaded(other)
 
 
 def test_refitting_sees_validation_targets_and_no_test_target(trained):
@@ -206,7 +234,7 @@ def test_refitting_sees_validation_targets_and_no_test_target(trained):
     assert make_task(trained).refit() is None
     histories = task.data.histories
 
-    def lines(folder):
+    def interactions(folder):
         """Per user, the items of its longest record, targets included."""
         shards = open_shards(folder, RECORDS)
         found = {}
@@ -215,17 +243,17 @@ def test_refitting_sees_validation_targets_and_no_test_target(trained):
             found[record.user] = max(found.get(record.user, 0), len(record.item))
         return found
 
-    before, after = lines(task.records), lines(again.records)
+    before, after = interactions(task.records), interactions(again.records)
     grown = 0
     for user, count in after.items():
         most = histories.test_start[user] - histories.offsets[user]
         assert count <= most
         grown += count > before.get(user, 0)
     assert grown > 5
-    assert not len(again.validation({"JustForYou": 50})[0])
+    assert not len(again.validation({"JustForYou": 50}))
 
 
-def test_a_refitted_stage_keeps_the_prior_and_changes_weights_and_ties(trained, tmp_path):
+def test_a_refit_keeps_the_reranker_s_weights_and_changes_network_and_counts(trained, tmp_path):
     config, _ = trained
     other = without_stage_3(trained, tmp_path)
     changed = config.copy_and_resolve_references()
@@ -235,12 +263,12 @@ def test_a_refitted_stage_keeps_the_prior_and_changes_weights_and_ties(trained, 
     assert (other / "train" / "sft" / "refit" / "checkpoints").exists()
     expected, found = weights(trained[1]), weights(other)
     assert any(not np.array_equal(found[name], value) for name, value in expected.items())
-    data = PreparedData.load(other / "data")
-    before, after = (load_recommender(w, data).prior for w in (trained[1], other))
-    kept = load_recommender(other, data, BEFORE_REFIT)
-    for name, value in nnx.to_flat_state(nnx.state(load_recommender(trained[1], data).model)):
-        same = dict(nnx.to_flat_state(nnx.state(kept.model)))[name]
+    before, after = (loaded(folder).reranker for folder in (trained[1], other))
+    kept = dict(nnx.to_flat_state(nnx.state(loaded(other, BEFORE_REFIT).network)))
+    for name, value in nnx.to_flat_state(nnx.state(loaded(trained[1]).network)):
+        same = kept[name]
         np.testing.assert_array_equal(value.get_value(), same.get_value())
     assert before.weights == after.weights
-    assert after.counts.relations.covisitation.sum() > before.counts.relations.covisitation.sum()
-    assert len(after.counts.trends.item) > len(before.counts.trends.item)
+    of_both = [reranker.tables.relations.covisitation.sum() for reranker in (before, after)]
+    assert of_both[0] < of_both[1]
+    assert len(after.tables.trends.item) > len(before.tables.trends.item)
