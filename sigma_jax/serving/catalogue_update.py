@@ -124,10 +124,33 @@ def add_items(
         none and there is no encoder.
     """
     _check_new(before, items)
-    catalogue = _joined(before.catalogue, items)
+    version, start = _with_item_tables(bundle, before, items, given), len(before)
+    parts = bundle.parts(version)
+    if before.lexical is not None:
+        known, texts = (before.lexical, start), bundle.items["slot_value_texts"]
+        lexical = words_of_items(version.catalogue, texts, parts.spec, known)
+        lexical = lexical_with_room(lexical, version.room, before.lexical)
+        version = dataclasses.replace(version, lexical=lexical)
+    new_fused = all_item_vectors(parts.network, parts.tables, len(version), first=start)
+    fused = np.concatenate([before.fused, new_fused])
+    if before.embedding_neighbours is not None:
+        count = parts.spec.neighbours
+        version = dataclasses.replace(
+            version,
+            embedding_neighbours=grown_neighbours(before.embedding_neighbours, fused, start, count),
+        )
+    return dataclasses.replace(version, fused=fused)
+
+
+def _with_item_tables(
+    bundle: Bundle, before: Version, items: pa.Table, given: Mapping[str, np.ndarray]
+) -> Version:
+    """The version with the new items in its catalogue, vectors, SIDs and trie.
+
+    Its words, fused vectors and embedding neighbours are still those of `before`.
+    """
     vectors, neighbours = _vectors_of(bundle, before, items, given)
     codes = _codes_of(bundle, vectors)
-    count, start = items.num_rows, len(before)
     semantic_ids = SemanticIds(
         np.concatenate([before.semantic_ids.codes, codes]), before.semantic_ids.codebook_size
     )
@@ -142,30 +165,15 @@ def add_items(
         semantic_ids.codebook_size,
         before.trie,
     )
-    version = dataclasses.replace(
+    return dataclasses.replace(
         before,
-        catalogue=catalogue,
+        catalogue=_joined(before.catalogue, items),
         semantic_ids=semantic_ids,
         vectors=vectors,
         rows=rows,
-        is_active=np.concatenate([before.is_active, np.ones(count, bool)]),
+        is_active=np.concatenate([before.is_active, np.ones(items.num_rows, bool)]),
         trie=with_room(trie, before.trie),
     )
-    parts = bundle.parts(version)
-    if before.lexical is not None:
-        known, texts = (before.lexical, start), bundle.items["slot_value_texts"]
-        lexical = words_of_items(catalogue, texts, parts.spec, known)
-        lexical = lexical_with_room(lexical, version.room, before.lexical)
-        version = dataclasses.replace(version, lexical=lexical)
-    new_fused = all_item_vectors(parts.network, parts.tables, len(version), first=start)
-    fused = np.concatenate([before.fused, new_fused])
-    if before.embedding_neighbours is not None:
-        count = parts.spec.neighbours
-        version = dataclasses.replace(
-            version,
-            embedding_neighbours=grown_neighbours(before.embedding_neighbours, fused, start, count),
-        )
-    return dataclasses.replace(version, fused=fused)
 
 
 def set_active(before: Version, ids: list[str], is_active: bool) -> Version:

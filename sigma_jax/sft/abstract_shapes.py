@@ -92,9 +92,6 @@ def inference(
     ranked = limit_retrieved(generation, depth, longest, COUNT)
     tables = _tables(config, sizes)
     requests, length = generation.batch_size, layout.row_tokens
-    rows = jax.ShapeDtypeStruct((requests, length), jnp.int32)
-    is_token = jax.ShapeDtypeStruct((requests, length), jnp.bool_)
-    lengths = jax.ShapeDtypeStruct((requests,), jnp.int32)
 
     def run(state, tables, trie, scorer, index, prompts):
         if scorer is not None:
@@ -114,7 +111,7 @@ def inference(
         trie,
         scorer,
         index,
-        Prompts(rows, rows, rows, is_token, lengths),
+        _prompts(requests, length),
     )
     tokens_of_beams = sum(generation.widths(depth)) + generation.num_beams * layout.has_query_token
     return Inference(
@@ -125,6 +122,13 @@ def inference(
         backbone_flops(backbone, length) / 3 * requests * (length + tokens_of_beams),
         -(-longest // index.chunk),
     )
+
+
+def _prompts(requests: int, length: int) -> Prompts:
+    """Shapes of some prompts of `length` tokens."""
+    rows = jax.ShapeDtypeStruct((requests, length), jnp.int32)
+    is_token = jax.ShapeDtypeStruct((requests, length), jnp.bool_)
+    return Prompts(rows, rows, rows, is_token, jax.ShapeDtypeStruct((requests,), jnp.int32))
 
 
 def _catalogue(
