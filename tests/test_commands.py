@@ -144,6 +144,7 @@ def damage(path: Path, how: str) -> None:
     [
         "sft/manifest.json",
         "sft/recommender.json",
+        "sft/reranker.json",
         "sft/weights.safetensors",
         "sft/backbone/config.json",
         "sft/backbone/model.safetensors",

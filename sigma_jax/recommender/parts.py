@@ -29,11 +29,13 @@ from sigma_jax.recommender.build import build_network, frozen_tables
 from sigma_jax.recommender.spec import RecommenderSpec
 from sigma_jax.reranking.lexical import LexicalTable
 from sigma_jax.reranking.reranker import Reranker
+from sigma_jax.runtime.artifacts import read_manifest
 from sigma_jax.schema import Catalogue, PreparedData, SemanticIds, Users
 from sigma_jax.tasks import instructions
 
 WEIGHTS = "weights.safetensors"
 RERANKER = "reranker.json"
+RERANKER_METRIC = "reranker_targets"  # in the manifest of a stage that fitted a reranker
 ITEM_ROWS = "item_encoder.trained"  # the parameters that belong to items
 TEXTS = 10_000  # item texts held in Python at a time
 BEFORE_REFIT = "before_refit"  # folder of the weights before the refit
@@ -98,7 +100,7 @@ class RecommenderParts:
         folder = workdir / "sft" / part
         remedy = f"delete {folder} and {workdir / 'train' / 'sft'} and train again"
         spec = RecommenderSpec.load(folder, remedy)
-        has_reranker = (folder / RERANKER).exists()
+        has_reranker = RERANKER_METRIC in read_manifest(workdir, "sft").metrics
         return cls.load(
             folder,
             spec,

@@ -108,11 +108,11 @@ class Recommender:
     ) -> Recommendations:
         """The best items for each request, NumPy arrays; inactive items never.
 
-        Lists are shorter than `options.count` where the catalogue has fewer items.
+        A list ends with items -1 if fewer than `options.count` are found.
 
         Args:
           is_allowed: False for further items to leave out, such as those out of stock. ValueError
-            where no active item is left.
+            if no active item is left.
         """
         if self.parts.reranker is None or not options.reranks:
             return self.recommend_variants(batch, [options], is_allowed)[0]

@@ -1,14 +1,14 @@
-"""Who asks: a file of users, their histories and what they want.
+"""Requests from rows of a file, or from Python: users, their histories and instructions.
 
-One row a request, as JSON lines, Parquet or CSV:
+A file is JSON lines, Parquet or CSV, with one row for each request:
 
-    user_id       whose; goes into the output as text
-    instruction   what is wanted, in plain words; the default of the command where it is missing
-    history       a list, oldest first, of item_ids, or of {item_id, timestamp, session_id}
-                  objects, of which item_id alone is needed; JSON text in CSV
-    timestamp     when it is asked; a day after the log of the training and the history where it is
-                  missing
-    ...           any other column is part of the profile, as in the users table of training
+    user_id       needed; the output holds it as text
+    instruction   in plain words; the default of the parser if it is missing
+    history       a list, oldest first, of item_ids or of objects {item_id, timestamp, session_id};
+                  an object needs item_id alone; in CSV it is JSON text
+    timestamp     the time of the request; if it is missing, a day after the training log and the
+                  history
+    ...           any other column is part of the profile, as in the users table of the training
 """
 
 from __future__ import annotations
@@ -41,13 +41,16 @@ from sigma_jax.schema import (
 )
 
 COLUMNS = ("user_id", "instruction", "history", "timestamp")
-IDS = 100_000  # of items, in Python at a time
+IDS = 100_000  # item ids held in Python at a time
 READ = 1_000  # rows of Parquet read together
 
 
 class ItemIndex:
-    """The number of each item by its id. Of a large catalogue the ids are not held in Python: they
-    are found by their hashes, in order, and compared in the table."""
+    """Finds the number of an item by its id.
+
+    Ids of a large catalogue do not lie in Python. A binary search over their hashes finds the rows
+    of the table, whose ids are compared.
+    """
 
     def __init__(self, catalogue: Catalogue):
         self._ids = catalogue.table["item_id"]
@@ -56,7 +59,7 @@ class ItemIndex:
         hashes = np.fromiter(hashes, np.int64, len(self._ids))
         self._order = np.argsort(hashes, kind="stable").astype(np.int32)
         self._hashes = hashes[self._order]
-        self._known: dict[str, int] = {}  # most events are of few items
+        self._known: dict[str, int] = {}  # few items have most events
 
     def _find(self, name: str) -> int | None:
         key = np.int64(hash(name))
@@ -66,7 +69,7 @@ class ItemIndex:
         return next((n for n in numbers if self._ids[n].as_py() == name), None)
 
     def __call__(self, item_id: Any, where: str) -> int:
-        """The number of an item. ValueError naming `where` if it is unknown."""
+        """The number of an item. ValueError if it is unknown; the message begins with `where`."""
         name = as_text(item_id)
         number = self._known.get(name)
         if number is None:
@@ -82,7 +85,7 @@ class ItemIndex:
 
 
 def as_text(value: Any) -> str:
-    """A value as text; 7.0, which is how a column of integers with gaps arrives, is 7."""
+    """A value as text; 7.0 becomes "7", since a column of integers with gaps arrives as floats."""
     is_number = isinstance(value, float | decimal.Decimal)
     if is_number and math.isfinite(value) and value == int(value):
         return str(int(value))
@@ -90,13 +93,13 @@ def as_text(value: Any) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """None, and NaN, which is how a gap in a column of numbers arrives."""
+    """Whether a value is None or NaN, which stands for a gap in a column of numbers."""
     is_number = isinstance(value, float | decimal.Decimal)
     return value is None or (is_number and not math.isfinite(value))
 
 
 def users_of(ids: Sequence[str], profiles: Sequence[str]) -> Users:
-    """Users of these ids and profiles."""
+    """A users table of these ids and profiles."""
     columns = {"user_id": ids, "profile": profiles}
     return Users(
         pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
@@ -105,32 +108,33 @@ def users_of(ids: Sequence[str], profiles: Sequence[str]) -> Users:
 
 @dataclasses.dataclass(frozen=True)
 class RequestParser:
-    """Turns rows of a file, or the like from Python, into a RequestBatch."""
+    """Turns rows of a file, or dicts with the same columns, into a RequestBatch."""
 
     item_index: ItemIndex  # of the items that histories may hold
     text: TextConfig  # how columns of the profile become text
     has_instructions: bool  # False: the network was trained without instructions and gets none
     default_instruction: str  # of a row without one
-    now: int  # unix seconds, for events without a timestamp: the end of the log; 0: it has no times
+    now: int  # end of the log in unix seconds, for events without a timestamp; 0: it has no times
     has_sessions: bool  # False: each event is a session, as in leave-one-out training
     session_gap: int  # seconds between events of a session where sessions have no ids; 0: none
     known: PreparedData | None  # users whose stored history and profile a row may rely on
 
     def read(self, path: str, rows: int) -> Iterator[RequestBatch]:
-        """The requests of the file at `path`, `rows` at a time, in their order.
+        """The requests of the file at `path`, in order, at most `rows` in a batch.
 
-        ValueError naming the row where the file cannot be read, a row has no user_id, or its
-        history holds an unknown item.
+        Raises:
+          ValueError: the file cannot be read, a row has no user_id, or a history holds an unknown
+            item. The message names the row.
         """
         numbered = enumerate(file_rows(Path(path)), 1)
         while part := list(itertools.islice(numbered, rows)):
             yield self._parse(part, path)
 
     def parse(self, rows: Sequence[Mapping[str, Any]], name: str = "requests") -> RequestBatch:
-        """The requests of `rows`, each with the columns of a file; ValueError as in `read`.
+        """The requests of `rows`, which have the columns of a file. ValueError as in `read`.
 
         Args:
-          name: stands for the file in messages.
+          name: stands for the path of the file in messages.
         """
         return self._parse(list(enumerate(map(dict, rows), 1)), name)
 
@@ -138,7 +142,7 @@ class RequestParser:
         parsed = [self._row(row, f"{path}: row {number}") for number, row in numbered]
         lengths = np.array([len(row.item) for row in parsed], np.int64)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        ends = offsets[1:] - 1  # the last entry of each is the request itself
+        ends = offsets[1:] - 1  # the last entry of a row is the request itself
         none = np.full(len(parsed), -1, np.int32)
         columns = (
             np.concatenate([np.zeros(0, kind), *(getattr(row, name) for row in parsed)])
@@ -165,23 +169,23 @@ class RequestParser:
         return RequestBatch(requests, histories, users)
 
     def _row(self, row: dict[str, Any], where: str) -> ParsedRow:
-        """One row; the entry behind its history is the request, and has the time of the request."""
+        """The history of a row, and behind it an entry with the time of the request."""
         if is_missing(row.get("user_id")) or not as_text(row["user_id"]).strip():
             raise ValueError(f"{where}: user_id is empty or missing; fill it or delete the row.")
         user_id = as_text(row["user_id"])
         profile = profile_of(row, self.text)
         given = row.get("instruction")
-        said = "" if is_missing(given) else as_text(given).strip()
-        check_text(user_id + profile + said, where)
-        asks = row.get("timestamp")
-        asks = None if is_missing(asks) or asks == "" else unix_time(asks, where)
+        instruction = "" if is_missing(given) else as_text(given).strip()
+        check_text(user_id + profile + instruction, where)
+        given = row.get("timestamp")
+        timestamp = None if is_missing(given) or given == "" else unix_time(given, where)
         stored = self._stored(user_id, row)
         if stored is not None:
             item, time, session, known_profile = stored
             profile = profile or known_profile
             latest, number = int(time.max(initial=0)), int(session.max(initial=-1)) + 1
         else:
-            now = self.now if asks is None else min(self.now, asks - DAY)
+            now = self.now if timestamp is None else min(self.now, timestamp - DAY)
             timed = dataclasses.replace(self, now=now)
             sessions = sessions_of(events_of(row.get("history"), timed, where), self.session_gap)
             item = [item for _, items in sessions for item in items]
@@ -191,14 +195,14 @@ class RequestParser:
         return ParsedRow(
             user_id,
             profile,
-            (said or self.default_instruction) if self.has_instructions else "",
+            (instruction or self.default_instruction) if self.has_instructions else "",
             np.append(item, 0),
-            np.append(time, request_time(asks, latest, self.now, where)),
+            np.append(time, request_time(timestamp, latest, self.now, where)),
             np.append(session, number),
         )
 
     def _stored(self, user_id: str, row: Mapping[str, Any]):
-        """Items, times, sessions and profile of a known user; None where the row has a history."""
+        """Items, times, sessions and profile of a known user; None if the row has a history."""
         history = row.get("history")
         is_given = not is_missing(history) and history != ""  # an empty cell of CSV is missing
         if self.known is None or is_given:
@@ -226,7 +230,7 @@ class ParsedRow:
 
 
 def file_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Each row of a file as its columns. ValueError where it is no such file."""
+    """The rows of a file as dicts. ValueError if it cannot be read."""
     remedy = "save it as UTF-8 CSV, JSON lines or Parquet"
     try:
         match path.suffix:
@@ -246,7 +250,7 @@ def file_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def json_row(line: str, number: int) -> dict[str, Any]:
-    """The object of a line; numbers that are none are missing. ValueError where it is no object."""
+    """The JSON object of a line, with None for NaN. ValueError if it is no object."""
     try:
         row = json.loads(line, parse_constant=lambda _: None)
     except ValueError as error:
@@ -257,7 +261,7 @@ def json_row(line: str, number: int) -> dict[str, Any]:
 
 
 def check_text(text: str, where: str) -> None:
-    """ValueError for half a character, as a JSON escape can give, which no file can hold."""
+    """ValueError for a lone surrogate ("\\ud800"), which JSON can escape but no file holds."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -267,7 +271,7 @@ def check_text(text: str, where: str) -> None:
 
 
 def profile_of(row: Mapping[str, Any], config: TextConfig) -> str:
-    """JSON of the columns that are no others, as data/text.py makes it; "" where there are none."""
+    """The profile of a row: JSON of its other columns, as in data/text.py; "" without any."""
     shown = {}
     for name, value in row.items():
         if name in COLUMNS or name is None or is_missing(value):
@@ -283,16 +287,16 @@ def profile_of(row: Mapping[str, Any], config: TextConfig) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """An entry of a history."""
+    """An event of a history."""
 
     item: int
     time: int  # unix seconds
-    session: Any  # equal in one session; None: a session of its own
-    is_timed: bool = True  # whether `time` was given
+    session: Any  # id of its session; None: unknown
+    is_timed: bool = True  # False: `time` stands in for a missing timestamp
 
 
 def events_of(history: Any, parser: RequestParser, where: str) -> list[Event]:
-    """The events of a row, as they stand there."""
+    """The events of a history, in the order of the row."""
     if isinstance(history, str):
         try:
             history = json.loads(history) if history.strip() else []
@@ -300,7 +304,7 @@ def events_of(history: Any, parser: RequestParser, where: str) -> list[Event]:
             raise ValueError(f'{where}: history is no JSON list; write ["id", ...].') from None
     if history is not None and not isinstance(history, list):
         raise ValueError(f'{where}: history is no list; write ["id", ...].')
-    found = []
+    events = []
     for entry in history or []:
         entry = entry if isinstance(entry, Mapping) else {"item_id": entry}
         if is_missing(entry.get("item_id")):
@@ -311,38 +315,38 @@ def events_of(history: Any, parser: RequestParser, where: str) -> list[Event]:
         session = entry.get("session_id") if parser.has_sessions else None
         number = parser.item_index(entry["item_id"], where)
         session = None if is_missing(session) else as_text(session)
-        found.append(Event(number, time, session, is_timed))
-    return found
+        events.append(Event(number, time, session, is_timed))
+    return events
 
 
 def sessions_of(events: Sequence[Event], gap: int) -> list[tuple[int, list[int]]]:
-    """Time and items of each session, oldest first, as training has them: the time is that of its
-    first event, an item stands in it once, and its items have no order.
+    """Time and items of each session, oldest first, as training has them.
 
-    Events without a session are one each; of `gap` above 0 those at most so many seconds apart, by
-    the times they were given with, are one.
+    The time of a session is that of its first event. An item stands in it once, and its items have
+    no order. An event without a session id is a session of its own. With `gap` above 0, such events
+    join if their timestamps are at most `gap` seconds apart.
 
-    Worked example: items 4 3 4 of session "a" at 9 8 9 and 7 of none at 5, gap 0 -> [(5, [7]),
-    (8, [3, 4])].
+    Worked example, gap 0: items 4 3 4 of session "a" at times 9 8 9, and item 7 without a session
+    at time 5 -> [(5, [7]), (8, [3, 4])].
     """
-    found: dict[Any, tuple[int, set[int]]] = {}
-    last, alone = None, ()  # of events without a session: a tuple is none of a file
+    sessions: dict[Any, tuple[int, set[int]]] = {}
+    last, alone = None, ()  # of events without a session id; tuples are no ids
     for place, event in enumerate(sorted(events, key=lambda event: event.time)):
         key = event.session
         if key is None:
             is_near = event.is_timed and last is not None and event.time - last <= gap
             key = alone = alone if is_near and gap > 0 else (place,)
             last = event.time if event.is_timed else None
-        time, items = found.get(key, (event.time, set()))
-        found[key] = time, items | {event.item}
-    return [(time, sorted(items)) for time, items in found.values()]
+        time, items = sessions.get(key, (event.time, set()))
+        sessions[key] = time, items | {event.item}
+    return [(time, sorted(items)) for time, items in sessions.values()]
 
 
 def request_time(given: int | None, latest: int, now: int, where: str) -> int:
     """The time of a request, in unix seconds; 0 where nothing has a time.
 
     Args:
-      given: the row's own timestamp. ValueError where it is before the end of the history.
+      given: the row's own timestamp. ValueError if it is before the end of the history.
       latest: time of the last session of its history.
       now: end of the log.
     """

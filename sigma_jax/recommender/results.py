@@ -18,7 +18,7 @@ ITEM = pa.struct(
     [
         ("item_id", pa.string()),
         ("title", pa.string()),
-        ("probability", pa.float32()),  # of Eq. 10 of SIGMA, with what counts say
+        ("probability", pa.float32()),  # of Eq. 10 of SIGMA, with the reranker
         ("prefix", pa.int32()),  # rank of the item's prefix among the beams, from 1
         ("cosine", pa.float32()),  # of query and item (Eq. 9)
     ]
@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
         ("user_id", pa.string()),
         ("instruction", pa.string()),
         ("version", pa.string()),  # of the catalogue
-        ("items", pa.list_(ITEM)),  # best first; fewer where there are no more
+        ("items", pa.list_(ITEM)),  # best first; fewer if no more were found
     ]
 )
 
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 def rows_of(
     batch: RequestBatch, recommended: Recommendations, catalogue: Catalogue, version: str
 ) -> list[dict[str, Any]]:
-    """A row of SCHEMA for each request, answered by the version of that name."""
+    """A row of SCHEMA for each request; `version` is the name of the catalogue version."""
     rows = []
     for number, user in enumerate(batch.users.table["user_id"].to_pylist()):
         items = recommended.items[number]
@@ -62,7 +62,7 @@ def rows_of(
 
 
 class RowWriter:
-    """A file of rows, written as they come."""
+    """Writes rows of SCHEMA into a file, part by part."""
 
     def __init__(self, path: Path, suffix: str):
         """`suffix`: one of OUTPUTS."""

@@ -24,7 +24,7 @@ class OpenWorkdir:
 
 
 def load_workdir(workdir: Path, beams: int = 0) -> OpenWorkdir:
-    """Opens a trained workdir. ValueError where it is not trained, or a file is damaged.
+    """Opens a trained workdir. ValueError if it is not trained, or a file is damaged.
 
     Args:
       beams: number of beams; 0: as the recommender was trained to answer.

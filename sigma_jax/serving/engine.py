@@ -29,8 +29,6 @@ from sigma_jax.serving.bundle import Bundle, read_state
 from sigma_jax.serving.catalogue_version import Version
 from sigma_jax.shapes import power_of_two
 
-WARM_UP_ROWS = 32  # rows of a recent request that a new version answers before it goes live
-
 
 @dataclasses.dataclass(frozen=True)
 class SnapshotSettings:
@@ -46,7 +44,7 @@ class SnapshotSettings:
     def generation_of(self, parts: RecommenderParts, version: Version) -> GenerationConfig:
         """The settings of generation for a version.
 
-        ValueError where they name a ranker that the export was not made for.
+        ValueError if they name a ranker that the export was not made for.
         """
         config = self.generation
         if config is None:
@@ -76,7 +74,7 @@ class CatalogueSnapshot:
     def load(
         cls, bundle: Bundle, name: str = "", settings: SnapshotSettings = SnapshotSettings()
     ) -> CatalogueSnapshot:
-        """The version `name`, or the active one. ValueError where the export is damaged."""
+        """The version `name`, or the active one. ValueError if the export is damaged."""
         name = name or bundle.state()["active"]
         given = settings.generation
         retrieval = given.retrieval if given is not None else settings.retrieval
@@ -100,7 +98,7 @@ class CatalogueSnapshot:
         options: RecommendOptions = RecommendOptions(),
         is_allowed: Bool[np.ndarray, " I"] | None = None,
     ) -> Recommendations:
-        """`Recommender.recommend`; fewer columns where the catalogue has fewer items."""
+        """The answer of `Recommender.recommend`, with fewer columns if the catalogue is small."""
         count = min(options.count, power_of_two(len(self.version.catalogue)))
         options = dataclasses.replace(options, count=count)
         return self.recommender.recommend(batch, options, is_allowed)
@@ -130,13 +128,14 @@ def _parser(
 
 
 class RecommendationEngine:
-    """The active version of an export in a process that goes on answering.
+    """Answers requests by the active version of an export, and loads new versions meanwhile.
 
-    `refresh` loads the version that has become active and puts it in place in one step. No request
-    waits for a compilation: a version is warmed up on recent requests before it goes live. A caller
-    who uses `current` reads it once for parsing and answering, since item numbers differ between
-    versions.
+    `refresh` loads the active version and puts it in place in one step. No request waits for a
+    compilation: a version answers recent requests before it goes live. A caller who uses `current`
+    must read it once for parsing and answering, since item numbers differ between versions.
     """
+
+    current: CatalogueSnapshot  # the version that answers now
 
     def __init__(self, folder: Path, settings: SnapshotSettings = SnapshotSettings()):
         self._folder, self._settings = folder, settings
@@ -147,20 +146,21 @@ class RecommendationEngine:
     def recommend(
         self, rows: Sequence[Mapping[str, Any]], options: RecommendOptions = RecommendOptions()
     ) -> list[dict[str, Any]]:
-        """Rows as `sigma_jax.recommend` writes them, for rows of a users' file.
+        """The answers to rows of a users' file, as the command `sigma_jax.recommend` writes them.
 
-        One version parses and answers them. ValueError as in RequestParser.read.
+        One version parses and answers all rows. ValueError as in RequestParser.parse.
         """
         if not rows:
             return []
         request = _Request(tuple(map(dict, rows)), options)
         answer = request.answered_by(self.current)
-        few = dataclasses.replace(request, rows=request.rows[:WARM_UP_ROWS])
-        self._recent[power_of_two(len(few.rows))] = few
+        batch_size = self.current.recommender.generator.config.batch_size
+        first = dataclasses.replace(request, rows=request.rows[:batch_size])
+        self._recent[power_of_two(len(first.rows))] = first  # one for each size that is compiled
         return answer
 
     def refresh(self) -> bool:
-        """Goes live with the active version; False where it is live already."""
+        """Puts the active version in place; False if it is in place already."""
         with self._refreshing:
             name = read_state(self._folder)["active"]
             if name == self.current.name:

@@ -1,6 +1,7 @@
 """An export with the index of ScaNN: it finds what an exact search finds, and follows updates."""
 
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -23,12 +24,17 @@ COUNT = 10
 
 @pytest.fixture(scope="module")
 def indexed(trained, tmp_path_factory) -> Path:
-    """An export in which ScaNN searches the larger prefixes; read only."""
+    """An export for the exhaustive ranker, whose one prefix ScaNN searches; read only."""
+    workdir = shutil.copytree(trained[1], tmp_path_factory.mktemp("exhaustive") / "run")
+    path = workdir / "sft" / "recommender.json"
+    spec = json.loads(path.read_text())
+    spec["generation"]["ranker"] = "exhaustive"
+    path.write_text(json.dumps(spec))
     folder = tmp_path_factory.mktemp("indexed") / "small"
     with pytest.MonkeyPatch.context() as patch:
         small = functools.partial(HostIndex, scann_above=16)
         patch.setattr(bundle_module, "HostIndex", small)
-        manifest = export(trained[1], folder, "scann")
+        manifest = export(workdir, folder, "scann")
     shown = about_retrieval(manifest)
     assert shown.startswith(f"ScaNN searches {len(manifest['recall'])} prefixes")
     return folder
