@@ -133,10 +133,11 @@ def _extra_candidates(
     """Items, beams and cosines of the `extra` items that lie in a prefix and are not in `found`."""
     extra = jnp.sort(extra, axis=1)
     is_repeat = jnp.pad(extra[:, 1:] == extra[:, :-1], ((0, 0), (1, 0)))
-    is_wanted = (extra >= 0) & ~is_repeat & ~find_sorted(extra, jnp.sort(found, axis=1))[1]
+    rows = index.row_of_item[jnp.maximum(extra, 0)]
+    is_known = (extra >= 0) & (index.sorted_items[rows] == extra)
+    is_wanted = is_known & ~is_repeat & ~find_sorted(extra, jnp.sort(found, axis=1))[1]
     if inputs.excluded is not None:
         is_wanted &= ~find_sorted(extra, jnp.sort(inputs.excluded, axis=1))[1]
-    rows = index.row_of_item[jnp.maximum(extra, 0)]
     if inputs.active is not None:
         is_wanted &= inputs.active.has_rows(rows)
     leaves = jnp.searchsorted(index.leaf_start, rows, side="right").astype(jnp.int32) - 1

@@ -7,19 +7,20 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from small_ranker import batch, lists, variants
 from small_recommender import (
     CODES,
     CONFIG,
     NUM_ITEMS,
     WORDS,
-    prompts,
     recommender,
     semantic_ids,
 )
 
-from sigma_jax.generation.generator import Choice, Generator
+from sigma_jax.generation.generator import Generator
 from sigma_jax.index.trie_build import build_trie
-from sigma_jax.reranking.features import ItemFeatures
+from sigma_jax.recommender.ranking import Ranker
+from sigma_jax.reranking.features import ItemFeatures, RankingInputs
 
 assert jax.device_count() == 8
 AUTO = (AxisType.Auto,) * 2
@@ -36,28 +37,44 @@ def check(depth: int, has_item_head: bool, mesh) -> None:
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=4)
     trie = build_trie(semantic_ids().codes, depth, CODES)
     one, many = (
-        Generator(model, tables, trie, config, "token", WORDS, mesh=m) for m in (None, mesh)
+        Ranker(Generator(model, tables, trie, config, "token", mesh=m), WORDS) for m in (None, mesh)
     )
-    rows = {shard.data.shape[0] for shard in many.index.vectors.addressable_shards}
+    rows = {shard.data.shape[0] for shard in many.generator.index.vectors.addressable_shards}
     assert rows == {-(-len(trie.sorted_items) // mesh.size)}, rows
     rng = np.random.default_rng(0)
     items = np.sort(rng.permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)[:, :8], axis=1)
     features = ItemFeatures(items.astype(np.int32), rng.normal(0, 3, (3, 8, 1)).astype(np.float32))
     seen = np.array([[1, 2, -1], [3, -1, -1], [-1, -1, -1]], np.int32)
-    choices = [Choice(), Choice(seen), Choice(None, features, np.array([[1.0]], np.float32))]
-    by_row = dataclasses.replace(features, row=np.array([1, 0, 1], np.int32))
+    features = dataclasses.replace(features, row=np.array([1, 0, 1], np.int32))
     table = rng.normal(0, 3, (2, NUM_ITEMS, 1)).astype(np.float32)
-    said = ["find b for me", "red number7", "surprise me"]
-    told = one.told(said, prompts(seed=5) if has_item_head else None)
-    again = many.told(said, prompts(seed=5) if has_item_head else None)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), again, told)
-    weights = np.array([[1.0, 0.5, 2.0, 5.0]], np.float32)
-    choices.append(Choice(None, by_row, weights, table=table, told=told))
+    texts = ["find b for me", "red number7", "surprise me"]
+    read, again = (
+        ranker.read_instructions(texts, batch(seed=5) if has_item_head else None)
+        for ranker in (one, many)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), again, read)
+    inputs = [
+        RankingInputs(),
+        RankingInputs(seen=seen),
+        RankingInputs(features=features, weights=np.array([[1.0]], np.float32)),
+        RankingInputs(
+            features=features,
+            trending=table,
+            instruction=read,
+            weights=np.array([[1.0, 0.5, 2.0, 5.0]], np.float32),
+        ),
+    ]
     is_active = rng.random(NUM_ITEMS) < 0.5
     for of_active in (False, True):
         expected, found = (
-            g.variants(prompts(), 20, choices, g.subset(is_active) if of_active else None)
-            for g in (one, many)
+            variants(
+                ranker,
+                batch(),
+                20,
+                inputs,
+                active=ranker.generator.mark_active(is_active) if of_active else None,
+            )
+            for ranker in (one, many)
         )
         for left, right in zip(expected, found, strict=True):
             np.testing.assert_array_equal(right.items, left.items)
@@ -68,12 +85,12 @@ def check_model_on_all() -> None:
     """As in training: the model's parameters and tables are on all devices, the index is not."""
     model, tables = recommender(has_item_head=True)
     trie = build_trie(semantic_ids().codes, 1, CODES)
-    expected = Generator(model, tables, trie, CONFIG, "token")(prompts(), 5)
+    expected = lists(Ranker(Generator(model, tables, trie, CONFIG, "token")), batch(), 5)
     whole = NamedSharding(MESHES[0], PartitionSpec())
     graphdef, state = nnx.split(model)
     placed, tables = jax.device_put((state, tables), whole)
-    many = Generator(nnx.merge(graphdef, placed), tables, trie, CONFIG, "token")
-    np.testing.assert_array_equal(many(prompts(), 5).items, expected.items)
+    many = Ranker(Generator(nnx.merge(graphdef, placed), tables, trie, CONFIG, "token"))
+    np.testing.assert_array_equal(lists(many, batch(), 5).items, expected.items)
 
 
 check_model_on_all()

@@ -42,7 +42,7 @@ def beams():
 @pytest.mark.parametrize("sigma", ["deviation", 0.7])
 def test_fuse_equals_equations_10_and_11(beams, sigma):
     beam_scores, is_valid_beam, cosines, is_valid_item = beams
-    factor = fusion.sharpness(beam_scores, is_valid_beam, TAU, sigma, floor=0.0)
+    factor = fusion.inverse_temperature(beam_scores, is_valid_beam, TAU, sigma, floor=0.0)
     normaliser = fusion.retrieved_log_normaliser(cosines, is_valid_item, factor)
     log_prob = fusion.fuse(beam_scores, is_valid_beam, cosines, is_valid_item, normaliser, factor)
     want = naive_log_prob(*beams, sigma=None if sigma == "deviation" else sigma)
@@ -67,7 +67,7 @@ def test_gradient_through_fuse_is_finite(beams):
     beam_scores, is_valid_beam, cosines, is_valid_item = map(jnp.asarray, beams)
 
     def total(cosines):
-        factor = fusion.sharpness(beam_scores, is_valid_beam, TAU, "deviation", 0.1)
+        factor = fusion.inverse_temperature(beam_scores, is_valid_beam, TAU, "deviation", 0.1)
         normaliser = fusion.retrieved_log_normaliser(cosines, is_valid_item, factor)
         out = fusion.fuse(beam_scores, is_valid_beam, cosines, is_valid_item, normaliser, factor)
         return jnp.where(jnp.isfinite(out), out, 0).sum()
@@ -86,41 +86,20 @@ def test_zero_sigma_and_absent_items_give_no_nan():
     np.testing.assert_allclose(log_prob, [[[-1.0, -np.inf]]])
 
 
-def test_bias_equals_float64_at_the_extremes():
-    rng = np.random.default_rng(0)
-    prob = rng.dirichlet(np.ones(25), 4)[:, :24]  # an item of each row is not retrieved
-    prob[1] *= 1e-30  # nearly all probability is elsewhere
-    prob[2] /= prob[2].sum()  # nothing is
-    bias = rng.choice([0, -200, 200, -3, 5], (4, 24)).astype(np.float64)
-    bias[3] = -200
-    rest = np.log(np.maximum(1 - prob.sum(axis=1, keepdims=True), 1e-300))
-    rest += bias.min(axis=1, keepdims=True)  # what was not retrieved has the least
-    total = np.logaddexp(rest, np.logaddexp.reduce(np.log(prob) + bias, axis=1)[:, None])
-    got = fusion.add_bias(
-        jnp.asarray(np.log(prob).reshape(4, 6, 4), jnp.float32),
-        jnp.asarray(bias.reshape(4, 6, 4), jnp.float32),
-    )
-    expected = np.log(prob) + bias - total
-    np.testing.assert_allclose(got.reshape(4, 24), expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(got[3].reshape(24), np.log(prob[3]), rtol=1e-4)  # alike for all
-    nothing = fusion.add_bias(jnp.full((1, 2, 2), -jnp.inf), jnp.zeros((1, 2, 2)))
-    assert (np.asarray(nothing) == -np.inf).all()
-
-
 def test_bad_settings_are_named():
     scores, is_valid = np.zeros((1, 2), np.float32), np.ones((1, 2), bool)
     with pytest.raises(ValueError, match="sigma='std'"):
-        fusion.sharpness(scores, is_valid, TAU, "std", 0.1)
+        fusion.inverse_temperature(scores, is_valid, TAU, "std", 0.1)
     with pytest.raises(ValueError, match="temperature=0"):
-        fusion.sharpness(scores, is_valid, 0, "deviation", 0.1)
+        fusion.inverse_temperature(scores, is_valid, 0, "deviation", 0.1)
 
 
 def test_first_prefix_only_keeps_the_best_valid_beam():
-    log_prob = np.zeros((2, 2, 1), np.float32)
+    log_prob, beams = np.zeros((2, 3), np.float32), np.int32([[0, 1, 0], [0, 1, 1]])
     scores = np.float32([[-1, -2], [-1, -2]])
     is_valid = np.array([[True, True], [False, True]])
-    kept = fusion.keep_first_prefix(log_prob, scores, is_valid)
-    np.testing.assert_array_equal(np.isfinite(kept)[..., 0], [[True, False], [False, True]])
+    kept = fusion.keep_first_prefix(log_prob, beams, scores, is_valid)
+    np.testing.assert_array_equal(np.isfinite(kept), [[True, False, True], [False, True, True]])
 
 
 def naive_merge(items, log_prob, count):

@@ -6,6 +6,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_ranker import batch as small_batch
+from small_ranker import lists, ranker, variants
 from small_recommender import (
     CODES,
     CONFIG,
@@ -16,16 +18,17 @@ from small_recommender import (
     semantic_ids,
 )
 
-from sigma_jax.generation.generator import Choice, Generator
+from sigma_jax.generation.generator import Generator
 from sigma_jax.generation.head_weights import (
     GRID,
-    WORTH,
+    MIN_GAIN,
     HeadWeights,
     beam_search_helps,
     fit_head_weights,
     smallest_about_best,
 )
-from sigma_jax.reranking.features import ItemFeatures
+from sigma_jax.recommender.ranking import Ranker
+from sigma_jax.reranking.features import ItemFeatures, RankingInputs
 
 
 def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np.ndarray:
@@ -78,8 +81,7 @@ def test_with_an_item_head_all_three_heads_make_one_distribution(depth, item_que
     model.code_head_weight[...], model.query_head_weight[...] = jnp.array(0.4), jnp.array(0.7)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
     batch = prompts()
-    generator = Generator.create(model, tables, semantic_ids(), depth, config, item_query)
-    found = generator(batch, NUM_ITEMS)
+    found = lists(ranker(model, tables, depth, config, item_query), small_batch(), NUM_ITEMS)
     for row in range(3):
         log_p = naive_log_p(model, tables, batch, row, depth, config.temperature, item_query)
         np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-6)
@@ -87,39 +89,51 @@ def test_with_an_item_head_all_three_heads_make_one_distribution(depth, item_que
         np.testing.assert_allclose(found.log_probs[row], log_p[found.items[row]], atol=2e-4)
 
 
-def test_codes_that_add_nothing_are_not_searched():
+def test_the_exhaustive_ranker_ranks_all_items_by_the_item_head():
+    """As the three-step ranker does where the codes and the query have no weight."""
     model, tables = recommender(has_item_head=True)
-    model.code_head_weight[...], model.query_head_weight[...] = jnp.zeros(()), jnp.zeros(())
-    config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
+    model.code_head_weight[...], model.query_head_weight[...] = jnp.array(0.4), jnp.array(0.7)
+    config = dataclasses.replace(
+        CONFIG, ranker="exhaustive", num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0
+    )
     generator = Generator.create(model, tables, semantic_ids(), 2, config)
     assert generator.trie.depth == 0
-    found = generator(prompts(), NUM_ITEMS)
+    found = lists(Ranker(generator), small_batch(), NUM_ITEMS)
+    model.code_head_weight[...], model.query_head_weight[...] = jnp.zeros(()), jnp.zeros(())
     for row in range(3):
         log_p = naive_log_p(model, tables, prompts(), row, 2, config.temperature, "token")
         assert sorted(found.items[row]) == list(range(NUM_ITEMS))
         np.testing.assert_allclose(found.log_probs[row], log_p[found.items[row]], atol=2e-4)
-    first = dataclasses.replace(config, ranking="first_prefix")
-    assert Generator.create(model, tables, semantic_ids(), 2, first).trie.depth == 2
-    model.query_head_weight[...] = jnp.array(0.1)
-    assert Generator.create(model, tables, semantic_ids(), 2, config).trie.depth == 2
+
+
+def test_fitted_weights_of_0_do_not_switch_the_beams_off():
+    model, tables = recommender(has_item_head=True)
+    model.code_head_weight[...], model.query_head_weight[...] = jnp.zeros(()), jnp.zeros(())
+    assert Generator.create(model, tables, semantic_ids(), 2, CONFIG).trie.depth == 2
+
+
+def test_the_exhaustive_ranker_needs_an_item_head():
+    model, tables = recommender()
+    config = dataclasses.replace(CONFIG, ranker="exhaustive")
+    with pytest.raises(ValueError, match="has_item_head=False"):
+        Generator.create(model, tables, semantic_ids(), 2, config)
 
 
 def test_without_codes_the_one_prefix_gives_the_items_of_all_beams():
     model, tables = recommender(has_item_head=True)
     config = dataclasses.replace(CONFIG, num_beams=3, num_retrieved=4)
-    generator = Generator.create(model, tables, semantic_ids(), 0, config)
-    found = generator(prompts(), 12)
+    made = ranker(model, tables, 0, config)
+    found = lists(made, small_batch(), 12)
     assert (found.items >= 0).all()
-    everything = generator(prompts(), NUM_ITEMS).items
+    everything = lists(made, small_batch(), NUM_ITEMS).items
     assert (np.sort(everything, axis=1) == np.arange(NUM_ITEMS)).all()
     np.testing.assert_array_equal(everything[:, :12], found.items)
     favoured = found.items[:, 11]  # the last
     features = ItemFeatures(favoured[:, None], np.full((3, 1, 1), 50.0, np.float32))
-    choice = Choice(
-        None, features, np.ones((1, 1), np.float32), dataclasses.replace(config, sigma=1.0)
-    )
-    [biased] = generator.variants(prompts(), 1, [choice])
-    assert np.array_equal(biased.items[:, 0], favoured)
+    inputs = RankingInputs(features=features, weights=np.ones((1, 1), np.float32))
+    changed = dataclasses.replace(config, sigma=1.0)
+    [raised] = variants(made, small_batch(), 1, [inputs], [changed])
+    assert np.array_equal(raised.items[:, 0], favoured)
 
 
 @pytest.mark.parametrize("depth, item_query", [(1, "code"), (2, "token")])
@@ -147,9 +161,9 @@ def test_gains_are_the_smallest_under_which_the_targets_are_about_likeliest(dept
     )
     for chosen, rows in zip((fitted.code, fitted.query), by_gain, strict=True):
         behind = rows[rows.mean(axis=1).argmax()] - rows
-        error = np.maximum(behind.std(axis=1, ddof=1) / len(targets) ** 0.5, WORTH)
+        error = np.maximum(behind.std(axis=1, ddof=1) / len(targets) ** 0.5, MIN_GAIN)
         place = np.flatnonzero(behind.mean(axis=1) <= error)[0]
-        is_worth_it = behind[0].mean() - behind[place].mean() > WORTH
+        is_worth_it = behind[0].mean() - behind[place].mean() > MIN_GAIN
         assert chosen == (GRID[place] if is_worth_it else 0)
 
 

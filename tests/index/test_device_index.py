@@ -1,16 +1,26 @@
 """Promises of sigma_jax/index/device_index.py."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from sigma_jax.generation import fusion
-from sigma_jax.index import device_index as retrieval
+from sigma_jax.index import device_index
+from sigma_jax.index.candidates import SearchInputs
 from sigma_jax.index.device_index import build_device_index
-from sigma_jax.index.trie_build import build_trie
+from sigma_jax.index.trie_build import build_trie, mark_active
 
 ITEMS, CODES, D = 60, 5, 8
-search = jax.jit(retrieval.search, static_argnums=4)
+_search = jax.jit(device_index.search, static_argnums=2)
+
+
+def search(index, queries, leaves, is_valid, count, factor, excluded=None):
+    """Items and cosines [B, M, R] of every beam, and the log normaliser [B, M]."""
+    found = _search(index, SearchInputs(queries, leaves, is_valid, factor, excluded), count)
+    nearest = (found.nearest_of_beams(values) for values in (found.items, found.cosines))
+    return (*nearest, found.log_normaliser)
 
 
 @pytest.fixture
@@ -80,7 +90,7 @@ def test_probabilities_of_a_whole_prefix_sum_to_the_beams(world):
     is_valid = is_valid & (leaves >= 0)
     index = build_device_index(build_trie(codes, 1, CODES), vectors)
     beam_scores = np.where(is_valid, -np.arange(4, dtype=np.float32) - 0.5, -np.inf)
-    factor = fusion.sharpness(beam_scores, is_valid, 0.05, "deviation", 1e-3)
+    factor = fusion.inverse_temperature(beam_scores, is_valid, 0.05, "deviation", 1e-3)
     items, cosines, normaliser = search(index, queries, leaves, is_valid, ITEMS, factor)
     log_prob = fusion.fuse(beam_scores, is_valid, cosines, items >= 0, normaliser, factor)
     np.testing.assert_allclose(np.exp(log_prob).sum(-1), np.exp(beam_scores), rtol=1e-4)
@@ -121,3 +131,63 @@ def test_wrong_count_of_vectors_is_named():
     trie = build_trie(np.zeros((4, 1), np.int32), 1, 1)
     with pytest.raises(ValueError, match="3 item vectors for 4 items"):
         build_device_index(trie, np.ones((3, D), np.float32))
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_extra_candidates_join_the_nearest_once_and_with_their_beam(world, depth):
+    codes, vectors, queries, leaves, is_valid = world
+    if depth == 0:
+        leaves, queries, is_valid = (
+            np.zeros((3, 1), np.int32),
+            queries[:, :1],
+            np.ones((3, 1), bool),
+        )
+    trie = build_trie(codes, depth, CODES)
+    index = build_device_index(trie, vectors)
+    excluded = np.int32([[5, -1], [0, 1], [-1, -1]])
+    extra = np.tile(np.arange(-4, ITEMS + 4, dtype=np.int32), (3, 1))  # some are no items
+    extra[:, :4] = 7  # repeats
+    is_active = np.arange(ITEMS) % 3 > 0
+    inputs = SearchInputs(
+        queries,
+        leaves,
+        is_valid,
+        np.ones(3, np.float32),
+        excluded,
+        extra,
+        None,
+        mark_active(trie, is_active),
+    )
+    found = jax.tree.map(np.asarray, _search(index, inputs, 2))
+    prefixes = sorted(set(codes[:, 0].tolist()))
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for row in range(3):
+        items = found.items[row][found.items[row] >= 0]
+        beams = found.beams[row][found.items[row] >= 0]
+        allowed = set(np.flatnonzero(is_active)) - set(excluded[row].tolist())
+        shown = {prefixes[leaf] for leaf in leaves[row][is_valid[row] & (leaves[row] >= 0)]}
+        expected = {i for i in allowed if depth == 0 or codes[i, 0] in shown}
+        assert set(items) == expected and len(items) == len(expected)
+        for item, beam, cosine in zip(
+            items, beams, found.cosines[row][found.items[row] >= 0], strict=True
+        ):
+            assert depth == 0 or codes[item, 0] == prefixes[leaves[row, beam]]
+            assert cosine == pytest.approx(float(unit[item] @ queries[row, beam]), abs=1e-5)
+
+
+def test_items_nearest_to_the_extra_queries_are_candidates(world):
+    codes, vectors, queries, leaves, is_valid = world
+    index = build_device_index(build_trie(codes, 1, CODES), vectors)
+    own = SearchInputs(queries, leaves, is_valid, np.ones(3, np.float32))
+    others = np.random.default_rng(1).normal(size=(3, D)).astype(np.float32)
+    at_others = dataclasses.replace(
+        own, queries=np.broadcast_to(others[:, None], queries.shape).copy()
+    )
+    wanted = np.asarray(_search(index, at_others, 3).items)
+    found = _search(index, dataclasses.replace(own, extra_queries=others), 3)
+    items = np.asarray(found.items)
+    for row in range(3):
+        assert set(wanted[row]) <= set(items[row]) | {-1}
+    np.testing.assert_array_equal(
+        found.nearest_of_beams(items).reshape(3, -1), np.asarray(_search(index, own, 3).items)
+    )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_index import LEAVES, D, agreement, clustered
 
+from sigma_jax.index.candidates import SearchInputs
 from sigma_jax.index.host_index import HostIndex, leaves_of_items
 from sigma_jax.index.scann_searcher import RECALL
 from sigma_jax.index.trie_build import build_trie
@@ -53,19 +54,22 @@ def test_the_denominator_counts_what_may_not_come(state):
     far = closeness < np.quantile(closeness, 0.6)  # all that ScaNN finds first may not come
     for is_allowed in (None, np.arange(len(table)) % 50 == 0, far):
         shown = index if is_allowed is None else index.only(is_allowed)
-        found = shown.of_beams(queries, leaves, 10, sharpness, near, None)
+        inputs = SearchInputs(queries, leaves, leaves >= 0, sharpness, near)
+        candidates = shown.search_beams(inputs, 10)
+        found_items = candidates.nearest_of_beams(candidates.items)
         for row, beam in np.ndindex(2, 4):
             here = leaf == leaves[row, beam]
             if not here.any():
-                assert found[2][row, beam] == -np.inf and (found[0][row, beam] < 0).all()
+                assert candidates.log_normaliser[row, beam] == -np.inf
+                assert (found_items[row, beam] < 0).all()
                 continue
             products = table @ queries[row, beam]
             mass = np.log(np.exp(products[here] * sharpness[row]).sum())
-            assert found[2][row, beam] == pytest.approx(mass, abs=0.1)
+            assert candidates.log_normaliser[row, beam] == pytest.approx(mass, abs=0.1)
             may_come = here if is_allowed is None else here & is_allowed
             may_come[near[row][near[row] >= 0]] = False
             best = np.flatnonzero(may_come)[np.argsort(-products[may_come])][:10]
-            items = found[0][row, beam]
+            items = found_items[row, beam]
             assert (items >= 0).sum() == len(best)
             assert len(set(items[items >= 0]) & set(best)) >= (len(best) * least(state)) // 1
 
@@ -132,17 +136,20 @@ def test_beams_get_items_what_is_listed_and_the_denominator(state):
     listed[:, -1] = np.iinfo(np.int32).max
     seen = np.full((2, 4), -1, np.int32)
     seen[:, :2] = listed[:, :2]
-    items, products, normaliser = index.of_beams(queries, leaves, 10, sharpness, seen, listed)
+    inputs = SearchInputs(queries, leaves, leaves >= 0, sharpness, seen, listed)
+    found = index.search_beams(inputs, 10)
+    nearest, normaliser = found.nearest_of_beams(found.items), found.log_normaliser
     near = index.search(queries.reshape(6, D), leaves.reshape(-1), 10, list(np.repeat(seen, 3, 0)))
-    np.testing.assert_array_equal(items[:, :, :10].reshape(6, 10), near[0])
+    np.testing.assert_array_equal(nearest.reshape(6, 10), near[0])
     for row in range(2):
         for beam in range(3):
-            found = items[row, beam][items[row, beam] >= 0]
-            assert len(set(found)) == len(found) and not set(found) & set(seen[row])
+            is_here = (found.beams[row] == beam) & (found.items[row] >= 0)
+            items = found.items[row][is_here]
+            assert len(set(items)) == len(items) and not set(items) & set(seen[row])
             here = {i for i in listed[row, :-1] if leaf[i] == leaves[row, beam]} - set(seen[row])
-            assert here <= set(found)
-            got = products[row, beam][items[row, beam] >= 0]
-            np.testing.assert_allclose(got, table[found] @ queries[row, beam], atol=1e-5)
+            assert here <= set(items)
+            got = found.cosines[row][is_here]
+            np.testing.assert_allclose(got, table[items] @ queries[row, beam], atol=1e-5)
             logits = table[leaf == leaves[row, beam]] @ queries[row, beam] * sharpness[row]
             if leaves[row, beam] < 0 or not len(logits):
                 assert normaliser[row, beam] == -np.inf

@@ -5,6 +5,7 @@ import pytest
 from small_index import LEAVES, agreement, clustered
 
 from sigma_jax.index import scann_searcher as searcher
+from sigma_jax.index.candidates import SearchInputs
 from sigma_jax.index.host_index import HostIndex
 
 
@@ -48,7 +49,8 @@ def test_an_index_follows_its_catalogue_and_finds_the_same_when_loaded(tmp_path)
             assert agreement((shown, *kept)) >= 0.95
         asked, at = queries[:8].reshape(2, 4, -1), leaves[:8].reshape(2, 4)
         sharpness = np.array([4.0, 6.0], np.float32)
-        mass = after.of_beams(asked, at, 10, sharpness, None, None)[2]
+        inputs = SearchInputs(asked, at, at >= 0, sharpness)
+        mass = after.search_beams(inputs, 10).log_normaliser
         for row, beam in np.ndindex(2, 4):  # removed items still have their probability
             inside = vectors[known & (number[leaf] == at[row, beam])]
             exact = np.log(np.exp(inside @ asked[row, beam] * sharpness[row]).sum())

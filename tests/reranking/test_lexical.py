@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sigma_jax.reranking.instruction import LexicalArrays, Said, Told
-from sigma_jax.reranking.lexical import MOST_OF_ITEM, LexicalTable, item_words, words_of
+from sigma_jax.reranking.instruction import InstructionInputs, InstructionScorer
+from sigma_jax.reranking.lexical import MAX_ITEM_WORDS, LexicalTable, item_words, words_of
 
 TEXTS = [
     {"title": "Peanut butter, crunchy", "category": "spreads"},
@@ -25,14 +25,12 @@ def table() -> LexicalTable:
 
 
 def features(words: LexicalTable, said) -> np.ndarray:
-    spoken = Said.of(Told(None, jnp.asarray(words.of(said))), LexicalArrays.of(words))
-    every = np.arange(words.of_items.shape[1])[None]
-    same = spoken.at(every, np.zeros((*every.shape, 1)))
-    each = every.repeat(len(said), axis=0)
-    own = spoken.at(each, np.zeros((*each.shape, 1)))
-    np.testing.assert_allclose(own, same, atol=1e-6)
-    assert not same[..., 0].any()
-    return np.asarray(same[..., 1])
+    inputs = InstructionInputs(None, jnp.asarray(words.word_numbers(said)))
+    scorer = InstructionScorer.make(inputs, words.arrays())
+    every = np.arange(words.of_items.shape[1])[None].repeat(len(said), axis=0)
+    scores = scorer.scores(every, np.zeros((*every.shape, 1)))
+    assert not scores[..., 0].any()
+    return np.asarray(scores[..., 1])
 
 
 def naive(said) -> np.ndarray:
@@ -119,10 +117,10 @@ def test_items_behind_others_are_read_alone(first):
 
 
 def test_a_long_text_is_read_from_its_beginning():
-    text = " ".join(f"w{number}" for number in range(MOST_OF_ITEM + 5))
+    text = " ".join(f"w{number}" for number in range(MAX_ITEM_WORDS + 5))
     words = LexicalTable.make([json.dumps({"text": text}), '{"text": "w1"}'], [text], [])
-    assert f"w{MOST_OF_ITEM - 1}" in words.numbers and f"w{MOST_OF_ITEM}" not in words.numbers
-    assert words.of_items.shape == (MOST_OF_ITEM, 2)
+    assert f"w{MAX_ITEM_WORDS - 1}" in words.numbers and f"w{MAX_ITEM_WORDS}" not in words.numbers
+    assert words.of_items.shape == (MAX_ITEM_WORDS, 2)
 
 
 def test_a_catalogue_without_words_matches_nothing():

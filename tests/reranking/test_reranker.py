@@ -7,25 +7,33 @@ import jax
 import numpy as np
 import pytest
 from small_histories import histories_of, plain_data, plain_requests
-from small_recommender import NUM_ITEMS, prompts, recommender, semantic_ids
+from small_ranker import ranker, variants
+from small_recommender import CONFIG, NUM_ITEMS, prompts, recommender
 
-from sigma_jax.generation.config import GenerationConfig
-from sigma_jax.generation.generator import Generator
+from sigma_jax.generation.beam import Prompts
+from sigma_jax.recommender.fitting import sigmas_to_try
+from sigma_jax.reranking.features import RankingInputs
 from sigma_jax.reranking.fit import (
-    LEAST_TARGETS,
-    LEAST_TRUST,
+    MIN_NETWORK_WEIGHT,
+    MIN_TARGETS,
     fit_by_task,
     fit_reranker,
     fit_weights,
     log_loss,
     satisfies_instruction,
 )
-from sigma_jax.reranking.reranker import FEATURES, Counts, Reranker, RerankerConfig, RerankerWeights
+from sigma_jax.reranking.reranker import (
+    FEATURES,
+    FeatureTables,
+    Reranker,
+    RerankerConfig,
+    RerankerWeights,
+)
 from sigma_jax.schema import DAY, TASKS, Requests
 from sigma_jax.tasks.constraints import AllowedItems
 
-REQUESTS = LEAST_TARGETS + 10
-GENERATION = GenerationConfig(30, 30, 0.1, 1.0, 0.05, "exact", "fused", 3, (), 0.0, "exact")
+REQUESTS = MIN_TARGETS + 10
+GENERATION = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=30, sigma=1.0, batch_size=3)
 
 
 def anything(columns) -> np.ndarray:
@@ -82,7 +90,7 @@ def test_fitted_weights_are_those_the_targets_were_drawn_with():
 
 
 def fitted(repeats: bool, count: int = REQUESTS, **model_fields):
-    """A prior fitted where every target is, or is not, of the user's own items."""
+    """Weights fitted where every target is, or is not, of the user's own items."""
     users = [[[i % 30], [(i + 1) % 30], [(i + 2) % 30], [(i + 3) % 30]] for i in range(count)]
     histories = histories_of(users)
     requests = plain_requests(histories).take(np.arange(count))
@@ -97,28 +105,47 @@ def fitted(repeats: bool, count: int = REQUESTS, **model_fields):
     return fit(histories, requests, **model_fields)
 
 
-def many_prompts(count: int, seed: int = 2) -> dict[str, np.ndarray]:
+def many_prompts(count: int, seed: int = 2) -> Prompts:
     batch = prompts(seed=seed).items()
-    return {name: np.resize(table, (count, *table.shape[1:])) for name, table in batch}
+    return Prompts(**{name: np.resize(table, (count, *table.shape[1:])) for name, table in batch})
 
 
-def fit(histories, requests: Requests, generator=None, told=None, **model_fields):
-    """A prior fitted on `requests`, whose prompts have nothing to do with them."""
-    if generator is None:
-        model, tables = recommender(**model_fields)
-        generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
+def fit(histories, requests: Requests, made=None, instruction=None, **model_fields):
+    """A reranker fitted on `requests`, whose prompts have nothing to do with them."""
+    if made is None:
+        made = ranker(*recommender(**model_fields), 1, GENERATION)
     vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    counts = Counts.make(plain_data(histories, NUM_ITEMS), vectors, 5)
-    return fit_reranker(generator, many_prompts(len(requests)), requests, histories, counts, told)
+    tables = FeatureTables.make(plain_data(histories, NUM_ITEMS), vectors, 5)
+    sigmas = sigmas_to_try(GENERATION, 1)
+    configs = [dataclasses.replace(GENERATION, sigma=sigma) for sigma in sigmas]
+    plain = [RankingInputs()] * len(configs)
+    answers = variants(made, many_prompts(len(requests)), 30 * 30, plain, configs)
+    ranked = {
+        sigma: (answer.items, answer.log_probs)
+        for sigma, answer in zip(sigmas, answers, strict=True)
+    }
+
+    def features_of(rows, candidates):
+        columns = tables.at(requests.take(rows), histories, candidates)
+        if instruction is not None:
+            inputs = jax.tree.map(lambda table: table[rows], instruction)
+            columns += list(np.moveaxis(made.instruction_scores(inputs, candidates), -1, 0))
+        return columns
+
+    has_task_head = made.generator.has_task_head
+    return fit_reranker(ranked, requests, features_of, None, has_task_head)
 
 
 def test_repeats_are_wanted_only_where_people_repeat():
-    wanted, figures = fitted(True)
-    assert wanted.weights.of["repeat_count"][0] > 0.5
-    assert figures["prior_loss"] < figures["model_loss"] and figures["prior_targets"] == REQUESTS
+    wanted, metrics = fitted(True)
+    assert wanted.of["repeat_count"][0] > 0.5
+    assert (
+        metrics["reranker_loss"] < metrics["network_loss"]
+        and metrics["reranker_targets"] == REQUESTS
+    )
     unwanted, _ = fitted(False)
-    assert unwanted.weights.of["repeat_count"][0] < -0.5
+    assert unwanted.of["repeat_count"][0] < -0.5
 
 
 def test_what_was_taken_lately_is_wanted_only_where_it_is_taken_again():
@@ -130,32 +157,30 @@ def test_what_was_taken_lately_is_wanted_only_where_it_is_taken_again():
     histories = dataclasses.replace(histories, time=(18_000 + day) * DAY)
     requests = plain_requests(histories).take(np.arange(1, len(items)))
     again = dataclasses.replace(requests, target=items[:-1, 0].astype(np.int32))
-    prior, figures = fit(histories, again)
-    assert prior.weights.of["week"][0] > 0.5
-    assert figures["prior_loss"] < figures["model_loss"] - 0.2
+    weights, metrics = fit(histories, again)
+    assert weights.of["week"][0] > 0.5
+    assert metrics["reranker_loss"] < metrics["network_loss"] - 0.2
     never = (items[:-1, 0] + rng.integers(1, NUM_ITEMS, len(items) - 1)) % NUM_ITEMS
     other, _ = fit(histories, dataclasses.replace(requests, target=never.astype(np.int32)))
-    assert other.weights.of["week"][0] < 0.1
+    assert other.of["week"][0] < 0.1
 
 
 def test_what_instructions_say_counts_only_where_it_is_taken():
     histories = histories_of([[[i % 30], [(i + 1) % 30], [(i + 2) % 30]] for i in range(REQUESTS)])
     requests = plain_requests(histories).take(np.arange(REQUESTS))
-    model, tables = recommender(has_item_head=True)
-    generator = Generator.create(model, tables, semantic_ids(), 1, GENERATION)
-    told = generator.told([""] * REQUESTS, many_prompts(REQUESTS, seed=5))
+    made = ranker(*recommender(has_item_head=True), 1, GENERATION)
+    instruction = made.read_instructions([""] * REQUESTS, many_prompts(REQUESTS, seed=5))
     every = np.tile(np.arange(NUM_ITEMS), (REQUESTS, 1))
-    is_asked = generator.told_at(told, every)[..., 0] == 0
+    is_asked = made.instruction_scores(instruction, every)[..., 0] == 0
     assert 0.05 < is_asked.mean() < 0.9
     rng = np.random.default_rng(0)
     wanted = [rng.choice(np.flatnonzero(row)) for row in is_asked]
     of_any = rng.integers(0, NUM_ITEMS, REQUESTS)
     weights = []
-    for target, given in ((wanted, told), (of_any, told), (wanted, None)):
+    for target, given in ((wanted, instruction), (of_any, instruction), (wanted, None)):
         aimed = dataclasses.replace(requests, target=np.array(target, np.int32))
-        weights.append(
-            fit(histories, aimed, generator, given)[0].weights.of["instruction_score"][0]
-        )
+        fitted_weights, _ = fit(histories, aimed, made, given)
+        weights.append(fitted_weights.of["instruction_score"][0])
     assert weights[0] > 0.3 and weights[1] < weights[0] / 2 and weights[2] == 0
 
 
@@ -177,7 +202,7 @@ def test_a_target_far_behind_has_a_finite_loss():
 def test_each_task_has_weights_of_its_own_where_it_has_targets():
     """JustForYou and Query want what users had, Discover what they had not, Holiday is rare."""
     rng = np.random.default_rng(0)
-    task = np.repeat([0, 1, 4, 6], [100, 100, 100, LEAST_TARGETS - 1])
+    task = np.repeat([0, 1, 4, 6], [100, 100, 100, MIN_TARGETS - 1])
     columns = [rng.normal(size=(len(task), 12)).astype(np.float32) for _ in range(3)]
     own = np.where(task == 4, -2.0, 1.0)
     scores = columns[0] + own[:, None] * columns[2]
@@ -188,11 +213,11 @@ def test_each_task_has_weights_of_its_own_where_it_has_targets():
     assert (by_task[[0, 1], 2] > 0.6).all() and by_task[4, 2] < -1.2
     np.testing.assert_array_equal(by_task[[2, 3, 5, 6]], np.tile(common, (4, 1)))
     assert losses.mean() < loss
-    prior, figures = fitted(True, has_task_head=True)
+    weights, metrics = fitted(True, has_task_head=True)
     # Of one task alone its weights are at least as good as all tasks', whichever sigma is best.
-    assert figures["prior_loss"] <= fitted(True)[1]["prior_loss"] + 1e-6
-    assert all(len(prior.weights.of[name]) == len(TASKS) for name in FEATURES)
-    assert figures["prior_own_JustForYou"] == prior.weights.of["repeat_count"][0]
+    assert metrics["reranker_loss"] <= fitted(True)[1]["reranker_loss"] + 1e-6
+    assert all(len(weights.of[name]) == len(TASKS) for name in FEATURES)
+    assert metrics["weight_repeat_count_JustForYou"] == weights.of["repeat_count"][0]
 
 
 def test_what_tells_nothing_of_a_task_has_no_weight_there():
@@ -207,9 +232,9 @@ def test_what_tells_nothing_of_a_task_has_no_weight_there():
 
 
 def test_too_few_targets_leave_the_model_alone():
-    prior, figures = fitted(True, count=8)
-    assert prior.weights == RerankerWeights(GENERATION.sigma, dict.fromkeys(FEATURES, (0.0,)))
-    assert figures == {"prior_targets": 8}
+    weights, metrics = fitted(True, count=8)
+    assert weights == RerankerWeights(GENERATION.sigma, dict.fromkeys(FEATURES, (0.0,)))
+    assert metrics == {"reranker_targets": 8}
 
 
 def test_a_model_without_knowledge_keeps_a_positive_weight():
@@ -217,21 +242,21 @@ def test_a_model_without_knowledge_keeps_a_positive_weight():
     columns = [rng.normal(size=(200, 8)).astype(np.float32) for _ in range(3)]
     target = (columns[1] - columns[0]).argmax(axis=1)
     loss, weights, plain = fit_weights(columns, target, anything(columns))
-    assert weights[0] == LEAST_TRUST and weights[1] > 1 and loss < plain
+    assert weights[0] == MIN_NETWORK_WEIGHT and weights[1] > 1 and loss < plain
 
 
-def test_saved_prior_is_the_same(tmp_path):
+def test_a_saved_reranker_is_the_same(tmp_path):
     histories = histories_of([[[1], [2], [3], [4]], [[3, 5], [2], [6], [7]]])
     vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))[0]
     weights = RerankerWeights("deviation", dict.fromkeys(FEATURES, (0.5, -2.0)))
-    prior = Reranker(weights, Counts.make(plain_data(histories), vectors, 4))
-    prior.save(tmp_path)
+    saved = Reranker(weights, FeatureTables.make(plain_data(histories), vectors, 4))
+    saved.save(tmp_path)
     loaded = Reranker.load(tmp_path)
-    assert loaded.weights == prior.weights
+    assert loaded.weights == saved.weights
     requests = plain_requests(histories)
-    mine, other = (p.counts.features(requests, histories) for p in (prior, loaded))
+    mine, other = (p.tables.features(requests, histories) for p in (saved, loaded))
     jax.tree.map(np.testing.assert_array_equal, mine, other)
-    for name in ("near.npz", "trends.npz"):
+    for name in ("embedding_neighbours.npz", "trends.npz"):
         whole = (tmp_path / name).read_bytes()
         spoilt = whole[:60] + b"?" * 60 + whole[120:]
         for part in (b"", b"no archive", whole[: len(whole) // 2], spoilt):
@@ -239,11 +264,13 @@ def test_saved_prior_is_the_same(tmp_path):
             with pytest.raises(ValueError, match="damaged"):
                 Reranker.load(tmp_path)
         (tmp_path / name).write_bytes(whole)
-    (tmp_path / "prior.json").write_text(json.dumps({"sigma": 1.0, "of": {"covisitation": [1.0]}}))
+    (tmp_path / "reranker.json").write_text(
+        json.dumps({"sigma": 1.0, "of": {"covisitation": [1.0]}})
+    )
     with pytest.raises(ValueError, match="damaged"):
         Reranker.load(tmp_path)
-    (tmp_path / "prior.json").unlink()
-    with pytest.raises(ValueError, match=r"prior\.json"):
+    (tmp_path / "reranker.json").unlink()
+    with pytest.raises(ValueError, match=r"reranker\.json"):
         Reranker.load(tmp_path)
 
 
