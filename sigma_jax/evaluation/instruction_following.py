@@ -96,8 +96,10 @@ def combined(requests: Requests, data: PreparedData) -> tuple[Bool[np.ndarray, "
     changed = requests.take(np.flatnonzero(usable))
     names = {task: instructions.slot_value_texts(data, task) for task in (*THEMED, "Category")}
     texts = [
-        COMBINED_WORDING.format(theme=names[TASKS[task]][theme], category=names["Category"][own])
-        for task, theme, own in zip(changed.task, changed.slot_value, category[usable], strict=True)
+        COMBINED_WORDING.format(theme=names[TASKS[task]][theme], category=names["Category"][main])
+        for task, theme, main in zip(
+            changed.task, changed.slot_value, category[usable], strict=True
+        )
     ]
     return usable, dataclasses.replace(changed, instruction=texts)
 

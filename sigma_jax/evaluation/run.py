@@ -39,7 +39,6 @@ from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.runtime.files import read_json
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.stages import artifact_names
-from sigma_jax.tasks import instructions
 from sigma_jax.tasks.constraints import allowed_items
 from sigma_jax.teacher.sasrec import load_sasrec
 
@@ -150,7 +149,7 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
     if is_refitted:
         methods = {"SIGMA before refit": before_refit.options}
         rankings |= before_refit.rankings_by_mode(requests, methods)[0]
-    has_instructions = evaluator.wordings is not instructions.WITHOUT_INSTRUCTIONS
+    has_instructions = evaluator.recommender.spec.has_instructions
     if has_instructions:
         unseen = evaluator.unseen_wording(requests)
         rankings["SIGMA, unseen wording"] = {"include_seen": unseen}
