@@ -57,32 +57,8 @@ def fit(
         or `train.keep_best` names no metric of the report.
       Stopped: SIGTERM came; the state is saved.
     """
-    train, optimizer_config = in_steps(task, fields)
-    last_step = math.ceil(share * train.steps)
-    if fields.train.epochs:
-        log_length(name, last_step, train.steps, fields.train, task.epoch_steps)
-    sharding.check_rows(task.batch_rows, mesh, train.accumulate)
-    tables = sharding.place_tables(task.tables(), mesh)
-    state, template, optimizer = init_state(
-        task.model(nnx.Rngs(seed)),
-        task.param_group,
-        optimizer_config,
-        train.steps,
-        mesh,
-        has_average=train.average_over > 0,
-    )
-    step = make_step(
-        task.loss,
-        template,
-        optimizer,
-        optimizer_config,
-        train.steps,
-        seed,
-        state,
-        train.average_over,
-        train.accumulate,
-    )
-    run = _Run(task, train, last_step, name, folder, mesh, tables, template, step)
+    run, state = _start(task, fields, folder, mesh, seed, name, share)
+    train = run.train
     with Checkpoints(folder, train.keep_checkpoints, recipe) as checkpoints, StopSignal() as stop:
         state, start = checkpoints.restore(state)
         best = BestCheckpoint(folder, recipe, train.keep_best, state)
@@ -168,6 +144,38 @@ class _Run:
         if metrics is None:
             metrics = hosts.by_first(lambda: self.task.report(model, tables))
         return model, tables, metrics
+
+
+def _start(
+    task: Task, fields: Any, folder: Path, mesh: Mesh, seed: int, name: str, share: float
+) -> tuple[_Run, TrainState]:
+    """(the run, the state before its first step) with the arguments of `fit`."""
+    train, optimizer_config = in_steps(task, fields)
+    last_step = math.ceil(share * train.steps)
+    if fields.train.epochs:
+        log_length(name, last_step, train.steps, fields.train, task.epoch_steps)
+    sharding.check_rows(task.batch_rows, mesh, train.accumulate)
+    tables = sharding.place_tables(task.tables(), mesh)
+    state, template, optimizer = init_state(
+        task.model(nnx.Rngs(seed)),
+        task.param_group,
+        optimizer_config,
+        train.steps,
+        mesh,
+        has_average=train.average_over > 0,
+    )
+    step = make_step(
+        task.loss,
+        template,
+        optimizer,
+        optimizer_config,
+        train.steps,
+        seed,
+        state,
+        train.average_over,
+        train.accumulate,
+    )
+    return _Run(task, train, last_step, name, folder, mesh, tables, template, step), state
 
 
 def numbered_batches(
