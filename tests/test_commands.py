@@ -18,7 +18,7 @@ from sigma_jax import train
 from sigma_jax.evaluation.run import evaluate
 from sigma_jax.recommend import recommend_one
 from sigma_jax.recommender.recommender import RecommendOptions
-from sigma_jax.runtime import cli
+from sigma_jax.runtime import cli, fit
 from sigma_jax.runtime.artifacts import read_manifest
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.process import locked
@@ -324,7 +324,7 @@ def test_another_reranker_is_fitted_without_training_again(tables_folder, workdi
     assert "made with config.reranker.neighbours = 100, this run has 7;" in line
     assert line.endswith(f"or delete {workdir / 'sft'} and run again.")
     shutil.rmtree(workdir / "sft")
-    monkeypatch.setattr(train, "make_step", lambda *_: pytest.fail)  # nothing is trained
+    monkeypatch.setattr(fit, "make_step", lambda *_: pytest.fail)  # nothing is trained
     run_train(config, workdir)
     assert read_manifest(workdir, "sft").config["reranker"]["neighbours"] == 7
     assert metrics.read_text() == before
