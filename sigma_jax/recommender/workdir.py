@@ -32,8 +32,8 @@ def load_workdir(workdir: Path, beams: int = 0) -> OpenWorkdir:
     check_inputs(workdir, "sft")
     data = PreparedData.load(workdir / "data")
     parts = RecommenderParts.of_workdir(workdir, data)
-    own = parts.spec.generation
-    generation = dataclasses.replace(own, num_beams=beams or own.num_beams)
+    generation = parts.spec.generation
+    generation = dataclasses.replace(generation, num_beams=beams or generation.num_beams)
     prepared = read_manifest(workdir, "data")
     settings = prepared.config["data"]
     has_sessions = prepared.metrics["sessions_hold_several_items"]

@@ -262,8 +262,8 @@ def text_encoder(bundle: Bundle) -> Callable[[list[str]], Float32[np.ndarray, "n
     folder = bundle.folder / "model"
     if (folder / "encoder").exists():
         return load_encoder(folder / "encoder")
-    own = folder / "sentence_encoder"
-    name = str(own) if own.exists() else bundle.items["text_encoder"]
+    given = folder / "sentence_encoder"
+    name = str(given) if given.exists() else bundle.items["text_encoder"]
     if not name:
         raise ValueError(
             "the training got its text vectors from a file; give those of the new items as "

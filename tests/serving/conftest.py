@@ -14,6 +14,6 @@ def data(trained) -> PreparedData:
 
 
 @pytest.fixture
-def own(exported, tmp_path) -> Path:
+def export_copy(exported, tmp_path) -> Path:
     """A copy of the export, in another folder, that a test may change."""
     return Path(shutil.copytree(exported, tmp_path / "elsewhere"))

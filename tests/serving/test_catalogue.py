@@ -26,23 +26,19 @@ from sigma_jax.serving.engine import CatalogueSnapshot, SnapshotSettings
 
 
 def as_new(data, rows) -> list[dict]:
-    """Items of the catalogue under other ids: the text says nothing of the id."""
-    found = []
-    for row in rows:
-        text = json.loads(data.catalogue.texts([row])[0])
-        found.append({"item_id": f"copy{row}", **text})
-    return found
+    """Items of the catalogue under new ids, which their texts do not hold."""
+    return [{"item_id": f"copy{row}", **json.loads(data.catalogue.texts([row])[0])} for row in rows]
 
 
-def added(own, data, tmp_path, rows, name="items.jsonl"):
-    bundle = Bundle.open(own)
+def with_items(export_copy, data, tmp_path, rows, name="items.jsonl"):
+    bundle = Bundle.open(export_copy)
     items = read_items(str(write_rows(tmp_path / name, rows)), bundle)
     return bundle, add_items(bundle, bundle.version(), items, {})
 
 
-def test_an_item_with_the_text_of_another_gets_its_vectors_and_codes(own, data, tmp_path):
+def test_an_item_with_the_text_of_another_gets_its_vectors_and_codes(export_copy, data, tmp_path):
     """Its text alone decides; other vectors are means of its neighbours' vectors."""
-    bundle, version = added(own, data, tmp_path, as_new(data, [5, 17]))
+    bundle, version = with_items(export_copy, data, tmp_path, as_new(data, [5, 17]))
     first = bundle.version()
     for place, row in enumerate((5, 17)):
         number = len(first) + place
@@ -58,15 +54,15 @@ def test_an_item_with_the_text_of_another_gets_its_vectors_and_codes(own, data, 
     assert (version.semantic_ids.codes[: len(first)] == first.semantic_ids.codes).all()
 
 
-def test_new_items_are_recommended_at_once_and_old_answers_stay(own, data, tmp_path):
-    bundle, version = added(own, data, tmp_path, new_items(3))
+def test_new_items_are_recommended_at_once_and_old_answers_stay(export_copy, data, tmp_path):
+    bundle, version = with_items(export_copy, data, tmp_path, new_items(3))
     settings = SnapshotSettings("tea", beams=8)
     before = CatalogueSnapshot.load(bundle, settings=settings)
     assert version.catalogue.categories.to_pylist()[-1] == "Novelties"
     assert bundle.add_version(version, "three soaps") == "0002"
     assert bundle.state()["active"] == "0001"
     bundle.activate("0002")
-    after = CatalogueSnapshot.load(Bundle.open(own), settings=settings)
+    after = CatalogueSnapshot.load(Bundle.open(export_copy), settings=settings)
     path = write_rows(tmp_path / "u.jsonl", users_of(data, 6))
     batch = only(after.parser.read(str(path), 9))
     count = len(version)
@@ -82,8 +78,8 @@ def test_new_items_are_recommended_at_once_and_old_answers_stay(own, data, tmp_p
     assert (after.recommend(batch, RecommendOptions(5)).items >= 0).all()
 
 
-def test_any_version_can_be_activated_and_rolled_back(own, data, tmp_path):
-    bundle, version = added(own, data, tmp_path, new_items(1))
+def test_any_version_can_be_activated_and_rolled_back(export_copy, data, tmp_path):
+    bundle, version = with_items(export_copy, data, tmp_path, new_items(1))
     second = bundle.add_version(version, "one more")
     third = bundle.add_version(set_active(version, ["i000", "new0"], False), "two less")
     assert bundle.names() == ["0001", second, third]
@@ -98,23 +94,23 @@ def test_any_version_can_be_activated_and_rolled_back(own, data, tmp_path):
         bundle.activate("0009")
     bundle.activate(second)
     bundle.activate(third)
-    shutil.rmtree(own / "catalogue" / second)
+    shutil.rmtree(export_copy / "catalogue" / second)
     with pytest.raises(ValueError, match=second):
         bundle.rollback()
     assert bundle.state()["active"] == third
 
 
 @pytest.mark.parametrize("files", [None, ["a"], {"a": 1}])
-def test_a_manifest_of_another_shape_is_damaged(own, files):
-    path = own / "manifest.json"
+def test_a_manifest_with_a_malformed_list_of_files_is_damaged(export_copy, files):
+    path = export_copy / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"files": files}))
     with pytest.raises(ValueError, match=r"manifest.json is missing or damaged"):
-        Bundle.open(own)
+        Bundle.open(export_copy)
 
 
-def test_items_that_cannot_be_added_or_removed_are_named(own, data, tmp_path):
-    bundle = Bundle.open(own)
+def test_items_that_cannot_be_added_or_removed_are_named(export_copy, data, tmp_path):
+    bundle = Bundle.open(export_copy)
     first = bundle.version()
 
     def complaint(call, *arguments):
@@ -149,8 +145,8 @@ def test_items_that_cannot_be_added_or_removed_are_named(own, data, tmp_path):
     np.testing.assert_array_equal(set_active(gone, ["i001"], True).is_active, first.is_active)
 
 
-def test_the_text_of_a_new_item_is_made_as_in_training(own, tmp_path):
-    bundle = Bundle.open(own)
+def test_the_text_of_a_new_item_is_made_as_in_training(export_copy, tmp_path):
+    bundle = Bundle.open(export_copy)
     row = new_items(1)[0]
     path = tmp_path / "new.csv"
     names = ["price", "colour", *[name for name in row if name != "price"]]
@@ -173,8 +169,8 @@ def test_neighbour_lists_do_not_grow_with_the_catalogue():
     assert near[:70, 70:].nnz > 50  # lists of old items hold new ones
 
 
-def test_given_vectors_of_new_items_are_kept(own, data, tmp_path):
-    bundle = Bundle.open(own)
+def test_given_vectors_of_new_items_are_kept(export_copy, data, tmp_path):
+    bundle = Bundle.open(export_copy)
     items = read_items(str(write_rows(tmp_path / "new.jsonl", new_items(2))), bundle)
     given = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
     version = add_items(bundle, bundle.version(), items, {"id": given})
@@ -185,8 +181,8 @@ def test_given_vectors_of_new_items_are_kept(own, data, tmp_path):
     "name", ["model/weights.safetensors", "model/backbone/model.safetensors", "model/items.json"]
 )
 @pytest.mark.parametrize("how", ["missing", "damaged"])
-def test_a_damaged_export_is_refused(own, name, how):
-    path = own / name
+def test_a_damaged_export_is_refused(export_copy, name, how):
+    path = export_copy / name
     if how == "missing":
         path.unlink()
     else:
@@ -194,13 +190,13 @@ def test_a_damaged_export_is_refused(own, name, how):
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} is {how}"):
-        Bundle.open(own)
+        Bundle.open(export_copy)
 
 
-def test_a_damaged_version_is_refused_and_the_one_before_serves(own, data, tmp_path):
-    bundle, version = added(own, data, tmp_path, new_items(1))
+def test_a_damaged_version_is_refused_and_the_one_before_serves(export_copy, data, tmp_path):
+    bundle, version = with_items(export_copy, data, tmp_path, new_items(1))
     bundle.activate(bundle.add_version(version, "one more"))
-    path = own / "catalogue" / "0002" / "fused.npy"
+    path = export_copy / "catalogue" / "0002" / "fused.npy"
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"fused\.npy is damaged"):
         bundle.version()
@@ -208,16 +204,16 @@ def test_a_damaged_version_is_refused_and_the_one_before_serves(own, data, tmp_p
     assert len(bundle.version()) == len(version) - 1
 
 
-def test_other_formats_and_folders_that_are_none_are_refused(own, tmp_path):
-    manifest = json.loads((own / MANIFEST).read_text())
-    (own / MANIFEST).write_text(json.dumps(manifest | {"format": 99}))
+def test_other_formats_and_other_folders_are_refused(export_copy, tmp_path):
+    manifest = json.loads((export_copy / MANIFEST).read_text())
+    (export_copy / MANIFEST).write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(ValueError, match="has format 99"):
-        Bundle.open(own)
+        Bundle.open(export_copy)
     with pytest.raises(ValueError, match="is no export"):
         Bundle.open(tmp_path)
 
 
-def test_an_export_is_whole_or_not_there(trained, exported, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_nothing_behind(trained, exported, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="exists already"):
         export(trained[1], exported)
 
@@ -238,11 +234,11 @@ def test_orbax_holds_the_backbone_as_it_was_trained(trained, data, tmp_path):
     stored["backbone"]["dtype"] = "bfloat16"
     path.write_text(json.dumps(stored))
     export(workdir, tmp_path / "out")
-    found = ocp.load(tmp_path / "out" / "model" / "orbax")
-    own = load_backbone(workdir / "sft" / "backbone", dtype="float32", param_dtype="float32")
+    stored = ocp.load(tmp_path / "out" / "model" / "orbax")
+    backbone = load_backbone(workdir / "sft" / "backbone", dtype="float32", param_dtype="float32")
     network = RecommenderParts.of_workdir(workdir, data).network
     assert network.backbone.layers["gate"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(found["backbone.layers.gate"], own.layers["gate"][...])
+    np.testing.assert_array_equal(stored["backbone.layers.gate"], backbone.layers["gate"][...])
 
 
 def test_orbax_and_safetensors_hold_the_same_parameters(trained, exported, data):

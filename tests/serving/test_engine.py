@@ -171,10 +171,10 @@ def test_threads_get_the_profiles_of_their_own_requests(data, snapshot):
     assert not wrong
 
 
-def test_a_new_version_compiles_nothing_and_no_answer_mixes_two(own, data, tmp_path):
+def test_a_new_version_compiles_nothing_and_no_answer_mixes_two(export_copy, data, tmp_path):
     """Threads send requests while the catalogue changes."""
-    engine = RecommendationEngine(own, SETTINGS)
-    bundle = Bundle.open(own)
+    engine = RecommendationEngine(export_copy, SETTINGS)
+    bundle = Bundle.open(export_copy)
     path = write_rows(tmp_path / "users.jsonl", users_of(data, 8))
     batch = only(engine.current.parser.read(str(path), 100))
     first = engine.current.version
@@ -211,9 +211,9 @@ def test_a_new_version_compiles_nothing_and_no_answer_mixes_two(own, data, tmp_p
     assert compiled() == before
 
 
-def test_no_request_waits_for_a_compilation_when_a_version_needs_larger_arrays(own, data, tmp_path):
-    engine, rows = RecommendationEngine(own, SETTINGS), users_of(data, 3)
-    bundle, before = Bundle.open(own), engine.current.version
+def test_no_request_waits_for_the_compilation_of_a_larger_version(export_copy, data, tmp_path):
+    engine, rows = RecommendationEngine(export_copy, SETTINGS), users_of(data, 3)
+    bundle, before = Bundle.open(export_copy), engine.current.version
     many = new_items(len(before))
     items = read_items(str(write_rows(tmp_path / "new.jsonl", many)), bundle)
     bundle.activate(bundle.add_version(add_items(bundle, before, items, {}), "twice as many"))
@@ -223,8 +223,8 @@ def test_no_request_waits_for_a_compilation_when_a_version_needs_larger_arrays(o
     assert engine.refresh()
     counts.append(sum(compiled()))
     new = [{**row, "history": [*row["history"], many[0]["item_id"]]} for row in rows]
-    for asked in (rows, rows[:1]):
-        assert engine.recommend(asked)[0]["version"] == engine.current.name
+    for some in (rows, rows[:1]):
+        assert engine.recommend(some)[0]["version"] == engine.current.name
     counts.append(sum(compiled()))
     assert counts[0] < counts[1] == counts[2]
     engine.recommend(new)
@@ -232,8 +232,8 @@ def test_no_request_waits_for_a_compilation_when_a_version_needs_larger_arrays(o
     assert engine.refresh() and engine.current.name == "0001"  # it does not know many[0]
 
 
-def test_rows_are_answered_as_the_command_does(own, data, tmp_path):
-    engine, rows = RecommendationEngine(own, SETTINGS), users_of(data, 3)
+def test_rows_are_answered_as_the_command_does(export_copy, data, tmp_path):
+    engine, rows = RecommendationEngine(export_copy, SETTINGS), users_of(data, 3)
     output, options = tmp_path / "found.jsonl", RecommendOptions(4, exclude_seen=True)
     path = str(write_rows(tmp_path / "users.jsonl", rows))
     recommend_file(engine.current, path, output, options)

@@ -67,10 +67,10 @@ def same_lists(bundle, rows, tmp_path):
 
 
 def test_an_index_is_exported_and_follows_the_catalogue(indexed, data, tmp_path):
-    own = Path(shutil.copytree(indexed, tmp_path / "own"))
-    bundle, rows = Bundle.open(own), users_of(data, 12)
+    folder = Path(shutil.copytree(indexed, tmp_path / "folder"))
+    bundle, rows = Bundle.open(folder), users_of(data, 12)
     found = same_lists(bundle, rows, tmp_path)
-    engine = RecommendationEngine(own, settings())
+    engine = RecommendationEngine(folder, settings())
     removed = np.unique(found.items[:, 0])[:3]
     version = bundle.version()
     assert set(version.index.recall) and min(version.index.recall.values()) >= searcher.RECALL

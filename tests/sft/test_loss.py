@@ -45,12 +45,12 @@ def naive_query(model, head, hidden, row_items, seen, vectors) -> np.ndarray:
     """The query of a head, with its pointer over the items of the row that it sees."""
     scale, no_item, gain = np.asarray(model.pointer_scale[...], np.float64)
     pointer = unit(hidden @ np.asarray(model.pointer_head[...]))
-    weights, found = [np.exp(no_item)], np.zeros(vectors.shape[1])
+    weights, pointed = [np.exp(no_item)], np.zeros(vectors.shape[1])
     for place in np.flatnonzero(seen & (row_items >= 0)):
         weight = np.exp(scale * vectors[row_items[place]] @ pointer)
         weights.append(weight)
-        found += weight * vectors[row_items[place]]
-    return unit(unit(hidden @ np.asarray(head[...])) + gain * found / sum(weights))
+        pointed += weight * vectors[row_items[place]]
+    return unit(unit(hidden @ np.asarray(head[...])) + gain * pointed / sum(weights))
 
 
 def naive_losses(task, model, tables, batch) -> tuple[float, float]:
@@ -158,8 +158,8 @@ def test_shared_negatives_of_the_whole_catalogue_give_the_same_loss(trained, pap
     shared = make_task(trained, model=fields, negatives_per_target=0, num_negatives=1_000)
     tables, batch = placed(paper.tables()), placed(paper.batches()[0])
     arguments = paper_model, tables, batch, jax.random.key(0)
-    own, batch = (jax.jit(t.loss)(*arguments)[1]["infonce_loss"] for t in (paper, shared))
-    np.testing.assert_allclose(own, batch, rtol=1e-5)
+    of_own, of_batch = (jax.jit(t.loss)(*arguments)[1]["infonce_loss"] for t in (paper, shared))
+    np.testing.assert_allclose(of_own, of_batch, rtol=1e-5)
 
 
 def test_targets_of_a_batch_are_negatives_of_one_another(trained, model):
@@ -252,9 +252,9 @@ def test_the_task_of_an_instruction_is_learnt_beside_the_items(trained, task):
         if host["target_task"][row, place] == HISTORY_TASK:
             continue
         logits = hidden[row, host["start_position"][row, place]] @ head
-        asked = host["target_task"][row, place]
-        total -= logits[asked] - np.log(np.exp(logits).sum())
-        right += logits.argmax() == asked
+        right_task = host["target_task"][row, place]
+        total -= logits[right_task] - np.log(np.exp(logits).sum())
+        right += logits.argmax() == right_task
         count += 1
     np.testing.assert_allclose(metrics["task_loss"], total / count, rtol=1e-5)
     np.testing.assert_allclose(metrics["task_accuracy"], right / count, rtol=1e-5)

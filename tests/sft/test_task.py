@@ -130,7 +130,7 @@ def run_stages(tables: Path, workdir: Path, die_at: int = 0, devices: int = 1) -
 
 
 def without_stage_3(trained, folder: Path) -> Path:
-    other = shutil.copytree(trained[1], folder / "again")
+    other = shutil.copytree(trained[1], folder / "second")
     shutil.rmtree(other / "sft")
     shutil.rmtree(other / "train" / "sft")
     return other
@@ -230,27 +230,26 @@ def test_a_recommender_of_an_earlier_version_is_refused(trained, tmp_path):
 
 def test_refitting_sees_validation_targets_and_no_test_target(trained):
     task = make_task(trained, refits=True)
-    again = task.refit()
+    refit = task.refit()
     assert make_task(trained).refit() is None
     histories = task.data.histories
 
     def interactions(folder):
         """Per user, the items of its longest record, targets included."""
         shards = open_shards(folder, RECORDS)
-        found = {}
+        longest = {}
         for number in range(len(shards)):
             record = Record.from_bytes(shards[number])
-            found[record.user] = max(found.get(record.user, 0), len(record.item))
-        return found
+            longest[record.user] = max(longest.get(record.user, 0), len(record.item))
+        return longest
 
-    before, after = interactions(task.records), interactions(again.records)
+    before, after = interactions(task.records), interactions(refit.records)
     grown = 0
     for user, count in after.items():
-        most = histories.test_start[user] - histories.offsets[user]
-        assert count <= most
+        assert count <= histories.test_start[user] - histories.offsets[user]
         grown += count > before.get(user, 0)
     assert grown > 5
-    assert not len(again.validation({"JustForYou": 50}))
+    assert not len(refit.validation({"JustForYou": 50}))
 
 
 def test_a_refit_keeps_the_reranker_s_weights_and_changes_network_and_counts(trained, tmp_path):
