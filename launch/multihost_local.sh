@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A command in several processes of this machine, as on the hosts of a slice:
+# Runs a command in several processes of this machine, as on the hosts of a slice:
 #
 #     launch/multihost_local.sh 2 python -m sigma_jax.train --config=configs/sft.py:smoke
 #
-# DEVICES=4 gives each process so many simulated CPU devices (1 if not given). When one process
-# fails the others are ended; SIGTERM and Ctrl-C are passed on to all.
+# DEVICES=4 gives each process 4 simulated CPU devices; the default is 1. When one process fails, the
+# script kills the others. It passes SIGTERM and Ctrl-C on to all processes.
 set -euo pipefail
 
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then

@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# Training on a slice of TPUs in Google Cloud, from this machine (it needs gcloud, logged in):
+# Trains on a TPU slice in Google Cloud, from this machine; gcloud has to be logged in:
 #
 #     ZONE=us-west4-a SHARED=gs://my-bucket launch/tpu_vm.sh train my-slice \
 #         python -m sigma_jax.train --config=configs/sft.py:qwen3_0p6b --workdir=shared/run
 #
-#     launch/tpu_vm.sh train  NAME COMMAND ...  all of it: create or reuse, install, run, follow; a
-#                                               spot slice that was taken away is asked for again
-#     launch/tpu_vm.sh create NAME              ask for the slice and wait for it; reuse one that is there
-#     launch/tpu_vm.sh install NAME             this checkout's last commit, on all hosts
+#     launch/tpu_vm.sh train  NAME COMMAND ...  create, install, run and logs; requests a preempted
+#                                               spot slice again
+#     launch/tpu_vm.sh create NAME              request the slice and wait for it; reuse an active one
+#     launch/tpu_vm.sh install NAME             install this checkout's last commit on all hosts
 #     launch/tpu_vm.sh run    NAME COMMAND ...  start COMMAND on all hosts
 #     launch/tpu_vm.sh logs   NAME              follow the first host's log until the run ends
-#     launch/tpu_vm.sh stop   NAME              SIGTERM on all hosts: the run saves and ends
-#     launch/tpu_vm.sh delete NAME              give the slice back: nothing is paid for any more
+#     launch/tpu_vm.sh stop   NAME              send SIGTERM on all hosts: the run saves and ends
+#     launch/tpu_vm.sh delete NAME              delete the slice; its costs end
 #
-# ZONE      where; needed
-# TYPE      v5litepod-16 if not given; v5litepod-64, v6e-16, v5p-16, ...
-# SHARED    storage that all hosts mount at ~/shared: gs://BUCKET (make it with a hierarchical
-#           namespace: artifacts are renamed folders) or ADDRESS:/SHARE by NFS. A slice of several
-#           hosts needs it, and a spot slice to continue.
-# SPOT      1: a slice that may be taken away at any time, for less
-# PROJECT   gcloud's own if not given
-# RUNTIME   the image; by TYPE if not given
+# ZONE      zone of the slice; required
+# TYPE      default v5litepod-16; or v5litepod-64, v6e-16, v5p-16, ...
+# SHARED    storage that all hosts mount at ~/shared: gs://BUCKET, or ADDRESS:/SHARE for NFS. A
+#           bucket needs a hierarchical namespace, because artifacts are renamed folders. SHARED is
+#           needed on slices of several hosts, and on spot slices so that a run can continue.
+# SPOT      1 requests a spot slice, which costs less and may be preempted at any time
+# PROJECT   default: gcloud's own project
+# RUNTIME   image of the hosts; default by TYPE
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -57,23 +57,23 @@ state() {
 }
 
 create() {
-    local asked=
+    local requested=
     while true; do
         local now
         now=$(state)
         case $now in
             ACTIVE) return ;;
             "")
-                [[ -z $asked ]] || fail "gcloud did not make $name; run its command by hand."
-                asked=yes
-                echo "asking for $name, $type" >&2
+                [[ -z $requested ]] || fail "gcloud did not create $name; run its command by hand."
+                requested=yes
+                echo "requesting $name, $type" >&2
                 cloud queued-resources create "$name" --node-id="$name" \
                     --accelerator-type="$type" --runtime-version="$runtime" ${SPOT:+--spot}
                 ;;
             FAILED | SUSPENDED)
-                echo "$name is $now: asking again" >&2
+                echo "$name is $now: requesting it again" >&2
                 delete
-                asked=
+                requested=
                 ;;
             *) sleep "${POLL:-20}" ;;
         esac
@@ -126,7 +126,7 @@ run() {
     [[ $* != *sigma_jax.train* || $* == *--distributed* ]] || words+=--distributed
     on_hosts all "cd ~/sigma_jax
         if [ -e ~/run.pid ] && kill -0 \$(cat ~/run.pid) 2>/dev/null; then
-            echo 'error: a run is under way; stop it first' >&2
+            echo 'error: a run is active; stop it first' >&2
             exit 1
         fi
         rm -f ~/run.status
@@ -135,7 +135,7 @@ run() {
         echo \$! >~/run.pid"
 }
 
-logs() { # its exit status is that of the run; 255 where the host cannot be reached
+logs() { # the exit status is that of the run, or 255 if the host cannot be reached
     on_hosts 0 'tail -n +1 --pid=$(cat ~/run.pid) -F ~/run.log 2>/dev/null
         exit $(cat ~/run.status 2>/dev/null || echo 254)'
 }
@@ -155,7 +155,7 @@ train() {
             return "$status"
         fi
         [[ -n ${SPOT:-} ]] || fail "$name is gone; the same command continues on a new slice."
-        echo "$name was taken away: asking for another" >&2
+        echo "$name was preempted: requesting another slice" >&2
     done
 }
 

@@ -1,4 +1,4 @@
-"""launch/run_all: what it gives on to the command."""
+"""launch/run_all passes the right words on to the command."""
 
 import os
 import subprocess
@@ -23,8 +23,8 @@ def test_run_all_tells_its_folder_from_a_flag(tmp_path, words, preset, workdir, 
     (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "python").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    said = subprocess.run(
+    output = subprocess.run(
         [SCRIPT, *words], env=environment, capture_output=True, text=True
     ).stdout.splitlines()
     first = ["-m", "sigma_jax.train", f"--config=configs/sft.py:{preset}", f"--workdir={workdir}"]
-    assert said == first + rest
+    assert output == first + rest

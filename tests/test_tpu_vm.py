@@ -1,5 +1,8 @@
-"""launch/tpu_vm.sh against a stand-in for gcloud that records calls and runs what is said to hosts
-on this machine, each host in a home of its own."""
+"""launch/tpu_vm.sh against a fake gcloud.
+
+The fake records its calls. It runs the commands of hosts on this machine, each host with its own
+home folder.
+"""
 
 import json
 import os
@@ -19,7 +22,7 @@ with open(place / "calls.jsonl", "a") as file:
     file.write(json.dumps(words) + "\\n")
 flags = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
 group, verb, name = words[2:5]
-states = place / "states"  # what `describe` says, one line a question; the last one stays
+states = place / "states"  # answers of `describe`, one line a call; the last one stays
 if verb == "describe":
     lines = states.read_text().splitlines()
     if lines[0] == "NONE":
@@ -42,17 +45,17 @@ else:
         if done.returncode:
             sys.exit(done.returncode)
 """
-RECORDED = '#!/bin/sh\necho "$(basename "$0") $*" >> $HOME/said\n'
+RECORDED = '#!/bin/sh\necho "$(basename "$0") $*" >> $HOME/commands\n'
 
 
 @pytest.fixture
 def cloud(tmp_path):
-    """A function `launch(words, states, **environment)` and the folder it works in."""
+    """(a function `launch(words, states, **environment)`, the folder that it works in)."""
     tools = tmp_path / "bin"
     tools.mkdir()
     texts = {"gcloud": GCLOUD, "mountpoint": "#!/bin/sh\nexit 1\n", "uv": RECORDED}
     texts |= {name: RECORDED for name in ("gcsfuse", "sudo", "mount.nfs")}
-    # The installer of uv comes from the network: this one puts the recorder where it would be.
+    # The installer of uv comes from the network; this one installs the recorder instead.
     installer = f"mkdir -p $HOME/.local/bin; cp {tools}/uv $HOME/.local/bin/uv"
     texts["curl"] = f"#!/bin/sh\necho '{installer}'\n"
     for name, text in texts.items():
@@ -80,7 +83,7 @@ def calls(place: Path) -> list[list[str]]:
     return [json.loads(line) for line in (place / "calls.jsonl").read_text().splitlines()]
 
 
-def test_a_slice_is_asked_for_once_and_waited_for(cloud):
+def test_a_slice_is_requested_once_and_waited_for(cloud):
     launch, place = cloud
     states = "NONE WAITING_FOR_RESOURCES WAITING_FOR_RESOURCES PROVISIONING ACTIVE"
     done = launch(["create", "mine"], states, TYPE="v6e-16", SPOT="1", PROJECT="ours")
@@ -92,13 +95,13 @@ def test_a_slice_is_asked_for_once_and_waited_for(cloud):
     assert made == [start + wanted.split() + where]
 
 
-def test_a_slice_that_is_there_is_used_again(cloud):
+def test_an_active_slice_is_reused(cloud):
     launch, place = cloud
     assert launch(["create", "mine"]).returncode == 0
     assert [words[3] for words in calls(place)] == ["describe"]
 
 
-def test_a_slice_that_failed_is_given_back_and_asked_for_again(cloud):
+def test_a_failed_slice_is_deleted_and_requested_again(cloud):
     launch, place = cloud
     assert launch(["create", "mine"], "FAILED - NONE ACTIVE").returncode == 0
     assert [words[3] for words in calls(place)] == ["describe", "delete", "describe", "create"] + [
@@ -106,7 +109,7 @@ def test_a_slice_that_failed_is_given_back_and_asked_for_again(cloud):
     ]
 
 
-def test_what_is_installed_is_the_last_commit_on_all_hosts(cloud):
+def test_the_last_commit_is_installed_on_all_hosts(cloud):
     launch, place = cloud
     done = launch(["install", "mine"], SHARED="gs://bucket")
     assert done.returncode == 0, done.stderr
@@ -114,12 +117,12 @@ def test_what_is_installed_is_the_last_commit_on_all_hosts(cloud):
         home = place / f"host{host}"
         assert (home / "sigma_jax" / "sigma_jax" / "train.py").exists()
         assert (home / "sigma_jax" / "shared").resolve() == home / "shared"
-        said = (home / "said").read_text()
-        assert f"gcsfuse --implicit-dirs bucket {home}/shared" in said
-        assert f"uv venv -q --python 3.11 {home}/venv" in said
-        assert "uv pip install -q -e .[tpu,demo]" in said
+        commands = (home / "commands").read_text()
+        assert f"gcsfuse --implicit-dirs bucket {home}/shared" in commands
+        assert f"uv venv -q --python 3.11 {home}/venv" in commands
+        assert "uv pip install -q -e .[tpu,demo]" in commands
     done = launch(["install", "mine"], SHARED="10.0.0.2:/all")
-    assert "mount -t nfs 10.0.0.2:/all" in (place / "host1" / "said").read_text()
+    assert "mount -t nfs 10.0.0.2:/all" in (place / "host1" / "commands").read_text()
     done = launch(["install", "mine"], SHARED="elsewhere")
     assert done.returncode == 1 and "neither gs://BUCKET nor ADDRESS:/SHARE" in done.stderr
 
@@ -142,13 +145,13 @@ def test_a_run_starts_on_all_hosts_and_its_log_and_status_come_back(cloud):
     assert other == "on host1: a b sigma_jax.train --distributed\n"
 
 
-def test_a_run_is_told_to_end_and_there_is_one_at_a_time(cloud):
+def test_stop_ends_a_run_and_only_one_run_is_active(cloud):
     launch, place = cloud
     prepare(place)
     script = "trap 'echo saved; exit 0' TERM; echo started; while true; do sleep 0.1; done"
     assert launch(["run", "mine", "bash", "-c", script]).returncode == 0
     again = launch(["run", "mine", "true"])
-    assert again.returncode == 1 and "a run is under way" in again.stderr
+    assert again.returncode == 1 and "a run is active" in again.stderr
     for host in range(HOSTS):
         while "started" not in (place / f"host{host}" / "run.log").read_text():
             pass
@@ -157,15 +160,15 @@ def test_a_run_is_told_to_end_and_there_is_one_at_a_time(cloud):
     assert (done.returncode, done.stdout) == (0, "started\nsaved\n")
 
 
-def test_a_spot_slice_that_was_taken_away_is_asked_for_again_and_the_run_goes_on(cloud):
+def test_a_preempted_spot_slice_is_requested_again_and_the_run_continues(cloud):
     launch, place = cloud
     script = "echo x >> $PLACE/turns; exit $(( $(wc -l < $PLACE/turns) < 3 ))"
     words = ["train", "mine", "bash", "-c", script]
-    # Active, taken away while it runs (both hosts' first turn), asked for again.
+    # Active, preempted during the run (both hosts' first turn), requested again.
     states = "ACTIVE SUSPENDED SUSPENDED - NONE ACTIVE ACTIVE"
     done = launch(words, states, SPOT="1")
     assert done.returncode == 0, done.stderr
-    assert "mine was taken away: asking for another" in done.stderr
+    assert "mine was preempted: requesting another slice" in done.stderr
     verbs = [words[3] for words in calls(place)]
     assert verbs.count("create") == verbs.count("delete") == 1 and verbs.count("scp") == 2
     lost = launch(words, "ACTIVE SUSPENDED")
@@ -181,7 +184,7 @@ def test_a_spot_slice_that_was_taken_away_is_asked_for_again_and_the_run_goes_on
         (["destroy", "mine"], {}, "launch/tpu_vm.sh delete NAME"),
     ],
 )
-def test_mistakes_are_told_before_gcloud_is_asked(cloud, words, environment, message):
+def test_mistakes_are_reported_before_gcloud_is_called(cloud, words, environment, message):
     launch, place = cloud
     done = launch(words, **environment)
     assert done.returncode and message in done.stderr

@@ -1,16 +1,17 @@
-"""Trainings killed at random moments and continued, against the same trainings left alone.
+"""Trainings that are killed at random moments and continued, against uninterrupted trainings.
 
     python -m launch.benchmarks.preemption --output=preemption.json
 
-"one mesh": the whole command, every stage of the smoke preset, is killed and started again on the
-same devices; all weights have to be bit for bit those of the undisturbed run. "any mesh": stage 3
-is killed and goes on in turn on one process with two devices, on two processes with one each, and
-on a mesh that cuts the weights up; weights may differ in their last digits.
+"one mesh" kills the command for all stages of the smoke preset, and starts it again on the same
+devices. All weights have to equal those of the uninterrupted run bit for bit.
 
-Kills are SIGKILL and SIGTERM in turn, half of them at a random moment after the start, half soon
-after a training step. SIGTERM goes to one process, and after a minute of grace SIGKILL to all.
-Every step has to be logged once with the loss it had in the undisturbed run, so no batch is
-repeated or skipped, and a run goes on from the newest checkpoint there was.
+"any mesh" kills stage 3 and continues it on another mesh each time: one process with two devices,
+two processes with one device each, and sharded weights. Weights may differ in their last digits.
+
+Half of the kills come at a random moment after the start, half soon after a training step. SIGKILL
+and SIGTERM take turns. SIGTERM goes to one process; after a minute, SIGKILL goes to all. Each step
+has to be logged once with the loss of the uninterrupted run, so no batch is repeated or skipped.
+Each run has to continue from the newest checkpoint.
 """
 
 import argparse
@@ -33,7 +34,8 @@ from sigma_jax.stages import STAGES, stages_before
 
 ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "launch" / "multihost_local.sh"
-GRACE, SOON = 60, 2.0  # seconds
+GRACE = 60  # seconds between SIGTERM and SIGKILL
+SOON = 2.0  # seconds; the longest pause between a step and a kill soon after it
 SETTINGS = [
     *(
         f"--config.upstream.{stage}.train.{name}"
@@ -45,7 +47,7 @@ SETTINGS = [
     *("--config.train.log_every=1", "--config.train.eval_every=0", "--config.report_requests=0"),
     "--config.reranker.neighbours=0",
 ]
-MESHES = {  # processes, devices of each, mesh
+MESHES = {  # name -> processes, devices of each process, flags
     "1 process": (1, 2, []),
     "2 processes": (2, 1, []),
     "fsdp": (1, 2, ["--config.mesh.data=1", "--config.mesh.fsdp=2"]),
@@ -53,7 +55,7 @@ MESHES = {  # processes, devices of each, mesh
 
 
 def start(workdir: Path, mesh: str) -> subprocess.Popen:
-    """The training in `workdir`; its output goes to WORKDIR.log."""
+    """Starts the training in `workdir`; its output goes to WORKDIR.log."""
     processes, devices, settings = MESHES[mesh]
     words = [LOCAL, processes] if processes > 1 else []
     words += [sys.executable, "-m", "sigma_jax.train", "--config=configs/sft.py:smoke"]
@@ -72,13 +74,13 @@ def start(workdir: Path, mesh: str) -> subprocess.Popen:
 
 
 def trained_steps(workdir: Path) -> int:
-    """Lines of all stages' metrics."""
+    """The number of steps that all stages have logged."""
     return sum(path.read_text().count("\n") for path in (workdir / "train").rglob("metrics.jsonl"))
 
 
-def newest(workdir: Path) -> dict[str, int]:
-    """The newest checkpoint of each stage that is under way."""
-    found = {}
+def newest_checkpoints(workdir: Path) -> dict[str, int]:
+    """The step of the newest checkpoint of each unfinished stage."""
+    newest = {}
     for stage in STAGES:
         steps = [
             int(path.name)
@@ -86,19 +88,24 @@ def newest(workdir: Path) -> dict[str, int]:
             if path.name.isdigit()
         ]
         if steps and not (workdir / stage).exists():
-            found[stage] = max(steps)
-    return found
+            newest[stage] = max(steps)
+    return newest
 
 
-def disturb(run: subprocess.Popen, workdir: Path, turn: int, length: float, draw) -> str | None:
-    """Ends the run at a random moment; how, or None where it was over before."""
+def kill(run: subprocess.Popen, workdir: Path, turn: int, length: float, rng) -> str | None:
+    """Kills the run at a random moment; returns the signal, or None where the run had ended.
+
+    Args:
+      turn: number of the kill; it decides the signal and the kind of moment.
+      length: seconds after the start within which a random moment lies.
+    """
     before, until = trained_steps(workdir), time.monotonic() + 600
     if turn % 4 < 2:
         while trained_steps(workdir) <= before and run.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
-        time.sleep(draw.uniform(0, SOON))
+        time.sleep(rng.uniform(0, SOON))
     else:
-        time.sleep(draw.uniform(0, length))
+        time.sleep(rng.uniform(0, length))
     if run.poll() is not None:
         return None
     how = (signal.SIGKILL, signal.SIGTERM)[turn % 2]
@@ -108,7 +115,7 @@ def disturb(run: subprocess.Popen, workdir: Path, turn: int, length: float, draw
             capture_output=True,
             text=True,
         ).stdout.split()
-        for process in children[-1:]:  # one host hears it, all have to end
+        for process in children[-1:]:  # one host gets the signal, all have to stop
             os.kill(int(process), how)
         try:
             run.wait(GRACE)
@@ -123,91 +130,90 @@ def disturb(run: subprocess.Popen, workdir: Path, turn: int, length: float, draw
 
 
 def continue_until_done(workdir: Path, meshes: list[str], kills: int, length: float, seed: int):
-    """Kills and continues the training in `workdir`; what happened, a line a run."""
-    draw, told = random.Random(seed), []
+    """Kills and continues the training in `workdir`; returns a record of each run."""
+    rng, records = random.Random(seed), []
     for turn in range(10 * kills):
         mesh = meshes[turn % len(meshes)]
-        had = newest(workdir)
+        before = newest_checkpoints(workdir)
         run = start(workdir, mesh)
-        is_last = len([line for line in told if line["how"]]) >= kills
+        is_last = len([record for record in records if record["how"]]) >= kills
         how = (
-            ("failed" if run.wait() else None)
-            if is_last
-            else disturb(run, workdir, turn, length, draw)
+            ("failed" if run.wait() else None) if is_last else kill(run, workdir, turn, length, rng)
         )
         log = Path(f"{workdir}.log").read_text()
         continued = {
             stage: int(step)
             for stage, step in re.findall(r"(\w+): continues after step (\d+)", log)
         }
-        lost = [stage for stage, step in continued.items() if had.get(stage, 0) > step]
+        lost = [stage for stage, step in continued.items() if before.get(stage, 0) > step]
         skipped = "is damaged" in log
-        line = {"mesh": mesh, "how": how, "status": run.returncode, "continued": continued}
-        told.append(line | {"lost": lost, "damaged": skipped})
-        print(json.dumps(told[-1]), flush=True)
+        record = {"mesh": mesh, "how": how, "status": run.returncode, "continued": continued}
+        records.append(record | {"lost": lost, "damaged": skipped})
+        print(json.dumps(records[-1]), flush=True)
         if how is None or is_last:
             if run.returncode:
                 raise SystemExit(log[-3000:])
             break
-    return told
+    return records
 
 
-def compare(workdir: Path, whole: Path) -> dict:
-    """Largest difference of weights and of losses, and whether every step is there once."""
-    worst, bits = 0.0, True
-    for path in sorted(whole.rglob("*.safetensors")):
-        if "train" in path.relative_to(whole).parts:
+def compare(workdir: Path, reference: Path) -> dict:
+    """The largest differences of weights and losses, and whether each step was logged once."""
+    weights, are_equal = 0.0, True
+    for path in sorted(reference.rglob("*.safetensors")):
+        if "train" in path.relative_to(reference).parts:
             continue
-        one, other = load_file(workdir / path.relative_to(whole)), load_file(path)
-        for name, value in other.items():
-            bits &= one[name].tobytes() == value.tobytes()
-            worst = max(worst, float(np.abs(one[name] - value).max(initial=0)))
+        made, expected = load_file(workdir / path.relative_to(reference)), load_file(path)
+        for name, value in expected.items():
+            are_equal &= made[name].tobytes() == value.tobytes()
+            weights = max(weights, float(np.abs(made[name] - value).max(initial=0)))
     loss, once = 0.0, True
     for path in (workdir / "train").rglob("metrics.jsonl"):
         lines = [
             [json.loads(line) for line in file.read_text().splitlines()]
-            for file in (path, whole / path.relative_to(workdir))
+            for file in (path, reference / path.relative_to(workdir))
         ]
         once &= [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
-        for one, other in zip(*lines, strict=True):
-            if "loss" in other:
-                loss = max(loss, abs(one["loss"] / other["loss"] - 1))
-    return {"bit_for_bit": bits, "weights": worst, "losses": loss, "every_step_once": once}
+        for line, expected in zip(*lines, strict=True):
+            if "loss" in expected:
+                loss = max(loss, abs(line["loss"] / expected["loss"] - 1))
+    return {"bit_for_bit": are_equal, "weights": weights, "losses": loss, "every_step_once": once}
 
 
-def undisturbed(workdir: Path) -> float:
-    """Seconds of the training left alone."""
-    began = time.monotonic()
+def uninterrupted(workdir: Path) -> float:
+    """Runs the training without a kill; returns its seconds."""
+    start_time = time.monotonic()
     if start(workdir, "1 process").wait():
         raise SystemExit(Path(f"{workdir}.log").read_text()[-3000:])
-    return time.monotonic() - began
+    return time.monotonic() - start_time
 
 
 def main() -> None:
+    """Kills and continues trainings, and compares them with an uninterrupted one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workdir", help="kept there; a temporary folder if not given")
+    parser.add_argument("--workdir", help="folder of the runs; temporary by default")
     parser.add_argument("--output")
     arguments = parser.parse_args()
     place = Path(arguments.workdir or tempfile.mkdtemp())
     place.mkdir(parents=True, exist_ok=True)
-    whole, records = place / "whole", {}
-    seconds = undisturbed(whole)
-    print(f"undisturbed: {seconds:.0f} s", flush=True)
+    reference, records = place / "reference", {}
+    seconds = uninterrupted(reference)
+    print(f"uninterrupted: {seconds:.0f} s", flush=True)
     for name, meshes in (("one mesh", ["1 process"]), ("any mesh", list(MESHES))):
         workdir = place / name.replace(" ", "-")
         workdir.mkdir()
         if name == "any mesh":
             for stage in ("data", "teacher", "grounding", "tokenizer"):
-                shutil.copytree(whole / stage, workdir / stage)
-        told = continue_until_done(workdir, meshes, arguments.kills, seconds / 8, arguments.seed)
-        kinds = [line["how"] for line in told if line["how"]]
+                shutil.copytree(reference / stage, workdir / stage)
+        runs = continue_until_done(workdir, meshes, arguments.kills, seconds / 8, arguments.seed)
+        kinds = [run["how"] for run in runs if run["how"]]
         records[name] = {
             "kills": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-            "checkpoints_lost": sum(bool(line["lost"]) or line["damaged"] for line in told),
-            **compare(workdir, whole),
-            "runs": told,
+            "checkpoints_lost": sum(bool(run["lost"]) or run["damaged"] for run in runs),
+            **compare(workdir, reference),
+            "runs": runs,
         }
         shown = {key: value for key, value in records[name].items() if key != "runs"}
         print(f"{name}: {json.dumps(shown)}", flush=True)

@@ -1,8 +1,9 @@
-"""The full-size presets on the slices they are for: memory, time and cost, by the TPU's compiler.
+"""Memory, time and cost of the full-size presets on their slices, by the TPU compiler.
 
     python -m launch.benchmarks.presets --output=presets.json
 
-Runs `sigma_jax.preflight` for each and prints a table. Needs `pip install "jax[tpu]"`, and no TPU.
+The command runs `sigma_jax.preflight` for each preset and prints a table. It needs
+`pip install "jax[tpu]"`, and no TPU.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Stage, preset, slice, and what is set otherwise: what a chip works off at once, and what it keeps.
+# Stage, preset, slice, and changed settings that make the step fit the chips' memory.
 RUNS = [
     ("grounding", "qwen3_0p6b", "v5e-16", ""),
     ("sft", "qwen3_0p6b", "v5e-16", ""),
@@ -32,34 +33,34 @@ KEPT += ("ideal_seconds", "product_seconds", "kernel_seconds", "other_seconds", 
 KEPT += ("examples_per_second", "hours", "chip_hours", "collectives", "reason")
 
 
-def look(stage: str, preset: str, topology: str, changes: str, folder: Path) -> dict:
-    """What preflight says."""
+def preflight(stage: str, preset: str, topology: str, changes: str, folder: Path) -> dict:
+    """The report of preflight on one run, with its NAMES."""
     path = folder / f"{stage}-{preset}-{topology}.json"
     words = [f"--config=configs/{stage}.py:{preset}", f"--topology={topology}", f"--output={path}"]
     words += [f"--config.{change}" for change in changes.split()]
     subprocess.run([sys.executable, "-m", "sigma_jax.preflight", *words], stdout=subprocess.DEVNULL)
-    found = json.loads(path.read_text())
-    kept = {name: found[name] for name in KEPT if name in found}
+    report = json.loads(path.read_text())
+    kept = {name: report[name] for name in KEPT if name in report}
     return {**dict(zip(NAMES, (stage, preset, topology, changes), strict=True)), **kept}
 
 
-def row(found: dict) -> str:
-    """A line of the table."""
-    memory = f"{found['memory'] / 2**30:.1f} of {found['chip_memory'] / 2**30:.0f}"
-    cells = [found["stage"], found["preset"], found["topology"], f"{found['batch_size']:,}"]
-    cells += [found["changes"] and f"`{found['changes']}`", memory]
-    if found["seconds"] is None:
+def row(report: dict) -> str:
+    """A line of the Markdown table."""
+    memory = f"{report['memory'] / 2**30:.1f} of {report['chip_memory'] / 2**30:.0f}"
+    cells = [report["stage"], report["preset"], report["topology"], f"{report['batch_size']:,}"]
+    cells += [report["changes"] and f"`{report['changes']}`", memory]
+    if report["seconds"] is None:
         cells += ["-"] * 4
     else:
-        cells += [f"{found['seconds']:.2f}", f"{100 * found['mfu']:.0f}"]
-        cells += [f"{found['hours']:.0f}", f"{found['chip_hours']:,.0f}"]
+        cells += [f"{report['seconds']:.2f}", f"{100 * report['mfu']:.0f}"]
+        cells += [f"{report['hours']:.0f}", f"{report['chip_hours']:,.0f}"]
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    """Looks at each and prints a table."""
+    """Runs preflight for each preset and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--slice", help="these runs alone; OUTPUT keeps its others")
+    parser.add_argument("--slice", help="only the runs on this slice; OUTPUT keeps the others")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     print(
@@ -69,15 +70,15 @@ def main() -> None:
     print("|" + "---|" * 10)
     known = {}
     if arguments.output and arguments.output.exists():
-        of_file = json.loads(arguments.output.read_text())
-        known = {tuple(one[name] for name in NAMES): one for one in of_file}
+        reports = json.loads(arguments.output.read_text())
+        known = {tuple(report[name] for name in NAMES): report for report in reports}
     with tempfile.TemporaryDirectory() as folder:
         for run in RUNS:
             if arguments.slice in (None, run[2]):
-                known[run] = look(*run, Path(folder))
+                known[run] = preflight(*run, Path(folder))
                 print(row(known[run]), flush=True)
                 if arguments.output:
-                    rows = [known[one] for one in RUNS if one in known]
+                    rows = [known[run] for run in RUNS if run in known]
                     arguments.output.write_text(json.dumps(rows, indent=1))
 
 

@@ -1,16 +1,21 @@
-"""The trunk's training step on TPUs against google/tunix's, both by the TPU compiler's estimate.
+"""The backbone's training step on TPUs against google/tunix's, by the TPU compiler's estimate.
 
     python -m launch.benchmarks.trunk --reference=FOLDER --output=trunk.json
 
-FOLDER is a checkout of github.com/google/tunix; without one only this package is compiled. Same
-topology, sizes (Qwen3-0.6B), tokens a chip, optimizer (AdamW) and loss (the mean square of the
-last hidden state); bfloat16 over float32 weights cut up over all chips. Of a layer "ours" keeps its
-products and attention, "ours, layer" its input alone, as the reference does, which runs with its
-flash attention and whole layers rematerialised. Time is what the compiler
-says of all operations, and of kernels their products or traffic and their vector work
-(sigma_jax/runtime/hlo.py; the reference's say nothing of themselves and count nothing);
-collectives that nothing runs beside are added at the links' rate. "ours, sft" is the whole step of
-stage 3, with all losses and 100,000 negatives. Needs `pip install "jax[tpu]"`, and no TPU.
+FOLDER is a checkout of github.com/google/tunix; without it only this package is compiled. Both
+sides have the same slice, sizes (Qwen3-0.6B), tokens a chip, optimizer (AdamW) and loss (the mean
+square of the last hidden state). They compute in bfloat16; float32 weights are sharded over all
+chips. The command needs `pip install "jax[tpu]"`, and no TPU.
+
+- "ours" keeps the products and attention of each layer for the backward pass.
+- "ours, layer" keeps each layer's input only, as the reference does.
+- "theirs" is the reference with its flash attention and layers rematerialised as a whole.
+- "ours, sft" is the whole step of stage 3, with all losses and 100,000 negatives.
+
+The time is the compiler's estimate of all operations (sigma_jax/runtime/preflight/hlo.py). A kernel
+adds the time of its products or of its memory traffic, and of its vector work. The reference's
+kernels declare no costs and count as 0. Collectives that overlap with nothing add their bytes at
+the rate of the links.
 """
 
 import argparse
@@ -65,12 +70,12 @@ TRAIN = TrainConfig(20_000, 0.0, 1, 1, 1, 0, 1, 1, 0.0, 0, "")
 
 
 def mean_square(hidden: jax.Array) -> jax.Array:
-    """The loss of both."""
+    """The loss of both sides."""
     return jnp.mean(hidden.astype(jnp.float32) ** 2)
 
 
-def own_stage(config: Qwen3Config, rows: int, tokens: int) -> AbstractStage:
-    """This package's trunk over `rows` of so many tokens."""
+def backbone_stage(config: Qwen3Config, rows: int, tokens: int) -> AbstractStage:
+    """This package's backbone over `rows` rows of `tokens` tokens."""
     model = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
 
     def loss(model, tables, batch, key):
@@ -86,7 +91,7 @@ def own_stage(config: Qwen3Config, rows: int, tokens: int) -> AbstractStage:
 
 
 def reference_module(folder: Path) -> types.ModuleType:
-    """The reference's model alone: its package's own imports need far more than it does."""
+    """The reference's model module, without its package, whose imports need many more packages."""
     for name in ("tunix", "tunix.models", "tunix.models.qwen3", "tunix.generate", "tunix.utils"):
         package = types.ModuleType(name)
         package.__path__ = [str(folder / name.replace(".", "/"))]
@@ -95,7 +100,7 @@ def reference_module(folder: Path) -> types.ModuleType:
 
 
 def compile_reference(folder: Path, rows: int, tokens: int, devices) -> tuple[object, float]:
-    """The reference's step, compiled, and the seconds that took."""
+    """(the reference's compiled step, seconds of the compilation)."""
     reference = reference_module(folder)
     config = dataclasses.replace(
         reference.ModelConfig.qwen3_0p6b(),
@@ -131,9 +136,9 @@ def compile_reference(folder: Path, rows: int, tokens: int, devices) -> tuple[ob
 
     def step(pure, state, tokens, positions):
         def loss(pure):
-            own = jax.tree.map(lambda x: x, params)
-            nnx.replace_by_pure_dict(own, pure)
-            model = nnx.merge(graphdef, own)
+            copy = jax.tree.map(lambda x: x, params)
+            nnx.replace_by_pure_dict(copy, pure)
+            model = nnx.merge(graphdef, copy)
             hidden, _ = model(tokens, positions, None, None, skip_lm_head=True)
             return mean_square(hidden)
 
@@ -142,14 +147,14 @@ def compile_reference(folder: Path, rows: int, tokens: int, devices) -> tuple[ob
         return optax.apply_updates(pure, updates), state, value
 
     start = time.monotonic()
-    # It cuts up activations only where the first device is no CPU.
+    # The reference shards activations only where the first device is not a CPU.
     with mesh, mock.patch.object(jax, "devices", lambda *_: list(devices)):
         lowered = jax.jit(step, donate_argnums=(0, 1)).lower(pure, state, batch, batch)
     return lowered.compile(), time.monotonic() - start
 
 
 def spec_of(metadata: dict) -> PartitionSpec:
-    """Where a variable of the reference lies."""
+    """The sharding of a variable of the reference."""
     for name in ("sharding", "sharding_names", "out_sharding"):
         if metadata.get(name) is not None:
             return PartitionSpec(*metadata[name])
@@ -157,21 +162,21 @@ def spec_of(metadata: dict) -> PartitionSpec:
 
 
 def main() -> None:
-    """Compiles both and prints a table."""
+    """Compiles both sides and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=Path)
     parser.add_argument("--topology", default="v5e:2x4")
-    parser.add_argument("--rows", type=int, default=8, help="of a chip")
-    parser.add_argument("--tokens", type=int, default=512, help="of a row")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a chip")
+    parser.add_argument("--tokens", type=int, default=512, help="tokens of a row")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     _, chip, devices = topology_of(arguments.topology)
     rows = arguments.rows * len(devices)
     mesh: Mesh = make_mesh(MeshConfig(1, -1, 1), devices)
-    trunk = own_stage(CONFIG, rows, arguments.tokens)
+    trunk = backbone_stage(CONFIG, rows, arguments.tokens)
     compiled = {"ours": compile_step(trunk, OPTIMIZER, TRAIN, mesh)}
-    least = own_stage(dataclasses.replace(CONFIG, remat="layer"), rows, arguments.tokens)
-    compiled["ours, layer"] = compile_step(least, OPTIMIZER, TRAIN, mesh)
+    layers = backbone_stage(dataclasses.replace(CONFIG, remat="layer"), rows, arguments.tokens)
+    compiled["ours, layer"] = compile_step(layers, OPTIMIZER, TRAIN, mesh)
     training = read_training(get_config("qwen3_0p6b"), 1_000_000, CONFIG.vocab_size)
     loop = dataclasses.replace(training.fields.train, accumulate=1)  # all rows at once, as above
     fields = with_rows(dataclasses.replace(training.fields, train=loop), rows)
@@ -182,17 +187,17 @@ def main() -> None:
     report = {}
     print(f"{'':10}{'ms':>9}{'kernels':>9}{'waiting':>9}{'GiB':>7}{'MFU':>7}{'compiled s':>12}")
     for name, (program, seconds) in compiled.items():
-        found = estimate(program, seconds, trunk.flops, chip, len(devices))
-        report[name] = dataclasses.asdict(found)
+        result = estimate(program, seconds, trunk.flops, chip, len(devices))
+        report[name] = dataclasses.asdict(result)
         del report[name]["operations"]
         print(
-            f"{name:10}{1000 * found.seconds:>9.1f}{1000 * found.kernel_seconds:>9.1f}"
-            f"{1000 * found.waiting_seconds:>9.1f}{found.memory / 2**30:>7.2f}"
-            f"{found.mfu:>7.2f}{seconds:>12.0f}",
+            f"{name:10}{1000 * result.seconds:>9.1f}{1000 * result.kernel_seconds:>9.1f}"
+            f"{1000 * result.waiting_seconds:>9.1f}{result.memory / 2**30:>7.2f}"
+            f"{result.mfu:>7.2f}{seconds:>12.0f}",
             flush=True,
         )
     report["sft_ratio"] = report["ours, sft"]["seconds"] / report["ours"]["seconds"]
-    print(f"the whole step of stage 3 to its trunk {report['sft_ratio']:.2f}")
+    print(f"the whole step of stage 3 to the trunk {report['sft_ratio']:.2f}")
     if "theirs" in report:
         for key in ("seconds", "memory", "compile_seconds"):
             report[f"{key}_ratio"] = report["ours"][key] / report["theirs"][key]
