@@ -1,4 +1,4 @@
-"""Next-item recommendation on Amazon reviews, leave-one-out, against published figures.
+"""Next-item recommendation on Amazon reviews, leave-one-out, against published results.
 
     python -m sigma_jax.benchmark --suite=configs/benchmark/amazon.py --data=FOLDER
 

@@ -3,7 +3,7 @@
     python -m sigma_jax.benchmark --suite=configs/benchmark/crossover.py --data=FOLDER
 
 FOLDER is as in configs/benchmark/amazon.py. All items of a small catalogue can be negatives of
-every batch. Of 10^8 items, the paper's 100,000 negatives are a thousandth. This suite imitates the
+every batch. The paper's 100,000 negatives are a thousandth of 10^8 items. This suite imitates the
 large catalogue by drawing few negatives from a small one. It runs without reranker and refit.
 """
 

@@ -103,8 +103,8 @@ def render_by_task(
     names = list(dict.fromkeys(row.method for rows in by_task.values() for row in rows))
     cells = []
     for name in names:
-        found = [next((r for r in rows if r.method == name), None) for rows in by_task.values()]
-        cells.append([cell(row, METRIC_BY_TASK) if row else "-" for row in found])
+        of_name = [next((r for r in rows if r.method == name), None) for rows in by_task.values()]
+        cells.append([cell(row, METRIC_BY_TASK) if row else "-" for row in of_name])
     title = f"{data}, {METRIC_BY_TASK} by task, hits by {LEVELS[level]}, {TITLES[mode]}"
     return table_lines(title, tasks, names, cells)
 

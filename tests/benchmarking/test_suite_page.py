@@ -24,8 +24,8 @@ def write_stages(folder, run, seconds):
     for stage, spent in seconds.items():
         workdir = run.workdir(folder)
         workdir.mkdir(parents=True, exist_ok=True)
-        figures = {"seconds": spent}
-        write_artifact(workdir, stage, Recipe({}, {}, 0), lambda _, figures=figures: figures)
+        manifest_metrics = {"seconds": spent}
+        write_artifact(workdir, stage, Recipe({}, {}, 0), lambda _, m=manifest_metrics: m)
 
 
 def test_a_sweep_runs_each_value_once_and_stays_out_of_the_tables(suite, tmp_path):
@@ -51,8 +51,8 @@ def test_a_sweep_over_unknown_methods_is_refused(methods):
 
 def test_a_sweep_over_seeds_shows_means_and_deviations_by_value(tmp_path):
     suite = tiny_suite(sweeps={"K": Sweep(("SIGMA", "GR(ID)"), FIELDS, (1, 4), (0, 1))})
-    for value, seed, figure in [(1, 0, 0.2), (1, 1, 0.24), (4, 0, 0.3)]:
-        write_results(tmp_path, Run("A", f"SIGMA, K {value}", seed), figure)
+    for value, seed, recall in [(1, 0, 0.2), (1, 1, 0.24), (4, 0, 0.3)]:
+        write_results(tmp_path, Run("A", f"SIGMA, K {value}", seed), recall)
     text = render(suite, tmp_path)
     head, row, after = text[text.index("Recall@10 by K") :].splitlines()[1:4]
     assert head.split() == ["1", "4"] and after == ""
@@ -67,8 +67,8 @@ def test_the_page_holds_tables_and_plots_of_the_finished_runs(suite, tmp_path):
     write_results(tmp_path, run, 0.20)
     write_results(tmp_path, Run("A", "SIGMA", 1), 0.24)
     write_results(tmp_path, Run("A", "GR(ID)", 0), 0.15)
-    for value, figure in [(1, 0.2), (4, 0.22)]:
-        write_results(tmp_path, Run("A", f"SIGMA, prefixes K {value}", 0), figure)
+    for value, recall in [(1, 0.2), (4, 0.22)]:
+        write_results(tmp_path, Run("A", f"SIGMA, prefixes K {value}", 0), recall)
     write_suite_page(suite, tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "22.00 ± 2.83" in page and "published: TIGER" in page and "A/GR(ID)/1: not run" in page
@@ -86,8 +86,8 @@ def test_time_is_the_sum_over_all_stages(suite, tmp_path):
     run = Run("A", "SIGMA", 1)
     write_stages(tmp_path, run, {"tokenizer": 60.0, "sft": 120.0})
     write_results(tmp_path, run, 0.24)
-    found = quality_by_time(suite, tmp_path, "A", "exclude_seen", "item")
-    assert found == {"SIGMA": ([3.0], [pytest.approx(24.0)])}
+    qualities = quality_by_time(suite, tmp_path, "A", "exclude_seen", "item")
+    assert qualities == {"SIGMA": ([3.0], [pytest.approx(24.0)])}
 
 
 def test_sigma_is_shown_for_the_first_method_that_searches_codes(suite, tmp_path):
