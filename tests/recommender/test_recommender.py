@@ -9,7 +9,7 @@ import pytest
 from sigma_jax.recommender.parts import RecommenderParts, lexical_table
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
 from sigma_jax.schema import PreparedData, RequestBatch
-from sigma_jax.tasks.instructions import SLOTS, TRAIN_PHRASINGS, slot_value_texts
+from sigma_jax.tasks.instructions import SLOTS, TRAIN_WORDINGS, slot_value_texts
 from sigma_jax.tasks.requests import make_requests
 
 
@@ -19,7 +19,7 @@ def loaded(trained):
     data = PreparedData.load(trained[1] / "data")
     parts = RecommenderParts.of_workdir(trained[1], data)
     generation = dataclasses.replace(parts.spec.generation, num_beams=4, batch_size=8)
-    requests = make_requests(data, "valid", 0, 5, 0.8, TRAIN_PHRASINGS)
+    requests = make_requests(data, "valid", 0, 5, 0.8, TRAIN_WORDINGS)
     return data, Recommender(parts, generation), RequestBatch.of(requests, data)
 
 
