@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sigma_jax import metrics
 from sigma_jax.schema import Links
@@ -117,6 +119,20 @@ def test_long_tail_is_what_the_most_popular_leave():
     assert metrics.long_tail(popularity, 0.8).tolist() == [True, False, True, False, True]
     assert metrics.long_tail(popularity, 0.0).all()
     assert metrics.long_tail(np.zeros(3, np.int64), 0.8).all()
+    assert metrics.long_tail([50, 1, 30, 19], 0.8).tolist() == [False, True, False, True]
+    assert not metrics.long_tail([5, 5], 1.0).any()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.floats(0.1, 1.0))
+def test_long_tail_leaves_the_smallest_head_of_its_share(popularity, share):
+    popularity = np.array(popularity)
+    head = ~metrics.long_tail(popularity, share)
+    total = popularity.sum()
+    assert popularity[head].sum() >= share * total - 1e-9
+    if head.any():
+        assert popularity[head].sum() - popularity[head].min() < share * total
+        assert (~head).sum() == 0 or popularity[~head].max() <= popularity[head].min()
 
 
 def test_standard_error_equals_its_definition():

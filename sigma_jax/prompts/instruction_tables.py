@@ -1,4 +1,4 @@
-"""Instructions of training as tokens: wordings, slot values, and the items that satisfy them."""
+"""Instructions of training as tokens, and the items that satisfy them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sigma_jax.tasks.constraints import Constraints
 
 @dataclasses.dataclass(frozen=True)
 class InstructionTables:
-    """All that training draws instructions and their targets from, tokenised once."""
+    """Wordings and slot values as tokens, and the items that satisfy each slot value."""
 
     constraints: Constraints
     popularity: Int64[np.ndarray, " I"]  # training rows of each item
@@ -41,7 +41,7 @@ class InstructionTables:
         max_tokens = config.layout.instruction_tokens
 
         def encode_split(task: str, wording: str) -> tuple[np.ndarray, np.ndarray]:
-            before, after = tokenizer.encode(instructions.split(task, wording), max_tokens)
+            before, after = tokenizer.encode(instructions.split_at_slot(task, wording), max_tokens)
             return before, after
 
         values = {task: instructions.slot_value_texts(data, task) for task in instructions.SLOTS}
@@ -67,22 +67,22 @@ class InstructionTables:
     ) -> Int32[np.ndarray, " n"]:
         """Tokens of wording number `wording` of `task`, its slot filled with `slot_value`.
 
-        With `rng`, as in training, `wording_dropout` of the tokens around the slot change: half of
-        them are left out, half become random tokens. So a model also understands wordings of which
-        it knows some words only. A wording that would lose all its tokens keeps them.
+        With `rng`, as in training, a share `wording_dropout` of the tokens around the slot changes:
+        half of them are left out, half become random tokens. So a model also understands wordings
+        of which it knows some words only. A wording that would lose all its tokens keeps them.
 
         Args:
           slot_value: number of the query, category or theme; tasks without a slot do not read it.
         """
         before, after = self.wordings[task][wording]
         if rng is not None and self.wording_dropout:
-            wording = np.concatenate([before, after])
-            chance = rng.random(len(wording)) / self.wording_dropout
-            random_tokens = rng.integers(0, self.vocab_size, len(wording), np.int32)
-            wording = np.where(chance < 1, random_tokens, wording)
+            words = np.concatenate([before, after])
+            chance = rng.random(len(words)) / self.wording_dropout
+            random_tokens = rng.integers(0, self.vocab_size, len(words), np.int32)
+            words = np.where(chance < 1, random_tokens, words)  # those under 0.5 are left out
             is_kept, slot = chance >= 0.5, len(before)
             if is_kept.any():
-                before, after = wording[:slot][is_kept[:slot]], wording[slot:][is_kept[slot:]]
+                before, after = words[:slot][is_kept[:slot]], words[slot:][is_kept[slot:]]
         if task not in instructions.SLOTS:
             return before[: self.max_tokens]
         joined = np.concatenate([before, self.slot_values[task].of(slot_value), after])

@@ -1,7 +1,7 @@
-"""The seven tasks of section 2.3 of SIGMA as a person would ask for them.
+"""Wordings of the seven tasks of section 2.3 of SIGMA, and the values of their slots.
 
-A slot ({query}, {category}, {theme}) follows a space, and stands at the end or before another, so
-that the words around it and the words in it can be tokenised apart and joined.
+A slot ({query}, {category}, {theme}) follows a space, and ends the wording or is followed by a
+space. So the words around a slot and the words in it can be tokenised apart and joined.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ TRAIN_WORDINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Kept from training: what is measured on them is whether the instruction is understood.
+# Never trained, so that evaluation measures whether instructions are understood.
 HELDOUT_WORDINGS: dict[str, tuple[str, ...]] = {
     "JustForYou": ("what else would i like?", "suggest items made for me"),
     "Query": ("do you have {query} for someone like me?", "please look up {query}"),
@@ -176,7 +176,10 @@ def clean(text: str) -> str:
 
 
 def slot_value_texts(data: PreparedData, task: str) -> list[str]:
-    """What the slot value of `task` can be, as a person would write it; [] where there is none."""
+    """The text of each slot value of `task` as a person would type it; [] for tasks without a slot.
+
+    A slot value is a number: of a query, category or theme of `data`.
+    """
     source = {
         "Query": data.queries.texts if data.queries is not None else None,
         "Category": data.catalogue.categories,
@@ -187,14 +190,15 @@ def slot_value_texts(data: PreparedData, task: str) -> list[str]:
 
 
 def trained_wordings(has_instructions: bool) -> dict[str, tuple[str, ...]]:
-    """Wordings of each task in training; the empty one for JustForYou without instructions."""
+    """The trained wordings of each task; without instructions, JustForYou has the empty wording."""
     return TRAIN_WORDINGS if has_instructions else WITHOUT_INSTRUCTIONS
 
 
 def render(task: str, slot_value_text: str | None, wording: str) -> str:
-    """`wording` of `task` with its slot filled by the query, category or theme.
+    """The instruction: `wording` of `task` with its slot filled.
 
-    ValueError if the task needs a slot value and there is none.
+    Raises:
+      ValueError: the task has a slot and there is no text for it.
     """
     if task not in SLOTS:
         return wording
@@ -203,8 +207,8 @@ def render(task: str, slot_value_text: str | None, wording: str) -> str:
     return wording.replace(SLOTS[task], clean(slot_value_text))
 
 
-def split(task: str, wording: str) -> tuple[str, str]:
-    """The words before the slot and those after it; the space before the slot goes with the slot.
+def split_at_slot(task: str, wording: str) -> tuple[str, str]:
+    """The words before the slot, without the space before it, and the words after the slot.
 
     Worked example: "find {query} for me" -> ("find", " for me").
     """
@@ -215,23 +219,23 @@ def split(task: str, wording: str) -> tuple[str, str]:
 
 
 def all_sentences() -> list[str]:
-    """Every fixed sentence a prompt of this package may hold, for training a text tokenizer."""
+    """Every fixed text of prompts, to train a text tokenizer on."""
     fixed = [FAVOURITES_TEXT, HISTORY_TEXT, SESSION_END_TEXT]
     return fixed + around_slots(TRAIN_WORDINGS) + around_slots(HELDOUT_WORDINGS)
 
 
 def around_slots(wordings: Mapping[str, Sequence[str]]) -> list[str]:
     """Each wording of each task without its slot."""
-    return [" ".join(split(task, wording)) for task in TASKS for wording in wordings[task]]
+    return [" ".join(split_at_slot(task, wording)) for task in TASKS for wording in wordings[task]]
 
 
 def available_tasks(data: PreparedData) -> dict[str, str | None]:
-    """Each of TASKS with None where `data` holds what it needs, otherwise with the reason."""
+    """Task -> None if `data` has targets for it, otherwise the reason why not."""
     catalogue, themes = data.catalogue, data.themes
     has_categories = len(catalogue.categories) > 1 and bool((catalogue.category >= 0).any())
     no_category = None if has_categories else "the items have fewer than two categories"
     has_queries = data.queries is not None and len(data.queries.items.targets) > 0
-    kinds = set()
+    kinds = set()  # of themes with both dates and items
     if themes is not None:
         has_items = np.diff(themes.items.offsets) > 0
         dated = np.unique(themes.period_theme)

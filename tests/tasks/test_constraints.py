@@ -1,11 +1,11 @@
-"""Demands are numbered so that a batch's targets satisfy theirs and others do not."""
+"""Numbers of constraints: the items of each are those that evaluation allows."""
 
 import dataclasses
 
 import numpy as np
 
 from sigma_jax import metrics
-from sigma_jax.schema import TASKS
+from sigma_jax.schema import TASKS, Links
 from sigma_jax.tasks.constraints import (
     NEW_CATEGORY,
     NO_CONSTRAINT,
@@ -16,14 +16,12 @@ from sigma_jax.tasks.constraints import (
 from sigma_jax.tasks.requests import make_requests
 
 
-def test_padded_rows_are_links():
-    from sigma_jax.schema import Links
-
+def test_pad_rows_worked_example():
     links = Links.from_edges(np.array([0, 0, 2]), np.array([4, 7, 2]), 3)
     assert pad_rows(links).tolist() == [[4, 7], [NO_CONSTRAINT, NO_CONSTRAINT], [2, NO_CONSTRAINT]]
 
 
-def test_items_satisfy_what_evaluation_allows(shop):
+def test_items_of_a_constraint_are_those_that_evaluation_allows(shop):
     share = 0.8
     constraints = Constraints.make(shop, share)
     requests = make_requests(shop, "valid", 0, 50, share)
@@ -46,19 +44,19 @@ def test_items_satisfy_what_evaluation_allows(shop):
     assert seen == set(TASKS)
 
 
-def test_of_too_many_demands_the_broadest_are_known(shop, monkeypatch):
+def test_an_item_with_too_many_constraints_keeps_the_broadest(shop, monkeypatch):
     constraints = Constraints.make(shop, 0.8)
-    whole = constraints.by_item(len(shop.catalogue))
+    complete = constraints.by_item(len(shop.catalogue))
     sizes = np.diff(constraints.items.offsets)
     monkeypatch.setattr("sigma_jax.tasks.constraints.MAX_CONSTRAINTS_PER_ITEM", 2)
     few = constraints.by_item(len(shop.catalogue))
-    assert few.shape[1] == 2 < whole.shape[1]
-    for all_of_it, kept in zip(whole, few, strict=True):
-        known = sorted(-sizes[k] for k in all_of_it if k != NO_CONSTRAINT)[:2]
-        assert [-sizes[k] for k in kept if k != NO_CONSTRAINT] == known
+    assert few.shape[1] == 2 < complete.shape[1]
+    for all_numbers, kept in zip(complete, few, strict=True):
+        broadest = sorted(-sizes[k] for k in all_numbers if k != NO_CONSTRAINT)[:2]
+        assert [-sizes[k] for k in kept if k != NO_CONSTRAINT] == broadest
 
 
-def test_what_the_data_has_no_targets_for_is_not_asked_for(shop):
+def test_tasks_without_targets_in_the_data_have_no_slot_values(shop):
     flat = np.ones(len(shop.catalogue), np.int64)
     catalogue = dataclasses.replace(shop.catalogue, popularity=flat)
     poor = dataclasses.replace(shop, catalogue=catalogue, queries=None, themes=None)

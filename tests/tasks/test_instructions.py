@@ -1,4 +1,4 @@
-"""Wordings: enough of them, none both trained and evaluated, slots where tokens expect them."""
+"""Wordings: each task has several, none is both trained and held out, slots stand alone."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ from sigma_jax.tasks.instructions import (
     available_tasks,
     clean,
     render,
-    split,
+    split_at_slot,
 )
 
 
@@ -28,20 +28,20 @@ def test_trained_and_held_out_wordings_are_disjoint():
     assert set(TRAIN_WORDINGS) == set(HELDOUT_WORDINGS) == set(TASKS)
 
 
-def test_no_wording_stands_for_two_tasks_that_lack_an_argument():
-    """Season and Holiday may share words: their theme tells them apart."""
-    plain = [
+def test_no_wording_belongs_to_two_tasks_without_a_slot():
+    """Season and Holiday may share wordings: their theme tells them apart."""
+    without_slot = [
         wording
         for wordings in (TRAIN_WORDINGS, HELDOUT_WORDINGS)
         for task in TASKS
         if task not in SLOTS
         for wording in wordings[task]
     ]
-    assert len(plain) == len(set(plain))
+    assert len(without_slot) == len(set(without_slot))
 
 
 def test_slots_stand_between_spaces():
-    """Otherwise tokens of the parts, joined, would differ from tokens of the sentence."""
+    """Otherwise the tokens of the parts would differ from the tokens of the sentence."""
     for wordings in (TRAIN_WORDINGS, HELDOUT_WORDINGS):
         for task, texts in wordings.items():
             for text in texts:
@@ -59,10 +59,10 @@ def test_render_fills_the_slot_as_a_person_would_write():
         render("Category", None, "show {category}")
 
 
-def test_split_worked_examples():
-    assert split("Query", "find {query} for me") == ("find", " for me")
-    assert split("Query", "find {query}") == ("find", "")
-    assert split("Discover", "something new") == ("something new", "")
+def test_split_at_slot_worked_examples():
+    assert split_at_slot("Query", "find {query} for me") == ("find", " for me")
+    assert split_at_slot("Query", "find {query}") == ("find", "")
+    assert split_at_slot("Discover", "something new") == ("something new", "")
 
 
 def test_sentences_for_the_tokenizer_name_no_slot():
@@ -71,7 +71,7 @@ def test_sentences_for_the_tokenizer_name_no_slot():
     assert "where can i get" in " ".join(sentences)
 
 
-def test_tasks_a_data_set_cannot_hold_are_left_out_with_reasons(shop):
+def test_tasks_without_targets_in_the_data_have_a_reason(shop):
     assert set(available_tasks(shop)) == set(TASKS)
     assert not any(available_tasks(shop).values())
     poor = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Requests aim at what their task means, and end their history before the target session."""
+"""Targets of requests satisfy their task, and their history ends before the target session."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from sigma_jax.tasks.instructions import (
     render,
     slot_value_texts,
 )
-from sigma_jax.tasks.requests import make_requests
+from sigma_jax.tasks.requests import make_requests, sample_requests
 from sigma_jax.tasks.targets import TaskTables
 
 
@@ -22,7 +22,7 @@ def requests(request, shop):
     return request.param, make_requests(shop, request.param, 4, 1000, 0.8)
 
 
-def test_every_user_with_a_target_is_asked_for_once_a_task(shop, requests):
+def test_every_user_with_a_target_has_one_request_per_task(shop, requests):
     split, requests = requests
     histories = shop.histories
     start = histories.valid_start if split == "valid" else histories.test_start
@@ -63,10 +63,10 @@ def test_targets_satisfy_their_task(shop, requests):
 
 
 def test_wordings_come_from_the_given_set(shop, requests):
-    split, asked = requests
+    split, made = requests
     for wordings in (HELDOUT_WORDINGS, TRAIN_WORDINGS):
         requests = make_requests(shop, split, 4, 1000, 0.8, wordings)
-        assert np.array_equal(requests.target, asked.target)
+        assert np.array_equal(requests.target, made.target)
         used = set()
         for row, sentence in enumerate(requests.instruction):
             task = TASKS[requests.task[row]]
@@ -77,28 +77,43 @@ def test_wordings_come_from_the_given_set(shop, requests):
         assert len(used) > len(TASKS)
 
 
-def test_requests_depend_on_the_seed_but_not_on_the_order_of_lines(shop):
-    asked = make_requests(shop, "valid", 4, 1000, 0.8)
+def test_requests_depend_on_the_seed_but_not_on_the_order_of_rows(shop):
+    made = make_requests(shop, "valid", 4, 1000, 0.8)
     histories = shop.histories
     user = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
     rng = np.random.default_rng(0)
     order = np.lexsort((rng.random(len(user)), histories.session, user))
     item = histories.item[order]
     assert not np.array_equal(item, histories.item)
-    turned = dataclasses.replace(shop, histories=dataclasses.replace(histories, item=item))
-    again = make_requests(turned, "valid", 4, 1000, 0.8)
+    reordered = dataclasses.replace(shop, histories=dataclasses.replace(histories, item=item))
+    again = make_requests(reordered, "valid", 4, 1000, 0.8)
     for name in ("user", "history_end", "task", "slot_value", "target", "instruction"):
-        assert np.array_equal(getattr(again, name), getattr(asked, name)), name
+        assert np.array_equal(getattr(again, name), getattr(made, name)), name
     other = make_requests(shop, "valid", 5, 1000, 0.8)
-    assert not np.array_equal(other.target, asked.target)
+    assert not np.array_equal(other.target, made.target)
 
 
 def test_a_smaller_sample_is_part_of_the_larger(shop):
-    whole = make_requests(shop, "valid", 4, 1000, 0.8)
+    complete = make_requests(shop, "valid", 4, 1000, 0.8)
     few = make_requests(shop, "valid", 4, 3, 0.8)
     assert np.bincount(few.task).max() == 3
-    keys = [set(zip(r.user, r.task, r.target, r.instruction, strict=True)) for r in (whole, few)]
+    keys = [set(zip(r.user, r.task, r.target, r.instruction, strict=True)) for r in (complete, few)]
     assert keys[1] < keys[0]
+
+
+@pytest.mark.parametrize("is_random", [False, True])
+def test_a_sample_has_at_most_so_many_requests_of_each_task(shop, is_random):
+    counts = {"JustForYou": 6, "Query": 2, "Holiday": 1000, "Season": 0}
+    sampled = sample_requests(shop, "valid", 4, counts, 0.8, TRAIN_WORDINGS, is_random)
+    made = make_requests(shop, "valid", 4, 1000, 0.8)
+    available = np.bincount(made.task, minlength=len(TASKS)).tolist()
+    expected = [min(counts.get(task, 0), n) for task, n in zip(TASKS, available, strict=True)]
+    assert np.bincount(sampled.task, minlength=len(TASKS)).tolist() == expected
+    keys = [set(zip(r.user, r.task, r.target, r.instruction, strict=True)) for r in (sampled, made)]
+    assert keys[0] < keys[1]
+    assert (np.lexsort((sampled.user, sampled.task)) == np.arange(len(sampled))).all()
+    first_users = made.user[made.task == 0][:6]
+    assert np.array_equal(sampled.user[sampled.task == 0], first_users) == (not is_random)
 
 
 def test_unknown_split_is_refused(shop):

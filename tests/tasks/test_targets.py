@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigma_jax.hashing import splitmix64
-from sigma_jax.metrics import long_tail
-from sigma_jax.schema import TASKS
+from sigma_jax.schema import TASKS, Links, Themes
 from sigma_jax.tasks.targets import (
     TaskTables,
+    _periods,
     find_targets,
     first_rows_in_category,
     is_active,
@@ -20,7 +20,7 @@ from sigma_jax.tasks.targets import (
 )
 
 
-def naive_targets(shop, tables, user, attach, row):
+def naive_targets(shop, tables, user, history_end, row):
     """(task, slot value) of one target row, from the definitions."""
     histories, catalogue = shop.histories, shop.catalogue
     item, time = int(histories.item[row]), int(histories.time[row])
@@ -30,7 +30,7 @@ def naive_targets(shop, tables, user, attach, row):
     found |= {("Query", q) for q in queries}
     if category >= 0:
         found.add(("Category", category))
-        before = catalogue.category[histories.before(user, attach)]
+        before = catalogue.category[histories.before(user, history_end)]
         if category not in before:
             found.add(("Discover", -1))
     if tables.is_longtail[item]:
@@ -43,11 +43,11 @@ def naive_targets(shop, tables, user, attach, row):
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
-def test_candidates_are_those_of_the_definitions(shop, ahead):
-    """All rows, seen from the start of their own session or of the one before."""
+def test_targets_are_those_of_the_definitions(shop, ahead):
+    """For all rows, from the start of their own session or of the one before."""
     tables = TaskTables.make(shop, 0.8)
     histories = shop.histories
-    rows, attach, users = [], [], []
+    rows, history_end, users = [], [], []
     for user in range(histories.num_users):
         first, last = histories.offsets[user], histories.offsets[user + 1]
         for row in range(first, last):
@@ -55,24 +55,24 @@ def test_candidates_are_those_of_the_definitions(shop, ahead):
             if number >= 0:
                 session = np.searchsorted(histories.session[first:last], number)
                 rows.append(row)
-                attach.append(first + session)
+                history_end.append(first + session)
                 users.append(user)
-    rows, attach = np.array(rows), np.array(attach)
+    rows, history_end = np.array(rows), np.array(history_end)
     first = first_rows_in_category(shop, range(histories.num_users))[rows]
-    got = find_targets(shop, tables, rows, attach, first)
+    got = find_targets(shop, tables, rows, history_end, first)
     # Links may name an item twice under one query: sets on both sides.
     found = set(zip(got.history_end, got.row, got.task, got.slot_value, strict=True))
     expected = {
-        (a, r, TASKS.index(task), slot_value)
-        for a, r, u in zip(attach, rows, users, strict=True)
-        for task, slot_value in naive_targets(shop, tables, u, a, r)
+        (end, row, TASKS.index(task), slot_value)
+        for end, row, user in zip(history_end, rows, users, strict=True)
+        for task, slot_value in naive_targets(shop, tables, user, end, row)
     }
     assert found == expected
     assert {task for _, _, task, _ in found} == set(range(7))
 
 
-def test_an_argument_without_words_is_no_target(shop):
-    """Nobody could ask for it."""
+def test_a_slot_value_without_a_text_is_no_target(shop):
+    """No instruction could name it."""
     names = shop.catalogue.categories.to_pylist()
     names[2] = " "
     catalogue = dataclasses.replace(shop.catalogue, categories=pa.array(names))
@@ -110,32 +110,12 @@ class Periods:
         return set(self.theme[(self.start <= time) & (time < self.end)].tolist())
 
     def tables(self):
-        from sigma_jax.schema import Links, Themes
-        from sigma_jax.tasks.targets import _periods
-
         links = Links(np.zeros(5, np.int64), np.zeros(0, np.int32))
         themes = Themes(None, None, links, self.theme, self.start, self.end)
         return TaskTables((), {}, None, None, None, None, *_periods(themes))
 
 
-def test_longtail_worked_example():
-    assert long_tail([50, 1, 30, 19], 0.8).tolist() == [False, True, False, True]
-    assert not long_tail([5, 5], 1.0).any()
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.floats(0.1, 1.0))
-def test_longtail_leaves_the_smallest_head_of_its_share(popularity, share):
-    popularity = np.array(popularity)
-    head = ~long_tail(popularity, share)
-    total = popularity.sum()
-    assert popularity[head].sum() >= share * total - 1e-9
-    if head.any():
-        assert popularity[head].sum() - popularity[head].min() < share * total
-        assert (~head).sum() == 0 or popularity[~head].max() <= popularity[head].min()
-
-
-def test_keep_few_keeps_at_most_so_many_of_each_kind(shop):
+def test_keep_per_group_keeps_so_many_per_history_end_and_task(shop):
     tables = TaskTables.make(shop, 0.8)
     rows = np.arange(50)
     got = find_targets(shop, tables, rows, rows // 10 * 10, rows)
@@ -143,8 +123,8 @@ def test_keep_few_keeps_at_most_so_many_of_each_kind(shop):
     assert np.bincount(kept.group()).max() == 2
     assert set(kept.group()) == set(got.group())
     assert (np.diff(kept.group()) >= 0).all()
-    # Which ones stay does not depend on the order they come in.
-    turned = got.take(np.arange(len(got.row))[::-1])
-    again = keep_per_group(turned, splitmix64(1, turned.row, turned.slot_value), 2)
+    # The kept ones do not depend on the order of the targets.
+    reordered = got.take(np.arange(len(got.row))[::-1])
+    again = keep_per_group(reordered, splitmix64(1, reordered.row, reordered.slot_value), 2)
     for field in dataclasses.fields(kept):
         assert np.array_equal(getattr(kept, field.name), getattr(again, field.name))
