@@ -36,7 +36,7 @@ VOCABULARY = 400
 
 
 def shop_histories(rng: np.random.Generator, users: int, items: int) -> Histories:
-    """Users of 1 to 9 sessions of 1 to 4 lines; the last two sessions are validation and test."""
+    """Users with 1 to 9 sessions of 1 to 4 rows; the last two are validation and test."""
     item, time, session, offsets, valid, test = [], [], [], [0], [], []
     for _ in range(users):
         starts = []
@@ -49,9 +49,9 @@ def shop_histories(rng: np.random.Generator, users: int, items: int) -> Historie
                 session.append(number)
         offsets.append(len(item))
         starts = [*starts, len(item), len(item)]
-        enough = len(starts) > 4
-        valid.append(starts[-4] if enough else len(item))
-        test.append(starts[-3] if enough else len(item))
+        has_targets = len(starts) > 4
+        valid.append(starts[-4] if has_targets else len(item))
+        test.append(starts[-3] if has_targets else len(item))
     wide = [np.array(a, np.int64) for a in (time, offsets, valid, test)]
     return Histories(
         np.array(item, np.int32), wide[0], np.array(session, np.int32), wide[1], wide[2], wide[3]
@@ -59,6 +59,7 @@ def shop_histories(rng: np.random.Generator, users: int, items: int) -> Historie
 
 
 def shop_tokenizer(folder: Path, texts: list[str]) -> None:
+    """Writes a tokenizer trained on `texts` into `folder`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -70,6 +71,7 @@ def shop_tokenizer(folder: Path, texts: list[str]) -> None:
 
 
 def make_shop(folder: Path, users: int = 30, items: int = 40, seed: int = 0) -> PreparedData:
+    """A shop with searches, categories and themes; its tokenizer is written into `folder`."""
     rng = np.random.default_rng(seed)
     histories = shop_histories(rng, users, items)
     category = rng.integers(-1, 6, items).astype(np.int32)

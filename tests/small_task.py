@@ -9,6 +9,7 @@ from sigma_jax.stages import stage_fields
 
 
 def make_task(trained, **changes) -> SftTask:
+    """The stage's task over the small training, with other fields of SftConfig."""
     config, workdir = trained
     values, _ = stage_fields(config, "sft")
     fields = to_dataclass(SftConfig, values | changes)
@@ -16,8 +17,10 @@ def make_task(trained, **changes) -> SftTask:
 
 
 def model_fields(trained, **changes) -> dict:
+    """The fields of the small training's network, with changes."""
     return dict(stage_fields(trained[0], "sft")[0]["model"].items()) | changes
 
 
 def placed(arrays) -> dict:
+    """The arrays as JAX arrays."""
     return {name: jnp.asarray(value) for name, value in arrays.items()}

@@ -23,8 +23,8 @@ def tables(shop, semantic_ids, config):
     return PromptTables.make(shop, semantic_ids, config.layout, V, has_instructions=True)
 
 
-def test_prompts_show_nothing_at_or_after_their_cut(shop, tables, requests):
-    """Whatever the later rows hold, the prompts are the same."""
+def test_prompts_show_no_row_after_the_history_end(shop, tables, requests):
+    """Later rows can change without changing a prompt."""
     split, requests = requests
     prompts = assemble_prompts(requests, shop.histories, tables, 120)
     histories = shop.histories
@@ -39,7 +39,7 @@ def test_prompts_show_nothing_at_or_after_their_cut(shop, tables, requests):
 
 
 def test_prompt_worked_example(shop, tables, config):
-    """Every part in its place, counted by hand."""
+    """The tokens of each part, in order, written out by hand."""
     user = int(np.argmax(np.diff(shop.histories.offsets)))
     layout = dataclasses.replace(config.layout, history_length=3, num_favourites=1)
     tables = dataclasses.replace(tables, layout=layout)
@@ -50,8 +50,8 @@ def test_prompt_worked_example(shop, tables, config):
     sessions = shop.histories.session[history_end - 3 : history_end]
     ends = np.append(sessions[1:] != sessions[:-1], True)
 
-    def text(words, most=100):
-        return tables.tokenizer.tokenizer(words, add_special_tokens=False)["input_ids"][:most]
+    def text(words, max_tokens=100):
+        return tables.tokenizer.tokenizer(words, add_special_tokens=False)["input_ids"][:max_tokens]
 
     def slot(item):
         return [V + int(tables.semantic_ids.codes[item, 0]), V + 15]
@@ -110,9 +110,9 @@ def test_short_rows_lose_the_oldest_items_first(shop, tables, config):
     user = int(np.argmax(np.diff(shop.histories.offsets)))
     history_end = int(shop.histories.test_start[user])
     request = one_request(user, history_end, "i need query no. 3")
-    whole = assemble_prompts(request, shop.histories, tables, 200)
-    size = int(whole["length"][0])
-    full = whole["item"][0][whole["item"][0] >= 0].tolist()
+    complete = assemble_prompts(request, shop.histories, tables, 200)
+    size = int(complete["length"][0])
+    full = complete["item"][0][complete["item"][0] >= 0].tolist()
     history = full[config.layout.num_favourites :]
     words = tables.tokenizer.encode(request.instruction, 99)[0].tolist()
     one_item = len(words) + len(tables.history_text) + config.layout.sid_in_prompt + 2

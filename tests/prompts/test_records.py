@@ -1,4 +1,4 @@
-"""Records hold training rows only, cover them, and come out the same each time."""
+"""Records hold training rows alone, cover them all, and do not depend on the run."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ from sigma_jax.schema import DAY, TASKS
 from sigma_jax.tasks.targets import TaskTables
 
 
-def every(shop, config, **changes):
+def all_records(shop, config, **changes):
     config = changed_prompt(config, **changes)
     return list(
         iterate_records(shop, config, TaskTables.make(shop, config.targets.longtail_share), 3)
@@ -44,17 +44,17 @@ def test_favourites_worked_example():
 
 
 def test_records_survive_their_bytes(shop, config):
-    for record in every(shop, config):
-        back = Record.from_bytes(record.to_bytes())
+    for record in all_records(shop, config):
+        read = Record.from_bytes(record.to_bytes())
         for field in dataclasses.fields(Record):
-            one, other = getattr(record, field.name), getattr(back, field.name)
+            one, other = getattr(record, field.name), getattr(read, field.name)
             assert np.array_equal(one, other), field.name
 
 
 def test_windows_are_short_and_training_only(shop, config):
-    """The items of a window and of the session after it stand so in the training rows."""
+    """A window and the session after it are consecutive training rows."""
     histories = shop.histories
-    for record in every(shop, config):
+    for record in all_records(shop, config):
         assert record.length <= config.layout.history_length
         first, last = histories.offsets[record.user], histories.valid_start[record.user]
         rows = histories.item[first:last]
@@ -80,7 +80,7 @@ def test_every_training_session_is_a_target_of_every_user(shop, config):
         for number in np.unique(histories.session[first:last]):
             expected.add((user, int(number)))
     got = set()
-    for record in every(shop, config, cold_start_weight=1.0):
+    for record in all_records(shop, config, cold_start_weight=1.0):
         base = histories.session[_row_of(shop, record)]
         got |= {(record.user, int(base + record.session[a])) for a in record.attach}
     assert got == expected
@@ -100,13 +100,13 @@ def _row_of(shop, record):
 
 
 def test_targets_come_from_the_next_session(shop, config):
-    for record in every(shop, config):
+    for record in all_records(shop, config):
         for attach, target in zip(record.attach, record.target, strict=True):
             assert target in record.item[record.session == record.session[attach]]
 
 
 def test_held_out_rows_change_no_record(shop, config):
-    """Whatever users do from their validation session on, training is the same."""
+    """Rows from the validation session on can change without changing a record."""
     histories = shop.histories
     user = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
     is_held_out = np.arange(len(user)) >= histories.valid_start[user]
@@ -114,20 +114,22 @@ def test_held_out_rows_change_no_record(shop, config):
     item = np.where(is_held_out, (histories.item + 1) % 40, histories.item).astype(np.int32)
     time = np.where(is_held_out, histories.time + 40 * DAY, histories.time)
     changed = dataclasses.replace(histories, item=item, time=time)
-    records = every(shop, config)
-    again = every(dataclasses.replace(shop, histories=changed), config)
+    records = all_records(shop, config)
+    again = all_records(dataclasses.replace(shop, histories=changed), config)
     assert [r.to_bytes() for r in again] == [r.to_bytes() for r in records]
 
 
 def test_without_cold_start_every_target_has_a_history(shop, config):
-    assert any((record.attach == 0).any() for record in every(shop, config))
-    assert all((record.attach > 0).all() for record in every(shop, config, cold_start_weight=0.0))
+    assert any((record.attach == 0).any() for record in all_records(shop, config))
+    assert all(
+        (record.attach > 0).all() for record in all_records(shop, config, cold_start_weight=0.0)
+    )
 
 
 def test_chunks_change_nothing(shop, config, monkeypatch):
-    whole = [record.to_bytes() for record in every(shop, config)]
+    expected = [record.to_bytes() for record in all_records(shop, config)]
     monkeypatch.setattr("sigma_jax.prompts.records.CHUNK_ROWS", 17)
-    assert [record.to_bytes() for record in every(shop, config)] == whole
+    assert [record.to_bytes() for record in all_records(shop, config)] == expected
 
 
 def test_user_chunks_cover_all_users():
@@ -143,17 +145,17 @@ def test_user_chunks_cover_all_users():
 
 def test_written_twice_the_bytes_are_the_same(shop, config, tmp_path, monkeypatch):
     monkeypatch.setattr("sigma_jax.prompts.records.RECORDS_PER_SHARD", 16)
-    figures = []
+    counts = []
     for name in "ab":
         (tmp_path / name).mkdir()
-        figures.append(write_records(shop, config, tmp_path / name, seed=3))
+        counts.append(write_records(shop, config, tmp_path / name, seed=3))
     files = sorted((tmp_path / "a").iterdir())
     assert len(files) > 1
     for path in files:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
-    assert figures[0] == figures[1]
-    assert figures[0]["contexts"] == len(open_shards(tmp_path / "a", RECORDS))
-    assert all(figures[0][f"targets.{task}"] > 0 for task in TASKS)
+    assert counts[0] == counts[1]
+    assert counts[0]["contexts"] == len(open_shards(tmp_path / "a", RECORDS))
+    assert all(counts[0][f"targets.{task}"] > 0 for task in TASKS)
 
 
 def test_data_without_training_rows_are_refused(shop, config, tmp_path):
