@@ -71,46 +71,42 @@ def beam_search(
     trie: Trie,
     widths: tuple[int, ...],
     item_query: str = "token",
-    evidence: PrefixScorer | None = None,
+    prefix_scorer: PrefixScorer | None = None,
     active: ActiveItems | None = None,
     margin: float = math.inf,
 ) -> Beams:
-    """Eq. 6-8 of SIGMA: the likeliest prefixes of real items and their queries.
+    """The likeliest prefixes of real items, and their queries (Eq. 6-8 of SIGMA).
 
     Scores are exact log-probabilities: each path scored on its own gives the same. Every prefix
-    is a path of the trie, so it belongs to at least one item. Traced under `jax.jit`. A trie of
-    depth 0 gives one beam, the root.
+    is a path of the trie, so it belongs to at least one item. A trie of depth 0 gives one beam, the
+    root. The function is traced under `jax.jit`.
 
     Args:
       widths: beams after each level of the trie.
-      item_query: what asks for the item (see PromptLayout); queries are 0 where "none" does.
-      evidence: of a model with an item head.
-      active: the items that may be recommended; all where it is None.
-      margin: beams that are less likely than the best by more, in log P, are dropped; what is
-        retrieved costs nothing in their prefixes.
+      item_query: the token that asks for the item (PromptLayout); with "none" queries are 0.
+      prefix_scorer: scores prefixes by the item head; None for a network without one.
+      active: the items that may be recommended; None: all.
+      margin: beams less likely than the best by more than this, in log P, are dropped.
     """
     depth = trie.depth
     assert len(widths) == depth, (widths, depth)
     batch, length = prompts.tokens.shape
-    tokens_of = [1] * depth
-    if depth:  # the query goes through the backbone together with the last code
-        tokens_of[-1] = {"token": 2, "code": 1, "none": 0}[item_query]
+    tokens_of = _tokens_of_levels(depth, item_query)
     own_rows = sum(map(operator.mul, widths, tokens_of))
     cache = KVCache.empty(model.backbone.config, batch, length + own_rows)
     hidden, cache = _read_prompt(model, tables, prompts, cache)
-    state = first_state(batch)
-    hidden = hidden[:, None]
+    state, hidden = first_state(batch), hidden[:, None]
     tasks = jnp.ones((batch, 1), jnp.float32)
     if model.config.has_task_head:
         tasks = jax.nn.softmax(model.task_logits(hidden[:, 0]), axis=-1)
     looked_at = (prompts.items, prompts.is_token[:, None], tables)
     opened, below = None, [None] * depth
-    if evidence is not None:
+    if prefix_scorer is not None:
         opened = model.item_head_vector(hidden, *looked_at)
-        below = evidence.node_scores(opened[:, 0])
+        below = prefix_scorer.node_scores(opened[:, 0])
     for level in range(depth):
         log_probs = model.code_log_probs(hidden, level)
-        if evidence is not None:
+        if prefix_scorer is not None:
             log_probs *= model.code_head_weight[...]
         state = select(
             state, log_probs, trie, level, widths[level], None, below[level], active, margin
@@ -123,12 +119,7 @@ def beam_search(
             query = jnp.full_like(tokens, model.space.query)
             tokens = jnp.concatenate([tokens, query], axis=-1)
         hidden, state, cache = _extend(model, tables, prompts, state, tokens, level, cache)
-    if item_query != "none":
-        queries = model.query_head_vector(hidden, *looked_at) if depth else opened
-        if depth and evidence is not None:
-            queries = opened + model.query_head_weight[...] * queries
-    else:
-        queries = jnp.zeros((*state.scores.shape, model.config.item_encoder.fused_width))
+    queries = _queries(model, state, hidden, opened, looked_at, item_query)
     return Beams(
         codes=state.codes,
         scores=state.scores,
@@ -137,6 +128,29 @@ def beam_search(
         queries=queries,
         tasks=tasks,
     )
+
+
+def _tokens_of_levels(depth: int, item_query: str) -> list[int]:
+    """Tokens that a beam reads after each level: the query token goes with the last code."""
+    last = {"token": 2, "code": 1, "none": 0}[item_query]
+    return [1] * (depth - 1) + [last] * (depth > 0)
+
+
+def _queries(
+    model, state: BeamState, hidden, opened: Array | None, looked_at: tuple, item_query: str
+) -> Float[Array, "B M D"]:
+    """The query of each beam (Eq. 8), with that of the item head added where there is one.
+
+    Args:
+      hidden: of the token that asks for the item.
+      opened: the item head's query; None for a network without an item head.
+    """
+    if item_query == "none":
+        return jnp.zeros((*state.scores.shape, model.config.item_encoder.fused_width))
+    if not state.codes.shape[-1]:
+        return opened
+    queries = model.query_head_vector(hidden, *looked_at)
+    return queries if opened is None else opened + model.query_head_weight[...] * queries
 
 
 def _read_prompt(model, tables, prompts: Prompts, cache: KVCache):
@@ -173,7 +187,7 @@ def select(
 
     Args:
       log_normaliser: of `log_probs` that do not sum to one yet.
-      below: the evidence of each node of the next level; with it only children share probability.
+      below: the prefix score of each node of the next level; children alone share probability.
       active: the items that may be recommended.
       margin: children less likely than the best by more are dropped.
     """
@@ -190,8 +204,8 @@ def select(
     if below is not None:
         place = nodes - jnp.asarray(trie.level_start)[level + 1]  # below 0: a tail, an only child
         flat = jnp.maximum(place, 0).reshape(len(nodes), -1)
-        evidence = jnp.take_along_axis(below, flat, axis=1).reshape(nodes.shape)
-        step += jnp.where(place >= 0, evidence, 0.0)
+        scores_below = jnp.take_along_axis(below, flat, axis=1).reshape(nodes.shape)
+        step += jnp.where(place >= 0, scores_below, 0.0)
         step = jax.nn.log_softmax(jnp.where(is_child, step, LOG_ZERO), axis=-1)
     if active is not None:  # its items keep the probability they have among all
         is_child &= active.has_nodes(nodes)

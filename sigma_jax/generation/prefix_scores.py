@@ -1,11 +1,9 @@
-"""What the scores of items say about prefixes: the first factor of Eq. 10 of SIGMA from the same
-distribution over items as the second.
+"""Prefix scores: the first factor of Eq. 10 of SIGMA from the item head's scores.
 
-A model with an item head scores every item before any code is chosen. A prefix is worth the sum of
-its items' exponentials; to its logarithm the log-probabilities of the codes are added, as far as
-validation trusts them (generation/head_weights.py). On a CPU this is one matrix product a request
-over the
-catalogue; the paper's letter does without it.
+A network with an item head scores every item before any code is chosen. The score of a prefix is
+the log of the summed exponentials of its items. Beam search adds the log-probabilities of the code
+head to it, with a fitted weight (head_weights.py). On a CPU this costs one matrix product a request
+over the catalogue. The paper does without it.
 
 Axes: B requests, I items in the order of the trie's leaves, n nodes of a level.
 """
@@ -23,7 +21,7 @@ from sigma_jax.index.trie import Trie
 from sigma_jax.index.trie_build import nodes_of_leaves
 from sigma_jax.losses import LOG_ZERO, cosines, map_row_chunks
 
-ENTRIES = 2**26  # of [requests, items] that exist at once: 256 MB of float32
+ENTRIES = 2**26  # of [requests, items] held at once: 256 MB of float32
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +35,7 @@ class PrefixScorer:
     sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # nodes, rounded up
 
     def node_scores(self, queries: Float[Array, "B D"]) -> list[Float[Array, "B n"]]:
-        """For levels 1, 2, ... the log of the summed exponentials of the items below each node."""
+        """Prefix scores of the nodes of levels 1, 2, ...: log-sum-exp of the items below each."""
         at_once = max(ENTRIES // len(self.vectors), 1)
         return map_row_chunks(self._node_scores, queries, at_once)
 
@@ -58,7 +56,7 @@ class PrefixScorer:
 def make_prefix_scorer(
     trie: Trie, vectors: Float[Array, "I D"], temperature: float
 ) -> PrefixScorer:
-    """Evidence over the leaves of `trie`; `vectors` in their order (DeviceIndex.vectors)."""
+    """The prefix scorer of a trie; `vectors` are in the order of its leaves (DeviceIndex)."""
     items_of_leaf = np.diff(np.asarray(trie.leaf_start)[: trie.num_leaves + 1])
     sizes = trie.level_sizes
     nodes = np.tile(np.array(sizes, np.int32)[:, None], vectors.shape[0])

@@ -1,4 +1,17 @@
-"""TODO."""
+"""Co-visitation counts: which items users take together, and in which order.
+
+Two interactions of one user at distance d <= 20 count 1/d from the earlier item to the later one,
+and half of that backwards. Interactions of one session have no order, so sessions define the
+distance:
+
+- interactions of one session lie at distance 1, in either direction with equal right, so they count
+  (1 + 1/2) / 2 each way;
+- interactions of different sessions lie at 1 + the number of interactions in the sessions between.
+
+With one interaction a session this is the definition over interactions:
+
+    sessions [a][b c][d]: a-b 1, a-c 1, b-c 1, b-d 1, c-d 1, a-d 3 (two interactions between)
+"""
 
 from __future__ import annotations
 
@@ -30,7 +43,7 @@ REQUESTS_A_STEP = 512
 
 
 def strongest_entries(table: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
-    """The `count` largest entries of each row, the lower column on ties; columns ascend."""
+    """`table` with the `count` largest entries of each row; on ties the lower column stays."""
     table = table.tocsr().sorted_indices()
     keep = np.ones(table.nnz, bool)
     for row in np.flatnonzero(np.diff(table.indptr) > count):
@@ -46,7 +59,7 @@ def strongest_entries(table: sparse.csr_matrix, count: int) -> sparse.csr_matrix
 
 
 def count_covisits(histories: Histories, num_items: int) -> sparse.csr_matrix:
-    """float32 [I, I]: ties of the training rows before division by popularity."""
+    """float32 [I, I]: co-visitation counts of the training rows."""
     user, begin, end = _training_sessions(histories)
     total = sparse.csr_matrix((num_items, num_items), dtype=np.float32)
     for first in range(0, len(user), SESSIONS_A_STEP):
@@ -56,7 +69,7 @@ def count_covisits(histories: Histories, num_items: int) -> sparse.csr_matrix:
 
 
 def damp_by_popularity(ties: sparse.csr_matrix, data: PreparedData) -> sparse.csr_matrix:
-    """`ties` divided by sqrt(popularity + 5) of the column's item."""
+    """Counts divided by sqrt(popularity + 5) of the column's item."""
     scale = 1 / np.sqrt(count_training_rows(data) + SMOOTHING)
     scaled = ties.copy()
     scaled.data *= scale.astype(np.float32)[ties.indices]
@@ -64,7 +77,7 @@ def damp_by_popularity(ties: sparse.csr_matrix, data: PreparedData) -> sparse.cs
 
 
 def _training_sessions(histories: Histories):
-    """User, first row and row after the last, of each session in training rows."""
+    """User, first row and end row of each session in the training rows."""
     starts, ends = histories.offsets[:-1], histories.valid_start
     rows = rows_of_ranges(starts, ends)
     user = np.repeat(np.arange(len(starts)), np.maximum(ends - starts, 0))
@@ -78,7 +91,7 @@ def _training_sessions(histories: Histories):
 
 
 def _incidence(histories: Histories, num_items: int, begin, end, weights) -> sparse.csr_matrix:
-    """[sessions, I]: each session's lines by item, times the session's weight."""
+    """[sessions, I]: the interactions of each session by item, times its weight."""
     rows = rows_of_ranges(begin, end)
     session = np.repeat(np.arange(len(begin)), end - begin)
     entries = (weights[session].astype(np.float32), (session, histories.item[rows]))
@@ -86,10 +99,10 @@ def _incidence(histories: Histories, num_items: int, begin, end, weights) -> spa
 
 
 def _covisits_from(histories, num_items, user, begin, end, here) -> sparse.csr_matrix:
-    """Ties inside the sessions `here` and from them to later ones of the same user."""
+    """Counts inside the sessions `here`, and from them to later ones of the same user."""
     ones = np.ones(len(here))
     inside = _incidence(histories, num_items, begin[here], end[here], ones)
-    lines = np.asarray(inside.sum(0)).reshape(-1)  # a line is not tied to itself
+    lines = np.asarray(inside.sum(0)).reshape(-1)  # an interaction is not counted with itself
     total = (inside.T @ inside - sparse.diags(lines)) * np.float32((1 + BACKWARD) / 2)
     earlier, later, distance = _near_sessions(user, begin, end, here)
     left = _incidence(histories, num_items, begin[earlier], end[earlier], 1 / distance)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""EASE: a closed-form linear item-item model (Steck 2019)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import scipy.sparse as sparse
 from sigma_jax.histories import training_rows
 from sigma_jax.schema import PreparedData
 
-ROWS_A_STEP = 4_096  # of a square of items
+ROWS_A_STEP = 4_096  # rows of the item-item matrix read at a time
 
 
-MAX_EASE_ITEMS = 16_384  # items in `fit_ease`, those most users have: their square is held thrice
+MAX_EASE_ITEMS = 16_384  # the most popular items; three square matrices of them are held
 
 
 def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
-    """float32 [I, I]: the `count` items that each speaks most for, in the linear model that best
-    foretells each item of a user from his others (EASE, Steck 2019, Eq. 8):
+    """float32 [I, I]: for each item the `count` items with the highest weight in EASE.
+
+    EASE predicts each item of a user from the user's other items (Steck 2019, Eq. 8):
 
         B = -P / diag(P) with 0 in the diagonal,    P = (X^T X + lambda)^-1
 

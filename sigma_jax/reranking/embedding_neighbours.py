@@ -1,4 +1,4 @@
-"""TODO."""
+"""The nearest items of each item by the vectors of the network."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ COSINES_A_STEP = 2**24  # entries of [items, I] that exist at once
 def nearest_items(
     vectors: Float[np.ndarray, "I D"], count: int, start: int = 0
 ) -> sparse.csr_matrix:
-    """float32 [I, I]: the `count` items nearest_items to each from `start` on, by how much nearer
-    they
-    are than the next.
+    """float32 [I, I]: for the items from `start` on, the `count` nearest items.
 
-    Rows of `vectors` have unit length. Exact: every pair is compared, some rows at a time.
+    An entry is the cosine minus the cosine of the next neighbour after these. Rows of `vectors`
+    have unit length. The search is exact: it compares every pair, some rows at a time.
     """
     total = len(vectors)
     count = min(count, total - 2)

@@ -1,26 +1,25 @@
-"""What relations between items say of a request: which items go with those of its history.
+"""History features: how an item relates to the items of the user's history.
 
-    ties    to what users take with an item and after it (sigma_jax/baselines/covisitation.py)
-    back    to what users took before it: who has bought the case has bought the camera. Of the
-            last session alone.
-    near    to the items whose vectors, as the model has learnt them, lie nearest_items. A query
-    is one
-            point; a user with two tastes has two.
-    fit_ease   to the items that theirs foretell, all items of a history weighed against one
-    another:
-            two that say the same count once. Over the whole history.
-    own     the lines of the history with the item itself, each decayed by 0.9 a session
+| feature | an item scores by |
+|---|---|
+| covisitation | what users take with and after an item of the last sessions (covisitation.py) |
+| reverse_covisitation | what users take before an item of the last session: camera before case |
+| embedding_neighbours | the items whose vectors lie nearest (embedding_neighbours.py) |
+| ease | the linear item-item model, over the whole history (ease.py) |
+| repeat_count | the interactions of the user with the item itself, each decayed by 0.9 a session |
 
-A relation is a sparse matrix [I, I] of the strongest_entries entries of each row, and a feature
-of an item
-is log(1 + s / u), s being its entries in the rows of the latest items, decayed by the session, and
-u a small entry (`RELATIONS`).
+A query of the network is one point, and a user with two tastes has two: embedding_neighbours covers
+both. EASE weighs all items of a history against one another, so that
+two items that say the same count once.
 
-Each relation has a second feature, of the lines of the request's own day alone, all alike: who is
-still at it takes what goes with what he has just taken. All 0 where the day has seen nothing of the
-user yet, or a log has no times.
+A relation is a sparse matrix [I, I] with the strongest entries of each row. The feature of an item
+is log(1 + s / u). s sums its entries in the rows of the history's latest items, decayed by the
+session, and u is a small entry (`RELATIONS`).
 
-Axes: N requests, S items of a request that a relation knows of, F features, I items.
+Each relation has a second feature, NAME_today, over the interactions of the request's own day
+alone, without decay. It is 0 where the user has none on that day, or the log has no times.
+
+Axes: N requests, S items of a request that a relation lists, F features, I items.
 """
 
 from __future__ import annotations
@@ -58,11 +57,11 @@ from sigma_jax.shapes import power_of_two
 
 @dataclasses.dataclass(frozen=True)
 class RelationSpec:
-    """Which items of a history a relation is asked for."""
+    """The items of a history that a relation reads, and its unit."""
 
-    sessions: int | None  # the last so many; None: all
-    decay: float  # of a session
-    unit: float  # what makes a difference from none
+    sessions: int | None  # number of the last sessions; None: all
+    decay: float  # weight of a session relative to the next one
+    unit: float  # a small entry: log(1 + s / unit)
 
 
 RELATIONS = {
@@ -72,20 +71,20 @@ RELATIONS = {
     "ease": RelationSpec(None, 0.95, 0.01),
 }
 REPEAT_SPEC = RelationSpec(None, 0.9, 0.1)
-TODAY = "_today"  # behind the name of a relation that is asked for the day's items alone
+TODAY = "_today"  # suffix of a feature that reads the interactions of the day alone
 HISTORY_FEATURES = (*RELATIONS, "repeat_count", *(f"{name}{TODAY}" for name in RELATIONS))
 UNITS = tuple(
     (RELATIONS | {"repeat_count": REPEAT_SPEC})[name.removesuffix(TODAY)].unit
     for name in HISTORY_FEATURES
 )
-MOST_LISTED = 512  # items of a request that a relation may name: the strongest_entries
+MAX_LISTED = 512  # items that a relation lists for a request, the strongest
 PADDING = np.iinfo(np.int32).max
 DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
 class Relations:
-    """One sparse matrix a relation, float32 [I, I]; row: item of the history."""
+    """One sparse matrix for each relation, float32 [I, I]; a row is an item of the history."""
 
     covisitation: sparse.csr_matrix
     reverse_covisitation: sparse.csr_matrix
@@ -96,9 +95,10 @@ class Relations:
     def make(
         cls, data: PreparedData, vectors: Float[np.ndarray, "I D"], neighbours: int
     ) -> Relations:
-        """The strongest_entries `neighbours` of each item, by training rows and by the model's
-        `vectors`
-        (of unit length)."""
+        """Relations of the training rows and of the network's `vectors` (unit length).
+
+        Each row keeps its `neighbours` strongest entries.
+        """
         raw = count_covisits(data.histories, len(data.catalogue))
         ties, back = (
             strongest_entries(damp_by_popularity(table, data), neighbours)
@@ -109,10 +109,10 @@ class Relations:
     def features(
         self, requests: Requests, histories: Histories, times: Int64[np.ndarray, " N"]
     ) -> ItemFeatures:
-        """HISTORY_FEATURES of each request's items that any relation knows of, ascending; NumPy
-        arrays.
+        """HISTORY_FEATURES of the items that any relation lists, ascending; NumPy arrays.
 
-        `times`: when each request is made, in unix seconds; 0 where a log has no times.
+        Args:
+          times: time of each request in unix seconds; 0 where a log has no times.
         """
         starts, ends = history_ranges(histories, requests)
         today = first_row_of_day(histories, starts, ends, times)
@@ -132,25 +132,25 @@ class Relations:
         for name, how in RELATIONS.items():
             alike = dataclasses.replace(how, sessions=None, decay=1.0)
             found[f"{name}{TODAY}"] = self._related(name, alike, histories, today, ends)
-        return listed([found[name] for name in HISTORY_FEATURES], UNITS)
+        return list_features([found[name] for name in HISTORY_FEATURES], UNITS)
 
     def _related(
         self, name: str, how: RelationSpec, histories: Histories, starts, ends
     ) -> sparse.csr_matrix:
-        """[N, I]: the strongest_entries entries of what one relation says of each request."""
+        """[N, I]: the strongest entries of one relation for each request."""
         relation, parts = getattr(self, name), []
         for first in range(0, len(starts), REQUESTS_A_STEP):
             rows = slice(first, first + REQUESTS_A_STEP)
             latest = recent_item_weights(
                 histories, starts[rows], ends[rows], relation.shape[0], how.decay, how.sessions
             )
-            parts.append(strongest_entries((latest @ relation).tocsr(), MOST_LISTED))
+            parts.append(strongest_entries((latest @ relation).tocsr(), MAX_LISTED))
         return sparse.vstack(parts, format="csr")
 
-    def over(self, num_items: int, near: sparse.csr_matrix | None = None) -> Relations:
-        """The same over more items, which no training row knows of; `near` in place of its own."""
+    def over(self, num_items: int, neighbours: sparse.csr_matrix | None = None) -> Relations:
+        """The relations over more items, which have no entries; with other neighbours if given."""
         tables = {name: getattr(self, name).copy() for name in RELATIONS}
-        tables |= {} if near is None else {"embedding_neighbours": near.copy()}
+        tables |= {} if neighbours is None else {"embedding_neighbours": neighbours.copy()}
         for table in tables.values():
             table.resize((num_items, num_items))
         return Relations(**tables)
@@ -166,7 +166,7 @@ class Relations:
         return cls(**{name: sparse.load_npz(folder / f"{name}.npz") for name in RELATIONS})
 
 
-def listed(tables: Sequence[sparse.csr_matrix], units: Sequence[float]) -> ItemFeatures:
+def list_features(tables: Sequence[sparse.csr_matrix], units: Sequence[float]) -> ItemFeatures:
     """The tables [N, I] side by side, as log(1 + value / unit), over the items any of them has."""
     known = functools.reduce(lambda a, b: a + b, tables).tocsr()
     known.sort_indices()

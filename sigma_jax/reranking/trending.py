@@ -1,11 +1,10 @@
-"""What everybody takes at the time of a request: demand moves, whoever asks.
+"""Trending features: what everybody takes at the time of a request.
 
-For each item the training lines before the day of the request, with three memories: a line's weight
-falls to 1/e in a week, a month or a quarter; and a fourth that forgets nothing. A feature is
-log(1 + count / 0.1). Nothing is known of the day itself or of later ones. Where a log has no times
-(all are 0) nothing comes before anything, and all features are 0.
+A feature of an item is log(1 + c / UNIT). c counts the training interactions with the item before
+the day of the request, each decayed by its age. There is one feature for each memory: a week, a
+month, a quarter, and without decay.
 
-Axes: N requests, T days on which any of them is made, I items, G trends.
+Axes: N requests, I items, G features, T days.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from sigma_jax.shapes import power_of_two
 
 MEMORY = {"week": 7.0, "month": 30.0, "quarter": 91.0, "ever": np.inf}  # days
 TRENDING_FEATURES = tuple(MEMORY)
-UNIT = 0.1  # of a line: what makes a difference from none
-DAYS_KEPT = 4  # whose features are not made again: nearly all requests of a shop are of today
-MOST_ENTRIES = 2**27  # of a table [T, I, G], 256 MB; with more, days are put together
+UNIT = 0.1  # interactions: a small count
+DAYS_KEPT = 4  # tables kept: nearly all requests of a shop are of today
+MAX_ENTRIES = 2**27  # of a table [T, I, G], 256 MB; days are merged beyond it
 
 
 @dataclasses.dataclass(frozen=True)
 class TrendingCounts:
-    """The training rows of a log in order of time."""
+    """The training interactions of a log in order of time."""
 
     item: Int32[np.ndarray, " rows"]
     time: Int64[np.ndarray, " rows"]  # unix seconds
@@ -48,10 +47,10 @@ class TrendingCounts:
 
     @property
     def _most_days(self) -> int:
-        return max(1, MOST_ENTRIES // (self.num_items * len(TRENDING_FEATURES)))
+        return max(1, MAX_ENTRIES // (self.num_items * len(TRENDING_FEATURES)))
 
     def together(self, times: Int64[np.ndarray, " N"]) -> list[Int64[np.ndarray, " n"]]:
-        """Which of `times` `at` is to be asked together, so that each has its own day."""
+        """Groups of `times` that one call of `at` serves with the exact day of each."""
         day = times // DAY
         most = 2 ** int(np.log2(self._most_days))
         number = np.unique(day, return_inverse=True)[1].reshape(-1) // most
@@ -68,11 +67,11 @@ class TrendingCounts:
         first_day, step = day.min(initial=0), 1
         days, row = np.unique(day, return_inverse=True)
         while power_of_two(len(days)) > self._most_days:
-            step *= 2  # days are read as the first of so many: never after the request
+            step *= 2  # a day reads the table of the first of so many days: never after the request
             days, row = np.unique((day - first_day) // step * step, return_inverse=True)
             days += first_day
         if step > 1:
-            logging.info("trends: days are put together by %d, for memory", step)
+            logging.info("trending: %d days share one table, to save memory", step)
         row = row.reshape(-1).astype(np.int32)
         if len(days) != 1:
             return self._table(days), row

@@ -74,7 +74,7 @@ def test_days_are_put_together_where_there_are_too_many(histories, monkeypatch):
     times = np.arange(18_000, 18_064, dtype=np.int64) * DAY
     fine, row = made.at(times)
     assert len(fine) == len(times)
-    monkeypatch.setattr(trends, "MOST_ENTRIES", 20 * ITEMS * len(TRENDING_FEATURES))
+    monkeypatch.setattr(trends, "MAX_ENTRIES", 20 * ITEMS * len(TRENDING_FEATURES))
     coarse, of = made.at(times)
     assert len(coarse) == 16
     for number in range(len(times)):  # what was known on that day, or up to three days before
@@ -88,7 +88,7 @@ def test_requests_asked_together_have_a_day_each(histories, monkeypatch, days):
     made = TrendingCounts.make(plain_data(histories))
     times = np.random.default_rng(0).integers(18_000, 18_064, 50) * DAY
     fine, row = made.at(times)
-    monkeypatch.setattr(trends, "MOST_ENTRIES", days * ITEMS * len(TRENDING_FEATURES))
+    monkeypatch.setattr(trends, "MAX_ENTRIES", days * ITEMS * len(TRENDING_FEATURES))
     parts = made.together(times)
     assert sorted(np.concatenate(parts)) == list(range(50)) and (len(parts) == 1) == (days == 64)
     for rows in parts:
