@@ -1,9 +1,9 @@
-"""A stage of three parameters and one counter, for tests of the loop; a command as well:
+"""A stage with three parameters and one counter, for tests of the training loop.
 
     python tests/linear_task.py FOLDER STEPS DIE_AT [term]
 
-trains it in FOLDER, kills itself with SIGKILL before step DIE_AT (0: never), or sends itself
-SIGTERM there, writes the batches it saw to FOLDER/batches.txt and prints the parameters' bytes.
+The command trains it in FOLDER and prints the bytes of its parameters. Before step DIE_AT (0:
+never) it sends itself SIGKILL, or with `term` SIGTERM. FOLDER/batches.txt lists its batches.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ROWS, WIDTH = 16, 8
 
 @dataclasses.dataclass(frozen=True)
 class LinearConfig:
-    """The linear stage."""
+    """The config of the linear stage."""
 
     optimizer: OptimizerConfig
     train: TrainConfig
 
 
 def linear_config(steps: int = 10, **train) -> LinearConfig:
-    """Small steps, a checkpoint every five."""
+    """A config with a log line every step and a checkpoint every five."""
     optimizer = OptimizerConfig(0.1, 0.01, 0.01, 2, "cosine", 1.0, 0.9, 0.999)
     fields = {"steps": steps, "epochs": 0.0, "batch_size": ROWS, "log_every": 1, "eval_every": 0}
     fields |= {"checkpoint_every": 5, "keep_checkpoints": 2, "average_over": 0.0}
@@ -74,11 +74,11 @@ class LinearTask:
         return {"x": x, "y": x[:, :4] * 3 - 1, "step": np.full(ROWS, step, np.int32)}
 
     def batches(self, rows: np.ndarray | None = None) -> grain.MapDataset:
-        def own(step: int) -> dict[str, np.ndarray]:
+        def local_batch(step: int) -> dict[str, np.ndarray]:
             return {name: array[rows] for name, array in self.make_batch(step).items()}
 
         rows = np.arange(ROWS) if rows is None else rows
-        return grain.MapDataset.range(10**6).map(own)
+        return grain.MapDataset.range(10**6).map(local_batch)
 
     def model(self, rngs: nnx.Rngs) -> Linear:
         return Linear(rngs)
@@ -114,7 +114,7 @@ def recipe(seed: int = 0) -> Recipe:
 
 
 def run(folder: Path, steps: int, die_at: int = 0, how: str = "kill", **train) -> nnx.Module:
-    """Trains in `folder` over all devices; the batches seen go to batches.txt."""
+    """Trains in `folder` over all devices and lists the batches in FOLDER/batches.txt."""
     from sigma_jax.runtime import fit as loop
     from sigma_jax.runtime.sharding import make_mesh
 
@@ -141,7 +141,7 @@ def run(folder: Path, steps: int, die_at: int = 0, how: str = "kill", **train) -
 
 
 def die(folder: Path, step: int) -> None:
-    """SIGKILL; well after a checkpoint it waits for that one, which is saved in the background."""
+    """Sends SIGKILL; after step 6 it first waits for the checkpoint of step 5 to be on disk."""
     deadline = time.monotonic() + 60
     while step > 6 and not (folder / "checkpoints" / "5").exists():
         assert time.monotonic() < deadline
@@ -156,7 +156,7 @@ if __name__ == "__main__":
     except Stopped as stopped:
         print(stopped)
         sys.exit(0)
-    if model is None:  # the first process has it
+    if model is None:  # only the first process has the model
         sys.exit(0)
     for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
         print(np.asarray(leaf).tobytes().hex())

@@ -1,4 +1,4 @@
-"""Stage 3 of the small training that tests share, with other settings."""
+"""Stage 3 of the small training that tests share, with changed settings."""
 
 import jax.numpy as jnp
 

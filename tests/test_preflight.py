@@ -62,7 +62,10 @@ def run(*words: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> tuple[str, dict]:
-    """Of a small backbone in 16 bits with heads of 128, so that the kernels are compiled too."""
+    """(printed report, JSON report) of a small backbone.
+
+    It computes in 16 bits with heads of 128, so that the kernels are compiled too.
+    """
     path = tmp_path_factory.mktemp("preflight") / "report.json"
     done = run(
         "--config=configs/sft.py:smoke",
@@ -91,7 +94,7 @@ def test_a_step_is_compiled_and_described(report):
 
 
 def test_no_chip_ever_holds_a_table_of_all_items():
-    """Neither for the lookups of a batch, nor for 4,096 negatives that all rows share."""
+    """Lookups of a batch and 4,096 negatives shared by all rows read the sharded table."""
     items, config = 2**21, get_config("smoke")
     with config.unlocked():
         config.negatives_per_target = 0
@@ -106,7 +109,7 @@ def test_no_chip_ever_holds_a_table_of_all_items():
     assert not re.search(rf"\[(\d+,)*{items}[,\]]", text)
 
 
-def test_how_a_stage_answers_is_described(tmp_path):
+def test_inference_is_compiled_and_described(tmp_path):
     path = tmp_path / "report.json"
     words = ["--config=configs/sft.py:smoke", "--topology=v5e-4", "--items=5000"]
     done = run(*words, "--inference", f"--output={path}")
@@ -138,20 +141,20 @@ def test_how_a_stage_answers_is_described(tmp_path):
         (["--config.train.batch_size=12"], "batch_size=12 does not divide over 16 devices"),
     ],
 )
-def test_what_cannot_be_is_one_line(words, message):
+def test_an_impossible_setting_is_one_line(words, message):
     done = run("--config=configs/sft.py:smoke", *words)
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert message in line
 
 
-def test_stages_without_a_look_ahead_are_named():
+def test_stages_without_preflight_are_named():
     done = run("--config=configs/teacher.py:smoke", "--topology=v5e-4")
     assert done.returncode == 1 and "stage 'teacher' is small" in done.stderr
 
 
-def test_slices_are_what_they_say():
-    """v5e and v6e count chips, v4 and v5p cores, of which a chip has two."""
+def test_slices_have_the_size_in_their_name():
+    """v5e and v6e count chips; v4 and v5p count cores, two per chip."""
     for name, full in SLICES.items():
         kind, count = name.split("-")
         sizes = [int(size) for size in full.partition(":")[2].split("x")]
@@ -161,7 +164,7 @@ def test_slices_are_what_they_say():
     assert full == "v5e:2x4" and chip is CHIPS["v5e"] and len(devices) == 8
 
 
-def test_figures_and_their_render():
+def test_the_report_shows_the_metrics():
     found = training_metrics(FOUND, STAGE, 7200, CHIPS["v5e"])
     assert found["fits"] and found["hours"] == 1 and found["chip_hours"] == 4
     assert found["examples_per_second"] == 200 and found["tokens_per_second"] == 10_000
@@ -181,7 +184,7 @@ def test_figures_and_their_render():
     ("fixed", "of_row", "bends", "wanted"),
     [
         (1 * GIB, GIB // 512, 0, 7_680),  # 15 GiB at 2 MiB a row
-        (1 * GIB, GIB // 512, 200, 7_072),  # and more where batches are large
+        (1 * GIB, GIB // 512, 200, 7_072),  # memory grows faster where batches are large
         (17 * GIB, GIB // 512, 0, 0),
     ],
 )
@@ -207,7 +210,7 @@ def test_the_largest_batch_that_fits(monkeypatch, fixed, of_row, bends, wanted, 
         assert 0.85 * wanted < found <= wanted
 
 
-def test_the_memory_of_what_does_not_fit_is_read_from_the_message():
+def test_the_memory_of_a_program_that_does_not_fit_is_read_from_the_message():
     message = "RESOURCE_EXHAUSTED: Ran out of memory. Used 24.5G of 15.75G hbm."
     assert too_large(MemoryError(message), 8).memory == 24.5 * GIB
     assert too_large(MemoryError("RESOURCE_EXHAUSTED"), 8).memory == float("inf")
@@ -225,7 +228,10 @@ def test_the_memory_of_what_does_not_fit_is_read_from_the_message():
 )
 @pytest.mark.parametrize("is_text", [False, True])
 def test_the_nearest_setting_that_fits(monkeypatch, shared, own, of_row, wanted, is_text):
-    """256 rows on 4 chips of 16 GiB: `shared` by all, `own` of each, and the rows at once."""
+    """256 rows on 4 chips of 16 GiB.
+
+    All chips share `shared` GiB, each holds `own` GiB, and each row takes `of_row` GiB.
+    """
 
     def estimate_step(training, fields, mesh, chip):
         at_once = fields.train.batch_size / fields.train.accumulate
@@ -245,7 +251,7 @@ def test_the_nearest_setting_that_fits(monkeypatch, shared, own, of_row, wanted,
     assert nearest_fit(training, mesh_fields, mesh, "v5e:2x2") == wanted
 
 
-def test_a_model_that_is_too_large_is_told_the_nearest_setting():
+def test_a_model_that_is_too_large_gets_the_nearest_setting():
     words = ["--config.train.batch_size=16", "--config.prompt.layout.row_tokens=16384"]
     done = run("--config=configs/sft.py:smoke", "--topology=v5e-4", "--items=5000", *words)
     assert done.returncode == 1 and "DOES NOT FIT" in done.stdout

@@ -1,4 +1,4 @@
-"""The training loop: it resumes exactly, on any mesh, and says clearly what is wrong."""
+"""The training loop resumes exactly, on any mesh, and names mistakes clearly."""
 
 import json
 import os
@@ -22,7 +22,7 @@ SCRIPT = ROOT / "tests" / "linear_task.py"
 
 
 def start(folder: Path, steps: int, die_at: int = 0, devices: int = 1, how: str = "kill"):
-    """The linear stage in a process of its own: (exit status, parameters as printed)."""
+    """Runs the linear stage in a new process: (exit status, its output)."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -36,68 +36,69 @@ def start(folder: Path, steps: int, die_at: int = 0, devices: int = 1, how: str 
 
 
 def lines(path: Path) -> list[dict]:
+    """The lines of the metrics file of a run."""
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Ten steps without a break: folder and parameters."""
-    folder = tmp_path_factory.mktemp("whole")
+def reference(tmp_path_factory):
+    """(folder, printed parameters) of ten steps without an interruption."""
+    folder = tmp_path_factory.mktemp("reference")
     return folder, start(folder, 10)[1]
 
 
 @pytest.mark.parametrize("die_at", [1, 5, 8])
-def test_ten_steps_are_five_a_kill_and_five(tmp_path, whole, die_at):
-    """Killed before the first checkpoint, while one may be under way, and well after it."""
+def test_a_killed_run_continues_to_the_same_result(tmp_path, reference, die_at):
+    """The kill comes before the first checkpoint, possibly during its save, and well after it."""
     assert start(tmp_path, 10, die_at)[0] == -9
     resumed = (tmp_path / "checkpoints" / "5").exists()
     assert resumed or die_at < 8
-    assert start(tmp_path, 10)[1] == whole[1]
+    assert start(tmp_path, 10)[1] == reference[1]
 
-    wanted = (whole[0] / "batches.txt").read_text().splitlines()
+    wanted = (reference[0] / "batches.txt").read_text().splitlines()
     seen = (tmp_path / "batches.txt").read_text().splitlines()
     assert seen[die_at:] == wanted[5 if resumed else 0 :]
-    assert lines(tmp_path) == lines(whole[0])
+    assert lines(tmp_path) == lines(reference[0])
 
 
-@pytest.mark.parametrize("told_at", [2, 5, 7])
-def test_sigterm_saves_and_ends_well_and_nothing_is_done_twice(tmp_path, whole, told_at):
-    status, said = start(tmp_path, 10, told_at, how="term")
+@pytest.mark.parametrize("signal_at", [2, 5, 7])
+def test_sigterm_saves_and_no_step_is_repeated(tmp_path, reference, signal_at):
+    status, output = start(tmp_path, 10, signal_at, how="term")
     assert status == 0
-    assert said == f"linear: saved after step {told_at + 1} of 10, stopped by SIGTERM\n"
-    assert (tmp_path / "checkpoints" / str(told_at + 1)).exists()
-    assert start(tmp_path, 10)[1] == whole[1]
-    assert (tmp_path / "batches.txt").read_text() == (whole[0] / "batches.txt").read_text()
-    assert lines(tmp_path) == lines(whole[0])
+    assert output == f"linear: saved after step {signal_at + 1} of 10, stopped by SIGTERM\n"
+    assert (tmp_path / "checkpoints" / str(signal_at + 1)).exists()
+    assert start(tmp_path, 10)[1] == reference[1]
+    assert (tmp_path / "batches.txt").read_text() == (reference[0] / "batches.txt").read_text()
+    assert lines(tmp_path) == lines(reference[0])
 
 
-def test_sigterm_in_the_last_step_is_heard_too(tmp_path, whole):
-    said = "linear: saved after step 10 of 10, stopped by SIGTERM\n"
-    assert start(tmp_path, 10, 9, how="term") == (0, said)
-    assert start(tmp_path, 10)[1] == whole[1]
+def test_sigterm_in_the_last_step_is_handled(tmp_path, reference):
+    message = "linear: saved after step 10 of 10, stopped by SIGTERM\n"
+    assert start(tmp_path, 10, 9, how="term") == (0, message)
+    assert start(tmp_path, 10)[1] == reference[1]
 
 
-def test_metrics_have_one_line_a_step(whole):
-    assert [line["step"] for line in lines(whole[0])] == list(range(1, 11))
-    assert [line["mean_step"] for line in lines(whole[0])] == list(range(10))
+def test_metrics_have_one_line_per_step(reference):
+    assert [line["step"] for line in lines(reference[0])] == list(range(1, 11))
+    assert [line["mean_step"] for line in lines(reference[0])] == list(range(10))
 
 
-def test_finished_run_trains_no_more(whole):
-    assert start(whole[0], 10)[1] == whole[1]
-    assert len((whole[0] / "batches.txt").read_text().splitlines()) == 10
+def test_finished_run_trains_no_more(reference):
+    assert start(reference[0], 10)[1] == reference[1]
+    assert len((reference[0] / "batches.txt").read_text().splitlines()) == 10
 
 
-def test_loss_on_eight_devices_equals_loss_on_one(tmp_path, whole):
+def test_loss_on_eight_devices_equals_loss_on_one(tmp_path, reference):
     start(tmp_path, 10, devices=8)
-    for here, there in zip(lines(tmp_path), lines(whole[0]), strict=True):
-        np.testing.assert_allclose(here["loss"], there["loss"], rtol=1e-5)
+    for line, expected in zip(lines(tmp_path), lines(reference[0]), strict=True):
+        np.testing.assert_allclose(line["loss"], expected["loss"], rtol=1e-5)
 
 
-def test_resumes_on_another_mesh(tmp_path, whole):
+def test_resumes_on_another_mesh(tmp_path, reference):
     assert start(tmp_path, 10, 8, devices=1)[0] == -9
     start(tmp_path, 10, devices=8)
-    for here, there in zip(lines(tmp_path), lines(whole[0]), strict=True):
-        np.testing.assert_allclose(here["loss"], there["loss"], rtol=1e-5)
+    for line, expected in zip(lines(tmp_path), lines(reference[0]), strict=True):
+        np.testing.assert_allclose(line["loss"], expected["loss"], rtol=1e-5)
 
 
 def test_frozen_parameters_stay_and_variables_move(tmp_path):
@@ -160,16 +161,16 @@ def test_nan_loss_is_an_error_and_not_saved(tmp_path):
 
 
 def test_reports_come_with_the_steps_they_belong_to(tmp_path):
-    *_, figures = fit(LinearTask(), tmp_path, eval_every=4)
+    *_, metrics = fit(LinearTask(), tmp_path, eval_every=4)
     reported = {
         line["step"]: line["eval/calls"] for line in lines(tmp_path) if "eval/calls" in line
     }
     assert reported == {4: 4, 8: 8, 10: 10}
-    assert figures == {"calls": 10}
+    assert metrics == {"calls": 10}
 
 
 class Peaked(LinearTask):
-    """Reports that are best after four steps; dies when asked for batch `die_at`."""
+    """A task whose reports are best after four steps; batch `die_at` raises."""
 
     def __init__(self, die_at: int = 10**6):
         super().__init__()
@@ -185,10 +186,10 @@ class Peaked(LinearTask):
         return {"calls": calls, "score": -abs(calls - 4)}
 
 
-def test_the_best_report_decides_what_is_kept(tmp_path):
-    model, _, figures = fit(Peaked(), tmp_path, eval_every=2, keep_best="score")
+def test_the_step_with_the_best_report_is_kept(tmp_path):
+    model, _, metrics = fit(Peaked(), tmp_path, eval_every=2, keep_best="score")
     assert int(model.calls[...]) == 4
-    assert figures == {"calls": 4, "score": 0, "kept_step": 4, "steps": 10}
+    assert metrics == {"calls": 4, "score": 0, "kept_step": 4, "steps": 10}
     last, _, _ = fit(Peaked(), tmp_path / "last", eval_every=2)
     assert int(last.calls[...]) == 10
     early, _, _ = fit(Peaked(), tmp_path / "early", steps=4)
@@ -196,45 +197,45 @@ def test_the_best_report_decides_what_is_kept(tmp_path):
     assert early.weight[...].shape == model.weight[...].shape
 
 
-def test_without_anything_to_judge_by_the_last_step_is_kept(tmp_path):
-    class Unjudged(Peaked):
+def test_without_reports_the_last_step_is_kept(tmp_path):
+    class WithoutReports(Peaked):
         def report(self, model, tables):
             return {}
 
     settings = {"eval_every": 2, "keep_best": "score", "patience": 1}
-    model, _, figures = fit(Unjudged(), tmp_path, **settings)
-    assert int(model.calls[...]) == 10 and figures == {}
+    model, _, metrics = fit(WithoutReports(), tmp_path, **settings)
+    assert int(model.calls[...]) == 10 and metrics == {}
 
 
 @pytest.mark.parametrize("die_at", [5, 7])
-def test_a_kill_does_not_change_what_is_kept(tmp_path, die_at):
+def test_a_kill_does_not_change_which_step_is_kept(tmp_path, die_at):
     settings = {"eval_every": 2, "keep_best": "score", "checkpoint_every": 3, "average_over": 0.3}
     with pytest.raises(Exception, match="cut off"):
         fit(Peaked(die_at), tmp_path, **settings)
     model, _, _ = fit(Peaked(), tmp_path, **settings)
-    whole, _, _ = fit(Peaked(), tmp_path / "whole", **settings)
-    np.testing.assert_array_equal(model.weight[...], whole.weight[...])
+    reference, _, _ = fit(Peaked(), tmp_path / "reference", **settings)
+    np.testing.assert_array_equal(model.weight[...], reference.weight[...])
     assert int(model.calls[...]) == 4
 
 
-def test_a_report_made_again_with_other_last_digits_changes_nothing(tmp_path):
-    """As on another mesh: killed after its best was kept, before the next checkpoint was."""
+def test_a_repeated_report_with_other_last_digits_changes_nothing(tmp_path):
+    """As on another mesh: killed after the best was saved, before the next checkpoint."""
     settings = {"eval_every": 2, "keep_best": "score", "checkpoint_every": 3}
     with pytest.raises(Exception, match="cut off"):
         fit(Peaked(5), tmp_path, **settings)
 
     class Higher(Peaked):
         def report(self, model, tables):
-            figures = super().report(model, tables)
-            return figures | {"score": figures["score"] + 1e-6}
+            metrics = super().report(model, tables)
+            return metrics | {"score": metrics["score"] + 1e-6}
 
-    model, _, figures = fit(Higher(), tmp_path, **settings)
-    assert int(model.calls[...]) == 4 and figures["kept_step"] == 4
+    model, _, metrics = fit(Higher(), tmp_path, **settings)
+    assert int(model.calls[...]) == 4 and metrics["kept_step"] == 4
 
 
 @pytest.mark.parametrize("die_at", [10**6, 5, 7])
-def test_training_ends_when_nothing_better_has_come(tmp_path, die_at):
-    """Best after four steps, reports every two: with a patience of two it ends after eight."""
+def test_training_ends_when_patience_runs_out(tmp_path, die_at):
+    """The best step is 4 and reports come every 2: with a patience of 2 it ends after step 8."""
     settings = {"eval_every": 2, "keep_best": "score", "checkpoint_every": 3, "patience": 2}
     seen = []
 
@@ -246,12 +247,12 @@ def test_training_ends_when_nothing_better_has_come(tmp_path, die_at):
     if die_at < 10:
         with pytest.raises(Exception, match="cut off"):
             fit(Peaked(die_at), tmp_path, **settings)
-    for _ in range(2):  # and again, as after a kill before the stage was written
-        model, _, figures = fit(Counted(), tmp_path, **settings)
-        assert int(model.calls[...]) == 4 and figures["kept_step"] == 4
+    for _ in range(2):  # the second time as after a kill before the artifact was written
+        model, _, metrics = fit(Counted(), tmp_path, **settings)
+        assert int(model.calls[...]) == 4 and metrics["kept_step"] == 4
         assert max(seen) == 8
-    whole, _, _ = fit(Peaked(), tmp_path / "whole", **settings | {"patience": 0})
-    np.testing.assert_array_equal(model.weight[...], whole.weight[...])
+    reference, _, _ = fit(Peaked(), tmp_path / "reference", **settings | {"patience": 0})
+    np.testing.assert_array_equal(model.weight[...], reference.weight[...])
 
 
 def test_patience_without_reports_is_refused():
@@ -259,12 +260,12 @@ def test_patience_without_reports_is_refused():
         linear_config(patience=2)
 
 
-def test_an_unknown_figure_to_keep_by_is_named(tmp_path):
+def test_an_unknown_metric_to_keep_by_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"keep_best='hits' is not a metric .*calls, score"):
         fit(Peaked(), tmp_path, eval_every=2, keep_best="hits")
 
 
-def test_a_share_of_the_steps_ends_as_the_whole_run_passed_there(tmp_path):
+def test_a_share_of_the_steps_equals_the_full_run_at_that_step(tmp_path):
     settings = linear_config(eval_every=2, keep_best="score")
     mesh = make_mesh(MeshConfig(-1, 1, 1))
     kept = loop.fit(Peaked(), settings, recipe(), tmp_path / "a", mesh, 0, "linear")[0]
@@ -274,14 +275,14 @@ def test_a_share_of_the_steps_ends_as_the_whole_run_passed_there(tmp_path):
 
 
 def after(folder: Path, share: float, **changes) -> np.ndarray:
-    """The weight after a share of ten steps."""
+    """The weight after `share` of ten steps."""
     mesh = make_mesh(MeshConfig(-1, 1, 1))
     config = linear_config(**changes)
     model = loop.fit(Peaked(), config, recipe(), folder, mesh, 0, "linear", share)[0]
     return np.asarray(model.weight[...])
 
 
-def test_the_average_is_of_the_share_of_steps(tmp_path):
+def test_the_average_is_over_a_share_of_the_steps(tmp_path):
     weights = [after(tmp_path / str(step), step / 10) for step in range(1, 5)]
     of_all = after(tmp_path / "all", 0.4, average_over=1.0)
     np.testing.assert_allclose(of_all, np.mean(weights, axis=0), rtol=1e-6)
@@ -290,9 +291,8 @@ def test_the_average_is_of_the_share_of_steps(tmp_path):
     np.testing.assert_allclose(of_two, halves, rtol=1e-6)
 
 
-def test_epochs_are_steps_by_the_size_of_the_data_and_steps_the_most(tmp_path):
-    """An epoch has 4 steps."""
-    # One step is fewer than the warmup has.
+def test_epochs_become_steps_and_train_steps_is_their_limit(tmp_path):
+    """An epoch has 4 steps; the warmup of 2 steps is longer than the shortest training."""
     for steps, epochs, expected in (
         (0, 1.5, 6),
         (9, 1.5, 6),

@@ -1,6 +1,8 @@
-"""All stages at the size of a test, over the tables of conftest.py.
+"""A run of all stages at the size of a test, over the tables of conftest.py.
 
-As a program it trains one stage and may be killed: tiny_run.py TABLES WORKDIR STAGE [DIE_AT].
+    python tests/tiny_run.py TABLES WORKDIR DIE_AT
+
+The command trains all stages. It sends itself SIGKILL before step DIE_AT of stage 3 (0: never).
 """
 
 import os
@@ -16,7 +18,10 @@ TASKS = ("JustForYou", "Query", "Category", "Longtail", "Discover", "Season", "H
 
 
 def tiny_run(tables: Path, **changes) -> ConfigDict:
-    """The smoke preset over own files, smaller still; keys of `changes` are dotted paths."""
+    """The smoke preset over the files in `tables`, with smaller sizes.
+
+    Keys of `changes` are dotted paths of config fields.
+    """
     config = sft.get_config("smoke")
     # The configs' fields for own files stand in the full-size presets.
     with config.unlocked():
@@ -73,7 +78,7 @@ def tiny_run(tables: Path, **changes) -> ConfigDict:
 
 
 def main(tables: str, workdir: str, die_at: int) -> None:
-    """Trains all stages; with `die_at`, SIGKILL before that step of stage 3."""
+    """Trains all stages; with `die_at`, sends SIGKILL before that step of stage 3."""
     import jax
 
     from sigma_jax import train

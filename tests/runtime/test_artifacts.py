@@ -1,4 +1,4 @@
-"""Artifacts: whole or absent, known by their recipe."""
+"""Artifacts are complete or absent, and belong to a recipe."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Checkpoints: newest n kept, damage survived, another recipe refused."""
+"""The newest checkpoints are kept, damage is survived, and another recipe is refused."""
 
 import json
 import shutil

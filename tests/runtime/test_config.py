@@ -68,7 +68,7 @@ def test_mistake_names_its_field(change, message):
 @pytest.mark.parametrize(
     ("given", "wanted"), [("deviation", "deviation"), ("1.0", 1.0), (2, 2.0), (0.5, 0.5)]
 )
-def test_numbers_of_the_command_line_are_numbers_where_text_may_stand_too(given, wanted):
+def test_a_number_from_the_command_line_becomes_a_number_where_text_is_allowed(given, wanted):
     @dataclasses.dataclass(frozen=True)
     class Either:
         sigma: str | float
@@ -83,7 +83,7 @@ def test_shared_fields_fit_their_dataclasses():
     assert to_dataclass(MeshConfig, common.mesh()).data == -1
 
 
-def test_presets_change_what_they_name_and_no_more():
+def test_a_preset_changes_only_the_fields_that_it_names():
     base = {"train": common.train(10, 4), "rate": 1.0}
     made = common.select("smoke", base, {"smoke": {"train.steps": 2}})
     assert (made.train.steps, made.train.batch_size, made.rate) == (2, 4, 1.0)

@@ -30,16 +30,18 @@ def parameters(output: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def reference(tmp_path_factory):
     """The folder and the output of a run on one process with two devices."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("reference")
     [(status, output, errors)] = linear(folder, 1, 2, 0)
     assert status == 0, errors
     return folder, output
 
 
 @pytest.mark.parametrize("signal_at", [3, 9])
-def test_two_processes_stop_together_after_sigterm_and_one_continues(tmp_path, whole, signal_at):
+def test_two_processes_stop_together_after_sigterm_and_one_continues(
+    tmp_path, reference, signal_at
+):
     ends = linear(tmp_path, 2, 1, signal_at, "term")
     messages = {output.splitlines()[-1] for _, output, _ in ends}
     assert [status for status, *_ in ends] == [0, 0], ends
@@ -48,22 +50,22 @@ def test_two_processes_stop_together_after_sigterm_and_one_continues(tmp_path, w
     assert signal_at < max(steps) <= signal_at + 2
     [(status, output, errors)] = linear(tmp_path, 1, 2, 0)
     assert status == 0, errors
-    assert_same(tmp_path, output, whole)
+    assert_same(tmp_path, output, reference)
 
 
-def test_one_process_is_killed_and_two_continue(tmp_path, whole):
+def test_one_process_is_killed_and_two_continue(tmp_path, reference):
     [(status, *_)] = linear(tmp_path, 1, 2, 8)
     assert status == -signal.SIGKILL
     (status, output, errors), other = linear(tmp_path, 2, 1, 0)
     assert status == other[0] == 0, (errors, other)
     assert [line for line in other[1].splitlines() if not line.startswith("[Gloo]")] == []
-    assert_same(tmp_path, output, whole)
+    assert_same(tmp_path, output, reference)
 
 
-def assert_same(folder: Path, output: str, whole: tuple[Path, str]) -> None:
+def assert_same(folder: Path, output: str, reference: tuple[Path, str]) -> None:
     """Parameters and losses equal those of the uninterrupted run; every step is there once."""
-    np.testing.assert_allclose(parameters(output), parameters(whole[1]), rtol=1e-5, atol=1e-6)
-    found, wanted = metrics(folder), metrics(whole[0])
+    np.testing.assert_allclose(parameters(output), parameters(reference[1]), rtol=1e-5, atol=1e-6)
+    found, wanted = metrics(folder), metrics(reference[0])
     assert [line["step"] for line in found] == list(range(1, 11))
     assert [line["mean_step"] for line in found] == [line["mean_step"] for line in wanted]
     losses = [[line["loss"] for line in lines] for lines in (found, wanted)]

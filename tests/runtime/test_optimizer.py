@@ -1,4 +1,4 @@
-"""Groups learn at their own rates, decay spares norms, schedules go where they say."""
+"""Groups learn at their own rates, norms do not decay, schedules follow their formulas."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def first_update(config, params, grads, param_groups):
     return optimizer.update(grads, optimizer.init(params), params)[0]
 
 
-def test_groups_learn_at_their_own_rate():
+def test_each_group_learns_at_its_own_rate():
     params = {"layer/w": jnp.ones((2, 2)), "sid_table": jnp.ones((2, 2))}
     param_groups = {"layer/w": "base", "sid_table": "table"}
     updates = first_update(CONFIG, params, params, param_groups)
@@ -39,7 +39,7 @@ def test_groups_learn_at_their_own_rate():
     np.testing.assert_allclose(updates["sid_table"], -0.01, rtol=1e-5)
 
 
-def test_decay_spares_norms_and_biases():
+def test_norms_and_biases_do_not_decay():
     params = {
         "layers/query": jnp.ones((2, 3, 3)),
         "layers/query_norm": jnp.ones((2, 3)),  # stacked layers: two dimensions
@@ -73,7 +73,7 @@ def test_clipping_bounds_the_whole_gradient():
         ("cosine", [0.5, 1, 1, 0.853553, 0.5, 0.146447, 0]),
     ],
 )
-def test_schedules(name, wanted):
+def test_a_schedule_has_the_rates_of_its_formula(name, wanted):
     rate = schedule(changed(warmup_steps=2, schedule=name), 1.0, 6)
     np.testing.assert_allclose([float(rate(step)) for step in range(7)], wanted, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""One table of rules says where arrays lie; the mesh and the batch must fit the devices."""
+"""One table of rules shards all arrays; the mesh and the batch must fit the devices."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from sigma_jax.runtime.sharding import AXES, check_rows, make_mesh, spec
 
 
 class FakeMesh:
-    """A mesh's sizes, for rules need no devices."""
+    """The sizes of a mesh; rules need no devices."""
 
     def __init__(self, data: int, fsdp: int, tensor: int):
         self.shape = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -30,12 +30,16 @@ MESH = FakeMesh(2, 4, 2)
     [
         ((8, 16), ("vocab", "embed"), ("tensor", "fsdp")),
         ((3, 8, 4, 6), ("layers", "embed", "heads", "head_dim"), (None, "fsdp", "tensor", None)),
-        ((8, 3, 6), ("embed", "kv_heads", "head_dim"), ("fsdp", None, None)),  # 3 heads stay whole
+        (
+            (8, 3, 6),
+            ("embed", "kv_heads", "head_dim"),
+            ("fsdp", None, None),
+        ),  # 3 heads are replicated
         ((8, 8), ("heads", "mlp"), ("tensor", None)),  # a mesh axis is used once
         ((8, 8), (None, "embed"), (None, "fsdp")),
         ((16, 5, 4), ("rows", None, "heads"), (("data", "fsdp"), None, "tensor")),
-        ((12, 4), ("rows", "embed"), (None, "fsdp")),  # 12 rows over 8 devices stay whole
-        ((8, 8), None, ()),  # small, without axes: whole
+        ((12, 4), ("rows", "embed"), (None, "fsdp")),  # 12 rows do not divide over 8
+        ((8, 8), None, ()),  # small, without axes: replicated
         ((2**10, 2**12), None, (None, "fsdp")),  # large: along the longest dimension
         ((2**11 + 1, 2**10 + 1), None, ()),  # nothing divides
     ],
@@ -58,9 +62,9 @@ def test_axis_without_a_rule_is_named():
         spec((8, 8), ("embed",), MESH)
 
 
-def test_batch_that_does_not_divide_is_told_the_multiple():
+def test_a_batch_that_does_not_divide_is_refused_with_the_multiple():
     check_rows(32, FakeMesh(4, 2, 1))
-    check_rows(30, FakeMesh(1, 1, 8))  # tensor shares no rows
+    check_rows(30, FakeMesh(1, 1, 8))  # "tensor" does not share rows
     with pytest.raises(ValueError) as caught:
         check_rows(30, FakeMesh(4, 2, 1))
     message = "batch_size=30 does not divide over 8 devices; use a multiple of 8."
@@ -69,11 +73,11 @@ def test_batch_that_does_not_divide_is_told_the_multiple():
     with pytest.raises(ValueError, match=r"accumulate=32 parts .* 8 devices; use .* such as 8, or"):
         check_rows(64, FakeMesh(4, 2, 1), 32)
     with pytest.raises(ValueError) as caught:
-        check_rows(30, FakeMesh(4, 2, 1), 2)  # no number of parts would do
+        check_rows(30, FakeMesh(4, 2, 1), 2)  # no number of parts would divide
     assert str(caught.value) == message
 
 
-def test_every_device_gets_its_place():
+def test_the_mesh_holds_every_device():
     mesh = make_mesh(MeshConfig(-1, 1, 1))
     assert mesh.axis_names == AXES
     assert mesh.devices.size == jax.device_count()
@@ -94,16 +98,15 @@ def test_placed_arrays_keep_their_values():
     np.testing.assert_array_equal(sharding.place_tables(batch, mesh)["x"], batch["x"])
 
 
-def test_state_is_cut_up_on_eight_devices():
-    """Parameters and Adam's moments lie by the rules, before the step and after it."""
+def test_the_state_is_sharded_over_eight_devices():
+    """Parameters and Adam's moments follow the rules, before a step and after it."""
     script = """
 import jax, numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 from linear_task import LinearTask, linear_config
 from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.sharding import make_mesh
-from sigma_jax.runtime.sharding import place_batch, place_tables
+from sigma_jax.runtime.sharding import make_mesh, place_batch, place_tables
 from sigma_jax.runtime.state import init_state, make_step
 mesh, task, config = make_mesh(MeshConfig(2, 2, 2)), LinearTask(), linear_config()
 state, template, optimizer = init_state(

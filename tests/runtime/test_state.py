@@ -1,4 +1,4 @@
-"""The step: the same in one go and in parts, and its shapes are known without weights."""
+"""A step gives the same result in parts, and its shapes are known without weights."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from sigma_jax.runtime.state import abstract_state, init_state, make_step
 
 
 class Quiet(LinearTask):
-    """Without noise, so that parts add up to the whole."""
+    """A task without noise, so that the parts of a batch add up to the batch."""
 
     def loss(self, model, tables, batch, key):
         model.calls[...] += 1
@@ -22,31 +22,31 @@ class Quiet(LinearTask):
 
 
 def steps(accumulate: int, count: int = 3):
-    """The state and the figures after some steps."""
+    """(the state, the metrics of each step) after `count` steps."""
     task, config, mesh = Quiet(), linear_config(), make_mesh(MeshConfig(-1, 1, 1))
     model = task.model(nnx.Rngs(0))
     state, template, optimizer = init_state(model, task.param_group, config.optimizer, 10, mesh)
     step = make_step(
         task.loss, template, optimizer, config.optimizer, 10, 0, state, accumulate=accumulate
     )
-    tables, figures = place_tables(task.tables(), mesh), []
+    tables, history = place_tables(task.tables(), mesh), []
     for number in range(count):
         state, metrics = step(state, tables, place_batch(task.make_batch(number), mesh))
-        figures.append(jax.device_get(metrics))
-    return state, figures
+        history.append(jax.device_get(metrics))
+    return state, history
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
-def test_a_batch_in_parts_is_the_batch(accumulate):
-    whole, figures = steps(1)
-    state, found = steps(accumulate)
-    for one, other in zip(figures, found, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            np.testing.assert_allclose(other[name], one[name], rtol=1e-5, err_msg=name)
-    for name, value in whole.params.items():
+def test_a_step_in_parts_equals_the_full_step(accumulate):
+    full, expected = steps(1)
+    state, history = steps(accumulate)
+    for metrics, wanted in zip(history, expected, strict=True):
+        assert metrics.keys() == wanted.keys()
+        for name in wanted:
+            np.testing.assert_allclose(metrics[name], wanted[name], rtol=1e-5, err_msg=name)
+    for name, value in full.params.items():
         np.testing.assert_allclose(state.params[name], value, atol=1e-6)
-    assert int(whole.rest["calls"]) == 3 and int(state.rest["calls"]) == 3 * accumulate
+    assert int(full.rest["calls"]) == 3 and int(state.rest["calls"]) == 3 * accumulate
 
 
 def test_parts_that_do_not_divide_are_named():
@@ -59,8 +59,8 @@ def test_shapes_are_known_without_weights():
     task, config, mesh = LinearTask(), linear_config(), make_mesh(MeshConfig(-1, 1, 1))
     given = (task.param_group, config.optimizer, 10, mesh, True)
     real = init_state(task.model(nnx.Rngs(0)), *given)[0]
-    sketched = abstract_state(nnx.eval_shape(lambda: task.model(nnx.Rngs(0))), *given)[0]
-    assert jax.tree.structure(real) == jax.tree.structure(sketched)
-    for value, shape in zip(jax.tree.leaves(real), jax.tree.leaves(sketched), strict=True):
+    abstract = abstract_state(nnx.eval_shape(lambda: task.model(nnx.Rngs(0))), *given)[0]
+    assert jax.tree.structure(real) == jax.tree.structure(abstract)
+    for value, shape in zip(jax.tree.leaves(real), jax.tree.leaves(abstract), strict=True):
         assert (value.shape, value.dtype) == (shape.shape, shape.dtype)
         assert value.sharding.is_equivalent_to(shape.sharding, value.ndim)

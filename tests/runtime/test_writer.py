@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a step, none of a killed run's future, none half-written."""
+"""metrics.jsonl has one line per step, no later line of a killed run and no partial line."""
 
 import json
 
@@ -16,7 +16,7 @@ def written(folder, start, steps):
     return writer
 
 
-def test_figures_of_one_step_share_a_line(tmp_path):
+def test_metrics_of_one_step_share_a_line(tmp_path):
     writer = written(tmp_path, 0, [1, 2])
     writer.write(2, {"eval/recall": 0.5})
     writer.close()
@@ -26,7 +26,7 @@ def test_figures_of_one_step_share_a_line(tmp_path):
     ]
 
 
-def test_resume_drops_later_lines_and_half_lines(tmp_path):
+def test_resume_drops_later_lines_and_partial_lines(tmp_path):
     written(tmp_path, 0, [1, 2, 3, 4]).close()
     with open(tmp_path / METRICS, "a") as file:
         file.write('{"step": 5, "lo')
@@ -35,14 +35,14 @@ def test_resume_drops_later_lines_and_half_lines(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
 
 
-def test_figures_are_fetched_one_call_late(tmp_path):
+def test_metrics_are_fetched_one_call_late(tmp_path):
     writer = written(tmp_path, 0, [1, 2])
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
     writer.close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
-def test_loss_that_is_not_finite_is_written_and_told(tmp_path):
+def test_a_loss_that_is_not_finite_is_written_and_reported(tmp_path):
     writer = MetricWriter(tmp_path, 0, 10, "stage")
     writer.write(1, {"loss": jnp.float32("inf"), "grad_norm": 1.0})
     with pytest.raises(ValueError, match=r"loss is inf at step 1 of stage; .* delete \S+ and run"):
@@ -50,10 +50,10 @@ def test_loss_that_is_not_finite_is_written_and_told(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1, "loss": None, "grad_norm": 1.0}]
 
 
-def test_events_are_there_for_tensorboard(tmp_path):
+def test_tensorboard_events_are_written(tmp_path):
     written(tmp_path, 0, [1]).close()
     assert [path for path in tmp_path.iterdir() if "tfevents" in path.name]
 
 
-def test_clock():
+def test_clock_shows_minutes_and_hours():
     assert [clock(7), clock(123), clock(3723)] == ["0:07", "2:03", "1:02:03"]
