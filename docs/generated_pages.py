@@ -11,6 +11,7 @@ import inspect
 import io
 import itertools
 import re
+import sys
 import textwrap
 import tokenize
 import typing
@@ -79,9 +80,24 @@ def fields_of(cls: type) -> list[Field]:
         while first - 1 in alone:
             first -= 1
         rows = [*range(first, node.lineno), *range(node.lineno, node.end_lineno + 1)]
-        comment = " ".join(comments[row] for row in rows if row in comments)
+        comment = _with_values(" ".join(comments[row] for row in rows if row in comments), cls)
         found.append(Field(node.target.id, ast.unparse(node.annotation), comment))
     return found
+
+
+def _with_values(comment: str, cls: type) -> str:
+    """`comment` with the values of constants of the class's module in place of their names.
+
+    Worked example: "one of SOURCES" -> "one of "files", "amazon", "complete_journey"".
+    """
+    module = sys.modules[cls.__module__]
+
+    def values(name: re.Match) -> str:
+        value = getattr(module, name[0], None)
+        is_choice = isinstance(value, tuple) and all(isinstance(text, str) for text in value)
+        return ", ".join(f'"{text}"' for text in value) if is_choice else name[0]
+
+    return re.sub(r"\b[A-Z_]{4,}\b", values, comment)
 
 
 def _comments(source: str) -> tuple[dict[int, str], set[int]]:
@@ -122,9 +138,10 @@ The column `local` shows the default preset. The last column lists the presets t
 """
 
 
-def _section(title: str, cls: type, path: str, configs: dict[str, ConfigDict]) -> list[str]:
+def _section(
+    title: str, cls: type, path: str, configs: dict[str, ConfigDict], level: str = "##"
+) -> list[str]:
     """A heading and a table for `cls`, then the same for each dataclass inside it."""
-    level = "##" if title.count(".") == 0 else "###"
     parts = [f"{level} {title}\n", f"{summary(cls)} (`{cls.__module__}.{cls.__name__}`)\n"]
     hints = typing.get_type_hints(cls)
     rows, inner = [], []
@@ -137,7 +154,7 @@ def _section(title: str, cls: type, path: str, configs: dict[str, ConfigDict]) -
     if rows:
         parts += [_table(("field", "type", "local", "meaning", "other presets"), rows), ""]
     for name, inner_class in inner:
-        parts += _section(name if "." in name else f"{title}.{name}", inner_class, name, configs)
+        parts += _section(name, inner_class, name, configs, level="###")
     return parts
 
 

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
+from sigma_jax.configs import sft
 from sigma_jax.configs.common import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +51,50 @@ def test_names_of_the_package_exist(page):
                 importlib.import_module(name)
         else:
             importlib.import_module(name)
+
+
+def field_names() -> set[str]:
+    """Full names of all fields and groups of the config of stage `sft`."""
+
+    def names(group: ConfigDict, prefix: str) -> set[str]:
+        found = set()
+        for key, value in group.items():
+            found.add(prefix + key)
+            if isinstance(value, ConfigDict):
+                found |= names(value, f"{prefix}{key}.")
+        return found
+
+    return names(sft.get_config(), "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_config_fields_exist(page):
+    """Fields such as `train.batch_size` or `prompt.layout.sid_in_prompt=0`, under their full name.
+
+    Pages about one stage may leave out its prefix `upstream.STAGE.`.
+    """
+    fields = field_names()
+    known = fields | {re.sub(r"^upstream\.\w+\.", "", name) for name in fields}
+    groups = {name.partition(".")[0] for name in known if "." in name}
+    spans = re.findall(
+        r"`(?:--config\.)?([a-z][a-z_0-9]*(?:\.[a-z][a-z_0-9]*)+)(?:=[^`]*)?`", page.read_text()
+    )
+    named = {span for span in spans if span.partition(".")[0] in groups}
+    assert not {
+        name for name in named if name not in known and not re.search(r"\.(py|md|json)$", name)
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_words_of_code_exist(page):
+    """A name with an underscore in code, such as `lexical_match`, stands somewhere in the code."""
+    code = "".join(
+        path.read_text()
+        for folder in ("sigma_jax", "configs", "launch", "tests", "docs", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    names = set(re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)(?:=[^`]*)?`", page.read_text()))
+    assert not {name for name in names if not re.search(rf"\b{name}\b", code)}
 
 
 def test_every_page_is_in_the_table_of_contents():
@@ -103,6 +149,14 @@ def test_configuration_page_shows_value_and_presets(generated_pages):
     page = generated_pages.configuration_page()
     [row] = [line for line in page.splitlines() if line.startswith("| `train.steps` ")]
     assert "`int` | `640`" in row and "smoke: `10`" in row
+
+
+def test_every_config_field_is_explained(generated_pages):
+    """The comment of a field in its dataclass is its row in the table of all fields."""
+    page = generated_pages.configuration_page()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) > 100
+    assert not {row[0] for row in rows if not row[3].strip()}
 
 
 def test_docstrings_become_restructured_text(generated_pages):

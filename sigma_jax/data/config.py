@@ -16,13 +16,13 @@ class FilesConfig:
     the first of NAME.npy and NAME.parquet.
     """
 
-    items: str
-    interactions: str
+    items: str  # required
+    interactions: str  # required
     users: str  # optional, as all below
-    searches: str
-    themes: str
+    searches: str  # queries and the items that were clicked
+    themes: str  # seasons, holidays and trends
     id_vectors: str  # collaborative vectors, which replace those of the teacher
-    visual_vectors: str
+    visual_vectors: str  # image vectors
     text_vectors: str  # replace those of stage 1
 
 

@@ -27,7 +27,7 @@ class GenerationConfig:
     num_retrieved: int  # M of Eq. 9, for each prefix; without codes num_beams times as many
     temperature: float  # tau of Eq. 11
     sigma: str | float  # "deviation" of the beam scores (Eq. 11), or a constant in its place
-    sigma_floor: float
+    sigma_floor: float  # the least sigma; 1 is that of training (Eq. 5)
     normaliser: str  # of Eq. 11: over all items of the prefix ("exact") or the retrieved ones
     fusion: str  # "adaptive" (APF), or "first_prefix": the ablation of Table 1
     batch_size: int  # prompts at a time

@@ -18,19 +18,22 @@ class BackboneConfig:
     """Source and arithmetic of the backbone. ValueError if the sizes do not fit together."""
 
     hf_folder: str  # config.json + safetensors; "" starts from scratch with the sizes below
-    width: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_width: int
-    rope_theta: float
-    norm_eps: float
-    is_tied: bool
-    has_qk_norm: bool
-    dropout: float
-    dtype: str
-    param_dtype: str
+    width: int  # of hidden states
+    num_layers: int  # transformer blocks
+    num_heads: int  # query heads
+    num_kv_heads: int  # key and value heads; each serves num_heads / num_kv_heads query heads
+    head_dim: int  # of a head; even
+    mlp_width: int  # of the feed-forward layers
+    rope_theta: float  # base of the rotary embedding
+    norm_eps: float  # added to the mean square in RMS norms
+    is_tied: bool  # the head is the embedding table
+    has_qk_norm: bool  # norms of queries and keys: True for Qwen3, False for Llama
+    dropout: float  # share of the outputs of attention and MLP that training drops
+    dtype: str  # of activations and matrix products: "float32" or "bfloat16"
+    param_dtype: str  # of stored weights
+    # Results of a layer that the backward pass recomputes: "layer" all but its input, "attention"
+    # all but its input and the output of attention, "light" all but products and attention, "none"
+    # nothing. models/config.py has the memory of each.
     remat: str
     # Of low-rank additions, which are then trained alone (models/linear.py). 0: no additions, all
     # weights are trained.

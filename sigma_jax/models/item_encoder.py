@@ -27,7 +27,7 @@ class ItemEncoderConfig:
     """Widths and input tables of the item encoder."""
 
     fused_width: int  # 128 in the paper
-    hidden_width: int
+    hidden_width: int  # of the MLP
     inputs: tuple[str, ...]  # names out of TABLES; those that the data lack are skipped
     trainable: tuple[str, ...]  # the inputs that are trained
 

@@ -28,8 +28,8 @@ HIGHEST = jax.lax.Precision.HIGHEST
 class RqVaeConfig:
     """Sizes and weights of an RQ-VAE. ValueError if one is out of its range."""
 
-    levels: int
-    codebook_size: int
+    levels: int  # L, codes of a semantic ID
+    codebook_size: int  # C, codes of each level
     latent_size: int  # without an encoder latents have the size of the vectors
     hidden_sizes: tuple[int, ...]  # of the encoder; the decoder has them in reverse
     commitment: float  # weight of the squared distance of latents from their codes

@@ -25,12 +25,12 @@ class OptimizerConfig:
 
     learning_rate: float  # peak, for the parameter group "base"
     table_learning_rate: float  # peak, for the group "table": embedding tables learnt from scratch
-    weight_decay: float
-    warmup_steps: int
+    weight_decay: float  # each step shrinks a parameter by this, times its learning rate
+    warmup_steps: int  # steps in which the learning rate rises from 0 to its peak
     schedule: str  # after the warmup: "cosine" or "linear" down to 0, or "constant"
     clip_norm: float  # limit of the norm of the whole gradient; 0: no limit
-    b1: float
-    b2: float
+    b1: float  # decay of the running mean of gradients
+    b2: float  # decay of the running mean of squared gradients
 
     def __post_init__(self):
         for name in ("learning_rate", "table_learning_rate", "weight_decay", "clip_norm"):

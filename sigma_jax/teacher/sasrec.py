@@ -37,10 +37,10 @@ class SasrecConfig:
     """The shape of a SASRec."""
 
     width: int  # D, of the ID vectors too
-    layers: int
+    layers: int  # transformer blocks
     heads: int  # N, a divisor of the width
     history: int  # T, interactions of a window
-    dropout: float
+    dropout: float  # share of the outputs that training drops
 
 
 def near_identity(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:

@@ -42,7 +42,7 @@ class TokenizerConfig:
     train: TrainConfig
     model: RqVaeConfig
     kmeans_rows: int  # size of the sample of items from which the codebooks start
-    kmeans_iterations: int
+    kmeans_iterations: int  # of the k-means that starts each level
     encode_rows: int  # items encoded at a time
     report_rows: int  # size of the sample of items of a report
     min_code_use: float  # least share of the usable codes that each level must use; 0: no check
