@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import UInt64
 
@@ -10,7 +12,7 @@ GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 def splitmix64(*parts: np.ndarray | int) -> UInt64[np.ndarray, "..."]:
     """A hash of the integers `parts`, element by element; arrays are broadcast."""
-    state = GOLDEN_GAMMA
+    state: Any = GOLDEN_GAMMA
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
         for part in parts:
             state = state ^ np.asarray(part).astype(np.int64).astype(np.uint64)

@@ -125,10 +125,10 @@ def report_on_inference(
     """Prints and returns the report on one batch of inference."""
     fields, backbone, sizes = read_sizes(config, FLAGS.items, FLAGS.vocab_size)
     if config.stage == "grounding":
-        from sigma_jax.grounding.abstract_shapes import inference
+        from sigma_jax.grounding.abstract_shapes import inference as encoding
 
         mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"), devices)
-        work = inference(fields, backbone, mesh)
+        work = encoding(fields, backbone, mesh)
     else:
         from sigma_jax.evaluation.evaluator import EvaluationConfig
         from sigma_jax.sft.abstract_shapes import inference
@@ -166,13 +166,16 @@ def read_training(config: ConfigDict, items: int, vocab_size: int = 0) -> Traini
     """
     fields, backbone, sizes = read_sizes(config, items, vocab_size)
     if config.stage == "grounding":
-        from sigma_jax.grounding.abstract_shapes import abstract_stage, encode_choices
+        from sigma_jax.grounding import abstract_shapes as grounding
 
-        smaller_parts, group_rows = encode_choices, 1
+        abstract_stage: Callable = grounding.abstract_stage
+        smaller_parts: Callable = grounding.encode_choices
+        group_rows = 1
     else:
-        from sigma_jax.sft.abstract_shapes import abstract_stage
+        from sigma_jax.sft import abstract_shapes as sft
 
-        smaller_parts, group_rows = accumulation_choices, fields.prompt.packing.group_rows
+        abstract_stage, smaller_parts = sft.abstract_stage, accumulation_choices
+        group_rows = fields.prompt.packing.group_rows
     return Training(
         fields,
         lambda fields: abstract_stage(fields, backbone, sizes),

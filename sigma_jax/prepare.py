@@ -358,7 +358,9 @@ def _all_texts(
     for table in (texts, profiles.limit(text.MAX_TOKENIZER_TEXTS)):
         for batch in database.batches(tables.con, table):
             yield from batch["text"].to_pylist()
-    for part in (made_queries and made_queries.texts, made_themes and made_themes.names):
+    query_texts = made_queries.texts if made_queries is not None else None
+    theme_names = made_themes.names if made_themes is not None else None
+    for part in (query_texts, theme_names):
         if part is not None:
             yield from part[: text.MAX_TOKENIZER_TEXTS].to_pylist()
     yield from extra

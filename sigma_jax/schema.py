@@ -215,7 +215,7 @@ class Histories:
         """The users with a test target, ascending."""
         return np.flatnonzero(self.test_start < self.offsets[1:])
 
-    def session_end(self, start: int, user: int) -> int:
+    def session_end(self, start: int, user: int | np.integer) -> int:
         """The row after the session of `user` that starts at row `start`."""
         rows = self.session[start : self.offsets[user + 1]]
         return start + int(np.searchsorted(rows, rows[0], side="right")) if len(rows) else start
@@ -482,7 +482,7 @@ class Requests:
     def take(self, rows: np.ndarray) -> Requests:
         """The requests at `rows`."""
         arrays = (getattr(self, f.name)[rows] for f in dataclasses.fields(self)[:-1])
-        return Requests(*arrays, [self.instruction[row] for row in rows])
+        return Requests(*arrays, instruction=[self.instruction[row] for row in rows])
 
 
 @dataclasses.dataclass(frozen=True)

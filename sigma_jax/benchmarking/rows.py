@@ -116,7 +116,7 @@ def make_row(suite: Suite, level: str, name: str, summaries: Sequence[Mapping]) 
     for number, summary in enumerate(summaries):
         if all(key in summary for key in checked):
             means = (summary[key]["mean"] for key in checked)
-            problem = metrics.leave_one_out_gap(*means, ROUNDING)
+            problem = metrics.leave_one_out_gap(*means, tolerance=ROUNDING)
             warnings += [f"{name}, run {number}: {problem}"] if problem else []
     return Row(name, values, warnings)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import duckdb
 import ibis
@@ -141,7 +142,7 @@ def count(con: ibis.BaseBackend, table: ir.Table) -> int:
 
 
 def columns(
-    con: ibis.BaseBackend, table: ir.Table, dtypes: dict[str, type], num_rows: int
+    con: ibis.BaseBackend, table: ir.Table, dtypes: Mapping[str, Any], num_rows: int
 ) -> dict[str, np.ndarray]:
     """Columns of `table` as arrays of `num_rows`; memory holds one batch besides the arrays."""
     arrays = {name: np.empty(num_rows, dtype) for name, dtype in dtypes.items()}

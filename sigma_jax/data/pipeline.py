@@ -83,7 +83,7 @@ def open_shards(folder: Path, name: str) -> Shards:
         ) from error
 
 
-def shuffled_forever(source: Sequence, seed: int) -> grain.MapDataset:
+def shuffled_forever(source: Sequence | Shards, seed: int) -> grain.MapDataset:
     """An endless dataset of the records of `source`, in a new random order at each pass.
 
     Element i is a function of (seed, i).

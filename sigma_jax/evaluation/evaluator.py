@@ -117,7 +117,7 @@ class Evaluator:
 
     def rankings_by_mode(
         self, requests: Requests, methods: Mapping[str, RecommendOptions]
-    ) -> tuple[dict[str, dict[str, Int32[np.ndarray, "N K"]]], Recommendations]:
+    ) -> tuple[dict[str, Mapping[str, Int32[np.ndarray, "N K"]]], Recommendations]:
         """Rankings of each method with seen items included and excluded, as
         `rankings[name][mode]`, and the full recommendations of the first method."""
         variants = [
@@ -126,7 +126,7 @@ class Evaluator:
             for exclude_seen in (False, True)
         ]
         recommendations = self.lists(requests, variants)
-        rankings = {
+        rankings: dict[str, Mapping[str, Int32[np.ndarray, "N K"]]] = {
             name: {
                 "include_seen": recommendations[2 * number].items,
                 "exclude_seen": recommendations[2 * number + 1].items,
@@ -157,7 +157,7 @@ class Evaluator:
 
         Call it for a model that was not trained on validation rows.
         """
-        valid = self.requests("valid") if fuses(self.recommender) else ()
-        if not len(valid):
+        valid = self.requests("valid") if fuses(self.recommender) else None
+        if valid is None or not len(valid):
             return None
         return best_constant(self.recommender, RequestBatch.of(valid, self.data))

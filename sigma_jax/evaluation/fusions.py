@@ -10,6 +10,7 @@ They apply to a model that searches codes, and they rank without the reranker:
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def other_fusions(options: RecommendOptions, constant: float) -> dict[str, Recom
       options: how SIGMA ranks, with its generation settings.
       constant: the result of `best_constant`.
     """
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "sigma of Eq. 11": {"sigma": "deviation", "sigma_floor": 0.0},
         "constant sigma": {"sigma": constant},
         "first prefix": {"fusion": "first_prefix"},

@@ -202,7 +202,7 @@ def baseline_rankings(
     """`rankings[method][mode]` of the baselines; with `with_filters` also of each baseline
     restricted to the items that the request allows."""
     popularity = Popularity.fit(data, seed)
-    baselines = {
+    baselines: dict[str, Any] = {
         "Popularity": popularity,
         "User's most frequent": UserMostFrequent(popularity),
         "Co-visitation": CoVisitation.fit(data, seed),

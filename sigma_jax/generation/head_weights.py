@@ -97,8 +97,8 @@ def fit_head_weights(
     means = log_p.mean(axis=1)
     return HeadWeights(
         *(GRID[place] for place in chosen),
-        float(means[range(len(HEAD_WEIGHTS)), chosen].sum()),
-        float(means[:, 0].sum()),
+        log_p=float(means[range(len(HEAD_WEIGHTS)), chosen].sum()),
+        item_head_log_p=float(means[:, 0].sum()),
     )
 
 

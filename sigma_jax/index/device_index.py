@@ -170,7 +170,7 @@ def _nearest(index: DeviceIndex, inputs: SearchInputs, count: int) -> Nearest:
             side_by_side = functools.partial(gather, axis=own.best.ndim - 1, tiled=True)
             log_normaliser = jax.nn.logsumexp(gather(own.log_normaliser), axis=0)
             ranked = map(side_by_side, (own.best, own.items))
-            return _best_of(Nearest(*ranked, log_normaliser), count)
+            return _best_of(Nearest(*ranked, log_normaliser=log_normaliser), count)
 
         # The gathered values are equal on all devices, which the check cannot see.
         place = functools.partial(jax.shard_map, mesh=index.mesh, check_vma=False)
@@ -231,7 +231,7 @@ def _search_rows(
         more = (jnp.where(is_item, cosines, -jnp.inf), rows)
         pairs = zip((found.best, found.items), more, strict=True)
         pool = (jnp.concatenate(pair, axis=-1) for pair in pairs)
-        return first + index.chunk, _best_of(Nearest(*pool, log_normaliser), count)
+        return first + index.chunk, _best_of(Nearest(*pool, log_normaliser=log_normaliser), count)
 
     shape = (*inputs.leaves.shape, count)
     nothing = jnp.full(shape, -jnp.inf, jnp.float32)

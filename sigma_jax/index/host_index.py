@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
@@ -139,7 +140,7 @@ class HostIndex:
         )
         items, products = (part.reshape(batch, -1) for part in (items, products))
         of_beam = np.broadcast_to(np.repeat(np.arange(beams, dtype=np.int32), count), items.shape)
-        columns = [items, of_beam, products]
+        columns: list[Any] = [items, of_beam, products]
         extra = self._extra_of(inputs, leaves, count)
         if extra is not None:
             added = self._listed(queries, leaves, extra, seen, items)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,9 +110,10 @@ class Trie:
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path} is missing or damaged; build the trie again.") from error
         ndim = {"leaf_codes": 2}
-        arrays = (read_npy(folder / f"trie_{name}.npy", ndim.get(name, 1)) for name in _ARRAYS)
+        arrays: Any = (read_npy(folder / f"trie_{name}.npy", ndim.get(name, 1)) for name in _ARRAYS)
         dense = {level: read_npy(folder / f"trie_dense_{level}.npy", 2) for level in levels}
-        return cls(*arrays, dense, *static)
+        widths, level_sizes = static
+        return cls(*arrays, dense=dense, widths=widths, level_sizes=level_sizes)
 
 
 _ARRAYS = tuple(field.name for field in dataclasses.fields(Trie))[:-3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, UInt16
@@ -152,8 +153,8 @@ def mark_active(trie: Trie, is_active: Bool[np.ndarray, " I"]) -> ActiveItems:
         dense[level] = np.zeros_like(table)
         dense[level][parents, np.asarray(trie.edge_code)[edges]] = nodes[edges + 1]
     sizes = (len(trie.node_leaf), len(trie.sorted_items))
-    words = (_words(bits, size) for bits, size in zip((nodes, rows), sizes, strict=True))
-    return ActiveItems(*words, dense)
+    words: Any = (_words(bits, size) for bits, size in zip((nodes, rows), sizes, strict=True))
+    return ActiveItems(*words, dense=dense)
 
 
 def active_items(trie: Trie, active: ActiveItems) -> Bool[np.ndarray, " I"]:

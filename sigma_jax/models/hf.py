@@ -137,7 +137,7 @@ def read_config(
     heads, width = size("num_attention_heads"), size("hidden_size")
     # The defaults are those of transformers.
     is_llama = kind == "llama"
-    fields = dict(
+    fields: dict[str, Any] = dict(
         vocab_size=size("vocab_size"),
         width=width,
         num_layers=size("num_hidden_layers"),

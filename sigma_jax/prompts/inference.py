@@ -36,7 +36,7 @@ def assemble_prompts(
       ValueError: `length` has no room for the instruction.
     """
     count = len(requests)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         name: np.zeros((count, length), np.int32) for name in ("token", "position", "segment")
     }
     arrays["item"] = np.full((count, length), -1, np.int32)

@@ -16,6 +16,7 @@ A target needs no branch of its own in two cases:
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32
@@ -103,7 +104,7 @@ def plan_size(plan: Plan, tables: PromptTables) -> int:
 
 def _keep_branches(plan: Plan, is_kept: Bool[np.ndarray, " K"]) -> Plan:
     names = ("attach", "target", "task", "constraint")
-    arrays = {name: getattr(plan, name)[is_kept] for name in names}
+    arrays: dict[str, Any] = {name: getattr(plan, name)[is_kept] for name in names}
     kept = [tokens for tokens, keep in zip(plan.instruction, is_kept, strict=True) if keep]
     return dataclasses.replace(plan, instruction=kept, **arrays)
 
@@ -141,7 +142,7 @@ def fit_plan(plan: Plan, tables: PromptTables, max_tokens: int, max_targets: int
         plan = dataclasses.replace(plan, profile=profile)
     if excess() > 0 and len(plan.history):
         plan = _keep_branches(plan, _instruction_lengths(plan) > 0)
-        empty = {"history": plan.history[:0], "session": plan.session[:0]}
+        empty: dict[str, Any] = {"history": plan.history[:0], "session": plan.session[:0]}
         plan = dataclasses.replace(plan, attach=np.zeros_like(plan.attach), **empty)
     while plan.instruction and excess() > 0:
         plan = _first_branches(plan, len(plan.instruction) - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Int32
@@ -249,6 +250,7 @@ def draw_instruction_only_plan(
         task.append(TASKS.index(name))
         constraint.append(number)
     none = np.zeros(0, np.int32)
+    columns: Any = (np.asarray(column, np.int32) for column in (target, task, constraint))
     return Plan(
         none,
         none,
@@ -256,7 +258,7 @@ def draw_instruction_only_plan(
         none,
         instruction,
         np.zeros(len(instruction), np.int32),
-        *(np.asarray(column, np.int32) for column in (target, task, constraint)),
+        *columns,
         has_target=True,
     )
 

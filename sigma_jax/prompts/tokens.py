@@ -125,7 +125,7 @@ class PromptTables:
             tokenizer,
             *_profiles(data.users, tokenizer, layout),
             *tokenizer.encode(fixed, max_tokens),
-            session_end,
+            session_end=session_end,
         )
 
     def with_users(self, users: Users) -> PromptTables:

@@ -47,7 +47,7 @@ class RecommenderParts:
 
     spec: RecommenderSpec
     network: RecommenderNetwork
-    tables: dict[str, np.ndarray]  # frozen_tables
+    tables: Mapping[str, np.ndarray]  # frozen_tables
     semantic_ids: SemanticIds
     prompt_tables: PromptTables
     users: Users  # whose profiles the prompt tables hold

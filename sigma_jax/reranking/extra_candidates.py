@@ -9,7 +9,7 @@ Axes: N requests, L extra candidates, T days with G trending features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float16, Int32
@@ -52,7 +52,7 @@ class ExtraCandidates:
         MAX_LEXICAL."""
         return [self._with_words(np.unique(row)) for row in words]
 
-    def _with_words(self, words: Iterable[int]) -> Int32[np.ndarray, " l"]:
+    def _with_words(self, words: Int32[np.ndarray, " w"]) -> Int32[np.ndarray, " l"]:
         lists = [self._items[self._start[word] : self._start[word + 1]] for word in words]
         items, place = np.unique(np.concatenate(lists), return_inverse=True)
         if len(items) > MAX_LEXICAL:

@@ -63,7 +63,8 @@ class LexicalTable:
         cls, texts: Iterable[str], asked: Iterable[str], around: Sequence[str]
     ) -> LexicalTable:
         """Of the items' JSON `texts`, where people ask for `asked` in the wordings `around`."""
-        none = cls({}, *np.zeros((2, 1), np.float32), np.zeros((1, 0), np.int32))
+        trust, weights = np.zeros((2, 1), np.float32)
+        none = cls({}, trust, weights, np.zeros((1, 0), np.int32))
         return none.grown(0, texts, asked, around)
 
     def grown(
@@ -90,7 +91,10 @@ class LexicalTable:
             row[:items] = np.where(old == len(self.weights) - 1, len(numbers), old)
         item = np.repeat(np.arange(len(sizes)), sizes)
         of_items[np.arange(len(found)) - np.array(ends)[item], items + item] = found
-        having = sum(np.bincount(row, minlength=len(numbers) + 1) for row in of_items)[:-1]
+        having = np.zeros(len(numbers) + 1, np.int64)
+        for row in of_items:
+            having += np.bincount(row, minlength=len(having))
+        having = having[:-1]
         a = np.array([demands[word] for word in numbers])
         b = np.array([fillers[word] for word in numbers]) * len(asked) / max(len(around), 1)
         trust = a / (a + b + 1)

@@ -107,8 +107,9 @@ class TrendingCounts:
 
     def save(self, folder: Path) -> None:
         """Writes trends.npz."""
-        arrays = {"item": self.item, "time": self.time, "num_items": self.num_items}
-        np.savez_compressed(folder / "trends.npz", **arrays)
+        np.savez_compressed(
+            folder / "trends.npz", item=self.item, time=self.time, num_items=self.num_items
+        )
 
     @classmethod
     def load(cls, folder: Path) -> TrendingCounts:

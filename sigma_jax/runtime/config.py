@@ -120,7 +120,7 @@ def to_dataclass(cls: type[T], config: Mapping[str, Any], name: str = "") -> T:
       ValueError: a key is unknown or missing, or a value has another type; the field is named.
     """
     hints = typing.get_type_hints(cls)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
     dot = f"{name}." if name else ""
     for key in config:
         if key not in fields:
@@ -146,7 +146,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping) and not hasattr(value, "items"):
             raise _type_error(name, value, "a group of fields")
-        return to_dataclass(hint, value, name)
+        return to_dataclass(typing.cast(type, hint), value, name)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, name)
     if origin is typing.Literal:

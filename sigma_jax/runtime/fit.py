@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def fit(
     seed: int,
     name: str,
     share: float = 1.0,
-) -> tuple[nnx.Module, dict[str, jax.Array], dict[str, float]]:
+) -> tuple[nnx.Module | None, Mapping[str, jax.Array], dict[str, float]]:
     """Trains `task`; continues from the newest checkpoint in `folder` where there is one.
 
     With several processes, the first process gets a model and tables on its own devices. The other
@@ -135,7 +135,7 @@ class _Run:
 
     def finalize(
         self, state: TrainState, metrics: dict[str, float] | None
-    ) -> tuple[nnx.Module, dict[str, jax.Array], dict[str, float]]:
+    ) -> tuple[nnx.Module | None, Mapping[str, jax.Array], dict[str, float]]:
         """(model, tables, metrics) of a trained state; without `metrics` it is reported again."""
         merged = self.template.merge(state.eval_params, state.rest)
         self.task.finalize_on_all_hosts(merged, self.mesh)

@@ -329,7 +329,7 @@ class Bundle:
             reranker = Reranker.load(folder / "reranker")
             tables = reranker.tables.over(room, version.embedding_neighbours)
             reranker = dataclasses.replace(reranker, tables=tables)
-        shapes = {name: table.shape for name, table in rows.items()}
+        shapes: dict[str, Any] = {name: table.shape for name, table in rows.items()}
         parts = RecommenderParts.load(
             folder,
             spec,

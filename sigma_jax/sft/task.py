@@ -337,8 +337,8 @@ class SftTask:
             self.replace_weights(model, tables, folder)
             return {}
         fitted = {}
-        batch = self.fit_requests() if self.config.prompt.trained_tasks else ()
-        if len(batch):
+        batch = self.fit_requests() if self.config.prompt.trained_tasks else None
+        if batch is not None and len(batch):
             head_weights = self.fit_head_weights(model, tables, batch)
             if self.config.reranker.neighbours:
                 reranker, fitted = self.fit_reranker(model, tables, batch)

@@ -129,7 +129,7 @@ class AllowedItems:
         targets = np.concatenate(lists) if lists else np.zeros(0, np.int32)
         return cls(Links.from_edges(rows, targets, len(lists)), row)
 
-    def of(self, request: int) -> Int32[np.ndarray, " n"] | None:
+    def of(self, request: int | np.integer) -> Int32[np.ndarray, " n"] | None:
         """The items allowed for request number `request`; None if all are."""
         return None if self.row[request] < 0 else self.items.of(self.row[request])
 

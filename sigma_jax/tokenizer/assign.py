@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int32
 
+from sigma_jax.data.vectors import JoinedVectors
 from sigma_jax.models.rqvae import RqVae, RqVaeConfig
 from sigma_jax.models.weights import load_weights, save_weights
 from sigma_jax.runtime.config import to_dataclass
@@ -30,7 +31,7 @@ class Tokenizer:
 
     model: RqVae
 
-    def assign(self, vectors: Float[np.ndarray, "I D"]) -> Int32[np.ndarray, "I L"]:
+    def assign(self, vectors: Float[np.ndarray, "I D"] | JoinedVectors) -> Int32[np.ndarray, "I L"]:
         """SIDs of `vectors`; a memory-mapped array is read in blocks.
 
         Raises:
@@ -40,7 +41,7 @@ class Tokenizer:
 
 
 def assign_codes(
-    model: RqVae, vectors: Float[np.ndarray, "I D"], rows: int
+    model: RqVae, vectors: Float[np.ndarray, "I D"] | JoinedVectors, rows: int
 ) -> Int32[np.ndarray, "I L"]:
     """SIDs of `vectors`, computed for `rows` vectors at a time. Raises as `Tokenizer.assign`."""
     if vectors.ndim != 2 or vectors.shape[1] != model.input_size:

@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Any
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 PRODUCTS = ("convolution", "dot")
@@ -97,9 +98,11 @@ class _Costs:
 
     def __init__(self, computations: dict[str, list[_Line]], loop_trips: float):
         self.computations, self.loop_trips = computations, loop_trips
-        self.cycles, self.products = collections.Counter(), collections.Counter()
+        self.cycles: Any = collections.Counter()
+        self.products: Any = collections.Counter()
         self.kernels = collections.defaultdict(list)
-        self.collectives, self.waited_for = collections.Counter(), collections.Counter()
+        self.collectives: Any = collections.Counter()
+        self.waited_for: Any = collections.Counter()
         self._counted = set()
 
     def walk(self, name: str, times: float) -> None:
