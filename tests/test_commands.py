@@ -247,7 +247,7 @@ def test_unfinished_folder_of_a_stage_is_named(trained, workdir):
         ),
         ("model.uses_full_vocabulary", True, "model.has_item_head=True needs code logits over"),
         ("model.item_encoder.inputs", ("own",), "inputs has 'own', which starts at random; put"),
-        ("upstream.tokenizer.inputs", ("own",), "inputs names ['own']; known are id, text,"),
+        ("upstream.tokenizer.inputs", ("own",), "inputs has ['own']; use names out of id, text,"),
         ("train.epochs", -2.0, "train.epochs=-2.0; use 0 or more."),
         (
             "prompt.layout.row_tokens",
@@ -260,7 +260,11 @@ def test_unfinished_folder_of_a_stage_is_named(trained, workdir):
         ("upstream.tokenizer.min_code_use", 1.5, "min_code_use=1.5; use a share, 0 to 1."),
         ("upstream.grounding.mixture", {"searches": 1.0}, "mixture.searches is no view; use"),
         ("upstream.grounding.mixture", {"search": -1.0}, "mixture.search=-1.0; use 0 to leave"),
-        ("upstream.grounding.mixture", {"search": 0.0}, "mixture={'search': 0.0} weighs no view"),
+        (
+            "upstream.grounding.mixture",
+            {"search": 0.0},
+            "mixture={'search': 0.0} has no weight above 0",
+        ),
         ("upstream.grounding.temperature", 0.0, "temperature=0.0; use more than 0"),
         ("data.memory_limit", "much", "data.memory_limit='much' is no size"),
         ("data.pairs.heldout_share", 1.5, "data.pairs.heldout_share=1.5 is no share"),

@@ -111,13 +111,9 @@ def beam_search(
         state = select(
             state, log_probs, trie, level, widths[level], None, below[level], active, margin
         )
-        last = state.codes[:, :, -1]
-        tokens = jnp.where(jnp.isfinite(state.scores), model.space.code(level, last), 0)[..., None]
         if level == depth - 1 and item_query == "none":
             break
-        if tokens_of[level] == 2:
-            query = jnp.full_like(tokens, model.space.query)
-            tokens = jnp.concatenate([tokens, query], axis=-1)
+        tokens = _tokens_after(model, state, level, tokens_of[level])
         hidden, state, cache = _extend(model, tables, prompts, state, tokens, level, cache)
     queries = _queries(model, state, hidden, opened, looked_at, item_query)
     return Beams(
@@ -134,6 +130,17 @@ def _tokens_of_levels(depth: int, item_query: str) -> list[int]:
     """Tokens that a beam reads after each level: the query token goes with the last code."""
     last = {"token": 2, "code": 1, "none": 0}[item_query]
     return [1] * (depth - 1) + [last] * (depth > 0)
+
+
+def _tokens_after(model, state: BeamState, level: int, count: int) -> Int[Array, "B M n"]:
+    """The tokens that each beam reads after `level`: its last code and, as the second, the query
+    token."""
+    last = state.codes[:, :, -1]
+    tokens = jnp.where(jnp.isfinite(state.scores), model.space.code(level, last), 0)[..., None]
+    if count < 2:
+        return tokens
+    query = jnp.full_like(tokens, model.space.query)
+    return jnp.concatenate([tokens, query], axis=-1)
 
 
 def _queries(
