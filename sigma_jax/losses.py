@@ -350,7 +350,7 @@ def _constraint_terms(
     is_other: Bool[Array, "n N"],
     does_satisfy: Bool[Array, "n N"],
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Of each target: the loss of `constraint_loss`, and the share of e^s that satisfies."""
+    """The loss of each target of `constraint_loss`, and its share of e^s that satisfies."""
     satisfying = jax.nn.logsumexp(jnp.where(does_satisfy, logits, LOG_ZERO), axis=1)
     satisfying = jnp.logaddexp(satisfying, positive)
     violating = jnp.where(is_other & ~does_satisfy, logits, LOG_ZERO)

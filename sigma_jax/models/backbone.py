@@ -35,7 +35,7 @@ class BackboneConfig:
     # all but its input and the output of attention, "light" all but products and attention, "none"
     # nothing. models/config.py has the memory of each.
     remat: str
-    # Of low-rank additions, which are then trained alone (models/linear.py). 0: no additions, all
+    # Rank of low-rank additions, which are then trained alone (models/linear.py). 0: none, and all
     # weights are trained.
     lora_rank: int
     lora_alpha: float  # the additions are multiplied by lora_alpha / lora_rank

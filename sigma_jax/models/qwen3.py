@@ -124,8 +124,9 @@ def table_weight(config: Qwen3Config) -> Weight:
 def layer_weights(config: Qwen3Config) -> dict[str, Weight]:
     """The weights of one layer, by name.
 
-    The deviation is 1/sqrt(inputs). Weights that write to the residual stream have the scale of the
-    embeddings divided by sqrt(2 * layers), so that the sum of all layers does not drown the tokens.
+    The deviation is 1/sqrt(inputs). Weights that write to the residual stream are scaled by the
+    deviation of the embeddings / sqrt(2 * layers). So the sum of all layers does not drown the
+    tokens.
     `align_attention` then changes the start of queries and outputs.
     """
     D, N, K = config.width, config.num_heads, config.num_kv_heads
