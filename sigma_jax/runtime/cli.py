@@ -177,14 +177,15 @@ def _check_config_words(words: Sequence[str]) -> None:
         name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
         if name == "config" and word.startswith("-"):
             rest = words[index + 1 : index + 2]
-            config = _load_config(value if equals else "".join(rest))
+            config = load_config(value if equals else "".join(rest))
         elif name.startswith("config.") and word.startswith("-"):
             if config is None:
                 raise ValueError(f"{word} stands before --config; put --config first.")
-            _check_field(config, name.removeprefix("config."))
+            check_field(config, name.removeprefix("config."))
 
 
-def _load_config(argument: str) -> ConfigDict:
+def load_config(argument: str) -> ConfigDict:
+    """The config of FILE:PRESET. ValueError if there is no such file or preset."""
     path, _, preset = argument.partition(":")
     get_config = load_function("config", path, "get_config", "(preset); name a stage's file.")
     return get_config(preset) if preset else get_config()
@@ -217,7 +218,8 @@ def _config_files(path: str) -> list[str]:
     return sorted(file for file in found if "__" not in file)
 
 
-def _check_field(config: ConfigDict, field: str) -> None:
+def check_field(config: ConfigDict, field: str) -> None:
+    """ValueError naming the nearest field if `config` has no field of this dotted name."""
     node, seen = config, "config"
     for name in field.split("."):
         name = name.partition("[")[0]
