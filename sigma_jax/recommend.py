@@ -58,7 +58,7 @@ def define_flags() -> None:
         "split_items", False, "With --export: split the item vectors over all devices."
     )
     flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
-    flags.DEFINE_bool("keep_seen", True, "Whether items of the history may be recommended again.")
+    flags.DEFINE_bool("exclude_seen", False, "Leave out the items of the history.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         )
     if FLAGS.compilation_cache:
         cli.use_compilation_cache()
-    options = RecommendOptions(FLAGS.count, exclude_seen=not FLAGS.keep_seen)
+    options = RecommendOptions(FLAGS.count, exclude_seen=FLAGS.exclude_seen)
     if not FLAGS.export:
         workdir = Path(FLAGS.workdir)
         print(recommend_one(workdir, FLAGS.user, FLAGS.instruction, FLAGS.beams, options))

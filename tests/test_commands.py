@@ -32,10 +32,10 @@ ALL = dict(count=60, beams=8)  # 8 codes of one level lead to all 60 items
 
 
 def recommend(
-    workdir: Path, user: str | None, instruction: str, count: int, beams: int, keep_seen=True
+    workdir: Path, user: str | None, instruction: str, count: int, beams: int, exclude_seen=False
 ) -> str:
     """The table that the command prints for these flags."""
-    options = RecommendOptions(count, exclude_seen=not keep_seen)
+    options = RecommendOptions(count, exclude_seen=exclude_seen)
     return recommend_one(workdir, user, instruction, beams, options)
 
 
@@ -102,15 +102,15 @@ def test_any_text_is_an_instruction(trained, instruction):
     assert len(text.splitlines()) == 7 and len(text.splitlines()[0]) < 250
 
 
-def test_seen_items_are_kept_or_left_out(trained, data):
-    kept, left_out = (
-        set(shown(recommend(trained[1], "u03", "tea", **ALL, keep_seen=keep)))
-        for keep in (True, False)
+def test_seen_items_are_included_or_excluded(trained, data):
+    included, excluded = (
+        set(shown(recommend(trained[1], "u03", "tea", **ALL, exclude_seen=exclude_seen)))
+        for exclude_seen in (False, True)
     )
     row = data.users.row("u03")
     seen = data.histories.before(row, int(data.histories.offsets[row + 1]))
-    assert kept == set(data.catalogue.ids(np.arange(60)))
-    assert left_out == kept - set(data.catalogue.ids(seen)) != kept
+    assert included == set(data.catalogue.ids(np.arange(60)))
+    assert excluded == included - set(data.catalogue.ids(seen)) != included
 
 
 def test_fewer_items_than_asked_are_said(trained):

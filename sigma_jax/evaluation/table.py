@@ -154,11 +154,11 @@ def render_cold(results: Results) -> list[str]:
             average = results["methods"][method][mode]["average"]
             cold, warm = average.get("cold.Recall@10"), average.get("warm.Recall@10")
             if cold:
-                row = f"{percent(cold):>12}{cold['n']:>12}{percent(warm):>12}"
+                row = f"{percent(cold):>14}{cold['n']:>14}{percent(warm):>14}"
                 rows[f"{method}, {TITLES[mode]}"] = row
     if not rows:
         return []
-    head = "".join(f"{name:>12}" for name in ("cold", "cold targets", "warm"))
+    head = "".join(f"{name:>14}" for name in ("cold", "cold targets", "warm"))
     title = "Recall@10 of cold targets, which have no interaction in training, and of warm targets"
     return [title, *aligned(head, rows), ""]
 
