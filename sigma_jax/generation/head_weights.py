@@ -75,7 +75,7 @@ def fit_head_weights(
     item_query: str,
     temperature: float,
 ) -> HeadWeights:
-    """The gains under which `targets` are likeliest after `prompts` (fields of `Prompts`).
+    """The head weights under which `targets` are likeliest after `prompts` (fields of `Prompts`).
 
     `depth` is the number of codes generated, at least 1; `item_query` as in PromptLayout.
     """
@@ -170,8 +170,8 @@ def _log_p(
         below = jax.ops.segment_sum(
             (mass * is_below).T, tables["codes"][:, level], log_probs.shape[-1]
         ).T
-        evidence = jnp.where(below > 0, jnp.log(jnp.maximum(below, 1e-37)), LOG_ZERO)
-        parts = [_of(codes[:, level], gain * log_probs + evidence) for gain in GRID]
+        prefix_scores = jnp.where(below > 0, jnp.log(jnp.maximum(below, 1e-37)), LOG_ZERO)
+        parts = [_of(codes[:, level], gain * log_probs + prefix_scores) for gain in GRID]
         of_codes += jnp.stack(parts, axis=1)
         is_below &= tables["codes"][None, :, level] == codes[:, level, None]
     of_items = jnp.zeros_like(of_codes)

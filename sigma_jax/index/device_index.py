@@ -202,7 +202,7 @@ def _search_rows(
     bounds = jnp.stack([index.leaf_start[leaf], index.leaf_start[leaf + 1]])
     start, end = jnp.clip(bounds - first_row, 0, index.sorted_items.shape[0])
     size = jnp.where(is_valid, end - start, 0)
-    sharpness = inputs.inverse_temperature[..., None, None]
+    inverse_temperature = inputs.inverse_temperature[..., None, None]
     excluded = inputs.excluded if inputs.excluded is None else jnp.sort(inputs.excluded, axis=-1)
     # Highest precision: a TPU would round the factors to bfloat16.
     exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -219,7 +219,7 @@ def _search_rows(
         else:
             vectors = index.vectors.at[rows].get(mode="clip")
             cosines = exact("...D,...RD->...R", inputs.queries, vectors)
-        part = jax.nn.logsumexp(cosines * sharpness, axis=-1, where=is_item)
+        part = jax.nn.logsumexp(cosines * inverse_temperature, axis=-1, where=is_item)
         if excluded is not None:
             items = index.sorted_items.at[rows].get(mode="clip")
             is_excluded = find_sorted(items.reshape(len(items), -1), excluded)[1]

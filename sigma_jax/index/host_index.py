@@ -102,9 +102,10 @@ class HostIndex:
         leaves: np.ndarray,
         count: int,
         excluded: Sequence[np.ndarray] | None,
-        sharpness: np.ndarray | None = None,
+        inverse_temperature: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`search` and, where `sharpness` of each query is given, logsumexp(sharpness * product)
+        """`search` and, where `inverse_temperature` of each query is given,
+        logsumexp(inverse_temperature * product)
         over each leaf (-inf where it is empty or -1), of wanted items and others."""
         items = np.full((len(queries), count), NONE)
         products = np.full((len(queries), count), -np.inf, np.float32)
@@ -116,8 +117,8 @@ class HostIndex:
                 unwanted = [own[self._leaf[own] == leaf] for own in map(excluded.__getitem__, rows)]
             compared = self._compare(prefix, asked, count + max(map(len, unwanted), default=0))
             items[rows], products[rows] = self._wanted(prefix, asked, compared, count, unwanted)
-            if sharpness is not None:
-                totals[rows] = log_mass(prefix, asked, compared, sharpness[rows])
+            if inverse_temperature is not None:
+                totals[rows] = log_mass(prefix, asked, compared, inverse_temperature[rows])
         return items, products, totals
 
     def search_beams(self, inputs: SearchInputs, count: int) -> Candidates:
@@ -366,10 +367,10 @@ class HostIndex:
             columns = (file[name].tolist() for name in ("leaf", "size", "built"))
             items = np.split(file["items"], np.cumsum(file["size"])[:-1])
             for leaf, _, built, own in zip(*columns, items, strict=True):
-                figures = said["searchers"].get(str(leaf))
+                settings = said["searchers"].get(str(leaf))
                 searcher = None
-                if figures is not None:
-                    searcher = Searcher.load(folder / str(leaf), figures)
+                if settings is not None:
+                    searcher = Searcher.load(folder / str(leaf), settings)
                 table = np.ascontiguousarray(vectors[own], np.float32)
                 index._prefixes[leaf] = Prefix(own, table, built, searcher)
                 index._leaf[own], index._row[own] = leaf, np.arange(len(own))

@@ -56,11 +56,12 @@ def everything(prefix: Prefix, queries: np.ndarray) -> Compared:
 
 
 def log_mass(
-    prefix: Prefix, queries: np.ndarray, compared: Compared, sharpness: np.ndarray
+    prefix: Prefix, queries: np.ndarray, compared: Compared, inverse_temperature: np.ndarray
 ) -> np.ndarray:
-    """logsumexp(sharpness * product) over the prefix, of what was compared and, for what was not,
+    """logsumexp(inverse_temperature * product) over the prefix, of what was compared and, for
+    what was not,
     of a sample."""
-    logits = np.where(compared.rows >= 0, compared.products, -np.inf) * sharpness[:, None]
+    logits = np.where(compared.rows >= 0, compared.products, -np.inf) * inverse_temperature[:, None]
     if not compared.is_all:
         sample, place = prefix.sample
         found = np.where(compared.rows >= 0, place[compared.rows], NONE)
@@ -69,7 +70,7 @@ def log_mass(
         is_known[row, found[row, column]] = True
         others = len(prefix.items) - (compared.rows >= 0).sum(axis=1)
         drawn = np.maximum((~is_known).sum(axis=1), 1)
-        more = (queries @ prefix.vectors[sample].T) * sharpness[:, None]
+        more = (queries @ prefix.vectors[sample].T) * inverse_temperature[:, None]
         more = np.where(is_known, -np.inf, more + np.log(np.maximum(others, 1) / drawn)[:, None])
         logits = np.concatenate([logits, more], axis=1)
     top = logits.max(axis=1, keepdims=True)

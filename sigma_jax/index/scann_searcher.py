@@ -82,7 +82,7 @@ class Searcher:
                 candidates = min(2 * candidates, size)
 
     def save(self, folder: Path) -> dict[str, float]:
-        """Writes `folder`; the figures that `load` needs."""
+        """Writes `folder`; returns the settings that `load` needs."""
         if self.folder is None:
             folder.mkdir()
             self.scann.serialize(str(folder), relative_path=True)
@@ -92,7 +92,7 @@ class Searcher:
         return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def load(cls, folder: Path, figures: Mapping[str, Any]) -> Searcher:
+    def load(cls, folder: Path, settings: Mapping[str, Any]) -> Searcher:
         """What `save` wrote. ValueError where scann is not installed."""
         if not HAS_SCANN:
             raise ValueError(
@@ -101,7 +101,7 @@ class Searcher:
             )
         import scann
 
-        return cls(scann.scann_ops_pybind.load_searcher(str(folder)), **figures, folder=folder)
+        return cls(scann.scann_ops_pybind.load_searcher(str(folder)), **settings, folder=folder)
 
     def __call__(
         self, queries: Float32[np.ndarray, "n D"], count: int
