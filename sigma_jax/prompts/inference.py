@@ -28,9 +28,8 @@ def assemble_prompts(
     it is cut after `instruction_tokens` tokens.
 
     Returns:
-      token, item, position, segment: int32 [N, length], as in training batches, segment 1 for the
-        prompt and 0 for padding.
-      length: int32 [N], tokens of each prompt.
+      a dict of token, item, position and segment, int32 [N, length] as in training batches, and of
+      length, int32 [N], the tokens of each prompt. Segment is 1 for the prompt, 0 for padding.
 
     Raises:
       ValueError: `length` has no room for the instruction.

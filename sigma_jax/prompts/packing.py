@@ -45,12 +45,13 @@ def batches(
     """Endless training batches from the records in `folder`; element s is the batch of step s.
 
     A batch is a dict of arrays, [B, T] by token and [B, N] by target:
-      token, item, position, segment, branch, attach: int32 [B, T], see Example; segment numbers
-        the contexts of a row from 1, 0 is padding.
-      target_item, target_task, target_constraint, start_position, query_position: int32 [B, N].
-      target_weight: float32 [B, N], 1 for a target, 0 for padding.
-      code_position: int32 [B, N, y].
-      dropped: int32 [B, 3], items of the context, targets and contexts without room in the row.
+
+    - token, item, position, segment, branch, attach: int32 [B, T], see Example. Segment numbers
+      the contexts of a row from 1; 0 is padding.
+    - target_item, target_task, target_constraint, start_position, query_position: int32 [B, N].
+    - target_weight: float32 [B, N], 1 for a target, 0 for padding.
+    - code_position: int32 [B, N, y].
+    - dropped: int32 [B, 3], items of the context, targets and contexts without room in the row.
 
     Args:
       batch_rows: B of the global batch.
