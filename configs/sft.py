@@ -93,7 +93,7 @@ BASE = {
         "mixture": {
             "task_weights": TASK_WEIGHTS,
             "branches_per_context": 6,
-            # Of ten items shown for a query, 9 satisfy it with these two shares and the constraint
+            # 9 of 10 items shown satisfy a query with these two shares and the constraint
             # loss, 4 without them.
             "instruction_only_share": 0.3,
             "wording_dropout": 0.1,

@@ -167,15 +167,15 @@ def _nearest(index: DeviceIndex, inputs: SearchInputs, count: int) -> Nearest:
             first = jax.lax.axis_index(axes) * index.sorted_items.shape[0]
             own = _search_rows(index, inputs, count, first)
             gather = functools.partial(jax.lax.all_gather, axis_name=axes)
-            side_by_side = functools.partial(gather, axis=own.best.ndim - 1, tiled=True)
+            side_by_side = functools.partial(gather, axis=own.cosines.ndim - 1, tiled=True)
             log_normaliser = jax.nn.logsumexp(gather(own.log_normaliser), axis=0)
-            ranked = map(side_by_side, (own.best, own.items))
+            ranked = map(side_by_side, (own.cosines, own.items))
             return _best_of(Nearest(*ranked, log_normaliser=log_normaliser), count)
 
         # The gathered values are equal on all devices, which the check cannot see.
         place = functools.partial(jax.shard_map, mesh=index.mesh, check_vma=False)
         found = place(search_own, in_specs=(specs, whole), out_specs=whole)(index, inputs)
-    return dataclasses.replace(found, items=jnp.where(found.best > -jnp.inf, found.items, -1))
+    return dataclasses.replace(found, items=jnp.where(found.cosines > -jnp.inf, found.items, -1))
 
 
 @jax.tree_util.register_dataclass
@@ -183,14 +183,9 @@ def _nearest(index: DeviceIndex, inputs: SearchInputs, count: int) -> Nearest:
 class Nearest:
     """The best items of each beam so far; the cosine is -inf where there are fewer."""
 
-    best: Float32[Array, "B M R"]  # cosines
+    cosines: Float32[Array, "B M R"]  # of the items with the query; -inf where there is no item
     items: Int32[Array, "B M R"]
     log_normaliser: Float32[Array, "B M"]
-
-    @property
-    def cosines(self) -> Float32[Array, "B M R"]:
-        """Cosines of the items with the query; -inf where there is no item."""
-        return self.best
 
 
 def _search_rows(
@@ -229,7 +224,7 @@ def _search_rows(
         log_normaliser = jnp.logaddexp(found.log_normaliser, part)
         # Earlier rows stand first and are lower items: top_k then resolves ties as promised.
         more = (jnp.where(is_item, cosines, -jnp.inf), rows)
-        pairs = zip((found.best, found.items), more, strict=True)
+        pairs = zip((found.cosines, found.items), more, strict=True)
         pool = (jnp.concatenate(pair, axis=-1) for pair in pairs)
         return first + index.chunk, _best_of(Nearest(*pool, log_normaliser=log_normaliser), count)
 
@@ -244,6 +239,6 @@ def _search_rows(
 
 def _best_of(found: Nearest, count: int) -> Nearest:
     """The `count` best of each beam, the first on ties."""
-    best, chosen = jax.lax.top_k(found.best, count)
+    best, chosen = jax.lax.top_k(found.cosines, count)
     items = jnp.take_along_axis(found.items, chosen, axis=-1)
     return Nearest(best, items, found.log_normaliser)

@@ -100,7 +100,7 @@ class TargetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MixtureConfig:
-    """What training draws: tasks, contexts without a history, and varied wordings."""
+    """The draws of training: tasks, contexts without a history, and varied wordings."""
 
     task_weights: dict[str, float]  # of the instructed tasks; 0 or absent: not trained
     branches_per_context: int  # instructed targets per context; 0: no instructions
