@@ -5,7 +5,7 @@
 The program makes up a shop of 300 items and 500 customers, and writes its tables as Parquet files
 into WORKDIR/tables. Replace `write_tables` by your own tables; docs/own_data.md lists the columns.
 
-`--preset=files` (the default) trains for some minutes. `--preset=smoke` only shows that all runs.
+The training takes some minutes. `--quick` trains for ten steps, to see that all runs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from sigma_jax import train
-from sigma_jax.configs import data, sft
-from sigma_jax.evaluation.run import evaluate
-from sigma_jax.recommender.recommender import RecommendOptions
-from sigma_jax.recommender.workdir import load_workdir
+import sigma_jax
 from sigma_jax.runtime import cli
-from sigma_jax.runtime.config import MeshConfig
-from sigma_jax.runtime.sharding import make_mesh
 
 FLAGS = flags.FLAGS
 CATEGORIES = ("tea", "coffee", "soap", "candles", "garden tools", "board games")
@@ -73,33 +67,26 @@ def write_tables(folder: Path, seed: int = 0) -> None:
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
 
 
-def make_config(preset: str, tables: Path):
-    """The config of `preset`, with the data settings of own tables."""
-    config = sft.get_config(preset)
-    with config.unlocked():
-        config.data = data.data_fields("files")
-        config.data.path = str(tables)
-    return config
-
-
 def main(argv: Sequence[str]) -> None:
     """Writes the tables, trains, evaluates and recommends."""
     workdir = Path(FLAGS.workdir)
     write_tables(workdir / "tables")
-    config = make_config(FLAGS.preset, workdir / "tables")
-    train.train(config, workdir, make_mesh(MeshConfig(-1, 1, 1)))
-    evaluate(config, workdir)
+    fields = {"data.path": str(workdir / "tables")}
+    if FLAGS.quick:
+        stages = ("upstream.teacher.", "upstream.grounding.", "upstream.tokenizer.", "")
+        fields |= {f"{stage}train.steps": 10 for stage in stages}
+        fields |= {"reranker.fit_requests": 30, "evaluation.requests.JustForYou": 100}
+    config = sigma_jax.load_config("configs/sft.py:files", fields)
+    recommender = sigma_jax.train_recommender(config, workdir)
+    sigma_jax.evaluate_recommender(config, workdir)
     print((workdir / "evaluation" / "table.txt").read_text())
 
-    opened = load_workdir(workdir)
-    instructions = ("recommend something for me", "i am looking for candles")
-    batch = opened.parser.parse([{"user_id": "u1", "instruction": text} for text in instructions])
-    answer = opened.recommender.recommend(batch, RecommendOptions(count=5))
-    for instruction, items in zip(instructions, answer.items, strict=True):
-        print(f"u1, {instruction}: {', '.join(opened.data.catalogue.titles(items))}")
+    for instruction in ("recommend something for me", "i am looking for candles"):
+        [answer] = recommender.recommend([{"user_id": "u1", "instruction": instruction}], count=5)
+        print(f"u1, {instruction}: {', '.join(item['title'] for item in answer['items'])}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/shop", "Folder of the artifacts.")
-    flags.DEFINE_enum("preset", "files", ("files", "smoke"), "How long to train.")
+    flags.DEFINE_bool("quick", False, "Train each stage for ten steps.")
     cli.run_command(main)
