@@ -246,8 +246,16 @@ def test_unfinished_folder_of_a_stage_is_named(trained, workdir):
             'prompt.layout.item_query="none" asks for no item; set',
         ),
         ("model.uses_full_vocabulary", True, "model.has_item_head=True needs code logits over"),
-        ("model.item_encoder.inputs", ("own",), "inputs has 'own', which starts at random; put"),
-        ("upstream.tokenizer.inputs", ("own",), "inputs has ['own']; use names out of id, text,"),
+        (
+            "model.item_encoder.inputs",
+            ("id_embedding",),
+            "inputs has 'id_embedding', which starts at random; put",
+        ),
+        (
+            "upstream.tokenizer.inputs",
+            ("id_embedding",),
+            "inputs has ['id_embedding']; use names out of id, text,",
+        ),
         ("train.epochs", -2.0, "train.epochs=-2.0; use 0 or more."),
         (
             "prompt.layout.row_tokens",

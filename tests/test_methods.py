@@ -20,8 +20,8 @@ WITHOUT_INSTRUCTIONS = {
     "prompt.mixture.branches_per_context": 0,
     "model.has_task_head": False,
     "prompt.packing.contexts_per_group": 0,
-    "model.item_encoder.inputs": ("own",),
-    "model.item_encoder.trainable": ("own",),
+    "model.item_encoder.inputs": ("id_embedding",),
+    "model.item_encoder.trainable": ("id_embedding",),
     "train.steps": 0,
     "train.epochs": 1.0,
     "train.eval_every": 4,
@@ -52,8 +52,8 @@ def test_settings_make_methods(trained, tables_folder, tmp_path, changes):
     network = RecommenderParts.of_workdir(workdir, data).network
     assert hasattr(network, "item_head") == (changes is not GR_SID)
     if changes is WITHOUT_INSTRUCTIONS:
-        rows = np.asarray(network.item_encoder.trained["own"][...])
-        assert network.item_encoder.names == ("own",)
+        rows = np.asarray(network.item_encoder.trained["id_embedding"][...])
+        assert network.item_encoder.names == ("id_embedding",)
         # Training changed the rows, which had unit length at the start.
         assert not np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
         metrics = json.loads((workdir / "sft" / "manifest.json").read_text())["metrics"]

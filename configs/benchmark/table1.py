@@ -25,8 +25,8 @@ METHODS = {
         "evaluation.generation.fusion": "first_prefix",
     },
     "- pre-trained item vectors": {
-        "model.item_encoder.inputs": ("own",),
-        "model.item_encoder.trainable": ("own",),
+        "model.item_encoder.inputs": ("id_embedding",),
+        "model.item_encoder.trainable": ("id_embedding",),
     },
     "- prefix condition": {"uses_prefix_condition": False},
     "- a tenth of the negatives": {"negatives_per_target": 2, "num_negatives": 410},

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 from sigma_jax.losses import unit
 
 PRETRAINED = ("id", "text", "image")
-OWN = "own"  # a table that starts at random, alone or beside pre-trained vectors
-TABLES = (*PRETRAINED, OWN)
+ID_EMBEDDING = "id_embedding"  # a trained table that starts at random, not from ID vectors
+TABLES = (*PRETRAINED, ID_EMBEDDING)
 AXES = ("items", None)
 
 
@@ -50,7 +50,7 @@ class ItemEncoder(nnx.Module):
         """Makes an encoder of the tables that are in both `config.inputs` and `vectors`.
 
         Args:
-          vectors: each table, or its shape if values are restored later. The table "own" is always
+          vectors: each table, or its shape if values are restored later. ID_EMBEDDING is always
             given by its shape.
 
         Raises:

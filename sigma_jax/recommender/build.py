@@ -11,7 +11,7 @@ from flax import nnx
 
 from sigma_jax.models.backbone import COMPUTE_FIELDS, BackboneConfig, make_backbone
 from sigma_jax.models.hf import read_config
-from sigma_jax.models.item_encoder import OWN, TABLES
+from sigma_jax.models.item_encoder import ID_EMBEDDING, TABLES
 from sigma_jax.models.network import NetworkConfig, RecommenderNetwork, TokenSpace
 from sigma_jax.prompts.tokens import load_text_tokenizer
 from sigma_jax.schema import PreparedData, SemanticIds
@@ -45,8 +45,8 @@ def build_network(
     vocab_size = text_vocabulary(backbone, data)
     model = make_backbone(backbone, vocab_size, rngs, data.text_tokenizer_folder)
     space = TokenSpace(model.config.vocab_size, semantic_ids.levels, semantic_ids.codebook_size)
-    own = {OWN: (len(data.catalogue), network.item_encoder.fused_width)}
-    return RecommenderNetwork(network, model, space, {**own, **vectors}, rngs=rngs)
+    id_embedding = {ID_EMBEDDING: (len(data.catalogue), network.item_encoder.fused_width)}
+    return RecommenderNetwork(network, model, space, {**id_embedding, **vectors}, rngs=rngs)
 
 
 def frozen_tables(

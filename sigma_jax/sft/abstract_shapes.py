@@ -25,7 +25,7 @@ from sigma_jax.index.device_index import DeviceIndex, build_device_index, search
 from sigma_jax.index.trie import Trie
 from sigma_jax.index.trie_build import build_trie
 from sigma_jax.models.config import Qwen3Config
-from sigma_jax.models.item_encoder import OWN
+from sigma_jax.models.item_encoder import ID_EMBEDDING
 from sigma_jax.models.network import RecommenderNetwork, TokenSpace
 from sigma_jax.models.qwen3 import Qwen3
 from sigma_jax.prompts.packing import Group
@@ -149,7 +149,7 @@ def _catalogue(
 
 def _model(config: SftConfig, backbone: Qwen3Config, sizes: CatalogueSizes) -> RecommenderNetwork:
     vectors = {name: (sizes.items, width) for name, width in sizes.vectors.items()}
-    vectors[OWN] = (sizes.items, config.model.item_encoder.fused_width)
+    vectors[ID_EMBEDDING] = (sizes.items, config.model.item_encoder.fused_width)
     space = TokenSpace(backbone.vocab_size, sizes.levels, sizes.codebook_size)
 
     def make() -> RecommenderNetwork:

@@ -6,7 +6,7 @@ import dataclasses
 
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.models.backbone import BackboneConfig
-from sigma_jax.models.item_encoder import OWN, TABLES, ItemEncoderConfig
+from sigma_jax.models.item_encoder import ID_EMBEDDING, TABLES, ItemEncoderConfig
 from sigma_jax.models.network import NetworkConfig
 from sigma_jax.prompts.config import PromptConfig
 from sigma_jax.recommender.spec import RecommenderSpec
@@ -121,13 +121,13 @@ class SftConfig:
 
 
 def check_item_encoder(encoder: ItemEncoderConfig) -> None:
-    """ValueError if `encoder` reads unknown vectors, or own vectors that are not trained."""
+    """ValueError if `encoder` reads unknown vectors, or an ID embedding that is not trained."""
     if unknown := set(encoder.inputs) - set(TABLES):
         raise ValueError(
             f"model.item_encoder.inputs names {sorted(unknown)}; known are {', '.join(TABLES)}."
         )
-    if OWN in encoder.inputs and OWN not in encoder.trainable:
+    if ID_EMBEDDING in encoder.inputs and ID_EMBEDDING not in encoder.trainable:
         raise ValueError(
-            f"model.item_encoder.inputs has {OWN!r}, which starts at random; put it into "
+            f"model.item_encoder.inputs has {ID_EMBEDDING!r}, which starts at random; put it into "
             "model.item_encoder.trainable too."
         )
