@@ -228,7 +228,7 @@ def test_unfinished_folder_of_a_stage_is_named(trained, workdir):
         ("num_negatives", -1, "num_negatives=-1; use 1 or more."),
         ("generation.temperature", 0.0, "generation.temperature=0.0; the paper uses"),
         ("generation.ranker", "beams", "generation.ranker='beams' is unknown; use one of"),
-        ("label_smoothing", 1.5, "label_smoothing=1.5; use 0 <= it < 1."),
+        ("label_smoothing", 1.5, "label_smoothing=1.5; use 0 <= label_smoothing < 1."),
         ("infonce_weight", -1.0, "infonce_weight=-1.0; use 0 or more."),
         ("model.item_encoder.inputs", ("id", "foo"), "inputs names ['foo']; known are id, text,"),
         ("evaluation.generation.sigma", "std", "generation.sigma='std' is unknown; use"),

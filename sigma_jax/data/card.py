@@ -105,7 +105,7 @@ def unavailable(
     pairs: Mapping[str, RelevancePairs],
     catalogue: Catalogue,
 ) -> dict[str, str]:
-    """The tasks and the views that this data has nothing for, each with the reason.
+    """The tasks and the views of pairs that this data does not support, each with the reason.
 
     Worked example: without a table of searches {"Query": "there is no table of searches", "search
     pairs": "there is no table of searches"}.
@@ -137,7 +137,7 @@ def unavailable(
 
 
 def count_texts(catalogue: Catalogue) -> int:
-    """The number of items whose text says more than their id."""
+    """The number of items whose text holds more than their id."""
     id_only = pc.binary_join_element_wise('{"id": "', catalogue.table["item_id"], '"}', "")
     return int(pc.sum(pc.not_equal(catalogue.table["text"], id_only)).as_py() or 0)
 

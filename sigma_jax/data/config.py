@@ -23,7 +23,7 @@ class FilesConfig:
     themes: str  # seasons, holidays and trends
     id_vectors: str  # collaborative vectors, which replace those of the teacher
     visual_vectors: str  # image vectors
-    text_vectors: str  # replace those of stage 1
+    text_vectors: str  # replace those of the stage `grounding`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TextTokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PairsConfig:
-    """Which relevance pairs are made for stage 1; `pairs.py` explains the views."""
+    """The relevance pairs of the stage `grounding`; `pairs.py` explains the views."""
 
     per_item: int  # most partners of an item, in the co-occurrence view and in the visual view
     per_query: int  # most items of a query
@@ -71,7 +71,7 @@ class PairsConfig:
     window: int  # largest distance of co-occurring items in a history of single-item sessions
     min_cosine: float  # least cosine of visual neighbours
     max_pairs: int  # most pairs of a view
-    heldout_share: float  # share of the pairs that stage 1 measures recall on, chosen by hash
+    heldout_share: float  # share of the pairs, chosen by hash, that recall is measured on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,8 @@ class DataConfig:
     path: str  # folder or URL of the tables; complete_journey does not read it
     files: FilesConfig
     use_id_vectors: bool  # use the ID vectors of the source; False trains a teacher
-    text_encoder: str  # sentence-transformers model (name or folder) that replaces stage 1; or ""
+    # A sentence-transformers model (name or folder) that replaces the stage `grounding`; "": none.
+    text_encoder: str
     unknown_items: str  # rows whose item_id is not in items: "error" refuses, "drop" drops them
     min_item_count: int  # items with fewer interactions are not in the catalogue
     events: tuple[str, ...]  # values of column `event` to keep, such as ("buy",); () keeps all

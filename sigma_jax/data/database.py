@@ -31,7 +31,8 @@ def open_database(folder: Path, memory_limit: str, threads: int) -> Iterator[ibi
     The folder is created; the caller removes it.
 
     Raises:
-      ValueError: `memory_limit` is no size or too small, or a step in the body failed. One line.
+      ValueError: `memory_limit` is no size or too small, or a step in the body failed. The
+        message is one line.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -78,7 +79,7 @@ def errors_of_file(file: str, remedy: str) -> Iterator[None]:
 
 
 def _is_out_of_memory(error: duckdb.Error) -> bool:
-    # The text tells, not the type: TransactionException at a commit, OperationalError in a stream.
+    # By the text, as types vary: TransactionException at a commit, OperationalError in a stream.
     return any(words in str(error) for words in ("Out of Memory", "failed to pin block"))
 
 

@@ -1,4 +1,4 @@
-"""Relevance pairs for stage 1 (section 2.1 of SIGMA). They see training rows only.
+"""Relevance pairs for the stage `grounding` (section 2.1 of SIGMA), from training rows only.
 
 | view | pairs |
 |---|---|

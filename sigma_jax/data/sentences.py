@@ -1,4 +1,4 @@
-"""Item texts as vectors of a pre-trained sentence encoder, which replaces stage 1.
+"""Item texts as vectors of a pre-trained sentence encoder, which replaces the stage `grounding`.
 
 It needs the package sentence-transformers (`pip install 'sigma_jax[encoder]'`) and with it torch,
 only while the data is prepared.

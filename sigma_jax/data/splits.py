@@ -120,7 +120,7 @@ def count_rows(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) -> 
     """user, rows, valid_rows and test_rows of the users with interactions.
 
     valid_rows counts the rows before the validation target, test_rows those before the test target.
-    A user without a target has all rows before it.
+    Without that target, all rows of the user are counted.
 
     Worked example: leave_last_session_out, sessions [a b] [c] [d e]: rows 5, valid_rows 2,
     test_rows 3.

@@ -145,7 +145,7 @@ def save_tokenizer(
     Args:
       folder: where to write.
       config: names a tokenizer, or says how to train one.
-      texts: what to train it on.
+      texts: the texts that it is trained on.
 
     Raises:
       ValueError: the named tokenizer cannot be loaded.

@@ -71,8 +71,11 @@ class Evaluator:
         seed: int,
         part: str = "",
     ) -> Evaluator:
-        """The evaluator of the model in WORKDIR/sft, or in its subfolder `part`, such as
-        BEFORE_REFIT."""
+        """The evaluator of the model in WORKDIR/sft.
+
+        Args:
+          part: a subfolder of WORKDIR/sft that holds the model, such as BEFORE_REFIT.
+        """
         parts = RecommenderParts.of_workdir(workdir, data, part)
         return cls(Recommender(parts, settings.generation), data, settings, seed)
 
@@ -118,8 +121,10 @@ class Evaluator:
     def rankings_by_mode(
         self, requests: Requests, methods: Mapping[str, RecommendOptions]
     ) -> tuple[dict[str, Mapping[str, Int32[np.ndarray, "N K"]]], Recommendations]:
-        """Rankings of each method with seen items included and excluded, as
-        `rankings[name][mode]`, and the full recommendations of the first method."""
+        """`rankings[name][mode]` of each method, and the recommendations of the first method.
+
+        The modes are "include_seen" and "exclude_seen". The recommendations include seen items.
+        """
         variants = [
             dataclasses.replace(options, exclude_seen=exclude_seen)
             for options in methods.values()
@@ -152,10 +157,10 @@ class Evaluator:
         return instruction_following(lists, variants, self.data) if variants else {}
 
     def constant_sigma(self) -> float | None:
-        """The constant that replaces Eq. 11's sigma best on validation requests; None where
-        nothing is fused.
+        """The constant sigma of Eq. 11 with the highest NDCG on validation requests.
 
-        Call it for a model that was not trained on validation rows.
+        None for a model that fuses nothing. Call it for a model that was not trained on validation
+        rows.
         """
         valid = self.requests("valid") if fuses(self.recommender) else None
         if valid is None or not len(valid):

@@ -183,10 +183,10 @@ def instruction_section(results: Results) -> str:
     if not by_task:
         return missing("instruction following")
     note = (
-        "Of the first ten items, in per cent: <i>matches</i> is the share that matches the "
-        "instruction; <i>popularity</i> is the mean share of the catalogue with fewer "
-        "interactions; <i>new category</i> is the share from categories that the user's history "
-        "lacks; <i>overlap</i> is the share that the same user's list without instruction contains "
+        "Values are per cent of the first ten items. <i>Matches</i> is the share that matches the "
+        "instruction. <i>Popularity</i> is the mean share of the catalogue with fewer "
+        "interactions. <i>New category</i> is the share from categories that the user's history "
+        "lacks. <i>Overlap</i> is the share that the same user's list without instruction contains "
         "too. <i>No instruction</i> is that list, of the task JustForYou. <i>Out of season</i> "
         "requests a season or holiday of another time of the year. <i>Combined</i> requests a "
         "theme and a category together."

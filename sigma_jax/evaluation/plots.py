@@ -68,8 +68,10 @@ def as_image(figure: Figure, alternative: str) -> str:
 
 
 def read_curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Metric -> its steps and values in a metrics.jsonl. Lines that are no JSON are skipped: the
-    last line is incomplete if the run was killed while writing."""
+    """Metric -> its steps and values in a metrics.jsonl.
+
+    Lines that are no JSON are skipped: a killed run leaves an incomplete last line.
+    """
     columns: dict[str, tuple[list[int], list[float]]] = {}
     for line in path.read_text().splitlines():
         try:

@@ -129,8 +129,14 @@ def is_current_evaluation(workdir: Path, recipe: Recipe) -> bool:
 
 
 def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
-    """Scores of SIGMA and the baselines (score.score), with the deviation of the beam scores by
-    task, the ranker, the sigma in use, and the metrics of instruction following."""
+    """Results of SIGMA and the baselines: the metrics of score.score, and further entries.
+
+    They are the deviation of the beam scores by task, the ranker, the sigma in use, the best
+    constant sigma, and the metrics of instruction following.
+
+    Raises:
+      ValueError: the split has no requests.
+    """
     data = PreparedData.load(workdir / "data")
     evaluator = Evaluator.load(workdir, data, settings, seed)
     requests = evaluator.requests()
@@ -199,8 +205,11 @@ def other_methods(evaluator: Evaluator, constant: float | None) -> dict[str, Rec
 def baseline_rankings(
     workdir: Path, data: PreparedData, requests: Requests, with_filters: bool, seed: int
 ) -> Mapping[str, Mapping[str, Int32[np.ndarray, "N K"]]]:
-    """`rankings[method][mode]` of the baselines; with `with_filters` also of each baseline
-    restricted to the items that the request allows."""
+    """`rankings[method][mode]` of the baselines.
+
+    Args:
+      with_filters: also rank by each baseline restricted to the items that the request allows.
+    """
     popularity = Popularity.fit(data, seed)
     baselines: dict[str, Any] = {
         "Popularity": popularity,

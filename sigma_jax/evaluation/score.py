@@ -167,8 +167,10 @@ def mean_with_error(values: np.ndarray) -> dict[str, float]:
 
 
 def _average(estimates: list[dict[str, float]]) -> dict[str, float]:
-    """The mean over tasks with its standard error: tasks have different requests, so variances
-    add."""
+    """The mean over tasks with its standard error.
+
+    Tasks have different requests, so their variances add.
+    """
     squares = [estimate["error"] ** 2 for estimate in estimates]
     return {
         "mean": float(np.mean([estimate["mean"] for estimate in estimates])),

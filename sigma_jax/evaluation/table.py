@@ -68,7 +68,7 @@ def introduction(results: Results) -> list[str]:
     return [
         f"{results['requests']:,} requests, {results['items']:,} items. Values are per cent. "
         "A request has one target, so HR@K equals Recall@K.",
-        "Of the first 10 items: coverage = share of the catalogue that is shown to anyone; "
+        "For the first 10 items: coverage = share of the catalogue that is shown to anyone; "
         "longtail = share of long-tail items;",
         "matches = share of items that match the query, category or theme of the instruction.",
         f'"{FILTERED.strip()}": the baseline ranks only items that match the instruction.',

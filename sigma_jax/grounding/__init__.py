@@ -1,1 +1,1 @@
-"""Stage 1: item vectors from relevance pairs (section 2.1 of SIGMA)."""
+"""Stage `grounding`: item vectors from relevance pairs (section 2.1 of SIGMA)."""

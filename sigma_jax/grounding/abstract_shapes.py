@@ -1,4 +1,4 @@
-"""Shapes of stage 1 without data, for estimates of memory and time (runtime/preflight)."""
+"""Stage `grounding` as abstract shapes: preflight compiles it without data or devices."""
 
 from __future__ import annotations
 

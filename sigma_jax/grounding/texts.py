@@ -1,4 +1,4 @@
-"""The texts of stage 1 as tokens on disk: tokenised once, then gathered for each batch.
+"""The texts of the stage `grounding` as tokens on disk, gathered for each batch.
 
 Row i is the text of item i. After the items come the left texts of each view (queries, themes).
 """

@@ -1,8 +1,7 @@
 """Hugging Face folders of the Qwen3 and Llama families: config.json and safetensors, in and out.
 
-Tensors are read and written one at a time, so that memory never holds a model twice. A folder that
-the block of qwen3.py cannot express is refused by name, never read approximately. torch is not
-needed.
+Tensors are read and written one at a time, so that memory never holds a model twice. A folder with
+a feature that qwen3.py lacks is refused, and the error names the feature. torch is not needed.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ def _read_json(path: Path) -> dict:
 def read_config(
     folder: str | Path, *, dtype: str, param_dtype: str, remat: str, dropout: float
 ) -> Qwen3Config:
-    """The config of the model in `folder`, of its config.json and the given settings.
+    """The config of the model in `folder`, from its config.json and the given settings.
 
     ValueError if config.json is missing, damaged or not supported by qwen3.py.
     """
@@ -186,7 +185,7 @@ def _refuse_unsupported(path: Path, raw: dict) -> None:
 
 
 def _rope_theta(path: Path, raw: dict) -> float:
-    """The rotary base, of `rope_parameters` (transformers 5) or of `rope_theta` (before).
+    """The rotary base, from `rope_parameters` (transformers 5) or from `rope_theta` (before).
 
     ValueError for another kind of rotary embedding.
     """

@@ -2,8 +2,7 @@
 
 With additions each matrix W of a layer becomes W + alpha / rank * A B (Hu et al. 2022, LoRA).
 Only A [inputs, rank] and B [rank, outputs] are trained. B starts at 0, so that the model starts
-unchanged.
-Saved folders hold the sums W + alpha / rank * A B, so their readers need not know of additions.
+unchanged. Saved folders hold the sums W + alpha / rank * A B, so their readers need no LoRA.
 """
 
 from __future__ import annotations

@@ -125,9 +125,8 @@ def layer_weights(config: Qwen3Config) -> dict[str, Weight]:
     """The weights of one layer, by name.
 
     The deviation is 1/sqrt(inputs). Weights that write to the residual stream are scaled by the
-    deviation of the embeddings / sqrt(2 * layers). So the sum of all layers does not drown the
-    tokens.
-    `align_attention` then changes the start of queries and outputs.
+    deviation of the embeddings / sqrt(2 * layers). So the sum of all layers does not outweigh the
+    tokens. `align_attention` then changes the start of queries and outputs.
     """
     D, N, K = config.width, config.num_heads, config.num_kv_heads
     H, F = config.head_dim, config.mlp_width

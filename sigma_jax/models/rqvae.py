@@ -1,8 +1,8 @@
 """RQ-VAE: the L codes of a vector, each of which quantises the residual of the codes before it.
 
-Section 2.2 of SIGMA. A code's vector is the running average of the residuals assigned to it and has
-no gradient. So codebooks need no learning rate, and a step can replace a code that it finds unused.
-Without encoder and decoder the same step is mini-batch residual k-means.
+Section 2.2 of SIGMA; Lee et al. 2022. A code's vector is the running average of the residuals
+assigned to it and has no gradient. So codebooks need no learning rate, and a step can replace a
+code that it finds unused. Without encoder and decoder the same step is mini-batch residual k-means.
 
 Encoder and decoder are each the sum of an MLP and a linear path. The linear path starts at the
 principal axes of the data and the MLP at zero, so training starts as good as residual k-means. From
@@ -148,7 +148,10 @@ class RqVae(nnx.Module):
     def _move_codebooks(
         self, residuals: Float[Array, "B L H"], codes: Int32[Array, "B L"], key: PRNGKeyArray
     ) -> Array:
-        """Number of unused codes, which become residuals of the batch; updates the averages."""
+        """Updates the running averages. Returns the number of unused codes.
+
+        Each unused code is replaced by a random residual of the batch.
+        """
         config = self.config
         assigned = jax.nn.one_hot(codes, config.codebook_size)
         batch_counts = assigned.sum(0)

@@ -183,7 +183,7 @@ def lay_out(plan: Plan, tables: PromptTables) -> Example:
         position  0  1  2  3 | 2  3 | 4 5 6  7
         code_position [[1], [7]]    query_position [5, 9]
 
-    Without q the history branch goes, as item 8 stands next in the context:
+    Without q there is no history branch, because item 8 is the next item of the context:
 
         index     0  1  2  3 | 4 5 6
         token     c5 #  c8 # | i j c9

@@ -78,8 +78,8 @@ def contexts_that_fit(
     plans = [sample(source[int(number)], rng) for number in numbers]
     sizes = np.array([(plan_size(plan, tables), len(plan.instruction)) for plan in plans])
     packing = config.packing
-    room = np.array([config.layout.row_tokens, packing.row_targets]) * packing.group_rows
-    return max(int((FILLED_SHARE * room / np.maximum(sizes.mean(axis=0), 1e-9)).min()), 1)
+    capacity = np.array([config.layout.row_tokens, packing.row_targets]) * packing.group_rows
+    return max(int((FILLED_SHARE * capacity / np.maximum(sizes.mean(axis=0), 1e-9)).min()), 1)
 
 
 def draw_plan(
@@ -92,8 +92,11 @@ def draw_plan(
 ) -> Plan:
     """A context with branches drawn from the targets of `record`.
 
-    Instructed branches: tasks by `task_weight`, the boundaries of a task alike, the targets of a
-    boundary alike, none twice. History supervision: boundaries and targets at random.
+    Instructed branches are drawn by `target_weights`, without repetition. The boundaries and
+    targets of history supervision are drawn uniformly.
+
+    Args:
+      task_weight: of each task in TASKS.
     """
     chosen = _draw_targets(record, config, task_weight, rng)
     history_attach, history_target = _draw_history_targets(record, config, rng)
@@ -128,9 +131,9 @@ def target_weights(
 ) -> Float[np.ndarray, " K"]:
     """Weights of the record's targets.
 
-    The targets of a task together have the task's weight. Its boundaries weigh alike, except that
-    one without a history has `cold_start_weight` times the weight. The targets of a boundary weigh
-    alike.
+    The targets of a task together have the task's weight. Its boundaries share it equally, but a
+    boundary without a history has `cold_start_weight` times the weight of another. The targets of a
+    boundary have equal weights.
     """
     if not len(record.task):
         return np.zeros(0)
@@ -202,8 +205,8 @@ def instruction_only_tasks(
 ) -> dict[str, float]:
     """Share of each task among instructions without a history; {} if no task has a slot to fill.
 
-    A task counts by its weight times the root of the number of its slot values: more words need
-    more practice.
+    The share of a task is proportional to its weight times the square root of the number of its
+    slot values. More slot values need more examples.
     """
     if not config.has_instruction_only_contexts:
         return {}
@@ -225,22 +228,22 @@ def draw_instruction_only_plan(
 ) -> Plan:
     """As many instructions as a row holds, without a history.
 
-    Tasks are drawn by their share, the slot values of a task alike, and the target by popularity
-    among the items that satisfy the instruction. So the model learns the meaning of far more words
-    than come up in the sessions of a batch.
+    A task is drawn by its share, and one of its slot values uniformly. The target is drawn by
+    popularity among the items that satisfy the instruction. So the model learns the meaning of far
+    more words than occur in the sessions of a batch.
     """
     names, shares = list(task_shares), np.array(list(task_shares.values()))
     constraints = instruction_tables.constraints
     instruction, target, task, constraint = [], [], [], []
-    room = config.layout.row_tokens
+    free_tokens = config.layout.row_tokens
     while len(instruction) < config.packing.row_targets:
         name = names[_draw(shares, rng)]
         slot_values = constraints.slot_values[name]
         slot_value = int(slot_values[rng.integers(0, len(slot_values))])
         wording = int(rng.integers(len(instruction_tables.wordings[name])))
         tokens = instruction_tables.tokens(name, slot_value, wording, rng)
-        room -= len(tokens) + config.layout.target_tokens
-        if room < 0:
+        free_tokens -= len(tokens) + config.layout.target_tokens
+        if free_tokens < 0:
             break
         number = constraints.number(name, slot_value)
         satisfying = constraints.items.of(number)

@@ -98,8 +98,8 @@ class PromptTables:
         """The tables for the users and items of `data`.
 
         Args:
-          has_instructions: whether the model is trained with instructions. Without them a text
-            before the history says nothing, and is left out.
+          has_instructions: whether the model is trained with instructions. Without them no text
+            stands before the history.
 
         Raises:
           ValueError: the tokenizer has more than `vocab_size` tokens, there is not one SID per

@@ -18,7 +18,7 @@ from sigma_jax.schema import PreparedData, SemanticIds
 
 
 def grounded_backbone(backbone: BackboneConfig, workdir: Path) -> BackboneConfig:
-    """`backbone` with the weights of stage 1 where that stage was trained."""
+    """`backbone` with the weights of the stage `grounding` where that stage was trained."""
     folder = workdir / "grounding" / "backbone"
     return dataclasses.replace(backbone, hf_folder=str(folder)) if folder.exists() else backbone
 
@@ -40,8 +40,11 @@ def build_network(
     vectors: Mapping[str, np.ndarray | tuple[int, int]],
     rngs: nnx.Rngs,
 ) -> RecommenderNetwork:
-    """A network over `vectors` (arrays, or the shapes of what is filled in later), untrained but
-    for its backbone."""
+    """A network over the items of `data`. Only its backbone may have trained weights.
+
+    Args:
+      vectors: pre-trained item vectors by kind, or their shapes if values are loaded later.
+    """
     vocab_size = text_vocabulary(backbone, data)
     model = make_backbone(backbone, vocab_size, rngs, data.text_tokenizer_folder)
     space = TokenSpace(model.config.vocab_size, semantic_ids.levels, semantic_ids.codebook_size)

@@ -60,7 +60,7 @@ def fit_reranker_of(
 def sigmas_to_try(config: GenerationConfig, depth: int) -> tuple[str | float, ...]:
     """The configured sigma of Eq. 11 and the constants that may replace it.
 
-    One prefix has no deviation: sigma is its floor, and another one would only scale log p.
+    A single prefix has no deviation, so sigma is its floor. Another sigma would only scale log p.
     """
     if depth:
         return (config.sigma, *SIGMA_GRID)

@@ -1,4 +1,4 @@
-"""A trained network with all that belongs to it, and how it is saved and loaded.
+"""A trained network with the tables and settings that it needs; its files.
 
 FOLDER, such as WORKDIR/sft or EXPORT/model, holds:
 
@@ -43,7 +43,7 @@ BEFORE_REFIT = "before_refit"  # folder of the weights before the refit
 
 @dataclasses.dataclass(frozen=True)
 class RecommenderParts:
-    """A trained network and what it takes to prompt it and to rerank its candidates."""
+    """A trained network, and all that is needed to prompt it and to rerank its candidates."""
 
     spec: RecommenderSpec
     network: RecommenderNetwork
@@ -134,13 +134,14 @@ def instruction_texts(data: PreparedData) -> list[str]:
 
 def words_of_items(
     catalogue: Catalogue,
-    asked: Sequence[str],
+    slot_values: Sequence[str],
     spec: RecommenderSpec,
     before: tuple[LexicalTable, int] | None = None,
 ) -> LexicalTable:
-    """The words of the items of `catalogue` that the texts `asked` hold.
+    """The words of the items of `catalogue` that the texts `slot_values` hold.
 
     Args:
+      slot_values: queries, categories and themes that instructions may ask for.
       before: the table of the first items, and their number.
     """
     items = np.arange(before[1] if before is not None else 0, len(catalogue))
@@ -148,5 +149,5 @@ def words_of_items(
     texts = itertools.chain.from_iterable(map(catalogue.texts, parts))
     around = instructions.around_slots(spec.wordings)
     if before is None:
-        return LexicalTable.make(texts, asked, around)
-    return before[0].grown(before[1], texts, asked, around)
+        return LexicalTable.make(texts, slot_values, around)
+    return before[0].grown(before[1], texts, slot_values, around)

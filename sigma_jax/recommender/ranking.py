@@ -124,7 +124,7 @@ class Ranker:
     def rank(
         self, prompts: Prompts, variants: Sequence[Variant], active: ActiveItems | None = None
     ) -> list[Recommendations]:
-        """The lists of each variant for N prompts; the network reads every prompt once for all."""
+        """The lists of each variant for N prompts. The network reads each prompt only once."""
         variants = self._complete(variants)
 
         def answer(rows: np.ndarray) -> list[Recommendations]:
@@ -153,7 +153,7 @@ class Ranker:
     def _complete(self, variants: Sequence[Variant]) -> list[Variant]:
         """`variants` with the extra candidates of their features, and the items' words.
 
-        Variants that share their features share these too: on the device they are large.
+        Variants with the same features share these arrays, which are large on the device.
         """
         shared: dict[int, dict[str, Any]] = {}
         completed = []
@@ -181,11 +181,11 @@ class Ranker:
         }
 
     def read_instructions(self, texts: Sequence[str], prompts: Prompts | None) -> InstructionInputs:
-        """What each instruction says by itself, NumPy arrays.
+        """The network's answer to each instruction alone, and its words, as NumPy arrays.
 
         Args:
-          prompts: hold the instructions and nothing else, for the network to answer. None: only the
-            words of the instructions are read.
+          prompts: the instructions without profile and history, which the network answers. None:
+            only the words of the instructions are read.
         """
         answer = None
         if prompts is not None:
@@ -220,8 +220,8 @@ class Ranker:
     def _by_batch(self, total: int, function: Callable[[np.ndarray], Any]) -> Any:
         """The results of `function` for the rows of each batch, joined as NumPy arrays.
 
-        A few requests make a small batch, of few sizes. The last batch of many is filled by the
-        first rows: one shape, one compilation.
+        A batch of few requests has a power of two as its size. A last batch is filled up with the
+        first rows, so that all batches have one shape and one compilation.
         """
         size = min(self.generator.config.batch_size, power_of_two(total))
         parts = [

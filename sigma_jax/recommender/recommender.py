@@ -40,8 +40,8 @@ class RecommendOptions:
     count: int = 10  # items a request
     exclude_seen: bool = False  # leave out the items of the user's history
     reranks: bool = True  # multiply the reranker's factor to Eq. 10, where there is a reranker
-    # In place of the recommender's own settings; its beams and its batch size stay. None: its own,
-    # with enough items of every prefix for a list of `count`.
+    # Settings for these requests; beams and batch size stay those of the recommender. None: the
+    # recommender's settings, with enough items of each prefix for a list of `count`.
     generation: GenerationConfig | None = None
 
 
@@ -133,7 +133,7 @@ class Recommender:
         variants: Sequence[RecommendOptions],
         is_allowed: Bool[np.ndarray, " I"] | None = None,
     ) -> list[Recommendations]:
-        """One answer for each of `variants`; the network reads every prompt once for all."""
+        """One answer for each of `variants`. The network reads each prompt only once."""
         active = self._active
         if is_allowed is not None:
             known = True if self._is_active is None else self._is_active
@@ -194,9 +194,9 @@ class Recommender:
         )
 
     def read_instructions(self, texts: Sequence[str]) -> InstructionInputs | None:
-        """What each instruction says by itself, NumPy arrays; None where nothing can be read.
+        """The network's answer to each instruction alone, and its words; None without both.
 
-        Without the network's answer where it was not trained on instructions alone.
+        The answer is missing if the network was not trained on instructions without a history.
         """
         can_answer = self.spec.answers_instructions_alone
         if not can_answer and self.parts.lexical is None:

@@ -5,7 +5,7 @@ A file is JSON lines, Parquet or CSV, with one row for each request:
     user_id       needed; the output holds it as text
     instruction   in plain words; the default of the parser if it is missing
     history       a list, oldest first, of item_ids or of objects {item_id, timestamp, session_id};
-                  an object needs item_id alone; in CSV it is JSON text
+                  an object needs only item_id; in CSV the list is JSON text
     timestamp     the time of the request; if it is missing, a day after the training log and the
                   history
     ...           any other column is part of the profile, as in the users table of the training
@@ -48,8 +48,8 @@ READ = 1_000  # rows of Parquet read together
 class ItemIndex:
     """Finds the number of an item by its id.
 
-    Ids of a large catalogue do not lie in Python. A binary search over their hashes finds the rows
-    of the table, whose ids are compared.
+    The ids of a large catalogue are not held as Python strings. A binary search over their hashes
+    finds a few rows of the table, and the ids of these rows are compared.
     """
 
     def __init__(self, catalogue: Catalogue):
@@ -59,7 +59,7 @@ class ItemIndex:
         hashes = np.fromiter(hashes, np.int64, len(self._ids))
         self._order = np.argsort(hashes, kind="stable").astype(np.int32)
         self._hashes = hashes[self._order]
-        self._known: dict[str, int] = {}  # few items have most events
+        self._known: dict[str, int] = {}  # a few items have most of the events
 
     def _find(self, name: str) -> int | None:
         key = np.int64(hash(name))

@@ -1,1 +1,1 @@
-"""How a run runs: config, artifacts, mesh, state, optimizer, checkpoints, metrics."""
+"""The machinery of a run: config, artifacts, mesh, state, optimizer, checkpoints, metrics."""

@@ -1,4 +1,4 @@
-"""Artifacts: what each stage leaves in the workdir, and when it has to be made again.
+"""Artifacts: the folders that stages write, and the check that decides whether a stage runs.
 
 An artifact is the folder WORKDIR/STAGE with its files and `manifest.json`. The manifest holds the
 recipe that the artifact was made by. A stage is skipped when its artifact has the same recipe.
@@ -163,7 +163,7 @@ def _folders_of_other_formats(workdir: Path) -> list[Path]:
 def _contents(workdir: Path) -> list[tuple[Path, dict[str, Any]]]:
     """(path, content) of all manifests and `run.json` files in a workdir, sorted by path.
 
-    Damaged files are left out: whoever needs such a file reports the damage.
+    Damaged files are left out; the code that needs such a file reports the damage.
     """
     found = []
     for path in sorted((*workdir.glob(f"*/{MANIFEST}"), *workdir.glob(f"{TRAIN}/*/{RUN}"))):
@@ -210,8 +210,8 @@ def check_inputs(workdir: Path, stage: str) -> None:
 def stale_folders(workdir: Path, stage: str, recipe: Recipe) -> list[Path]:
     """Folders to delete before `stage` can be made by `recipe`, sorted.
 
-    They hold the stage or what was made from it, finished or not. The stage's own checkpoints stay
-    where only `finish_fields` differ.
+    They hold the stage, or stages that read it, finished or not. The checkpoints of the stage stay
+    if only `finish_fields` differ.
     """
     stale = []
     for path, content in _contents(workdir):

@@ -74,7 +74,7 @@ def fit(
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """All of one `fit` that does not change from step to step."""
+    """The parts of one `fit` that do not change from step to step."""
 
     task: Task
     train: TrainConfig  # with its length in steps
@@ -99,7 +99,7 @@ class _Run:
         patience = train.patience * train.eval_every
         if start:
             logging.info("%s: continues after step %d of %d", self.name, start, train.steps)
-        if best.is_over(start, patience):  # it had ended when it was killed
+        if best.is_over(start, patience):  # the killed run had ended
             last_step = start
         writer = MetricWriter(self.folder, start, train.steps, self.name)
         with contextlib.closing(writer):
@@ -139,7 +139,7 @@ class _Run:
         """(model, tables, metrics) of a trained state; without `metrics` it is reported again."""
         merged = self.template.merge(state.eval_params, state.rest)
         self.task.finalize_on_all_hosts(merged, self.mesh)
-        del merged  # frees what the task has changed in it
+        del merged  # frees the weights that the task has changed
         model, tables = reported_model(self.task, state, self.template, self.tables, self.mesh)
         if metrics is None:
             metrics = hosts.by_first(lambda: self.task.report(model, tables))

@@ -1,8 +1,8 @@
 """One run on several processes: the hosts of a TPU slice, or processes of one machine.
 
 All processes run the same command with one workdir that all of them see. They train together and
-compute the item vectors of stage 1 together. The first process prepares data, reports, writes
-artifacts and evaluates, while the others wait.
+compute the item vectors of the stage `grounding` together. The first process prepares data,
+reports, writes artifacts and evaluates, while the others wait.
 """
 
 from __future__ import annotations

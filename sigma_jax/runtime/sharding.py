@@ -65,7 +65,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def _nearest_sizes(sizes: dict[str, int], count: int) -> dict[str, int]:
     """Sizes that fit `count` devices: "tensor" and "fsdp" at most as given, "data" takes the rest.
 
-    Worked example, data 1, fsdp 6, tensor 4 on 16 devices: tensor 4, of the other 4 fsdp 4, data 1.
+    Worked example, data 1, fsdp 6, tensor 4 on 16 devices: tensor 4 leaves 4, fsdp 4, data 1.
     """
     nearest = {}
     for name in ("tensor", "fsdp"):

@@ -194,7 +194,7 @@ def init_state(
 
 def _copy_to(value: Array, place: NamedSharding) -> Array:
     # Always a copy: the step donates its state, and `value` may be shared with the task. The dtype
-    # is explicit, as in the state that the step returns; a weak type would be compiled for again.
+    # is explicit, as in the state that the step returns; a weak type would cost a compilation.
     if is_key(value):  # JAX does not place keys on devices of other processes
         data = jax.device_put(jax.random.key_data(value), place)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))

@@ -1,4 +1,4 @@
-"""The protocol between a stage and the training loop: all that `train.py` asks of a stage.
+"""The protocol between a stage and the training loop: all that `train.py` calls of a stage.
 
 A stage is a class with these hooks, made as `StageTask(config, workdir, seed, mesh)`; `mesh` holds
 the devices of this process. Every task has every hook, also those with nothing to do.
@@ -10,7 +10,7 @@ The order of the calls of one training:
     batches, loss                    every step
     report                           at every `train.eval_every` steps and at the end
     finalize_on_all_hosts            after the last step, on all processes
-    refit                            then; the task that it gives is trained in the same way
+    refit                            next; the task that it returns is trained in the same way
     finish                           at the end, on the first process
 """
 
@@ -48,7 +48,7 @@ class Task(Protocol):
         The batch depends on the seed and s only, so that a run resumes exactly.
 
         Args:
-          rows: give these rows of the batch only, ascending: those that lie on this host.
+          rows: only these rows of the batch, ascending: those that lie on this host.
         """
 
     def model(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -89,8 +89,8 @@ class Task(Protocol):
         """The task to train after this one, on more rows; None where this one is the last."""
 
     def finish(self, model: nnx.Module, tables: Tables, folder: Path) -> dict[str, Any]:
-        """Writes the files of the stage's artifact into `folder`; gives metrics for its manifest.
+        """Writes the files of the artifact into `folder`; returns metrics for its manifest.
 
-        The first process alone calls it. A task that `refit` gave finds the files of the task
-        before it in `folder` and puts its own in their place.
+        The first process alone calls it. A task from `refit` finds the files of the first task in
+        `folder` and replaces them.
         """

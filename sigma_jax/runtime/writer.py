@@ -100,7 +100,7 @@ class MetricWriter:
             )
 
     def close(self) -> None:
-        """Writes what is pending and closes the files."""
+        """Writes the pending metrics and closes the files."""
         self.flush()
         if self._is_writer:
             self._file.close()

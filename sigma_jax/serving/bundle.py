@@ -9,9 +9,10 @@ model/                   manifest.json and the files that no item changes:
   text_tokenizer/        the tokenizer of prompts
   reranker/              weights and tables of the reranker (reranking/reranker.py)
   tokenizer/             codebooks and encoder: vectors to SIDs
-  encoder/               texts to vectors, from stage 1; or sentence_encoder/, as it was given
+  encoder/               texts to vectors, from the stage grounding
+  sentence_encoder/      in its place, a copy of the model of data.text_encoder
   items.json             how columns of an item become its text, the mean text vector, and the
-                         texts that instructions may ask for
+                         slot values that instructions may ask for
 catalogue/NUMBER/        a version of the catalogue (serving/catalogue_version.py)
 catalogue/active.json    the active version, and the versions that were active before it
 """

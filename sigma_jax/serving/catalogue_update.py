@@ -1,8 +1,8 @@
 """New items in an export, without training.
 
 The frozen encoder turns texts into vectors, and the frozen codebooks turn vectors into SIDs. A
-vector that is not given, and a row that training would have made, is a mean over neighbours: the
-NEIGHBOURS items with the nearest vectors. The reranker has no counts of a new item, only its
+missing vector, or a missing row of a trained table, is a mean over neighbours: the NEIGHBOURS items
+with the nearest vectors. The reranker has no counts of a new item, only its
 embedding neighbours.
 
 Axes: I items of the version before, n new items, k neighbours.
@@ -301,7 +301,7 @@ def _new_rows(
     vectors: Mapping[str, Float32[np.ndarray, "n D"]],
     neighbours: Int64[np.ndarray, "n k"],
 ) -> Float32[np.ndarray, "n D"]:
-    """Rows of a trained table: the start of training for texts, else means of neighbours."""
+    """Rows of a trained table: for texts their start before training, else means of neighbours."""
     if name == "text":
         return unit_rows(vectors["text"] - np.array(bundle.items["text_mean"], np.float32))
     return np.asarray(table, np.float32)[neighbours].mean(axis=1)

@@ -131,7 +131,7 @@ class RecommendationEngine:
     """Answers requests by the active version of an export, and loads new versions meanwhile.
 
     `refresh` loads the active version and puts it in place in one step. No request waits for a
-    compilation: a version answers recent requests before it goes live. A caller who uses `current`
+    compilation: a version answers recent requests before it goes live. Code that uses `current`
     must read it once for parsing and answering, since item numbers differ between versions.
     """
 

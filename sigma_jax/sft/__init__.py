@@ -1,1 +1,1 @@
-"""Stage 3: instructions in plain language -> recommender (section 2.3 of SIGMA)."""
+"""Stage `sft`: instructions in plain language to recommendations (section 2.3 of SIGMA)."""

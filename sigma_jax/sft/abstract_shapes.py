@@ -1,4 +1,4 @@
-"""Stage 3 as abstract shapes: preflight compiles it without data or devices (preflight.py)."""
+"""Stage `sft` as abstract shapes: preflight compiles it without data or devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of stage 3, the recommender (section 2.3 of SIGMA)."""
+"""Settings of the stage `sft`, which trains the recommender (section 2.3 of SIGMA)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_at_leas
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-    """All settings of stage 3."""
+    """All settings of the stage `sft`."""
 
     optimizer: OptimizerConfig
     train: TrainConfig
     backbone: BackboneConfig
-    starts_from_grounding: bool  # start from the backbone of stage 1, if it was trained
+    starts_from_grounding: bool  # start from the backbone of the stage `grounding`, if trained
     model: NetworkConfig
     prompt: PromptConfig
     negatives_per_target: int  # from the target's own prefix; 0: the batch shares its negatives
@@ -33,13 +33,13 @@ class SftConfig:
     uses_prefix_condition: bool  # negatives share the target's SID prefix (Eq. 5)
     ntp_weight: float  # of Eq. 4
     infonce_weight: float  # of Eq. 5
-    # Of the item head's loss that ranks items that satisfy the instruction before all others.
-    # 0: only the target is right.
+    # Weight of the item head's loss that ranks items that satisfy the instruction above others.
+    # 0: only the target counts.
     constraint_weight: float
     label_smoothing: float  # of Eq. 4
     generation: GenerationConfig  # of reports, and of the trained recommender by default
     reranker: RerankerConfig  # fitted after training
-    # After that, train anew on the validation targets too, for as many steps as were best.
+    # Train anew after that fit, with the validation targets, for the best number of steps.
     refits: bool
     report_requests: int  # validation requests for each task, in reports while training
     report_beams: int  # beams of these reports
@@ -50,7 +50,9 @@ class SftConfig:
         check_at_least(0, self, *counts, *weights)
         check_at_least(1, self, "num_negatives", "report_beams")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing}; use 0 <= it < 1.")
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing}; use 0 <= label_smoothing < 1."
+            )
         check_item_encoder(self.model.item_encoder)
         rows, group = self.train.batch_size, self.prompt.packing.group_rows
         if rows % group:
@@ -67,9 +69,10 @@ class SftConfig:
         folder = self.backbone.hf_folder
         if folder and self.starts_from_grounding:
             raise ValueError(
-                f"backbone.hf_folder={folder} would not be read: the backbone is grounding's, "
-                f"which starts from it by --config.upstream.grounding.backbone.hf_folder={folder} "
-                f"--config.data.text_tokenizer.name={folder}; give these two instead."
+                f"backbone.hf_folder={folder} is not read, because this stage starts from the "
+                "backbone of the stage grounding; give "
+                f"--config.upstream.grounding.backbone.hf_folder={folder} "
+                f"--config.data.text_tokenizer.name={folder} instead."
             )
 
     def _check_heads(self) -> None:

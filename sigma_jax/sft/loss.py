@@ -1,4 +1,4 @@
-"""The loss of stage 3 over all targets of a batch: Eq. 4 and Eq. 5 of SIGMA and the item head's.
+"""The loss of the stage `sft` over all targets of a batch: Eq. 4, Eq. 5 and the item head's loss.
 
 Axes: B rows, T positions of a row, N targets of a row or negatives of a batch, Q = B * N targets, D
 width, R negatives of a target.
@@ -106,7 +106,7 @@ def item_loss(config: SftConfig, model: RecommenderNetwork, tables, batch, hidde
     weights = batch["target_weight"].reshape(-1)
     queries = queries_at(model.query_head_vector, batch["query_position"], tables, batch, hidden)
     if config.negatives_per_target and config.uses_prefix_condition:
-        return own_negatives_loss(config, model, tables, queries, targets, weights, key)
+        return per_target_loss(config, model, tables, queries, targets, weights, key)
     shared = shared_negatives(config, model, tables, targets, key)
     return shared_negatives_loss(
         config, tables, queries, targets, weights, shared, config.uses_prefix_condition
@@ -171,8 +171,8 @@ def satisfies(
 def task_loss(model: RecommenderNetwork, batch, hidden: Float[Array, "B T D"]):
     """Cross-entropy of the task at the end of each instruction, and its accuracy.
 
-    It trains the task head alone. Hidden states that are trained to separate tasks learn wordings
-    by heart: for queries in unseen wordings, 58 % of the recommended items fitted with such
+    It trains the task head alone. Hidden states that are trained to separate tasks overfit to the
+    wordings. For queries in unseen wordings, 58 % of the recommended items fitted with such
     training, and 80 % without it.
     """
     task = batch["target_task"]
@@ -229,9 +229,9 @@ def with_targets(
 ) -> tuple[SharedNegatives, tuple[Float[Array, " Q"], Float[Array, " M"]] | None]:
     """`shared` with `batch_negatives` targets of the batch, and corrections of the logits.
 
-    The vectors of targets cost nothing more. Targets are often popular, so the logits of targets
+    The vectors of targets are computed anyway. Targets are often popular, so the logits of targets
     and negatives are corrected as if targets were drawn by popularity (losses.sampling_correction).
-    If no targets are wanted, or `shared` is the whole catalogue: `shared` as it is, and None.
+    Returns `shared` and None if `batch_negatives` is 0 or `shared` is the whole catalogue.
     """
     num_items, total = tables["codes"].shape[0], len(targets)
     count = min(config.batch_negatives, total)
@@ -280,13 +280,13 @@ def shared_negatives_loss(
     )
 
 
-def own_negatives_loss(
+def per_target_loss(
     config: SftConfig, model: RecommenderNetwork, tables, queries, targets, weights, key
 ):
     """Eq. 5 with negatives drawn for each target from its own prefix.
 
-    Most negatives drawn for the whole batch have another prefix and are masked. Of 4,096 items, 16
-    remain where a prefix holds 52 of 13,343 items. Here all negatives count, at less cost.
+    Most negatives drawn for the whole batch have another prefix and are masked. If a prefix holds
+    52 of 13,343 items, 16 of 4,096 drawn items remain. Here all negatives count, at less cost.
     """
     prefix = jnp.take(tables["prefix"], targets)
     start = jnp.take(tables["prefix_start"], prefix)
@@ -294,7 +294,7 @@ def own_negatives_loss(
     places, is_item = draw_places(key, size, config.negatives_per_target)
     negatives = jnp.take(tables["by_prefix"], start[:, None] + places, mode="clip")
     num_items = tables["codes"].shape[0]
-    if num_items <= negatives.size:  # to encode each item once is cheaper
+    if num_items <= negatives.size:  # encoding each item once is cheaper
         vectors = model.item_vectors(jnp.arange(num_items), tables)
         of_targets, of_negatives = (jnp.take(vectors, i, axis=0) for i in (targets, negatives))
     else:

@@ -1,4 +1,4 @@
-"""Tables from which stage 3 draws negatives (Eq. 5 of SIGMA)."""
+"""Tables from which the stage `sft` draws negatives (Eq. 5 of SIGMA)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 3: instructions to recommendations (section 2.3 of SIGMA).
+"""Stage `sft`: instructions to recommendations (section 2.3 of SIGMA).
 
 `SftTask` implements the Task protocol (runtime/task.py) for the recommender: batches of contexts
 with branches, the network, the loss Eq. 4 + Eq. 5, reports of hit rates on validation requests, and
@@ -69,7 +69,7 @@ from sigma_jax.tasks.requests import sample_requests
 
 
 class SftTask:
-    """Stage 3, as a Task that `train.py` trains."""
+    """The stage `sft`, as a Task that `train.py` trains."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class SftTask:
         mesh: Mesh | None = None,
         has_validation_rows: bool = False,
     ):
-        """Stage 3 over the artifacts in `workdir`; it writes the training records if needed.
+        """The stage over the artifacts in `workdir`; it writes the training records if needed.
 
         Args:
           has_validation_rows: train on validation targets too (`refit`).
@@ -329,8 +329,8 @@ class SftTask:
         """Fits head weights and reranker, and writes the recommender (recommender/parts.py).
 
         Returns metrics of the fits. A refit replaces the network and the counts in `folder`, and
-        moves the old ones to the subfolder BEFORE_REFIT. Fitted weights stay as they are: they
-        were fitted on requests that the refit trains on.
+        moves the old ones to the subfolder BEFORE_REFIT. Fitted weights are kept, because the refit
+        trains on the requests that they were fitted on.
         """
         model.backbone.fold_lora()  # the fits need the weights that are saved
         if self.is_refit:

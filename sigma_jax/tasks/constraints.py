@@ -1,8 +1,8 @@
 """Constraints that instructions put on items, numbered so that a training step can test them.
 
-A number stands for one query, one category, one theme, or the long tail. Two constraints are no
-list of items: Discover asks for a category new to the user (NEW_CATEGORY), JustForYou for nothing
-(NO_CONSTRAINT).
+A number stands for one query, one category, one theme, or the long tail. Two constraints have no
+list of items. Discover asks for a category that is new to the user (NEW_CATEGORY). JustForYou asks
+for nothing (NO_CONSTRAINT).
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def sampled_softmax(
     target: Int32[Array, "B P R"],
     negatives: Int32[Array, " S"],
 ) -> tuple[Float[Array, "B P 1"], Float[Array, "B P R"]]:
-    """The same with an estimate of the log-normaliser from sampled items.
+    """`full_softmax` with an estimate of the log-normaliser from sampled items.
 
     The targets of a position enter its sum exactly. The drawn items that are not among its targets
     stand for all other items; the draw is uniform.

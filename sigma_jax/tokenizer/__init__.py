@@ -1,1 +1,1 @@
-"""Stage 2: semantic IDs from item vectors (section 2.2 of SIGMA)."""
+"""Stage `tokenizer`: semantic IDs from item vectors (section 2.2 of SIGMA)."""

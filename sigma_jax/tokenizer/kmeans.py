@@ -41,7 +41,10 @@ def kmeans(
 
 
 def plus_plus(points: Float[Array, "N H"], count: int, key: PRNGKeyArray) -> Float[Array, "C H"]:
-    """Centres by k-means++: each is a point drawn by its squared distance to the nearest centre."""
+    """Centres by k-means++ (Arthur and Vassilvitskii 2007).
+
+    Each centre is a point drawn by its squared distance to the nearest centre so far.
+    """
     first, key = jax.random.split(key)
 
     def distances(centre):

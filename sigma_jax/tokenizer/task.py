@@ -59,7 +59,7 @@ class TokenizerConfig:
 
 
 class TokenizerTask:
-    """Task of stage 2: RQ-VAE or residual k-means over the item vectors of the catalogue."""
+    """The stage as a Task: RQ-VAE or residual k-means over the item vectors of the catalogue."""
 
     def __init__(
         self, config: TokenizerConfig, workdir: Path, seed: int, mesh: Mesh | None = None

@@ -28,7 +28,7 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(137.5e12, 16 * GIB, 0.614e12, 150e9, 1.05e9),  # a core: JAX sees two of a chip
+    "v4": Chip(137.5e12, 16 * GIB, 0.614e12, 150e9, 1.05e9),  # a core; JAX sees two cores a chip
     "v5e": Chip(197e12, 16 * GIB, 0.819e12, 200e9, 1.5e9),
     "v5p": Chip(459e12, 95 * GIB, 2.765e12, 600e9, 1.75e9),
     "v6e": Chip(918e12, 32 * GIB, 1.64e12, 448e9, 1.75e9),
