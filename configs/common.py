@@ -1,4 +1,4 @@
-"""What the config files share: the presets, and the fields every stage has."""
+"""Shared parts of the config files: the presets, and the fields that every stage has."""
 
 import copy
 import difflib
@@ -13,7 +13,7 @@ THREE_STEP = {
     "evaluation.generation.ranker": "three_step",
 }
 
-# Methods that are settings of stage 3, for suites: item vectors alone, and semantic IDs alone.
+# Methods that are settings of the stage `sft`, for suites: item vectors only, semantic IDs only.
 GR_ID = {
     "prompt.layout.sid_in_prompt": 0,
     "prompt.layout.sid_generated": 0,
@@ -117,13 +117,21 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> ConfigDict:
 
 
 def run_config(
-    stage: str, preset: str, own: ConfigDict, data: ConfigDict, upstream: Mapping[str, ConfigDict]
+    stage: str,
+    preset: str,
+    fields: ConfigDict,
+    data: ConfigDict,
+    upstream: Mapping[str, ConfigDict],
 ) -> ConfigDict:
-    """A stage's `own` fields with those of the run; `upstream`: fields of the stages before it."""
-    own.stage = stage
-    own.seed = 0
-    # Weights of a large backbone are cut up over all devices.
-    own.mesh = mesh(data=1, fsdp=-1) if preset.startswith("qwen3") else mesh()
-    own.data = data
-    own.upstream = ConfigDict(upstream)
-    return own
+    """`fields` of a stage, with those of the run added.
+
+    Args:
+      upstream: the fields of the stages before it, by name.
+    """
+    fields.stage = stage
+    fields.seed = 0
+    # Weights of a large backbone are sharded over all devices.
+    fields.mesh = mesh(data=1, fsdp=-1) if preset.startswith("qwen3") else mesh()
+    fields.data = data
+    fields.upstream = ConfigDict(upstream)
+    return fields

@@ -2,17 +2,17 @@
 
     python -m sigma_jax.train --config=configs/sft.py
 
-Runs every stage that is missing before it. Presets:
+The command also runs each earlier stage that is missing. Presets:
 
     local       Complete Journey, a year of grocery shopping; 8 to 16 minutes on two CPU cores
-    smoke       the same path in minutes, to see that all is installed; its figures mean nothing
+    smoke       the same path in minutes, to see that all is installed; its metrics mean nothing
     files       over your own tables, longer than local: --config.data.path=FOLDER
     amazon      Amazon reviews: --config.data.path=FOLDER (see configs/data.py)
     qwen3_0p6b  the paper's setting, Qwen3-0.6B, over your own tables: --config.data.path=FOLDER
                 --config.upstream.grounding.backbone.hf_folder=QWEN3
                 --config.data.text_tokenizer.name=QWEN3
     qwen3_4b    the same with Qwen3-4B
-    qwen3_4b_lora   its layers stay as they are, low-rank additions to them are trained
+    qwen3_4b_lora   the same with frozen layers and trained low-rank additions
 """
 
 from ml_collections import ConfigDict
@@ -30,15 +30,15 @@ TASK_WEIGHTS = {
 }
 
 GENERATION = {
-    # Validation gives codes no say beside the item head here: one softmax over all items ranks as
-    # well as beams over codes, in less time.
+    # On validation requests the head weights of the codes are 0 here. One softmax over all items
+    # ranks as well as beams over codes, in less time.
     "ranker": "exhaustive",
     "num_beams": 32,
     "num_retrieved": 20,
     "temperature": 0.05,  # section 3.1.3 of the paper
-    "sigma": "deviation",  # replaced by the sigma that is fitted with the reranker; a number stays
+    "sigma": "deviation",  # the fitted sigma of a reranker replaces it; a number is kept
     # Never flatter than the softmax that Eq. 5 trains, which is Eq. 11 with sigma 1. Validation
-    # HR@10 of JustForYou is .158 so, .143 with the bare deviation of these beams (about .5).
+    # HR@10 of JustForYou is .158 with this floor, and .143 with the deviation alone (about .5).
     "sigma_floor": 1.0,
     "normaliser": "exact",
     "fusion": "adaptive",
@@ -69,8 +69,8 @@ BASE = {
     },
     "prompt": {
         "layout": {
-            # Validation hit rates do not rise with codes before every slot and a query token after
-            # those of a target, and contexts get half as long again.
+            # Codes before every slot, and a query token after the codes of a target, do not raise
+            # validation hit rates. They make contexts half as long again.
             "sid_in_prompt": 0,
             "slot_in_prompt": True,
             "sid_generated": 1,
@@ -93,8 +93,8 @@ BASE = {
         "mixture": {
             "task_weights": TASK_WEIGHTS,
             "branches_per_context": 6,
-            # 9 of 10 items shown satisfy a query with these two shares and the constraint
-            # loss, 4 without them.
+            # With these two shares and the constraint loss, 9 of 10 shown items satisfy a query;
+            # without them, 4.
             "instruction_only_share": 0.3,
             "wording_dropout": 0.1,
             "shuffle_sessions": True,
@@ -135,7 +135,7 @@ PAPER_SETTINGS = {
     "ntp_weight": 1.0,
     "infonce_weight": 1.0,
     "constraint_weight": 0.0,
-    "negatives_per_target": 0,  # num_negatives shared by the batch instead
+    "negatives_per_target": 0,  # the batch shares num_negatives instead
     "num_negatives": 100_000,
     "generation.ranker": "three_step",
     "reranker.neighbours": 0,
@@ -159,8 +159,8 @@ CHANGES = {
         "report_requests": 20,
         "reranker.fit_requests": 30,
     },
-    # Of a log of any size: passes over it, 4,000 steps at most. A catalogue may be
-    # far larger than a draw: then targets of the batch tell much more.
+    # For a log of any size: 10 passes over it, at most 4,000 steps. If the catalogue is far larger
+    # than num_negatives, targets of the batch are much better negatives than drawn items.
     "files": {
         "train": common.train(
             4_000,
@@ -176,7 +176,7 @@ CHANGES = {
         "report_requests": 100,
         "batch_negatives": 512,
     },
-    # Eight items a user: what is not held back learns them by heart.
+    # Users have about eight items: without regularisation the model overfits.
     "amazon": {
         "optimizer": common.optimizer(
             1e-3, table_learning_rate=1e-3, weight_decay=0.01, warmup_steps=30, b2=0.98
@@ -209,14 +209,14 @@ CHANGES = {
             "trainable": ("text",),
         },
         "generation.temperature": 0.1,
-        "model.copies_history": False,  # nobody takes an item twice
+        "model.copies_history": False,  # users do not take an item twice
         "model.has_task_head": False,
-        "num_negatives": 100_000,  # all there are
+        "num_negatives": 100_000,  # the whole catalogue
         "report_requests": 3_000,
         "report_beams": 16,
-        # Codes weigh little: on Scientific validation Recall@10 is .146 so, .141 with weights of 1,
-        # .141 without codes (GR(ID)).
-        "constraint_weight": 0.0,  # nothing is asked for
+        # Codes keep the small weights of their losses. Validation Recall@10 on Scientific is .146 with
+        # them, .141 with weights of 1, and .141 without codes (GR(ID)).
+        "constraint_weight": 0.0,  # there are no instructions
         "prompt.mixture.instruction_only_share": 0.0,
         "prompt.layout.history_length": 20,
         "prompt.layout.num_favourites": 0,
@@ -274,7 +274,7 @@ EVALUATION_CHANGES = {
     "amazon": {
         "requests": {"JustForYou": 100_000},
         "generation.temperature": 0.1,
-        "has_filtered_baselines": False,  # nothing is asked for
+        "has_filtered_baselines": False,  # there are no instructions
     },
 }
 

@@ -22,7 +22,7 @@ BASE = {
     "report_users": 1_000,
 }
 
-# Several passes over a log, instead of the steps of about a minute.
+# For several passes over a log, not for the steps of about a minute.
 PASSES = {
     "report_users": 5_000,
     "optimizer.learning_rate": 2e-3,

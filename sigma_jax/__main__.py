@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def usage() -> str:
-    """One line a command, and how to see the flags of one."""
+    """The usage text: one line for each command."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {summary(name)}" for name in COMMANDS]
     return "\n".join(

@@ -52,8 +52,8 @@ class LoadedRecommender:
 
         Args:
           requests: rows as in a users' file: user_id, and optionally instruction, history (a list
-            of item ids, oldest first), timestamp and profile columns. Of a workdir, a known user
-            without a history has the stored one.
+            of item ids, oldest first), timestamp and profile columns. In a workdir, a known user
+            without a history gets the stored history.
           options: fields of RecommendOptions, such as count=5 or exclude_seen=True.
 
         Raises:
@@ -87,10 +87,12 @@ def load_recommender(path: str | Path) -> LoadedRecommender:
 
 
 def load_config(config: str | ConfigDict, fields: Mapping[str, Any] | None = None) -> ConfigDict:
-    """The config of "FILE:PRESET", such as "configs/sft.py:smoke", with other values of some
-    fields: {"train.steps": 100}.
+    """The config of "FILE:PRESET", such as "configs/sft.py:smoke".
 
     ValueError for a file, a preset or a field that does not exist.
+
+    Args:
+      fields: values that replace those of the config, such as {"train.steps": 100}.
     """
     if isinstance(config, str):
         config = cli.load_config(config)
@@ -103,7 +105,9 @@ def load_config(config: str | ConfigDict, fields: Mapping[str, Any] | None = Non
 def train_recommender(
     config: str | ConfigDict, workdir: str | Path, fields: Mapping[str, Any] | None = None
 ) -> LoadedRecommender:
-    """Trains what is missing in `workdir`, as `python -m sigma_jax.train` does; the recommender.
+    """The recommender of `workdir`, trained as `python -m sigma_jax.train` does it.
+
+    Finished stages are not trained again.
 
     Args:
       config, fields: as in `load_config`; a config of the stage sft.

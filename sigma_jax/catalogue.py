@@ -9,11 +9,11 @@
 
 `add` reads a table like the items table of the training: item_id and any columns. The frozen
 encoder makes vectors of the items, and the frozen codebooks their SIDs. `remove` and `restore` need
-item_id alone. `restore` brings removed items back as they were.
+only item_id. `restore` brings removed items back as they were.
 
-Each of the three writes a new version. It starts from the active version, or from --version. The
-new version is active at once, unless --activate=false. Old versions stay. Running engines load the
-active version at their next refresh (sigma_jax/serving/engine.py).
+`add`, `remove` and `restore` write a new version. It starts from the active version, or from
+--version. The new version is active at once, unless --activate=false. Old versions stay. Running
+engines load the active version at their next refresh (sigma_jax/serving/engine.py).
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ The folder holds (sigma_jax/serving/bundle.py lists the files):
 - the catalogue, as its first version
 - with --retrieval=scann, an index of ScaNN, which follows changes of the catalogue
 
-It holds no users. The reranker holds which item was taken when, without the user, and the texts of
-searches. `python -m sigma_jax.recommend --export` answers requests with it, and
-`python -m sigma_jax.catalogue` changes its catalogue.
+It holds no users. The reranker holds the item and the time of each training interaction, without
+the user. The texts of searches are in the export too. `python -m sigma_jax.recommend --export`
+answers requests with it, and `python -m sigma_jax.catalogue` changes its catalogue.
 """
 
 from __future__ import annotations

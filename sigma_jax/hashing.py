@@ -13,7 +13,7 @@ GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 def splitmix64(*parts: np.ndarray | int) -> UInt64[np.ndarray, "..."]:
     """A hash of the integers `parts`, element by element; arrays are broadcast."""
     state: Any = GOLDEN_GAMMA
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+    with np.errstate(over="ignore"):  # arithmetic is modulo 2**64
         for part in parts:
             state = state ^ np.asarray(part).astype(np.int64).astype(np.uint64)
             state = mix64(state) + GOLDEN_GAMMA

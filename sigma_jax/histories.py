@@ -74,8 +74,8 @@ def seen_items(histories: Histories, requests: Requests) -> Int32[np.ndarray, "N
 def request_times(histories: Histories, requests: Requests) -> Int64[np.ndarray, " N"]:
     """The time of each request in unix seconds: that of the row at its `history_end`.
 
-    A request whose history is all of the user's rows, or of no user, is made now: a day after the
-    last interaction of the log. The time is 0 in a log without times.
+    A request after all of the user's rows, or without a user, is made now: a day after the last
+    interaction of the log. The time is 0 in a log without times.
     """
     time = np.asarray(histories.time)
     last = time.max(initial=0)
@@ -114,8 +114,8 @@ def recent_item_weights(
 ) -> sparse.csr_matrix:
     """float32 [N, I]: weights of the items in each history, the latest sessions first.
 
-    An interaction weighs 1 in the last session, `decay` in the one before, then its square. The
-    weights of one item add up.
+    An interaction weighs 1 in the last session and `decay` in the session before, then its square,
+    and so on. The weights of one item add up.
 
     Args:
       starts, ends: rows of each history.

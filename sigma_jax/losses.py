@@ -46,9 +46,10 @@ def map_row_chunks(function: Callable, rows: Any, chunk_size: int) -> Any:
     """`function(rows)`, computed for at most `chunk_size` rows at a time.
 
     `function` maps a tree of arrays [R, ...] to a tree of arrays [R, ...]. The backward pass
-    recomputes each chunk instead of keeping its intermediates.
-    A chunk takes every n-th row: rows lie on devices in blocks, so each chunk has rows of each
-    device. Worked example, 6 rows in chunks of 3: rows 0 2 4, then rows 1 3 5.
+    recomputes each chunk instead of keeping its intermediates. A chunk takes every n-th row: rows
+    lie on devices in blocks, so each chunk has rows of each device.
+
+    Worked example, 6 rows in chunks of 3: rows 0 2 4, then rows 1 3 5.
     """
     count = jax.tree.leaves(rows)[0].shape[0]
     if count <= chunk_size:
@@ -151,7 +152,7 @@ def distillation_loss(
     keys: Int[Array, " 2B"] | None = None,
     chunk_size: int = 4096,
 ) -> Float[Array, ""]:
-    """Eq. 3 of SIGMA, mean over anchors: the divergence +KL(P_ID || P_text) that it stands for.
+    """Eq. 3 of SIGMA, with the sign of a divergence: the mean over anchors of KL(P_ID || P_text).
 
     P_ID is a constant: no gradient flows into `id_vectors`. A row without an ID vector, such as a
     query, is neither anchor nor column in both distributions; the mean is over the other anchors.
@@ -302,8 +303,8 @@ def constraint_loss(
 
     Args:
       has_constraint: which targets have a constraint.
-      satisfies: function of target numbers in 0..Q-1; which other items satisfy their constraints.
-        The target's own item always does.
+      satisfies: a function of target numbers in 0..Q-1. It returns whether each other item
+        satisfies their constraints. The target's own item always does.
       other_items: numbers of the items of `other_vectors`. Repeats count once; < 0 is padding.
 
     Returns the loss and, over the targets with a constraint, the mean share of e^s that falls on
@@ -375,6 +376,7 @@ def per_target_infonce(
     `num_negatives` is the number of items that a target's negatives were drawn from. Each drawn one
     counts num_negatives / number drawn times. So e^(cos / tau) over the denominator estimates the
     P(id | prefix) of Eq. 11, and equals it if all items were drawn.
+
     Returns the loss and the dict of `prefix_infonce`.
     """
     queries, target_vectors = unit(queries), unit(target_vectors)

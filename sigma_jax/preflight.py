@@ -8,8 +8,8 @@ time by operation, and the bytes that cross between chips. The exit status is 1 
 not fit.
 
 `--largest` also searches for the largest batch that fits. `--inference` compiles inference of the
-trained stage instead of training: stage 1 encodes texts on all chips, stage 3 answers requests on
-one chip. The command supports the stages grounding and sft.
+trained stage instead of training: `grounding` encodes texts on all chips, `sft` answers requests on
+one chip. The command supports these two stages.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Training:
 
     fields: Any  # the stage's config
     abstract_stage: Callable[[Any], AbstractStage]  # of a config like `fields`
-    smaller_parts: Callable[[Any, int], list[tuple[str, Any]]]  # (config, devices) -> see below
-    group_rows: int  # a batch is a multiple of so many rows
+    smaller_parts: Callable[[Any, int], list[tuple[str, Any]]]  # -> (flag, config)
+    group_rows: int  # the rows of a batch are a multiple of it
 
 
 def define_flags() -> None:
@@ -220,7 +220,7 @@ def read_backbone(source: BackboneConfig, config: ConfigDict, vocab_size: int) -
         )
         return dataclasses.replace(sizes, lora=source.lora)
     if not vocab_size:
-        is_qwen3 = cli.config_file()[1].startswith("qwen3")  # trainings of it start from a folder
+        is_qwen3 = cli.config_file()[1].startswith("qwen3")  # such trainings start from a folder
         vocab_size = QWEN3_VOCAB_SIZE if is_qwen3 else config.data.text_tokenizer.vocab_size
     return source.scratch(vocab_size)
 

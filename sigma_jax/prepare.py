@@ -1,4 +1,4 @@
-"""The command that turns a user's tables into WORKDIR/data, which every stage reads.
+"""Turns a user's tables into WORKDIR/data, which every stage reads.
 
     python -m sigma_jax.prepare --config=configs/sft.py --workdir=runs/demo
 
@@ -185,7 +185,7 @@ def _prepare(
         "vectors": widths,
         "pairs": {name: card.pair_statistics(view, catalogue) for name, view in made_pairs.items()},
         "text_tokenizer": tokenizer,
-        # Stage 3 knows which tasks it drops; the tables often give the better reason.
+        # The reasons of `card.unavailable` replace these: the tables often give a better one.
         "unavailable": {
             task: reason
             for task, reason in available_tasks(PreparedData.load(folder)).items()
@@ -367,7 +367,7 @@ def _all_texts(
 
 
 def define_flags() -> None:
-    """The command's flags; not at import, for other commands have flags of the same names."""
+    """Defines the flags of this command; not at import, as other commands have equal names."""
     cli.define_config()
     flags.DEFINE_string("workdir", None, "Folder of the artifacts; runs/STAGE-PRESET by default.")
 

@@ -3,10 +3,10 @@
     python -m sigma_jax.recommend --workdir=runs/sft-local --user=1 --instruction="party snacks"
     python -m sigma_jax.recommend --export=FOLDER --users=users.jsonl --output=found.jsonl
 
-In a workdir the command reads the user's stored history. A user without a history, and a request
-without --user, is answered by the profile and the instruction. Every printed item comes from the
-catalogue. Its columns are the rank of its prefix among the beams (Eq. 7 of SIGMA), its cosine
-(Eq. 9) and its probability: that of Eq. 10 with the reranker (sigma_jax/reranking/reranker.py).
+In a workdir the command reads the user's stored history. Without a history or without --user, the
+profile and the instruction decide. Every printed item comes from the catalogue. The columns are the
+rank of its prefix among the beams (Eq. 7 of SIGMA), its cosine (Eq. 9), and its probability by
+Eq. 10 with the reranker (sigma_jax/reranking/reranker.py).
 
 An export (`python -m sigma_jax.export`) needs no data of the training: the file of users holds the
 histories (sigma_jax/recommender/requests.py describes it). The output has one row for each request,
@@ -43,9 +43,9 @@ def define_flags() -> None:
     flags.DEFINE_string("export", None, "An export, in place of --workdir.")
     flags.DEFINE_string("users", None, "With --export: a file of users, .jsonl, .parquet or .csv.")
     flags.DEFINE_string("output", None, "With --users: the file to write, .jsonl or .parquet.")
-    flags.DEFINE_string("user", None, "Id of the user. None: nothing is known of the user.")
+    flags.DEFINE_string("user", None, "Id of the user. None: an unknown user.")
     default = "recommend something for me"  # a wording of training
-    flags.DEFINE_string("instruction", default, "What the user wants, in plain words.")
+    flags.DEFINE_string("instruction", default, "The wish of the user, in plain words.")
     flags.DEFINE_integer("count", 10, "Items to recommend.", lower_bound=1)
     flags.DEFINE_integer("beams", 32, "Prefixes to keep (K of Eq. 6).", lower_bound=1)
     flags.DEFINE_enum(
@@ -125,7 +125,7 @@ def recommend_one(
     """A printable table of recommendations by the workdir's own recommender.
 
     Args:
-      user: None for a user of whom nothing is known.
+      user: id of the user; None for an unknown user.
 
     Raises:
       ValueError: the user is not in the data, the instruction is empty or not text, or `workdir`

@@ -1,4 +1,4 @@
-"""Artifacts that stages pass on through disk: catalogue, histories, pairs, item vectors, SIDs.
+"""Artifacts that stages read and write: catalogue, histories, pairs, item vectors, SIDs.
 
 Every artifact is columnar and memory-mapped (`.npy` or Arrow IPC): opening 10^8 items takes no
 memory. Row i of every item table is item i of the catalogue; row u of every user table is user u.
@@ -381,8 +381,10 @@ VIEWS = ("search", "visual", "theme", "co_occurrence")
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-    """The folder WORKDIR/data, which `sigma_jax.prepare` writes. A field is None if no table
-    gave it."""
+    """The folder WORKDIR/data, which `sigma_jax.prepare` writes.
+
+    A field is None if the source has no table for it.
+    """
 
     folder: Path
     catalogue: Catalogue
@@ -393,7 +395,7 @@ class PreparedData:
     pairs: dict[str, RelevancePairs]  # by view; a view without pairs is absent
     id_vectors: Float32[np.ndarray, "I D"] | None  # of the user; they replace the teacher's
     visual_vectors: Float32[np.ndarray, "I D"] | None  # of the user
-    text_vectors: Float32[np.ndarray, "I D"] | None  # of the user; they replace stage 1's
+    text_vectors: Float32[np.ndarray, "I D"] | None  # of the user; they replace `grounding`
 
     @property
     def text_tokenizer_folder(self) -> Path:

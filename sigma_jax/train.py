@@ -91,7 +91,7 @@ def train(
 ) -> None:
     """Prepares the data and trains `config.stage`, after the stages that it needs.
 
-    Whatever is in `workdir` with the same recipe is skipped.
+    Stages whose artifact in `workdir` has the same recipe are skipped.
 
     Args:
       only: train `config.stage` alone.
@@ -168,7 +168,7 @@ def run_stage(
         metrics = dict(fit_metrics)
         for task, model, tables in trained:
             metrics |= task.finish(model, tables, folder)
-        # Of the process that finished the stage.
+        # Measured in the process that finished the stage.
         seconds = {"seconds": time.monotonic() - start, "peak_memory_mb": peak_memory_mb()}
         return metrics | seconds
 

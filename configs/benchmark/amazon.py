@@ -3,7 +3,7 @@
     python -m sigma_jax.benchmark --suite=configs/benchmark/amazon.py --data=FOLDER
 
 FOLDER holds one folder per data set; configs/data.py lists the files. If NAME.text.npy is among
-them, SIGMA uses its text vectors and does not train stage 1 (grounding).
+them, SIGMA uses its text vectors and does not train the stage `grounding`.
 """
 
 from typing import Any
@@ -71,7 +71,7 @@ PROTOCOL = (
     "Checkpoint, fusion and reranking weights are chosen on validation.",
     "Then the model is trained again with the validation item, and tested once.",
     'Rows "before the refit" show the model without that last step.',
-    "Where the data has timestamps, reranking features know the day of the request.",
+    "If the data has timestamps, reranking features know the day of the request.",
     "Trending features then see only earlier interactions.",
     "Item-item features are computed from all training interactions, as in the baselines.",
     "SIGMA and GR(ID) score all items and rerank the best 640.",

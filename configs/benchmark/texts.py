@@ -1,4 +1,4 @@
-"""GR(ID) with different item vectors: collaborative IDs only, stage 1, pre-trained text encoders.
+"""GR(ID) with different item vectors: from IDs only, from `grounding`, from text encoders.
 
     python -m sigma_jax.benchmark --suite=configs/benchmark/texts.py --data=FOLDER
 

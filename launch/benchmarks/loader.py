@@ -1,4 +1,4 @@
-"""Speed and memory of stage 3's batches, for catalogues and logs of any size.
+"""Speed and memory of the batches of the stage `sft`, for catalogues and logs of any size.
 
     python -m launch.benchmarks.loader --workdir=runs/sft-local --output=loader.json
 
@@ -111,18 +111,18 @@ def measure(place: Path, preset: str, count: int) -> dict[str, float]:
     data = PreparedData.load(place / "data")
     semantic_ids = SemanticIds.load(place / "tokenizer")
     vocabulary = len(load_text_tokenizer(data))
-    made = batches(place / "records", data, semantic_ids, prompt, vocabulary, 0, ROWS)
-    made[0]
+    dataset = batches(place / "records", data, semantic_ids, prompt, vocabulary, 0, ROWS)
+    dataset[0]
     opened, held = time.perf_counter() - start, anonymous_mb() - before
     start = time.perf_counter()
     for step in range(1, count + 1):
-        batch = made[step]
+        batch = dataset[step]
     seconds = time.perf_counter() - start
     rng, far = np.random.default_rng(1), []
     for _ in range(10):
         step = int(rng.integers(10**9))
         start = time.perf_counter()
-        made[step]
+        dataset[step]
         far.append(time.perf_counter() - start)
     return {
         "samples": len(open_shards(place / "records", RECORDS)),

@@ -5,8 +5,9 @@
 "one mesh" kills the command for all stages of the smoke preset, and starts it again on the same
 devices. All weights have to equal those of the uninterrupted run bit for bit.
 
-"any mesh" kills stage 3 and continues it on another mesh each time: one process with two devices,
-two processes with one device each, and sharded weights. Weights may differ in their last digits.
+"any mesh" kills the stage `sft` and continues it on another mesh each time: one process with two
+devices, two processes with one device each, and sharded weights. Weights may differ in their last
+digits.
 
 Half of the kills come at a random moment after the start, half soon after a training step. SIGKILL
 and SIGTERM take turns. SIGTERM goes to one process; after a minute, SIGKILL goes to all. Each step

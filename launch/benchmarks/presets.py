@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     print(
-        "| stage | preset | slice | batch | set otherwise | GiB a chip | s a step | MFU | hours "
+        "| stage | preset | slice | batch | changed settings | GiB a chip | s a step | MFU | hours "
         "| chip-hours |"
     )
     print("|" + "---|" * 10)

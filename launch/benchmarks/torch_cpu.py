@@ -10,7 +10,8 @@ use AdamW. Each side runs in its own process with all cores. They step in turn; 
 cross-entropy of each semantic-ID token over the whole vocabulary. transformers computes logits for
 every token of a row, this package for the tokens with a loss. The first losses have to agree.
 
-"stage 3" is this package's step with all losses and negatives on the same rows, against that loop.
+"stage 3" is the whole step of the stage `sft` with all losses and negatives, on the same rows. It
+is compared with that loop.
 """
 
 import argparse

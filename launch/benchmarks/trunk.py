@@ -10,7 +10,7 @@ chips. The command needs `pip install "jax[tpu]"`, and no TPU.
 - "ours" keeps the products and attention of each layer for the backward pass.
 - "ours, layer" keeps each layer's input only, as the reference does.
 - "theirs" is the reference with its flash attention and layers rematerialised as a whole.
-- "ours, sft" is the whole step of stage 3, with all losses and 100,000 negatives.
+- "ours, sft" is the whole step of the stage `sft`, with all losses and 100,000 negatives.
 
 The time is the compiler's estimate of all operations (sigma_jax/runtime/preflight/hlo.py). A kernel
 adds the time of its products or of its memory traffic, and of its vector work. The reference's
@@ -197,7 +197,7 @@ def main() -> None:
             flush=True,
         )
     report["sft_ratio"] = report["ours, sft"]["seconds"] / report["ours"]["seconds"]
-    print(f"the whole step of stage 3 to the trunk {report['sft_ratio']:.2f}")
+    print(f"the whole step of the stage sft / the trunk: {report['sft_ratio']:.2f}")
     if "theirs" in report:
         for key in ("seconds", "memory", "compile_seconds"):
             report[f"{key}_ratio"] = report["ours"][key] / report["theirs"][key]

@@ -5,7 +5,7 @@
 A case is one request with random logits, random queries and a few seen items. Catalogues have 1 to
 2,000 items, 1 to 5 levels, repeated SIDs, and a random share of active items. The program prints
 how many paths and items were returned. It stops at the first item or path that is not in the
-catalogue, not active, already seen, or not below its path.
+catalogue, not active, already seen, or outside its path.
 """
 
 import argparse
