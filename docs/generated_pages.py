@@ -64,10 +64,10 @@ def fields_of(cls: type) -> list[Field]:
 
     Worked example: the source
 
-        # Of the whole gradient.
-        clip_norm: float  # 0 leaves it as it is
+        # Limit of the gradient's norm.
+        clip_norm: float  # 0: no limit
 
-    becomes Field("clip_norm", "float", "Of the whole gradient. 0 leaves it as it is").
+    becomes Field("clip_norm", "float", "Limit of the gradient's norm. 0: no limit").
     """
     source = textwrap.dedent(inspect.getsource(cls))
     comments, alone = _comments(source)

@@ -297,9 +297,10 @@ def constraint_loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Loss that ranks items which satisfy a target's constraint above items which do not.
 
-    It is the mean, over the items that satisfy the constraint, of
-    -log(e^s / (e^s + sum of e^s' of the items that do not)) with s = cos / tau; 0 for a target
-    without constraint; weighted mean over all targets. It is not in the paper.
+    The loss of a target is the mean, over the items that satisfy its constraint, of
+    -log(e^s / (e^s + sum of e^s' of the items that do not)) with s = cos / tau. It is 0 for a
+    target without constraint. The result is the weighted mean over all targets. It is not in the
+    paper.
 
     Args:
       has_constraint: which targets have a constraint.

@@ -1,7 +1,7 @@
 """Item co-visitation, a simple baseline that is hard to beat.
 
-Fit: two interactions of a user at distance d <= 20 count 1/d from the earlier item to the later,
-and half of that from the later to the earlier.
+Fit: two interactions of a user at distance d <= 20 count 1/d from the earlier item to the later.
+They count half of that from the later to the earlier.
 
 Request: the score of an item is the sum of its counts from the items of the last five sessions,
 divided by sqrt(popularity + 5). A session weighs 0.7 of the one after it. Equal scores are in

@@ -18,7 +18,7 @@ def clicks_of_searches(
     A search is dropped
       - without clicks: it only showed its item;
       - at or after the first target of its user;
-      - at or after `latest`, whoever searched.
+      - at or after `latest`, for any user.
     A search without a time is kept.
 
     Args:

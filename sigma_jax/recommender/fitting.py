@@ -24,7 +24,7 @@ def fit_reranker_of(
     """The reranker under which the targets of `batch` are likeliest, and metrics (fit.py).
 
     Args:
-      recommender: without a reranker, or with one that is not read.
+      recommender: its reranker, if it has one, is not used.
       tables: the counts that features are read from.
       allowed: the items that satisfy each instruction.
     """

@@ -266,7 +266,7 @@ def check_text(text: str, where: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{where}: it holds {error.object[error.start]!r}, which is no text."
+            f"{where}: it holds {error.object[error.start]!r}, which is no text; delete it."
         ) from None
 
 

@@ -137,7 +137,9 @@ def add_items(
         count = parts.spec.neighbours
         version = dataclasses.replace(
             version,
-            embedding_neighbours=grown_neighbours(before.embedding_neighbours, fused, start, count),
+            embedding_neighbours=extended_neighbours(
+                before.embedding_neighbours, fused, start, count
+            ),
         )
     return dataclasses.replace(version, fused=fused)
 
@@ -307,7 +309,7 @@ def _new_rows(
     return np.asarray(table, np.float32)[neighbours].mean(axis=1)
 
 
-def grown_neighbours(
+def extended_neighbours(
     before: sparse.csr_matrix, fused: Float32[np.ndarray, "I+n D"], start: int, count: int
 ) -> sparse.csr_matrix:
     """The embedding neighbours of all items, the strongest `count` of each.
@@ -318,9 +320,9 @@ def grown_neighbours(
       before: the neighbours of the first `start` items.
     """
     total = len(fused)
-    new, grown = nearest_items(np.asarray(fused), count, start), before.copy()
-    grown.resize((total, total))
+    new, known = nearest_items(np.asarray(fused), count, start), before.copy()
+    known.resize((total, total))
     of_old = new.T.tocsr()
     of_old.resize((start, total))  # new items have each other already
     of_old.resize((total, total))
-    return strongest_entries((grown + new + of_old).tocsr(), count)
+    return strongest_entries((known + new + of_old).tocsr(), count)

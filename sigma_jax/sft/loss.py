@@ -48,19 +48,19 @@ def recommender_loss(
     hidden = hidden_states(model, tables, batch, dropout_key)
     loss, metrics = jnp.zeros(()), {}
     if config.prompt.layout.sid_generated:
-        ntp, more = code_loss(config, model, tables, batch, hidden)
+        ntp, of_codes = code_loss(config, model, tables, batch, hidden)
         loss += config.ntp_weight * ntp
-        metrics |= {"ntp_loss": ntp} | {f"code_{name}": value for name, value in more.items()}
+        metrics |= {"ntp_loss": ntp} | {f"code_{name}": value for name, value in of_codes.items()}
     if config.prompt.layout.sid_generated and config.prompt.layout.generates_item:
-        infonce, more = item_loss(config, model, tables, batch, hidden, negative_key)
+        infonce, of_items = item_loss(config, model, tables, batch, hidden, negative_key)
         loss += config.infonce_weight * infonce
-        metrics |= {"infonce_loss": infonce} | {f"item_{key}": more[key] for key in more}
+        metrics |= {"infonce_loss": infonce} | {f"item_{key}": of_items[key] for key in of_items}
     if config.model.has_item_head:
-        item_head, more = item_head_loss(config, model, tables, batch, hidden, *item_head_keys)
-        loss += item_head + config.constraint_weight * more.get("constraint_loss", 0.0)
+        item_head, of_head = item_head_loss(config, model, tables, batch, hidden, *item_head_keys)
+        loss += item_head + config.constraint_weight * of_head.get("constraint_loss", 0.0)
         names = ("accuracy", "constraint_loss", "satisfied")
         metrics |= {"item_head_loss": item_head} | {
-            f"item_head_{name}": more[name] for name in names if name in more
+            f"item_head_{name}": of_head[name] for name in names if name in of_head
         }
     if config.model.has_task_head:
         of_task, accuracy = task_loss(model, batch, hidden)
@@ -123,9 +123,9 @@ def item_head_loss(config: SftConfig, model: RecommenderNetwork, tables, batch, 
     weights = batch["target_weight"].reshape(-1)
     queries = queries_at(model.item_head_vector, batch["start_position"], tables, batch, hidden)
     shared = shared_negatives(config, model, tables, targets, key)
-    more, corrections = with_targets(config, tables, shared, targets, weights)
+    extended, corrections = with_targets(config, tables, shared, targets, weights)
     loss, metrics = shared_negatives_loss(
-        config, tables, queries, targets, weights, more, False, corrections
+        config, tables, queries, targets, weights, extended, False, corrections
     )
     if "constraints" in tables:
         metrics["constraint_loss"], metrics["satisfied"] = constraint_loss(
@@ -243,7 +243,7 @@ def with_targets(
     places = jnp.arange(count) * jnp.maximum(usable, count) // count
     rows = jnp.argsort(~is_usable, stable=True)[places]
     items, is_negative = targets[rows], is_usable[rows]
-    more = SharedNegatives(
+    extended = SharedNegatives(
         jnp.concatenate([shared.items, items]),
         jnp.concatenate([shared.known, jnp.where(is_negative, items, -1)]),
         jnp.concatenate([shared.vectors, shared.of_targets[rows]]),
@@ -251,7 +251,7 @@ def with_targets(
     )
     expected = len(shared.items) / num_items + is_negative.sum() * tables["popularity"]
     correction = sampling_correction(expected)
-    return more, (correction[targets], correction[more.items])
+    return extended, (correction[targets], correction[extended.items])
 
 
 def shared_negatives_loss(

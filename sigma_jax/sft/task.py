@@ -278,9 +278,9 @@ class SftTask:
     ) -> tuple[Reranker, dict[str, float]]:
         """The reranker for the configured ranker, and metrics of the fit.
 
-        If the code head or the query head adds to the item head, the metrics also compare the
-        lists of both rankers, each with a reranker of its own: their NDCG, and whether beam search
-        helps. The configured ranker stays in any case.
+        If the code head or the query head has a weight, the metrics also compare both rankers, each
+        with its own reranker: their NDCG, and whether beam search helps. The configured ranker
+        stays in any case.
         """
         features = self.feature_tables(model, tables)
         lexical = lexical_table(self.data, self.config.spec)

@@ -17,7 +17,7 @@ from sigma_jax.reranking.embedding_neighbours import nearest_items
 from sigma_jax.serving.bundle import MANIFEST, Bundle, export
 from sigma_jax.serving.catalogue_update import (
     add_items,
-    grown_neighbours,
+    extended_neighbours,
     read_ids,
     read_items,
     set_active,
@@ -161,7 +161,7 @@ def test_neighbour_lists_do_not_grow_with_the_catalogue():
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     near = nearest_items(vectors[:70], 5)
     for start in (70, 80, 90):
-        near = grown_neighbours(near, vectors[: start + 10], start, 5)
+        near = extended_neighbours(near, vectors[: start + 10], start, 5)
         sizes = np.diff(near.indptr)
         assert sizes.max() == 5 and (sizes[start:] == 5).all()
     expected = nearest_items(vectors, 5)
