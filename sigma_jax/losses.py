@@ -295,12 +295,11 @@ def constraint_loss(
     weights: Float[Array, " Q"],
     chunk_size: int = 64,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Loss that ranks items which satisfy a target's constraint above items which do not.
+    """Loss that ranks items that satisfy a target's constraint above others; not in the paper.
 
     The loss of a target is the mean, over the items that satisfy its constraint, of
     -log(e^s / (e^s + sum of e^s' of the items that do not)) with s = cos / tau. It is 0 for a
-    target without constraint. The result is the weighted mean over all targets. It is not in the
-    paper.
+    target without constraint. The result is the weighted mean over all targets.
 
     Args:
       has_constraint: which targets have a constraint.
