@@ -235,7 +235,7 @@ def test_unfinished_folder_of_a_stage_is_named(trained, workdir):
         ("evaluation.generation.temperature", 0.0, "generation.temperature=0.0; the paper uses"),
         ("evaluation.requests", {"Foo": 3}, "evaluation.requests names ['Foo']; known are"),
         ("evaluation.requests", {"Query": -3}, "evaluation.requests={'Query': -3}; use 0 or more"),
-        ("backbone.hf_folder", "qwen", "give these two instead."),
+        ("backbone.hf_folder", "qwen", "starts from the backbone of the stage grounding; give"),
         ("backbone.head_dim", 3, "head_dim=3 has no rotary halves"),
         ("prompt.layout.sid_generated", 4, "prompt.layout.sid_generated=4; use 0 to 3."),
         ("prompt.layout.sid_in_prompt", -1, "prompt.layout.sid_in_prompt=-1; use 0 or more."),
