@@ -53,6 +53,7 @@ EXTRAS = {
         *DEMO,
         *TPU,
         *DOCS,
+        "filelock>=3.12",
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # the notebook is run as a test
         "mypy>=2.4,<3",

@@ -4,19 +4,24 @@ import csv
 import gc
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Compiled programs are kept between runs. JAX reads these variables when it is first imported.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "sigma_jax_tests_xla")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+# Most time of these tests goes into compiling small programs once.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 from sigma_jax.configs.data import data_fields
 from sigma_jax.data.config import DataConfig
@@ -170,9 +175,30 @@ def few_programs():
 
 
 @pytest.fixture(scope="session")
-def tables_folder(tmp_path_factory) -> Path:
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """The function `made_once(name, make)`: a folder that `make` fills, shared by all workers.
+
+    The first worker that asks fills it while the others wait. The folder is read only.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def made_once(name: str, make: Callable[[Path], None]) -> Path:
+        folder, is_filled = root / name, root / f"{name}.filled"
+        with FileLock(root / f"{name}.lock"):
+            if not is_filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                is_filled.touch()
+        return folder
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
+def tables_folder(made_once) -> Path:
     """A folder with every table of the shop; read only."""
-    return write_tables(tmp_path_factory.mktemp("tables"), tiny_tables())
+    return made_once("tables", lambda folder: write_tables(folder, tiny_tables()))
 
 
 @pytest.fixture(scope="session")
@@ -182,12 +208,14 @@ def data_config(tables_folder) -> DataConfig:
 
 
 @pytest.fixture(scope="session")
-def prepared(data_config, tmp_path_factory) -> PreparedData:
+def prepared(data_config, made_once) -> PreparedData:
     """The prepared shop, in a folder `data` as in a workdir; read only."""
-    folder = tmp_path_factory.mktemp("workdir") / "data"
-    folder.mkdir()
-    prepare(data_config, 0, folder)
-    return PreparedData.load(folder)
+
+    def make(folder: Path) -> None:
+        (folder / "data").mkdir(parents=True)
+        prepare(data_config, 0, folder / "data")
+
+    return PreparedData.load(made_once("prepared", make) / "data")
 
 
 @pytest.fixture(scope="session", name="tiny_config")
@@ -197,7 +225,7 @@ def tiny_config_fixture():
 
 
 @pytest.fixture(scope="session")
-def trained(tables_folder, tmp_path_factory):
+def trained(tables_folder, made_once):
     """(config, workdir) of a run of all stages for a few steps on the shop; read only."""
     from tiny_run import tiny_run
 
@@ -205,16 +233,13 @@ def trained(tables_folder, tmp_path_factory):
     from sigma_jax.runtime.config import MeshConfig
     from sigma_jax.runtime.sharding import make_mesh
 
-    config, workdir = tiny_run(tables_folder), tmp_path_factory.mktemp("trained")
-    train.train(config, workdir, make_mesh(MeshConfig(-1, 1, 1)))
-    return config, workdir
+    config, mesh = tiny_run(tables_folder), make_mesh(MeshConfig(-1, 1, 1))
+    return config, made_once("trained", lambda folder: train.train(config, folder, mesh))
 
 
 @pytest.fixture(scope="session")
-def exported(trained, tmp_path_factory) -> Path:
+def exported(trained, made_once) -> Path:
     """The export of `trained`; read only."""
     from sigma_jax.serving.bundle import export
 
-    folder = tmp_path_factory.mktemp("export") / "small"
-    export(trained[1], folder)
-    return folder
+    return made_once("export-small", lambda folder: export(trained[1], folder))

@@ -82,6 +82,7 @@ def report(tmp_path_factory) -> tuple[str, dict]:
     return done.stdout, json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_step_is_compiled_and_described(report):
     shown, found = report
     assert found["fits"] and 0 < found["memory"] < found["chip_memory"] == 16 * GIB
@@ -93,6 +94,7 @@ def test_a_step_is_compiled_and_described(report):
     assert "fits" in shown
 
 
+@pytest.mark.slow
 def test_no_chip_ever_holds_a_table_of_all_items():
     """Lookups of a batch and 4,096 negatives shared by all rows read the sharded table."""
     items, config = 2**21, get_config("smoke")
@@ -109,6 +111,7 @@ def test_no_chip_ever_holds_a_table_of_all_items():
     assert not re.search(rf"\[(\d+,)*{items}[,\]]", text)
 
 
+@pytest.mark.slow
 def test_inference_is_compiled_and_described(tmp_path):
     path = tmp_path / "report.json"
     words = ["--config=configs/sft.py:smoke", "--topology=v5e-4", "--items=5000"]
@@ -251,6 +254,7 @@ def test_the_nearest_setting_that_fits(monkeypatch, shared, own, of_row, wanted,
     assert nearest_fit(training, mesh_fields, mesh, "v5e:2x2") == wanted
 
 
+@pytest.mark.slow
 def test_a_model_that_is_too_large_gets_the_nearest_setting():
     words = ["--config.train.batch_size=16", "--config.prompt.layout.row_tokens=16384"]
     done = run("--config=configs/sft.py:smoke", "--topology=v5e-4", "--items=5000", *words)

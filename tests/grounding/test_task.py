@@ -206,6 +206,7 @@ task.finalize_on_all_hosts(template.merge(state.params, state.rest), mesh)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_encode_the_catalogue_like_one(workdir):
     path = workdir / "train" / "grounding" / "text_vectors.npy"
     vectors = []
@@ -218,6 +219,7 @@ def test_two_processes_encode_the_catalogue_like_one(workdir):
     np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_loss_of_one(workdir):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
 SCRIPT = """
 from unittest import mock
 import jax, jax.numpy as jnp, numpy as np

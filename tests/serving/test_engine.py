@@ -211,6 +211,7 @@ def test_a_new_version_compiles_nothing_and_no_answer_mixes_two(export_copy, dat
     assert compiled() == before
 
 
+@pytest.mark.slow
 def test_no_request_waits_for_the_compilation_of_a_larger_version(export_copy, data, tmp_path):
     engine, rows = RecommendationEngine(export_copy, SETTINGS), users_of(data, 3)
     bundle, before = Bundle.open(export_copy), engine.current.version

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from processes import finish, start
 
+pytestmark = pytest.mark.slow
+
 MESHES = {"data 8": (8, 1, 1), "fsdp 8": (1, 8, 1), "fsdp 4 x tensor 2": (1, 4, 2)}
 SCRIPT = """
 import json, pickle, sys

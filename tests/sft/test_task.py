@@ -141,6 +141,7 @@ def weights(workdir: Path) -> dict[str, np.ndarray]:
     return own | load_file(workdir / "sft" / "backbone" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_killed_stage_3_ends_with_the_same_bits(trained, tables_folder, tmp_path):
     other = without_stage_3(trained, tmp_path)
     assert run_stages(tables_folder, other, die_at=8) == -9
@@ -154,6 +155,7 @@ def test_a_killed_stage_3_ends_with_the_same_bits(trained, tables_folder, tmp_pa
     assert logs[0].read_text().count("\n") == logs[1].read_text().count("\n")
 
 
+@pytest.mark.slow
 def test_the_loss_on_eight_devices_is_that_on_one(trained, tables_folder, tmp_path):
     other = without_stage_3(trained, tmp_path)
     assert run_stages(tables_folder, other, devices=8) == 0
@@ -168,6 +170,7 @@ def test_the_loss_on_eight_devices_is_that_on_one(trained, tables_folder, tmp_pa
     np.testing.assert_allclose(eight[0], one[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_with_lora_the_saved_backbone_is_that_of_grounding_plus_the_adapters(trained, tmp_path):
     config, workdir = trained
     other = without_stage_3(trained, tmp_path)
@@ -252,6 +255,7 @@ def test_refitting_sees_validation_targets_and_no_test_target(trained):
     assert not len(refit.validation({"JustForYou": 50}))
 
 
+@pytest.mark.slow
 def test_a_refit_keeps_the_reranker_s_weights_and_changes_network_and_counts(trained, tmp_path):
     config, _ = trained
     other = without_stage_3(trained, tmp_path)
