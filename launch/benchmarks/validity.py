@@ -21,7 +21,7 @@ from sigma_jax.generation.beam import first_state, select
 from sigma_jax.index import device_index
 from sigma_jax.index.candidates import SearchInputs
 from sigma_jax.index.trie import leaves_of
-from sigma_jax.index.trie_build import build_trie, mark_active, with_room
+from sigma_jax.index.trie_build import build_trie, mark_active, with_spare_capacity
 
 REQUESTS = 250  # per catalogue
 WIDTH, COUNT, SEEN = 8, 5, 3  # vector width; items per path; seen items per request
@@ -58,7 +58,7 @@ def check(number: int) -> tuple[int, int, int]:
     codes = rng.integers(0, size, (count, levels)).astype(np.int32)
     is_active = rng.random(count) < rng.choice([0.05, 0.5, 1.0])
     is_active[rng.integers(count)] = True
-    trie = with_room(build_trie(codes, levels, size))
+    trie = with_spare_capacity(build_trie(codes, levels, size))
     active_items = None if is_active.all() else mark_active(trie, is_active)
     index = device_index.build_device_index(
         trie, rng.normal(size=(count, WIDTH)).astype(np.float32)

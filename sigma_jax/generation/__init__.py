@@ -1,1 +1,1 @@
-"""The three steps of section 2.4 of SIGMA: prefixes, items inside each, one ranking."""
+"""Three-step item generation (section 2.4 of SIGMA): prefixes, items inside them, fusion."""

@@ -1,11 +1,14 @@
 """Step one of generation: SID prefixes by beam search over the trie (Eq. 6-8 of SIGMA).
 
-The prompt is read once; its keys and values are stored once a user and shared by all beams. The
-beams' own tokens stand behind it in the same cache, and a mask says which of them are a beam's
-ancestors. So a beam that changes its parent moves no keys or values, only a row of the mask.
+The network reads each prompt once, and all beams share its keys and values. The tokens of the beams
+follow in the same cache, and a mask says which of them each beam sees: its ancestors. So the search
+copies no keys or values when beams change their parents. It changes rows of the mask.
 
 Worked example, two beams, two codes: cache rows [prompt | a b | ...]. If both survivors descend
-from b, both may look at row b and neither at row a; nothing is copied.
+from b, both see row b and neither sees row a.
+
+Axes: B requests, T tokens of a prompt, I items, C codes, D dimensions, M beams, K beams of the next
+level, W children of a beam, y codes of a prefix, n nodes of a level.
 """
 
 from __future__ import annotations
@@ -29,13 +32,13 @@ from sigma_jax.models.qwen3 import causal_mask
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """Prompts in ordinary order, padded on the right."""
+    """A batch of prompts, padded on the right."""
 
     tokens: Int[Array, "B T"]
-    items: Int[Array, "B T"]  # item at its slot, else -1
+    items: Int[Array, "B T"]  # the items at the item slots, else -1
     positions: Int[Array, "B T"]
-    is_token: Bool[Array, "B T"]  # False where padding
-    lengths: Int[Array, " B"]
+    is_token: Bool[Array, "B T"]  # False for padding
+    lengths: Int[Array, " B"]  # tokens of each prompt
 
 
 @jax.tree_util.register_dataclass
@@ -47,21 +50,20 @@ class Beams:
     scores: Float[Array, "B M"]  # phi of Eq. 7; -inf where invalid
     is_valid: Bool[Array, "B M"]
     leaves: Int[Array, "B M"]  # the prefix's number in the trie, -1 where invalid
-    queries: Float[
-        Array, "B M D"
-    ]  # h of Eq. 8 in the space of fused items (RecommenderNetwork.query)
-    tasks: Float[Array, "B tasks"]  # how likely each was asked for; where none is read, one: 1
+    queries: Float[Array, "B M D"]  # h of Eq. 8, in the space of fused item vectors
+    # Probability that the instruction is of each task; one column of 1 without a task head.
+    tasks: Float[Array, "B tasks"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BeamState:
-    """Beams between two steps."""
+    """The beams between two steps."""
 
-    scores: Float[Array, "B M"]
+    scores: Float[Array, "B M"]  # -inf where invalid
     nodes: Int[Array, "B M"]  # -1 where invalid
     codes: Int[Array, "B M t"]  # codes chosen so far
-    ancestors: Bool[Array, "B M R"]  # which of the R rows that beams read a beam descends from
+    ancestors: Bool[Array, "B M R"]  # whether a beam descends from each of R rows
 
 
 def beam_search(
@@ -75,47 +77,47 @@ def beam_search(
     active: ActiveItems | None = None,
     margin: float = math.inf,
 ) -> Beams:
-    """The likeliest prefixes of real items, and their queries (Eq. 6-8 of SIGMA).
+    """The likeliest prefixes, and the query of each (Eq. 6-8 of SIGMA).
 
-    Scores are exact log-probabilities: each path scored on its own gives the same. Every prefix
-    is a path of the trie, so it belongs to at least one item. A trie of depth 0 gives one beam, the
-    root. The function is traced under `jax.jit`.
+    Scores are exact log-probabilities. They equal those of paths that are scored one by one. Every
+    prefix is a path of the trie, so at least one item has it. A trie of depth 0 gives one beam, the
+    root. The function may be traced by `jax.jit`.
 
     Args:
       widths: beams after each level of the trie.
-      item_query: the token that asks for the item (PromptLayout); with "none" queries are 0.
-      prefix_scorer: scores prefixes by the item head; None for a network without one.
-      active: the items that may be recommended; None: all.
-      margin: beams less likely than the best by more than this, in log P, are dropped.
+      item_query: the token that asks for the item (PromptLayout). With "none", queries are 0.
+      prefix_scorer: scores prefixes by the item head. None: the network has no item head.
+      active: the items that may be recommended. None: all.
+      margin: beams that are less likely than the best by more than this, in log P, are dropped.
     """
     depth = trie.depth
     assert len(widths) == depth, (widths, depth)
     batch, length = prompts.tokens.shape
     tokens_of = _tokens_of_levels(depth, item_query)
-    own_rows = sum(map(operator.mul, widths, tokens_of))
-    cache = KVCache.empty(model.backbone.config, batch, length + own_rows)
+    beam_rows = sum(map(operator.mul, widths, tokens_of))
+    cache = KVCache.empty(model.backbone.config, batch, length + beam_rows)
     hidden, cache = _read_prompt(model, tables, prompts, cache)
     state, hidden = first_state(batch), hidden[:, None]
     tasks = jnp.ones((batch, 1), jnp.float32)
     if model.config.has_task_head:
         tasks = jax.nn.softmax(model.task_logits(hidden[:, 0]), axis=-1)
-    looked_at = (prompts.items, prompts.is_token[:, None], tables)
-    opened, below = None, [None] * depth
+    pointer_inputs = (prompts.items, prompts.is_token[:, None], tables)
+    item_head_query, prefix_scores = None, [None] * depth
     if prefix_scorer is not None:
-        opened = model.item_head_vector(hidden, *looked_at)
-        below = prefix_scorer.node_scores(opened[:, 0])
+        item_head_query = model.item_head_vector(hidden, *pointer_inputs)
+        prefix_scores = prefix_scorer.node_scores(item_head_query[:, 0])
     for level in range(depth):
         log_probs = model.code_log_probs(hidden, level)
         if prefix_scorer is not None:
             log_probs *= model.code_head_weight[...]
         state = select(
-            state, log_probs, trie, level, widths[level], None, below[level], active, margin
+            state, log_probs, trie, level, widths[level], None, prefix_scores[level], active, margin
         )
         if level == depth - 1 and item_query == "none":
             break
         tokens = _tokens_after(model, state, level, tokens_of[level])
         hidden, state, cache = _extend(model, tables, prompts, state, tokens, level, cache)
-    queries = _queries(model, state, hidden, opened, looked_at, item_query)
+    queries = _queries(model, state, hidden, item_head_query, pointer_inputs, item_query)
     return Beams(
         codes=state.codes,
         scores=state.scores,
@@ -127,14 +129,17 @@ def beam_search(
 
 
 def _tokens_of_levels(depth: int, item_query: str) -> list[int]:
-    """Tokens that a beam reads after each level: the query token goes with the last code."""
+    """The number of tokens that a beam reads after each level.
+
+    It reads one code. After the last level this depends on `item_query`: with "token" it reads the
+    query token too, and with "none" it reads nothing.
+    """
     last = {"token": 2, "code": 1, "none": 0}[item_query]
     return [1] * (depth - 1) + [last] * (depth > 0)
 
 
 def _tokens_after(model, state: BeamState, level: int, count: int) -> Int[Array, "B M n"]:
-    """The tokens that each beam reads after `level`: its last code and, as the second, the query
-    token."""
+    """The tokens that each beam reads after `level`: its last code; with count=2 a query."""
     last = state.codes[:, :, -1]
     tokens = jnp.where(jnp.isfinite(state.scores), model.space.code(level, last), 0)[..., None]
     if count < 2:
@@ -144,24 +149,34 @@ def _tokens_after(model, state: BeamState, level: int, count: int) -> Int[Array,
 
 
 def _queries(
-    model, state: BeamState, hidden, opened: Array | None, looked_at: tuple, item_query: str
+    model,
+    state: BeamState,
+    hidden,
+    item_head_query: Array | None,
+    pointer_inputs: tuple,
+    item_query: str,
 ) -> Float[Array, "B M D"]:
-    """The query of each beam (Eq. 8), with that of the item head added where there is one.
+    """The query of each beam (Eq. 8). A network with an item head adds the query of that head.
 
     Args:
-      hidden: of the token that asks for the item.
-      opened: the item head's query; None for a network without an item head.
+      hidden: [B, M, D], the state at the token that asks for the item.
+      item_head_query: [B, 1, D]. None: the network has no item head.
+      pointer_inputs: the prompts' items, which tokens are seen, and the tables.
     """
     if item_query == "none":
         return jnp.zeros((*state.scores.shape, model.config.item_encoder.fused_width))
     if not state.codes.shape[-1]:
-        return opened
-    queries = model.query_head_vector(hidden, *looked_at)
-    return queries if opened is None else opened + model.query_head_weight[...] * queries
+        return item_head_query
+    queries = model.query_head_vector(hidden, *pointer_inputs)
+    return (
+        queries
+        if item_head_query is None
+        else item_head_query + model.query_head_weight[...] * queries
+    )
 
 
 def _read_prompt(model, tables, prompts: Prompts, cache: KVCache):
-    """Fills the cache; the hidden state [B, D] of each prompt's last token."""
+    """(hidden, cache): the state [B, D] at each prompt's last token, and the filled cache."""
     mask = causal_mask(prompts.is_token.astype(jnp.int32))
     hidden, cache = model(
         prompts.tokens, prompts.items, prompts.positions, mask, tables, cache=cache
@@ -170,7 +185,7 @@ def _read_prompt(model, tables, prompts: Prompts, cache: KVCache):
 
 
 def first_state(batch: int) -> BeamState:
-    """One beam a prompt, at the root; it has read nothing of its own."""
+    """One beam for each prompt, at the root. It has read no tokens beyond the prompt."""
     return BeamState(
         scores=jnp.zeros((batch, 1), jnp.float32),
         nodes=jnp.zeros((batch, 1), jnp.int32),
@@ -186,20 +201,24 @@ def select(
     level: int,
     num_beams: int,
     log_normaliser: Float[Array, "B M"] | None = None,
-    below: Float[Array, "B n"] | None = None,
+    prefix_scores: Float[Array, "B n"] | None = None,
     active: ActiveItems | None = None,
     margin: float = math.inf,
 ) -> BeamState:
-    """The best `num_beams` children of all beams; score -inf and node -1 where there are fewer.
+    """The best `num_beams` children of all beams (Eq. 6-7 of SIGMA).
+
+    Score -inf and node -1 fill up where there are fewer children.
 
     Args:
-      log_normaliser: of `log_probs` that do not sum to one yet.
-      below: the prefix score of each node of the next level; children alone share probability.
-      active: the items that may be recommended.
-      margin: children less likely than the best by more are dropped.
+      log_probs: log-probability of each code of `level` for each beam.
+      log_normaliser: is subtracted from `log_probs` that do not sum to one. None: they do.
+      prefix_scores: the prefix score of each node of the next level. The children of a beam then
+        share all its probability. None: the network has no item head.
+      active: the items that may be recommended. None: all.
+      margin: children that are less likely than the best by more than this are dropped.
     """
     tables = trie.dense if active is None else active.dense
-    if below is None and str(level) in tables:
+    if prefix_scores is None and str(level) in tables:
         table = tables[str(level)]
         return _select_dense(
             state, log_probs, trie, level, table, num_beams, log_normaliser, margin
@@ -208,13 +227,13 @@ def select(
     step = jnp.take_along_axis(log_probs, jnp.where(is_child, codes, 0), axis=-1)
     if log_normaliser is not None:
         step -= log_normaliser[..., None]
-    if below is not None:
-        place = nodes - jnp.asarray(trie.level_start)[level + 1]  # below 0: a tail, an only child
+    if prefix_scores is not None:
+        place = nodes - jnp.asarray(trie.level_start)[level + 1]  # negative: a tail, an only child
         flat = jnp.maximum(place, 0).reshape(len(nodes), -1)
-        scores_below = jnp.take_along_axis(below, flat, axis=1).reshape(nodes.shape)
-        step += jnp.where(place >= 0, scores_below, 0.0)
+        node_scores = jnp.take_along_axis(prefix_scores, flat, axis=1).reshape(nodes.shape)
+        step += jnp.where(place >= 0, node_scores, 0.0)
         step = jax.nn.log_softmax(jnp.where(is_child, step, LOG_ZERO), axis=-1)
-    if active is not None:  # its items keep the probability they have among all
+    if active is not None:  # active items keep the probability that they have among all items
         is_child &= active.has_nodes(nodes)
     scores = jnp.where(is_child, state.scores[..., None] + step, -jnp.inf)
     best, parent, place = _best_children(scores, num_beams, margin)
@@ -222,7 +241,7 @@ def select(
     def pick(values: Array) -> Array:
         return jnp.take_along_axis(values.reshape(len(values), -1), place, axis=1)
 
-    return _grown(state, best, parent, pick(codes), pick(nodes))
+    return _next_state(state, best, parent, pick(codes), pick(nodes))
 
 
 def _select_dense(
@@ -235,22 +254,26 @@ def _select_dense(
     log_normaliser: Float[Array, "B M"] | None,
     margin: float,
 ) -> BeamState:
-    """`select` where most codes are children: scores of all codes, and the nodes of the best."""
+    """`select` for a level with a dense table: it scores all codes and then finds the best nodes.
+
+    Args:
+      table: whether each code follows each node of the level.
+    """
     is_beam = state.nodes >= 0
     row = jnp.where(is_beam, state.nodes - jnp.asarray(trie.level_start)[level], 0)
     is_child = jnp.asarray(table)[row] & is_beam[..., None]
-    before = state.scores if log_normaliser is None else state.scores - log_normaliser
-    scores = jnp.where(is_child, before[..., None] + log_probs, -jnp.inf)
+    beam_scores = state.scores if log_normaliser is None else state.scores - log_normaliser
+    scores = jnp.where(is_child, beam_scores[..., None] + log_probs, -jnp.inf)
     best, parent, place = _best_children(scores, num_beams, margin)
     codes = place % log_probs.shape[-1]
-    above = jnp.maximum(jnp.take_along_axis(state.nodes, parent, axis=1), 0)
-    return _grown(state, best, parent, codes, child_of(trie, above, codes))
+    parents = jnp.maximum(jnp.take_along_axis(state.nodes, parent, axis=1), 0)
+    return _next_state(state, best, parent, codes, child_of(trie, parents, codes))
 
 
 def _best_children(
     scores: Float[Array, "B M W"], num_beams: int, margin: float
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"], Int[Array, "B K"]]:
-    """Scores of the best, their parents and their places among all M * W."""
+    """(scores, parent, place) of the best children; a place counts all M * W children."""
     batch, parents, width = scores.shape
     flat = scores.reshape(batch, -1)
     if flat.shape[1] < num_beams:
@@ -262,14 +285,19 @@ def _best_children(
     return best, place // width, place
 
 
-def _grown(
+def _next_state(
     state: BeamState,
     best: Float[Array, "B K"],
     parent: Int[Array, "B K"],
     codes: Int[Array, "B K"],
     nodes: Int[Array, "B K"],
 ) -> BeamState:
-    """The state with these children in place of their parents."""
+    """The state in which children replace their parents.
+
+    Args:
+      best: scores of the children.
+      parent: the beam that each child descends from.
+    """
 
     def inherit(values: Array) -> Array:
         return jnp.take_along_axis(values, parent[..., None], axis=1)
@@ -283,28 +311,31 @@ def _grown(
 
 
 def _extend(model, tables, prompts: Prompts, state: BeamState, tokens, level: int, cache: KVCache):
-    """Reads `tokens` [B, M, n] of each beam into rows of the cache; the hidden state [B, M, D] of
-    each beam's last one."""
+    """(hidden, state, cache) after the network has read `tokens` [B, M, n] of the beams.
+
+    `hidden` [B, M, D] is the state at the last token of each beam. The cache has a new row for each
+    token.
+    """
     batch, num_beams, count = tokens.shape
     rows = num_beams * count
-    own_row = jnp.eye(rows, dtype=bool).reshape(num_beams, count, rows)
-    before = jnp.cumsum(own_row, axis=1).astype(bool)  # token j of a beam sees tokens 0..j
+    is_own_row = jnp.eye(rows, dtype=bool).reshape(num_beams, count, rows)
+    own_tokens = jnp.cumsum(is_own_row, axis=1).astype(bool)  # token j of a beam sees 0..j
 
-    def each(values: Array, shape: tuple[int, ...]) -> Array:
+    def for_each_token(values: Array, shape: tuple[int, ...]) -> Array:
         return jnp.broadcast_to(values, (batch, num_beams, count, *shape))
 
-    prompt = each(prompts.is_token[:, None, None], prompts.is_token.shape[1:])
-    above = each(state.ancestors[:, :, None], state.ancestors.shape[2:])
-    mask = jnp.concatenate([prompt, above, each(before, (rows,))], axis=-1)
+    prompt = for_each_token(prompts.is_token[:, None, None], prompts.is_token.shape[1:])
+    ancestors = for_each_token(state.ancestors[:, :, None], state.ancestors.shape[2:])
+    mask = jnp.concatenate([prompt, ancestors, for_each_token(own_tokens, (rows,))], axis=-1)
     positions = prompts.lengths[:, None, None] + level + jnp.arange(count)
     hidden, cache = model(
         tokens.reshape(batch, rows),
         jnp.full((batch, rows), -1),
-        each(positions, ()).reshape(batch, rows),
+        for_each_token(positions, ()).reshape(batch, rows),
         mask.reshape(batch, rows, -1),
         tables,
         cache=cache,
     )
     hidden = hidden.reshape(batch, num_beams, count, -1)[:, :, -1]
-    seen = mask[:, :, -1, prompts.is_token.shape[1] :]
-    return hidden, dataclasses.replace(state, ancestors=seen), cache
+    seen_rows = mask[:, :, -1, prompts.is_token.shape[1] :]
+    return hidden, dataclasses.replace(state, ancestors=seen_rows), cache

@@ -1,4 +1,4 @@
-"""How to generate."""
+"""Settings of generation: ranker, beams, retrieval and fusion (Eq. 6-11 of SIGMA)."""
 
 from __future__ import annotations
 
@@ -11,40 +11,44 @@ RANKERS = ("three_step", "exhaustive")
 FUSIONS = ("adaptive", "first_prefix")
 NORMALISERS = ("exact", "retrieved")
 RETRIEVALS = ("exact", "scann")
-# Constants that are tried in place of Eq. 11's sigma.
+# Constants that may replace sigma of Eq. 11.
 SIGMA_GRID = (0.25, 0.35, 0.5, 0.7, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """How to generate."""
+    """How items are ranked.
 
-    # How items are ranked: "three_step" searches beams over codes, then items inside their
-    # prefixes,
-    # and fuses both (section 2.4). "exhaustive" scores all items at once by the item head.
+    ValueError if a field has an unknown or impossible value.
+    """
+
+    # "three_step" searches beams over codes, then items inside their prefixes, and fuses both
+    # (section 2.4). "exhaustive" scores all items at once by the item head.
     ranker: str
     num_beams: int  # K of Eq. 6
-    num_retrieved: int  # M of Eq. 9, for each prefix; without codes num_beams times as many
+    num_retrieved: int  # M of Eq. 9, for each prefix; times num_beams without codes
     temperature: float  # tau of Eq. 11
-    sigma: str | float  # "deviation" of the beam scores (Eq. 11), or a constant in its place
-    sigma_floor: float  # the least sigma; 1 is that of training (Eq. 5)
-    normaliser: str  # of Eq. 11: over all items of the prefix ("exact") or the retrieved ones
+    sigma: str | float  # "deviation" of the beam scores (Eq. 11), or a constant
+    sigma_floor: float  # the least deviation; training has sigma 1 (Eq. 5)
+    # Eq. 11 divides by a sum over all items of the prefix ("exact") or over "retrieved" items.
+    normaliser: str
     fusion: str  # "adaptive" (APF), or "first_prefix": the ablation of Table 1
     batch_size: int  # prompts at a time
-    early_beams: tuple[int, ...]  # in place of K after the levels before the last; () is K for all
-    beam_margin: float  # beams further behind the best, in log P, are dropped; 0: none is
-    # Items inside a prefix: "exact", all compared on the device, or "scann", on the host: for CPUs
-    # and prefixes of ten thousands of items (host_index.py). The normaliser is then estimated.
+    early_beams: tuple[int, ...]  # beams after each level but the last; (): K after each
+    # Beams that are less likely than the best by more than this, in log P, are dropped. 0: none is.
+    beam_margin: float
+    # Search inside a prefix. "exact" compares all items on the device. "scann" runs on the host,
+    # for CPUs and prefixes of tens of thousands of items. It estimates the normaliser.
     retrieval: str
 
     def __post_init__(self):
-        known = {
+        choices_of = {
             "ranker": RANKERS,
             "fusion": FUSIONS,
             "normaliser": NORMALISERS,
             "retrieval": RETRIEVALS,
         }
-        for name, choices in known.items():
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"generation.{name}={getattr(self, name)!r} is unknown; use one of {choices}."
@@ -67,19 +71,22 @@ class GenerationConfig:
             raise ValueError(f"generation.early_beams={self.early_beams}; use 1 or more each.")
 
     def widths(self, depth: int) -> tuple[int, ...]:
-        """Beams after each of `depth` levels. ValueError where `early_beams` are of other many."""
+        """Beams after each of `depth` levels. ValueError if `early_beams` are not `depth` - 1."""
         if self.early_beams and depth and len(self.early_beams) != depth - 1:
             raise ValueError(
-                f"generation.early_beams={self.early_beams}, but {depth} codes are generated; give "
-                f"{depth - 1} widths, or none."
+                f"generation.early_beams={self.early_beams} has {len(self.early_beams)} entries, "
+                f"but {depth} codes are generated; give {depth - 1} widths, or none."
             )
         return (self.early_beams or (self.num_beams,) * (depth - 1)) + (self.num_beams,) * (
             depth > 0
         )
 
     def under_load(self, share: float) -> GenerationConfig:
-        """For times when only `share` of the work can be done: fewer beams, a power of two of them,
-        so that few programs are compiled (Generator.at_load)."""
+        """The config with fewer beams, for times when only `share` of the work can be done.
+
+        The number of beams becomes a power of two, so that few programs are compiled. With a
+        `share` of 1 or more the config stays as it is.
+        """
         if share >= 1:
             return self
         widths = (self.num_beams, *self.early_beams)

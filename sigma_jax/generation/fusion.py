@@ -1,10 +1,14 @@
-"""Adaptive probabilistic fusion (APF): beam scores and cosines to one ranking (Eq. 10-11 of SIGMA).
+"""Adaptive probabilistic fusion (APF) of beam scores and cosines (Eq. 10-11 of SIGMA).
 
-Safeguards beyond the paper's letter: deviation over valid beams only (a beam of score -inf would
-make it NaN), a floor under it (one beam, or equal scores, would make every item equally likely),
-and either normaliser of Eq. 11: over all of V_k ("exact") or over the retrieved ("retrieved").
+It differs from the letter of the paper in three ways:
 
-Axes: M beams, R items retrieved for a beam, n items recommended; `*B` any requests.
+- The deviation is that of valid beams. A beam of score -inf would make it NaN.
+- The deviation has a floor. A deviation of 0, as of one beam, makes all items equally likely.
+- The denominator of Eq. 11 is a sum over all of V_k ("exact") or over the retrieved items
+  ("retrieved").
+
+Axes: M beams, R items retrieved for a beam, N candidates of a request, n items recommended; `*B`
+any axes of requests.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ def beam_deviation(
     beam_scores: Float32[Array, "*B M"], is_valid: Bool[Array, "*B M"], floor: float
 ) -> Float32[Array, "*B"]:
     """Population standard deviation of the valid beams' scores, at least `floor` (Eq. 11)."""
-    # float32, and around the mean, not E[x^2] - E[x]^2, which cancels for scores such as -40.
+    # float32, and not E[x^2] - E[x]^2: the difference cancels for scores such as -40.
     scores = jnp.where(is_valid, beam_scores.astype(jnp.float32), 0.0)
     count = jnp.maximum(is_valid.sum(-1), 1)
     mean = scores.sum(-1) / count
@@ -35,12 +39,17 @@ def inverse_temperature(
     sigma: str | float,
     floor: float,
 ) -> Float32[Array, "*B"]:
-    """The factor sigma / tau of the cosines in Eq. 11.
+    """sigma / tau of Eq. 11, by which cosines are multiplied.
 
-    `sigma` is "deviation" (the paper) or a number that stands for it in every request (COBRA).
+    ValueError if `temperature` is not above 0 or `sigma` is unknown.
+
+    Args:
+      temperature: tau.
+      sigma: "deviation", as in the paper, or a number for all requests, as in COBRA.
+      floor: the least deviation.
     """
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature} must be above 0; the paper uses 0.05.")
+        raise ValueError(f"temperature={temperature}; use a number above 0 (the paper: 0.05).")
     if isinstance(sigma, str):
         if sigma != "deviation":
             raise ValueError(f'sigma={sigma!r} is unknown; use "deviation" or a number.')
@@ -53,9 +62,9 @@ def retrieved_log_normaliser(
     is_valid_item: Bool[Array, "*B M R"],
     inverse_temperature: Float32[Array, "*B"],
 ) -> Float32[Array, "*B M"]:
-    """Log denominator of Eq. 11 over the retrieved items only; the exact one comes from `search`.
+    """Log denominator of Eq. 11 over the retrieved items; -inf for a beam without items.
 
-    -inf for a beam without items.
+    The exact denominator comes from the search (Candidates.log_normaliser).
     """
     logits = jnp.where(is_valid_item, cosines, 0.0) * inverse_temperature[..., None, None]
     return jax.nn.logsumexp(logits, axis=-1, where=is_valid_item)
@@ -71,7 +80,7 @@ def fuse(
 ) -> Float32[Array, "*B M R"]:
     """Log-probability of every retrieved item (Eq. 10-11); -inf where there is none."""
     is_valid = is_valid_beam[..., None] & is_valid_item
-    # Zeros stand in for invalid entries before the sums: -inf - -inf and -inf * 0 are NaN.
+    # Invalid entries are 0 before the sums, since -inf - -inf and -inf * 0 are NaN.
     prefix = jnp.where(is_valid_beam, beam_scores, 0.0)
     prefix = prefix - jnp.where(is_valid_beam, log_normaliser, 0.0)
     logits = jnp.where(is_valid, cosines, 0.0) * inverse_temperature[..., None, None]
@@ -90,8 +99,8 @@ def fuse_candidates(
     """Log-probability of every candidate (Eq. 10-11); -inf where there is none.
 
     Args:
-      normaliser: "exact" or "retrieved" (GenerationConfig).
-      fusion: "adaptive", or "first_prefix" for the items of the best beam only.
+      normaliser: "exact" or "retrieved" (GenerationConfig.normaliser).
+      fusion: "adaptive", or "first_prefix" to keep the items of the best beam only.
     """
     log_normaliser = candidates.log_normaliser
     if normaliser == "retrieved":
@@ -121,7 +130,10 @@ def keep_first_prefix(
     beam_scores: Float32[Array, "*B M"],
     is_valid_beam: Bool[Array, "*B M"],
 ) -> Float32[Array, "*B N"]:
-    """The items of the best beam only: the row "- APF (Top-K 1st Prefix)" of Table 1."""
+    """`log_prob` with -inf for items outside the best beam.
+
+    This is the row "- APF (Top-K 1st Prefix)" of Table 1 of SIGMA.
+    """
     best = jnp.argmax(jnp.where(is_valid_beam, beam_scores, -jnp.inf), axis=-1)
     return jnp.where(beams == best[..., None], log_prob, -jnp.inf)
 
@@ -131,31 +143,32 @@ def merge(
     log_prob: Float32[Array, "*B MR"],
     count: int,
 ) -> tuple[Int32[Array, "*B n"], Float32[Array, "*B n"], Int32[Array, "*B n"]]:
-    """The best `count` items, best first: (items, log_prob, their index among the candidates).
+    """(items, log_prob, index) of the best `count` items, best first.
 
-    An item given twice keeps its best entry; equal probabilities go to the lower item. Where fewer
-    than `count` remain the rest is item -1, log_prob -inf, index -1.
+    `index` is the place of each among the candidates. An item that is given twice keeps its best
+    entry. Ties are broken by the lower item. Item -1, log_prob -inf and index -1 fill up where
+    fewer items exist.
 
     Worked example: items [4, 7, 4], probabilities [.1, .2, .3], count 3
     -> items [4, 7, -1], probabilities [.3, .2, 0], index [2, 1, -1].
     """
     index = jnp.broadcast_to(jnp.arange(items.shape[-1], dtype=jnp.int32), items.shape)
-    # A valid entry has a finite probability; NaN would otherwise float to the top of top_k.
+    # NaN becomes -inf: top_k would put it first.
     log_prob = jnp.where((items >= 0) & (log_prob > -jnp.inf), log_prob, -jnp.inf)
     cost = -log_prob
     items, cost, index = jax.lax.sort((items, cost, index), dimension=-1, num_keys=2)
     is_repeat = jnp.pad(items[..., 1:] == items[..., :-1], [(0, 0)] * (items.ndim - 1) + [(1, 0)])
-    # jax's top_k takes the lower index on ties, and the entries now stand by item.
+    # Entries now stand in the order of items, and top_k prefers the lower index on ties.
     is_kept = ~is_repeat & jnp.isfinite(cost)
     score = jnp.where(is_kept, -cost, -jnp.inf)
     missing = count - score.shape[-1]
     best, rows = jax.lax.top_k(score, min(count, score.shape[-1]))
     is_found = best > -jnp.inf
-    found = (jnp.take_along_axis(array, rows, axis=-1) for array in (items, index))
-    found_items, found_index = (jnp.where(is_found, array, -1) for array in found)
+    best_rows = (jnp.take_along_axis(array, rows, axis=-1) for array in (items, index))
+    best_items, best_index = (jnp.where(is_found, array, -1) for array in best_rows)
     if missing > 0:
         padding = [(0, 0)] * (items.ndim - 1) + [(0, missing)]
         best = jnp.pad(best, padding, constant_values=-jnp.inf)
-        found_items = jnp.pad(found_items, padding, constant_values=-1)
-        found_index = jnp.pad(found_index, padding, constant_values=-1)
-    return found_items, best, found_index
+        best_items = jnp.pad(best_items, padding, constant_values=-1)
+        best_index = jnp.pad(best_index, padding, constant_values=-1)
+    return best_items, best, best_index

@@ -37,13 +37,15 @@ from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import SemanticIds
 from sigma_jax.shapes import power_of_two
 
-SMALL = 64  # beams and items of a prefix are rounded up to this number, which costs nothing
+LEAST_LIMIT = 64  # least limit of beams and of items of a prefix: smaller limits save nothing
 
 
 class Generator:
     """A trained network with the trie and the index of its catalogue.
 
     It compiles once for each shape of prompts. All methods take arrays of one batch.
+
+    Axes: B requests, M beams, S seen items, L extra candidates, I items, D dimensions.
     """
 
     def __init__(
@@ -60,18 +62,20 @@ class Generator:
         """A generator over the items of `trie`.
 
         Args:
+          tables: the network's frozen tables of items.
+          config: more beams than the trie has prefixes become as many, or a few more.
           item_query: the token that asks for the item (PromptLayout.item_query).
           vectors: vectors of all items, unit length. None: the network makes them.
           mesh: devices that hold equal parts of the item vectors. None: one device holds all.
           host_index: an index of these items for `retrieval="scann"`. None: it is built.
         """
-        self.config, self._longest = config, len(trie.sorted_items)  # prefix, in items
+        self.config, self._largest_prefix = config, len(trie.sorted_items)
         if trie.depth:
             sizes = np.diff(np.asarray(trie.leaf_start))
-            # Powers of two, and not few: similar catalogues share what is compiled.
-            self._longest = max(power_of_two(sizes.max()), SMALL)
-            most = max(power_of_two((sizes > 0).sum()), SMALL)
-            self.config = dataclasses.replace(config, num_beams=min(config.num_beams, most))
+            # Powers of two, so that similar catalogues share compiled programs.
+            self._largest_prefix = max(power_of_two(sizes.max()), LEAST_LIMIT)
+            max_beams = max(power_of_two((sizes > 0).sum()), LEAST_LIMIT)
+            self.config = dataclasses.replace(config, num_beams=min(config.num_beams, max_beams))
         self.item_query = item_query
         self.tables = {name: jnp.asarray(table) for name, table in tables.items()}
         self.trie = jax.tree.map(jnp.asarray, trie)
@@ -87,11 +91,12 @@ class Generator:
         if len(devices) == 1:
             self.one_device = make_mesh(MeshConfig(1, 1, 1), list(devices))
         self.host_index = None
-        self._host_index_of: tuple[ActiveItems, HostIndex] | None = None  # the last active items'
+        # The last active items, and the host index restricted to them.
+        self._last_restricted: tuple[ActiveItems, HostIndex] | None = None
         if config.retrieval == "scann":
-            usual = self._limited(config, 1).num_retrieved
+            retrieved = self._limit_retrieved(config, 1).num_retrieved
             self.host_index = host_index or HostIndex(
-                leaves_of_items(trie), np.asarray(vectors), usual
+                leaves_of_items(trie), np.asarray(vectors), retrieved
             )
         self.prefix_scorer = None
         if network.config.has_item_head:
@@ -110,7 +115,8 @@ class Generator:
     ) -> Generator:
         """A generator over all items of `semantic_ids`, with prefixes of `depth` codes.
 
-        All items of a prefix are equally likely where `item_query` is "none".
+        With `item_query` "none", all items of a prefix are equally likely. ValueError if the
+        exhaustive ranker meets a network without an item head.
         """
         depth = prefix_depth(network, depth, config)
         trie = build_trie(semantic_ids.codes, depth, semantic_ids.codebook_size)
@@ -119,14 +125,17 @@ class Generator:
     def at_load(self, share: float) -> Generator:
         """The generator with beams for `share` of the work (GenerationConfig.under_load).
 
-        It shares all arrays and compiled programs.
+        It shares all arrays and compiled programs with this one.
         """
         other = copy.copy(self)
         other.config = self.config.under_load(share)
         return other
 
     def mark_active(self, is_active: Bool[np.ndarray, " I"]) -> ActiveItems:
-        """The items that may be recommended. ValueError where there is none."""
+        """The items that may be recommended, on the device.
+
+        ValueError if there is none, or not one flag for each item.
+        """
         return jax.device_put(mark_active(self._host_trie, is_active))
 
     def beams(self, prompts: Prompts, active: ActiveItems | None = None) -> Beams:
@@ -159,11 +168,12 @@ class Generator:
         Args:
           config: sigma and the number of items to retrieve; the beams stay as they are.
           count: length of the list that is to be made of the candidates.
-          seen: items to leave out, padded with -1.
-          extra: further candidates wherever they lie in the prefixes, padded with -1.
-          extra_queries: the items of every prefix nearest to these vectors are candidates as well.
+          seen: items that are left out, padded with -1.
+          extra: extra candidates, padded with -1. They join if they lie in the prefix of a beam.
+          extra_queries: in every prefix, the items nearest to these vectors join as well.
+          active: the items that may be recommended. None: all.
         """
-        config = self._limited(config, count)
+        config = self._limit_retrieved(config, count)
         inputs = SearchInputs(
             beams.queries,
             beams.leaves,
@@ -176,26 +186,27 @@ class Generator:
         )
         if self.host_index is None:
             return _search(self.index, inputs, config.num_retrieved)
-        found = self._active_host_index(active).search_beams(inputs, config.num_retrieved)
-        return jax.tree.map(jnp.asarray, found)
+        candidates = self._active_host_index(active).search_beams(inputs, config.num_retrieved)
+        return jax.tree.map(jnp.asarray, candidates)
 
     def _active_host_index(self, active: ActiveItems | None) -> HostIndex:
+        """The host index restricted to the active items; the last restriction is kept."""
         if active is None:
             return self.host_index
-        last = self._host_index_of
+        last = self._last_restricted
         if last is None or last[0] is not active:
-            last = (active, self.host_index.only(active_items(self._host_trie, active)))
-            self._host_index_of = last
+            last = (active, self.host_index.restrict_to(active_items(self._host_trie, active)))
+            self._last_restricted = last
         return last[1]
 
-    def _limited(self, config: GenerationConfig, count: int) -> GenerationConfig:
-        return limit_retrieved(config, self.trie.depth, self._longest, count)
+    def _limit_retrieved(self, config: GenerationConfig, count: int) -> GenerationConfig:
+        return limit_retrieved(config, self.trie.depth, self._largest_prefix, count)
 
 
 def prefix_depth(network: RecommenderNetwork, depth: int, config: GenerationConfig) -> int:
     """The number of codes that `config.ranker` generates: `depth`, or 0 for "exhaustive".
 
-    ValueError where the exhaustive ranker meets a network without an item head.
+    ValueError if the exhaustive ranker meets a network without an item head.
     """
     if config.ranker == "three_step":
         return depth
@@ -208,21 +219,22 @@ def prefix_depth(network: RecommenderNetwork, depth: int, config: GenerationConf
 
 
 def limit_retrieved(
-    config: GenerationConfig, depth: int, longest: int, count: int
+    config: GenerationConfig, depth: int, largest_prefix: int, count: int
 ) -> GenerationConfig:
-    """`config` with at most `longest` items a prefix.
+    """`config` with at most `largest_prefix` items retrieved from a prefix.
 
-    Without codes the one prefix gives the items of all beams, and `count` at least.
+    Without codes there is one prefix. It gives as many items as all beams would, and at least
+    `count`.
     """
-    wanted = config.num_retrieved
+    retrieved = config.num_retrieved
     if not depth:
-        wanted = max(config.num_beams * wanted, count)
-    return dataclasses.replace(config, num_retrieved=min(wanted, longest))
+        retrieved = max(config.num_beams * retrieved, count)
+    return dataclasses.replace(config, num_retrieved=min(retrieved, largest_prefix))
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def inverse_temperature_of(beams: Beams, config: GenerationConfig) -> Float[Array, " B"]:
-    """sigma / tau of Eq. 11: the factor of the cosines."""
+    """sigma / tau of Eq. 11, by which cosines are multiplied."""
     return fusion.inverse_temperature(
         beams.scores, beams.is_valid, config.temperature, config.sigma, config.sigma_floor
     )
@@ -244,9 +256,12 @@ def search_beams(
     active: ActiveItems | None,
     one_device: Mesh | None,
 ) -> Beams:
-    """`beam_search` by a network in two parts, with the widths and the margin of `config`.
+    """`beam_search` with the widths and the margin of `config`.
 
-    `one_device` is the device that holds all arrays; kernels may run there.
+    Args:
+      graphdef, state: the network, split by nnx.
+      one_device: the device that holds all arrays, so that kernels may run there. None: several
+        devices hold them.
     """
     network = nnx.merge(graphdef, state)
     widths, margin = config.widths(trie.depth), config.beam_margin or math.inf
@@ -257,14 +272,14 @@ def search_beams(
 
 
 def on_one_device(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """The context in which kernels run on the device of `mesh`; None: nothing changes."""
+    """The context in which kernels run on the device of `mesh`. None: it changes nothing."""
     return contextlib.nullcontext() if mesh is None else sharding.on_mesh(mesh)
 
 
 def all_item_vectors(
     network: RecommenderNetwork, tables: Tables, num_items: int, chunk: int = 8192, first: int = 0
 ) -> Float[np.ndarray, "n D"]:
-    """Fused vectors of the catalogue from item `first` on, unit length, made in chunks."""
+    """Fused vectors of the items from `first` on, unit length, made `chunk` items at a time."""
     graphdef, state = nnx.split(network)
 
     @jax.jit
@@ -280,5 +295,5 @@ def all_item_vectors(
 
 
 def take_rows(tree: Any, rows: np.ndarray) -> Any:
-    """The rows of every array of `tree`, on the device; None stays None."""
+    """The `rows` of every array of `tree`, on the device; None stays None."""
     return jax.tree.map(lambda table: jnp.asarray(table[rows]), tree)

@@ -1,23 +1,29 @@
 """Head weights: how much the code head and the query head add to the item head.
 
-A network with an item head scores an item three times, and each score has a loss of its own: the
-item head scores it among all items, the code head its prefix (Eq. 4), the query head inside the
-prefix (Eq. 5). They rank together as
+A network with an item head scores an item by three heads. Each head has its own loss:
+
+- the item head scores the item among all items;
+- the code head scores its prefix (Eq. 4 of SIGMA);
+- the query head scores it inside the prefix (Eq. 5).
+
+They rank together as
 
     P(c_t | c_<t)      ~ P_Eq4(c_t | c_<t)^a * sum of exp(s(i)) over the items below c_<t, c_t
     P(i | c_1 .. c_y)  ~ exp(s(i) + b * query . v_i / tau),    s(i) = item head . v_i / tau
 
-With a = b = 0 this is one softmax over all items. The value of a and b depends on the catalogue and
-the log, not on the training loss, which knows by heart what the codes say. log P is a sum of a part
-with a alone and a part with b alone. Each weight is chosen from a grid by how likely it makes the
-targets of validation requests. The smallest weight wins that is not worse than the best by more
-than a standard error (the rule of Breiman, Friedman, Olshen and Stone 1984) or than MIN_GAIN. It is
-0 unless it is better than 0 by more than MIN_GAIN.
+With a = b = 0 this is one softmax over all items. The best a and b depend on the catalogue and the
+log. Training cannot fit them, since the network knows the codes of its training targets by heart.
 
-A likelihood is not yet a better list: beam search finds the items of some prefixes only, and the
-reranker chooses among them. `beam_search_helps` compares the lists of both rankers.
+log P is the sum of a part with a alone and a part with b alone. So each weight is chosen from a
+grid on its own, by the likelihood of the targets of validation requests. A weight is good if its
+mean log P is close to the best: the difference is at most a standard error (the rule of Breiman,
+Friedman, Olshen and Stone 1984) or MIN_GAIN. The smallest good weight is chosen. If it gains no
+more than MIN_GAIN over 0, the weight is 0.
 
-Axes: N requests, T tokens, I items, G values of a weight.
+A higher likelihood does not always give a better list. Beam search finds the items of some prefixes
+only, and the reranker chooses among them. `beam_search_helps` compares the lists of both rankers.
+
+Axes: N requests, T tokens, I items, D dimensions, G weights of the grid.
 """
 
 from __future__ import annotations
@@ -40,15 +46,15 @@ from sigma_jax.models.network import RecommenderNetwork, Tables
 from sigma_jax.models.qwen3 import causal_mask
 
 GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 1.0)
-SCORES_A_STEP = 2**22  # of items, for the requests looked at together
-MIN_GAIN = 0.01  # in log P: to make a target less than 1 % likelier is worth no beam search
+SCORES_A_STEP = 2**22  # item scores of the requests that are read together
+MIN_GAIN = 0.01  # in log P: a target that is 1 % likelier does not justify beam search
 RANK_CUTOFF = 10  # of the NDCG that compares two rankers
 HEAD_WEIGHTS = ("code_head_weight", "query_head_weight")  # of RecommenderNetwork
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadWeights:
-    """The fitted weights, and the mean log P of the targets with them and without."""
+    """The fitted weights, and the mean log P of the targets with and without them."""
 
     code: float  # a
     query: float  # b
@@ -57,11 +63,11 @@ class HeadWeights:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics of the stage."""
+        """The values by name, as metrics of a stage."""
         return {f"head_weight_{name}": value for name, value in dataclasses.asdict(self).items()}
 
     def put_into(self, model: RecommenderNetwork) -> None:
-        """Sets the weights of a network."""
+        """Sets the head weights of `model`."""
         model.code_head_weight[...] = jnp.float32(self.code)
         model.query_head_weight[...] = jnp.float32(self.query)
 
@@ -75,9 +81,15 @@ def fit_head_weights(
     item_query: str,
     temperature: float,
 ) -> HeadWeights:
-    """The head weights under which `targets` are likeliest after `prompts` (fields of `Prompts`).
+    """The head weights under which `targets` are about as likely as possible.
 
-    `depth` is the number of codes generated, at least 1; `item_query` as in PromptLayout.
+    Args:
+      tables: the network's frozen tables, with the SIDs of all items as `codes` [I, L].
+      prompts: the fields of `Prompts`, each with N rows.
+      targets: the item that follows each prompt.
+      depth: the number of codes that are generated, at least 1.
+      item_query: the token that asks for the item (PromptLayout).
+      temperature: tau.
     """
     num_items = tables["codes"].shape[0]
     vectors = jnp.asarray(all_item_vectors(model, tables, num_items))
@@ -87,13 +99,13 @@ def fit_head_weights(
     for start in range(0, total, size):
         rows = np.arange(start, start + size)
         batch = Prompts(**take_rows(dict(prompts), rows % total))
-        wanted = jnp.asarray(targets[rows % total])
-        of_rows = _log_p(
-            graphdef, state, tables, vectors, batch, wanted, depth, item_query, temperature
+        batch_targets = jnp.asarray(targets[rows % total])
+        part = _log_p(
+            graphdef, state, tables, vectors, batch, batch_targets, depth, item_query, temperature
         )
-        parts.append(np.asarray(of_rows, np.float64)[:, rows < total])
+        parts.append(np.asarray(part, np.float64)[:, rows < total])
     log_p = np.concatenate(parts, axis=1)
-    chosen = [smallest_about_best(of_gain) for of_gain in log_p]
+    chosen = [smallest_good_weight(by_weight) for by_weight in log_p]
     means = log_p.mean(axis=1)
     return HeadWeights(
         *(GRID[place] for place in chosen),
@@ -102,18 +114,24 @@ def fit_head_weights(
     )
 
 
-def smallest_about_best(log_p: Float[np.ndarray, "N G"]) -> int:
-    """The first column whose mean is about the best's: at most a standard error (of the
-    difference) below it, or MIN_GAIN. The first of all where that is MIN_GAIN above it at most.
+def smallest_good_weight(log_p: Float[np.ndarray, "N G"]) -> int:
+    """The place of the smallest good weight in the grid.
 
-    Worked example: differences to the best of [2, 0, 1] and [.1, -.1, .06]: the means are 1 and
-    .02, the errors .58 and .06; the second column is taken.
+    A weight is good if its mean is below the best mean by at most MIN_GAIN, or by at most a
+    standard error of the difference. The result is 0 if the smallest good weight gains at most
+    MIN_GAIN over the first weight.
+
+    Worked example: two weights, whose differences to the best are [2, 0, 1] and [.1, -.1, .06]. The
+    means are 1 and .02, the standard errors .58 and .06. The second weight is the first good one.
+
+    Args:
+      log_p: log P of the target of each request under each weight, in ascending order of weights.
     """
     behind = log_p[:, [log_p.mean(axis=0).argmax()]] - log_p
-    is_as_good = [
+    is_good = [
         column.mean() <= max(metrics.standard_error(column), MIN_GAIN) for column in behind.T
     ]
-    chosen = is_as_good.index(True)
+    chosen = is_good.index(True)
     return chosen if behind[:, 0].mean() - behind[:, chosen].mean() > MIN_GAIN else 0
 
 
@@ -124,8 +142,12 @@ def beam_search_helps(
 
     Better means that NDCG@RANK_CUTOFF is higher by more than a standard error of the difference.
 
-    Worked example: of four requests two rise from rank 1 to 0 and none falls. The mean gain is .18,
-    the error .11: it helps. If one of the two falls from 0 to 1 instead, it does not.
+    Worked example: two of four targets rise from rank 1 to rank 0, and none falls. The mean gain is
+    .18 and its standard error .11, so beam search helps. If one of the two falls from rank 0 to
+    rank 1 instead, it does not help.
+
+    Args:
+      three_step_ranks, exhaustive_ranks: rank of each target, from 0.
     """
     gain = metrics.ndcg(three_step_ranks, RANK_CUTOFF) - metrics.ndcg(exhaustive_ranks, RANK_CUTOFF)
     return bool(gain.mean() > metrics.standard_error(gain))
@@ -143,16 +165,19 @@ def _log_p(
     item_query: str,
     temperature: float,
 ) -> Float[Array, "2 N G"]:
-    """log P of each target's codes for every a, and of the target among their items for every b."""
+    """log P of the targets' codes for each a, and of the targets inside their prefix for each b.
+
+    Both for a and for b, the weights are those of GRID.
+    """
     model = nnx.merge(graphdef, state)
     codes = jnp.take(tables["codes"], targets, axis=0)[:, :depth]
     tokens = model.space.code(jnp.arange(depth), codes)
     if item_query == "token":
         tokens = jnp.pad(tokens, ((0, 0), (0, 1)), constant_values=model.space.query)
-    hidden, items = _read(model, tables, prompts, tokens)
+    hidden, items = _read_with_codes(model, tables, prompts, tokens)
 
-    def looked_at(offset: int):
-        """Arguments of a query at the `offset`-th token after the prompt's last."""
+    def head_inputs(offset: int):
+        """Arguments of a head at the token that is `offset` tokens after the prompt's last."""
         place = (prompts.lengths - 1 + offset)[:, None]
         is_seen = jnp.arange(items.shape[1])[None, None] <= place[..., None]
         at = jnp.take_along_axis(hidden, place[..., None], axis=1)
@@ -161,49 +186,52 @@ def _log_p(
     def scores(query) -> Float[Array, "N I"]:
         return cosines(query[:, 0], vectors) / temperature
 
-    opened = scores(model.item_head_vector(*looked_at(0)))
-    mass = jnp.exp(opened - opened.max(axis=1, keepdims=True))
-    is_below = jnp.ones(mass.shape, bool)
-    of_codes = jnp.zeros((len(targets), len(GRID)))
+    item_scores = scores(model.item_head_vector(*head_inputs(0)))
+    mass = jnp.exp(item_scores - item_scores.max(axis=1, keepdims=True))
+    is_in_prefix = jnp.ones(mass.shape, bool)
+    code_log_p = jnp.zeros((len(targets), len(GRID)))
     for level in range(depth):
-        log_probs = model.code_log_probs(looked_at(level)[0][:, 0], level)
-        below = jax.ops.segment_sum(
-            (mass * is_below).T, tables["codes"][:, level], log_probs.shape[-1]
+        log_probs = model.code_log_probs(head_inputs(level)[0][:, 0], level)
+        mass_below = jax.ops.segment_sum(
+            (mass * is_in_prefix).T, tables["codes"][:, level], log_probs.shape[-1]
         ).T
-        prefix_scores = jnp.where(below > 0, jnp.log(jnp.maximum(below, 1e-37)), LOG_ZERO)
-        parts = [_of(codes[:, level], gain * log_probs + prefix_scores) for gain in GRID]
-        of_codes += jnp.stack(parts, axis=1)
-        is_below &= tables["codes"][None, :, level] == codes[:, level, None]
-    of_items = jnp.zeros_like(of_codes)
+        prefix_scores = jnp.where(mass_below > 0, jnp.log(jnp.maximum(mass_below, 1e-37)), LOG_ZERO)
+        parts = [_log_p_at(codes[:, level], weight * log_probs + prefix_scores) for weight in GRID]
+        code_log_p += jnp.stack(parts, axis=1)
+        is_in_prefix &= tables["codes"][None, :, level] == codes[:, level, None]
+    item_log_p = jnp.zeros_like(code_log_p)
     if item_query != "none":
-        asked = scores(model.query_head_vector(*looked_at(tokens.shape[1])))
+        query_scores = scores(model.query_head_vector(*head_inputs(tokens.shape[1])))
         parts = [
-            _of(targets, jnp.where(is_below, opened + gain * asked, LOG_ZERO)) for gain in GRID
+            _log_p_at(
+                targets, jnp.where(is_in_prefix, item_scores + weight * query_scores, LOG_ZERO)
+            )
+            for weight in GRID
         ]
-        of_items = jnp.stack(parts, axis=1)
-    return jnp.stack([of_codes, of_items])
+        item_log_p = jnp.stack(parts, axis=1)
+    return jnp.stack([code_log_p, item_log_p])
 
 
-def _of(places: Int[Array, " N"], logits: Float[Array, "N n"]) -> Float[Array, " N"]:
-    """Log-probability of the place of each row."""
+def _log_p_at(places: Int[Array, " N"], logits: Float[Array, "N n"]) -> Float[Array, " N"]:
+    """Log-probability of one place in each row of `logits`."""
     log_p = jax.nn.log_softmax(logits, axis=-1)
     return jnp.take_along_axis(log_p, places[:, None], axis=-1)[:, 0]
 
 
-def _read(
+def _read_with_codes(
     model: RecommenderNetwork, tables: Tables, prompts: Prompts, tokens: Int[Array, "N t"]
 ) -> tuple[Float[Array, "N T D"], Int[Array, "N T"]]:
-    """Hidden states of the prompts with `tokens` behind them, and the items of these rows."""
-    count, more = tokens.shape
-    room = ((0, 0), (0, more))
+    """(hidden, items) of the prompts with `tokens` behind them, padded on the right."""
+    count, added = tokens.shape
+    padding = ((0, 0), (0, added))
     rows = jnp.arange(count)[:, None]
-    behind = prompts.lengths[:, None] + jnp.arange(more)
-    items = jnp.pad(prompts.items, room, constant_values=-1)
-    is_token = jnp.pad(prompts.is_token, room).at[rows, behind].set(True)
+    places = prompts.lengths[:, None] + jnp.arange(added)
+    items = jnp.pad(prompts.items, padding, constant_values=-1)
+    is_token = jnp.pad(prompts.is_token, padding).at[rows, places].set(True)
     hidden, _ = model(
-        jnp.pad(prompts.tokens, room).at[rows, behind].set(tokens),
+        jnp.pad(prompts.tokens, padding).at[rows, places].set(tokens),
         items,
-        jnp.pad(prompts.positions, room).at[rows, behind].set(behind),
+        jnp.pad(prompts.positions, padding).at[rows, places].set(places),
         causal_mask(is_token.astype(jnp.int32)),
         tables,
     )

@@ -1,11 +1,11 @@
-"""The question that an index answers, and the candidates it returns (Eq. 9 of SIGMA).
+"""The inputs of a search, and the candidates that an index returns (Eq. 9 of SIGMA).
 
 The device index and the host index take the same `SearchInputs` and return the same `Candidates`.
 Each returns the items nearest to the query of every beam, and the extra candidates that lie in the
-prefix of a beam. The reranker scores them afterwards, once.
+prefix of a beam. The reranker scores all candidates once, after the search.
 
-Axes: B requests, M beams, R items retrieved for a beam, L extra items of a request, S items left
-out, D dimensions, N = M * R + extras candidates of a request.
+Axes: B requests, M beams, R items retrieved for a beam, L extra items of a request, S excluded
+items of a request, D dimensions, N = M * R + extras candidates of a request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sigma_jax.index.trie import ActiveItems
 
-EXTRA_WIDTH = 64
+EXTRA_WIDTH = 64  # least width of the arrays of extra candidates
 
 
 @jax.tree_util.register_dataclass
@@ -67,17 +67,20 @@ class Candidates:
 def find_sorted(
     items: Int32[Array, "B N"], sorted_rows: Int32[Array, "B S"]
 ) -> tuple[Int32[Array, "B N"], Bool[Array, "B N"]]:
-    """The place of each item in its request's ascending row, and whether it is there.
+    """(places, is_found): the place of each item in its request's ascending row.
 
-    A binary search: comparing all with all would cost S comparisons an item, and a history has
-    thousands of items.
+    This is a binary search. Comparing all with all would cost S comparisons an item, and a history
+    has thousands of items.
     """
     places = jnp.minimum(jax.vmap(jnp.searchsorted)(sorted_rows, items), sorted_rows.shape[1] - 1)
     return places, jnp.take_along_axis(sorted_rows, places, axis=1) == items
 
 
 def padded_width(size: int) -> int:
-    """EXTRA_WIDTH times the least power of four that holds `size`: few widths, few compilations."""
+    """EXTRA_WIDTH times a power of four: the least such width that holds `size` entries.
+
+    Few widths cause few compilations.
+    """
     width = EXTRA_WIDTH
     while width < size:
         width *= 4

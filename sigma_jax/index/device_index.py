@@ -1,10 +1,12 @@
 """Exact nearest items inside each prefix (Eq. 9 of SIGMA) with the normaliser of Eq. 11.
 
-Items lie sorted by prefix, so V_k is one contiguous range. A search walks all ranges of a batch in
-step, a chunk of rows at a time, keeping the best so far and the running log-sum-exp: memory is
-[beams, chunk, D] however large a prefix is, and the walk ends with the longest range asked for.
+Items lie sorted by prefix, so V_k is one contiguous range of rows. A search reads the ranges of all
+beams side by side, a chunk of rows at a time. It keeps the best items so far and the running
+log-sum-exp. Its memory is [beams, chunk, D] for a prefix of any size. It ends when the longest of
+the ranges ends.
 
-Axes: B requests, M beams, R items retrieved for a beam, S items left out.
+Axes: B requests, M beams, R items retrieved for a beam, L extra candidates, N candidates of a
+request, P leaves, I items, D dimensions.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from sigma_jax.index.candidates import Candidates, SearchInputs, find_sorted
 from sigma_jax.index.trie import Trie
 from sigma_jax.losses import unit
 
-CHUNK = 128
-PLACED = 2**18  # rows of an index that are placed at a time
-WHOLE_CHUNK = 4_096  # where one prefix holds all items: these are scored for all requests at once
+CHUNK = 128  # rows of a range scored at a time
+ONE_PREFIX_CHUNK = 4_096  # where one prefix holds all items: all requests read the same rows
+ROWS_A_STEP = 2**18  # rows scaled to unit length at a time
 
 
 @jax.tree_util.register_dataclass
@@ -34,15 +36,15 @@ class DeviceIndex:
 
     vectors: Float[Array, "I D"]  # unit length, in the order of sorted_items; padding 0
     sorted_items: Int32[Array, " I"]  # padding -1
-    row_of_item: Int32[Array, " I"]  # where each stands in them
-    leaf_start: Int32[Array, " P+1"]
+    row_of_item: Int32[Array, " I"]  # row of each item in sorted_items
+    leaf_start: Int32[Array, " P+1"]  # first row of each leaf, then the number of items
     chunk: int = dataclasses.field(metadata={"static": True})  # rows of a range scored at a time
-    is_whole: bool = dataclasses.field(metadata={"static": True})  # the trie has depth 0: one leaf
-    # Where rows are cut up over its devices; None: they lie on one.
+    has_one_prefix: bool = dataclasses.field(metadata={"static": True})  # the trie has depth 0
+    # Devices that hold equal parts of the rows. None: one device holds all.
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
     def vectors_of(self, items: Int32[Array, "*n"]) -> Float[Array, "*n D"]:
-        """The vector of each item; of item -1 that of item 0."""
+        """The vector of each item, unit length. Item -1 gets the vector of item 0."""
         return self.vectors[self.row_of_item[jnp.maximum(items, 0)]]
 
 
@@ -52,39 +54,44 @@ def build_device_index(
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> DeviceIndex:
-    """Index of `vectors` (row i = item i, any length but 0) over the leaves of `trie`.
+    """Index of `vectors` over the leaves of `trie`.
 
-    `mesh`: whose devices have the rows in equal parts, and search their own; no device ever holds
-    all of them.
+    ValueError if the numbers of items and vectors differ.
+
+    Args:
+      vectors: row i is item i, of any length but 0.
+      chunk: rows of a range scored at a time. None: a size for the depth of `trie`.
+      mesh: devices that hold equal parts of the rows, each of which searches its own part. No
+        device ever holds all rows. None: one device holds all.
     """
     if len(vectors) != trie.num_items:
         raise ValueError(
-            f"{len(vectors)} item vectors for {trie.num_items} items with SIDs; make both "
-            "from the same catalogue."
+            f"build_device_index: {len(vectors)} item vectors for {trie.num_items} items with "
+            "SIDs; make both from the same catalogue."
         )
     items = np.asarray(trie.sorted_items)
     row_of_item = np.zeros_like(items)
     row_of_item[items[items >= 0]] = np.flatnonzero(items >= 0)
-    chunk = chunk or (CHUNK if trie.depth else WHOLE_CHUNK)
-    if mesh is None:  # they go where what they are compared with is
-        own, whole, parts = jnp.asarray(_unit_rows(vectors, items)), jnp.asarray, 1
-        cut = whole
+    chunk = chunk or (CHUNK if trie.depth else ONE_PREFIX_CHUNK)
+    if mesh is None:  # uncommitted arrays: JAX moves them to the device of the queries
+        rows, replicate, parts = jnp.asarray(_unit_rows(vectors, items)), jnp.asarray, 1
+        shard = replicate
     else:
         parts = mesh.size
         items = np.pad(items, (0, -len(items) % parts), constant_values=-1)
         by_row = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        cut = functools.partial(jax.device_put, device=by_row)
-        whole = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec()))
-        own = jax.make_array_from_callback(
+        shard = functools.partial(jax.device_put, device=by_row)
+        replicate = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec()))
+        rows = jax.make_array_from_callback(
             (len(items), vectors.shape[1]), by_row, lambda part: _unit_rows(vectors, items[part[0]])
         )
     return DeviceIndex(
-        vectors=own,
-        sorted_items=cut(items),
-        row_of_item=whole(row_of_item),
-        leaf_start=whole(np.asarray(trie.leaf_start)),
+        vectors=rows,
+        sorted_items=shard(items),
+        row_of_item=replicate(row_of_item),
+        leaf_start=replicate(np.asarray(trie.leaf_start)),
         chunk=min(chunk, len(items) // parts),
-        is_whole=trie.depth == 0,
+        has_one_prefix=trie.depth == 0,
         mesh=mesh,
     )
 
@@ -92,28 +99,32 @@ def build_device_index(
 def _unit_rows(
     vectors: Float32[np.ndarray, "I D"], items: Int32[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n D"]:
-    """Rows of unit length; 0 for item -1."""
-    found = np.zeros((len(items), vectors.shape[1]), np.float32)
-    for start in range(0, len(items), PLACED):
-        part = items[start : start + PLACED]
+    """The vectors of `items`, unit length; 0 for item -1."""
+    unit_vectors = np.zeros((len(items), vectors.shape[1]), np.float32)
+    for start in range(0, len(items), ROWS_A_STEP):
+        part = items[start : start + ROWS_A_STEP]
         rows = np.asarray(unit(jnp.asarray(vectors[np.maximum(part, 0)])))
-        found[start : start + PLACED] = np.where(part[:, None] >= 0, rows, 0)
-    return found
+        unit_vectors[start : start + ROWS_A_STEP] = np.where(part[:, None] >= 0, rows, 0)
+    return unit_vectors
 
 
 def search(index: DeviceIndex, inputs: SearchInputs, count: int) -> Candidates:
     """The `count` items of each prefix nearest to its query, and the extra candidates (Eq. 9).
 
-    The nearest items stand best first, the lower item first on ties. Item -1 with cosine -inf fills
-    up where the prefix has fewer items or the beam is not valid. The normaliser is exact. It counts
-    excluded and inactive items too, since the model gives them probability.
+    The nearest items stand best first; ties are broken by the lower item. Item -1 with cosine -inf
+    fills up where the prefix has fewer items or the beam is not valid. The normaliser is exact. It
+    counts excluded and inactive items too, since the model gives them probability.
 
-    An index on several devices searches the rows of each device there and merges the best.
+    If several devices hold the index, each searches its own rows, and the best are merged.
     """
-    found = _nearest(index, inputs, count)
-    batch, beams, _ = found.items.shape
-    items = found.items.reshape(batch, -1)
-    columns = [items, jnp.repeat(jnp.arange(beams), count)[None], found.cosines.reshape(batch, -1)]
+    nearest = _nearest(index, inputs, count)
+    batch, beams, _ = nearest.items.shape
+    items = nearest.items.reshape(batch, -1)
+    columns = [
+        items,
+        jnp.repeat(jnp.arange(beams), count)[None],
+        nearest.cosines.reshape(batch, -1),
+    ]
     columns[1] = jnp.broadcast_to(columns[1], items.shape)
     extra = inputs.extra
     if inputs.extra_queries is not None:
@@ -124,58 +135,72 @@ def search(index: DeviceIndex, inputs: SearchInputs, count: int) -> Candidates:
     if extra is not None:
         added = _extra_candidates(index, inputs, items, extra)
         columns = [jnp.concatenate(pair, axis=1) for pair in zip(columns, added, strict=True)]
-    return Candidates(*columns, log_normaliser=found.log_normaliser, nearest=count)
+    return Candidates(*columns, log_normaliser=nearest.log_normaliser, nearest=count)
 
 
 def _extra_candidates(
-    index: DeviceIndex, inputs: SearchInputs, found: Int32[Array, "B N"], extra: Int32[Array, "B L"]
+    index: DeviceIndex,
+    inputs: SearchInputs,
+    nearest: Int32[Array, "B N"],
+    extra: Int32[Array, "B L"],
 ) -> tuple[Int32[Array, "B L"], Int32[Array, "B L"], Float32[Array, "B L"]]:
-    """Items, beams and cosines of the `extra` items that lie in a prefix and are not in `found`."""
+    """(items, beams, cosines) of the `extra` items that lie in the prefix of a beam.
+
+    Items in `nearest`, excluded items and inactive items become -1 with cosine -inf.
+    """
     extra = jnp.sort(extra, axis=1)
     is_repeat = jnp.pad(extra[:, 1:] == extra[:, :-1], ((0, 0), (1, 0)))
     rows = index.row_of_item[jnp.maximum(extra, 0)]
-    is_known = (extra >= 0) & (index.sorted_items[rows] == extra)
-    is_wanted = is_known & ~is_repeat & ~find_sorted(extra, jnp.sort(found, axis=1))[1]
+    is_item = (extra >= 0) & (index.sorted_items[rows] == extra)
+    is_added = is_item & ~is_repeat & ~find_sorted(extra, jnp.sort(nearest, axis=1))[1]
     if inputs.excluded is not None:
-        is_wanted &= ~find_sorted(extra, jnp.sort(inputs.excluded, axis=1))[1]
+        is_added &= ~find_sorted(extra, jnp.sort(inputs.excluded, axis=1))[1]
     if inputs.active is not None:
-        is_wanted &= inputs.active.has_rows(rows)
+        is_added &= inputs.active.has_rows(rows)
     leaves = jnp.searchsorted(index.leaf_start, rows, side="right").astype(jnp.int32) - 1
-    of_beam = jnp.where(inputs.is_valid, inputs.leaves, -1)[:, None]
-    is_in_prefix = leaves[..., None] == of_beam  # [B, L, M]; leaves are never negative
+    beam_leaves = jnp.where(inputs.is_valid, inputs.leaves, -1)[:, None]
+    is_in_prefix = leaves[..., None] == beam_leaves  # [B, L, M]; leaves are never negative
     beams = jnp.argmax(is_in_prefix, axis=-1).astype(jnp.int32)
-    is_wanted &= is_in_prefix.any(axis=-1)
+    is_added &= is_in_prefix.any(axis=-1)
     queries = jnp.take_along_axis(inputs.queries, beams[..., None], axis=1)
-    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    cosines = product("BLD,BLD->BL", queries, index.vectors[rows])
-    cosines = jnp.where(is_wanted, cosines, -jnp.inf)
-    return jnp.where(is_wanted, extra, -1), beams, cosines
+    einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    cosines = einsum("BLD,BLD->BL", queries, index.vectors[rows])
+    cosines = jnp.where(is_added, cosines, -jnp.inf)
+    return jnp.where(is_added, extra, -1), beams, cosines
 
 
 def _nearest(index: DeviceIndex, inputs: SearchInputs, count: int) -> Nearest:
     """The nearest items of each beam; item -1 and cosine -inf where there are fewer."""
     if index.mesh is None:
-        found = _search_rows(index, inputs, count, 0)
+        nearest = _search_rows(index, inputs, count, 0)
     else:
         axes = index.mesh.axis_names
-        whole, rows = PartitionSpec(), PartitionSpec(axes)
+        replicated, by_row = PartitionSpec(), PartitionSpec(axes)
         specs = dataclasses.replace(
-            index, vectors=rows, sorted_items=rows, row_of_item=whole, leaf_start=whole
+            index,
+            vectors=by_row,
+            sorted_items=by_row,
+            row_of_item=replicated,
+            leaf_start=replicated,
         )
 
-        def search_own(index: DeviceIndex, inputs: SearchInputs) -> Nearest:
+        def search_shard(index: DeviceIndex, inputs: SearchInputs) -> Nearest:
             first = jax.lax.axis_index(axes) * index.sorted_items.shape[0]
-            own = _search_rows(index, inputs, count, first)
+            local = _search_rows(index, inputs, count, first)
             gather = functools.partial(jax.lax.all_gather, axis_name=axes)
-            side_by_side = functools.partial(gather, axis=own.cosines.ndim - 1, tiled=True)
-            log_normaliser = jax.nn.logsumexp(gather(own.log_normaliser), axis=0)
-            ranked = map(side_by_side, (own.cosines, own.items))
+            side_by_side = functools.partial(gather, axis=local.cosines.ndim - 1, tiled=True)
+            log_normaliser = jax.nn.logsumexp(gather(local.log_normaliser), axis=0)
+            ranked = map(side_by_side, (local.cosines, local.items))
             return _best_of(Nearest(*ranked, log_normaliser=log_normaliser), count)
 
-        # The gathered values are equal on all devices, which the check cannot see.
-        place = functools.partial(jax.shard_map, mesh=index.mesh, check_vma=False)
-        found = place(search_own, in_specs=(specs, whole), out_specs=whole)(index, inputs)
-    return dataclasses.replace(found, items=jnp.where(found.cosines > -jnp.inf, found.items, -1))
+        # All devices gather equal values, but the check of shard_map cannot see that.
+        shard_map = functools.partial(jax.shard_map, mesh=index.mesh, check_vma=False)
+        nearest = shard_map(search_shard, in_specs=(specs, replicated), out_specs=replicated)(
+            index, inputs
+        )
+    return dataclasses.replace(
+        nearest, items=jnp.where(nearest.cosines > -jnp.inf, nearest.items, -1)
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -191,7 +216,7 @@ class Nearest:
 def _search_rows(
     index: DeviceIndex, inputs: SearchInputs, count: int, first_row: Int32[Array, ""] | int
 ) -> Nearest:
-    """`search` in the rows of `index`, which are those from `first_row` on of the whole one's."""
+    """The nearest items in a shard of the index, whose first row is `first_row` of the index."""
     is_valid = inputs.is_valid & (inputs.leaves >= 0)
     leaf = jnp.where(is_valid, inputs.leaves, 0)
     bounds = jnp.stack([index.leaf_start[leaf], index.leaf_start[leaf + 1]])
@@ -200,20 +225,20 @@ def _search_rows(
     inverse_temperature = inputs.inverse_temperature[..., None, None]
     excluded = inputs.excluded if inputs.excluded is None else jnp.sort(inputs.excluded, axis=-1)
     # Highest precision: a TPU would round the factors to bfloat16.
-    exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     longest = size.max()
 
     def score_chunk(state: tuple[Array, Nearest]) -> tuple[Array, Nearest]:
-        first, found = state
+        first, nearest = state
         offsets = first + jnp.arange(index.chunk, dtype=jnp.int32)
         rows = start[..., None] + offsets
         is_item = offsets < size[..., None]
-        if index.is_whole:
+        if index.has_one_prefix:
             vectors = index.vectors.at[offsets].get(mode="clip")
-            cosines = exact("...D,RD->...R", inputs.queries, vectors)
+            cosines = einsum("...D,RD->...R", inputs.queries, vectors)
         else:
             vectors = index.vectors.at[rows].get(mode="clip")
-            cosines = exact("...D,...RD->...R", inputs.queries, vectors)
+            cosines = einsum("...D,...RD->...R", inputs.queries, vectors)
         part = jax.nn.logsumexp(cosines * inverse_temperature, axis=-1, where=is_item)
         if excluded is not None:
             items = index.sorted_items.at[rows].get(mode="clip")
@@ -221,24 +246,24 @@ def _search_rows(
             is_item &= ~is_excluded.reshape(items.shape)
         if inputs.active is not None:
             is_item &= inputs.active.has_rows(first_row + rows)
-        log_normaliser = jnp.logaddexp(found.log_normaliser, part)
-        # Earlier rows stand first and are lower items: top_k then resolves ties as promised.
+        log_normaliser = jnp.logaddexp(nearest.log_normaliser, part)
+        # Earlier rows stand first and hold lower items, so that top_k breaks ties as promised.
         more = (jnp.where(is_item, cosines, -jnp.inf), rows)
-        pairs = zip((found.cosines, found.items), more, strict=True)
+        pairs = zip((nearest.cosines, nearest.items), more, strict=True)
         pool = (jnp.concatenate(pair, axis=-1) for pair in pairs)
         return first + index.chunk, _best_of(Nearest(*pool, log_normaliser=log_normaliser), count)
 
     shape = (*inputs.leaves.shape, count)
-    nothing = jnp.full(shape, -jnp.inf, jnp.float32)
-    # Its items are rows until all are searched.
-    none = Nearest(nothing, jnp.zeros(shape, jnp.int32), nothing[..., 0])
-    state = (jnp.int32(0), none)
-    found = jax.lax.while_loop(lambda state: state[0] < longest, score_chunk, state)[1]
-    return dataclasses.replace(found, items=index.sorted_items[found.items])
+    no_cosines = jnp.full(shape, -jnp.inf, jnp.float32)
+    # During the loop `items` holds rows of the shard. They become items at the end.
+    empty = Nearest(no_cosines, jnp.zeros(shape, jnp.int32), no_cosines[..., 0])
+    state = (jnp.int32(0), empty)
+    nearest = jax.lax.while_loop(lambda state: state[0] < longest, score_chunk, state)[1]
+    return dataclasses.replace(nearest, items=index.sorted_items[nearest.items])
 
 
-def _best_of(found: Nearest, count: int) -> Nearest:
-    """The `count` best of each beam, the first on ties."""
-    best, chosen = jax.lax.top_k(found.cosines, count)
-    items = jnp.take_along_axis(found.items, chosen, axis=-1)
-    return Nearest(best, items, found.log_normaliser)
+def _best_of(pool: Nearest, count: int) -> Nearest:
+    """The `count` best items of each beam; ties are broken by the first."""
+    best, chosen = jax.lax.top_k(pool.cosines, count)
+    items = jnp.take_along_axis(pool.items, chosen, axis=-1)
+    return Nearest(best, items, pool.log_normaliser)

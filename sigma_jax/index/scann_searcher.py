@@ -1,8 +1,11 @@
 """ScaNN over the items of one prefix.
 
-How far it looks is not configured but measured when it is built: it looks into more of its
-partitions until it finds RECALL of what a product finds. The queries for that are given, or items
-of the prefix with as much noise: a model's queries lie near many items and at none.
+ScaNN divides the items into partitions and searches some of them for a query. The number of
+partitions is measured when the searcher is built: it grows until the recall is RECALL. The recall
+is the share of the exact nearest items that ScaNN finds.
+
+The measurement takes queries from the caller, or items of the prefix with noise of the same length.
+The noise is needed because a model's queries lie near many items and at none of them.
 
 Axes: n queries; I items, D dimensions, k items found.
 """
@@ -23,23 +26,23 @@ from jaxtyping import Float32, Int
 
 from sigma_jax.data.vectors import unit_rows
 
-HAS_SCANN = importlib.util.find_spec("scann") is not None  # it has no wheels for some systems
+HAS_SCANN = importlib.util.find_spec("scann") is not None  # scann has no wheels for some systems
 RECALL = 0.98
-SAMPLE = 256  # queries that recall is measured with
-TRAINING_ROWS = 100_000
+RECALL_QUERIES = 256  # queries that measure the recall
+TRAINING_ROWS = 100_000  # items that ScaNN trains its partitions on
 
 
 @dataclasses.dataclass(frozen=True)
 class Searcher:
-    """ScaNN over the rows of one prefix, and how far it has to look."""
+    """ScaNN over the rows of one prefix, with the measured settings of a search."""
 
     scann: Any
-    count: int  # items asked for, when it was measured
-    partitions: int  # it looks into for so many, of
-    all_partitions: int
-    candidates: int  # that are scored exactly
-    recall: float  # measured
-    folder: Path | None = None  # where it is stored
+    count: int  # items of a search in the measurement
+    partitions: int  # partitions searched for `count` items
+    all_partitions: int  # partitions of the prefix
+    candidates: int  # items scored exactly for `count` items
+    recall: float  # share of the exact nearest `count` items that are found
+    folder: Path | None = None  # folder that it was loaded from
 
     @classmethod
     def build(
@@ -48,7 +51,11 @@ class Searcher:
         count: int,
         queries: Float32[np.ndarray, "n D"] | None = None,
     ) -> Searcher:
-        """Over `vectors`, for searches of about `count` items by such `queries`."""
+        """A searcher of `vectors`, measured on searches of `count` items.
+
+        Args:
+          queries: examples of the queries to come. None: rows of `vectors` with noise.
+        """
         import scann
 
         size, count = len(vectors), min(count, len(vectors))
@@ -63,26 +70,31 @@ class Searcher:
         searcher = builder.reorder(4 * count).build()
         rng = np.random.default_rng(0)
         if queries is None:
-            noise = rng.normal(size=(SAMPLE, vectors.shape[1]))
-            drawn = vectors[rng.integers(0, size, SAMPLE)]
+            noise = rng.normal(size=(RECALL_QUERIES, vectors.shape[1]))
+            drawn = vectors[rng.integers(0, size, RECALL_QUERIES)]
             queries = unit_rows(drawn + noise / np.linalg.norm(noise, axis=1, keepdims=True))
-        queries = np.ascontiguousarray(queries[rng.permutation(len(queries))[:SAMPLE]], np.float32)
+        queries = np.ascontiguousarray(
+            queries[rng.permutation(len(queries))[:RECALL_QUERIES]], np.float32
+        )
         exact = top_rows(queries @ vectors.T, count)[0]
-        looked, candidates = max(total // 50, 1), 4 * count
+        partitions, candidates = max(total // 50, 1), 4 * count
         while True:
-            found, _ = searcher.search_batched(queries, count, candidates, looked)
+            found, _ = searcher.search_batched(queries, count, candidates, partitions)
             recall = np.mean(
                 [np.isin(a, b).mean() for a, b in zip(exact, np.asarray(found), strict=True)]
             )
-            if recall >= RECALL or (looked >= total and candidates >= size):
-                return cls(searcher, count, looked, total, candidates, float(recall))
-            if looked < total:
-                looked = min(looked + max(looked // 2, 1), total)
+            if recall >= RECALL or (partitions >= total and candidates >= size):
+                return cls(searcher, count, partitions, total, candidates, float(recall))
+            if partitions < total:
+                partitions = min(partitions + max(partitions // 2, 1), total)
             else:
                 candidates = min(2 * candidates, size)
 
     def save(self, folder: Path) -> dict[str, float]:
-        """Writes `folder`; returns the settings that `load` needs."""
+        """Writes `folder`, and returns the settings that `load` needs.
+
+        A searcher that was loaded from a folder links to the files there.
+        """
         if self.folder is None:
             folder.mkdir()
             self.scann.serialize(str(folder), relative_path=True)
@@ -93,11 +105,11 @@ class Searcher:
 
     @classmethod
     def load(cls, folder: Path, settings: Mapping[str, Any]) -> Searcher:
-        """What `save` wrote. ValueError where scann is not installed."""
+        """The searcher that `save` wrote. ValueError if scann is not installed."""
         if not HAS_SCANN:
             raise ValueError(
-                f"{folder} needs scann, which is not installed here; install it, or recommend "
-                "with `sigma_jax.recommend --retrieval=exact`."
+                f"{folder} needs the package scann, which is not installed; install it, or run "
+                "`sigma_jax.recommend` with --retrieval=exact."
             )
         import scann
 
@@ -106,11 +118,14 @@ class Searcher:
     def __call__(
         self, queries: Float32[np.ndarray, "n D"], count: int
     ) -> tuple[Int[np.ndarray, "n k"], Float32[np.ndarray, "n k"]]:
-        """Rows and products, best first, of all that it compares exactly to find `count`; -1 where
-        ScaNN gives none."""
-        more = max(count / self.count, 1.0)  # times as far for as many times more
-        candidates = min(math.ceil(more * self.candidates), self.scann.size())
-        partitions = min(math.ceil(more * self.partitions), self.all_partitions)
+        """(rows, products) of all candidates of a search for `count` items, best first.
+
+        There are at least `count` columns if the prefix has as many items. Row -1 with product -inf
+        stands where ScaNN returns fewer.
+        """
+        factor = max(count / self.count, 1.0)  # the settings grow in proportion to the items
+        candidates = min(math.ceil(factor * self.candidates), self.scann.size())
+        partitions = min(math.ceil(factor * self.partitions), self.all_partitions)
         rows, products = self.scann.search_batched_parallel(
             queries, candidates, candidates, partitions
         )
@@ -120,7 +135,7 @@ class Searcher:
 
 
 def _link(source: str, target: str) -> None:
-    """The same file under another name, or a copy where that cannot be."""
+    """A hard link from `target` to `source`, or a copy if the file system has no links."""
     try:
         os.link(source, target)
     except OSError:
@@ -130,7 +145,7 @@ def _link(source: str, target: str) -> None:
 def top_rows(
     products: Float32[np.ndarray, "n I"], count: int
 ) -> tuple[Int[np.ndarray, "n k"], Float32[np.ndarray, "n k"]]:
-    """Columns and values of the `count` largest of each row, best first."""
+    """(columns, values) of the `count` largest entries of each row, best first."""
     if count < products.shape[1]:
         rows = np.argpartition(-products, count - 1, axis=1)[:, :count]
     else:

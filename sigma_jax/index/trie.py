@@ -1,20 +1,27 @@
-"""The trie of real SID prefixes, as the device walks it. trie_build.py makes it on the host.
+"""The trie of all SID prefixes of a catalogue, for beam search on the device.
 
-Nodes are numbered level by level, in sorted order; node 0 is the root. The edge into the next node
-is the next edge, so a node's children are one contiguous run of edges, edge e leads to node e + 1,
-and a step gathers a burst of fixed width, as in STATIC ("Sparse Transition Matrix-Accelerated Trie
-Index for Constrained Decoding"), without a table of next states.
+trie_build.py builds it on the host.
 
-A node with one prefix below it is a tail: it has no edges, a beam stays on it to the end, and the
-codes that follow are read from the prefix itself. A large catalogue of long SIDs is mostly tails:
-without them every item would have a node at every level.
+Nodes are numbered level by level, in sorted order; node 0 is the root. Edges are numbered in the
+same order, so edge e leads to node e + 1. The children of a node are one contiguous run of edges. A
+step of the search gathers a run of fixed width, as in STATIC ("Sparse Transition Matrix-Accelerated
+Trie Index for Constrained Decoding"). It needs no table of next states.
+
+A leaf is a prefix of full depth. A node with one leaf below it is a tail. It has no edges: a beam
+stays on it to the end, and `leaf_codes` holds the codes that follow. In a large catalogue with long
+SIDs most nodes are tails. Without tails every item would have a node at every level.
 
 Worked example, depth 3, SIDs of items 0..3 = (3,1,5) (0,2,4) (3,1,5) (3,0,6):
-level 1 has nodes 1 = (0), a tail, and 2 = (3); level 2 has nodes 3 = (3,0) and 4 = (3,1), tails;
-edge_code [0 3 | 0 1], edge_start [0 | 2 2 | 4 4], level_start [0 1 3 5 5];
-leaves are the prefixes in order, 0 = (0,2,4) 1 = (3,0,6) 2 = (3,1,5), with sorted_items
-[1 | 3 | 0 2], leaf_start [0 1 2 4], leaf_codes [2 4 | 0 6 | 1 5], node_leaf [0 0 1 1 2].
-The first level with tails is 1, so leaf_codes hold all but the first.
+
+    level 1: nodes 1 = (0), a tail, and 2 = (3)
+    level 2: nodes 3 = (3,0) and 4 = (3,1), both tails
+    edge_code [0 3 | 0 1], edge_start [0 | 2 2 | 4 4], level_start [0 1 3 5 5]
+    leaves in sorted order: 0 = (0,2,4), 1 = (3,0,6), 2 = (3,1,5)
+    sorted_items [1 | 3 | 0 2], leaf_start [0 1 2 4], node_leaf [0 0 1 1 2]
+    leaf_codes [2 4 | 0 6 | 1 5]: all codes but the first, since level 1 is the first with tails
+
+Axes: E edges, P leaves, I items, C codes, W width of a level: the most children of a node, rounded
+up.
 """
 
 from __future__ import annotations
@@ -31,28 +38,30 @@ from jaxtyping import Array, Bool, Int32, UInt16, UInt32
 
 from sigma_jax.schema import read_npy
 
-WORD = 32  # bits of a word of a ActiveItems
+WORD_BITS = 32  # bits of a word of ActiveItems
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trie:
-    """A pytree; arrays are padded to few distinct sizes: similar catalogues share one compile.
+    """The trie as a pytree.
 
-    `nodes` here are those of all levels but the deepest, which has no edges.
+    Arrays are padded to few distinct sizes, so that similar catalogues share compiled programs. The
+    axis `nodes` counts the nodes of all levels but the deepest, whose nodes have no edges.
     """
 
     edge_start: Int32[Array, " nodes+1"]  # edges of node v: edge_start[v]..edge_start[v + 1]
-    edge_code: UInt16[Array, " E"]  # padding 0
-    node_leaf: Int32[Array, " E+1"]  # of each node of all levels, the first leaf below it
-    leaf_codes: UInt16[Array, "P n"]  # of each leaf, the last codes: those that tails can have
+    edge_code: UInt16[Array, " E"]  # code of each edge; padding 0
+    node_leaf: Int32[Array, " E+1"]  # first leaf below each node, for the nodes of all levels
+    leaf_codes: UInt16[Array, "P n"]  # last codes of each leaf, from the first level with tails
     level_start: Int32[Array, " depth+2"]  # nodes before each level, then all nodes
     leaf_start: Int32[Array, " P+1"]  # items of leaf p: sorted_items[leaf_start[p]:leaf_start[p+1]]
     sorted_items: Int32[Array, " I"]  # by prefix, then by number; padding -1
-    # Of levels without tails, with few nodes and many codes behind each: which codes they are.
+    # Which codes follow each node, for levels without tails whose nodes have many children.
     dense: dict[str, Bool[Array, "nodes C"]]
-    widths: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # powers of two
-    # More than the nodes of levels 1, 2, ...: sizes of arrays by node of a level.
+    # The most children of a node at levels 0, 1, ..., rounded up to a power of two.
+    widths: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    # Sizes of arrays with an entry for each node of levels 1, 2, ..., and at least one more.
     level_sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     @property
@@ -61,8 +70,8 @@ class Trie:
         return len(self.widths)
 
     @property
-    def tails_from(self) -> int:
-        """The first level whose nodes may be tails; the depth where none is."""
+    def first_tail_level(self) -> int:
+        """The first level with tails; the depth if the trie has none."""
         return self.depth - self.leaf_codes.shape[1]
 
     @property
@@ -82,11 +91,11 @@ class Trie:
 
     @property
     def largest_leaf(self) -> int:
-        """Items of the fullest prefix (host only)."""
+        """Number of items of the largest prefix (host only)."""
         return int(np.diff(np.asarray(self.leaf_start)).max())
 
     def save(self, folder: Path) -> None:
-        """Writes the arrays as .npy files into `folder`."""
+        """Writes trie.json and an .npy file for each array into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in _ARRAYS:
             np.save(folder / f"trie_{name}.npy", np.asarray(getattr(self, name)))
@@ -101,7 +110,10 @@ class Trie:
 
     @classmethod
     def load(cls, folder: Path) -> Trie:
-        """The trie in `folder`, memory-mapped; `jax.device_put` brings it to the device."""
+        """The trie that `save` wrote, memory-mapped; `jax.device_put` brings it to the device.
+
+        ValueError if a file is missing or damaged.
+        """
         path = folder / "trie.json"
         try:
             settings = json.loads(path.read_text())
@@ -122,29 +134,30 @@ _ARRAYS = tuple(field.name for field in dataclasses.fields(Trie))[:-3]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ActiveItems:
-    """The items that may be recommended, such as those in stock: bits, the lowest of a word first.
+    """The items that may be recommended, such as those in stock, as bits.
 
-    Made by trie_build.subset; another subset of the same catalogue needs no new trie and no new
-    compilation.
+    trie_build.mark_active makes it. Other active items of the same catalogue need no new trie and
+    no new compilation. The lowest bit of a word stands first.
     """
 
-    nodes: UInt32[Array, " words"]  # whether a node has such an item below it
-    rows: UInt32[Array, " words"]  # whether sorted_items[row] is one
-    dense: dict[str, Bool[Array, "nodes C"]]  # as in the trie, of such children
+    nodes: UInt32[Array, " words"]  # whether an active item lies below each node
+    rows: UInt32[Array, " words"]  # whether sorted_items[row] is active
+    dense: dict[str, Bool[Array, "nodes C"]]  # Trie.dense, of children with active items only
 
     def has_nodes(self, nodes: Int32[Array, "*N"]) -> Bool[Array, "*N"]:
-        """Whether each node leads to an item of the subset; nodes of -1 no matter what."""
+        """Whether an active item lies below each node; any value for node -1."""
         return _bits(self.nodes, nodes)
 
     def has_rows(self, rows: Int32[Array, "*N"]) -> Bool[Array, "*N"]:
-        """Whether each row of sorted_items holds an item of the subset."""
+        """Whether each row of `sorted_items` holds an active item."""
         return _bits(self.rows, rows)
 
 
 def _bits(words: UInt32[Array, " words"], places: Int32[Array, "*N"]) -> Bool[Array, "*N"]:
+    """Whether the bit at each place is set; any value for place -1."""
     places = jnp.maximum(places, 0)
-    word = jnp.asarray(words).at[places // WORD].get(mode="clip")
-    return (word >> (places % WORD).astype(jnp.uint32)) & 1 == 1
+    word = jnp.asarray(words).at[places // WORD_BITS].get(mode="clip")
+    return (word >> (places % WORD_BITS).astype(jnp.uint32)) & 1 == 1
 
 
 def padded_size(size: int) -> int:
@@ -157,35 +170,40 @@ def padded_size(size: int) -> int:
 def children(
     trie: Trie, level: int, nodes: Int32[Array, "*N"]
 ) -> tuple[Int32[Array, "*N W"], Int32[Array, "*N W"], Bool[Array, "*N W"]]:
-    """Codes and nodes that follow `nodes` at `level` (the root's is 0), and which are real.
+    """(codes, children, is_valid) of `nodes`, which lie at `level`; the level of the root is 0.
 
-    W is the level's width. A node of -1 (no beam) has no children. Unreal entries are -1. The one
-    child of a tail is the tail itself.
+    Entries that are not valid are -1. Node -1 stands for no beam and has no children. The one child
+    of a tail is the tail itself.
     """
     assert 0 <= level < trie.depth, (level, trie.depth)
     edge_start, edge_code = jnp.asarray(trie.edge_start), jnp.asarray(trie.edge_code)
     is_node = nodes >= 0
-    known = jnp.where(is_node, nodes, 0)
-    start, end = edge_start[known], edge_start[known + 1]
+    parents = jnp.where(is_node, nodes, 0)
+    start, end = edge_start[parents], edge_start[parents + 1]
     slots = jnp.arange(trie.widths[level], dtype=jnp.int32)
     edges = start[..., None] + slots
     is_valid = is_node[..., None] & (edges < end[..., None])
     codes = edge_code.at[edges].get(mode="clip").astype(jnp.int32)
-    found = edges + 1
-    if level >= trie.tails_from:
-        leaf = jnp.asarray(trie.node_leaf)[known]
-        own = jnp.asarray(trie.leaf_codes)[leaf, level - trie.tails_from].astype(jnp.int32)
-        is_own = (is_node & (start == end))[..., None] & (slots == 0)
-        codes = jnp.where(is_own, own[..., None], codes)
-        found = jnp.where(is_own, known[..., None], found)
-        is_valid |= is_own
-    return jnp.where(is_valid, codes, -1), jnp.where(is_valid, found, -1), is_valid
+    child_nodes = edges + 1
+    if level >= trie.first_tail_level:
+        leaf = jnp.asarray(trie.node_leaf)[parents]
+        tail_codes = jnp.asarray(trie.leaf_codes)[leaf, level - trie.first_tail_level].astype(
+            jnp.int32
+        )
+        is_tail = (is_node & (start == end))[..., None] & (slots == 0)
+        codes = jnp.where(is_tail, tail_codes[..., None], codes)
+        child_nodes = jnp.where(is_tail, parents[..., None], child_nodes)
+        is_valid |= is_tail
+    return jnp.where(is_valid, codes, -1), jnp.where(is_valid, child_nodes, -1), is_valid
 
 
 def child_of(
     trie: Trie, nodes: Int32[Array, "*N"], codes: Int32[Array, "*N"]
 ) -> Int32[Array, "*N"]:
-    """The child of each node with a code it has, by binary search; no tails."""
+    """The child of each node by its code, found by binary search.
+
+    Each node must have the child, and must not be a tail.
+    """
     edge_start, edge_code = jnp.asarray(trie.edge_start), jnp.asarray(trie.edge_code)
     low, high = edge_start[nodes], edge_start[nodes + 1]
     for _ in range(max(trie.widths).bit_length()):
@@ -196,6 +214,6 @@ def child_of(
 
 
 def leaves_of(trie: Trie, nodes: Int32[Array, "*N"]) -> Int32[Array, "*N"]:
-    """The leaf each node is at the end of a walk; -1 for a node of -1."""
+    """The leaf of each node at the end of beam search; -1 for node -1."""
     leaf = jnp.asarray(trie.node_leaf)[jnp.maximum(nodes, 0)]
     return jnp.where(nodes >= 0, leaf, -1)

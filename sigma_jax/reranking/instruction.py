@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sigma_jax.generation.beam import Prompts
 from sigma_jax.generation.generator import on_one_device
-from sigma_jax.generation.prefix_scores import ENTRIES
+from sigma_jax.generation.prefix_scores import SCORES_A_STEP
 from sigma_jax.index.device_index import DeviceIndex
 from sigma_jax.losses import cosines, map_row_chunks
 from sigma_jax.models.network import RecommenderNetwork, Tables
@@ -104,7 +104,7 @@ def read_answer(
         entropy = -jnp.sum(jnp.exp(log_p) * jnp.where(is_item, log_p, 0), axis=-1)
         return entropy + TOLERANCE - jax.nn.logsumexp(logits, axis=-1)
 
-    rows = max(ENTRIES // len(vectors), 1)
+    rows = max(SCORES_A_STEP // len(vectors), 1)
     return InstructionAnswer(queries, map_row_chunks(offsets, queries, rows))
 
 
@@ -175,7 +175,7 @@ def _best_sum(
     weights: Float32[Array, "V B"], of_items: Int32[Array, "W I"]
 ) -> Float32[Array, " B"]:
     """The largest summed weight of any item, for each request."""
-    size = min(max(ENTRIES // weights.shape[1], 1), of_items.shape[1])
+    size = min(max(SCORES_A_STEP // weights.shape[1], 1), of_items.shape[1])
 
     def read(best, first):  # the last part begins earlier where the end is near
         part = jax.lax.dynamic_slice_in_dim(of_items, first, size, axis=1)

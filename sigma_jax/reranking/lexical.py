@@ -132,7 +132,7 @@ class LexicalTable:
             arrays = {name: file[name] for name in ("trust", "weights", "of_items")}
         return cls({name: number for number, name in enumerate(names)}, **arrays)
 
-    def with_room(self, items: int, words: int, width: int) -> LexicalTable:
+    def with_capacity(self, items: int, words: int, width: int) -> LexicalTable:
         """The same in arrays for so many items, words and words of an item, or more."""
         size = (max(width, self.of_items.shape[0]), max(items, self.of_items.shape[1]))
         words = max(words, len(self.weights))

@@ -33,7 +33,7 @@ from sigma_jax.data.vectors import item_vectors
 from sigma_jax.generation.generator import all_item_vectors, prefix_depth
 from sigma_jax.index.host_index import HostIndex
 from sigma_jax.index.scann_searcher import HAS_SCANN
-from sigma_jax.index.trie_build import build_trie, room_for, with_room
+from sigma_jax.index.trie_build import build_trie, capacity_for, with_spare_capacity
 from sigma_jax.models.hf import load_backbone
 from sigma_jax.models.weights import named_parameters, save_weights
 from sigma_jax.recommender.parts import ITEM_ROWS, WEIGHTS, RecommenderParts, instruction_texts
@@ -168,7 +168,7 @@ def first_version(
     rows = {name: np.asarray(table[...]) for name, table in network.item_encoder.trained.items()}
     depth = prefix_depth(network, parts.spec.depth, parts.spec.generation)
     trie = build_trie(parts.semantic_ids.codes, depth, parts.semantic_ids.codebook_size)
-    trie = with_room(trie)
+    trie = with_spare_capacity(trie)
     neighbours = None
     if parts.reranker is not None:
         neighbours = parts.reranker.tables.relations.embedding_neighbours
@@ -206,7 +206,7 @@ def lexical_with_room(
         return None
     known, width = (0, 0) if before is None else (len(before.weights), len(before.of_items))
     width = max(power_of_two(len(lexical.of_items)), width)
-    return lexical.with_room(room, room_for(len(lexical.weights), known), width)
+    return lexical.with_capacity(room, capacity_for(len(lexical.weights), known), width)
 
 
 def write_version(folder: Path, name: str, version: Version, comment: str) -> None:

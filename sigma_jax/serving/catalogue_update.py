@@ -30,7 +30,7 @@ from sigma_jax.data.vectors import join_vectors, unit_rows
 from sigma_jax.generation.generator import all_item_vectors
 from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.index.scann_searcher import top_rows
-from sigma_jax.index.trie_build import build_trie, with_room
+from sigma_jax.index.trie_build import build_trie, with_spare_capacity
 from sigma_jax.recommender.parts import words_of_items
 from sigma_jax.reranking.covisitation import strongest_entries
 from sigma_jax.reranking.embedding_neighbours import nearest_items
@@ -174,7 +174,7 @@ def _with_item_tables(
         vectors=vectors,
         rows=rows,
         is_active=np.concatenate([before.is_active, np.ones(items.num_rows, bool)]),
-        trie=with_room(trie, before.trie),
+        trie=with_spare_capacity(trie, before.trie),
     )
 
 

@@ -110,7 +110,7 @@ class Version:
         if self.index is None:
             return self
         index = self.index.copy()
-        index.follow(self.leaves, np.asarray(self.fused), self.is_active)
+        index.update_to(self.leaves, np.asarray(self.fused), self.is_active)
         return dataclasses.replace(self, index=index)
 
     @property

@@ -25,7 +25,7 @@ from sigma_jax.generation.head_weights import (
     HeadWeights,
     beam_search_helps,
     fit_head_weights,
-    smallest_about_best,
+    smallest_good_weight,
 )
 from sigma_jax.recommender.ranking import Ranker
 from sigma_jax.reranking.features import ItemFeatures, RankingInputs
@@ -171,14 +171,14 @@ def test_a_gain_is_worth_more_than_chance():
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 1, (400, 1))
     better = np.array([0.0, 0.4, 0.5, 0.1]) + noise * np.array([0.0, 1.0, 1.2, 2.0])
-    assert smallest_about_best(better - better.mean(axis=0) + [0.0, 0.01, 0.03, 0.0]) == 0
-    assert smallest_about_best(better - better.mean(axis=0) + [0.0, 0.4, 0.4, 0.1]) == 1
-    assert smallest_about_best(better - better.mean(axis=0) + [0.0, 0.2, 0.4, 0.1]) == 2
+    assert smallest_good_weight(better - better.mean(axis=0) + [0.0, 0.01, 0.03, 0.0]) == 0
+    assert smallest_good_weight(better - better.mean(axis=0) + [0.0, 0.4, 0.4, 0.1]) == 1
+    assert smallest_good_weight(better - better.mean(axis=0) + [0.0, 0.2, 0.4, 0.1]) == 2
     sure = np.array([[0.0, 0.009], [0.0, 0.009]])
-    assert smallest_about_best(sure) == 0
-    assert smallest_about_best(2 * sure) == 1
+    assert smallest_good_weight(sure) == 0
+    assert smallest_good_weight(2 * sure) == 1
     little = np.array([[0.0, 0.006, 0.011], [0.0, 0.006, 0.011]])
-    assert smallest_about_best(little) == 0
+    assert smallest_good_weight(little) == 0
 
 
 def test_codes_pay_where_targets_rise_by_more_than_chance():

@@ -53,7 +53,7 @@ def test_the_denominator_counts_what_may_not_come(state):
     closeness = table @ queries[0, 0]
     far = closeness < np.quantile(closeness, 0.6)  # all that ScaNN finds first may not come
     for is_allowed in (None, np.arange(len(table)) % 50 == 0, far):
-        shown = index if is_allowed is None else index.only(is_allowed)
+        shown = index if is_allowed is None else index.restrict_to(is_allowed)
         inputs = SearchInputs(queries, leaves, leaves >= 0, sharpness, near)
         candidates = shown.search_beams(inputs, 10)
         found_items = candidates.nearest_of_beams(candidates.items)
@@ -188,6 +188,6 @@ def test_what_lies_further_than_was_searched_for_is_looked_for_among_all():
     is_far = closeness < np.quantile(closeness, 0.6)
     leaf = np.zeros(1, np.int32)
     for is_allowed in (np.ones(400, bool), np.arange(400) % 3 > 0, is_far):
-        found = index.only(is_allowed).search(query, leaf, 10)[0][0]
+        found = index.restrict_to(is_allowed).search(query, leaf, 10)[0][0]
         best = np.flatnonzero(is_allowed)[np.argsort(-closeness[is_allowed])][:10]
         np.testing.assert_array_equal(found, best)

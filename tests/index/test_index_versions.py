@@ -34,7 +34,7 @@ def test_an_index_follows_its_catalogue_and_finds_the_same_when_loaded(tmp_path)
         before = HostIndex.load(tmp_path / str(step - 1), vectors[: len(is_active)], is_active)
         number, size = rng.permutation(LEAVES).astype(np.int32), int(known.sum())
         is_active = (known & ~removed)[:size]
-        rebuilt = before.follow(number[leaf[:size]], vectors[:size], is_active)
+        rebuilt = before.update_to(number[leaf[:size]], vectors[:size], is_active)
         assert (number[1] in rebuilt) == (step == 2 or step == 3)
         assert number[0] not in rebuilt or step > 1
         before.save(tmp_path / str(step))
@@ -56,7 +56,9 @@ def test_an_index_follows_its_catalogue_and_finds_the_same_when_loaded(tmp_path)
             exact = np.log(np.exp(inside @ asked[row, beam] * sharpness[row]).sum())
             assert mass[row, beam] == pytest.approx(exact, abs=0.1)
         some = is_active & (np.arange(size) % 2 == 0)
-        assert agreement((after.only(some), *of_catalogue(number[leaf], vectors, some))) >= 0.95
+        assert (
+            agreement((after.restrict_to(some), *of_catalogue(number[leaf], vectors, some))) >= 0.95
+        )
         assert after.recall == before.recall
 
 
@@ -64,7 +66,7 @@ def test_what_did_not_change_is_stored_once(tmp_path):
     vectors, leaf = clustered(600), np.zeros(600, np.int32)
     HostIndex(leaf, vectors, count=10, scann_above=400).save(tmp_path / "0")
     index = HostIndex.load(tmp_path / "0", vectors, np.ones(600, bool))
-    assert index.follow(leaf, vectors, np.arange(600) > 5) == []
+    assert index.update_to(leaf, vectors, np.arange(600) > 5) == []
     index.save(tmp_path / "1")
     pairs = [tuple((tmp_path / n / "0" / "dataset.npy").stat().st_ino for n in "01")]
     assert all(one == other for one, other in pairs)

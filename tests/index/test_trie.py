@@ -13,7 +13,7 @@ from sigma_jax.index.trie_build import (
     mark_active,
     nodes_of_leaves,
     sort_order,
-    with_room,
+    with_spare_capacity,
 )
 
 STEP = jax.jit(children, static_argnums=1)
@@ -172,10 +172,10 @@ def test_a_catalogue_that_grows_a_little_keeps_its_shapes():
     rng = np.random.default_rng(3)
     codes = rng.integers(0, 30, (5_000, 4)).astype(np.int32)
     more = np.concatenate([codes, rng.integers(0, 30, (50, 4)).astype(np.int32)])
-    first = with_room(build_trie(codes, 4, 30))
-    second = with_room(build_trie(more, 4, 30, first), first)
+    first = with_spare_capacity(build_trie(codes, 4, 30))
+    second = with_spare_capacity(build_trie(more, 4, 30, first), first)
     assert jax.tree.structure(first) == jax.tree.structure(second)
-    assert first.dense.keys() == {"0", "1"} and first.tails_from == 2
+    assert first.dense.keys() == {"0", "1"} and first.first_tail_level == 2
     for before, after in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         assert before.shape == after.shape
     for trie, rows in ((first, codes), (second, more)):

@@ -147,7 +147,7 @@ def test_a_large_catalogue_is_read_in_parts(depth, monkeypatch):
     found = []
     for entries, size in ((2**26, 2), (14, 3)):  # another size: nothing is compiled yet
         for module in (evidence, told_module):
-            monkeypatch.setattr(module, "ENTRIES", entries)
+            monkeypatch.setattr(module, "SCORES_A_STEP", entries)
         config = dataclasses.replace(CONFIG, temperature=0.11, batch_size=size)
         made = ranker(model, tables, depth, config, lexical=WORDS)
         spoken = made.read_instructions(said, batch(seed=5))

@@ -106,7 +106,7 @@ def test_words_are_alike_however_they_are_written(text, words):
 def test_items_behind_others_are_read_alone(first):
     """The same as all read at once; there is room for more items, words and words of an item."""
     texts = [json.dumps(text) for text in TEXTS]
-    before = LexicalTable.make(texts[:first], RELATIONS, AROUND).with_room(9, 12, 8)
+    before = LexicalTable.make(texts[:first], RELATIONS, AROUND).with_capacity(9, 12, 8)
     grown, every = before.grown(first, texts[first:], RELATIONS, AROUND), table()
     assert grown.numbers == every.numbers
     np.testing.assert_array_equal(grown.trust, every.trust)
