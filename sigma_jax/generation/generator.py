@@ -63,7 +63,7 @@ class Generator:
 
         Args:
           tables: the network's frozen tables of items.
-          config: more beams than the trie has prefixes become as many, or a few more.
+          config: its `num_beams` is limited to about the number of prefixes in the trie.
           item_query: the token that asks for the item (PromptLayout.item_query).
           vectors: vectors of all items, unit length. None: the network makes them.
           mesh: devices that hold equal parts of the item vectors. None: one device holds all.

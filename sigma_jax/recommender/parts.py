@@ -150,4 +150,4 @@ def words_of_items(
     around = instructions.around_slots(spec.wordings)
     if before is None:
         return LexicalTable.make(texts, slot_values, around)
-    return before[0].grown(before[1], texts, slot_values, around)
+    return before[0].extended(before[1], texts, slot_values, around)

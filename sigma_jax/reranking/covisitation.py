@@ -4,13 +4,15 @@ Two interactions of one user at distance d <= 20 count 1/d from the earlier item
 and half of that backwards. Interactions of one session have no order, so sessions define the
 distance:
 
-- interactions of one session lie at distance 1, in either direction with equal right, so they count
+- interactions of one session lie at distance 1. Either may be the earlier one, so they count
   (1 + 1/2) / 2 each way;
 - interactions of different sessions lie at 1 + the number of interactions in the sessions between.
 
 With one interaction a session this is the definition over interactions:
 
     sessions [a][b c][d]: a-b 1, a-c 1, b-c 1, b-d 1, c-d 1, a-d 3 (two interactions between)
+
+Axes: U users, I items.
 """
 
 from __future__ import annotations
@@ -21,29 +23,17 @@ import scipy.sparse as sparse
 from sigma_jax.histories import count_training_rows, rows_of_ranges
 from sigma_jax.schema import Histories, PreparedData
 
-WINDOW = 20
-
-
-BACKWARD = 0.5
-
-
-SESSIONS = 5
-
-
-DECAY = 0.7
-
-
-SMOOTHING = 5.0
-
-
+WINDOW = 20  # the largest distance that counts
+BACKWARD = 0.5  # share of a count that goes from the later item to the earlier one
+SESSIONS = 5  # last sessions of a history that a request reads
+DECAY = 0.7  # weight of a session relative to the next one
+SMOOTHING = 5.0  # interactions added to the popularity of each item
 SESSIONS_A_STEP = 200_000  # bounds the memory of one sparse product
-
-
 REQUESTS_A_STEP = 512
 
 
 def strongest_entries(table: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
-    """`table` with the `count` largest entries of each row; on ties the lower column stays."""
+    """`table` with the `count` largest entries of each row; ties are broken by the lower column."""
     table = table.tocsr().sorted_indices()
     keep = np.ones(table.nnz, bool)
     for row in np.flatnonzero(np.diff(table.indptr) > count):
@@ -68,16 +58,16 @@ def count_covisits(histories: Histories, num_items: int) -> sparse.csr_matrix:
     return total
 
 
-def damp_by_popularity(ties: sparse.csr_matrix, data: PreparedData) -> sparse.csr_matrix:
-    """Counts divided by sqrt(popularity + 5) of the column's item."""
+def damp_by_popularity(counts: sparse.csr_matrix, data: PreparedData) -> sparse.csr_matrix:
+    """Each count, divided by sqrt(training interactions + 5) of the item of its column."""
     scale = 1 / np.sqrt(count_training_rows(data) + SMOOTHING)
-    scaled = ties.copy()
-    scaled.data *= scale.astype(np.float32)[ties.indices]
+    scaled = counts.copy()
+    scaled.data *= scale.astype(np.float32)[counts.indices]
     return scaled
 
 
 def _training_sessions(histories: Histories):
-    """User, first row and end row of each session in the training rows."""
+    """(user, first row, end row) of each session in the training rows."""
     starts, ends = histories.offsets[:-1], histories.valid_start
     rows = rows_of_ranges(starts, ends)
     user = np.repeat(np.arange(len(starts)), np.maximum(ends - starts, 0))
@@ -91,7 +81,7 @@ def _training_sessions(histories: Histories):
 
 
 def _incidence(histories: Histories, num_items: int, begin, end, weights) -> sparse.csr_matrix:
-    """[sessions, I]: the interactions of each session by item, times its weight."""
+    """[sessions, I]: the interactions of each session by item, times the weight of the session."""
     rows = rows_of_ranges(begin, end)
     session = np.repeat(np.arange(len(begin)), end - begin)
     entries = (weights[session].astype(np.float32), (session, histories.item[rows]))
@@ -99,11 +89,11 @@ def _incidence(histories: Histories, num_items: int, begin, end, weights) -> spa
 
 
 def _covisits_from(histories, num_items, user, begin, end, here) -> sparse.csr_matrix:
-    """Counts inside the sessions `here`, and from them to later ones of the same user."""
+    """[I, I]: counts inside the sessions `here`, and from them to later sessions of their users."""
     ones = np.ones(len(here))
     inside = _incidence(histories, num_items, begin[here], end[here], ones)
-    lines = np.asarray(inside.sum(0)).reshape(-1)  # an interaction is not counted with itself
-    total = (inside.T @ inside - sparse.diags(lines)) * np.float32((1 + BACKWARD) / 2)
+    itself = np.asarray(inside.sum(0)).reshape(-1)  # an interaction is not counted with itself
+    total = (inside.T @ inside - sparse.diags(itself)) * np.float32((1 + BACKWARD) / 2)
     earlier, later, distance = _near_sessions(user, begin, end, here)
     left = _incidence(histories, num_items, begin[earlier], end[earlier], 1 / distance)
     right = _incidence(histories, num_items, begin[later], end[later], np.ones(len(later)))
@@ -114,7 +104,10 @@ def _covisits_from(histories, num_items, user, begin, end, here) -> sparse.csr_m
 
 
 def _near_sessions(user, begin, end, here):
-    """Pairs of sessions of one user, the earlier in `here`, within the window; their distance."""
+    """(earlier, later, distance) of the pairs of sessions of one user within the window.
+
+    The earlier session of each pair is one of `here`.
+    """
     pairs = []
     for step in range(1, WINDOW + 1):
         earlier = here[here + step < len(user)]

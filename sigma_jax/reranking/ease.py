@@ -1,4 +1,7 @@
-"""EASE: a closed-form linear item-item model (Steck 2019)."""
+"""EASE: a closed-form linear item-item model (Steck 2019).
+
+Axes: I items.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from sigma_jax.schema import PreparedData
 ROWS_A_STEP = 4_096  # rows of the item-item matrix read at a time
 
 
-MAX_EASE_ITEMS = 16_384  # the most popular items; three square matrices of them are held
+MAX_EASE_ITEMS = 16_384  # the most popular items; memory holds three square matrices of them
 
 
 def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
@@ -22,7 +25,8 @@ def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
 
         B = -P / diag(P) with 0 in the diagonal,    P = (X^T X + lambda)^-1
 
-    X: which users have which items in training rows; lambda: the users an item has on average.
+    X tells which users have which items in training rows. lambda is the mean number of users of an
+    item.
     """
     users = data.histories.num_users
     starts, ends = data.histories.offsets[:-1], data.histories.valid_start
@@ -32,26 +36,26 @@ def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
     has = sparse.csr_matrix((np.ones(len(item), np.float32), (user, item)), shape=(users, total))
     has.data[:] = 1  # repeats have been summed
     count_users = np.asarray(has.sum(axis=0)).reshape(-1)
-    known = np.flatnonzero(count_users)
-    if len(known) < 2:
+    kept = np.flatnonzero(count_users)
+    if len(kept) < 2:
         return sparse.csr_matrix((total, total), dtype=np.float32)
-    known = np.sort(known[np.argsort(-count_users[known], kind="stable")[:MAX_EASE_ITEMS]])
-    has = has[:, known]
+    kept = np.sort(kept[np.argsort(-count_users[kept], kind="stable")[:MAX_EASE_ITEMS]])
+    has = has[:, kept]
     inverse = (has.T @ has).toarray()
-    inverse[np.diag_indices(len(known))] += count_users[known].mean()
+    inverse[np.diag_indices(len(kept))] += count_users[kept].mean()
     inverse = scipy.linalg.inv(inverse, overwrite_a=True, check_finite=False)
     scale = np.diag(inverse).copy()
-    count = min(count, len(known) - 1)
+    count = min(count, len(kept) - 1)
     rows, columns, values = [], [], []
-    for first in range(0, len(known), ROWS_A_STEP):
+    for first in range(0, len(kept), ROWS_A_STEP):
         part = -inverse[first : first + ROWS_A_STEP] / scale
         here = np.arange(len(part))
         part[here, first + here] = 0
         best = np.argpartition(-part, count - 1, axis=1)[:, :count]
-        rows.append(np.repeat(known[first + here], count))
-        columns.append(known[best].reshape(-1))
+        rows.append(np.repeat(kept[first + here], count))
+        columns.append(kept[best].reshape(-1))
         values.append(np.take_along_axis(part, best, axis=1).reshape(-1))
     rows, columns, values = (np.concatenate(parts) for parts in (rows, columns, values))
-    is_for = values > 0
-    entries = (values[is_for], (rows[is_for], columns[is_for]))
+    is_positive = values > 0
+    entries = (values[is_positive], (rows[is_positive], columns[is_positive]))
     return sparse.csr_matrix(entries, shape=(total, total))

@@ -1,4 +1,7 @@
-"""The nearest items of each item by the vectors of the network."""
+"""The nearest items of each item by the vectors of the network.
+
+Axes: I items, D dimensions, n items of a step, k neighbours.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,11 @@ def nearest_items(
 ) -> sparse.csr_matrix:
     """float32 [I, I]: for the items from `start` on, the `count` nearest items.
 
-    An entry is the cosine minus the cosine of the next neighbour after these. Rows of `vectors`
-    have unit length. The search is exact: it compares every pair, some rows at a time.
+    An entry is the cosine minus the cosine of the neighbour that follows these. The search is
+    exact: it compares every pair, some rows at a time.
+
+    Args:
+      vectors: unit length.
     """
     total = len(vectors)
     count = min(count, total - 2)
@@ -35,10 +41,10 @@ def nearest_items(
         values.append(near[:, :count] - near[:, count:])
     items, values = (np.concatenate(parts)[: total - start] for parts in (items, values))
     ends = np.maximum(np.arange(total + 1) - start, 0) * count
-    found = sparse.csr_matrix((values.ravel(), items.ravel(), ends), shape=(total, total))
-    found.eliminate_zeros()
-    found.sort_indices()
-    return found
+    neighbours = sparse.csr_matrix((values.ravel(), items.ravel(), ends), shape=(total, total))
+    neighbours.eliminate_zeros()
+    neighbours.sort_indices()
+    return neighbours
 
 
 @functools.partial(jax.jit, static_argnums=2)

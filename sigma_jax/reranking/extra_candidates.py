@@ -1,8 +1,8 @@
 """Extra candidates beyond the nearest neighbours: items that a reranking feature may raise.
 
-An index returns the items nearest to the query. These items join them, however far they lie from
-it: items with a history feature, trending items of the day, items that match the instruction's
-words.
+An index returns the items nearest to the query. Three kinds of items join them at any distance from
+the query: items with a history feature, trending items of the day, and items that match the
+instruction's words.
 
 Axes: N requests, L extra candidates, T days with G trending features.
 """
@@ -18,8 +18,8 @@ from sigma_jax.index.candidates import padded_width
 from sigma_jax.reranking.lexical import LexicalTable
 
 MAX_LEXICAL = 4_096  # items that match the words of an instruction, the best first
-OF_TRENDING = 256  # items of each trending feature and day
-DAYS_KEPT = 4  # of the trending table, whose items are not searched again
+MAX_TRENDING = 256  # items of each trending feature and day
+DAYS_KEPT = 4  # days whose trending items are kept in memory
 
 
 class ExtraCandidates:
@@ -48,11 +48,15 @@ class ExtraCandidates:
         return extra
 
     def of_words(self, words: Int32[np.ndarray, "N n"]) -> list[Int32[np.ndarray, " l"]]:
-        """The items that match words of each request (LexicalTable.word_numbers), at most
-        MAX_LEXICAL."""
+        """The items that match words of each request, at most MAX_LEXICAL.
+
+        Args:
+          words: from LexicalTable.word_numbers.
+        """
         return [self._with_words(np.unique(row)) for row in words]
 
     def _with_words(self, words: Int32[np.ndarray, " w"]) -> Int32[np.ndarray, " l"]:
+        """The items that have any of `words`."""
         lists = [self._items[self._start[word] : self._start[word + 1]] for word in words]
         items, place = np.unique(np.concatenate(lists), return_inverse=True)
         if len(items) > MAX_LEXICAL:
@@ -64,22 +68,28 @@ class ExtraCandidates:
     def of_trending(
         self, table: Float16[np.ndarray, "T I G"], rows: Int32[np.ndarray, " N"]
     ) -> list[Int32[np.ndarray, " l"]]:
-        """The strongest items of each trending feature on each request's day, a row of `table`."""
+        """The strongest items of each trending feature on each request's day.
+
+        Args:
+          table: the trending table (TrendingCounts.at).
+          rows: the row of `table` for each request's day.
+        """
         return [self._of_row(table, int(row)) for row in rows]
 
     def _of_row(self, table: np.ndarray, row: int) -> np.ndarray:
+        """The strongest items of one row of the trending table; they are kept for some days."""
         key = (id(table), row)
-        known = self._of_day.get(key)
-        if known is None:
+        kept = self._of_day.get(key)
+        if kept is None:
             values = table[row]
-            count = min(OF_TRENDING, len(values))
+            count = min(MAX_TRENDING, len(values))
             best = [np.argpartition(-feature, count - 1)[:count] for feature in values.T]
             items = [
                 of_feature[feature[of_feature] > 0]
                 for of_feature, feature in zip(best, values.T, strict=True)
             ]
-            known = (table, np.unique(np.concatenate(items)).astype(np.int32))
+            kept = (table, np.unique(np.concatenate(items)).astype(np.int32))
             for old in list(self._of_day)[: len(self._of_day) - DAYS_KEPT + 1]:
                 self._of_day.pop(old, None)
-            self._of_day[key] = known  # with the table, so that no other table has its id
-        return known[1]
+            self._of_day[key] = kept  # with the table, so that no other table gets its id
+        return kept[1]

@@ -31,7 +31,7 @@ from sigma_jax.reranking.lexical import LexicalArrays
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ItemFeatures:
-    """History features of each request's items; items that are not listed have 0 in all."""
+    """History features of the listed items of each request; other items have 0 in all features."""
 
     items: Int32[Array, "B S"]  # ascending, none twice; padded with the largest int32
     values: Float16[Array, "B S F"]
@@ -41,12 +41,12 @@ class ItemFeatures:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RankingInputs:
-    """All that ranks the candidates of some requests beside the network; None leaves a part out.
+    """All inputs but the beams that rank the candidates of some requests; None leaves one out.
 
     On the host it holds NumPy arrays of any number of requests. `of_rows` takes a batch of them.
     """
 
-    seen: Int32[Array, "B S"] | None = None  # items to leave out, padded with -1
+    seen: Int32[Array, "B S"] | None = None  # items that are left out, padded with -1
     extra: Int32[Array, "B L"] | None = None  # extra candidates, padded with -1
     features: ItemFeatures | None = None
     instruction: InstructionInputs | None = None
@@ -74,13 +74,13 @@ class RankingInputs:
           tasks: probability that the instruction is of each task (Beams.tasks).
         """
         weights = tasks @ self.weights
-        own = self.features.values.shape[-1]
-        of_own = weights[..., :own]
-        listed = jnp.einsum("BSF,BF->BS", self.features.values.astype(jnp.float32), of_own)
+        width = self.features.values.shape[-1]
+        of_history = weights[..., :width]
+        listed = jnp.einsum("BSF,BF->BS", self.features.values.astype(jnp.float32), of_history)
         places, is_listed = find_sorted(items, self.features.items)
         total = jnp.where(is_listed, jnp.take_along_axis(listed, places, axis=1), 0.0)
         if self.trending is not None:
-            of_trending = weights[..., own : own + self.trending.shape[-1]]
+            of_trending = weights[..., width : width + self.trending.shape[-1]]
             rows = jnp.broadcast_to(self.features.row[:, None], items.shape)
             shared = self.trending.at[rows, jnp.maximum(items, 0)].get(mode="clip")
             total += jnp.einsum("BNG,BG->BN", shared.astype(jnp.float32), of_trending)
@@ -94,10 +94,10 @@ class RankingInputs:
 def add_scores(
     log_prob: Float32[Array, "B N"], scores: Float32[Array, "B N"]
 ) -> Float32[Array, "B N"]:
-    """Log-probability proportional to p * exp(score), normalised over all items.
+    """Log-probability of each candidate: proportional to p * exp(score), normalised over all items.
 
-    Items that are no candidates enter the sum with the lowest score of the candidates, since their
-    own is not known. A score that all items share changes nothing.
+    The scores of other items are not known, so each gets the lowest score of the candidates. A
+    score that all items share changes nothing.
     """
     is_item = jnp.isfinite(log_prob)
     least = jnp.min(scores, axis=-1, keepdims=True, initial=jnp.inf, where=is_item)

@@ -1,12 +1,13 @@
 """Fits the weights of the reranker and sigma of Eq. 11 on validation requests.
 
-A validation request says two things: which item was taken, and, where its task has a constraint,
+A validation request tells which item the user took. If its task has a constraint, it also tells
 which items satisfy the instruction. So the loss is
 
     -log P(target) - log P(items that satisfy the instruction)
 
-by a softmax over the candidates, and the features cannot buy the one with the other. A weight of
-log p is fitted as well. The stored weights are divided by it, which changes no ranking.
+by a softmax over the candidates. A feature that raises targets at the cost of the instruction has a
+higher loss. log p has a weight as well. The stored weights are divided by it, which changes no
+ranking.
 
 Axes: N requests, C candidates of a request, F features.
 """
@@ -23,10 +24,10 @@ from sigma_jax.reranking.reranker import FEATURES, RerankerWeights
 from sigma_jax.schema import TASKS, Requests
 from sigma_jax.tasks.constraints import AllowedItems
 
-SHRINKAGE = 1.0  # towards the network alone: counts as so many more targets
-TASK_SHRINKAGE = 10.0  # of a task's weights towards those of all tasks: a task has few targets
-MIN_NETWORK_WEIGHT = 0.05  # of log p, so that it can divide the others
-MIN_TARGETS = 30  # among the candidates, of a task too: fewer teach nothing
+SHRINKAGE = 1.0  # towards the network alone, in targets
+TASK_SHRINKAGE = 10.0  # of the weights of a task towards those of all tasks, in targets
+MIN_NETWORK_WEIGHT = 0.05  # least weight of log p, which divides the other weights
+MIN_TARGETS = 30  # least targets among the candidates, and least targets of a task
 ABSENT = -1e4  # log-probability where a request has fewer candidates
 
 Ranked = tuple[Int32[np.ndarray, "N C"], Float32[np.ndarray, "N C"]]  # items, log-probabilities
@@ -40,38 +41,39 @@ def fit_reranker(
     allowed: AllowedItems | None,
     has_task_head: bool,
 ) -> tuple[RerankerWeights, dict[str, float]]:
-    """The weights that serve `requests` best, and metrics: log-loss before and after.
+    """The weights with the least loss on `requests`, and metrics: log-loss before and after.
 
-    Weights are 0 where fewer than MIN_TARGETS targets are among the candidates.
+    All weights are 0 if fewer than MIN_TARGETS targets are among the candidates.
 
     Args:
       ranked: for each sigma, the candidates of the network alone. The first sigma is the configured
-        one. All have the same candidates, since sigma orders the items of a prefix alike.
-      features_of: FEATURES of some candidates of the requests `rows`, or only the first of FEATURES
-        where nothing is known of the instruction alone.
+        one. The candidates are the same for all, since sigma keeps the order inside a prefix.
+      features_of: a function of request numbers and candidates that gives their FEATURES. It gives
+        the first of FEATURES alone if instructions are not read.
       allowed: the items that satisfy each instruction.
+      has_task_head: whether the network has a task head: each task gets its own weights.
     """
     sigmas, lists = list(ranked), list(ranked.values())
-    known = np.flatnonzero((lists[0][0] == requests.target[:, None]).any(axis=1))
-    if len(known) < MIN_TARGETS:
+    answered = np.flatnonzero((lists[0][0] == requests.target[:, None]).any(axis=1))
+    if len(answered) < MIN_TARGETS:
         zeros = dict.fromkeys(FEATURES, (0.0,) * (len(TASKS) if has_task_head else 1))
-        return RerankerWeights(sigmas[0], zeros), {"reranker_targets": len(known)}
-    requests = requests.take(known)
-    candidates = np.sort(lists[0][0][known], axis=1)
+        return RerankerWeights(sigmas[0], zeros), {"reranker_targets": len(answered)}
+    requests = requests.take(answered)
+    candidates = np.sort(lists[0][0][answered], axis=1)
     target = (candidates == requests.target[:, None]).argmax(axis=1)
-    features = features_of(known, candidates)
-    is_asked = satisfies_instruction(allowed, known, candidates)
+    features = features_of(answered, candidates)
+    is_satisfying = satisfies_instruction(allowed, answered, candidates)
     fits = []
     for sigma, (items, log_probs) in ranked.items():
-        order = np.argsort(items[known], axis=1)
-        log_p = np.take_along_axis(log_probs[known], order, axis=1)
+        order = np.argsort(items[answered], axis=1)
+        log_p = np.take_along_axis(log_probs[answered], order, axis=1)
         columns = [np.where(candidates >= 0, log_p, ABSENT), *features]
-        fits.append((*fit_weights(columns, target, is_asked), sigma, columns))
+        fits.append((*fit_weights(columns, target, is_satisfying), sigma, columns))
     loss, weights, _, sigma, columns = min(fits, key=lambda fit: fit[0])
-    metrics = {"reranker_targets": len(known), "reranker_loss": loss, "network_loss": fits[0][2]}
+    metrics = {"reranker_targets": len(answered), "reranker_loss": loss, "network_loss": fits[0][2]}
     by_task = np.stack([weights])
     if has_task_head:
-        by_task, losses = fit_by_task(columns, target, is_asked, requests.task, weights)
+        by_task, losses = fit_by_task(columns, target, is_satisfying, requests.task, weights)
         metrics["reranker_loss"] = losses.mean()
     relative = (by_task[:, 1:] / by_task[:, :1]).T.tolist()
     relative += [[0.0] * len(by_task)] * (len(FEATURES) - len(relative))
@@ -87,57 +89,69 @@ def satisfies_instruction(
 ) -> Bool[np.ndarray, "n C"]:
     """Whether each candidate of the requests `rows` satisfies the instruction.
 
-    All candidates of a request without a constraint do.
+    All candidates of a request without a constraint satisfy it.
     """
-    is_asked = np.ones(candidates.shape, bool)
+    is_satisfying = np.ones(candidates.shape, bool)
     for place, row in enumerate(rows):
         items = allowed.of(row) if allowed is not None else None
         if items is not None:
-            is_asked[place] = np.isin(candidates[place], items)
-    return is_asked
+            is_satisfying[place] = np.isin(candidates[place], items)
+    return is_satisfying
 
 
 def fit_by_task(
     columns: Sequence[Float32[np.ndarray, "N C"]],
     target: Int32[np.ndarray, " N"],
-    is_asked: Bool[np.ndarray, "N C"],
+    is_satisfying: Bool[np.ndarray, "N C"],
     task: Int32[np.ndarray, " N"],
     common: Float64[np.ndarray, " F"],
 ) -> tuple[Float64[np.ndarray, "tasks F"], Float64[np.ndarray, " N"]]:
-    """Weights of each task, `common` for those with few targets, and each target's mean log-loss of
-    its task."""
+    """(weights, losses): the weights of each task, and for each target the mean loss of its task.
+
+    A task with fewer than MIN_TARGETS targets has the weights `common`.
+
+    Args:
+      columns: log p, then the features.
+      target: the column of each target among the candidates.
+      is_satisfying: whether each candidate satisfies the instruction.
+      task: the task of each request.
+      common: weights fitted on all tasks.
+    """
     by_task = np.tile(common, (len(TASKS), 1))
     losses = np.zeros(len(target))
     for number in np.unique(task):
         here = task == number
         of_task = [column[here] for column in columns]
         if here.sum() >= MIN_TARGETS:
-            # What tells no item from another in any request of the task has no say in it.
-            tells = [bool((column != column[:, :1]).any()) for column in of_task]
-            start = np.where([True, *tells[1:]], common, 0.0)
+            # A feature that is equal for all items of every request has no weight.
+            varies = [bool((column != column[:, :1]).any()) for column in of_task]
+            start = np.where([True, *varies[1:]], common, 0.0)
             losses[here], by_task[number], _ = fit_weights(
-                of_task, target[here], is_asked[here], start, TASK_SHRINKAGE
+                of_task, target[here], is_satisfying[here], start, TASK_SHRINKAGE
             )
         else:
             values = np.stack(of_task, axis=-1)
-            losses[here] = log_loss(values, target[here], is_asked[here], common)[0]
+            losses[here] = log_loss(values, target[here], is_satisfying[here], common)[0]
     return by_task, losses
 
 
 def fit_weights(
     columns: Sequence[Float32[np.ndarray, "N C"]],
     target: Int32[np.ndarray, " N"],
-    is_asked: Bool[np.ndarray, "N C"],
+    is_satisfying: Bool[np.ndarray, "N C"],
     start: Float64[np.ndarray, " F"] | None = None,
     shrinkage: float = SHRINKAGE,
 ) -> tuple[float, Float64[np.ndarray, " F"], float]:
-    """Weights of the columns under which the softmax over candidates gives `target`, and all of
-    `is_asked`, most (log_loss).
+    """(loss, weights, network loss): the weights with the least mean `log_loss`.
 
-    The first column is the model's log-probability; its weight is at least MIN_NETWORK_WEIGHT.
-    They shrink
-    to `start`, or to the model alone, as by `shrinkage` more targets. Returns the mean log-loss,
-    the weights, and the log-loss of the first column alone.
+    The network loss is that of the first column alone.
+
+    Args:
+      columns: log p, whose weight is at least MIN_NETWORK_WEIGHT, then the features.
+      target: the column of each target among the candidates.
+      is_satisfying: whether each candidate satisfies the instruction.
+      start: the weights that the fit starts from and shrinks to. None: the network alone.
+      shrinkage: strength of the shrinkage, in targets.
     """
     values = np.stack(columns, axis=-1).astype(np.float64)
     alone = np.eye(values.shape[-1])[0]
@@ -145,30 +159,34 @@ def fit_weights(
     shrinkage = shrinkage / len(target)
 
     def penalised(weights):
-        mean, slope = log_loss(values, target, is_asked, weights)
+        mean, slope = log_loss(values, target, is_satisfying, weights)
         away = weights - start
         return mean + shrinkage * (away**2).sum() / 2, slope + shrinkage * away
 
     bounds = [(MIN_NETWORK_WEIGHT, None)] + [(None, None)] * (len(start) - 1)
     result = minimize(penalised, start, jac=True, method="L-BFGS-B", bounds=bounds)
-    fitted, plain = (float(log_loss(values, target, is_asked, w)[0]) for w in (result.x, alone))
+    fitted, plain = (
+        float(log_loss(values, target, is_satisfying, w)[0]) for w in (result.x, alone)
+    )
     return fitted, result.x, plain
 
 
 def log_loss(
     values: Float64[np.ndarray, "N C F"],
     target: Int32[np.ndarray, " N"],
-    is_asked: Bool[np.ndarray, "N C"],
+    is_satisfying: Bool[np.ndarray, "N C"],
     weights: Float64[np.ndarray, " F"],
 ) -> tuple[float, Float64[np.ndarray, " F"]]:
-    """Mean of -log P(target) - log P(what was asked for) among the candidates, and its slope by the
-    weights. A target counts as asked for."""
+    """(loss, slope): mean of -log P(target) - log P(satisfying items), and its gradient.
+
+    P is the softmax over the candidates. A target counts as satisfying.
+    """
     rows = np.arange(len(target))
     scores = values @ weights
-    asked = np.where(is_asked, scores, -np.inf)
-    asked[rows, target] = scores[rows, target]
+    satisfying = np.where(is_satisfying, scores, -np.inf)
+    satisfying[rows, target] = scores[rows, target]
     shares, totals = [], []
-    for part in (scores, asked):  # each from its own largest: the target may be far behind
+    for part in (scores, satisfying):  # each minus its own maximum, for the range of exp
         top = part.max(axis=1, keepdims=True)
         share = np.exp(part - top)
         total = share.sum(axis=1, keepdims=True)

@@ -1,22 +1,27 @@
-"""Instruction features: how well an item fits the instruction alone, whoever gives it.
+"""Instruction features: how well an item fits the instruction alone, without the user.
 
-A user's habits raise the items that the user likes, whatever the instruction asks for. Two features
-hold against that. The network reads the instruction for a user of whom nothing is known. With the
+Habits raise the items that the user likes, and the instruction may ask for others. Two features
+correct that.
+
+For the first, the network reads the instruction of a user without history or profile. With the
 probability p of its answer and the entropy H of p,
 
     instruction_score(i) = min(0, log p(i | instruction) + H + 1)
 
-is 0 for an item that is at most e times less likely than a typical answer, and falls from there.
-(Where n items are equally likely and no other is possible, H is log n and log p is -log n.) So it
-prefers nothing among the items that fit. The second feature compares the words of the instruction
-in the item's text, with the weights w and the trust of lexical.py, with the best item of all:
+It is 0 for an item that is at most e times less likely than a typical answer, and lower for other
+items. So it prefers none of the items that fit. (If n items are equally likely and no other item is
+possible, H is log n and log p is -log n.)
+
+The second compares the item's text with the words of the instruction. The weights w and the trust
+are those of lexical.py:
 
     lexical_match(i) = (sum of w of i's words / the largest such sum - 1) * trust in the surest word
 
-It is 0 for all items where no item has any of the words. Neither feature is computed for a whole
-catalogue at once: only candidates are scored.
+It is 0 for all items if no item has any of the words. Both features are computed for candidates
+only.
 
-Axes: B requests, I items, N candidates, n words of a request, W words of an item, V words.
+Axes: B requests, I items, N candidates, n words of a request, W words of an item, V words, D
+dimensions.
 """
 
 from __future__ import annotations
@@ -48,14 +53,14 @@ TOLERANCE = 1.0  # log p by which an item may be less likely than a typical answ
 class InstructionAnswer:
     """The item head's answer to each instruction alone, reduced to what scores any item."""
 
-    queries: Float32[Array, "B D"]  # divided by the temperature: times a unit vector, its logit
+    queries: Float32[Array, "B D"]  # divided by the temperature; times an item vector: its logit
     offsets: Float32[Array, " B"]  # turns a logit into log p + H + 1
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class InstructionInputs:
-    """What is known of each instruction alone; the feature of a part that is None is 0."""
+    """The instructions alone, as read by the network and by their words. None: the feature is 0."""
 
     answer: InstructionAnswer | None
     words: Int32[Array, "B n"] | None  # LexicalTable.word_numbers
@@ -71,7 +76,12 @@ def answer_instructions(
     temperature: float,
     one_device: Mesh | None,
 ) -> InstructionAnswer:
-    """`read_answer` by a network in two parts, over the items of `index`."""
+    """`read_answer` over the items of `index`.
+
+    Args:
+      graphdef, state: the network, split by nnx.
+      one_device: see `search_beams`.
+    """
     network = nnx.merge(graphdef, state)
     is_item = index.sorted_items >= 0
     with on_one_device(one_device):
@@ -91,12 +101,13 @@ def read_answer(
     Args:
       vectors: vectors of all items, unit length, in any order.
       is_item: False for rows of padding.
+      temperature: tau.
     """
     mask = causal_mask(prompts.is_token.astype(jnp.int32))
     hidden, _ = network(prompts.tokens, prompts.items, prompts.positions, mask, tables)
     last = hidden[jnp.arange(len(hidden)), prompts.lengths - 1][:, None]
-    opened = network.item_head_vector(last, prompts.items, prompts.is_token[:, None], tables)[:, 0]
-    queries = opened / temperature
+    query = network.item_head_vector(last, prompts.items, prompts.is_token[:, None], tables)[:, 0]
+    queries = query / temperature
 
     def offsets(queries: Float[Array, "b D"]) -> Float32[Array, " b"]:
         logits = jnp.where(is_item, cosines(queries, vectors), -jnp.inf)
@@ -115,7 +126,7 @@ class InstructionScorer:
 
     answer: InstructionAnswer | None
     lexical: LexicalArrays | None
-    # Weights of the words of each instruction; other words weigh nothing.
+    # Weights of the words of each instruction; 0 for other words.
     weights: Float32[Array, "V B"] | None
     best: Float32[Array, " B"] | None  # largest summed weight of any item
     trust: Float32[Array, " B"] | None  # in the surest word of the instruction
@@ -177,7 +188,7 @@ def _best_sum(
     """The largest summed weight of any item, for each request."""
     size = min(max(SCORES_A_STEP // weights.shape[1], 1), of_items.shape[1])
 
-    def read(best, first):  # the last part begins earlier where the end is near
+    def read(best, first):  # dynamic_slice moves the last part forward, to end with the last item
         part = jax.lax.dynamic_slice_in_dim(of_items, first, size, axis=1)
         return jnp.maximum(best, _sums(weights, part).max(axis=0)), None
 

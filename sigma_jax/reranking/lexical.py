@@ -1,16 +1,20 @@
-"""Lexical match: which words of an instruction stand in the items' texts.
+"""Lexical match: words of an instruction that stand in the items' texts.
 
-A network with a vocabulary of its own, trained for minutes on a few thousand searches, has met most
-words of a catalogue a handful of times. The search box of a shop needs no training: an item matches
-if its text has the words of the query, the rare ones above all. Which words ask for something
-follows from the data, not from the language. Let a be the queries, categories and themes that have
-a word, each shared among its words ("on" is a fifth of "tomatoes hothouse on the vine"). Let b be
-the wordings around them that have it, scaled to as many as there are queries. Then
+A network that starts with a new vocabulary and trains for minutes on a few thousand searches has
+seen most words of a catalogue a handful of times. The search box of a shop needs no training: an
+item matches if its text has the words of the query, and rare words count most.
 
-    trust = a / (a + b + 1),    weight = trust * log(items / items that have it)
+The data tell which words ask for something. Slot values are the queries, categories and themes that
+instructions name. For each word:
 
-Words that no query, category or theme has are ignored. So are words of scripts without spaces,
-except that each Chinese character is a word.
+- a counts the slot values that have the word. A slot value is shared among its words: "on" has a
+  fifth of "tomatoes hothouse on the vine".
+- b counts the texts around the slots that have the word, scaled to the number of slot values.
+
+    trust = a / (a + b + 1),    weight = trust * log(items / items that have the word)
+
+Words of no slot value are ignored. Text is split at spaces and punctuation, and each Chinese
+character is a word. Other scripts without spaces do not match.
 
 Axes: I items, W words of an item, N requests, n words of an instruction, V words.
 """
@@ -33,7 +37,7 @@ from tokenizers import normalizers, pre_tokenizers
 
 from sigma_jax.shapes import power_of_two
 
-MAX_ITEM_WORDS = 64  # of an item's text, the first ones: titles stand first
+MAX_ITEM_WORDS = 64  # words of an item: the first ones, since titles stand first
 
 _PLAIN = normalizers.Sequence([normalizers.NFKC(), normalizers.BertNormalizer()])
 _CUT = pre_tokenizers.BertPreTokenizer()
@@ -53,50 +57,66 @@ class LexicalArrays:
 class LexicalTable:
     """The words of a catalogue; the last of the V words stands for no word and weighs nothing."""
 
-    numbers: dict[str, int]
+    numbers: dict[str, int]  # the number of each word
     trust: Float32[np.ndarray, " V"]
     weights: Float32[np.ndarray, " V"]
-    of_items: Int32[np.ndarray, "W I"]  # padded with V - 1
+    of_items: Int32[np.ndarray, "W I"]  # words of each item, padded with V - 1
 
     @classmethod
     def make(
-        cls, texts: Iterable[str], asked: Iterable[str], around: Sequence[str]
+        cls, texts: Iterable[str], slot_values: Iterable[str], around: Sequence[str]
     ) -> LexicalTable:
-        """Of the items' JSON `texts`, where people ask for `asked` in the wordings `around`."""
-        trust, weights = np.zeros((2, 1), np.float32)
-        none = cls({}, trust, weights, np.zeros((1, 0), np.int32))
-        return none.grown(0, texts, asked, around)
+        """The table of all items.
 
-    def grown(
-        self, items: int, texts: Iterable[str], asked: Iterable[str], around: Sequence[str]
+        Args:
+          texts: the JSON text of each item.
+          slot_values: the queries, categories and themes that instructions name.
+          around: the texts around the slots of all wordings.
+        """
+        trust, weights = np.zeros((2, 1), np.float32)
+        empty = cls({}, trust, weights, np.zeros((1, 0), np.int32))
+        return empty.extended(0, texts, slot_values, around)
+
+    def extended(
+        self, items: int, texts: Iterable[str], slot_values: Iterable[str], around: Sequence[str]
     ) -> LexicalTable:
-        """The table that `make` gives with `texts` behind those of the first `items` items, which
-        are not read again."""
-        numbers, known = dict(self.numbers), self.of_items[:, :items]
-        asked = [words_of(text) for text in set(asked)]
-        demands = Counter()
-        for words in asked:
-            demands.update(dict.fromkeys(words, 1 / max(len(words), 1)))
-        fillers = Counter(word for text in around for word in words_of(text))
-        found, ends = array("i"), array("q", [0])
+        """The table of the first `items` items and of new ones behind them.
+
+        It equals the table that `make` gives for all of them, but reads new texts only.
+
+        Args:
+          texts: the JSON text of each new item.
+          slot_values, around: as in `make`.
+        """
+        numbers, before = dict(self.numbers), self.of_items[:, :items]
+        slot_values = [words_of(text) for text in set(slot_values)]
+        slot_counts = Counter()
+        for words in slot_values:
+            slot_counts.update(dict.fromkeys(words, 1 / max(len(words), 1)))
+        around_counts = Counter(word for text in around for word in words_of(text))
+        words_of_new, ends = array("i"), array("q", [0])
         for text in texts:
-            kept = [word for word in item_words(text) if word in demands][:MAX_ITEM_WORDS]
-            found.extend(numbers.setdefault(word, len(numbers)) for word in kept)
-            ends.append(len(found))
-        found, sizes = np.array(found, np.int32), np.diff(ends)
+            kept = [word for word in item_words(text) if word in slot_counts][:MAX_ITEM_WORDS]
+            words_of_new.extend(numbers.setdefault(word, len(numbers)) for word in kept)
+            ends.append(len(words_of_new))
+        words_of_new, sizes = np.array(words_of_new, np.int32), np.diff(ends)
         of_items = np.full(
-            (max(sizes.max(initial=1), len(known)), items + len(sizes)), len(numbers), np.int32
+            (max(sizes.max(initial=1), len(before)), items + len(sizes)), len(numbers), np.int32
         )
-        for row, old in zip(of_items, known, strict=False):  # it may be large: one copy
+        for row, old in zip(of_items, before, strict=False):  # it may be large: one copy
             row[:items] = np.where(old == len(self.weights) - 1, len(numbers), old)
         item = np.repeat(np.arange(len(sizes)), sizes)
-        of_items[np.arange(len(found)) - np.array(ends)[item], items + item] = found
+        of_items[np.arange(len(words_of_new)) - np.array(ends)[item], items + item] = words_of_new
         having = np.zeros(len(numbers) + 1, np.int64)
         for row in of_items:
             having += np.bincount(row, minlength=len(having))
         having = having[:-1]
-        a = np.array([demands[word] for word in numbers])
-        b = np.array([fillers[word] for word in numbers]) * len(asked) / max(len(around), 1)
+        a = np.array([slot_counts[word] for word in numbers])
+        b = (
+            np.array([around_counts[word] for word in numbers])
+            * len(slot_values)
+            / max(len(around), 1)
+        )
         trust = a / (a + b + 1)
         rarity = np.log(of_items.shape[1] / having)
         trust, weights = (np.append(v, 0).astype(np.float32) for v in (trust, trust * rarity))
@@ -107,14 +127,14 @@ class LexicalTable:
         return LexicalArrays(*map(jnp.asarray, (self.trust, self.weights, self.of_items)))
 
     def word_numbers(self, instructions: Sequence[str]) -> Int32[np.ndarray, "N n"]:
-        """The numbers of the words of each instruction that some item has, padded with V - 1."""
-        found = [
+        """The numbers of those words of each instruction that the table has, padded with V - 1."""
+        numbers = [
             [self.numbers[word] for word in words_of(text) if word in self.numbers]
             for text in instructions
         ]
-        size = power_of_two(max(map(len, found), default=1))  # few sizes: each is compiled
-        table = np.full((len(found), size), len(self.weights) - 1, np.int32)
-        for row, words in enumerate(found):
+        size = power_of_two(max(map(len, numbers), default=1))  # few sizes, few compilations
+        table = np.full((len(numbers), size), len(self.weights) - 1, np.int32)
+        for row, words in enumerate(numbers):
             table[row, : len(words)] = words
         return table
 
@@ -126,27 +146,30 @@ class LexicalTable:
 
     @classmethod
     def load(cls, folder: Path) -> LexicalTable:
-        """What `save` wrote."""
+        """The table that `save` wrote."""
         names = json.loads((folder / "words.json").read_text())
         with np.load(folder / "words.npz") as file:
             arrays = {name: file[name] for name in ("trust", "weights", "of_items")}
         return cls({name: number for number, name in enumerate(names)}, **arrays)
 
     def with_capacity(self, items: int, words: int, width: int) -> LexicalTable:
-        """The same in arrays for so many items, words and words of an item, or more."""
+        """The table in arrays that hold `items` items, `words` words and `width` words of an item.
+
+        Arrays that are larger already keep their size.
+        """
         size = (max(width, self.of_items.shape[0]), max(items, self.of_items.shape[1]))
         words = max(words, len(self.weights))
-        none = len(self.weights) - 1
+        no_word = len(self.weights) - 1
         of_items = np.full(size, words - 1, np.int32)
-        for row, known in zip(of_items, self.of_items, strict=False):  # it may be large: one copy
-            row[: len(known)] = np.where(known == none, words - 1, known)
+        for row, old in zip(of_items, self.of_items, strict=False):  # it may be large: one copy
+            row[: len(old)] = np.where(old == no_word, words - 1, old)
         trust, weights = np.zeros((2, words), np.float32)
-        trust[:none], weights[:none] = self.trust[:none], self.weights[:none]
+        trust[:no_word], weights[:no_word] = self.trust[:no_word], self.weights[:no_word]
         return LexicalTable(self.numbers, trust, weights, of_items)
 
 
 def words_of(text: str) -> list[str]:
-    """The distinct words of `text`, in their order, without case, accents and punctuation.
+    """The distinct words of `text` in their order, without case, accents and punctuation.
 
     Worked example: "Peanut butter & Crème of peanut" -> ["peanut", "butter", "creme", "of"].
     """
@@ -155,11 +178,12 @@ def words_of(text: str) -> list[str]:
 
 
 def item_words(text: str) -> list[str]:
-    """The distinct words of the values of an item's JSON text, whatever its fields are called."""
+    """The distinct words of the values of an item's JSON text; field names do not count."""
     return words_of(" ".join(_values(json.loads(text))))
 
 
 def _values(node: Any) -> Iterable[str]:
+    """All values of a JSON node, as text."""
     if isinstance(node, dict):
         node = list(node.values())
     if isinstance(node, list):

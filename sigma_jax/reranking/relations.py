@@ -1,16 +1,16 @@
 """History features: how an item relates to the items of the user's history.
 
-| feature | an item scores by |
+| feature | the feature of an item is high if |
 |---|---|
-| covisitation | what users take with and after an item of the last sessions (covisitation.py) |
-| reverse_covisitation | what users take before an item of the last session: camera before case |
-| embedding_neighbours | the items whose vectors lie nearest (embedding_neighbours.py) |
-| ease | the linear item-item model, over the whole history (ease.py) |
-| repeat_count | the interactions of the user with the item itself, each decayed by 0.9 a session |
+| covisitation | users take it with or after an item of the last sessions (covisitation.py) |
+| reverse_covisitation | users take it before an item of the last session: camera before case |
+| embedding_neighbours | its vector is near items of the last sessions (embedding_neighbours.py) |
+| ease | a linear item-item model predicts it from the whole history (ease.py) |
+| repeat_count | the user took it before; interactions decay by 0.9 a session |
 
-A query of the network is one point, and a user with two tastes has two: embedding_neighbours covers
-both. EASE weighs all items of a history against one another, so that
-two items that say the same count once.
+A query of the network is one point. A user with two tastes needs two points, and
+embedding_neighbours covers both. EASE weighs all items of a history against one another, so that
+two similar items count once.
 
 A relation is a sparse matrix [I, I] with the strongest entries of each row. The feature of an item
 is log(1 + s / u). s sums its entries in the rows of the history's latest items, decayed by the
@@ -61,7 +61,7 @@ class RelationSpec:
 
     sessions: int | None  # number of the last sessions; None: all
     decay: float  # weight of a session relative to the next one
-    unit: float  # a small entry: log(1 + s / unit)
+    unit: float  # size of a small entry; the feature is log(1 + s / unit)
 
 
 RELATIONS = {
@@ -100,11 +100,16 @@ class Relations:
         Each row keeps its `neighbours` strongest entries.
         """
         raw = count_covisits(data.histories, len(data.catalogue))
-        ties, back = (
+        covisits, reverse_covisits = (
             strongest_entries(damp_by_popularity(table, data), neighbours)
             for table in (raw, raw.T.tocsr())
         )
-        return cls(ties, back, nearest_items(vectors, neighbours), fit_ease(data, neighbours))
+        return cls(
+            covisits,
+            reverse_covisits,
+            nearest_items(vectors, neighbours),
+            fit_ease(data, neighbours),
+        )
 
     def features(
         self, requests: Requests, histories: Histories, times: Int64[np.ndarray, " N"]
@@ -116,11 +121,11 @@ class Relations:
         """
         starts, ends = history_ranges(histories, requests)
         today = first_row_of_day(histories, starts, ends, times)
-        found = {
+        tables = {
             name: self._related(name, how, histories, starts, ends)
             for name, how in RELATIONS.items()
         }
-        found["repeat_count"] = recent_item_weights(
+        tables["repeat_count"] = recent_item_weights(
             histories,
             starts,
             ends,
@@ -128,11 +133,11 @@ class Relations:
             REPEAT_SPEC.decay,
             REPEAT_SPEC.sessions,
         )
-        found["repeat_count"].eliminate_zeros()  # a thousand sessions ago
+        tables["repeat_count"].eliminate_zeros()  # weights of 0, as of a thousand sessions ago
         for name, how in RELATIONS.items():
-            alike = dataclasses.replace(how, sessions=None, decay=1.0)
-            found[f"{name}{TODAY}"] = self._related(name, alike, histories, today, ends)
-        return list_features([found[name] for name in HISTORY_FEATURES], UNITS)
+            of_day = dataclasses.replace(how, sessions=None, decay=1.0)
+            tables[f"{name}{TODAY}"] = self._related(name, of_day, histories, today, ends)
+        return list_features([tables[name] for name in HISTORY_FEATURES], UNITS)
 
     def _related(
         self, name: str, how: RelationSpec, histories: Histories, starts, ends
@@ -162,21 +167,25 @@ class Relations:
 
     @classmethod
     def load(cls, folder: Path) -> Relations:
-        """What `save` wrote. One of DAMAGE where a file is missing or damaged."""
+        """The relations that `save` wrote. An error of DAMAGE if a file is missing or damaged."""
         return cls(**{name: sparse.load_npz(folder / f"{name}.npz") for name in RELATIONS})
 
 
 def list_features(tables: Sequence[sparse.csr_matrix], units: Sequence[float]) -> ItemFeatures:
-    """The tables [N, I] side by side, as log(1 + value / unit), over the items any of them has."""
-    known = functools.reduce(lambda a, b: a + b, tables).tocsr()
-    known.sort_indices()
-    count = known.shape[0]
+    """The features log(1 + value / unit) of the items that any of the tables [N, I] has.
+
+    Args:
+      units: the unit of each table.
+    """
+    listed = functools.reduce(lambda a, b: a + b, tables).tocsr()
+    listed.sort_indices()
+    count = listed.shape[0]
     # Few distinct shapes: few compilations.
-    width = power_of_two(np.diff(known.indptr).max(initial=0))
+    width = power_of_two(np.diff(listed.indptr).max(initial=0))
     items = np.full((count, width), PADDING, np.int32)
     values = np.zeros((count, width, len(tables)), np.float16)  # the largest array of a ranking
     for row in range(count):
-        here = known.indices[known.indptr[row] : known.indptr[row + 1]]
+        here = listed.indices[listed.indptr[row] : listed.indptr[row + 1]]
         items[row, : len(here)] = here
         for number, (table, unit) in enumerate(zip(tables, units, strict=True)):
             columns = slice(*table.indptr[row : row + 2])
@@ -188,10 +197,10 @@ def list_features(tables: Sequence[sparse.csr_matrix], units: Sequence[float]) -
 def values_at(
     features: ItemFeatures, candidates: Int32[np.ndarray, "N C"]
 ) -> Float32[np.ndarray, "N C F"]:
-    """The features of each candidate, 0 where it is not listed; NumPy arrays."""
+    """The features of each candidate; 0 if it is not listed. NumPy arrays."""
     values = np.zeros((*candidates.shape, features.values.shape[-1]), np.float32)
-    for row, (wanted, items) in enumerate(zip(candidates, features.items, strict=True)):
-        places = np.minimum(np.searchsorted(items, wanted), len(items) - 1)
-        is_listed = items[places] == wanted
+    for row, (chosen, items) in enumerate(zip(candidates, features.items, strict=True)):
+        places = np.minimum(np.searchsorted(items, chosen), len(items) - 1)
+        is_listed = items[places] == chosen
         values[row, is_listed] = features.values[row, places[is_listed]]
     return values

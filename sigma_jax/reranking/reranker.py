@@ -1,17 +1,17 @@
 """The reranker: a log-linear model over features, multiplied to the probability of Eq. 10.
 
-A network that meets an item a dozen times knows less about it than plain counts do: which items are
-bought together, and whether people here buy the same things again. APF multiplies the probability
-of the prefix by that of the item (Eq. 10 of SIGMA). The reranker multiplies one more factor to it:
+A network that sees an item a dozen times learns less about it than plain counts tell: which items
+are bought together, and whether people buy the same things again. APF multiplies the probability of
+the prefix by that of the item (Eq. 10 of SIGMA). The reranker multiplies one more factor to it:
 
     log p(i) + a * covisitation(i) + b * reverse_covisitation(i) + ... + z * lexical_match(i)
 
-The features are those of the user's history (relations.py), trending items (trending.py) and the
-instruction (instruction.py). fit.py fits their weights. Where nobody buys an item twice, the weight
-of `repeat_count` comes out far below 0. Where people buy the same milk every week, it is above 0.
+There are history features (relations.py), trending features (trending.py) and instruction features
+(instruction.py). fit.py fits their weights. If nobody buys an item twice, the weight of
+`repeat_count` is far below 0. If people buy the same milk every week, it is above 0.
 
-A user who asks for something new wants the usual items least of all. A network with a task head has
-weights for each task, mixed by the probability of the tasks.
+A user who asks for something new wants the usual items least of all. So a network with a task head
+has weights for each task. They are mixed by the probability of the tasks.
 
 Axes: N requests, C candidates of a request, F features, I items, T rows of the trending table, G
 trending features.
@@ -112,7 +112,7 @@ class FeatureTables:
 
     @classmethod
     def load(cls, folder: Path) -> FeatureTables:
-        """The tables that `save` wrote. An error of DAMAGE where a file cannot be read."""
+        """The tables that `save` wrote. An error of DAMAGE if a file is missing or damaged."""
         return cls(Relations.load(folder), TrendingCounts.load(folder))
 
 
@@ -130,7 +130,7 @@ class Reranker:
 
     @classmethod
     def load(cls, folder: Path) -> Reranker:
-        """The reranker that `save` wrote. ValueError where a file is missing or damaged."""
+        """The reranker that `save` wrote. ValueError if a file is missing or damaged."""
         try:
             stored = json.loads((folder / "reranker.json").read_text())
             of = {name: tuple(map(float, stored["of"][name])) for name in FEATURES}

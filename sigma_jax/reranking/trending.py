@@ -1,4 +1,4 @@
-"""Trending features: what everybody takes at the time of a request.
+"""Trending features: popularity with a memory, at the time of a request.
 
 A feature of an item is log(1 + c / UNIT). c counts the training interactions with the item before
 the day of the request, each decayed by its age. There is one feature for each memory: a week, a
@@ -22,14 +22,14 @@ from sigma_jax.shapes import power_of_two
 
 MEMORY = {"week": 7.0, "month": 30.0, "quarter": 91.0, "ever": np.inf}  # days
 TRENDING_FEATURES = tuple(MEMORY)
-UNIT = 0.1  # interactions: a small count
-DAYS_KEPT = 4  # tables kept: nearly all requests of a shop are of today
-MAX_ENTRIES = 2**27  # of a table [T, I, G], 256 MB; days are merged beyond it
+UNIT = 0.1  # size of a small count, in interactions
+DAYS_KEPT = 4  # tables kept in memory: nearly all requests of a shop are of today
+MAX_ENTRIES = 2**27  # entries of a table [T, I, G], 256 MB; beyond it, days share a row
 
 
 @dataclasses.dataclass(frozen=True)
 class TrendingCounts:
-    """The training interactions of a log in order of time."""
+    """The training interactions of a log, in the order of time."""
 
     item: Int32[np.ndarray, " rows"]
     time: Int64[np.ndarray, " rows"]  # unix seconds
@@ -40,34 +40,39 @@ class TrendingCounts:
 
     @classmethod
     def make(cls, data: PreparedData) -> TrendingCounts:
+        """The counts of the training rows."""
         rows = training_rows(data.histories)
         item, time = np.asarray(data.histories.item[rows]), np.asarray(data.histories.time[rows])
         order = np.argsort(time, kind="stable")
         return cls(item[order], time[order], len(data.catalogue))
 
     @property
-    def _most_days(self) -> int:
+    def _max_days(self) -> int:
+        """The days of a table of MAX_ENTRIES."""
         return max(1, MAX_ENTRIES // (self.num_items * len(TRENDING_FEATURES)))
 
     def together(self, times: Int64[np.ndarray, " N"]) -> list[Int64[np.ndarray, " n"]]:
         """Groups of `times` that one call of `at` serves with the exact day of each."""
         day = times // DAY
-        most = 2 ** int(np.log2(self._most_days))
+        most = 2 ** int(np.log2(self._max_days))
         number = np.unique(day, return_inverse=True)[1].reshape(-1) // most
         return [np.flatnonzero(number == n) for n in range(number.max(initial=0) + 1)]
 
     def at(
         self, times: Int64[np.ndarray, " N"]
     ) -> tuple[Float16[np.ndarray, "T I G"], Int32[np.ndarray, " N"]]:
-        """The features at some moments, and which row of the table each of `times` reads.
+        """(table, row): the features of some days, and the row of the table for each of `times`.
 
-        Rows that nothing reads stand at the end: few distinct shapes, few compilations.
+        Unused rows fill the table up to a power of two: few shapes cause few compilations.
+
+        Args:
+          times: unix seconds.
         """
         day = times // DAY
         first_day, step = day.min(initial=0), 1
         days, row = np.unique(day, return_inverse=True)
-        while power_of_two(len(days)) > self._most_days:
-            step *= 2  # a day reads the table of the first of so many days: never after the request
+        while power_of_two(len(days)) > self._max_days:
+            step *= 2  # days share the row of the first of them, which is not after the request
             days, row = np.unique((day - first_day) // step * step, return_inverse=True)
             days += first_day
         if step > 1:
@@ -86,7 +91,7 @@ class TrendingCounts:
         return table, row
 
     def _table(self, days: Int64[np.ndarray, " T"]) -> Float16[np.ndarray, "T I G"]:
-        """The features on some days, ascending, padded."""
+        """The features of some days, which ascend; padded to a power of two."""
         table = np.zeros(
             (power_of_two(len(days)), self.num_items, len(TRENDING_FEATURES)), np.float16
         )
@@ -96,11 +101,11 @@ class TrendingCounts:
         for number, today in enumerate(days.tolist()):
             end = int(np.searchsorted(self.time, today * DAY))
             counts *= np.exp(-(today - last_day) / memory)
-            lines = slice(first, end)
-            age = today - self.time[lines] / DAY
+            rows = slice(first, end)
+            age = today - self.time[rows] / DAY
             for trend, span in enumerate(memory):
                 weight = np.exp(-age / span)
-                counts[:, trend] += np.bincount(self.item[lines], weight, self.num_items)
+                counts[:, trend] += np.bincount(self.item[rows], weight, self.num_items)
             table[number] = np.log1p(counts / UNIT)
             first, last_day = end, today
         return table
@@ -113,7 +118,9 @@ class TrendingCounts:
 
     @classmethod
     def load(cls, folder: Path) -> TrendingCounts:
-        """What `save` wrote; an error of `DAMAGE` (reranking/relations.py) where it cannot be
-        read."""
+        """The counts that `save` wrote.
+
+        An error of DAMAGE (reranking/relations.py) if the file is missing or damaged.
+        """
         with np.load(folder / "trends.npz") as file:
             return cls(file["item"], file["time"], int(file["num_items"]))

@@ -107,7 +107,7 @@ def test_items_behind_others_are_read_alone(first):
     """The same as all read at once; there is room for more items, words and words of an item."""
     texts = [json.dumps(text) for text in TEXTS]
     before = LexicalTable.make(texts[:first], RELATIONS, AROUND).with_capacity(9, 12, 8)
-    grown, every = before.grown(first, texts[first:], RELATIONS, AROUND), table()
+    grown, every = before.extended(first, texts[first:], RELATIONS, AROUND), table()
     assert grown.numbers == every.numbers
     np.testing.assert_array_equal(grown.trust, every.trust)
     np.testing.assert_array_equal(grown.weights, every.weights)
