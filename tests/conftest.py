@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny shop with every table, and the data that prepare makes of it."""
+"""Shared fixtures: the tables of a tiny shop, its prepared data, a training and an export."""
 
 import csv
 import gc
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-# Compiled programs are kept between runs. JAX reads these variables when it is first imported.
+# Compiled programs are kept between runs. JAX reads these variables when it is imported.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "sigma_jax_tests_xla")
 )
@@ -162,8 +162,8 @@ def tiny_config(folder: Path, /, **changes) -> DataConfig:
 def few_programs():
     """Clears compiled programs if the process has many.
 
-    Programs are mapped into memory, and with more than 65,530 maps (Linux's default) the compiler
-    crashes.
+    Programs are mapped into memory. With more maps than Linux allows (65,530 by default) the
+    compiler crashes.
     """
     yield
     maps = Path("/proc/self/maps")

@@ -1,4 +1,4 @@
-"""Rows for files that an export reads."""
+"""Rows of the files that an export reads."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from sigma_jax.schema import DAY, PreparedData
 
 
 def new_items(count: int = 3) -> list[dict]:
-    """Soaps that the catalogue does not have."""
+    """Rows of soaps that the catalogue does not have."""
     return [
         {
             "item_id": f"new{row}",
@@ -21,12 +21,13 @@ def new_items(count: int = 3) -> list[dict]:
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:
+    """Writes JSON lines into `path`, and returns it."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def users_of(data: PreparedData, count: int) -> list[dict]:
-    """Rows of a file: the first users with their whole history."""
+    """Request rows of the first users, with their whole history."""
     histories, ids = data.histories, data.catalogue.table["item_id"].to_pylist()
     now = int(histories.time.max()) + DAY
     rows = []

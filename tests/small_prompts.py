@@ -9,17 +9,18 @@ from sigma_jax.prompts.records import RECORDS, Record
 from sigma_jax.prompts.sampling import draw_plan
 from sigma_jax.schema import TASKS
 
-V = 450  # more than the tokenizer has
+V = 450  # vocabulary size, larger than the tokenizer's
 EQUAL_WEIGHTS = np.ones(len(TASKS))
 
 
 def make_batches(folder, shop, semantic_ids, config, **changes):
+    """The batches of the records in `folder`."""
     arguments = {"seed": 5, "batch_rows": 4, **changes}
     return batches(folder, shop, semantic_ids, config, V, **arguments)
 
 
 def visible(batch, row, index):
-    """Indices of the tokens that the token at `index` sees, by a loop."""
+    """Indices of the tokens that the token at `index` sees, by a plain loop."""
     segment, branch, attach = (batch[name][row] for name in ("segment", "branch", "attach"))
     return [
         j
@@ -30,11 +31,12 @@ def visible(batch, row, index):
 
 
 def without_shuffle(config, **changes):
+    """The prompt config without shuffled sessions, with `changes`."""
     return changed_prompt(config, shuffle_sessions=False, **changes)
 
 
 def one_row(config):
-    """One context in one row with room for all of it."""
+    """The prompt config with one context in each row, and rows that hold all of it."""
     return changed_prompt(
         config, row_tokens=400, row_targets=20, group_rows=1, contexts_per_group=1
     )
@@ -50,7 +52,7 @@ def drawn_plans(records, config, tables, instruction_tables, seed=0):
 
 
 def end_row(shop, record, attach):
-    """The row of the histories before which a context of `attach` items of `record` ends."""
+    """The row of the histories that follows a context of `attach` items of `record`."""
     histories = shop.histories
     first, last = histories.offsets[record.user], histories.valid_start[record.user]
     for start in range(first, last - len(record.item) + 1):

@@ -13,36 +13,36 @@ from sigma_jax.reranking.features import ItemFeatures, RankingInputs
 
 
 def ranker(network, tables, depth, config, item_query="token", lexical=None, mesh=None) -> Ranker:
-    """A ranker over all small items, with prefixes of `depth` codes."""
+    """A ranker of all items of small_recommender.py, with prefixes of `depth` codes."""
     trie = build_trie(semantic_ids().codes, depth, CODES)
     return Ranker(Generator(network, tables, trie, config, item_query, mesh=mesh), lexical)
 
 
 def batch(**changes) -> Prompts:
-    """The small prompts."""
+    """The prompts of small_recommender.py."""
     return Prompts(**prompts(**changes))
 
 
 def variants(
     made: Ranker, asked: Prompts, count: int, inputs, configs=None, active=None
 ) -> list[Recommendations]:
-    """A list for each of `inputs` (RankingInputs), ranked by the ranker's config or by another."""
+    """The lists for each of `inputs` (RankingInputs), by default with the config of the ranker."""
     configs = configs or [made.generator.config] * len(inputs)
     each = [Variant(count, config, own) for own, config in zip(inputs, configs, strict=True)]
     return made.rank(asked, each, active)
 
 
 def lists(made: Ranker, asked: Prompts, count: int, seen=None) -> Recommendations:
-    """The lists without any feature; items in `seen` are left out."""
+    """The lists without features; items in `seen` are left out."""
     return variants(made, asked, count, [RankingInputs(seen=seen)])[0]
 
 
 def no_features(requests: int, row=None) -> ItemFeatures:
-    """Features of no item, so that others are read."""
+    """History features of no item, so that the other features are read."""
     empty = np.zeros((requests, 1, 2), np.float32)
     return ItemFeatures(np.full((requests, 1), np.iinfo(np.int32).max, np.int32), empty, row)
 
 
 def with_config(made: Ranker, **changes):
-    """The ranker's config with other fields."""
+    """The config of the ranker with changed fields."""
     return dataclasses.replace(made.generator.config, **changes)

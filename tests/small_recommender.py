@@ -1,4 +1,4 @@
-"""A recommender small enough to be checked by brute force."""
+"""A recommender that is small enough for brute force: network, prompts, SIDs and words."""
 
 import json
 
@@ -39,6 +39,7 @@ WORDS = LexicalTable.make(
 
 
 def backbone_config(**changes) -> Qwen3Config:
+    """The config of a tiny backbone, with `changes`."""
     fields = dict(
         vocab_size=VOCABULARY,
         width=16,
@@ -60,6 +61,7 @@ def backbone_config(**changes) -> Qwen3Config:
 
 
 def semantic_ids(seed: int = 0, num_items: int = NUM_ITEMS) -> SemanticIds:
+    """Random SIDs."""
     rng = np.random.default_rng(seed)
     return SemanticIds(rng.integers(0, CODES, (num_items, LEVELS)).astype(np.int32), CODES)
 
@@ -71,7 +73,7 @@ def recommender(
     has_item_head=False,
     has_task_head=False,
 ) -> tuple[RecommenderNetwork, dict]:
-    """The model with its frozen tables."""
+    """(network, frozen tables)."""
     rng = np.random.default_rng(1)
     tables = {
         "id": rng.normal(size=(NUM_ITEMS, 6)).astype(np.float32),
@@ -83,12 +85,12 @@ def recommender(
     backbone = Qwen3(backbone_config(), rngs=rngs)
     space = TokenSpace(VOCABULARY, LEVELS, CODES)
     model = RecommenderNetwork(config, backbone, space, tables, rngs=rngs)
-    model.sid_table[...] = 4 * model.sid_table[...]  # codes far apart: no near ties
+    model.sid_table[...] = 4 * model.sid_table[...]  # codes lie far apart: no near ties
     return model, tables
 
 
 def prompts(lengths=(7, 4, 1), length=8, seed=2) -> dict[str, np.ndarray]:
-    """Random prompts of text, codes and slots, padded on the right."""
+    """The fields of `Prompts`: random text, codes and slots, padded on the right."""
     rng = np.random.default_rng(seed)
     space = TokenSpace(VOCABULARY, LEVELS, CODES)
     tokens = rng.integers(0, space.item_slot, (len(lengths), length)).astype(np.int32)
@@ -107,6 +109,6 @@ def prompts(lengths=(7, 4, 1), length=8, seed=2) -> dict[str, np.ndarray]:
 
 @jax.jit
 def forward(model, tables, tokens, items):
-    """Hidden states of plain causal rows; what stands behind a row's end is never looked at."""
+    """Hidden states of causal rows. Tokens beyond the end of a row are not seen before it."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return model(tokens, items, positions, causal_mask(jnp.ones_like(tokens)), tables)[0]

@@ -1,4 +1,4 @@
-"""Stage 3 of the small training that tests share, with changed settings."""
+"""The task of stage `sft` over the small training that tests share, with changed settings."""
 
 import jax.numpy as jnp
 
@@ -9,7 +9,7 @@ from sigma_jax.stages import stage_fields
 
 
 def make_task(trained, **changes) -> SftTask:
-    """The stage's task over the small training, with other fields of SftConfig."""
+    """The task over the small training, with changed fields of SftConfig."""
     config, workdir = trained
     values, _ = stage_fields(config, "sft")
     fields = to_dataclass(SftConfig, values | changes)
@@ -17,7 +17,7 @@ def make_task(trained, **changes) -> SftTask:
 
 
 def model_fields(trained, **changes) -> dict:
-    """The fields of the small training's network, with changes."""
+    """The fields of the NetworkConfig of the small training, with `changes`."""
     return dict(stage_fields(trained[0], "sft")[0]["model"].items()) | changes
 
 

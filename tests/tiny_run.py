@@ -1,4 +1,4 @@
-"""A run of all stages at the size of a test, over the tables of conftest.py.
+"""A training run of all stages at the size of a test, over the tables of conftest.py.
 
     python tests/tiny_run.py TABLES WORKDIR DIE_AT
 
@@ -23,7 +23,7 @@ def tiny_run(tables: Path, **changes) -> ConfigDict:
     Keys of `changes` are dotted paths of config fields.
     """
     config = sft.get_config("smoke")
-    # The configs' fields for own files stand in the full-size presets.
+    # Only the full-size presets have the config fields for own files.
     with config.unlocked():
         config.data = sft.data.data_fields("qwen3_0p6b")
     settings = {

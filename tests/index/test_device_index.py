@@ -1,4 +1,4 @@
-"""Promises of sigma_jax/index/device_index.py."""
+"""Promises of sigma_jax/index/device_index.py: exact search inside prefixes on the device."""
 
 import dataclasses
 
@@ -25,6 +25,7 @@ def search(index, queries, leaves, is_valid, count, factor, excluded=None):
 
 @pytest.fixture
 def world():
+    """(codes, vectors, queries, leaves, is_valid) with ties and invalid beams."""
     rng = np.random.default_rng(0)
     codes = rng.choice(CODES, (ITEMS, 2), p=[0.6, 0.2, 0.1, 0.06, 0.04]).astype(np.int32)
     vectors = rng.normal(size=(ITEMS, D)).astype(np.float32)
@@ -33,7 +34,7 @@ def world():
     queries = rng.normal(size=(3, 4, D)).astype(np.float32)
     queries[0, 0] = vectors[5]
     queries /= np.linalg.norm(queries, axis=-1, keepdims=True)
-    queries[1, 1] *= 1.5  # of an item head: as sharp as it is long
+    queries[1, 1] *= 1.5  # a longer query gives larger values
     leaves = np.int32([[0, 1, 2, 3], [4, 0, 1, -1], [2, 3, 4, 0]])
     leaves[0, 0] = 0
     is_valid = np.ones((3, 4), bool)
@@ -41,8 +42,8 @@ def world():
     return codes, vectors, queries, leaves, is_valid
 
 
-def naive(world, sharpness, excluded):
-    """Products in float64: {(b, m): (ranked items, product by item, log_normaliser)}."""
+def naive(world, inverse_temperature, excluded):
+    """{(b, m): (ranked items, product by item, log normaliser)} in float64, by a plain loop."""
     codes, vectors, queries, leaves, is_valid = world
     prefixes = sorted(set(codes[:, 0].tolist()))
     out = {}
@@ -52,7 +53,7 @@ def naive(world, sharpness, excluded):
         inside = np.flatnonzero(codes[:, 0] == prefixes[leaves[b, m]])
         q, v = np.float64(queries[b, m]), np.float64(vectors[inside])
         cosines = v @ q / np.linalg.norm(v, axis=1)
-        normaliser = np.log(np.exp(cosines * sharpness[b]).sum())
+        normaliser = np.log(np.exp(cosines * inverse_temperature[b]).sum())
         cosine_of = dict(zip(inside.tolist(), cosines, strict=True))
         ranked = sorted(inside.tolist(), key=lambda i: (-round(cosine_of[i], 6), i))
         out[b, m] = [i for i in ranked if i not in excluded[b]], cosine_of, normaliser
@@ -68,24 +69,24 @@ def test_search_equals_a_float64_loop(world, depth, chunk, excluded):
         codes, leaves = np.zeros_like(codes), np.minimum(leaves, 0)
         world = codes, vectors, queries, leaves, is_valid
     index = build_device_index(build_trie(codes, depth, CODES), vectors, chunk)
-    sharpness, count = np.float32([0.0, 4.0, 30.0]), 10
+    inverse_temperature, count = np.float32([0.0, 4.0, 30.0]), 10
     items, cosines, normaliser = search(
-        index, queries, leaves, is_valid, count, sharpness, excluded
+        index, queries, leaves, is_valid, count, inverse_temperature, excluded
     )
-    barred = [set(row.tolist()) for row in excluded] if excluded is not None else [set()] * 3
-    want = naive(world, sharpness, barred)
+    excluded_sets = [set(row.tolist()) for row in excluded] if excluded is not None else [set()] * 3
+    expected = naive(world, inverse_temperature, excluded_sets)
     for b, m in np.ndindex(leaves.shape):
-        ranked, cosine_of, want_normaliser = want.get((b, m), ([], {}, -np.inf))
-        found = ranked[:count]
-        assert items[b, m].tolist() == found + [-1] * (count - len(found))
-        np.testing.assert_allclose(normaliser[b, m], want_normaliser, rtol=1e-5, atol=1e-5)
+        ranked, cosine_of, expected_normaliser = expected.get((b, m), ([], {}, -np.inf))
+        best = ranked[:count]
+        assert items[b, m].tolist() == best + [-1] * (count - len(best))
+        np.testing.assert_allclose(normaliser[b, m], expected_normaliser, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(
-            cosines[b, m][: len(found)], [cosine_of[i] for i in found], atol=1e-5
+            cosines[b, m][: len(best)], [cosine_of[i] for i in best], atol=1e-5
         )
-        assert np.isneginf(cosines[b, m][len(found) :]).all()
+        assert np.isneginf(cosines[b, m][len(best) :]).all()
 
 
-def test_probabilities_of_a_whole_prefix_sum_to_the_beams(world):
+def test_probabilities_of_all_items_of_a_prefix_sum_to_that_of_the_beam(world):
     codes, vectors, queries, leaves, is_valid = world
     is_valid = is_valid & (leaves >= 0)
     index = build_device_index(build_trie(codes, 1, CODES), vectors)
@@ -96,7 +97,7 @@ def test_probabilities_of_a_whole_prefix_sum_to_the_beams(world):
     np.testing.assert_allclose(np.exp(log_prob).sum(-1), np.exp(beam_scores), rtol=1e-4)
 
 
-def test_exact_equals_retrieved_normaliser_when_all_is_retrieved(world):
+def test_the_exact_normaliser_is_the_retrieved_one_if_all_items_are_retrieved(world):
     codes, vectors, queries, leaves, is_valid = world
     index = build_device_index(build_trie(codes, 1, CODES), vectors)
     factor = np.float32([3.0, 20.0, 1.0])
@@ -105,7 +106,7 @@ def test_exact_equals_retrieved_normaliser_when_all_is_retrieved(world):
     np.testing.assert_allclose(normaliser, retrieved, rtol=1e-5, atol=1e-5)
 
 
-def test_no_valid_beam_returns_nothing(world):
+def test_a_request_without_a_valid_beam_gets_no_items(world):
     codes, vectors, queries, leaves, is_valid = world
     index = build_device_index(build_trie(codes, 1, CODES), vectors)
     found = search(index, queries, leaves, np.zeros_like(is_valid), 3, np.ones(3, np.float32))
@@ -127,14 +128,14 @@ def test_zero_vectors_give_no_nan():
     assert items.tolist() == [[[0, 1]]] and cosines.tolist() == [[[0.0, 0.0]]]
 
 
-def test_wrong_count_of_vectors_is_named():
+def test_an_error_names_a_wrong_number_of_vectors():
     trie = build_trie(np.zeros((4, 1), np.int32), 1, 1)
     with pytest.raises(ValueError, match="3 item vectors for 4 items"):
         build_device_index(trie, np.ones((3, D), np.float32))
 
 
 @pytest.mark.parametrize("depth", [0, 1])
-def test_extra_candidates_join_the_nearest_once_and_with_their_beam(world, depth):
+def test_extra_candidates_join_the_nearest_items_once_with_their_beam(world, depth):
     codes, vectors, queries, leaves, is_valid = world
     if depth == 0:
         leaves, queries, is_valid = (
@@ -145,7 +146,9 @@ def test_extra_candidates_join_the_nearest_once_and_with_their_beam(world, depth
     trie = build_trie(codes, depth, CODES)
     index = build_device_index(trie, vectors)
     excluded = np.int32([[5, -1], [0, 1], [-1, -1]])
-    extra = np.tile(np.arange(-4, ITEMS + 4, dtype=np.int32), (3, 1))  # some are no items
+    extra = np.tile(
+        np.arange(-4, ITEMS + 4, dtype=np.int32), (3, 1)
+    )  # some ids are not in the catalogue
     extra[:, :4] = 7  # repeats
     is_active = np.arange(ITEMS) % 3 > 0
     inputs = SearchInputs(
@@ -165,8 +168,8 @@ def test_extra_candidates_join_the_nearest_once_and_with_their_beam(world, depth
         items = found.items[row][found.items[row] >= 0]
         beams = found.beams[row][found.items[row] >= 0]
         allowed = set(np.flatnonzero(is_active)) - set(excluded[row].tolist())
-        shown = {prefixes[leaf] for leaf in leaves[row][is_valid[row] & (leaves[row] >= 0)]}
-        expected = {i for i in allowed if depth == 0 or codes[i, 0] in shown}
+        searched = {prefixes[leaf] for leaf in leaves[row][is_valid[row] & (leaves[row] >= 0)]}
+        expected = {i for i in allowed if depth == 0 or codes[i, 0] in searched}
         assert set(items) == expected and len(items) == len(expected)
         for item, beam, cosine in zip(
             items, beams, found.cosines[row][found.items[row] >= 0], strict=True
@@ -175,19 +178,19 @@ def test_extra_candidates_join_the_nearest_once_and_with_their_beam(world, depth
             assert cosine == pytest.approx(float(unit[item] @ queries[row, beam]), abs=1e-5)
 
 
-def test_items_nearest_to_the_extra_queries_are_candidates(world):
+def test_the_items_nearest_to_the_extra_queries_are_candidates(world):
     codes, vectors, queries, leaves, is_valid = world
     index = build_device_index(build_trie(codes, 1, CODES), vectors)
-    own = SearchInputs(queries, leaves, is_valid, np.ones(3, np.float32))
+    plain = SearchInputs(queries, leaves, is_valid, np.ones(3, np.float32))
     others = np.random.default_rng(1).normal(size=(3, D)).astype(np.float32)
     at_others = dataclasses.replace(
-        own, queries=np.broadcast_to(others[:, None], queries.shape).copy()
+        plain, queries=np.broadcast_to(others[:, None], queries.shape).copy()
     )
-    wanted = np.asarray(_search(index, at_others, 3).items)
-    found = _search(index, dataclasses.replace(own, extra_queries=others), 3)
+    extra = np.asarray(_search(index, at_others, 3).items)
+    found = _search(index, dataclasses.replace(plain, extra_queries=others), 3)
     items = np.asarray(found.items)
     for row in range(3):
-        assert set(wanted[row]) <= set(items[row]) | {-1}
+        assert set(extra[row]) <= set(items[row]) | {-1}
     np.testing.assert_array_equal(
-        found.nearest_of_beams(items).reshape(3, -1), np.asarray(_search(index, own, 3).items)
+        found.nearest_of_beams(items).reshape(3, -1), np.asarray(_search(index, plain, 3).items)
     )

@@ -1,4 +1,4 @@
-"""Promises of sigma_jax/index/trie.py."""
+"""Promises of sigma_jax/index/trie.py and trie_build.py."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ STEP = jax.jit(children, static_argnums=1)
 
 
 def walk(trie: Trie, active=None) -> list[tuple[tuple[int, ...], int]]:
-    """(path, leaf) of every root-to-leaf path, following `children` only."""
+    """(path, leaf) of every path from the root to a leaf, found by `children` alone."""
     paths = [((), 0)]
     for level in range(trie.depth):
         nodes = np.full(64, -1, np.int32)
@@ -37,6 +37,7 @@ def walk(trie: Trie, active=None) -> list[tuple[tuple[int, ...], int]]:
 
 @st.composite
 def semantic_ids(draw):
+    """(codes, depth, codebook size) of 1 to 25 items."""
     levels = draw(st.integers(1, 5))
     size = draw(st.sampled_from([1, 2, 5, 300]))
     rows = draw(
@@ -51,7 +52,7 @@ def semantic_ids(draw):
 
 @settings(deadline=None, max_examples=30)
 @given(semantic_ids())
-def test_paths_are_exactly_the_prefixes_and_leaves_hold_exactly_their_items(example):
+def test_paths_are_the_prefixes_of_all_items_and_leaves_hold_their_items(example):
     codes, depth, size = example
     trie = build_trie(codes, depth, size)
     paths = walk(trie)
@@ -66,7 +67,7 @@ def test_paths_are_exactly_the_prefixes_and_leaves_hold_exactly_their_items(exam
 
 @settings(deadline=None, max_examples=30)
 @given(semantic_ids(), st.data())
-def test_a_subset_leaves_exactly_the_paths_and_rows_of_its_items(example, data):
+def test_active_items_keep_their_paths_and_rows_and_no_others(example, data):
     codes, depth, size = example
     trie = build_trie(codes, depth, size)
     flags = st.lists(st.booleans(), min_size=len(codes), max_size=len(codes)).filter(any)
@@ -81,17 +82,17 @@ def test_a_subset_leaves_exactly_the_paths_and_rows_of_its_items(example, data):
     np.testing.assert_array_equal(active.has_rows(rows), is_active[trie.sorted_items[rows]])
 
 
-def test_a_subset_needs_an_item_and_a_word_on_each():
+def test_mark_active_needs_an_active_item_and_a_flag_for_each_item():
     trie = build_trie(np.int32([[0, 0], [0, 1]]), 2, 2)
-    with pytest.raises(ValueError, match="No item is active"):
+    with pytest.raises(ValueError, match="False for all items"):
         mark_active(trie, np.zeros(2, bool))
-    with pytest.raises(ValueError, match="3 items are active or not, the trie has 2"):
+    with pytest.raises(ValueError, match="3 entries, but the trie has 2 items"):
         mark_active(trie, np.ones(3, bool))
 
 
 @settings(deadline=None, max_examples=30)
 @given(semantic_ids())
-def test_leaves_know_the_nodes_above_them(example):
+def test_nodes_of_leaves_are_the_nodes_above_each_leaf(example):
     codes, depth, size = example
     trie = build_trie(codes, depth, size)
     prefixes = sorted({tuple(row[:depth]) for row in codes.tolist()})
@@ -105,7 +106,7 @@ def test_leaves_know_the_nodes_above_them(example):
         assert above[level - 1].tolist() == expected
 
 
-def test_worked_example_of_the_docstring():
+def test_the_worked_example_of_the_docstring_holds():
     trie = build_trie(np.int32([[3, 1, 5], [0, 2, 4], [3, 1, 5], [3, 0, 6]]), 3, 8)
     assert trie.edge_code[:4].tolist() == [0, 3, 0, 1]
     assert trie.edge_start[:6].tolist() == [0, 2, 2, 4, 4, 4]
@@ -118,8 +119,8 @@ def test_worked_example_of_the_docstring():
 
 
 @pytest.mark.parametrize("levels, size, spread", [(5, 2, 2), (9, 300, 3), (16, 65_536, 2)])
-def test_the_order_is_that_of_the_codes_then_of_the_rows(levels, size, spread, monkeypatch):
-    """With keys that hold few codes too, so that groups pass on, or none at all."""
+def test_sort_order_is_that_of_codes_and_then_of_rows(levels, size, spread, monkeypatch):
+    """It holds for keys with many codes, with few codes and several passes, and with none."""
     codes = np.random.default_rng(0).integers(0, spread, (3_000, levels)).astype(np.uint16)
     codes[::7] = codes[0]
     expected = np.lexsort(codes.T[::-1])
@@ -129,7 +130,7 @@ def test_the_order_is_that_of_the_codes_then_of_the_rows(levels, size, spread, m
 
 
 @pytest.mark.parametrize("levels, size", [(16, 65_536), (1, 65_536), (16, 2), (4, 256)])
-def test_extreme_shapes(levels, size):
+def test_paths_are_right_for_extreme_levels_and_codebooks(levels, size):
     rng = np.random.default_rng(0)
     codes = rng.integers(0, size, (50, levels)).astype(np.int32)
     codes[0], codes[1] = size - 1, 0
@@ -137,14 +138,14 @@ def test_extreme_shapes(levels, size):
     assert [path for path, _ in walk(trie)] == sorted({tuple(row) for row in codes.tolist()})
 
 
-def test_absent_beam_has_no_children():
+def test_an_absent_beam_has_no_children():
     trie = build_trie(np.int32([[0, 0], [0, 1]]), 2, 2)
     codes, nodes, is_valid = children(trie, 0, np.int32([-1, 0]))
     assert is_valid.tolist() == [[False], [True]]
     assert codes.tolist() == [[-1], [0]] and nodes.tolist() == [[-1], [1]]
 
 
-def test_saved_trie_is_mapped_and_equal(tmp_path):
+def test_a_saved_trie_is_loaded_memory_mapped_and_equal(tmp_path):
     trie = build_trie(np.random.default_rng(1).integers(0, 9, (40, 3)), 2, 9)
     trie.save(tmp_path)
     loaded = Trie.load(tmp_path)
@@ -157,7 +158,7 @@ def test_saved_trie_is_mapped_and_equal(tmp_path):
         Trie.load(tmp_path)
 
 
-def test_similar_catalogues_share_one_compile():
+def test_similar_catalogues_share_one_compiled_program():
     steps = jax.jit(lambda *args: children(*args), static_argnums=1)
     rng = np.random.default_rng(2)
     # 1000 and 1001 items over the same 8 x 8 prefixes: same padded sizes and widths.
@@ -189,15 +190,15 @@ def test_a_catalogue_that_grows_a_little_keeps_its_shapes():
         assert (trie.num_leaves, trie.num_items) == (plain.num_leaves, len(rows))
 
 
-def test_the_child_of_a_code_is_found():
+def test_child_of_finds_the_child_of_each_code():
     codes = np.random.default_rng(4).integers(0, 9, (300, 3)).astype(np.int32)
     trie = build_trie(codes, 3, 9)
     for level in range(3):
         nodes = np.arange(trie.level_start[level], trie.level_start[level + 1], dtype=np.int32)
-        found_codes, found, is_real = (np.asarray(a) for a in children(trie, level, nodes))
-        is_real = is_real & (np.diff(trie.edge_start)[nodes] > 0)[:, None]  # not of tails
-        above = np.broadcast_to(nodes[:, None], found.shape)[is_real]
-        np.testing.assert_array_equal(child_of(trie, above, found_codes[is_real]), found[is_real])
+        found_codes, found, is_valid = (np.asarray(a) for a in children(trie, level, nodes))
+        is_valid = is_valid & (np.diff(trie.edge_start)[nodes] > 0)[:, None]  # without tails
+        above = np.broadcast_to(nodes[:, None], found.shape)[is_valid]
+        np.testing.assert_array_equal(child_of(trie, above, found_codes[is_valid]), found[is_valid])
 
 
 def test_padded_size_wastes_at_most_a_quarter():
@@ -218,6 +219,6 @@ def test_padded_size_wastes_at_most_a_quarter():
         (np.zeros((3, 2), np.float32), 1, 4, "float32"),
     ],
 )
-def test_bad_sids_are_named(codes, depth, size, message):
+def test_an_error_names_impossible_sids(codes, depth, size, message):
     with pytest.raises(ValueError, match=message):
         build_trie(codes, depth, size)
