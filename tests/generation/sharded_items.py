@@ -1,4 +1,4 @@
-"""Run by test_sharded.py with eight devices: lists with the item table cut up over them."""
+"""Checks rankers whose item vectors lie on several devices; test_sharded.py runs it on eight."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from sigma_jax.reranking.features import ItemFeatures, RankingInputs
 
 assert jax.device_count() == 8
 AUTO = (AxisType.Auto,) * 2
-# The trie has room for 32 items: six devices need more, and some rows are of none.
+# The arrays of the trie hold 32 items. Six devices need more rows, and some rows have no item.
 MESHES = (
     jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=AUTO),
     jax.make_mesh((2, 3), ("data", "fsdp"), axis_types=AUTO, devices=jax.devices()[:6]),
@@ -32,7 +32,10 @@ MESHES = (
 
 
 def check(depth: int, has_item_head: bool, mesh) -> None:
-    """30 items: over 8 devices 4 each, 2 on the last; over 6 devices 6 each, none on the last."""
+    """Lists from several devices equal those from one device.
+
+    30 items: on 8 devices each has 4 and the last has 2; on 6 devices each has 6 and the last none.
+    """
     model, tables = recommender(has_item_head=has_item_head)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=4)
     trie = build_trie(semantic_ids().codes, depth, CODES)
@@ -48,11 +51,11 @@ def check(depth: int, has_item_head: bool, mesh) -> None:
     features = dataclasses.replace(features, row=np.array([1, 0, 1], np.int32))
     table = rng.normal(0, 3, (2, NUM_ITEMS, 1)).astype(np.float32)
     texts = ["find b for me", "red number7", "surprise me"]
-    read, again = (
+    on_one, on_many = (
         ranker.read_instructions(texts, batch(seed=5) if has_item_head else None)
         for ranker in (one, many)
     )
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), again, read)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), on_many, on_one)
     inputs = [
         RankingInputs(),
         RankingInputs(seen=seen),
@@ -60,19 +63,19 @@ def check(depth: int, has_item_head: bool, mesh) -> None:
         RankingInputs(
             features=features,
             trending=table,
-            instruction=read,
+            instruction=on_one,
             weights=np.array([[1.0, 0.5, 2.0, 5.0]], np.float32),
         ),
     ]
     is_active = rng.random(NUM_ITEMS) < 0.5
-    for of_active in (False, True):
+    for is_restricted in (False, True):
         expected, found = (
             variants(
                 ranker,
                 batch(),
                 20,
                 inputs,
-                active=ranker.generator.mark_active(is_active) if of_active else None,
+                active=ranker.generator.mark_active(is_active) if is_restricted else None,
             )
             for ranker in (one, many)
         )
@@ -82,7 +85,10 @@ def check(depth: int, has_item_head: bool, mesh) -> None:
 
 
 def check_model_on_all() -> None:
-    """As in training: the model's parameters and tables are on all devices, the index is not."""
+    """Lists are equal if the network and tables are on all devices, and the index is on one.
+
+    This is so in training.
+    """
     model, tables = recommender(has_item_head=True)
     trie = build_trie(semantic_ids().codes, 1, CODES)
     expected = lists(Ranker(Generator(model, tables, trie, CONFIG, "token")), batch(), 5)

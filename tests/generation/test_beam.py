@@ -1,4 +1,4 @@
-"""Promises of `select` in sigma_jax/generation/beam.py, under a model that is a table of logits."""
+"""Promises of `select` in sigma_jax/generation/beam.py, for logits from a table."""
 
 import functools
 import math
@@ -21,21 +21,21 @@ def place_of(path: tuple[int, ...]) -> int:
 
 
 def naive(paths: set[tuple[int, ...]], row: int, depth: int, beams: int) -> dict:
-    """Beam search over Python tuples: path to log-probability."""
-    found = {(): 0.0}
+    """{path: log-probability} of the best paths, by a plain beam search over Python tuples."""
+    best = {(): 0.0}
     for level in range(depth):
-        grown = {}
-        for path, score in found.items():
+        children = {}
+        for path, score in best.items():
             logits = LOGITS[row, place_of(path)].astype(np.float64)
             log_p = logits - math.log(np.exp(logits).sum())
             for code in {p[level] for p in paths if p[:level] == path}:
-                grown[(*path, code)] = score + log_p[code]
-        found = dict(sorted(grown.items(), key=lambda entry: -entry[1])[:beams])
-    return found
+                children[(*path, code)] = score + log_p[code]
+        best = dict(sorted(children.items(), key=lambda entry: -entry[1])[:beams])
+    return best
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def searched(trie, beams, active):
+def run_search(trie, beams, active):
     """The state after the last level, for both rows of LOGITS."""
     state, after = first_state(2), np.zeros((2, 1), np.int32)
     for level in range(trie.depth):
@@ -50,7 +50,7 @@ def searched(trie, beams, active):
 
 @st.composite
 def corpora(draw):
-    """Codes of 1 to 20 items with repeats, how many are active, and beams: fewer or more."""
+    """(codes, is_active, beams): 1 to 20 items with repeats; `is_active` may be None."""
     depth = draw(st.integers(1, 4))
     size = draw(st.sampled_from([1, 2, 7]))
     code = st.integers(0, size - 1)
@@ -63,11 +63,11 @@ def corpora(draw):
 
 @settings(deadline=None, max_examples=40)
 @given(corpora())
-def test_beams_are_those_of_a_naive_search_of_the_active_items(example):
+def test_beams_equal_those_of_a_plain_search_of_the_active_items(example):
     codes, is_active, beams = example
     trie = build_trie(codes, codes.shape[1], 7)
     active = mark_active(trie, np.array(is_active)) if is_active is not None else None
-    state, leaves = jax.device_get(searched(trie, beams, active))
+    state, leaves = jax.device_get(run_search(trie, beams, active))
     kept = codes if is_active is None else codes[np.array(is_active)]
     paths = set(map(tuple, kept.tolist()))
     prefixes = sorted(set(map(tuple, codes.tolist())))
@@ -82,9 +82,9 @@ def test_beams_are_those_of_a_naive_search_of_the_active_items(example):
         assert (leaves[row][~found] == -1).all()
 
 
-def test_beams_over_everything_share_all_probability():
+def test_probabilities_of_all_prefixes_sum_to_one():
     codes = np.indices((7, 7, 7)).reshape(3, -1).T.astype(np.int32)
-    state, leaves = searched(build_trie(codes, 3, 7), len(codes), None)
+    state, leaves = run_search(build_trie(codes, 3, 7), len(codes), None)
     for row in np.asarray(leaves):
         assert sorted(row) == list(range(len(codes)))
     np.testing.assert_allclose(np.exp(state.scores).sum(axis=1), 1, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Promises of sigma_jax/generation/fusion.py."""
+"""Promises of sigma_jax/generation/fusion.py (Eq. 10-11 of SIGMA)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ TAU = 0.05
 
 
 def naive_log_prob(beam_scores, is_valid_beam, cosines, is_valid_item, sigma=None):
-    """Eq. 10-11 in float64, the retrieved normaliser, one item at a time."""
+    """Eq. 10-11 in float64 with the retrieved normaliser, one item at a time."""
     out = np.full(cosines.shape, -np.inf)
     for row in range(len(beam_scores)):
         scores = [s for s, ok in zip(beam_scores[row], is_valid_beam[row], strict=True) if ok]
@@ -30,6 +30,7 @@ def naive_log_prob(beam_scores, is_valid_beam, cosines, is_valid_item, sigma=Non
 
 @pytest.fixture
 def beams():
+    """(beam scores, is_valid_beam, cosines, is_valid_item) of 4 requests."""
     rng = np.random.default_rng(0)
     beam_scores = np.sort(-rng.exponential(2, (4, 5)))[:, ::-1].astype(np.float32)
     cosines = rng.uniform(-1, 1, (4, 5, 6)).astype(np.float32)
@@ -45,25 +46,25 @@ def test_fuse_equals_equations_10_and_11(beams, sigma):
     factor = fusion.inverse_temperature(beam_scores, is_valid_beam, TAU, sigma, floor=0.0)
     normaliser = fusion.retrieved_log_normaliser(cosines, is_valid_item, factor)
     log_prob = fusion.fuse(beam_scores, is_valid_beam, cosines, is_valid_item, normaliser, factor)
-    want = naive_log_prob(*beams, sigma=None if sigma == "deviation" else sigma)
-    np.testing.assert_allclose(log_prob, want, rtol=1e-5, atol=1e-5)
+    expected = naive_log_prob(*beams, sigma=None if sigma == "deviation" else sigma)
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=1e-5)
     assert (np.isfinite(log_prob) == (is_valid_beam[..., None] & is_valid_item)).all()
 
 
 @pytest.mark.parametrize("scores", [[-3.0, -np.inf], [-2.0, -2.0], [-np.inf, -np.inf]])
-def test_floor_keeps_degenerate_beams_usable(scores):
+def test_the_deviation_of_equal_or_invalid_beams_is_the_floor(scores):
     scores = np.float32([scores])
     is_valid = np.isfinite(scores)
     np.testing.assert_allclose(fusion.beam_deviation(scores, is_valid, 0.25), [0.25])
 
 
-def test_deviation_does_not_cancel_for_long_prefixes():
+def test_the_deviation_of_large_scores_does_not_cancel():
     scores = np.float32([[-400.0, -400.01]])
-    got = fusion.beam_deviation(scores, np.ones((1, 2), bool), 0.0)
-    np.testing.assert_allclose(got, [np.std(np.float64(scores))], rtol=1e-4)
+    result = fusion.beam_deviation(scores, np.ones((1, 2), bool), 0.0)
+    np.testing.assert_allclose(result, [np.std(np.float64(scores))], rtol=1e-4)
 
 
-def test_gradient_through_fuse_is_finite(beams):
+def test_the_gradient_through_fuse_is_finite(beams):
     beam_scores, is_valid_beam, cosines, is_valid_item = map(jnp.asarray, beams)
 
     def total(cosines):
@@ -75,7 +76,7 @@ def test_gradient_through_fuse_is_finite(beams):
     assert jnp.isfinite(jax.grad(total)(cosines)).all()
 
 
-def test_zero_sigma_and_absent_items_give_no_nan():
+def test_sigma_0_and_absent_items_give_no_nan():
     cosines = np.float32([[[0.5, -np.inf]]])
     is_item = np.array([[[True, False]]])
     factor = np.zeros(1, np.float32)
@@ -86,7 +87,7 @@ def test_zero_sigma_and_absent_items_give_no_nan():
     np.testing.assert_allclose(log_prob, [[[-1.0, -np.inf]]])
 
 
-def test_bad_settings_are_named():
+def test_an_error_names_impossible_settings():
     scores, is_valid = np.zeros((1, 2), np.float32), np.ones((1, 2), bool)
     with pytest.raises(ValueError, match="sigma='std'"):
         fusion.inverse_temperature(scores, is_valid, TAU, "std", 0.1)
@@ -94,7 +95,7 @@ def test_bad_settings_are_named():
         fusion.inverse_temperature(scores, is_valid, 0, "deviation", 0.1)
 
 
-def test_first_prefix_only_keeps_the_best_valid_beam():
+def test_first_prefix_keeps_the_items_of_the_best_valid_beam():
     log_prob, beams = np.zeros((2, 3), np.float32), np.int32([[0, 1, 0], [0, 1, 1]])
     scores = np.float32([[-1, -2], [-1, -2]])
     is_valid = np.array([[True, True], [False, True]])
@@ -103,6 +104,7 @@ def test_first_prefix_only_keeps_the_best_valid_beam():
 
 
 def naive_merge(items, log_prob, count):
+    """`merge` of one request by a plain loop."""
     best = {}
     for index, (item, score) in enumerate(zip(items, log_prob, strict=True)):
         if item >= 0 and score > -np.inf:
@@ -119,14 +121,14 @@ def test_merge_equals_a_plain_loop(count):
     items = rng.integers(-1, 12, (8, 20)).astype(np.int32)
     log_prob = -rng.integers(0, 9, (8, 20)).astype(np.float32)  # many ties
     log_prob[rng.random((8, 20)) < 0.2] = -np.inf
-    got = fusion.merge(items, log_prob, count)
+    result = fusion.merge(items, log_prob, count)
     for row in range(8):
-        want = naive_merge(items[row], log_prob[row], count)
-        for array, column in zip(got, zip(*want, strict=True), strict=True):
-            if array.dtype == jnp.int32 and array is got[2]:
-                # Of equal entries of one item either index is right: compare what it points at.
+        expected = naive_merge(items[row], log_prob[row], count)
+        for array, column in zip(result, zip(*expected, strict=True), strict=True):
+            if array.dtype == jnp.int32 and array is result[2]:
+                # Either index of two equal entries of an item is right: compare their items.
                 index = np.asarray(array[row])
                 pointed = np.where(index >= 0, items[row][index], -1)
-                np.testing.assert_array_equal(pointed, got[0][row])
+                np.testing.assert_array_equal(pointed, result[0][row])
                 continue
             np.testing.assert_array_equal(array[row], column)

@@ -1,4 +1,4 @@
-"""Three-step generation against scoring every path and every item on its own, without a cache."""
+"""Promises of three-step generation, against scores of single paths and items without a cache."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ from sigma_jax.schema import TASKS
 
 
 def score_paths(model, tables, batch, row, paths) -> dict:
-    """Log-probability and query of each path after prompt `row`, each read as a row of its own."""
+    """{path: (log-probability, query)} after prompt `row`; each path is read as its own row."""
     length, depth = batch["lengths"][row], len(paths[0])
     tokens = np.zeros((NUM_ITEMS, 12), np.int32)
     items = np.full(tokens.shape, -1, np.int32)
@@ -47,7 +47,7 @@ def score_paths(model, tables, batch, row, paths) -> dict:
 
 
 @pytest.mark.parametrize("depth, num_beams, full", [(1, 3, False), (2, 4, False), (3, 30, True)])
-def test_beams_are_the_best_real_paths_with_exact_scores(depth, num_beams, full):
+def test_beams_are_the_best_paths_of_the_trie_with_exact_scores(depth, num_beams, full):
     model, tables = recommender(full_vocabulary=full)
     sids = semantic_ids()
     trie = build_trie(sids.codes, depth, CODES)
@@ -73,7 +73,7 @@ def test_beams_are_the_best_real_paths_with_exact_scores(depth, num_beams, full)
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("normaliser", ["exact", "retrieved"])
-def test_items_and_probabilities_equal_brute_force(depth, normaliser):
+def test_items_and_their_probabilities_equal_brute_force(depth, normaliser):
     model, tables = recommender()
     sids = semantic_ids()
     config = dataclasses.replace(CONFIG, num_beams=30, normaliser=normaliser)
@@ -101,19 +101,19 @@ def test_items_and_probabilities_equal_brute_force(depth, normaliser):
         assert (np.diff(found.log_probs[row][: len(items)]) <= 1e-6).all()
 
 
-def test_seen_items_are_left_out_and_others_move_up():
+def test_seen_items_are_left_out_and_the_next_items_move_up():
     model, tables = recommender()
     made = ranker(model, tables, 1, CONFIG)
-    kept = lists(made, small_batch(), 10)
-    seen = np.concatenate([kept.items[:, :3], np.full((3, 2), -1)], axis=1)
-    left_out = lists(made, small_batch(), 10, seen)
+    included = lists(made, small_batch(), 10)
+    seen = np.concatenate([included.items[:, :3], np.full((3, 2), -1)], axis=1)
+    excluded = lists(made, small_batch(), 10, seen)
     for row in range(3):
-        assert not set(left_out.items[row]) & set(kept.items[row, :3])
-        assert set(kept.items[row, 3:6]) <= set(left_out.items[row])
+        assert not set(excluded.items[row]) & set(included.items[row, :3])
+        assert set(included.items[row, 3:6]) <= set(excluded.items[row])
 
 
-def test_widths_by_level_and_a_margin_drop_what_lies_behind():
-    """Few early beams lose only what descends from the others; scores stay exact."""
+def test_early_beams_and_a_margin_drop_less_likely_paths():
+    """Paths of the beams that stay keep their exact scores."""
     model, tables = recommender()
     sids, batch = semantic_ids(), prompts()
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=1)
@@ -130,32 +130,32 @@ def test_widths_by_level_and_a_margin_drop_what_lies_behind():
             for row in zip(found.codes, found.scores, found.is_valid, strict=True)
         ]
 
-    every, narrow = beams_of(), beams_of(early_beams=(2, 3))
-    for whole, few in zip(every, narrow, strict=True):
-        firsts = {path[0] for path in few}
-        assert len(firsts) <= 2 and 0 < len(few) < len(whole)
-        for path, score in few.items():
-            assert score == pytest.approx(whole[path], abs=1e-4)
-    for whole, near in zip(every, beams_of(beam_margin=2.0), strict=True):
-        best = max(whole.values())
-        assert set(near) <= {path for path, score in whole.items() if score >= best - 2.0 - 1e-4}
+    all_beams, few_beams = beams_of(), beams_of(early_beams=(2, 3))
+    for wide, narrow in zip(all_beams, few_beams, strict=True):
+        firsts = {path[0] for path in narrow}
+        assert len(firsts) <= 2 and 0 < len(narrow) < len(wide)
+        for path, score in narrow.items():
+            assert score == pytest.approx(wide[path], abs=1e-4)
+    for wide, near in zip(all_beams, beams_of(beam_margin=2.0), strict=True):
+        best = max(wide.values())
+        assert set(near) <= {path for path, score in wide.items() if score >= best - 2.0 - 1e-4}
         assert max(near.values()) == pytest.approx(best, abs=1e-4)
     assert config.under_load(0.5).num_beams == 8 and config.under_load(0.01).num_beams == 1
     with pytest.raises(ValueError, match="give 2 widths, or none"):
         dataclasses.replace(config, early_beams=(4,)).widths(3)
 
 
-def test_under_load_fewer_beams_look_into_fewer_prefixes():
+def test_under_load_fewer_beams_search_fewer_prefixes():
     model, tables = recommender()
     config = dataclasses.replace(CONFIG, num_beams=5, num_retrieved=NUM_ITEMS)
     generator = Generator.create(model, tables, semantic_ids(), 1, config)
-    every, fewer = (
+    full, reduced = (
         lists(Ranker(g), small_batch(), NUM_ITEMS) for g in (generator, generator.at_load(0.4))
     )
     assert generator.at_load(1.0).config == config
     for row in range(3):
-        kept = every.items[row][every.beams[row] < 2]
-        found = fewer.items[row][fewer.items[row] >= 0]
+        kept = full.items[row][full.beams[row] < 2]
+        found = reduced.items[row][reduced.items[row] >= 0]
         assert sorted(found) == sorted(kept) and len(found) < NUM_ITEMS
 
 
@@ -168,25 +168,25 @@ def _search(model, tables, sids, batch, config, depth):
 
 
 @pytest.mark.parametrize("depth, has_item_head", [(0, True), (1, False), (2, True), (3, False)])
-def test_a_subset_keeps_the_order_and_probabilities_of_its_items(depth, has_item_head):
+def test_active_items_keep_their_order_and_probabilities(depth, has_item_head):
     model, tables = recommender(has_item_head=has_item_head)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
     made = ranker(model, tables, depth, config)
-    everything = lists(made, small_batch(), NUM_ITEMS)
+    all_items = lists(made, small_batch(), NUM_ITEMS)
     is_active = np.random.default_rng(depth).random(NUM_ITEMS) < 0.4
     active = made.generator.mark_active(is_active)
     [found] = variants(made, small_batch(), NUM_ITEMS, [RankingInputs()], active=active)
     for row in range(3):
-        kept = is_active[everything.items[row]]
+        kept = is_active[all_items.items[row]]
         count = int(is_active.sum())
         assert kept.sum() == count and (found.items[row][count:] == -1).all()
-        np.testing.assert_array_equal(found.items[row][:count], everything.items[row][kept])
+        np.testing.assert_array_equal(found.items[row][:count], all_items.items[row][kept])
         np.testing.assert_allclose(
-            found.log_probs[row][:count], everything.log_probs[row][kept], atol=1e-4
+            found.log_probs[row][:count], all_items.log_probs[row][kept], atol=1e-4
         )
 
 
-def test_features_multiply_probabilities_and_bring_their_items_into_the_list():
+def test_features_multiply_probabilities_and_add_candidates():
     model, tables = recommender()
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
     made = ranker(model, tables, 1, config)
@@ -225,7 +225,7 @@ def test_features_multiply_probabilities_and_bring_their_items_into_the_list():
 
 
 @pytest.mark.parametrize("depth, has_item_head", [(0, True), (1, False), (2, True)])
-def test_the_host_retrieves_what_the_device_does(depth, has_item_head):
+def test_the_host_retrieves_the_same_items_as_the_device(depth, has_item_head):
     model, tables = recommender(has_item_head=has_item_head)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS)
     rng = np.random.default_rng(0)
@@ -257,11 +257,11 @@ def test_the_host_retrieves_what_the_device_does(depth, has_item_head):
         few = dataclasses.replace(config, num_beams=1, num_retrieved=2, retrieval=how)
         few = few if not depth else dataclasses.replace(few, num_beams=30)
         [short] = variants(ranker(model, tables, depth, few), small_batch(), NUM_ITEMS, inputs[2:])
-        for row in range(3):  # items with features are there, however far they lie
+        for row in range(3):  # items with features are candidates at any distance
             assert set(items[row]) <= set(short.items[row])
 
 
-def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
+def test_feature_weights_are_those_of_the_task_that_the_network_reads():
     model, tables = recommender(has_item_head=True, has_task_head=True)
     head = np.random.default_rng(0).normal(0, 0.5, model.task_head.shape)
     model.task_head[...] = jnp.asarray(head, jnp.float32)
@@ -273,15 +273,15 @@ def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
     values = rng.normal(0, 1, (3, NUM_ITEMS, 2)).astype(np.float32)
     items = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (3, 1))
     weights = rng.normal(0, 2, (len(TASKS), 6)).astype(np.float32)
-    table = rng.normal(size=(4, NUM_ITEMS, 2)).astype(np.float16)  # what requests share
+    table = rng.normal(size=(4, NUM_ITEMS, 2)).astype(np.float16)  # requests share it
     rows = np.array([3, 0, 3], np.int32)
-    told = made.read_instructions([""] * 3, small_batch(seed=7))
-    of_told = made.instruction_scores(told, items)[..., 0]
+    instruction = made.read_instructions([""] * 3, small_batch(seed=7))
+    instruction_scores = made.instruction_scores(instruction, items)[..., 0]
     by_row = RankingInputs(features=ItemFeatures(items, values, rows), weights=weights)
     alone = RankingInputs(features=ItemFeatures(items, values), weights=weights[:, :2])
     shared = dataclasses.replace(by_row, trending=table)
-    inputs = [alone, shared, dataclasses.replace(shared, instruction=told)]
-    alone, shared, spoken = variants(made, small_batch(), NUM_ITEMS, inputs)
+    inputs = [alone, shared, dataclasses.replace(shared, instruction=instruction)]
+    alone, shared, instructed = variants(made, small_batch(), NUM_ITEMS, inputs)
     hidden = forward(model, tables, batch["tokens"], batch["items"])
     for row in range(3):
         logits = np.asarray(hidden[row, batch["lengths"][row] - 1]) @ head
@@ -291,9 +291,9 @@ def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
         log_p[plain.items[row]] = plain.log_probs[row]
         log_p += values[row] @ (shares @ weights[:, :2])
         of_table = table[rows[row]] @ (shares @ weights[:, 2:4])
-        with_told = of_table + of_told[row] * (shares @ weights[:, 4])
-        for found, more in ((alone, 0), (shared, of_table), (spoken, with_told)):
-            expected = log_p + more
+        of_all = of_table + instruction_scores[row] * (shares @ weights[:, 4])
+        for found, added in ((alone, 0), (shared, of_table), (instructed, of_all)):
+            expected = log_p + added
             expected -= np.log(np.exp(expected).sum())
             np.testing.assert_allclose(found.log_probs[row], np.sort(expected)[::-1], atol=1e-3)
             np.testing.assert_array_equal(found.items[row][:3], np.argsort(-expected)[:3])
@@ -303,22 +303,22 @@ def test_features_weigh_as_the_task_that_is_read_in_the_prompt():
     "total, batch_size, sizes",
     [(1, 32, [1]), (3, 32, [4]), (20, 32, [32]), (20, 24, [24]), (33, 32, [32, 32])],
 )
-def test_few_requests_make_a_small_batch(total, batch_size, sizes):
+def test_few_requests_are_read_in_a_small_batch(total, batch_size, sizes):
     model, tables = recommender()
     config = dataclasses.replace(CONFIG, batch_size=batch_size)
     made = ranker(model, tables, 1, config)
-    seen = []
+    batch_sizes = []
 
     def read(rows):
-        seen.append(len(rows))
+        batch_sizes.append(len(rows))
         return rows
 
     np.testing.assert_array_equal(made._by_batch(total, read), np.arange(total))
-    assert seen == sizes
+    assert batch_sizes == sizes
 
 
 @pytest.mark.parametrize("depth", [0, 2])
-def test_more_beams_and_items_than_exist_take_no_more_memory(depth):
+def test_a_million_beams_and_items_fit_into_memory_and_return_all_items(depth):
     model, tables = recommender(has_item_head=True)
     large = dataclasses.replace(CONFIG, num_beams=10**6, num_retrieved=10**6)
     made = ranker(model, tables, depth, large)
@@ -327,7 +327,7 @@ def test_more_beams_and_items_than_exist_take_no_more_memory(depth):
     assert (found.items[:, NUM_ITEMS:] == -1).all()
 
 
-def test_a_padded_last_batch_changes_nothing():
+def test_the_batch_size_changes_no_list():
     model, tables = recommender()
     config = dataclasses.replace(CONFIG, batch_size=3)
     one, other = (lists(ranker(model, tables, 2, c), small_batch(), 5) for c in (CONFIG, config))
@@ -335,7 +335,7 @@ def test_a_padded_last_batch_changes_nothing():
     np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
 
 
-def test_without_an_item_query_all_items_of_a_prefix_are_alike():
+def test_without_an_item_query_all_items_of_a_prefix_are_equally_likely():
     model, tables = recommender()
     sids = semantic_ids()
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS)

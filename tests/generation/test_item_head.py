@@ -1,5 +1,4 @@
-"""Items scored before codes: three heads as one distribution, against every item on its own, and
-the gains of codes and query by validation."""
+"""Promises of the item head: one distribution of three heads, and the fit of the head weights."""
 
 import dataclasses
 
@@ -32,8 +31,8 @@ from sigma_jax.reranking.features import ItemFeatures, RankingInputs
 
 
 def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np.ndarray:
-    """log P of every item by item head, codes and queries with their gains, path by path."""
-    asking = depth if item_query == "token" else depth - 1  # tokens after the prompt
+    """[I]: log P of every item by the three heads with their weights, path by path."""
+    offset = depth if item_query == "token" else depth - 1  # tokens after the prompt
     codes = semantic_ids().codes[:, :depth]
     vectors = np.asarray(model.item_vectors(jnp.arange(NUM_ITEMS), tables), np.float64)
     length = int(batch["lengths"][row])
@@ -46,19 +45,21 @@ def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np
         tokens[:, length + depth] = model.space.query
     hidden = forward(model, tables, tokens, items)
 
-    def looked(place):
+    def head_inputs(place):
         is_seen = jnp.broadcast_to(jnp.arange(12) <= place, (NUM_ITEMS, 1, 12))
         return hidden[:, place : place + 1], jnp.asarray(items), is_seen, tables
 
-    opened = model.item_head_vector(*looked(length - 1))
+    item_head_query = model.item_head_vector(*head_inputs(length - 1))
     code_head_weight, query_head_weight = (
-        float(gain[...]) for gain in (model.code_head_weight, model.query_head_weight)
+        float(weight[...]) for weight in (model.code_head_weight, model.query_head_weight)
     )
-    queries = opened
+    queries = item_head_query
     if depth:
-        queries = opened + query_head_weight * model.query_head_vector(*looked(length + asking))
-    opened, queries = (np.asarray(q[:, 0], np.float64) for q in (opened, queries))
-    mass = np.exp(vectors @ opened[0] / temperature)
+        queries = item_head_query + query_head_weight * model.query_head_vector(
+            *head_inputs(length + offset)
+        )
+    item_head_query, queries = (np.asarray(q[:, 0], np.float64) for q in (item_head_query, queries))
+    mass = np.exp(vectors @ item_head_query[0] / temperature)
     log_p = np.zeros(NUM_ITEMS)
     for item in range(NUM_ITEMS):
         below = np.ones(NUM_ITEMS, bool)
@@ -76,7 +77,7 @@ def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np
 @pytest.mark.parametrize(
     "depth, item_query", [(0, "token"), (1, "token"), (2, "token"), (2, "code")]
 )
-def test_with_an_item_head_all_three_heads_make_one_distribution(depth, item_query):
+def test_the_three_heads_make_one_distribution_over_all_items(depth, item_query):
     model, tables = recommender(has_item_head=True)
     model.code_head_weight[...], model.query_head_weight[...] = jnp.array(0.4), jnp.array(0.7)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
@@ -90,7 +91,7 @@ def test_with_an_item_head_all_three_heads_make_one_distribution(depth, item_que
 
 
 def test_the_exhaustive_ranker_ranks_all_items_by_the_item_head():
-    """As the three-step ranker does where the codes and the query have no weight."""
+    """The three-step ranker gives the same if the code head and the query head have weight 0."""
     model, tables = recommender(has_item_head=True)
     model.code_head_weight[...], model.query_head_weight[...] = jnp.array(0.4), jnp.array(0.7)
     config = dataclasses.replace(
@@ -119,15 +120,15 @@ def test_the_exhaustive_ranker_needs_an_item_head():
         Generator.create(model, tables, semantic_ids(), 2, config)
 
 
-def test_without_codes_the_one_prefix_gives_the_items_of_all_beams():
+def test_without_codes_one_prefix_gives_as_many_items_as_all_beams_would():
     model, tables = recommender(has_item_head=True)
     config = dataclasses.replace(CONFIG, num_beams=3, num_retrieved=4)
     made = ranker(model, tables, 0, config)
     found = lists(made, small_batch(), 12)
     assert (found.items >= 0).all()
-    everything = lists(made, small_batch(), NUM_ITEMS).items
-    assert (np.sort(everything, axis=1) == np.arange(NUM_ITEMS)).all()
-    np.testing.assert_array_equal(everything[:, :12], found.items)
+    all_items = lists(made, small_batch(), NUM_ITEMS).items
+    assert (np.sort(all_items, axis=1) == np.arange(NUM_ITEMS)).all()
+    np.testing.assert_array_equal(all_items[:, :12], found.items)
     favoured = found.items[:, 11]  # the last
     features = ItemFeatures(favoured[:, None], np.full((3, 1, 1), 50.0, np.float32))
     inputs = RankingInputs(features=features, weights=np.ones((1, 1), np.float32))
@@ -137,7 +138,7 @@ def test_without_codes_the_one_prefix_gives_the_items_of_all_beams():
 
 
 @pytest.mark.parametrize("depth, item_query", [(1, "code"), (2, "token")])
-def test_gains_are_the_smallest_under_which_the_targets_are_about_likeliest(depth, item_query):
+def test_head_weights_are_the_smallest_that_are_about_as_good_as_the_best(depth, item_query):
     model, tables = recommender(has_item_head=True)
     batch, targets = prompts(), np.array([3, 17, 8], np.int32)
 
@@ -155,11 +156,11 @@ def test_gains_are_the_smallest_under_which_the_targets_are_about_likeliest(dept
     fitted = fit_head_weights(model, with_codes, batch, targets, *settings)
     np.testing.assert_allclose(fitted.log_p, log_p(fitted.code, fitted.query).mean(), rtol=1e-4)
     np.testing.assert_allclose(fitted.item_head_log_p, log_p(0.0, 0.0).mean(), rtol=1e-4)
-    by_gain = (
-        np.stack([log_p(gain, fitted.query) for gain in GRID]),
-        np.stack([log_p(fitted.code, gain) for gain in GRID]),
+    by_weight = (
+        np.stack([log_p(weight, fitted.query) for weight in GRID]),
+        np.stack([log_p(fitted.code, weight) for weight in GRID]),
     )
-    for chosen, rows in zip((fitted.code, fitted.query), by_gain, strict=True):
+    for chosen, rows in zip((fitted.code, fitted.query), by_weight, strict=True):
         behind = rows[rows.mean(axis=1).argmax()] - rows
         error = np.maximum(behind.std(axis=1, ddof=1) / len(targets) ** 0.5, MIN_GAIN)
         place = np.flatnonzero(behind.mean(axis=1) <= error)[0]
@@ -167,7 +168,7 @@ def test_gains_are_the_smallest_under_which_the_targets_are_about_likeliest(dept
         assert chosen == (GRID[place] if is_worth_it else 0)
 
 
-def test_a_gain_is_worth_more_than_chance():
+def test_a_weight_above_0_gains_more_than_chance():
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 1, (400, 1))
     better = np.array([0.0, 0.4, 0.5, 0.1]) + noise * np.array([0.0, 1.0, 1.2, 2.0])
@@ -181,7 +182,7 @@ def test_a_gain_is_worth_more_than_chance():
     assert smallest_good_weight(little) == 0
 
 
-def test_codes_pay_where_targets_rise_by_more_than_chance():
+def test_beam_search_helps_if_targets_rise_by_more_than_chance():
     before = np.array([1, 1, 3, 3])
     assert beam_search_helps(np.array([0, 0, 3, 3]), before)
     assert not beam_search_helps(before, before)

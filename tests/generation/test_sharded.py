@@ -1,4 +1,4 @@
-"""A search that several devices share."""
+"""Promises of rankers on several devices."""
 
 import os
 import subprocess
@@ -11,8 +11,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-def test_eight_devices_recommend_what_one_does():
-    """Prefixes that lie on several devices, all items as one prefix, bias, seen and inactive."""
+def test_eight_devices_recommend_the_same_items_as_one():
+    """It covers prefixes on several devices, one prefix, features, and seen and inactive items."""
     folders = (ROOT, ROOT / "tests")
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",

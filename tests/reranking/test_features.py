@@ -6,22 +6,22 @@ import numpy as np
 from sigma_jax.reranking.features import add_scores
 
 
-def test_scores_multiply_probabilities_as_in_float64_at_the_extremes():
+def test_scores_multiply_probabilities_as_in_float64_also_at_the_extremes():
     rng = np.random.default_rng(0)
-    prob = rng.dirichlet(np.ones(25), 4)[:, :24]  # one item of each row is no candidate
-    prob[1] *= 1e-30  # nearly all probability is elsewhere
-    prob[2] /= prob[2].sum()  # nothing is
+    prob = rng.dirichlet(np.ones(25), 4)[:, :24]  # one item of each row is not a candidate
+    prob[1] *= 1e-30  # other items have nearly all probability
+    prob[2] /= prob[2].sum()  # other items have none
     score = rng.choice([0, -200, 200, -3, 5], (4, 24)).astype(np.float64)
     score[3] = -200
     rest = np.log(np.maximum(1 - prob.sum(axis=1, keepdims=True), 1e-300))
-    rest += score.min(axis=1, keepdims=True)  # no candidate: the lowest score
+    rest += score.min(axis=1, keepdims=True)  # other items have the lowest score
     total = np.logaddexp(rest, np.logaddexp.reduce(np.log(prob) + score, axis=1)[:, None])
-    got = add_scores(
+    result = add_scores(
         jnp.asarray(np.log(prob), jnp.float32),
         jnp.asarray(score, jnp.float32),
     )
     expected = np.log(prob) + score - total
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(got[3], np.log(prob[3]), rtol=1e-4)  # alike for all
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(result[3], np.log(prob[3]), rtol=1e-4)  # equal scores change nothing
     nothing = add_scores(jnp.full((1, 4), -jnp.inf), jnp.zeros((1, 4)))
     assert (np.asarray(nothing) == -np.inf).all()

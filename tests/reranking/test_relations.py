@@ -1,4 +1,4 @@
-"""Promises of sigma_jax/reranking/relations.py."""
+"""Promises of the history features: relations.py, covisitation.py, ease.py and neighbours."""
 
 import dataclasses
 
@@ -19,19 +19,20 @@ from sigma_jax.schema import DAY, Requests
 
 @pytest.fixture(scope="module", params=[False, True], ids=["lines", "baskets"])
 def histories(request):
-    """Four sessions a day."""
+    """Histories with four sessions a day; a session has one item or several."""
     plain = histories_of(random_users(request.param))
     return dataclasses.replace(plain, time=(100 + plain.session // 4).astype(np.int64) * DAY + 9)
 
 
 @pytest.fixture(scope="module")
 def vectors():
+    """[I, 6]: random item vectors, unit length."""
     rows = np.random.default_rng(0).normal(size=(ITEMS, 6)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def sums(histories, request: int, requests: Requests, table, decay: float, sessions: int):
-    """Rows of `table` for the items of the last sessions, by a plain loop."""
+    """[I]: decayed sum of the rows of `table` of the last sessions' items, by a plain loop."""
     total, user = np.zeros(ITEMS), requests.user[request]
     if user >= 0:
         last = histories.session[requests.history_end[request] - 1]
@@ -42,7 +43,7 @@ def sums(histories, request: int, requests: Requests, table, decay: float, sessi
     return total
 
 
-def test_features_equal_plain_loops(histories, vectors):
+def test_history_features_equal_plain_loops(histories, vectors):
     data = plain_data(histories)
     made = Relations.make(data, vectors, ITEMS)
     requests = plain_requests(histories)
@@ -79,7 +80,7 @@ def test_features_equal_plain_loops(histories, vectors):
         np.testing.assert_allclose(found, np.log1p(expected[here] / units), 1e-3, 1e-6)
 
 
-def test_a_request_without_times_has_no_lines_of_its_day(histories):
+def test_a_log_without_times_has_no_interactions_of_the_day(histories):
     timeless = dataclasses.replace(histories, time=np.zeros_like(histories.time))
     requests = plain_requests(histories)
     starts, ends = history_ranges(histories, requests)
@@ -88,8 +89,8 @@ def test_a_request_without_times_has_no_lines_of_its_day(histories):
         assert (first < ends).any() == has_today
 
 
-def test_what_came_before_is_told_from_what_came_after():
-    """One item a session, two users: 1 then 2."""
+def test_covisitation_counts_forwards_more_than_backwards():
+    """Two users with one item a session took 1 and then 2."""
     made = Relations.make(
         plain_data(histories_of([[[1], [2], [5], [6]], [[1], [2], [7], [8]]])), np.eye(ITEMS), 5
     )
@@ -97,14 +98,14 @@ def test_what_came_before_is_told_from_what_came_after():
     assert made.reverse_covisitation[2, 1] > made.reverse_covisitation[1, 2] > 0
 
 
-def test_validation_and_test_targets_do_not_reach_the_ties():
+def test_validation_and_test_targets_are_not_counted():
     users = [[[1], [2], [3], [4]], [[5], [6], [7], [8]]]
-    ties = count_covisits(histories_of(users), ITEMS).toarray()
-    assert ties[1, 2] > 0 and ties[5, 6] > 0
-    assert not ties[[3, 4, 7, 8]].any() and not ties[:, [3, 4, 7, 8]].any()
+    counts = count_covisits(histories_of(users), ITEMS).toarray()
+    assert counts[1, 2] > 0 and counts[5, 6] > 0
+    assert not counts[[3, 4, 7, 8]].any() and not counts[:, [3, 4, 7, 8]].any()
 
 
-def test_strongest_entries_of_each_row_stay():
+def test_strongest_entries_keeps_the_largest_of_each_row():
     table = np.random.default_rng(0).integers(0, 6, (20, 15)).astype(np.float32)
     kept = strongest_entries(sparse.csr_matrix(table), 4).toarray()
     for row, values in enumerate(table):
@@ -115,7 +116,7 @@ def test_strongest_entries_of_each_row_stay():
 
 
 @pytest.mark.parametrize("count", [1, 4, 28, 100])
-def test_nearest_items_are_those_of_all_pairs(vectors, count, monkeypatch):
+def test_nearest_items_equal_those_of_a_comparison_of_all_pairs(vectors, count, monkeypatch):
     monkeypatch.setattr(
         embedding_neighbours, "COSINES_A_STEP", 8 * ITEMS
     )  # the last step is not full
@@ -136,10 +137,10 @@ def user_rows(histories) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [3, 100])
-def test_ridge_is_the_linear_model_that_foretells_an_item_from_the_others(
+def test_ease_is_the_linear_model_that_predicts_each_item_from_the_others(
     histories, count, monkeypatch
 ):
-    """Item by item, by least squares over the other items, with the penalty as further rows."""
+    """The loop fits each item by least squares over the others; the penalty adds rows."""
     monkeypatch.setattr(ease, "ROWS_A_STEP", 8)  # the last step is not full
     users = user_rows(histories)
     known = np.flatnonzero(users.any(axis=0))
@@ -156,7 +157,7 @@ def test_ridge_is_the_linear_model_that_foretells_an_item_from_the_others(
     np.testing.assert_allclose(found.toarray(), np.maximum(expected, 0), atol=1e-4)
 
 
-def test_ridge_holds_the_items_most_users_have_where_there_are_too_many(histories, monkeypatch):
+def test_ease_of_too_many_items_keeps_those_with_the_most_users(histories, monkeypatch):
     monkeypatch.setattr(ease, "MAX_EASE_ITEMS", 5)
     users = user_rows(histories).sum(axis=0)
     found = fit_ease(plain_data(histories), 100)
@@ -165,7 +166,7 @@ def test_ridge_holds_the_items_most_users_have_where_there_are_too_many(historie
     assert users[kept].min() >= np.sort(users)[-5]
 
 
-def test_ridge_of_a_log_without_two_items_is_empty():
+def test_ease_of_a_log_with_one_item_is_empty():
     one = histories_of([[[1], [1], [2], [3]]])
     assert fit_ease(plain_data(one), 5).nnz == 0
 
@@ -174,7 +175,7 @@ def test_a_catalogue_of_two_items_has_no_neighbours():
     assert nearest_items(np.eye(2, dtype=np.float32), 5).nnz == 0
 
 
-def test_features_of_candidates_are_found_by_item():
+def test_values_at_gives_the_features_of_each_candidate():
     items = np.array([[2, 5, 9, PADDING]], np.int32)
     values = np.array([[[0.1, 1], [0.2, 2], [0.3, 3], [0.0, 0]]], np.float32)
     found = values_at(ItemFeatures(items, values), np.array([[9, 1, -1, 2, 30]], np.int32))

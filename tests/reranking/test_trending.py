@@ -7,7 +7,7 @@ import pytest
 from small_histories import ITEMS, histories_of, plain_data, plain_requests, random_users
 
 from sigma_jax.histories import request_times
-from sigma_jax.reranking import trending as trends
+from sigma_jax.reranking import trending
 from sigma_jax.reranking.trending import MEMORY, TRENDING_FEATURES, UNIT, TrendingCounts
 from sigma_jax.schema import DAY
 
@@ -16,7 +16,7 @@ USERS = random_users(baskets=True)
 
 @pytest.fixture(scope="module")
 def histories():
-    """A session a day, and each user starts on a day of his own; the hour varies."""
+    """Histories with a session a day; users start on different days at different hours."""
     plain = histories_of(USERS)
     user = np.repeat(np.arange(len(USERS)), np.diff(plain.offsets))
     day = 18_000 + 5 * user + plain.session
@@ -24,7 +24,7 @@ def histories():
 
 
 def counts(histories, day: int, memory: float) -> np.ndarray:
-    """Decayed training lines before a day, by a plain loop."""
+    """[I]: decayed training interactions before a day, by a plain loop."""
     total = np.zeros(ITEMS)
     for user in range(histories.num_users):
         for row in range(histories.offsets[user], histories.valid_start[user]):
@@ -33,7 +33,7 @@ def counts(histories, day: int, memory: float) -> np.ndarray:
     return total
 
 
-def test_trends_equal_plain_loops(histories):
+def test_trending_features_equal_plain_loops(histories):
     times = request_times(histories, plain_requests(histories))
     table, row = TrendingCounts.make(plain_data(histories)).at(times)
     assert len(table) >= len(np.unique(times // DAY)) == len(np.unique(row)) > 1
@@ -44,7 +44,7 @@ def test_trends_equal_plain_loops(histories):
             np.testing.assert_allclose(table[row[number], :, trend], expected, rtol=2e-3, atol=2e-3)
 
 
-def test_the_day_of_a_request_and_what_comes_after_are_unknown(histories):
+def test_the_day_of_a_request_and_later_days_are_not_counted(histories):
     made = TrendingCounts.make(plain_data(histories))
     now = int(np.median(made.time)) // DAY * DAY
     later = made.time >= now
@@ -56,39 +56,39 @@ def test_the_day_of_a_request_and_what_comes_after_are_unknown(histories):
     assert (made.at(np.array([now + DAY]))[0] != other.at(np.array([now + DAY]))[0]).any()
 
 
-def test_a_day_is_made_once_and_few_are_kept(histories):
+def test_the_table_of_a_day_is_made_once_and_few_are_kept(histories):
     made = TrendingCounts.make(plain_data(histories))
-    days = np.arange(18_010, 18_010 + 2 * trends.DAYS_KEPT, dtype=np.int64) * DAY
+    days = np.arange(18_010, 18_010 + 2 * trending.DAYS_KEPT, dtype=np.int64) * DAY
     together, row = made.at(days)
     for number, day in enumerate(days):
         [one], [first] = made.at(day[None])
         assert first == 0
         assert made.at(np.array([day, day + 5]))[0] is made.at(day[None])[0]
         np.testing.assert_allclose(one, together[row[number]], rtol=2e-3, atol=2e-3)
-        assert len(made._of_day) <= trends.DAYS_KEPT
+        assert len(made._of_day) <= trending.DAYS_KEPT
     assert made.at(np.zeros(0, np.int64))[1].shape == (0,)
 
 
-def test_days_are_put_together_where_there_are_too_many(histories, monkeypatch):
+def test_too_many_days_share_rows_of_the_table(histories, monkeypatch):
     made = TrendingCounts.make(plain_data(histories))
     times = np.arange(18_000, 18_064, dtype=np.int64) * DAY
     fine, row = made.at(times)
     assert len(fine) == len(times)
-    monkeypatch.setattr(trends, "MAX_ENTRIES", 20 * ITEMS * len(TRENDING_FEATURES))
+    monkeypatch.setattr(trending, "MAX_ENTRIES", 20 * ITEMS * len(TRENDING_FEATURES))
     coarse, of = made.at(times)
     assert len(coarse) == 16
-    for number in range(len(times)):  # what was known on that day, or up to three days before
+    for number in range(len(times)):  # the row of that day, or of up to three days before
         day = (times[number] // DAY) // 4 * 4 - 18_000
         if day >= 0:
             np.testing.assert_array_equal(coarse[of[number]], fine[row[day]])
 
 
 @pytest.mark.parametrize("days", [1, 5, 64])
-def test_requests_asked_together_have_a_day_each(histories, monkeypatch, days):
+def test_groups_of_requests_have_the_exact_day_of_each(histories, monkeypatch, days):
     made = TrendingCounts.make(plain_data(histories))
     times = np.random.default_rng(0).integers(18_000, 18_064, 50) * DAY
     fine, row = made.at(times)
-    monkeypatch.setattr(trends, "MAX_ENTRIES", days * ITEMS * len(TRENDING_FEATURES))
+    monkeypatch.setattr(trending, "MAX_ENTRIES", days * ITEMS * len(TRENDING_FEATURES))
     parts = made.together(times)
     assert sorted(np.concatenate(parts)) == list(range(50)) and (len(parts) == 1) == (days == 64)
     for rows in parts:
@@ -97,14 +97,14 @@ def test_requests_asked_together_have_a_day_each(histories, monkeypatch, days):
         np.testing.assert_allclose(table[of], fine[row[rows]], rtol=2e-3, atol=2e-3)
 
 
-def test_without_times_nothing_is_known(histories):
+def test_without_times_all_features_are_0(histories):
     timeless = dataclasses.replace(histories, time=np.zeros_like(histories.time))
     times = request_times(timeless, plain_requests(timeless))
     table, row = TrendingCounts.make(plain_data(timeless)).at(times)
     assert table.shape[0] == 1 and not table.any() and not row.any()
 
 
-def test_requests_without_a_known_time_are_made_when_the_log_has_ended(histories):
+def test_requests_without_a_time_come_a_day_after_the_log(histories):
     requests = plain_requests(histories)
     times = request_times(histories, requests)
     np.testing.assert_array_equal(times[:-1], histories.time[histories.test_start])
