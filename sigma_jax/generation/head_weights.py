@@ -117,8 +117,8 @@ def fit_head_weights(
 def smallest_good_weight(log_p: Float[np.ndarray, "N G"]) -> int:
     """The place of the smallest good weight in the grid.
 
-    A weight is good if its mean is below the best mean by at most MIN_GAIN, or by at most a
-    standard error of the difference. The result is 0 if the smallest good weight gains at most
+    A weight is good if its mean is close to the best mean. The difference is at most MIN_GAIN, or
+    at most its own standard error. The result is 0 if the smallest good weight gains at most
     MIN_GAIN over the first weight.
 
     Worked example: two weights, whose differences to the best are [2, 0, 1] and [.1, -.1, .06]. The

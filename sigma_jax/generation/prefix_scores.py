@@ -3,7 +3,7 @@
 A network with an item head scores every item before any code is chosen. The score of a prefix is
 the log-sum-exp of the scores of its items. Beam search adds the log-probabilities of the code head
 to it, with a fitted weight (head_weights.py). The cost is one matrix product over the catalogue for
-each request. The paper has no such scores.
+each request. The paper has no prefix scores.
 
 Axes: B requests, I items in the order of the trie's leaves, n nodes of a level, D dimensions.
 """
@@ -49,8 +49,8 @@ class PrefixScorer:
         mass = jnp.exp(scores - top)
         by_level = []
         for level, (nodes, size) in enumerate(zip(self.nodes, self.sizes, strict=True)):
-            # The number of padding, and of an item below a tail, is beyond the last node: such rows
-            # are dropped. The numbers ascend at the first level only, which is below no tail.
+            # Padding and items below a tail have a number beyond the last node, so their rows are
+            # dropped. The numbers ascend at the first level only: it lies below no tail.
             mass_below = jax.ops.segment_sum(mass, nodes, size, indices_are_sorted=level == 0)
             log_below = jnp.log(jnp.maximum(mass_below, jnp.finfo(jnp.float32).tiny)) + top
             by_level.append(jnp.where(mass_below > 0, log_below, LOG_ZERO).T)

@@ -1,8 +1,8 @@
 """Lexical match: words of an instruction that stand in the items' texts.
 
-A network that starts with a new vocabulary and trains for minutes on a few thousand searches has
-seen most words of a catalogue a handful of times. The search box of a shop needs no training: an
-item matches if its text has the words of the query, and rare words count most.
+A network that starts with a new vocabulary trains on a few thousand searches. It sees most words of
+a catalogue a handful of times. The search box of a shop needs no training: an item matches if its
+text has the words of the query, and rare words count most.
 
 The data tell which words ask for something. Slot values are the queries, categories and themes that
 instructions name. For each word:

@@ -180,7 +180,7 @@ def first_version(
         fused=all_item_vectors(network, parts.tables, items),
         is_active=np.ones(items, bool),
         trie=trie,
-        lexical=lexical_with_room(parts.lexical, len(trie.sorted_items)),
+        lexical=lexical_with_capacity(parts.lexical, len(trie.sorted_items)),
         embedding_neighbours=neighbours,
     )
     if retrieval == "exact":
@@ -194,7 +194,7 @@ def first_version(
     return dataclasses.replace(version, index=index)
 
 
-def lexical_with_room(
+def lexical_with_capacity(
     lexical: LexicalTable | None, room: int, before: LexicalTable | None = None
 ) -> LexicalTable | None:
     """`lexical` in larger arrays, with room for `room` items and for more words.

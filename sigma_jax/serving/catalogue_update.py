@@ -35,7 +35,7 @@ from sigma_jax.recommender.parts import words_of_items
 from sigma_jax.reranking.covisitation import strongest_entries
 from sigma_jax.reranking.embedding_neighbours import nearest_items
 from sigma_jax.schema import Catalogue, SemanticIds
-from sigma_jax.serving.bundle import Bundle, lexical_with_room
+from sigma_jax.serving.bundle import Bundle, lexical_with_capacity
 from sigma_jax.serving.catalogue_version import Version
 from sigma_jax.tokenizer.assign import load_tokenizer
 
@@ -129,7 +129,7 @@ def add_items(
     if before.lexical is not None:
         known, texts = (before.lexical, start), bundle.items["slot_value_texts"]
         lexical = words_of_items(version.catalogue, texts, parts.spec, known)
-        lexical = lexical_with_room(lexical, version.room, before.lexical)
+        lexical = lexical_with_capacity(lexical, version.room, before.lexical)
         version = dataclasses.replace(version, lexical=lexical)
     new_fused = all_item_vectors(parts.network, parts.tables, len(version), first=start)
     fused = np.concatenate([before.fused, new_fused])
