@@ -26,15 +26,12 @@ CELLS_PER_EDGE = 8
 def build_trie(
     codes: Int[np.ndarray, "I L"], depth: int, codebook_size: int, before: Trie | None = None
 ) -> Trie:
-    """The trie over the first `depth` codes of every item.
+    """The trie over the first `depth` codes of every item; depth 0 is one leaf with all items.
 
-    ValueError if `codes`, `depth` and `codebook_size` do not fit together (check_codes).
+    Several items may share a SID. ValueError if the arguments do not fit together (check_codes).
 
     Args:
-      codes: the SID of each item; several items may share one.
-      depth: with 0 the trie is one leaf with all items.
-      before: the trie of an older version of the catalogue. Its structure is kept, so that its
-        compiled programs fit (with_spare_capacity).
+      before: the trie of an older catalogue version. Its structure is kept (with_spare_capacity).
     """
     codes = np.asarray(codes)
     check_codes(codes, depth, codebook_size)
