@@ -13,11 +13,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
-    """For a process of the tests with so many devices."""
+    """Environment of a test's process that has `devices` devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",
         **more,
     }

@@ -3,7 +3,6 @@
 Mistakes in the tables are in tests/data, those on the command line in tests/runtime/test_cli.py.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import environment
 from tiny_run import tiny_run
 
 from sigma_jax import train
@@ -394,15 +394,9 @@ def test_commands_end_with_one_line_and_status_1(workdir, tables_folder, words, 
 
 def last_line(words: list[str]) -> str:
     """Of what a command that ends with status 1 says."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-    }
     command = [sys.executable, "-m", f"sigma_jax.{words[0]}", *words[1:]]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        command, cwd=ROOT, env=environment(4), capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr

@@ -1,9 +1,9 @@
 """Test of Eq. 1-5 on 8 devices against 1, in a separate process."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
+
+from processes import environment
 
 SHARDED = """
 import jax, numpy as np, jax.numpy as jnp
@@ -38,7 +38,7 @@ for chunk in (100, 16):
 
 
 def test_eight_devices_give_the_loss_of_one():
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
-    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-    run = subprocess.run([sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", SHARDED], env=environment(8), capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr

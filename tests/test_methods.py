@@ -30,6 +30,7 @@ WITHOUT_INSTRUCTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [common.GR_ID, GR_SID, WITHOUT_INSTRUCTIONS],

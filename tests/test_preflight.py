@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -57,7 +58,10 @@ class TextFields(Fields):
 
 def run(*words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "sigma_jax.preflight", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    # The compiler for TPUs works as for users: without the settings of the tests.
+    settings = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
+    env = {name: value for name, value in os.environ.items() if name not in settings}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The training loop resumes exactly, on any mesh, and names mistakes clearly."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from linear_task import LinearTask, linear_config, recipe, run
+from processes import environment
 
 from sigma_jax.runtime import fit as loop
 from sigma_jax.runtime.config import MeshConfig
@@ -23,14 +23,10 @@ SCRIPT = ROOT / "tests" / "linear_task.py"
 
 def start(folder: Path, steps: int, die_at: int = 0, devices: int = 1, how: str = "kill"):
     """Runs the linear stage in a new process: (exit status, its output)."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-    }
     words = [sys.executable, str(SCRIPT), str(folder), str(steps), str(die_at), how]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, env=environment(devices), capture_output=True, text=True, check=False
+    )
     assert done.returncode in (0, -9), done.stderr[-2000:]
     return done.returncode, done.stdout
 

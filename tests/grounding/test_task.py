@@ -2,16 +2,14 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from processes import finish, start
+from processes import environment, finish, start
 
 from sigma_jax.configs import common
 from sigma_jax.configs.grounding import get_config, stage_fields
@@ -221,8 +219,6 @@ def test_two_processes_encode_the_catalogue_like_one(workdir):
 
 @pytest.mark.slow
 def test_eight_devices_give_the_loss_of_one(workdir):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
-    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     command = [sys.executable, "-c", EIGHT, str(workdir)]
-    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    run = subprocess.run(command, env=environment(8), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -1,11 +1,10 @@
 """Test of the TPU attention kernels on meshes: rows and heads are split, gradients add up."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from processes import environment
 
 pytestmark = pytest.mark.slow
 SCRIPT = """
@@ -61,14 +60,7 @@ for name, base, limit in (("one", "plain", 0.15), ("all", "one", 0.05), ("heads"
 
 
 def test_a_mesh_gives_the_results_of_one_device():
-    root = Path(__file__).parents[2]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", SCRIPT], env=environment(8), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr

@@ -1,14 +1,13 @@
 """One table of rules shards all arrays; the mesh and the batch must fit the devices."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from processes import environment
 
 from sigma_jax.runtime import sharding
 from sigma_jax.runtime.config import MeshConfig
@@ -121,11 +120,4 @@ for _ in range(2):
     state, _ = step(state, place_tables(task.tables(), mesh), place_batch(task.make_batch(0), mesh))
     assert old.params["weight"].is_deleted()
 """
-    root = Path(__file__).parents[2]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{root}:{root / 'tests'}",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", script], env=environment(8), check=True)

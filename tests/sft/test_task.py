@@ -1,7 +1,6 @@
 """Stage 3: trained parameters, reports, rankers, resuming, devices, refitting."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax import nnx
+from processes import environment
 from safetensors.numpy import load_file
 from small_task import make_task, model_fields, placed
 
@@ -117,14 +117,10 @@ def test_semantic_ids_of_another_catalogue_are_refused(trained, tmp_path):
 
 
 def run_stages(tables: Path, workdir: Path, die_at: int = 0, devices: int = 1) -> int:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-    }
     words = [sys.executable, str(ROOT / "tests" / "tiny_run.py"), tables, workdir, str(die_at)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, env=environment(devices), capture_output=True, text=True, check=False
+    )
     assert done.returncode in (0, -9), done.stderr[-2000:]
     return done.returncode
 
