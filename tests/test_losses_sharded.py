@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from processes import environment
 
 SHARDED = """
@@ -37,6 +38,7 @@ for chunk in (100, 16):
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_loss_of_one():
     run = subprocess.run(
         [sys.executable, "-c", SHARDED], env=environment(8), capture_output=True, text=True

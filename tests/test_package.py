@@ -74,6 +74,7 @@ def test_console_script_resolves(wheel):
     assert EntryPoint("sigma", "sigma_jax.__main__:main", "console_scripts").load() is console.main
 
 
+@pytest.mark.slow
 def test_wheel_finds_its_own_config_files(unpacked, tmp_path):
     """`--only` in an empty folder reads the config, imports JAX, and names the missing data."""
     done = run(unpacked, tmp_path, "sigma_jax.train", "--config=configs/sft.py:smoke", "--only")
@@ -81,6 +82,7 @@ def test_wheel_finds_its_own_config_files(unpacked, tmp_path):
     assert last_line(done).startswith("error: runs/sft-smoke/data/manifest.json is missing")
 
 
+@pytest.mark.slow
 def test_wheel_reads_a_config_file_of_ones_own(unpacked, tmp_path):
     """A file on disk goes first, and it may build on a packaged one."""
     (tmp_path / "configs").mkdir()

@@ -21,6 +21,11 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tests" / "linear_task.py"
 
 
+def slow(value: int):
+    """A parameter of a test that only `pytest -m ''` runs."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def start(folder: Path, steps: int, die_at: int = 0, devices: int = 1, how: str = "kill"):
     """Runs the linear stage in a new process: (exit status, its output)."""
     words = [sys.executable, str(SCRIPT), str(folder), str(steps), str(die_at), how]
@@ -43,7 +48,7 @@ def reference(tmp_path_factory):
     return folder, start(folder, 10)[1]
 
 
-@pytest.mark.parametrize("die_at", [1, 5, 8])
+@pytest.mark.parametrize("die_at", [slow(1), 5, slow(8)])
 def test_a_killed_run_continues_to_the_same_result(tmp_path, reference, die_at):
     """The kill comes before the first checkpoint, possibly during its save, and well after it."""
     assert start(tmp_path, 10, die_at)[0] == -9
@@ -57,7 +62,7 @@ def test_a_killed_run_continues_to_the_same_result(tmp_path, reference, die_at):
     assert lines(tmp_path) == lines(reference[0])
 
 
-@pytest.mark.parametrize("signal_at", [2, 5, 7])
+@pytest.mark.parametrize("signal_at", [slow(2), slow(5), 7])
 def test_sigterm_saves_and_no_step_is_repeated(tmp_path, reference, signal_at):
     status, output = start(tmp_path, 10, signal_at, how="term")
     assert status == 0
@@ -68,6 +73,7 @@ def test_sigterm_saves_and_no_step_is_repeated(tmp_path, reference, signal_at):
     assert lines(tmp_path) == lines(reference[0])
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_last_step_is_handled(tmp_path, reference):
     message = "linear: saved after step 10 of 10, stopped by SIGTERM\n"
     assert start(tmp_path, 10, 9, how="term") == (0, message)
@@ -84,12 +90,14 @@ def test_finished_run_trains_no_more(reference):
     assert len((reference[0] / "batches.txt").read_text().splitlines()) == 10
 
 
+@pytest.mark.slow
 def test_loss_on_eight_devices_equals_loss_on_one(tmp_path, reference):
     start(tmp_path, 10, devices=8)
     for line, expected in zip(lines(tmp_path), lines(reference[0]), strict=True):
         np.testing.assert_allclose(line["loss"], expected["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_resumes_on_another_mesh(tmp_path, reference):
     assert start(tmp_path, 10, 8, devices=1)[0] == -9
     start(tmp_path, 10, devices=8)
@@ -203,7 +211,7 @@ def test_without_reports_the_last_step_is_kept(tmp_path):
     assert int(model.calls[...]) == 10 and metrics == {}
 
 
-@pytest.mark.parametrize("die_at", [5, 7])
+@pytest.mark.parametrize("die_at", [slow(5), 7])
 def test_a_kill_does_not_change_which_step_is_kept(tmp_path, die_at):
     settings = {"eval_every": 2, "keep_best": "score", "checkpoint_every": 3, "average_over": 0.3}
     with pytest.raises(Exception, match="cut off"):
@@ -229,7 +237,7 @@ def test_a_repeated_report_with_other_last_digits_changes_nothing(tmp_path):
     assert int(model.calls[...]) == 4 and metrics["kept_step"] == 4
 
 
-@pytest.mark.parametrize("die_at", [10**6, 5, 7])
+@pytest.mark.parametrize("die_at", [10**6, slow(5), slow(7)])
 def test_training_ends_when_patience_runs_out(tmp_path, die_at):
     """The best step is 4 and reports come every 2: with a patience of 2 it ends after step 8."""
     settings = {"eval_every": 2, "keep_best": "score", "checkpoint_every": 3, "patience": 2}

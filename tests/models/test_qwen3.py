@@ -288,16 +288,22 @@ def test_full_cache_refuses_more_rows(model):
 # --- training
 
 
-def loss_and_gradients(config, key=None):
+@functools.cache
+def loss_and_gradients_of(config):
+    """A compiled function of a key of dropout, or None."""
     graph, params = nnx.split(made(config))
     tokens, mask = jnp.array(TOKENS), qwen3.causal_mask(jnp.array(SEGMENT))
 
-    def loss(params):
+    def loss(params, key):
         model = nnx.merge(graph, params)
         hidden, _ = model(model.embed(tokens), counted(SEGMENT), mask, key=key)
         return (model.logits(hidden) ** 2).mean()
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+    return functools.partial(jax.jit(jax.value_and_grad(loss)), params)
+
+
+def loss_and_gradients(config, key=None):
+    return loss_and_gradients_of(config)(key)
 
 
 @pytest.mark.parametrize("remat", ["layer", "attention", "light"])

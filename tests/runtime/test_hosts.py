@@ -38,6 +38,7 @@ def reference(tmp_path_factory):
     return folder, output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_at", [3, 9])
 def test_two_processes_stop_together_after_sigterm_and_one_continues(
     tmp_path, reference, signal_at
@@ -53,6 +54,7 @@ def test_two_processes_stop_together_after_sigterm_and_one_continues(
     assert_same(tmp_path, output, reference)
 
 
+@pytest.mark.slow
 def test_one_process_is_killed_and_two_continue(tmp_path, reference):
     [(status, *_)] = linear(tmp_path, 1, 2, 8)
     assert status == -signal.SIGKILL
@@ -91,6 +93,7 @@ print(hosts.all_true(True), hosts.all_true(jax.process_index() == 0))
 """
 
 
+@pytest.mark.slow
 def test_all_processes_get_the_result_of_the_first(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
