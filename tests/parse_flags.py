@@ -18,7 +18,7 @@ POSITIONAL = {"catalogue": 1}
 
 
 def error_of(name: str, words: list[str]) -> str:
-    """What `name` says of `words` before it does anything; "" if they are as they should be."""
+    """Error of command `name` for the flags `words`, before any work; "" if there is none."""
     module = importlib.import_module(f"sigma_jax.{name}")
     module.define_flags()
     sys.argv = [name, *words]  # the flag --config looks here for the fields over it

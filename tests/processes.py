@@ -25,7 +25,7 @@ def environment(devices: int, **more: str) -> dict[str, str]:
 
 
 def joined(count: int) -> list[Mapping[str, str]]:
-    """What `count` processes need to find each other; nothing for one alone."""
+    """Environment in which `count` processes find each other; empty for one process."""
     if count == 1:
         return [{}]
     with socket.socket() as free:

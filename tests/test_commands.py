@@ -1,4 +1,4 @@
-"""What the commands promise their users: real items for anyone, and one clear line for a mistake.
+"""Promises of the commands: real items for anyone, and one clear line for a mistake.
 
 Mistakes in the tables are in tests/data, those on the command line in tests/runtime/test_cli.py.
 """
@@ -280,7 +280,9 @@ def test_unfinished_folder_of_a_stage_is_named(trained, workdir):
         ("data.path", "/nowhere", "data.path='/nowhere' is not a folder"),
     ],
 )
-def test_mistaken_settings_are_told_before_any_work(tables_folder, tmp_path, field, value, message):
+def test_mistaken_settings_are_reported_before_any_work(
+    tables_folder, tmp_path, field, value, message
+):
     config = tiny_run(tables_folder, **{field: value})
     line = complaint(run_train, config, tmp_path / "run")
     assert message in line
@@ -393,7 +395,7 @@ def test_commands_end_with_one_line_and_status_1(workdir, tables_folder, words, 
 
 
 def last_line(words: list[str]) -> str:
-    """Of what a command that ends with status 1 says."""
+    """Last line of stderr of a command that ends with status 1."""
     command = [sys.executable, "-m", f"sigma_jax.{words[0]}", *words[1:]]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(4), capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""What preflight compiles is what training runs: the same shapes, labels and loss."""
+"""Preflight compiles the program that training runs: the same shapes, groups and loss."""
 
 import dataclasses
 

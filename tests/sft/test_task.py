@@ -63,7 +63,7 @@ def test_report_gives_hit_rates_of_every_task_there_is(task, model):
 
 
 def test_the_configured_ranker_stays_and_is_compared_with_the_other(trained, task, monkeypatch):
-    """Where codes or queries count beside the item head, metrics say whether beam search helps."""
+    """Metrics say whether beam search helps if the code head or the query head has a weight."""
     batch, model = task.fit_requests(), task.model(nnx.Rngs(0))
     tables, compared = placed(task.tables()), []
 
