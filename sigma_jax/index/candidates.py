@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from sigma_jax.index.trie import ActiveItems
 
 EXTRA_WIDTH = 64  # least width of the arrays of extra candidates
+MAX_QUADRUPLED = 1_024  # wider arrays double
 
 
 @jax.tree_util.register_dataclass
@@ -77,11 +78,11 @@ def find_sorted(
 
 
 def padded_width(size: int) -> int:
-    """EXTRA_WIDTH times a power of four: the least such width that holds `size` entries.
+    """A width that holds `size` items: 64, 256, 1,024, 2,048, 4,096, ...
 
-    Few widths cause few compilations.
+    Few widths cause few compilations. Wide arrays cost time, so they are at most half empty.
     """
     width = EXTRA_WIDTH
     while width < size:
-        width *= 4
+        width *= 4 if width < MAX_QUADRUPLED else 2
     return width

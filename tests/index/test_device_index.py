@@ -8,7 +8,7 @@ import pytest
 
 from sigma_jax.generation import fusion
 from sigma_jax.index import device_index
-from sigma_jax.index.candidates import SearchInputs
+from sigma_jax.index.candidates import SearchInputs, padded_width
 from sigma_jax.index.device_index import build_device_index
 from sigma_jax.index.trie_build import build_trie, mark_active
 
@@ -194,3 +194,10 @@ def test_the_items_nearest_to_the_extra_queries_are_candidates(world):
     np.testing.assert_array_equal(
         found.nearest_of_beams(items).reshape(3, -1), np.asarray(_search(index, plain, 3).items)
     )
+
+
+def test_arrays_of_extra_candidates_have_few_widths_and_are_at_most_half_empty():
+    widths = [padded_width(size) for size in range(20_000)]
+    assert all(width >= size for size, width in enumerate(widths))
+    assert len(set(widths)) == 8
+    assert all(width < 2 * size for size, width in enumerate(widths) if width > 1_024)
