@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float16, Float32, Int32
 
 from sigma_jax.generation.generator import take_rows
-from sigma_jax.index.candidates import find_sorted
+from sigma_jax.index.candidates import find_sorted, padded_width
 from sigma_jax.reranking.instruction import (
     INSTRUCTION_FEATURES,
     InstructionInputs,
@@ -55,11 +55,18 @@ class RankingInputs:
     weights: Float32[Array, "tasks F+G+H"] | None = None  # of the features, by Beams.tasks
 
     def of_rows(self, rows: Int32[Array, " b"]) -> RankingInputs:
-        """The inputs of some requests, on the device."""
-        names = ("seen", "extra", "features", "instruction")
-        return dataclasses.replace(
-            self, **{name: take_rows(getattr(self, name), rows) for name in names}
-        )
+        """The inputs of some requests, on the device.
+
+        `extra` is as wide as these requests need. One request of an evaluation may have 4,000 extra
+        candidates where most have 1,500.
+        """
+        names = ("seen", "features", "instruction")
+        parts = {name: take_rows(getattr(self, name), rows) for name in names}
+        if self.extra is not None:
+            extra = self.extra[rows]
+            width = padded_width(int((extra >= 0).sum(axis=1).max(initial=0)))
+            parts["extra"] = jnp.asarray(extra[:, :width])
+        return dataclasses.replace(self, **parts)
 
     def scores(
         self,

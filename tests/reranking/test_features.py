@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax.reranking.features import add_scores
+from sigma_jax.reranking.features import RankingInputs, add_scores
 
 
 def test_scores_multiply_probabilities_as_in_float64_also_at_the_extremes():
@@ -25,3 +25,13 @@ def test_scores_multiply_probabilities_as_in_float64_also_at_the_extremes():
     np.testing.assert_allclose(result[3], np.log(prob[3]), rtol=1e-4)  # equal scores change nothing
     nothing = add_scores(jnp.full((1, 4), -jnp.inf), jnp.zeros((1, 4)))
     assert (np.asarray(nothing) == -np.inf).all()
+
+
+def test_a_batch_has_extra_candidates_as_wide_as_its_own_requests_need():
+    extra = np.full((3, 4_096), -1, np.int32)
+    extra[0, :3_000], extra[1, :70], extra[2, :10] = np.arange(3_000), np.arange(70), np.arange(10)
+    inputs = RankingInputs(extra=extra)
+    wide, narrow = inputs.of_rows(np.array([1, 0])), inputs.of_rows(np.array([2, 1]))
+    np.testing.assert_array_equal(wide.extra, extra[[1, 0]])
+    np.testing.assert_array_equal(narrow.extra, extra[[2, 1], :256])
+    assert RankingInputs().of_rows(np.array([0])).extra is None
