@@ -73,8 +73,8 @@ def main(argv: Sequence[str]) -> None:
     write_tables(workdir / "tables")
     fields = {"data.path": str(workdir / "tables")}
     if FLAGS.quick:
-        stages = ("upstream.teacher.", "upstream.grounding.", "upstream.tokenizer.", "")
-        fields |= {f"{stage}train.steps": 10 for stage in stages}
+        for stage in ("upstream.teacher.", "upstream.grounding.", "upstream.tokenizer.", ""):
+            fields |= {f"{stage}train.steps": 10, f"{stage}optimizer.warmup_steps": 2}
         fields |= {"reranker.fit_requests": 30, "evaluation.requests.JustForYou": 100}
     config = sigma_jax.load_config("configs/sft.py:files", fields)
     recommender = sigma_jax.train_recommender(config, workdir)
