@@ -69,12 +69,12 @@ def main(argv: Sequence[str]) -> None:
         hosts.check_shared(workdir)
         train(config, workdir, mesh, FLAGS.only, Pool(FLAGS.artifacts and Path(FLAGS.artifacts)))
         if find_stage(config.stage).is_recommender:
-            hosts.by_first(lambda: evaluate_recommender(config, workdir))
+            hosts.by_first(lambda: evaluate_and_show(config, workdir))
     seconds = time.monotonic() - start
     logging.info("%s: %s in all, peak memory %.0f MB", workdir, clock(seconds), peak_memory_mb())
 
 
-def evaluate_recommender(config: ConfigDict, workdir: Path) -> None:
+def evaluate_and_show(config: ConfigDict, workdir: Path) -> None:
     """Evaluates the recommender in `workdir` and prints a few of its recommendations."""
     from sigma_jax.evaluation.run import evaluate, show_recommendations
 

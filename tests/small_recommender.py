@@ -1,5 +1,6 @@
 """A recommender that is small enough for brute force: network, prompts, SIDs and words."""
 
+import functools
 import json
 
 import jax
@@ -73,20 +74,28 @@ def recommender(
     has_item_head=False,
     has_task_head=False,
 ) -> tuple[RecommenderNetwork, dict]:
-    """(network, frozen tables)."""
+    """(network, frozen tables). Equal arguments give equal, independent networks."""
+    switches = (tuple(trainable), full_vocabulary, copies_history, has_item_head, has_task_head)
+    graphdef, state, tables = _parts(*switches)
+    return nnx.merge(graphdef, state), dict(tables)
+
+
+@functools.cache
+def _parts(trainable, *switches) -> tuple:
+    """(graphdef, state, tables) of `recommender`; making a network compiles many programs."""
     rng = np.random.default_rng(1)
     tables = {
         "id": rng.normal(size=(NUM_ITEMS, 6)).astype(np.float32),
         "text": rng.normal(size=(NUM_ITEMS, 8)).astype(np.float32),
     }
-    encoder = ItemEncoderConfig(12, 16, ("id", "text", "image"), tuple(trainable))
-    config = NetworkConfig(encoder, full_vocabulary, copies_history, has_item_head, has_task_head)
+    encoder = ItemEncoderConfig(12, 16, ("id", "text", "image"), trainable)
+    config = NetworkConfig(encoder, *switches)
     rngs = nnx.Rngs(0)
     backbone = Qwen3(backbone_config(), rngs=rngs)
     space = TokenSpace(VOCABULARY, LEVELS, CODES)
     model = RecommenderNetwork(config, backbone, space, tables, rngs=rngs)
     model.sid_table[...] = 4 * model.sid_table[...]  # codes lie far apart: no near ties
-    return model, tables
+    return *nnx.split(model), tables
 
 
 def prompts(lengths=(7, 4, 1), length=8, seed=2) -> dict[str, np.ndarray]:
@@ -112,3 +121,27 @@ def forward(model, tables, tokens, items):
     """Hidden states of causal rows. Tokens beyond the end of a row are not seen before it."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return model(tokens, items, positions, causal_mask(jnp.ones_like(tokens)), tables)[0]
+
+
+@jax.jit
+def item_vectors(model, tables):
+    """Fused vectors of all items."""
+    return model.item_vectors(jnp.arange(NUM_ITEMS), tables)
+
+
+@jax.jit
+def item_head_vector(model, tables, hidden, items, is_seen):
+    """`RecommenderNetwork.item_head_vector`, compiled."""
+    return model.item_head_vector(hidden, items, is_seen, tables)
+
+
+@jax.jit
+def query_head_vector(model, tables, hidden, items, is_seen):
+    """`RecommenderNetwork.query_head_vector`, compiled."""
+    return model.query_head_vector(hidden, items, is_seen, tables)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def code_log_probs(model, hidden, level):
+    """`RecommenderNetwork.code_log_probs`, compiled."""
+    return model.code_log_probs(hidden, level)

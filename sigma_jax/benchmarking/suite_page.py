@@ -67,12 +67,14 @@ def rows_table(suite: Suite, data: str, rows: Sequence[Row], level: str) -> str:
         return f"<tr{attributes}><td>{html.escape(name)}</td>{filled}</tr>"
 
     head = "".join(f"<th>{html.escape(column)}</th>" for column in suite.columns)
+    width = len(suite.columns) + 1
     lines = [f"<tr><th>method</th>{head}</tr>"]
     for row in rows:
         is_first = row.method == next(iter(suite.methods))
         lines.append(line(row.method, row_cells(row, suite), ' class="ours"' if is_first else ""))
         lines += [
-            f'<tr><td colspan="9" class="warning">{html.escape(w)}</td></tr>' for w in row.warnings
+            f'<tr><td colspan="{width}" class="warning">{html.escape(w)}</td></tr>'
+            for w in row.warnings
         ]
     if level == suite.published_level:
         for name, values in suite.published.get(data, {}).items():

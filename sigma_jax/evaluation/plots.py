@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sigma_jax.evaluation.score import FILTERED, Results
+from sigma_jax.tokenizer.quality import perplexities
 
 # Colours of text, minor lines, SIGMA, other methods and the grid.
 INK, MUTED, MAIN, OTHER, GRID = "#1d2430", "#5b6472", "#1f5fa8", "#a9b4c2", "#e3e7ec"
@@ -244,9 +245,9 @@ def codebook_use(counts: np.ndarray) -> str:
     """
     figure, axes = new_axes()
     texts = []
-    for level, row in enumerate(counts):
+    for level, (row, perplexity) in enumerate(zip(counts, perplexities(counts), strict=True)):
         share = np.sort(row)[::-1] / max(row.sum(), 1)
-        used, size, perplexity = int((row > 0).sum()), len(row), perplexities(counts)[level]
+        used, size = int((row > 0).sum()), len(row)
         color = SERIES[level % len(SERIES)]
         label = f"level {level + 1}: {used} of {size} used, perplexity {perplexity:.0f}"
         axes.plot(np.arange(1, size + 1), 100 * share, color=color, linewidth=1.8, label=label)
@@ -255,12 +256,6 @@ def codebook_use(counts: np.ndarray) -> str:
     axes.set_ylabel("items, %", color=INK)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return as_image(figure, f"Use of the codes by level. {'; '.join(texts)}.")
-
-
-def perplexities(counts: np.ndarray) -> np.ndarray:
-    """Perplexity exp(entropy) of the codes of each level; C if all C codes are equally frequent."""
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    return np.exp(-(share * np.log(np.where(share > 0, share, 1))).sum(1))
 
 
 def collisions(sizes: Sequence[int]) -> str:

@@ -70,6 +70,11 @@ class GenerationConfig:
         if any(width < 1 for width in self.early_beams):
             raise ValueError(f"generation.early_beams={self.early_beams}; use 1 or more each.")
 
+    @property
+    def margin(self) -> float:
+        """`beam_margin`, infinite where it is 0."""
+        return self.beam_margin or math.inf
+
     def widths(self, depth: int) -> tuple[int, ...]:
         """Beams after each of `depth` levels. ValueError if `early_beams` are not `depth` - 1."""
         if self.early_beams and depth and len(self.early_beams) != depth - 1:

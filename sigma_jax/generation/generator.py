@@ -11,7 +11,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -147,7 +146,8 @@ class Generator:
             self.trie,
             self.prefix_scorer,
             prompts,
-            self.config,
+            self.config.widths(self.trie.depth),
+            self.config.margin,
             self.item_query,
             active,
             self.one_device,
@@ -243,7 +243,7 @@ def inverse_temperature_of(beams: Beams, config: GenerationConfig) -> Float[Arra
 _search = jax.jit(search, static_argnums=2)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7, 9))
+@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8, 10))
 def search_beams(
     graphdef,
     state,
@@ -251,12 +251,13 @@ def search_beams(
     trie: Trie,
     prefix_scorer: PrefixScorer | None,
     prompts: Prompts,
-    config: GenerationConfig,
+    widths: tuple[int, ...],
+    margin: float,
     item_query: str,
     active: ActiveItems | None,
     one_device: Mesh | None,
 ) -> Beams:
-    """`beam_search` with the widths and the margin of `config`.
+    """`beam_search`, compiled.
 
     Args:
       graphdef, state: the network, split by nnx.
@@ -264,7 +265,6 @@ def search_beams(
         devices hold them.
     """
     network = nnx.merge(graphdef, state)
-    widths, margin = config.widths(trie.depth), config.beam_margin or math.inf
     with on_one_device(one_device):
         return beam_search(
             network, tables, prompts, trie, widths, item_query, prefix_scorer, active, margin
@@ -281,17 +281,17 @@ def all_item_vectors(
 ) -> Float[np.ndarray, "n D"]:
     """Fused vectors of the items from `first` on, unit length, made `chunk` items at a time."""
     graphdef, state = nnx.split(network)
-
-    @jax.jit
-    def encode(state, tables, items):
-        return nnx.merge(graphdef, state).item_vectors(items, tables)
-
     chunk = min(chunk, num_items - first)
     parts = []
     for start in range(first, num_items, chunk):
         items = np.minimum(np.arange(start, start + chunk), num_items - 1)
-        parts.append(np.asarray(encode(state, tables, items)))
+        parts.append(np.asarray(_item_vectors(graphdef, state, tables, items)))
     return np.concatenate(parts)[: num_items - first]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _item_vectors(graphdef, state, tables: Tables, items: Int[Array, " n"]) -> Float[Array, "n D"]:
+    return nnx.merge(graphdef, state).item_vectors(items, tables)
 
 
 def take_rows(tree: Any, rows: np.ndarray) -> Any:

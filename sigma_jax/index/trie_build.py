@@ -65,9 +65,7 @@ def build_trie(
             cells = len(degrees) * codebook_size
             is_dense = cells <= MAX_DENSE_CELLS and len(leaves) * CELLS_PER_EDGE >= cells
         if is_dense and level <= first_tail_level:  # the parents are not tails
-            table = np.zeros((padded_size(len(degrees)), codebook_size), bool)
-            table[np.repeat(np.arange(len(degrees)), degrees), edge_code[-1]] = True
-            dense[str(level - 1)] = table
+            dense[str(level - 1)] = _dense_table(degrees, edge_code[-1], codebook_size)
         level_leaves.append(leaves)
         edges += len(leaves)
     counts = [len(leaves) for leaves in level_leaves]
@@ -261,6 +259,20 @@ def check_codes(codes: np.ndarray, depth: int, codebook_size: int) -> None:
             f"SID codes lie in {codes.min()}..{codes.max()}; with codebook_size={codebook_size} "
             f"they must lie in 0..{codebook_size - 1}."
         )
+
+
+def _dense_table(
+    degrees: Int[np.ndarray, " nodes"], codes: UInt16[np.ndarray, " edges"], codebook_size: int
+) -> Bool[np.ndarray, "padded C"]:
+    """Whether each node has an edge with each code.
+
+    Args:
+      degrees: the number of edges of each node.
+      codes: the codes of these edges, node after node.
+    """
+    table = np.zeros((padded_size(len(degrees)), codebook_size), bool)
+    table[np.repeat(np.arange(len(degrees)), degrees), codes] = True
+    return table
 
 
 def _words(bits: Bool[np.ndarray, " n"], size: int) -> Int32[np.ndarray, " words"]:

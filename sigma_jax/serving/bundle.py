@@ -195,9 +195,9 @@ def first_version(
 
 
 def lexical_with_capacity(
-    lexical: LexicalTable | None, room: int, before: LexicalTable | None = None
+    lexical: LexicalTable | None, capacity: int, before: LexicalTable | None = None
 ) -> LexicalTable | None:
-    """`lexical` in larger arrays, with room for `room` items and for more words.
+    """`lexical` in larger arrays, with capacity for `capacity` items and for more words.
 
     Args:
       before: the table of the version before; its array sizes are kept where they suffice.
@@ -206,7 +206,7 @@ def lexical_with_capacity(
         return None
     known, width = (0, 0) if before is None else (len(before.weights), len(before.of_items))
     width = max(power_of_two(len(lexical.of_items)), width)
-    return lexical.with_capacity(room, capacity_for(len(lexical.weights), known), width)
+    return lexical.with_capacity(capacity, capacity_for(len(lexical.weights), known), width)
 
 
 def write_version(folder: Path, name: str, version: Version, comment: str) -> None:
@@ -319,16 +319,16 @@ class Bundle:
         return name
 
     def parts(self, version: Version) -> RecommenderParts:
-        """The model over the items of `version`, in arrays with room for more items."""
+        """The model over the items of `version`, in arrays with capacity for more items."""
         folder = self.folder / "model"
         spec = RecommenderSpec.load(folder, "export again")
-        room = version.room
-        vectors = {name: padded_rows(table, room) for name, table in version.vectors.items()}
-        rows = {name: padded_rows(table, room) for name, table in version.rows.items()}
+        capacity = version.capacity
+        vectors = {name: padded_rows(table, capacity) for name, table in version.vectors.items()}
+        rows = {name: padded_rows(table, capacity) for name, table in version.rows.items()}
         reranker = None
         if (folder / "reranker").exists():
             reranker = Reranker.load(folder / "reranker")
-            tables = reranker.tables.over(room, version.embedding_neighbours)
+            tables = reranker.tables.over(capacity, version.embedding_neighbours)
             reranker = dataclasses.replace(reranker, tables=tables)
         shapes: dict[str, Any] = {name: table.shape for name, table in rows.items()}
         parts = RecommenderParts.load(

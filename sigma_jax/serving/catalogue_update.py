@@ -129,7 +129,7 @@ def add_items(
     if before.lexical is not None:
         known, texts = (before.lexical, start), bundle.items["slot_value_texts"]
         lexical = words_of_items(version.catalogue, texts, parts.spec, known)
-        lexical = lexical_with_capacity(lexical, version.room, before.lexical)
+        lexical = lexical_with_capacity(lexical, version.capacity, before.lexical)
         version = dataclasses.replace(version, lexical=lexical)
     new_fused = all_item_vectors(parts.network, parts.tables, len(version), first=start)
     fused = np.concatenate([before.fused, new_fused])

@@ -6,7 +6,7 @@
     rows_KIND.npy               rows of the trained tables of items
     fused.npy                   the model's item vectors, unit length
     is_active.npy               False for a removed item, which histories may still hold
-    trie.json trie_*.npy        the trie over all items, with room for more
+    trie.json trie_*.npy        the trie over all items, with capacity for more
     words.json words.npz        words that instructions ask for, where instructions are read
     embedding_neighbours.npz    nearest items of each item, where there is a reranker
     index/                      ScaNN inside prefixes, with --retrieval=scann (index/host_index.py)
@@ -50,7 +50,7 @@ class Version:
         return len(self.catalogue)
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """The number of items that fit into arrays of the sizes of this version."""
         return len(self.trie.sorted_items)
 

@@ -92,13 +92,12 @@ def inference(
     ranked = limit_retrieved(generation, depth, longest, COUNT)
     tables = _tables(config, sizes)
     requests, length = generation.batch_size, layout.row_tokens
+    settings = generation.widths(depth), generation.margin, layout.item_query, None, mesh
 
     def run(state, tables, trie, scorer, index, prompts):
         if scorer is not None:
             scorer = dataclasses.replace(scorer, vectors=index.vectors)
-        beams = search_beams(
-            graph, state, tables, trie, scorer, prompts, generation, layout.item_query, None, mesh
-        )
+        beams = search_beams(graph, state, tables, trie, scorer, prompts, *settings)
         inputs = SearchInputs(
             beams.queries, beams.leaves, beams.is_valid, inverse_temperature_of(beams, ranked)
         )

@@ -12,13 +12,14 @@ HISTOGRAM_BINS = 10  # the last bin is "10 or more"
 
 def code_use(codes: Int[np.ndarray, "I L"], size: int) -> tuple[np.ndarray, np.ndarray]:
     """By level: the number of distinct codes, and the perplexity exp(entropy) of their use."""
-    used, perplexity = [], []
-    for column in codes.T:
-        share = np.bincount(column, minlength=size) / len(column)
-        share = share[share > 0]
-        used.append(len(share))
-        perplexity.append(np.exp(-(share * np.log(share)).sum()))
-    return np.array(used), np.array(perplexity)
+    counts = np.stack([np.bincount(column, minlength=size) for column in codes.T])
+    return (counts > 0).sum(1), perplexities(counts)
+
+
+def perplexities(counts: Int[np.ndarray, "L C"]) -> Float[np.ndarray, " L"]:
+    """Perplexity exp(entropy) of the codes of each level; C if all C codes are equally frequent."""
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return np.exp(-(share * np.log(np.where(share > 0, share, 1))).sum(1))
 
 
 def prefix_sizes(codes: Int[np.ndarray, "I L"]) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ import pytest
 
 from sigma_jax import metrics
 from sigma_jax.evaluation.page import SECTIONS, collect_report_data, write_report
-from sigma_jax.evaluation.plots import hit_rates, perplexities, read_curves
+from sigma_jax.evaluation.plots import hit_rates, read_curves
 from sigma_jax.evaluation.score import HIT_RATE_CUTOFFS, score, targets_are_unseen
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
 from sigma_jax.schema import (
@@ -299,10 +299,6 @@ def test_report_data_counts_codes_and_collisions(data, semantic_ids):
     assert report_data["code_counts"][1, 2] == (semantic_ids.codes[:, 1] == 2).sum()
     assert report_data["pairs"]["search"]["count"] == 8
     assert len(report_data["pairs"]["search"]["examples"]) == 5
-
-
-def test_perplexity_of_equally_used_codes_is_their_number():
-    assert perplexities(np.array([[5, 5, 5, 5], [9, 0, 0, 0]])).tolist() == pytest.approx([4, 1])
 
 
 def test_metrics_file_is_read_up_to_a_broken_line(tmp_path):

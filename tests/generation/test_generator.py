@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from small_ranker import batch as small_batch
 from small_ranker import lists, ranker, variants
-from small_recommender import CODES, CONFIG, NUM_ITEMS, forward, prompts, recommender, semantic_ids
+from small_recommender import (
+    CODES,
+    CONFIG,
+    NUM_ITEMS,
+    code_log_probs,
+    forward,
+    item_vectors,
+    prompts,
+    query_head_vector,
+    recommender,
+    semantic_ids,
+)
 
 from sigma_jax.generation.beam import Prompts, beam_search
 from sigma_jax.generation.generator import Generator
@@ -32,15 +43,13 @@ def score_paths(model, tables, batch, row, paths) -> dict:
         ]
     last = length + depth
     tokens[:, last] = model.space.query
-    hidden = forward(model, tables, tokens, items)
-    is_seen = jnp.broadcast_to(jnp.arange(12) <= last, (NUM_ITEMS, 1, 12))
-    queries = model.query_head_vector(
-        hidden[:, last : last + 1], jnp.asarray(items), is_seen, tables
-    )
+    hidden = np.asarray(forward(model, tables, tokens, items))
+    is_seen = np.broadcast_to(np.arange(12) <= last, (NUM_ITEMS, 1, 12))
+    queries = query_head_vector(model, tables, hidden[:, last : last + 1], items, is_seen)
     queries = np.asarray(queries[:, 0], np.float64)
     scores = np.zeros(NUM_ITEMS)
     for level in range(depth):
-        log_probs = np.asarray(model.code_log_probs(hidden[:, length - 1 + level], level))
+        log_probs = np.asarray(code_log_probs(model, hidden[:, length - 1 + level], level))
         for place, path in enumerate(paths):
             scores[place] += log_probs[place, path[level]]
     return {path: (scores[place], queries[place]) for place, path in enumerate(paths)}
@@ -79,7 +88,7 @@ def test_items_and_their_probabilities_equal_brute_force(depth, normaliser):
     config = dataclasses.replace(CONFIG, num_beams=30, normaliser=normaliser)
     batch = prompts()
     found = lists(ranker(model, tables, depth, config), small_batch(), NUM_ITEMS)
-    vectors = np.asarray(model.item_vectors(jnp.arange(NUM_ITEMS), tables), np.float64)
+    vectors = np.asarray(item_vectors(model, tables), np.float64)
     paths = sorted({tuple(map(int, code)) for code in sids.codes[:, :depth]})
     for row in range(3):
         scored = score_paths(model, tables, batch, row, paths)
@@ -162,9 +171,8 @@ def test_under_load_fewer_beams_search_fewer_prefixes():
 def _search(model, tables, sids, batch, config, depth):
     trie = build_trie(sids.codes, depth, CODES)
     arrays = Prompts(**jax.tree.map(jnp.asarray, batch))
-    margin = config.beam_margin or np.inf
     search = jax.jit(beam_search, static_argnums=(4, 5), static_argnames="margin")
-    return search(model, tables, arrays, trie, config.widths(depth), "token", margin=margin)
+    return search(model, tables, arrays, trie, config.widths(depth), "token", margin=config.margin)
 
 
 @pytest.mark.parametrize("depth, has_item_head", [(0, True), (1, False), (2, True), (3, False)])

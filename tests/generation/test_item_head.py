@@ -11,8 +11,12 @@ from small_recommender import (
     CODES,
     CONFIG,
     NUM_ITEMS,
+    code_log_probs,
     forward,
+    item_head_vector,
+    item_vectors,
     prompts,
+    query_head_vector,
     recommender,
     semantic_ids,
 )
@@ -34,7 +38,7 @@ def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np
     """[I]: log P of every item by the three heads with their weights, path by path."""
     offset = depth if item_query == "token" else depth - 1  # tokens after the prompt
     codes = semantic_ids().codes[:, :depth]
-    vectors = np.asarray(model.item_vectors(jnp.arange(NUM_ITEMS), tables), np.float64)
+    vectors = np.asarray(item_vectors(model, tables), np.float64)
     length = int(batch["lengths"][row])
     tokens = np.zeros((NUM_ITEMS, 12), np.int32)
     items = np.full(tokens.shape, -1, np.int32)
@@ -43,30 +47,33 @@ def naive_log_p(model, tables, batch, row, depth, temperature, item_query) -> np
     tokens[:, length : length + depth] = np.asarray(model.space.code(np.arange(depth), codes))
     if item_query == "token":
         tokens[:, length + depth] = model.space.query
-    hidden = forward(model, tables, tokens, items)
+    hidden = np.asarray(forward(model, tables, tokens, items))
 
     def head_inputs(place):
-        is_seen = jnp.broadcast_to(jnp.arange(12) <= place, (NUM_ITEMS, 1, 12))
-        return hidden[:, place : place + 1], jnp.asarray(items), is_seen, tables
+        is_seen = np.broadcast_to(np.arange(12) <= place, (NUM_ITEMS, 1, 12))
+        return model, tables, hidden[:, place : place + 1], items, is_seen
 
-    item_head_query = model.item_head_vector(*head_inputs(length - 1))
+    item_head_query = item_head_vector(*head_inputs(length - 1))
     code_head_weight, query_head_weight = (
         float(weight[...]) for weight in (model.code_head_weight, model.query_head_weight)
     )
     queries = item_head_query
     if depth:
-        queries = item_head_query + query_head_weight * model.query_head_vector(
+        queries = item_head_query + query_head_weight * query_head_vector(
             *head_inputs(length + offset)
         )
     item_head_query, queries = (np.asarray(q[:, 0], np.float64) for q in (item_head_query, queries))
     mass = np.exp(vectors @ item_head_query[0] / temperature)
+    code_log_p = [
+        np.asarray(code_log_probs(model, hidden[:, length - 1 + level], level), np.float64)
+        for level in range(depth)
+    ]
     log_p = np.zeros(NUM_ITEMS)
     for item in range(NUM_ITEMS):
         below = np.ones(NUM_ITEMS, bool)
         for level in range(depth):
-            logits = model.code_log_probs(hidden[item, length - 1 + level], level)
             share = np.array([mass[below & (codes[:, level] == c)].sum() for c in range(CODES)])
-            shares = np.exp(np.asarray(logits, np.float64)) ** code_head_weight * share
+            shares = np.exp(code_log_p[level][item]) ** code_head_weight * share
             log_p[item] += np.log(shares[codes[item, level]] / shares.sum())
             below &= codes[:, level] == codes[item, level]
         scores = vectors @ queries[item] / temperature

@@ -95,7 +95,7 @@ def test_an_answer_does_not_depend_on_the_days_of_others(data, snapshot, tmp_pat
     batch, options = only(snapshot.parser.read(str(path), 100)), RecommendOptions(20)
     expected = snapshot.recommend(batch, options)
     monkeypatch.setattr(
-        trends, "MAX_ENTRIES", 2 * snapshot.version.room * len(trends.TRENDING_FEATURES)
+        trends, "MAX_ENTRIES", 2 * snapshot.version.capacity * len(trends.TRENDING_FEATURES)
     )
     answer = snapshot.recommend(batch, options)
     np.testing.assert_array_equal(answer.items, expected.items)

@@ -14,6 +14,11 @@ def test_use_and_perplexity_of_known_codes():
     np.testing.assert_allclose(perplexity, [4, 1])
 
 
+def test_perplexity_of_equally_used_codes_is_their_number():
+    counts = np.array([[5, 5, 5, 5], [9, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(quality.perplexities(counts), [4, 1, 1])
+
+
 def test_prefix_sizes_equal_a_counter():
     codes = np.random.default_rng(0).integers(0, 3, (60, 4))
     for depth, sizes in enumerate(quality.prefix_sizes(codes), 1):
