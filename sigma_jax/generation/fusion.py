@@ -138,6 +138,15 @@ def keep_first_prefix(
     return jnp.where(beams == best[..., None], log_prob, -jnp.inf)
 
 
+def best_of_sorted(
+    items: Int32[Array, "*B N"], log_prob: Float32[Array, "*B N"], count: int
+) -> tuple[Int32[Array, "*B n"], Float32[Array, "*B n"], Int32[Array, "*B n"]]:
+    """`merge` for distinct items that ascend, with -1 between them; it needs no sort."""
+    # NaN becomes -inf: top_k would put it first.
+    score = jnp.where((items >= 0) & (log_prob > -jnp.inf), log_prob, -jnp.inf)
+    return _top(items, score, jnp.broadcast_to(jnp.arange(items.shape[-1]), items.shape), count)
+
+
 def merge(
     items: Int32[Array, "*B MR"],
     log_prob: Float32[Array, "*B MR"],
@@ -160,7 +169,16 @@ def merge(
     is_repeat = jnp.pad(items[..., 1:] == items[..., :-1], [(0, 0)] * (items.ndim - 1) + [(1, 0)])
     # Entries now stand in the order of items, and top_k prefers the lower index on ties.
     is_kept = ~is_repeat & jnp.isfinite(cost)
-    score = jnp.where(is_kept, -cost, -jnp.inf)
+    return _top(items, jnp.where(is_kept, -cost, -jnp.inf), index, count)
+
+
+def _top(
+    items: Int32[Array, "*B N"],
+    score: Float32[Array, "*B N"],
+    index: Int32[Array, "*B N"],
+    count: int,
+) -> tuple[Int32[Array, "*B n"], Float32[Array, "*B n"], Int32[Array, "*B n"]]:
+    """(items, score, index) of the `count` highest scores; the first of equal ones wins."""
     missing = count - score.shape[-1]
     best, rows = jax.lax.top_k(score, min(count, score.shape[-1]))
     is_found = best > -jnp.inf

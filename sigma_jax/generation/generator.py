@@ -25,7 +25,7 @@ from sigma_jax.generation.beam import Beams, Prompts, beam_search
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.prefix_scores import PrefixScorer, make_prefix_scorer
 from sigma_jax.index.candidates import Candidates, SearchInputs
-from sigma_jax.index.device_index import build_device_index, search
+from sigma_jax.index.device_index import all_candidates, build_device_index, search
 from sigma_jax.index.host_index import HostIndex, leaves_of_items
 from sigma_jax.index.trie import ActiveItems, Trie
 from sigma_jax.index.trie_build import active_items, build_trie, mark_active
@@ -36,6 +36,7 @@ from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import SemanticIds
 from sigma_jax.shapes import power_of_two
 
+ALL_CANDIDATES = 16_384  # items of a catalogue up to which every item is a candidate
 LEAST_LIMIT = 64  # least limit of beams and of items of a prefix: smaller limits save nothing
 
 
@@ -184,10 +185,18 @@ class Generator:
             extra_queries,
             active,
         )
+        if self.ranks_all_items(config):
+            return _all_candidates(self.index, inputs)
         if self.host_index is None:
             return _search(self.index, inputs, config.num_retrieved)
         candidates = self._active_host_index(active).search_beams(inputs, config.num_retrieved)
         return jax.tree.map(jnp.asarray, candidates)
+
+    def ranks_all_items(self, config: GenerationConfig) -> bool:
+        """Whether every item is a candidate under `config`: in a small catalogue without codes."""
+        is_whole = self.index.has_one_prefix and self.index.mesh is None
+        is_exact = self.host_index is None and config.normaliser == "exact"
+        return is_whole and is_exact and len(self.index.sorted_items) <= ALL_CANDIDATES
 
     def _active_host_index(self, active: ActiveItems | None) -> HostIndex:
         """The host index restricted to the active items; the last restriction is kept."""
@@ -241,6 +250,7 @@ def inverse_temperature_of(beams: Beams, config: GenerationConfig) -> Float[Arra
 
 
 _search = jax.jit(search, static_argnums=2)
+_all_candidates = jax.jit(all_candidates)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7, 8, 10))

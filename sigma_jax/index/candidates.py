@@ -48,6 +48,9 @@ class Candidates:
 
     The first M * nearest candidates are the nearest items, beam by beam, best first. The extra
     candidates follow. No item occurs twice in a request: its prefix belongs to one beam.
+
+    With `is_catalogue` every item of the catalogue is a candidate, in the order of the index's
+    rows, which is that of item numbers.
     """
 
     items: Int32[Array, "B N"]
@@ -57,6 +60,7 @@ class Candidates:
     # denominator of Eq. 11. -inf for a beam that is not valid.
     log_normaliser: Float32[Array, "B M"]
     nearest: int = dataclasses.field(metadata={"static": True})  # R
+    is_catalogue: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def nearest_of_beams(self, values: Array) -> Array:
         """`values` [B, N] of the nearest items as [B, M, R], without the extra candidates."""

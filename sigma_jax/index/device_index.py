@@ -28,6 +28,9 @@ CHUNK = 128  # rows of a range scored at a time
 ONE_PREFIX_CHUNK = 4_096  # where one prefix holds all items: all requests read the same rows
 ROWS_A_STEP = 2**18  # rows scaled to unit length at a time
 
+# Highest precision: a TPU would round the factors to bfloat16.
+exact_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +46,16 @@ class DeviceIndex:
     # Devices that hold equal parts of the rows. None: one device holds all.
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
-    def vectors_of(self, items: Int32[Array, "*n"]) -> Float[Array, "*n D"]:
-        """The vector of each item, unit length. Item -1 gets the vector of item 0."""
-        return self.vectors[self.row_of_item[jnp.maximum(items, 0)]]
+    def products(
+        self, queries: Float[Array, "B D"], items: Int32[Array, "B N"]
+    ) -> Float[Array, "B N"]:
+        """Products of each query and the unit vectors of its items. Item -1 stands for item 0."""
+        vectors = self.vectors[self.row_of_item[jnp.maximum(items, 0)]]
+        return exact_einsum("BD,BND->BN", queries, vectors)
+
+    def all_products(self, queries: Float[Array, "B D"]) -> Float[Array, "B I"]:
+        """Products of each query and the unit vectors of all rows; 0 for padding."""
+        return exact_einsum("BD,ID->BI", queries, self.vectors)
 
 
 def build_device_index(
@@ -138,6 +148,34 @@ def search(index: DeviceIndex, inputs: SearchInputs, count: int) -> Candidates:
     return Candidates(*columns, log_normaliser=nearest.log_normaliser, nearest=count)
 
 
+def all_candidates(index: DeviceIndex, inputs: SearchInputs) -> Candidates:
+    """Every item that may be returned, for an index of one prefix on one device.
+
+    For a small catalogue this costs less than finding the nearest items and joining the extra
+    candidates, and no item can be missed. The normaliser is that of `search`.
+    """
+    cosines = index.all_products(inputs.queries[:, 0])
+    is_item = jnp.broadcast_to(index.sorted_items >= 0, cosines.shape)
+    logits = cosines * inputs.inverse_temperature[:, None]
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1, where=is_item)
+    is_candidate = is_item & inputs.is_valid[:, :1]
+    if inputs.excluded is not None:
+        requests = jnp.arange(len(cosines))[:, None]
+        rows = index.row_of_item[jnp.maximum(inputs.excluded, 0)]
+        rows = jnp.where(inputs.excluded >= 0, rows, len(index.sorted_items))  # no row: dropped
+        is_candidate = is_candidate.at[requests, rows].set(False, mode="drop")
+    if inputs.active is not None:
+        is_candidate &= inputs.active.has_rows(jnp.arange(len(index.sorted_items)))
+    return Candidates(
+        items=jnp.where(is_candidate, index.sorted_items, -1),
+        beams=jnp.zeros(cosines.shape, jnp.int32),
+        cosines=jnp.where(is_candidate, cosines, -jnp.inf),
+        log_normaliser=jnp.where(inputs.is_valid[:, :1], log_normaliser[:, None], -jnp.inf),
+        nearest=0,
+        is_catalogue=True,
+    )
+
+
 def _extra_candidates(
     index: DeviceIndex,
     inputs: SearchInputs,
@@ -163,8 +201,7 @@ def _extra_candidates(
     beams = jnp.argmax(is_in_prefix, axis=-1).astype(jnp.int32)
     is_added &= is_in_prefix.any(axis=-1)
     queries = jnp.take_along_axis(inputs.queries, beams[..., None], axis=1)
-    einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    cosines = einsum("BLD,BLD->BL", queries, index.vectors[rows])
+    cosines = exact_einsum("BLD,BLD->BL", queries, index.vectors[rows])
     cosines = jnp.where(is_added, cosines, -jnp.inf)
     return jnp.where(is_added, extra, -1), beams, cosines
 
@@ -224,8 +261,6 @@ def _search_rows(
     size = jnp.where(is_valid, end - start, 0)
     inverse_temperature = inputs.inverse_temperature[..., None, None]
     excluded = inputs.excluded if inputs.excluded is None else jnp.sort(inputs.excluded, axis=-1)
-    # Highest precision: a TPU would round the factors to bfloat16.
-    einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     longest = size.max()
 
     def score_chunk(state: tuple[Array, Nearest]) -> tuple[Array, Nearest]:
@@ -235,10 +270,10 @@ def _search_rows(
         is_item = offsets < size[..., None]
         if index.has_one_prefix:
             vectors = index.vectors.at[offsets].get(mode="clip")
-            cosines = einsum("...D,RD->...R", inputs.queries, vectors)
+            cosines = exact_einsum("...D,RD->...R", inputs.queries, vectors)
         else:
             vectors = index.vectors.at[rows].get(mode="clip")
-            cosines = einsum("...D,...RD->...R", inputs.queries, vectors)
+            cosines = exact_einsum("...D,...RD->...R", inputs.queries, vectors)
         part = jax.nn.logsumexp(cosines * inverse_temperature, axis=-1, where=is_item)
         if excluded is not None:
             items = index.sorted_items.at[rows].get(mode="clip")

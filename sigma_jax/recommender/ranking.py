@@ -75,10 +75,17 @@ def rank(
         config.fusion,
     )
     if inputs.features is not None:
-        vectors = index.vectors_of(candidates.items)
-        scores = inputs.scores(candidates.items, vectors, beams.tasks)
+        products = None
+        if inputs.instruction is not None and inputs.instruction.answer is not None:
+            queries = inputs.instruction.answer.queries
+            if candidates.is_catalogue:
+                products = index.all_products(queries)
+            else:
+                products = index.products(queries, candidates.items)
+        scores = inputs.scores(candidates.items, products, beams.tasks)
         log_probs = add_scores(log_probs, jnp.where(candidates.items >= 0, scores, 0.0))
-    items, best, place = fusion.merge(candidates.items, log_probs, count)
+    merge = fusion.best_of_sorted if candidates.is_catalogue else fusion.merge
+    items, best, place = merge(candidates.items, log_probs, count)
     is_found = items >= 0
     place = jnp.maximum(place, 0)
     beam = jnp.take_along_axis(candidates.beams, place, axis=1)
@@ -153,32 +160,36 @@ class Ranker:
     def _complete(self, variants: Sequence[Variant]) -> list[Variant]:
         """`variants` with the extra candidates of their features, and the items' words.
 
-        Variants with the same features share these arrays, which are large on the device.
+        Variants with the same features share these arrays, which are large on the device. Where
+        all items are candidates there is no need of extra ones.
         """
-        shared: dict[int, dict[str, Any]] = {}
+        shared: dict[tuple[int, bool], dict[str, Any]] = {}
         completed = []
         for variant in variants:
             inputs = variant.inputs
             if inputs.features is not None:
-                key = id(inputs.features)
+                is_all = self.generator.ranks_all_items(variant.config)
+                key = id(inputs.features), is_all
                 if key not in shared:
-                    shared[key] = self._shared_fields(inputs)
+                    shared[key] = self._shared_fields(inputs, is_all)
                 inputs = dataclasses.replace(inputs, **shared[key])
             completed.append(dataclasses.replace(variant, inputs=inputs))
         return completed
 
-    def _shared_fields(self, inputs: RankingInputs) -> dict[str, Any]:
+    def _shared_fields(self, inputs: RankingInputs, is_all: bool) -> dict[str, Any]:
         """Fields of RankingInputs that follow from the features of `inputs`."""
+        fields = {
+            "trending": None if inputs.trending is None else jnp.asarray(inputs.trending),
+            "lexical": self._lexical_arrays,
+        }
+        if is_all:
+            return fields
         lists = [[row[row < PADDING] for row in inputs.features.items]]
         if inputs.trending is not None:
             lists.append(self._extra.of_trending(inputs.trending, inputs.features.row))
         if inputs.instruction is not None and inputs.instruction.words is not None:
             lists.append(self._extra.of_words(inputs.instruction.words))
-        return {
-            "extra": self._extra.join(*lists),
-            "trending": None if inputs.trending is None else jnp.asarray(inputs.trending),
-            "lexical": self._lexical_arrays,
-        }
+        return fields | {"extra": self._extra.join(*lists)}
 
     def read_instructions(self, texts: Sequence[str], prompts: Prompts | None) -> InstructionInputs:
         """The network's answer to each instruction alone, and its words, as NumPy arrays.

@@ -71,13 +71,14 @@ class RankingInputs:
     def scores(
         self,
         items: Int32[Array, "B N"],
-        vectors: Float[Array, "B N D"],
+        products: Float[Array, "B N"] | None,
         tasks: Float32[Array, "B tasks"],
     ) -> Float32[Array, "B N"]:
         """The weighted features of each candidate; any value for item -1.
 
         Args:
-          vectors: vectors of the items, unit length.
+          products: products of the instruction's query (InstructionAnswer.queries) and the unit
+            vectors of the items; None without such a query.
           tasks: probability that the instruction is of each task (Beams.tasks).
         """
         weights = tasks @ self.weights
@@ -94,7 +95,7 @@ class RankingInputs:
         if self.instruction is not None:
             scorer = InstructionScorer.make(self.instruction, self.lexical)
             of_instruction = weights[..., -len(INSTRUCTION_FEATURES) :]
-            total += jnp.einsum("BNH,BH->BN", scorer.scores(items, vectors), of_instruction)
+            total += jnp.einsum("BNH,BH->BN", scorer.scores(items, products), of_instruction)
         return total
 
 

@@ -143,17 +143,16 @@ class InstructionScorer:
         return cls(inputs.answer, lexical, weights, _best_sum(weights, lexical.of_items), trust)
 
     def scores(
-        self, items: Int32[Array, "B N"], vectors: Float[Array, "B N D"]
+        self, items: Int32[Array, "B N"], products: Float[Array, "B N"] | None
     ) -> Float32[Array, "B N 2"]:
-        """INSTRUCTION_FEATURES of each candidate, whose unit vectors are `vectors`.
+        """INSTRUCTION_FEATURES of each candidate. Item -1 gets the words of item 0.
 
-        Item -1 gets the values of item 0.
+        Args:
+          products: of the answer's query and the items' unit vectors; None without an answer.
         """
         score = match = jnp.zeros(items.shape, jnp.float32)
         if self.answer is not None:
-            product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-            logits = product("BD,BND->BN", self.answer.queries, vectors)
-            score = jnp.minimum(logits + self.answer.offsets[:, None], 0)
+            score = jnp.minimum(products + self.answer.offsets[:, None], 0)
         if self.lexical is not None:
             total, best = self._summed_weights(jnp.maximum(items, 0)), self.best[:, None]
             match = (total - best) / jnp.maximum(best, 1e-9) * self.trust[:, None]
@@ -179,7 +178,10 @@ def instruction_scores(
 ) -> Float32[Array, "B N 2"]:
     """INSTRUCTION_FEATURES of some items of each request."""
     scorer = InstructionScorer.make(inputs, lexical)
-    return scorer.scores(items, index.vectors_of(items))
+    has_answer = inputs.answer is not None
+    return scorer.scores(
+        items, index.products(inputs.answer.queries, items) if has_answer else None
+    )
 
 
 def _best_sum(

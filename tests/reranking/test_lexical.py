@@ -37,7 +37,7 @@ def features(words: LexicalTable, instructions) -> np.ndarray:
     inputs = InstructionInputs(None, jnp.asarray(words.word_numbers(instructions)))
     scorer = InstructionScorer.make(inputs, words.arrays())
     items = np.arange(words.of_items.shape[1])[None].repeat(len(instructions), axis=0)
-    scores = scorer.scores(items, np.zeros((*items.shape, 1)))
+    scores = scorer.scores(items, None)
     assert not scores[..., 0].any()
     return np.asarray(scores[..., 1])
 
