@@ -74,7 +74,7 @@ def get_suite() -> dict[str, Any]:
             "Each request ranks all items; the target is an item of the held-out basket that fits",
             "the task. Histories have 64 items and 16 favourites.",
             "- APF, - item head and GR(SID) search 32 prefixes with 20 items each.",
-            "The other methods score all items and rerank the best 640.",
+            "The other methods score and rerank all items.",
             f"Training takes {TRAINING['train.steps']} steps.",
             "Test instructions use the wordings of training.",
             "The paper's results are on its own data: compare the order of methods, not the level.",

@@ -13,6 +13,7 @@ from small_recommender import (
     CODES,
     CONFIG,
     NUM_ITEMS,
+    WORDS,
     code_log_probs,
     forward,
     item_vectors,
@@ -22,6 +23,7 @@ from small_recommender import (
     semantic_ids,
 )
 
+from sigma_jax.generation import generator as generator_module
 from sigma_jax.generation.beam import Prompts, beam_search
 from sigma_jax.generation.generator import Generator
 from sigma_jax.index.trie_build import build_trie
@@ -267,6 +269,39 @@ def test_the_host_retrieves_the_same_items_as_the_device(depth, has_item_head):
         [short] = variants(ranker(model, tables, depth, few), small_batch(), NUM_ITEMS, inputs[2:])
         for row in range(3):  # items with features are candidates at any distance
             assert set(items[row]) <= set(short.items[row])
+
+
+def test_a_large_catalogue_is_searched_and_gives_the_lists_of_a_small_one(monkeypatch):
+    """In a small one every item is a candidate; in a large one the nearest and the extra items."""
+    model, tables = recommender(has_item_head=True)
+    config = dataclasses.replace(CONFIG, num_beams=1, num_retrieved=NUM_ITEMS)
+    rng = np.random.default_rng(5)
+    items = np.sort(rng.permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)[:, :8], axis=1)
+    features = ItemFeatures(
+        items.astype(np.int32), rng.normal(0, 3, (3, 8, 1)).astype(np.float32), np.arange(3)
+    )
+    made = ranker(model, tables, 0, config, lexical=WORDS)
+    reranked = RankingInputs(
+        seen=np.array([[1, 2, -1], [3, -1, -1], [-1, -1, -1]], np.int32),
+        features=features,
+        instruction=made.read_instructions(["red b", "number7", ""], small_batch(seed=5)),
+        trending=rng.normal(0, 1, (3, NUM_ITEMS, 1)).astype(np.float16),
+        weights=np.array([[1.0, 0.5, 0.7, 2.0]], np.float32),
+    )
+    inputs = [RankingInputs(), RankingInputs(seen=reranked.seen), reranked]
+    active = made.generator.mark_active(rng.random(NUM_ITEMS) < 0.6)
+    answers = []
+    for limit in (NUM_ITEMS + 2, 0):  # the arrays hold 32 items
+        monkeypatch.setattr(generator_module, "ALL_CANDIDATES", limit)
+        assert made.generator.ranks_all_items(config) == (limit > 0)
+        answers.append(
+            variants(made, small_batch(), NUM_ITEMS, inputs)
+            + variants(made, small_batch(), 5, inputs, active=active)
+        )
+    for small, large in zip(*answers, strict=True):
+        np.testing.assert_array_equal(small.items, large.items)
+        np.testing.assert_allclose(small.log_probs, large.log_probs, atol=1e-4)
+        np.testing.assert_allclose(small.cosines, large.cosines, atol=1e-5)
 
 
 def test_feature_weights_are_those_of_the_task_that_the_network_reads():
