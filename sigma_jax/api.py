@@ -53,12 +53,15 @@ class LoadedRecommender:
         Args:
           requests: rows as in a users' file: user_id, and optionally instruction, history (a list
             of item ids, oldest first), timestamp and profile columns. In a workdir, a known user
-            without a history gets the stored history.
+            without a history gets the stored history. An export stores no histories. Without an
+            instruction the request says "recommend something for me".
           options: fields of RecommendOptions, such as count=5 or exclude_seen=True.
 
         Raises:
           ValueError: a row has no user_id, or its history holds an unknown item.
         """
+        if not requests:
+            return []
         batch = self.opened.parser.parse(requests)
         answer = self._answer(batch, RecommendOptions(**options))
         name = self.opened.name if isinstance(self.opened, CatalogueSnapshot) else ""

@@ -78,6 +78,7 @@ def prepare(
     try:
         with database.open_database(scratch, config.memory_limit, config.threads) as con:
             data_card = _prepare(con, config, seed, folder, extra_texts)
+            (folder / card.FILE).write_text(card.render(data_card), encoding="utf-8")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     data_card["seconds"] = round(time.monotonic() - started, 1)

@@ -22,10 +22,10 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from sigma_jax.evaluation.run import describe
 from sigma_jax.generation.config import RETRIEVALS
 from sigma_jax.recommender.recommender import RecommendOptions
-from sigma_jax.recommender.results import OUTPUTS, RowWriter
+from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION
+from sigma_jax.recommender.results import OUTPUTS, RowWriter, text_table
 from sigma_jax.recommender.workdir import load_workdir
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.config import MeshConfig
@@ -44,8 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_string("users", None, "With --export: a file of users, .jsonl, .parquet or .csv.")
     flags.DEFINE_string("output", None, "With --users: the file to write, .jsonl or .parquet.")
     flags.DEFINE_string("user", None, "Id of the user. None: an unknown user.")
-    default = "recommend something for me"  # a wording of training
-    flags.DEFINE_string("instruction", default, "The wish of the user, in plain words.")
+    flags.DEFINE_string("instruction", DEFAULT_INSTRUCTION, "The wish of the user, in plain words.")
     flags.DEFINE_integer("count", 10, "Items to recommend.", lower_bound=1)
     flags.DEFINE_integer("beams", 32, "Prefixes to keep (K of Eq. 6).", lower_bound=1)
     flags.DEFINE_enum(
@@ -72,6 +71,10 @@ def main(argv: Sequence[str]) -> None:
         cli.use_compilation_cache()
     options = RecommendOptions(FLAGS.count, exclude_seen=FLAGS.exclude_seen)
     if not FLAGS.export:
+        if FLAGS.users or FLAGS.output:
+            raise ValueError(
+                "--users and --output need --export=FOLDER; make an export with `sigma export`."
+            )
         workdir = Path(FLAGS.workdir)
         print(recommend_one(workdir, FLAGS.user, FLAGS.instruction, FLAGS.beams, options))
         return
@@ -142,7 +145,7 @@ def recommend_one(
     shown = " ".join(instruction[:200].split()) + (" ..." if len(instruction) > 200 else "")
     lines = [
         f'"{shown}", for {f"user {user}" if user else "anyone"}:',
-        describe(answer, 0, opened.data),
+        text_table(answer, 0, opened.data.catalogue),
     ]
     number = int((answer.items[0] >= 0).sum())
     if number < options.count:

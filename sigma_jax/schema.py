@@ -247,7 +247,10 @@ class Users:
         """The number of the user with this id. ValueError if no user has it."""
         row = self.find(user_id)
         if row is None:
-            raise ValueError(f"user {user_id!r} is not in the data; check --user.")
+            raise ValueError(
+                f"user {user_id!r} is not in the data; "
+                "check --user, or leave it out for an unknown user."
+            )
         return row
 
     def find(self, user_id: str) -> int | None:

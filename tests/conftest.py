@@ -14,10 +14,12 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "sigma_jax_tests_xla")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-# Most time of these tests goes into compiling small programs that run once. These two settings
+# Most time of these tests goes into compiling small programs that run once. These settings
 # make that three times faster. .ci/run trains, evaluates and recommends without them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +39,7 @@ CATEGORIES = ("Tea", "Coffee", "Soap", "Candles", "Garden", "Toys")
 WORDS = ("red", "small", "old", "fine", "warm", "round", "green", "soft", "tall", "plain")
 NUM_ITEMS, NUM_USERS, NUM_SESSIONS = 60, 40, 15
 START = 1_672_531_200  # 2023-01-01
-MAX_MAPS = 20_000
+MAX_MAPS = 35_000
 
 
 def tiny_tables(seed: int = 0) -> dict[str, list[dict]]:

@@ -121,7 +121,11 @@ def test_fewer_items_than_asked_are_said(trained):
 @pytest.mark.parametrize(
     ("user", "instruction", "message"),
     [
-        ("nobody", "tea", "user 'nobody' is not in the data; check --user."),
+        (
+            "nobody",
+            "tea",
+            "user 'nobody' is not in the data; check --user, or leave it out for an unknown user.",
+        ),
         ("u03", " \n", "--instruction is empty; say what is wanted, or leave the flag out."),
         ("u03", "tea \udcff", "--instruction is not UTF-8; check the terminal's encoding."),
     ],
@@ -366,7 +370,7 @@ def get_config(preset="tiny"):
     [
         (
             ["recommend", "--workdir=RUN", "--user=nobody"],
-            "user 'nobody' is not in the data; check --user.",
+            "user 'nobody' is not in the data; check --user, or leave it out for an unknown user.",
         ),
         (
             ["train", "--config=CONFIG", "--workdir=NEW", TEACHER + "train.batch_size=30"],

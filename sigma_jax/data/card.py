@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from absl import logging
 from sigma_jax.data import database
 from sigma_jax.data.tables import Tables
 from sigma_jax.schema import Catalogue, Histories, Queries, RelevancePairs, Themes
+
+FILE = "card.md"
 
 
 def checksums(files: Mapping[str, str]) -> dict[str, str]:
@@ -142,21 +145,78 @@ def count_texts(catalogue: Catalogue) -> int:
     return int(pc.sum(pc.not_equal(catalogue.table["text"], id_only)).as_py() or 0)
 
 
+def warnings(data_card: Mapping[str, Any]) -> list[str]:
+    """What a user may not expect in the data, with the remedy."""
+    found = [
+        f"{number} rows of {table} have an unknown item_id and were dropped"
+        for table, number in data_card["dropped_rows"].items()
+    ]
+    if number := data_card["items_with_truncated_text"]:
+        found.append(
+            f"the text of {number} items was truncated; "
+            "raise --config.data.text.max_chars to keep it"
+        )
+    is_by_session = data_card["split"]["kind"] != "leave_one_out"
+    if is_by_session and not data_card["sessions_hold_several_items"]:
+        found.append(
+            "every interaction is a session of its own; if people take several items at once, "
+            "give interactions a session_id or set --config.data.split.session_gap_seconds=1800"
+        )
+    return found
+
+
+def render(data_card: Mapping[str, Any]) -> str:
+    """The data card as a Markdown page."""
+    first, last = (
+        datetime.datetime.fromtimestamp(data_card[name], datetime.UTC).date()
+        for name in ("first_time", "last_time")
+    )
+    parts = [
+        "# Data card",
+        _table({name: data_card[name] for name in data_card if not _is_group(data_card[name])}),
+        f"Times of interactions: {first} to {last}.",
+        "## Split",
+        _table(data_card["split"]),
+        "## Pairs",
+        _table(
+            {
+                f"{view}: {' - '.join(statistics['examples'][0])}": statistics["count"]
+                for view, statistics in data_card["pairs"].items()
+            }
+        ),
+        "## Not available",
+        _table(data_card["unavailable"]),
+        "## Warnings",
+        "\n".join(f"- {warning}" for warning in warnings(data_card)) or "None.",
+        "## Files, by SHA-256",
+        _table(data_card["files"]),
+        "`manifest.json` has more: `metrics` holds themes, vectors and the text tokenizer too.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping | list)
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    """A Markdown table of names and values."""
+    if not rows:
+        return "None."
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *(" ".join(line.split()) for line in lines)])
+
+
 def log_card(data_card: dict[str, Any]) -> None:
-    """Logs the data card in a few lines; the manifest holds all of it."""
+    """Logs the data card in a few lines; FILE shows more, and the manifest holds all of it."""
     logging.info(
         "data: %d items, %d users, %d interactions in %d sessions, %d test targets, in %s s",
         *(data_card[name] for name in ("items", "users", "interactions", "sessions")),
         data_card["split"]["users_with_test_target"],
         data_card["seconds"],
     )
-    for table, number in data_card["dropped_rows"].items():
-        logging.warning("data: dropped %d rows of %s with an unknown item_id", number, table)
-    if data_card["items_with_truncated_text"]:
-        logging.warning(
-            "data: truncated the text of %d items; raise --config.data.text.max_chars to keep it",
-            data_card["items_with_truncated_text"],
-        )
+    for warning in warnings(data_card):
+        logging.warning("data: %s", warning)
     for view, statistics in data_card["pairs"].items():
         left, right = statistics["examples"][0]
         logging.info("data: %d %s pairs, such as %r - %r", statistics["count"], view, left, right)

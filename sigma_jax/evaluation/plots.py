@@ -11,13 +11,15 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from sigma_jax.evaluation.score import FILTERED, Results
 from sigma_jax.tokenizer.quality import perplexities
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Colours of text, minor lines, SIGMA, other methods and the grid.
 INK, MUTED, MAIN, OTHER, GRID = "#1d2430", "#5b6472", "#1f5fa8", "#a9b4c2", "#e3e7ec"
@@ -27,6 +29,9 @@ SIZE = (5.2, 3.2)  # inches
 
 def new_axes(height: float = SIZE[1]):
     """A figure with one pair of axes in the style of the report."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(SIZE[0], height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

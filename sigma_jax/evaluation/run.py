@@ -25,8 +25,8 @@ from sigma_jax.evaluation.page import collect_report_data, write_report
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
 from sigma_jax.recommender.parts import BEFORE_REFIT
-from sigma_jax.recommender.ranking import Recommendations
 from sigma_jax.recommender.recommender import RecommendOptions
+from sigma_jax.recommender.results import text_table
 from sigma_jax.runtime.artifacts import (
     Recipe,
     check_inputs,
@@ -144,7 +144,10 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
         raise ValueError(
             f"the {settings.split} split has no requests; check the split in config.data."
         )
-    logging.info("evaluation: %d requests", len(requests))
+    numbers = ", ".join(
+        f"{task} {(requests.task == TASKS.index(task)).sum()}" for task in settings.requests
+    )
+    logging.info("evaluation: %d requests (%s)", len(requests), numbers)
     is_refitted = (workdir / "sft" / BEFORE_REFIT).exists()
     before_refit = evaluator
     if is_refitted:
@@ -161,6 +164,7 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
         rankings["SIGMA, unseen wording"] = {"include_seen": unseen}
     if settings.has_baselines:
         with_filters = settings.has_filtered_baselines
+        logging.info("evaluation: baselines")
         rankings |= baseline_rankings(workdir, data, requests, with_filters, seed)
     results = score(rankings, requests, data, evaluator.recommender.parts.semantic_ids)
     results["deviation"] = {
@@ -241,7 +245,7 @@ def show_recommendations(config: Any, workdir: Path, users: int = 2, count: int 
     for row in range(len(requests)):
         user = data.users.table["user_id"][int(requests.user[row])].as_py()
         print(f'\nuser {user}: "{requests.instruction[row]}"')
-        print(describe(recommendations, row, data))
+        print(text_table(recommendations, row, data.catalogue))
 
 
 def example_rows(requests: Requests, users: int, per_user: int = 3) -> np.ndarray:
@@ -252,19 +256,3 @@ def example_rows(requests: Requests, users: int, per_user: int = 3) -> np.ndarra
     count = np.bincount(requests.user)
     order = np.argsort(-np.minimum(count, per_user), kind="stable")[:users]
     return np.concatenate([np.flatnonzero(requests.user == user)[:per_user] for user in order])
-
-
-def describe(recommendations: Recommendations, row: int, data: PreparedData) -> str:
-    """A text table of one request's items with probability, prefix, cosine and title."""
-    lines = [f"{'':>4}{'probability':>12}{'beam':>6}{'log P(prefix)':>15}{'cosine':>8}  item"]
-    items = recommendations.items[row]
-    items = items[items >= 0]
-    names = zip(data.catalogue.ids(items), data.catalogue.titles(items), strict=True)
-    for rank, (item_id, title) in enumerate(names):
-        probability = np.exp(recommendations.log_probs[row, rank])
-        beam_score = recommendations.beam_scores[row, rank]
-        lines.append(
-            f"{rank + 1:>3}.{probability:>12.5f}{recommendations.beams[row, rank] + 1:>6}"
-            f"{beam_score:>15.3f}{recommendations.cosines[row, rank]:>8.3f}  {item_id}  {title}"
-        )
-    return "\n".join(lines)

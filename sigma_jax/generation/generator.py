@@ -25,7 +25,7 @@ from sigma_jax.generation.beam import Beams, Prompts, beam_search
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.prefix_scores import PrefixScorer, make_prefix_scorer
 from sigma_jax.index.candidates import Candidates, SearchInputs
-from sigma_jax.index.device_index import all_candidates, build_device_index, search
+from sigma_jax.index.device_index import DeviceIndex, all_candidates, build_device_index, search
 from sigma_jax.index.host_index import HostIndex, leaves_of_items
 from sigma_jax.index.trie import ActiveItems, Trie
 from sigma_jax.index.trie_build import active_items, build_trie, mark_active
@@ -193,10 +193,8 @@ class Generator:
         return jax.tree.map(jnp.asarray, candidates)
 
     def ranks_all_items(self, config: GenerationConfig) -> bool:
-        """Whether every item is a candidate under `config`: in a small catalogue without codes."""
-        is_whole = self.index.has_one_prefix and self.index.mesh is None
-        is_exact = self.host_index is None and config.normaliser == "exact"
-        return is_whole and is_exact and len(self.index.sorted_items) <= ALL_CANDIDATES
+        """Whether every item is a candidate under `config` (`ranks_all_items` of this module)."""
+        return self.host_index is None and ranks_all_items(self.index, config)
 
     def _active_host_index(self, active: ActiveItems | None) -> HostIndex:
         """The host index restricted to the active items; the last restriction is kept."""
@@ -225,6 +223,13 @@ def prefix_depth(network: RecommenderNetwork, depth: int, config: GenerationConf
             'model.has_item_head=False; set generation.ranker="three_step".'
         )
     return 0
+
+
+def ranks_all_items(index: DeviceIndex, config: GenerationConfig) -> bool:
+    """Whether every item is a candidate: in a small catalogue without codes, on one device."""
+    is_whole = index.has_one_prefix and index.mesh is None
+    is_small = len(index.sorted_items) <= ALL_CANDIDATES
+    return is_whole and is_small and config.normaliser == "exact"
 
 
 def limit_retrieved(

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int, Int32
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sigma_jax.prompts.config import PromptLayout
 from sigma_jax.schema import Links, PreparedData, SemanticIds, Users
 from sigma_jax.tasks import instructions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # No token of a usual tokenizer spells more characters. A longer text is cut before it is tokenised,
 # so that a text of a megabyte costs no more than one of a kilobyte.
@@ -24,6 +27,8 @@ CHARACTERS_PER_TOKEN = 32
 
 def load_text_tokenizer(data: PreparedData) -> PreTrainedTokenizerBase:
     """The Hugging Face tokenizer of the data. ValueError if its folder is missing or damaged."""
+    from transformers import AutoTokenizer  # takes more than a second
+
     folder = data.text_tokenizer_folder
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)

@@ -40,6 +40,7 @@ from sigma_jax.schema import (
     Users,
 )
 
+DEFAULT_INSTRUCTION = "recommend something for me"  # a wording of training
 COLUMNS = ("user_id", "instruction", "history", "timestamp")
 IDS = 100_000  # item ids held in Python at a time
 READ = 1_000  # rows of Parquet read together

@@ -1,4 +1,4 @@
-"""Recommendations as rows of a file."""
+"""Recommendations as rows of a file and as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -59,6 +59,22 @@ def rows_of(
             }
         )
     return rows
+
+
+def text_table(recommended: Recommendations, row: int, catalogue: Catalogue) -> str:
+    """A text table of one request's items with probability, prefix, cosine and title."""
+    lines = [f"{'':>4}{'probability':>12}{'beam':>6}{'log P(prefix)':>15}{'cosine':>8}  item"]
+    items = recommended.items[row]
+    items = items[items >= 0]
+    names = zip(catalogue.ids(items), catalogue.titles(items), strict=True)
+    for rank, (item_id, title) in enumerate(names):
+        probability = np.exp(recommended.log_probs[row, rank])
+        beam_score = recommended.beam_scores[row, rank]
+        lines.append(
+            f"{rank + 1:>3}.{probability:>12.5f}{recommended.beams[row, rank] + 1:>6}"
+            f"{beam_score:>15.3f}{recommended.cosines[row, rank]:>8.3f}  {item_id}  {title}"
+        )
+    return "\n".join(lines)
 
 
 class RowWriter:

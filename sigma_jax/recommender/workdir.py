@@ -8,7 +8,7 @@ from pathlib import Path
 from sigma_jax.data.config import TextConfig
 from sigma_jax.recommender.parts import RecommenderParts
 from sigma_jax.recommender.recommender import Recommender
-from sigma_jax.recommender.requests import ItemIndex, RequestParser
+from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION, ItemIndex, RequestParser
 from sigma_jax.runtime.artifacts import check_inputs, read_manifest
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import PreparedData
@@ -41,7 +41,7 @@ def load_workdir(workdir: Path, beams: int = 0) -> OpenWorkdir:
         ItemIndex(data.catalogue),
         to_dataclass(TextConfig, settings["text"], "text"),
         parts.spec.has_instructions,
-        "",
+        DEFAULT_INSTRUCTION,
         int(data.histories.time.max(initial=0)),
         has_sessions,
         settings["split"]["session_gap_seconds"] if has_sessions else 0,

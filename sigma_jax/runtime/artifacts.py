@@ -20,6 +20,7 @@ from typing import Any
 from sigma_jax.runtime.files import atomic_folder, plain, read_json, write_json
 
 FORMAT = 2  # of artifacts and of runs; another one is refused
+INPUTS = "inputs."  # prefix of the inputs in the names of differing fields
 MANIFEST = "manifest.json"
 TRAIN = "train"  # WORKDIR/train/STAGE: the checkpoints and metrics of a run
 RUN = "run.json"  # the recipe of a run, in its folder
@@ -232,8 +233,11 @@ def check_same(
     difference = first_difference(plain(made), plain(wanted))
     if difference:
         name, old, new = difference
+        difference = f"was made with {name} = {old}, this run has {new}"
+        if name.startswith(INPUTS):
+            difference = f"was made from another {name.removeprefix(INPUTS)} than this run has"
         raise ValueError(
-            f"{folder} was made with {name} = {old}, this run has {new}; "
+            f"{folder} {difference}; "
             f"use another --workdir or delete {' '.join(map(str, stale or [folder]))}"
             " and run again."
         )

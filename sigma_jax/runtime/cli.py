@@ -35,6 +35,8 @@ def define_config(is_required: bool = True) -> flags.FlagHolder:
 
 def run_command(main: Callable[[Sequence[str]], Any]) -> None:
     """Parses the flags and runs `main(argv)`; prints a user's error on one line, with status 1."""
+    # transformers would say that PyTorch is missing. Nothing here needs it.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().addFilter(_is_ours)
@@ -133,6 +135,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         message = str(error.args[0] if error.args else error).splitlines()[0]
+        if "--config must have a value" in message:
+            message = (
+                "--config is missing; give file and preset: --config=configs/sft.py:local."
+            )
         raise ValueError(message) from error
 
 

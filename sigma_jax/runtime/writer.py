@@ -31,11 +31,13 @@ class MetricWriter:
 
     def __init__(self, folder: Path, start: int, steps: int, name: str):
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._name, self._start, self._steps = folder, name, start, steps
+        self._folder, self._name, self._steps = folder, name, steps
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._loss = math.nan
         self._is_writer = hosts.is_first()
-        self._start_time, self._logged_at = time.monotonic(), -math.inf
+        self._logged_at = -math.inf
+        # (steps done, time) after the first step: its compilation is no part of the speed.
+        self._timed_from: tuple[int, float] | None = None
         if not self._is_writer:
             return
         drop_after(folder / METRICS, start)
@@ -86,18 +88,15 @@ class MetricWriter:
             self._bar.update(1)
             return
         now = time.monotonic()
+        self._timed_from = self._timed_from or (done, now)
         if now - self._logged_at >= LOG_SECONDS or done == self._steps:
             self._logged_at = now
-            rate = (done - self._start) / max(now - self._start_time, 1e-9)
-            logging.info(
-                "%s: step %d of %d, %s%.3g steps/s, %s left",
-                self._name,
-                done,
-                self._steps,
-                f"loss {self._loss:.4g}, " if math.isfinite(self._loss) else "",
-                rate,
-                clock((self._steps - done) / rate),
-            )
+            loss = f", loss {self._loss:.4g}" if math.isfinite(self._loss) else ""
+            speed = ""
+            if done > self._timed_from[0]:
+                rate = (done - self._timed_from[0]) / max(now - self._timed_from[1], 1e-9)
+                speed = f", {rate:.3g} steps/s, {clock((self._steps - done) / rate)} left"
+            logging.info("%s: step %d of %d%s%s", self._name, done, self._steps, loss, speed)
 
     def close(self) -> None:
         """Writes the pending metrics and closes the files."""

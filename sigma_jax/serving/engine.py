@@ -22,7 +22,7 @@ from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.recommender.parts import RecommenderParts
 from sigma_jax.recommender.ranking import Recommendations
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
-from sigma_jax.recommender.requests import ItemIndex, RequestParser
+from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION, ItemIndex, RequestParser
 from sigma_jax.recommender.results import rows_of
 from sigma_jax.schema import RequestBatch
 from sigma_jax.serving.bundle import Bundle, read_state
@@ -34,7 +34,7 @@ from sigma_jax.shapes import power_of_two
 class SnapshotSettings:
     """How an export is opened."""
 
-    default_instruction: str = ""  # for requests without one
+    default_instruction: str = DEFAULT_INSTRUCTION  # for requests without one
     generation: GenerationConfig | None = None  # in place of the export's own settings
     beams: int = 0  # beams of the export's own settings; 0: as many as they have
     # "exact" or "scann"; "" is "scann" where the export has such an index, else "exact".

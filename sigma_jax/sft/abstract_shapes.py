@@ -17,11 +17,12 @@ from sigma_jax.generation.generator import (
     inverse_temperature_of,
     limit_retrieved,
     prefix_depth,
+    ranks_all_items,
     search_beams,
 )
 from sigma_jax.generation.prefix_scores import PrefixScorer, make_prefix_scorer
 from sigma_jax.index.candidates import SearchInputs
-from sigma_jax.index.device_index import DeviceIndex, build_device_index, search
+from sigma_jax.index.device_index import DeviceIndex, all_candidates, build_device_index, search
 from sigma_jax.index.trie import Trie
 from sigma_jax.index.trie_build import build_trie
 from sigma_jax.models.config import Qwen3Config
@@ -101,7 +102,10 @@ def inference(
         inputs = SearchInputs(
             beams.queries, beams.leaves, beams.is_valid, inverse_temperature_of(beams, ranked)
         )
-        candidates = search(index, inputs, ranked.num_retrieved)
+        if ranks_all_items(index, ranked):
+            candidates = all_candidates(index, inputs)
+        else:
+            candidates = search(index, inputs, ranked.num_retrieved)
         return rank(index, beams, candidates, RankingInputs(), ranked, COUNT)
 
     arguments = (

@@ -16,6 +16,7 @@ from pathlib import Path
 import grain
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int64
@@ -339,6 +340,7 @@ class SftTask:
         fitted = {}
         batch = self.fit_requests() if self.config.prompt.trained_tasks else None
         if batch is not None and len(batch):
+            logging.info("sft: fitting head weights and reranker on %d requests", len(batch))
             head_weights = self.fit_head_weights(model, tables, batch)
             if self.config.reranker.neighbours:
                 reranker, fitted = self.fit_reranker(model, tables, batch)

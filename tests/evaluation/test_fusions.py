@@ -23,7 +23,7 @@ class SmallRecommender:
     """The small ranker with the part of the interface of Recommender that fusions use."""
 
     def __init__(self, config: GenerationConfig = CONFIG, depth: int = 1, item_query="token"):
-        self.ranker = small_ranker.ranker(*recommender(), depth, config, item_query)
+        self.ranker = small_ranker.make_ranker(*recommender(), depth, config, item_query)
         self.generator = self.ranker.generator
 
     def recommend_variants(self, batch, variants):

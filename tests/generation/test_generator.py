@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_ranker import batch as small_batch
-from small_ranker import lists, ranker, variants
+from small_ranker import lists, make_ranker, variants
 from small_recommender import (
     CODES,
     CONFIG,
@@ -89,7 +89,7 @@ def test_items_and_their_probabilities_equal_brute_force(depth, normaliser):
     sids = semantic_ids()
     config = dataclasses.replace(CONFIG, num_beams=30, normaliser=normaliser)
     batch = prompts()
-    found = lists(ranker(model, tables, depth, config), small_batch(), NUM_ITEMS)
+    found = lists(make_ranker(model, tables, depth, config), small_batch(), NUM_ITEMS)
     vectors = np.asarray(item_vectors(model, tables), np.float64)
     paths = sorted({tuple(map(int, code)) for code in sids.codes[:, :depth]})
     for row in range(3):
@@ -114,10 +114,10 @@ def test_items_and_their_probabilities_equal_brute_force(depth, normaliser):
 
 def test_seen_items_are_left_out_and_the_next_items_move_up():
     model, tables = recommender()
-    made = ranker(model, tables, 1, CONFIG)
-    included = lists(made, small_batch(), 10)
+    ranker = make_ranker(model, tables, 1, CONFIG)
+    included = lists(ranker, small_batch(), 10)
     seen = np.concatenate([included.items[:, :3], np.full((3, 2), -1)], axis=1)
-    excluded = lists(made, small_batch(), 10, seen)
+    excluded = lists(ranker, small_batch(), 10, seen)
     for row in range(3):
         assert not set(excluded.items[row]) & set(included.items[row, :3])
         assert set(included.items[row, 3:6]) <= set(excluded.items[row])
@@ -181,11 +181,11 @@ def _search(model, tables, sids, batch, config, depth):
 def test_active_items_keep_their_order_and_probabilities(depth, has_item_head):
     model, tables = recommender(has_item_head=has_item_head)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
-    made = ranker(model, tables, depth, config)
-    all_items = lists(made, small_batch(), NUM_ITEMS)
+    ranker = make_ranker(model, tables, depth, config)
+    all_items = lists(ranker, small_batch(), NUM_ITEMS)
     is_active = np.random.default_rng(depth).random(NUM_ITEMS) < 0.4
-    active = made.generator.mark_active(is_active)
-    [found] = variants(made, small_batch(), NUM_ITEMS, [RankingInputs()], active=active)
+    active = ranker.generator.mark_active(is_active)
+    [found] = variants(ranker, small_batch(), NUM_ITEMS, [RankingInputs()], active=active)
     for row in range(3):
         kept = is_active[all_items.items[row]]
         count = int(is_active.sum())
@@ -199,8 +199,8 @@ def test_active_items_keep_their_order_and_probabilities(depth, has_item_head):
 def test_features_multiply_probabilities_and_add_candidates():
     model, tables = recommender()
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
-    made = ranker(model, tables, 1, config)
-    plain = lists(made, small_batch(), NUM_ITEMS)
+    ranker = make_ranker(model, tables, 1, config)
+    plain = lists(ranker, small_batch(), NUM_ITEMS)
     rng = np.random.default_rng(0)
     listed = [np.sort(rng.choice(NUM_ITEMS, 8, replace=False)) for _ in range(3)]
     items = np.full((3, 16), np.iinfo(np.int32).max, np.int32)
@@ -210,7 +210,7 @@ def test_features_multiply_probabilities_and_add_candidates():
     inputs = RankingInputs(
         features=ItemFeatures(items, values[..., None] / 2), weights=np.array([[2.0]], np.float32)
     )
-    scored, short = variants(made, small_batch(), NUM_ITEMS, [inputs] * 2, [config, few])
+    scored, short = variants(ranker, small_batch(), NUM_ITEMS, [inputs] * 2, [config, few])
     codes = semantic_ids().codes[:, 0]
     for row in range(3):
         model_alone = np.zeros(NUM_ITEMS)
@@ -249,24 +249,26 @@ def test_the_host_retrieves_the_same_items_as_the_device(depth, has_item_head):
         RankingInputs(features=features, weights=weights),
     ]
     device, host = (
-        ranker(model, tables, depth, dataclasses.replace(config, retrieval=how))
+        make_ranker(model, tables, depth, dataclasses.replace(config, retrieval=how))
         for how in ("exact", "scann")
     )
-    both = [variants(made, small_batch(), 20, inputs) for made in (device, host)]
+    both = [variants(ranker, small_batch(), 20, inputs) for ranker in (device, host)]
     for expected, found in zip(*both, strict=True):
         np.testing.assert_array_equal(found.items, expected.items)
         np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-4)
     is_active = rng.random(NUM_ITEMS) < 0.5
     both = [
-        variants(made, small_batch(), 20, inputs, active=made.generator.mark_active(is_active))
-        for made in (device, host)
+        variants(ranker, small_batch(), 20, inputs, active=ranker.generator.mark_active(is_active))
+        for ranker in (device, host)
     ]
     for expected, found in zip(*both, strict=True):
         np.testing.assert_array_equal(found.items, expected.items)
     for how in ("exact", "scann"):
         few = dataclasses.replace(config, num_beams=1, num_retrieved=2, retrieval=how)
         few = few if not depth else dataclasses.replace(few, num_beams=30)
-        [short] = variants(ranker(model, tables, depth, few), small_batch(), NUM_ITEMS, inputs[2:])
+        [short] = variants(
+            make_ranker(model, tables, depth, few), small_batch(), NUM_ITEMS, inputs[2:]
+        )
         for row in range(3):  # items with features are candidates at any distance
             assert set(items[row]) <= set(short.items[row])
 
@@ -280,23 +282,23 @@ def test_a_large_catalogue_is_searched_and_gives_the_lists_of_a_small_one(monkey
     features = ItemFeatures(
         items.astype(np.int32), rng.normal(0, 3, (3, 8, 1)).astype(np.float32), np.arange(3)
     )
-    made = ranker(model, tables, 0, config, lexical=WORDS)
+    ranker = make_ranker(model, tables, 0, config, lexical=WORDS)
     reranked = RankingInputs(
         seen=np.array([[1, 2, -1], [3, -1, -1], [-1, -1, -1]], np.int32),
         features=features,
-        instruction=made.read_instructions(["red b", "number7", ""], small_batch(seed=5)),
+        instruction=ranker.read_instructions(["red b", "number7", ""], small_batch(seed=5)),
         trending=rng.normal(0, 1, (3, NUM_ITEMS, 1)).astype(np.float16),
         weights=np.array([[1.0, 0.5, 0.7, 2.0]], np.float32),
     )
     inputs = [RankingInputs(), RankingInputs(seen=reranked.seen), reranked]
-    active = made.generator.mark_active(rng.random(NUM_ITEMS) < 0.6)
+    active = ranker.generator.mark_active(rng.random(NUM_ITEMS) < 0.6)
     answers = []
     for limit in (NUM_ITEMS + 2, 0):  # the arrays hold 32 items
         monkeypatch.setattr(generator_module, "ALL_CANDIDATES", limit)
-        assert made.generator.ranks_all_items(config) == (limit > 0)
+        assert ranker.generator.ranks_all_items(config) == (limit > 0)
         answers.append(
-            variants(made, small_batch(), NUM_ITEMS, inputs)
-            + variants(made, small_batch(), 5, inputs, active=active)
+            variants(ranker, small_batch(), NUM_ITEMS, inputs)
+            + variants(ranker, small_batch(), 5, inputs, active=active)
         )
     for small, large in zip(*answers, strict=True):
         np.testing.assert_array_equal(small.items, large.items)
@@ -309,22 +311,22 @@ def test_feature_weights_are_those_of_the_task_that_the_network_reads():
     head = np.random.default_rng(0).normal(0, 0.5, model.task_head.shape)
     model.task_head[...] = jnp.asarray(head, jnp.float32)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
-    made = ranker(model, tables, 0, config)
+    ranker = make_ranker(model, tables, 0, config)
     batch = prompts()
-    plain = lists(made, small_batch(), NUM_ITEMS)
+    plain = lists(ranker, small_batch(), NUM_ITEMS)
     rng = np.random.default_rng(1)
     values = rng.normal(0, 1, (3, NUM_ITEMS, 2)).astype(np.float32)
     items = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (3, 1))
     weights = rng.normal(0, 2, (len(TASKS), 6)).astype(np.float32)
     table = rng.normal(size=(4, NUM_ITEMS, 2)).astype(np.float16)  # requests share it
     rows = np.array([3, 0, 3], np.int32)
-    instruction = made.read_instructions([""] * 3, small_batch(seed=7))
-    instruction_scores = made.instruction_scores(instruction, items)[..., 0]
+    instruction = ranker.read_instructions([""] * 3, small_batch(seed=7))
+    instruction_scores = ranker.instruction_scores(instruction, items)[..., 0]
     by_row = RankingInputs(features=ItemFeatures(items, values, rows), weights=weights)
     alone = RankingInputs(features=ItemFeatures(items, values), weights=weights[:, :2])
     shared = dataclasses.replace(by_row, trending=table)
     inputs = [alone, shared, dataclasses.replace(shared, instruction=instruction)]
-    alone, shared, instructed = variants(made, small_batch(), NUM_ITEMS, inputs)
+    alone, shared, instructed = variants(ranker, small_batch(), NUM_ITEMS, inputs)
     hidden = forward(model, tables, batch["tokens"], batch["items"])
     for row in range(3):
         logits = np.asarray(hidden[row, batch["lengths"][row] - 1]) @ head
@@ -349,14 +351,14 @@ def test_feature_weights_are_those_of_the_task_that_the_network_reads():
 def test_few_requests_are_read_in_a_small_batch(total, batch_size, sizes):
     model, tables = recommender()
     config = dataclasses.replace(CONFIG, batch_size=batch_size)
-    made = ranker(model, tables, 1, config)
+    ranker = make_ranker(model, tables, 1, config)
     batch_sizes = []
 
     def read(rows):
         batch_sizes.append(len(rows))
         return rows
 
-    np.testing.assert_array_equal(made._by_batch(total, read), np.arange(total))
+    np.testing.assert_array_equal(ranker._by_batch(total, read), np.arange(total))
     assert batch_sizes == sizes
 
 
@@ -364,8 +366,8 @@ def test_few_requests_are_read_in_a_small_batch(total, batch_size, sizes):
 def test_a_million_beams_and_items_fit_into_memory_and_return_all_items(depth):
     model, tables = recommender(has_item_head=True)
     large = dataclasses.replace(CONFIG, num_beams=10**6, num_retrieved=10**6)
-    made = ranker(model, tables, depth, large)
-    found = lists(made, small_batch(), NUM_ITEMS + 5)
+    ranker = make_ranker(model, tables, depth, large)
+    found = lists(ranker, small_batch(), NUM_ITEMS + 5)
     assert (np.sort(found.items[:, :NUM_ITEMS], axis=1) == np.arange(NUM_ITEMS)).all()
     assert (found.items[:, NUM_ITEMS:] == -1).all()
 
@@ -373,7 +375,9 @@ def test_a_million_beams_and_items_fit_into_memory_and_return_all_items(depth):
 def test_the_batch_size_changes_no_list():
     model, tables = recommender()
     config = dataclasses.replace(CONFIG, batch_size=3)
-    one, other = (lists(ranker(model, tables, 2, c), small_batch(), 5) for c in (CONFIG, config))
+    one, other = (
+        lists(make_ranker(model, tables, 2, c), small_batch(), 5) for c in (CONFIG, config)
+    )
     np.testing.assert_array_equal(one.items, other.items)
     np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
 
@@ -382,8 +386,8 @@ def test_without_an_item_query_all_items_of_a_prefix_are_equally_likely():
     model, tables = recommender()
     sids = semantic_ids()
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS)
-    made = ranker(model, tables, 3, config, item_query="none")
-    found = lists(made, small_batch(), NUM_ITEMS)
+    ranker = make_ranker(model, tables, 3, config, item_query="none")
+    found = lists(ranker, small_batch(), NUM_ITEMS)
     _, inverse, sizes = np.unique(sids.codes, axis=0, return_inverse=True, return_counts=True)
     for row in range(3):
         expected = found.beam_scores[row] - np.log(sizes[inverse.reshape(-1)[found.items[row]]])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_ranker import batch as small_batch
-from small_ranker import lists, ranker, variants
+from small_ranker import lists, make_ranker, variants
 from small_recommender import (
     CODES,
     CONFIG,
@@ -89,7 +89,7 @@ def test_the_three_heads_make_one_distribution_over_all_items(depth, item_query)
     model.code_head_weight[...], model.query_head_weight[...] = jnp.array(0.4), jnp.array(0.7)
     config = dataclasses.replace(CONFIG, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0)
     batch = prompts()
-    found = lists(ranker(model, tables, depth, config, item_query), small_batch(), NUM_ITEMS)
+    found = lists(make_ranker(model, tables, depth, config, item_query), small_batch(), NUM_ITEMS)
     for row in range(3):
         log_p = naive_log_p(model, tables, batch, row, depth, config.temperature, item_query)
         np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-6)
@@ -130,17 +130,17 @@ def test_the_exhaustive_ranker_needs_an_item_head():
 def test_without_codes_one_prefix_gives_as_many_items_as_all_beams_would():
     model, tables = recommender(has_item_head=True)
     config = dataclasses.replace(CONFIG, num_beams=3, num_retrieved=4)
-    made = ranker(model, tables, 0, config)
-    found = lists(made, small_batch(), 12)
+    ranker = make_ranker(model, tables, 0, config)
+    found = lists(ranker, small_batch(), 12)
     assert (found.items >= 0).all()
-    all_items = lists(made, small_batch(), NUM_ITEMS).items
+    all_items = lists(ranker, small_batch(), NUM_ITEMS).items
     assert (np.sort(all_items, axis=1) == np.arange(NUM_ITEMS)).all()
     np.testing.assert_array_equal(all_items[:, :12], found.items)
     favoured = found.items[:, 11]  # the last
     features = ItemFeatures(favoured[:, None], np.full((3, 1, 1), 50.0, np.float32))
     inputs = RankingInputs(features=features, weights=np.ones((1, 1), np.float32))
     changed = dataclasses.replace(config, sigma=1.0)
-    [raised] = variants(made, small_batch(), 1, [inputs], [changed])
+    [raised] = variants(ranker, small_batch(), 1, [inputs], [changed])
     assert np.array_equal(raised.items[:, 0], favoured)
 
 

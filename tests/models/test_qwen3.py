@@ -29,7 +29,7 @@ def golden(request):
     """Model, golden arrays and the weights of layer 0."""
     folder = GOLDEN / request.param
     model = load_backbone(folder, dtype="float32", param_dtype="float32")
-    weights = {name: weight[0] for name, weight in model.layers.items()}
+    weights = {name: np.asarray(weight[...])[0] for name, weight in model.layers.items()}
     return model, dict(np.load(folder / "golden.npz")), weights
 
 
@@ -40,13 +40,21 @@ def made(config):
     return nnx.merge(graph, jax.jit(lambda: nnx.state(Qwen3(config, rngs=nnx.Rngs(0))))())
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(graph, params, embeddings, positions, mask, cache):
-    return nnx.merge(graph, params)(embeddings, positions, mask, cache)
+# Compiled whole: operation by operation they would compile hundreds of small programs.
+causal_mask = jax.jit(qwen3.causal_mask)
+layer_attention = jax.jit(attention.attention, static_argnums=0)
+layer_block = jax.jit(qwen3.block, static_argnums=0)
+rotary_angles = jax.jit(attention.rotary_angles, static_argnums=(1, 2))
 
 
-def forward(model, embeddings, positions, mask, cache=None):
-    return _forward(*nnx.split(model), embeddings, positions, mask, cache)
+@jax.jit
+def forward(model, tokens, positions, mask, cache=None):
+    return model(model.embed(tokens), positions, mask, cache)
+
+
+@jax.jit
+def logits(model, hidden):
+    return model.logits(hidden)
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +72,13 @@ def counted(segment):
     positions = np.zeros_like(segment)
     for row, column in np.argwhere(segment > 0):
         positions[row, column] = (segment[row, :column] == segment[row, column]).sum()
-    return jnp.array(positions)
+    return positions
 
 
 def hidden_of(model, tokens, segment):
-    tokens, segment = jnp.array(tokens), jnp.array(segment)
-    mask = qwen3.causal_mask(segment)
-    return np.asarray(forward(model, model.embed(tokens), counted(segment), mask)[0])
+    tokens, segment = np.array(tokens), np.array(segment)
+    mask = causal_mask(segment)
+    return np.asarray(forward(model, tokens, counted(segment), mask)[0])
 
 
 # --- parity with transformers, of each module and of the model
@@ -85,7 +93,7 @@ def test_norm_equals_transformers(golden):
 def test_rotary_equals_transformers(golden):
     model, arrays, _ = golden
     config = model.config
-    cos, sin = attention.rotary_angles(arrays["positions"], config.head_dim, config.rope_theta)
+    cos, sin = rotary_angles(arrays["positions"], config.head_dim, config.rope_theta)
     half = config.head_dim // 2
     close(cos[:, :, 0], arrays["cos"][..., :half])
     close(sin[:, :, 0], arrays["sin"][..., half:])
@@ -93,15 +101,15 @@ def test_rotary_equals_transformers(golden):
 
 def rotary_and_mask(model, arrays):
     config = model.config
-    mask = qwen3.causal_mask(jnp.array(arrays["is_token"], jnp.int32))
-    return attention.rotary_angles(arrays["positions"], config.head_dim, config.rope_theta), mask
+    mask = causal_mask(jnp.array(arrays["is_token"], jnp.int32))
+    return rotary_angles(arrays["positions"], config.head_dim, config.rope_theta), mask
 
 
 def test_attention_equals_transformers(golden):
     model, arrays, weights = golden
     rotary, mask = rotary_and_mask(model, arrays)
     x = jnp.array(arrays["attention_in"])
-    actual, _ = attention.attention(model.config, weights, x, rotary, mask, None, 0)
+    actual, _ = layer_attention(model.config, weights, x, rotary, mask, None, 0)
     close(actual, arrays["attention_out"], where=arrays["is_token"])
 
 
@@ -114,17 +122,17 @@ def test_layer_equals_transformers(golden):
     model, arrays, weights = golden
     rotary, mask = rotary_and_mask(model, arrays)
     x = jnp.array(arrays["layer_in"])
-    actual, _ = qwen3.block(model.config, weights, x, rotary, mask, None, 0, None)
+    actual, _ = layer_block(model.config, weights, x, rotary, mask, None, 0, None)
     close(actual, arrays["layer_out"], where=arrays["is_token"])
 
 
 def test_hidden_states_and_logits_equal_transformers(golden):
     model, arrays, _ = golden
     _, mask = rotary_and_mask(model, arrays)
-    hidden, _ = forward(model, model.embed(arrays["tokens"]), jnp.array(arrays["positions"]), mask)
+    hidden, _ = forward(model, arrays["tokens"], arrays["positions"], mask)
     close(hidden, arrays["hidden"], where=arrays["is_token"], atol=1e-4)
-    close(model.logits(hidden), arrays["logits"], where=arrays["is_token"], atol=1e-4)
-    assert model.logits(hidden).dtype == jnp.float32
+    close(logits(model, hidden), arrays["logits"], where=arrays["is_token"], atol=1e-4)
+    assert logits(model, hidden).dtype == jnp.float32
 
 
 def test_attend_equals_plain_loop():
@@ -150,7 +158,7 @@ def test_attend_equals_plain_loop():
 
 
 def test_causal_mask_golden():
-    actual = qwen3.causal_mask(jnp.array([[0, 1, 1, 2, 2]]))[0].astype(int)
+    actual = causal_mask(jnp.array([[0, 1, 1, 2, 2]]))[0].astype(int)
     expected = [[0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
     np.testing.assert_array_equal(actual, expected)
 
@@ -159,7 +167,7 @@ def test_branch_mask_equals_its_formula():
     rng = np.random.default_rng(0)
     segment, branch = rng.integers(0, 3, (2, 9)), rng.integers(0, 3, (2, 9))
     attach = np.where(branch > 0, rng.integers(0, 9, (2, 9)), 0)
-    actual = qwen3.branch_mask(*map(jnp.array, (segment, branch, attach)))
+    actual = jax.jit(qwen3.branch_mask)(segment, branch, attach)
     for b, i, j in np.ndindex(2, 9, 9):
         sees = segment[b, i] == segment[b, j] > 0 and j <= i
         sees &= branch[b, i] == branch[b, j] or (branch[b, j] == 0 and j < attach[b, i])
@@ -184,13 +192,13 @@ def test_packed_segments_equal_separate_rows(model):
 
 def test_branches_equal_separate_sequences(model):
     # Context 1 2 3 4; branch 1 (10 11) after 1 2 3 4; branch 2 (12 13 14) after 1 2; padding.
-    tokens = jnp.array([[1, 2, 3, 4, 10, 11, 12, 13, 14, 0]])
-    segment = jnp.array([[1, 1, 1, 1, 1, 1, 1, 1, 1, 0]])
-    branch = jnp.array([[0, 0, 0, 0, 1, 1, 2, 2, 2, 0]])
-    attach = jnp.array([[0, 0, 0, 0, 4, 4, 2, 2, 2, 0]])
-    positions = jnp.array([[0, 1, 2, 3, 4, 5, 2, 3, 4, 0]])
-    mask = qwen3.branch_mask(segment, branch, attach)
-    together, _ = forward(model, model.embed(tokens), positions, mask)
+    tokens = np.array([[1, 2, 3, 4, 10, 11, 12, 13, 14, 0]])
+    segment = np.array([[1, 1, 1, 1, 1, 1, 1, 1, 1, 0]])
+    branch = np.array([[0, 0, 0, 0, 1, 1, 2, 2, 2, 0]])
+    attach = np.array([[0, 0, 0, 0, 4, 4, 2, 2, 2, 0]])
+    positions = np.array([[0, 1, 2, 3, 4, 5, 2, 3, 4, 0]])
+    mask = jax.jit(qwen3.branch_mask)(segment, branch, attach)
+    together, _ = forward(model, tokens, positions, mask)
     first = hidden_of(model, [[1, 2, 3, 4, 10, 11]], [[1] * 6])
     second = hidden_of(model, [[1, 2, 12, 13, 14]], [[1] * 5])
     close(together[:, :6], first)
@@ -219,47 +227,46 @@ TOKENS = [[0, 0, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8]]
 
 @pytest.mark.parametrize("chunks", [(8,), (5, 3), (1, 4, 1, 2), (1,) * 8])
 def test_cache_in_chunks_equals_no_cache(model, chunks):
-    segment, tokens = jnp.array(SEGMENT), jnp.array(TOKENS)
-    mask = qwen3.causal_mask(segment)
+    segment, tokens = np.array(SEGMENT), np.array(TOKENS)
+    mask = np.asarray(causal_mask(segment))
     cache, start, parts = KVCache.empty(CONFIG, 2, 11), 0, []
     for chunk in chunks:
         rows = slice(start, start + chunk)
         positions = counted(segment)[:, rows]
         hidden, cache = forward(
-            model, model.embed(tokens[:, rows]), positions, mask[:, rows, : rows.stop], cache
+            model, tokens[:, rows], positions, mask[:, rows, : rows.stop], cache
         )
         parts.append(hidden)
         start += chunk
     assert int(cache.length) == 8
-    close(jnp.concatenate(parts, axis=1), hidden_of(model, TOKENS, SEGMENT))
+    close(np.concatenate(parts, axis=1), hidden_of(model, TOKENS, SEGMENT))
 
 
 def test_extended_cache_continues_the_same_text(model):
-    segment, tokens = jnp.array(SEGMENT), jnp.array(TOKENS)
-    mask, positions = qwen3.causal_mask(segment), counted(segment)
+    segment, tokens = np.array(SEGMENT), np.array(TOKENS)
+    mask, positions = np.asarray(causal_mask(segment)), counted(segment)
     cache = KVCache.empty(CONFIG, 2, 5)
-    _, cache = forward(model, model.embed(tokens[:, :5]), positions[:, :5], mask[:, :5, :5], cache)
+    _, cache = forward(model, tokens[:, :5], positions[:, :5], mask[:, :5, :5], cache)
     cache = cache.extended(8)
-    hidden, cache = forward(model, model.embed(tokens[:, 5:]), positions[:, 5:], mask[:, 5:], cache)
+    hidden, cache = forward(model, tokens[:, 5:], positions[:, 5:], mask[:, 5:], cache)
     close(hidden, hidden_of(model, TOKENS, SEGMENT)[:, 5:])
 
 
 def test_beams_share_one_prompt_by_their_masks(model):
     # The prompt is 1 2 3; each step adds one token of each of two beams to one row of the cache.
-    prompt, beams = jnp.array([[1, 2, 3]]), [[10, 12], [11, 13]]
+    prompt, beams = np.array([[1, 2, 3]]), [[10, 12], [11, 13]]
     size = 7
     masks = np.zeros((2, 1, 2, size), bool)
     for step in range(2):
         for beam in range(2):
             masks[step, 0, beam, :3] = True
             masks[step, 0, beam, [3 + 2 * past + beam for past in range(step + 1)]] = True
-    mask = qwen3.causal_mask(jnp.ones((1, 3), jnp.int32))
+    mask = causal_mask(np.ones((1, 3), np.int32))
     cache = KVCache.empty(CONFIG, 1, size)
-    _, cache = forward(model, model.embed(prompt), jnp.arange(3)[None], mask, cache)
+    _, cache = forward(model, prompt, np.arange(3)[None], mask, cache)
     for step in range(2):
-        positions = jnp.full((1, 2), 3 + step)
-        embeddings = model.embed(jnp.array([beams[step]]))
-        hidden, cache = forward(model, embeddings, positions, jnp.array(masks[step]), cache)
+        positions, tokens = np.full((1, 2), 3 + step), np.array([beams[step]])
+        hidden, cache = forward(model, tokens, positions, masks[step], cache)
     for beam in range(2):
         alone = hidden_of(model, [[1, 2, 3, beams[0][beam], beams[1][beam]]], [[1] * 5])
         close(hidden[:, beam], alone[:, -1])
@@ -267,9 +274,8 @@ def test_beams_share_one_prompt_by_their_masks(model):
 
 def test_cache_keeps_its_dtype(model):
     cache = KVCache.empty(CONFIG, 1, 4, "bfloat16")
-    mask = jnp.ones((1, 1, 1), bool)
-    embeddings = model.embed(jnp.array([[3]]))
-    hidden, cache = forward(model, embeddings, jnp.zeros((1, 1), int), mask, cache)
+    mask, positions = np.ones((1, 1, 1), bool), np.zeros((1, 1), int)
+    hidden, cache = forward(model, np.array([[3]]), positions, mask, cache)
     assert cache.keys.dtype == jnp.bfloat16 and hidden.dtype == jnp.float32
     assert int(cache.length) == 1
     assert bool((cache.keys[:, :, 0] != 0).all()) and bool((cache.keys[:, :, 1:] == 0).all())
@@ -277,10 +283,10 @@ def test_cache_keeps_its_dtype(model):
 
 def test_full_cache_refuses_more_rows(model):
     cache = KVCache.empty(CONFIG, 1, 3)
-    embeddings, mask = model.embed(jnp.array([[1, 2]])), jnp.ones((1, 2, 3), bool)
-    _, cache = model(embeddings, jnp.array([[0, 1]]), mask, cache)
+    tokens, mask = np.array([[1, 2]]), np.ones((1, 2, 3), bool)
+    _, cache = forward(model, tokens, np.array([[0, 1]]), mask, cache)
     with pytest.raises(ValueError, match=r"2 new rows after 2 .* cache of 3; .*extended\(4\)"):
-        model(embeddings, jnp.array([[2, 3]]), mask, cache)
+        model(model.embed(tokens), np.array([[2, 3]]), mask, cache)
     with pytest.raises(ValueError, match="size=2 is below the cache's 3 rows"):
         cache.extended(2)
 
@@ -292,7 +298,7 @@ def test_full_cache_refuses_more_rows(model):
 def loss_and_gradients_of(config):
     """A compiled function of a key of dropout, or None."""
     graph, params = nnx.split(made(config))
-    tokens, mask = jnp.array(TOKENS), qwen3.causal_mask(jnp.array(SEGMENT))
+    tokens, mask = np.array(TOKENS), causal_mask(np.array(SEGMENT))
 
     def loss(params, key):
         model = nnx.merge(graph, params)
@@ -336,13 +342,12 @@ def test_remat_recomputes_the_products_that_it_names(remat, again):
 
 
 def test_scanned_layers_equal_a_loop(model):
-    segment = jnp.array(SEGMENT)
-    mask = qwen3.causal_mask(segment)
-    rotary = attention.rotary_angles(counted(segment), CONFIG.head_dim, CONFIG.rope_theta)
-    x = model.embed(jnp.array(TOKENS))
+    mask = causal_mask(np.array(SEGMENT))
+    rotary = rotary_angles(counted(SEGMENT), CONFIG.head_dim, CONFIG.rope_theta)
+    x = model.embed(np.array(TOKENS))
     for layer in range(CONFIG.num_layers):
-        weights = {name: weight[layer] for name, weight in model.layers.items()}
-        x, _ = qwen3.block(CONFIG, weights, x, rotary, mask, None, layer, None)
+        weights = {name: np.asarray(weight[...])[layer] for name, weight in model.layers.items()}
+        x, _ = layer_block(CONFIG, weights, x, rotary, mask, None, layer, None)
     x = attention.rms_norm(x, model.final_norm[...], CONFIG.norm_eps)
     close(x, hidden_of(model, TOKENS, SEGMENT))
 
@@ -368,12 +373,11 @@ def test_dropout_keeps_the_mean_and_drops_its_share():
 def test_bfloat16_computes_near_float32_with_logits_in_float32():
     narrow = dataclasses.replace(CONFIG, dtype="bfloat16", param_dtype="bfloat16")
     model, narrow = made(CONFIG), made(narrow)
-    mask, positions = qwen3.causal_mask(jnp.array(SEGMENT)), counted(SEGMENT)
-    tokens = jnp.array(TOKENS)
-    wide = model.logits(forward(model, model.embed(tokens), positions, mask)[0])
-    hidden, _ = forward(narrow, narrow.embed(tokens), positions, mask)
-    assert hidden.dtype == jnp.bfloat16 and narrow.logits(hidden).dtype == jnp.float32
-    assert float(jnp.abs(narrow.logits(hidden) - wide).max()) < 0.1
+    mask, positions, tokens = causal_mask(np.array(SEGMENT)), counted(SEGMENT), np.array(TOKENS)
+    wide = logits(model, forward(model, tokens, positions, mask)[0])
+    hidden, _ = forward(narrow, tokens, positions, mask)
+    assert hidden.dtype == jnp.bfloat16 and logits(narrow, hidden).dtype == jnp.float32
+    assert np.abs(np.asarray(logits(narrow, hidden)) - np.asarray(wide)).max() < 0.1
 
 
 def test_program_does_not_grow_with_depth():

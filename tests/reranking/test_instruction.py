@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from small_ranker import batch, lists, no_features, ranker, variants
+from small_ranker import batch, lists, make_ranker, no_features, variants
 from small_recommender import CONFIG as SMALL
 from small_recommender import NUM_ITEMS, WORDS, recommender
 
@@ -22,12 +22,12 @@ CONFIG = dataclasses.replace(SMALL, num_beams=30, num_retrieved=NUM_ITEMS, sigma
 def rankers(request):
     """A ranker with prefixes of some depth, and one that ranks all items by one softmax."""
     model, tables = recommender(has_item_head=True)
-    return [ranker(model, tables, depth, CONFIG) for depth in (request.param, 0)]
+    return [make_ranker(model, tables, depth, CONFIG) for depth in (request.param, 0)]
 
 
-def naive(made, prompts) -> np.ndarray:
+def naive(ranker, prompts) -> np.ndarray:
     """[N, I]: instruction_score of every item, from the log-probabilities of all items."""
-    found = lists(made, prompts, NUM_ITEMS)
+    found = lists(ranker, prompts, NUM_ITEMS)
     scores = np.zeros((len(found.items), NUM_ITEMS))
     for row, items in enumerate(found.items):
         log_p = np.zeros(NUM_ITEMS)
@@ -37,11 +37,11 @@ def naive(made, prompts) -> np.ndarray:
 
 
 def test_instruction_score_is_below_0_for_items_e_times_less_likely_than_typical(rankers):
-    made, whole = rankers
+    ranker, whole = rankers
     expected = naive(whole, batch())
     assert (expected == 0).any() and (expected < -0.5).any()
     items = np.random.default_rng(0).permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)
-    found = made.instruction_scores(made.read_instructions(NO_TEXTS, batch()), items)
+    found = ranker.instruction_scores(ranker.read_instructions(NO_TEXTS, batch()), items)
     np.testing.assert_allclose(
         found[..., 0], np.take_along_axis(expected, items, axis=1), atol=1e-4
     )
@@ -49,14 +49,14 @@ def test_instruction_score_is_below_0_for_items_e_times_less_likely_than_typical
 
 
 def test_instruction_score_enters_the_ranking_with_its_weight(rankers):
-    made, whole = rankers
+    ranker, whole = rankers
     instructions = batch(seed=5)
     inputs = RankingInputs(
         features=no_features(3),
-        instruction=made.read_instructions(NO_TEXTS, instructions),
+        instruction=ranker.read_instructions(NO_TEXTS, instructions),
         weights=np.array([[0.5, 0.5, 0.7, 2.0]], np.float32),
     )
-    plain, found = variants(made, batch(), NUM_ITEMS, [RankingInputs(), inputs])
+    plain, found = variants(ranker, batch(), NUM_ITEMS, [RankingInputs(), inputs])
     expected = naive(whole, instructions)
     for row in range(3):
         log_p = np.full(NUM_ITEMS, -np.inf)
@@ -69,12 +69,12 @@ def test_instruction_score_enters_the_ranking_with_its_weight(rankers):
 
 
 def test_the_batch_size_changes_no_instruction_score(rankers):
-    made, _ = rankers
+    ranker, _ = rankers
     model, tables = recommender(has_item_head=True)
-    other = ranker(model, tables, 0, dataclasses.replace(CONFIG, batch_size=3))
+    other = make_ranker(model, tables, 0, dataclasses.replace(CONFIG, batch_size=3))
     items = np.tile(np.arange(NUM_ITEMS), (3, 1))
     found = [
-        r.instruction_scores(r.read_instructions(NO_TEXTS, batch()), items) for r in (made, other)
+        r.instruction_scores(r.read_instructions(NO_TEXTS, batch()), items) for r in (ranker, other)
     ]
     np.testing.assert_allclose(*found, atol=1e-5)
 
@@ -84,11 +84,11 @@ def test_the_batch_size_changes_no_instruction_score(rankers):
 def test_lexical_match_raises_the_items_that_have_the_words(depth, is_answered):
     """It holds with and without the answer of the network. 3 requests are read in batches of 2."""
     model, tables = recommender(has_item_head=True)
-    made = ranker(model, tables, depth, CONFIG, lexical=WORDS)
+    ranker = make_ranker(model, tables, depth, CONFIG, lexical=WORDS)
     texts = ["find b for me", "red number7", "surprise me"]
-    instruction = made.read_instructions(texts, batch(seed=5) if is_answered else None)
+    instruction = ranker.read_instructions(texts, batch(seed=5) if is_answered else None)
     items = np.random.default_rng(0).permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)
-    answer, words = np.moveaxis(made.instruction_scores(instruction, items), -1, 0)
+    answer, words = np.moveaxis(ranker.instruction_scores(instruction, items), -1, 0)
     assert answer.any() == is_answered
     trust = WORDS.trust[WORDS.numbers["b"]]
     np.testing.assert_allclose(words[0], np.where(items[0] % 3 == 1, 0, -trust), atol=1e-6)
@@ -96,7 +96,7 @@ def test_lexical_match_raises_the_items_that_have_the_words(depth, is_answered):
     np.testing.assert_array_equal(words[2], 0)
     weights = np.array([[0.0, 0.0, 0.0, 100.0]], np.float32)
     inputs = RankingInputs(features=no_features(3), instruction=instruction, weights=weights)
-    plain, found = variants(made, batch(), NUM_ITEMS, [RankingInputs(), inputs])
+    plain, found = variants(ranker, batch(), NUM_ITEMS, [RankingInputs(), inputs])
     assert (found.items[0, : NUM_ITEMS // 3] % 3 == 1).all() and found.items[1, 0] == 7
     np.testing.assert_array_equal(found.items[2], plain.items[2])
 
@@ -129,14 +129,14 @@ def test_an_item_that_a_feature_raises_is_a_candidate_at_any_distance(depth, fea
             num_retrieved=retrieved,
             retrieval=how,
         )
-        made = ranker(model, tables, depth, config, lexical=WORDS)
-        instruction = made.read_instructions(["red b", "number7", "surprise me"], batch(seed=5))
+        ranker = make_ranker(model, tables, depth, config, lexical=WORDS)
+        instruction = ranker.read_instructions(["red b", "number7", "surprise me"], batch(seed=5))
         inputs = RankingInputs(
             features=features, trending=table, instruction=instruction, weights=weights
         )
-        first = variants(made, batch(), 2, [inputs])[0].items[:, :1]
+        first = variants(ranker, batch(), 2, [inputs])[0].items[:, :1]
         firsts.append(first)
-        scores.append(made.instruction_scores(instruction, first)[..., 0])
+        scores.append(ranker.instruction_scores(instruction, first)[..., 0])
     if feature == "instruction_score":  # it prefers none of the items that fit
         np.testing.assert_allclose(*scores, atol=1e-6)
     else:
@@ -154,9 +154,9 @@ def test_a_large_catalogue_is_read_in_parts(depth, monkeypatch):
         for module in (prefix_scores, instruction_module):
             monkeypatch.setattr(module, "SCORES_A_STEP", entries)
         config = dataclasses.replace(CONFIG, temperature=0.11, batch_size=size)
-        made = ranker(model, tables, depth, config, lexical=WORDS)
-        instruction = made.read_instructions(texts, batch(seed=5))
+        ranker = make_ranker(model, tables, depth, config, lexical=WORDS)
+        instruction = ranker.read_instructions(texts, batch(seed=5))
         inputs = RankingInputs(features=no_features(3), instruction=instruction, weights=weights)
-        [ranked] = variants(made, batch(), 9, [inputs])
+        [ranked] = variants(ranker, batch(), 9, [inputs])
         found.append((instruction, ranked))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), *found)

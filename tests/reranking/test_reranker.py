@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from small_histories import histories_of, plain_data, plain_requests
-from small_ranker import ranker, variants
+from small_ranker import make_ranker, variants
 from small_recommender import CONFIG, NUM_ITEMS, prompts, recommender
 
 from sigma_jax.generation.beam import Prompts
@@ -111,17 +111,17 @@ def many_prompts(count: int, seed: int = 2) -> Prompts:
     return Prompts(**{name: np.resize(table, (count, *table.shape[1:])) for name, table in batch})
 
 
-def fit(histories, requests: Requests, made=None, instruction=None, **model_fields):
+def fit(histories, requests: Requests, ranker=None, instruction=None, **model_fields):
     """Weights and metrics, fitted on `requests`; the prompts are unrelated to the histories."""
-    if made is None:
-        made = ranker(*recommender(**model_fields), 1, GENERATION)
+    if ranker is None:
+        ranker = make_ranker(*recommender(**model_fields), 1, GENERATION)
     vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     tables = FeatureTables.make(plain_data(histories, NUM_ITEMS), vectors, 5)
     sigmas = sigmas_to_try(GENERATION, 1)
     configs = [dataclasses.replace(GENERATION, sigma=sigma) for sigma in sigmas]
     plain = [RankingInputs()] * len(configs)
-    answers = variants(made, many_prompts(len(requests)), 30 * 30, plain, configs)
+    answers = variants(ranker, many_prompts(len(requests)), 30 * 30, plain, configs)
     ranked = {
         sigma: (answer.items, answer.log_probs)
         for sigma, answer in zip(sigmas, answers, strict=True)
@@ -131,10 +131,10 @@ def fit(histories, requests: Requests, made=None, instruction=None, **model_fiel
         columns = tables.at(requests.take(rows), histories, candidates)
         if instruction is not None:
             inputs = jax.tree.map(lambda table: table[rows], instruction)
-            columns += list(np.moveaxis(made.instruction_scores(inputs, candidates), -1, 0))
+            columns += list(np.moveaxis(ranker.instruction_scores(inputs, candidates), -1, 0))
         return columns
 
-    has_task_head = made.generator.has_task_head
+    has_task_head = ranker.generator.has_task_head
     return fit_reranker(ranked, requests, features_of, None, has_task_head)
 
 
@@ -169,10 +169,10 @@ def test_trending_has_a_positive_weight_only_if_trends_are_followed():
 def test_instruction_score_has_a_weight_only_if_users_take_items_that_fit():
     histories = histories_of([[[i % 30], [(i + 1) % 30], [(i + 2) % 30]] for i in range(REQUESTS)])
     requests = plain_requests(histories).take(np.arange(REQUESTS))
-    made = ranker(*recommender(has_item_head=True), 1, GENERATION)
-    instruction = made.read_instructions([""] * REQUESTS, many_prompts(REQUESTS, seed=5))
+    ranker = make_ranker(*recommender(has_item_head=True), 1, GENERATION)
+    instruction = ranker.read_instructions([""] * REQUESTS, many_prompts(REQUESTS, seed=5))
     items = np.tile(np.arange(NUM_ITEMS), (REQUESTS, 1))
-    is_fitting = made.instruction_scores(instruction, items)[..., 0] == 0
+    is_fitting = ranker.instruction_scores(instruction, items)[..., 0] == 0
     assert 0.05 < is_fitting.mean() < 0.9
     rng = np.random.default_rng(0)
     fitting = [rng.choice(np.flatnonzero(row)) for row in is_fitting]
@@ -180,7 +180,7 @@ def test_instruction_score_has_a_weight_only_if_users_take_items_that_fit():
     weights = []
     for target, given in ((fitting, instruction), (random, instruction), (fitting, None)):
         with_target = dataclasses.replace(requests, target=np.array(target, np.int32))
-        fitted_weights, _ = fit(histories, with_target, made, given)
+        fitted_weights, _ = fit(histories, with_target, ranker, given)
         weights.append(fitted_weights.of["instruction_score"][0])
     assert weights[0] > 0.3 and weights[1] < weights[0] / 2 and weights[2] == 0
 
