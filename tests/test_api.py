@@ -7,6 +7,7 @@ import pytest
 
 import sigma_jax
 from sigma_jax.recommender.recommender import RecommendOptions
+from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION
 from sigma_jax.recommender.workdir import load_workdir
 
 
@@ -19,6 +20,16 @@ def test_a_trained_workdir_answers_from_python_in_two_lines(trained):
     found = opened.recommender.recommend(batch, RecommendOptions(3))
     ids = opened.data.catalogue.ids(found.items[0])
     assert [item["item_id"] for item in answer["items"]] == list(ids)
+    assert recommender.recommend([]) == []
+
+
+def test_a_request_without_an_instruction_says_the_default_one(trained):
+    recommender = sigma_jax.load_recommender(trained[1])
+    [without] = recommender.recommend([{"user_id": "u1"}], count=3)
+    [default] = recommender.recommend(
+        [{"user_id": "u1", "instruction": DEFAULT_INSTRUCTION}], count=3
+    )
+    assert without == default
 
 
 def test_fields_of_a_config_are_set_by_name_and_unknown_ones_are_named():

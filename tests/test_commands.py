@@ -334,6 +334,7 @@ def test_other_settings_name_every_folder_to_delete(
     assert ran == stages
 
 
+@pytest.mark.slow
 def test_another_reranker_is_fitted_without_training_again(tables_folder, workdir, monkeypatch):
     metrics = workdir / "train" / "sft" / "metrics.jsonl"
     before = metrics.read_text()
@@ -383,6 +384,10 @@ def get_config(preset="tiny"):
             "use another --workdir or delete RUN/sft RUN/train/sft and run again.",
         ),
         (["evaluate", "--config=CONFIG", "--workdir=NEW"], "NEW/sft/manifest.json is missing; run"),
+        (
+            ["recommend", "--workdir=RUN", "--users=u.jsonl", "--output=found.jsonl"],
+            "--users and --output need --export=FOLDER; make an export with `sigma export`.",
+        ),
     ],
 )
 def test_commands_end_with_one_line_and_status_1(workdir, tables_folder, words, message):

@@ -50,6 +50,8 @@ def test_data_card_names_counts_checksums_and_examples(config, tmp_path):
     assert card["split"]["users_with_test_target"] == 40
     assert card["users_without_history"] == 1
     assert card["unavailable"] == {}
+    page = (tmp_path / "data" / "card.md").read_text()
+    assert page.endswith("\n") and "## Warnings\n\nNone.\n" in page
 
 
 def test_preset_files_takes_tables_without_title_and_category(config, tmp_path):
@@ -64,6 +66,10 @@ def test_preset_files_takes_tables_without_title_and_category(config, tmp_path):
     config.data.memory_limit, config.data.threads = "500MB", 1
     card = prepare_workdir(config, tmp_path).metrics
     assert card["items"] == 2
+    page = (tmp_path / "data" / "card.md").read_text()
+    assert "| items | 2 |" in page and "| interactions | 4 |" in page
+    assert "- every interaction is a session of its own;" in page  # there is no session_id
+    assert f"| Query | {card['unavailable']['Query']} |" in page
     assert PreparedData.load(tmp_path / "data").catalogue.titles([0, 1]) == ["tea pot", "cup"]
 
 

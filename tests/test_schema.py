@@ -84,9 +84,7 @@ def test_queries_and_themes_are_none_without_files(tmp_path):
 
 def test_unknown_user_is_named(prepared):
     assert prepared.users.row("u05") == 5
-    with pytest.raises(
-        ValueError, match=r"user 'nobody' is not in the data; check --user, or"
-    ):
+    with pytest.raises(ValueError, match=r"user 'nobody' is not in the data; check --user, or"):
         prepared.users.row("nobody")
 
 

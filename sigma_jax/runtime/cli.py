@@ -136,9 +136,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         message = str(error.args[0] if error.args else error).splitlines()[0]
         if "--config must have a value" in message:
-            message = (
-                "--config is missing; give file and preset: --config=configs/sft.py:local."
-            )
+            message = "--config is missing; give file and preset: --config=configs/sft.py:local."
         raise ValueError(message) from error
 
 

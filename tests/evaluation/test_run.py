@@ -54,6 +54,7 @@ def settings(trained, ranker="three_step", **changes) -> EvaluationConfig:
     return to_dataclass(EvaluationConfig, fields | changes)
 
 
+@pytest.mark.slow
 def test_the_three_step_ranker_is_evaluated_with_other_fusions(trained, workdir):
     results = compute_results(workdir, settings(trained), 0)
     assert set(results["methods"]) >= FUSIONS

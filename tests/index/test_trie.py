@@ -17,6 +17,8 @@ from sigma_jax.index.trie_build import (
 )
 
 STEP = jax.jit(children, static_argnums=1)
+LEAVES = jax.jit(leaves_of)
+HAS_NODES = jax.jit(lambda active, nodes: active.has_nodes(nodes))
 
 
 def walk(trie: Trie, active=None) -> list[tuple[tuple[int, ...], int]]:
@@ -25,14 +27,18 @@ def walk(trie: Trie, active=None) -> list[tuple[tuple[int, ...], int]]:
     for level in range(trie.depth):
         nodes = np.full(64, -1, np.int32)
         nodes[: len(paths)] = [node for _, node in paths]
-        step = [array[: len(paths)] for array in jax.device_get(STEP(trie, level, nodes))]
+        codes, below, is_child = jax.device_get(STEP(trie, level, nodes))
+        if active is not None:
+            is_child = is_child & np.asarray(HAS_NODES(active, below))
         paths = [
-            ((*path, int(code)), int(node))
-            for (path, _), row in zip(paths, zip(*step, strict=True), strict=True)
-            for code, node, ok in zip(*row, strict=True)
-            if ok and (active is None or active.has_nodes(node))
+            ((*path, int(codes[row, column])), int(below[row, column]))
+            for row, (path, _) in enumerate(paths)
+            for column in np.flatnonzero(is_child[row])
         ]
-    return [(path, int(leaves_of(trie, np.int32(node)))) for path, node in paths]
+    nodes = np.full(64, -1, np.int32)
+    nodes[: len(paths)] = [node for _, node in paths]
+    leaves = np.asarray(LEAVES(trie, nodes))
+    return [(path, int(leaf)) for (path, _), leaf in zip(paths, leaves, strict=False)]
 
 
 @st.composite
@@ -140,7 +146,7 @@ def test_paths_are_right_for_extreme_levels_and_codebooks(levels, size):
 
 def test_an_absent_beam_has_no_children():
     trie = build_trie(np.int32([[0, 0], [0, 1]]), 2, 2)
-    codes, nodes, is_valid = children(trie, 0, np.int32([-1, 0]))
+    codes, nodes, is_valid = STEP(trie, 0, np.int32([-1, 0]))
     assert is_valid.tolist() == [[False], [True]]
     assert codes.tolist() == [[-1], [0]] and nodes.tolist() == [[-1], [1]]
 
@@ -182,9 +188,7 @@ def test_a_catalogue_that_grows_a_little_keeps_its_shapes():
     for trie, rows in ((first, codes), (second, more)):
         plain = build_trie(rows, 4, 30)
         nodes = np.arange(plain.level_start[2], plain.level_start[3], dtype=np.int32)
-        for found, expected in zip(
-            children(trie, 2, nodes), children(plain, 2, nodes), strict=True
-        ):
+        for found, expected in zip(STEP(trie, 2, nodes), STEP(plain, 2, nodes), strict=True):
             width = expected.shape[1]
             np.testing.assert_array_equal(found[:, :width], expected)
         assert (trie.num_leaves, trie.num_items) == (plain.num_leaves, len(rows))
@@ -195,7 +199,7 @@ def test_child_of_finds_the_child_of_each_code():
     trie = build_trie(codes, 3, 9)
     for level in range(3):
         nodes = np.arange(trie.level_start[level], trie.level_start[level + 1], dtype=np.int32)
-        found_codes, found, is_valid = (np.asarray(a) for a in children(trie, level, nodes))
+        found_codes, found, is_valid = (np.asarray(a) for a in STEP(trie, level, nodes))
         is_valid = is_valid & (np.diff(trie.edge_start)[nodes] > 0)[:, None]  # without tails
         above = np.broadcast_to(nodes[:, None], found.shape)[is_valid]
         np.testing.assert_array_equal(child_of(trie, above, found_codes[is_valid]), found[is_valid])

@@ -32,8 +32,10 @@ def test_attention_and_its_gradients_are_those_of_the_formula(heads):
     def total(function):
         return lambda *x: (function(*x, mask) * weight).sum()
 
-    actual = jax.value_and_grad(total(attend), (0, 1, 2))(*arrays)
-    expected = jax.value_and_grad(total(naive), (0, 1, 2))(*arrays)
+    actual, expected = (
+        jax.jit(jax.value_and_grad(total(function), (0, 1, 2)))(*arrays)
+        for function in (attend, naive)
+    )
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
@@ -41,10 +43,11 @@ def test_attention_and_its_gradients_are_those_of_the_formula(heads):
 def test_gradients_keep_16_bits():
     arrays = draw((1, 3, 2, 4), (1, 3, 2, 4), (1, 3, 2, 4), dtype=jnp.bfloat16)
     mask = jnp.ones((1, 3, 3), bool)
-    grads = jax.grad(lambda *x: attend(*x, mask).astype(jnp.float32).sum(), (0, 1, 2))(*arrays)
+    total = lambda *x: attend(*x, mask).astype(jnp.float32).sum()  # noqa: E731
+    grads = jax.jit(jax.grad(total, (0, 1, 2)))(*arrays)
     assert {grad.dtype for grad in grads} == {jnp.dtype(jnp.bfloat16)}
     wide = [x.astype(jnp.float32) for x in arrays]
-    expected = jax.grad(lambda *x: naive(*x, mask).sum(), (0, 1, 2))(*wide)
+    expected = jax.jit(jax.grad(lambda *x: naive(*x, mask).sum(), (0, 1, 2)))(*wide)
     for one, other in zip(grads, expected, strict=True):
         np.testing.assert_allclose(one.astype(jnp.float32), other, atol=0.05)
 
@@ -56,12 +59,15 @@ def test_gradients_keep_16_bits():
 )
 def test_matmul_and_its_gradients_are_those_of_tensordot(x, weight, axes):
     arrays = draw(x, weight)
-    expected = jax.vjp(lambda *both: jnp.tensordot(*both, axes), *arrays)
-    actual = jax.vjp(lambda *both: matmul(*both, axes), *arrays)
-    [cotangent] = draw(expected[0].shape)
-    for one, other in zip(
-        jax.tree.leaves((actual[0], actual[1](cotangent))),
-        jax.tree.leaves((expected[0], expected[1](cotangent))),
-        strict=True,
-    ):
+    [cotangent] = draw(jax.eval_shape(lambda *both: jnp.tensordot(*both, axes), *arrays).shape)
+
+    def product_and_gradients(function):
+        def run(*both):
+            product, pullback = jax.vjp(lambda *both: function(*both, axes), *both)
+            return product, pullback(cotangent)
+
+        return jax.tree.leaves(jax.jit(run)(*arrays))
+
+    both = (product_and_gradients(function) for function in (matmul, jnp.tensordot))
+    for one, other in zip(*both, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

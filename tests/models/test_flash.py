@@ -28,8 +28,8 @@ def make(shape, dtype: str):
     segment = np.sort(rng.integers(0, 4, (B, T)), axis=1).astype(np.int32)  # 0 sees no key
     branch = np.where(rng.random((B, T)) < 0.5, rng.integers(1, 4, (B, T)), 0)
     attach = rng.integers(0, T, (B, T))
-    mask = branch_mask(*map(jnp.asarray, (segment, branch, attach)))
-    assert not bool(mask.any(axis=-1).all())
+    mask = jax.jit(branch_mask)(segment, branch, attach)
+    assert not np.asarray(mask).any(axis=-1).all()
     return queries, keys, values, mask, jnp.asarray(rng.normal(size=(B, T, N, H)), jnp.float32)
 
 
@@ -48,8 +48,8 @@ def by_attend(queries, keys, values, mask, angles, scales=None):
 
 
 def angles_of(shape):
-    positions = jnp.arange(shape[1])[None] % 50 + jnp.arange(shape[0])[:, None]
-    return rotary_angles(positions, shape[-1], 1e4)
+    positions = np.arange(shape[1])[None] % 50 + np.arange(shape[0])[:, None]
+    return jax.jit(rotary_angles, static_argnums=(1, 2))(positions, shape[-1], 1e4)
 
 
 @pytest.mark.parametrize("scores", [flash.SCORES, 1])
@@ -71,23 +71,23 @@ def test_values_and_gradients_are_those_of_attend(monkeypatch, shape, has_norm, 
             return (mixed * weights).sum(), mixed
 
         arguments = tuple(range(len(inputs)))
-        return jax.value_and_grad(total, arguments, has_aux=True)(*inputs)
+        return jax.jit(jax.value_and_grad(total, arguments, has_aux=True))(*inputs)
 
     (_, actual), gradients = run(by_kernel)
     (_, expected), expected_gradients = run(by_attend)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
-    sees_no_key = ~np.asarray(mask.any(axis=-1))
+    sees_no_key = ~np.asarray(mask).any(axis=-1)
     assert not np.asarray(actual)[sees_no_key].any()
     for one, other in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-6 * float(abs(other).max()) + 2e-5)
+        np.testing.assert_allclose(one, other, atol=2e-6 * np.abs(other).max() + 2e-5)
 
 
 def test_sixteen_bits_stay_sixteen_bits():
     *inputs, mask, _ = make(SHAPES[0], "bfloat16")
-    actual = by_kernel(*inputs, mask, angles_of(SHAPES[0]))
+    actual = jax.jit(by_kernel)(*inputs, mask, angles_of(SHAPES[0]))
     assert actual.dtype == jnp.bfloat16
     wide = [array.astype(jnp.float32) for array in inputs]
-    expected = by_attend(*wide, mask, angles_of(SHAPES[0]))
+    expected = jax.jit(by_attend)(*wide, mask, angles_of(SHAPES[0]))
     np.testing.assert_allclose(actual.astype(jnp.float32), expected, atol=0.03)
 
 
@@ -103,12 +103,12 @@ def test_the_kernel_fills_a_cache_like_plain_attention(monkeypatch):
     scales = model.layers["key_norm"]
     # So that a missing norm changes the result.
     scales[...] = scales[...] * jnp.linspace(0.5, 2.0, 128)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 20, (2, 132)))
-    positions = jnp.broadcast_to(jnp.arange(132), tokens.shape)
-    segment = (positions < jnp.array([[130], [90]])).astype(jnp.int32)
-    mask, results, calls = causal_mask(segment), {}, []
-    new_mask = jnp.broadcast_to(jnp.tri(2, dtype=bool), (2, 2, 2))
-    new_mask = jnp.concatenate([segment[:, None, :130].repeat(2, axis=1) > 0, new_mask], axis=-1)
+    tokens = np.random.default_rng(0).integers(0, 20, (2, 132))
+    positions = np.broadcast_to(np.arange(132), tokens.shape)
+    segment = (positions < np.array([[130], [90]])).astype(np.int32)
+    mask, results, calls = np.asarray(jax.jit(causal_mask)(segment)), {}, []
+    new_mask = np.broadcast_to(np.tri(2, dtype=bool), (2, 2, 2))
+    new_mask = np.concatenate([segment[:, None, :130].repeat(2, axis=1) > 0, new_mask], axis=-1)
 
     def interpreted(*arrays, **how):
         calls.append(arrays[0].shape)
@@ -117,11 +117,15 @@ def test_the_kernel_fills_a_cache_like_plain_attention(monkeypatch):
     monkeypatch.setattr(flash, "flash_attend", interpreted)
     for name, is_on_tpu in (("plain", False), ("kernel", True)):
         monkeypatch.setattr(attention, "on_tpu", functools.partial(bool, is_on_tpu))
-        prompt = [model.embed(tokens[:, :130]), positions[:, :130], mask[:, :130, :130]]
-        hidden, filled = model(*prompt, cache=cache)
-        new = [model.embed(tokens[:, 130:]), positions[:, 130:], new_mask]
-        new_hidden, _ = model(*new, cache=filled)
-        hidden = hidden * (segment[:, :130, None] > 0)
+
+        @jax.jit
+        def run(model, tokens, positions, mask, cache):
+            return model(model.embed(tokens), positions, mask, cache)
+
+        prompt = tokens[:, :130], positions[:, :130], mask[:, :130, :130]
+        hidden, filled = run(model, *prompt, cache)
+        new_hidden, _ = run(model, tokens[:, 130:], positions[:, 130:], new_mask, filled)
+        hidden = np.asarray(hidden, np.float32) * (segment[:, :130, None] > 0)
         results[name] = [hidden, filled.keys, filled.values, new_hidden]
     assert set(calls) == {(2, 130, 256)}
     for one, other in zip(results["kernel"], results["plain"], strict=True):

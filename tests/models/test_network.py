@@ -5,11 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_recommender import CODES, LEVELS, NUM_ITEMS, VOCABULARY, prompts, recommender
+from small_recommender import (
+    CODES,
+    LEVELS,
+    NUM_ITEMS,
+    VOCABULARY,
+    code_log_probs,
+    item_vectors,
+    prompts,
+    query_head_vector,
+    recommender,
+)
 
 from sigma_jax.models.item_encoder import ItemEncoder, ItemEncoderConfig
 from sigma_jax.models.network import TokenSpace
 from sigma_jax.models.weights import load_weights, save_weights
+
+
+@jax.jit
+def embed(model, tokens, items, tables):
+    return model.embed(tokens, items, tables)
 
 
 def test_token_space_is_without_holes_or_overlap():
@@ -24,11 +39,11 @@ def test_an_item_is_its_slot_plus_its_projected_fused_vector():
     space = model.space
     tokens = jnp.array([[3, space.code(1, 2), space.item_slot]])
     items = jnp.array([[-1, -1, 7]])
-    embedded = np.asarray(model.embed(tokens, items, tables))[0]
+    embedded = np.asarray(embed(model, tokens, items, tables))[0]
     table = np.asarray(model.sid_table[...])
     np.testing.assert_allclose(embedded[0], model.backbone.embed(tokens[:, :1])[0, 0], atol=1e-6)
     np.testing.assert_allclose(embedded[1], table[CODES + 2], atol=1e-6)
-    fused = np.asarray(model.item_vectors(jnp.array([7]), tables))[0] * 12**0.5
+    fused = np.asarray(item_vectors(model, tables))[7] * 12**0.5
     expected = table[LEVELS * CODES] + fused @ np.asarray(model.up_projection[...])
     np.testing.assert_allclose(embedded[2], expected, atol=1e-5)
 
@@ -46,7 +61,7 @@ def test_code_log_probs_are_log_softmax_over_the_level_or_the_full_vocabulary(fu
         logits = sid_logits[:, level * CODES : (level + 1) * CODES]
         pool = np.concatenate([text, sid_logits], axis=1) if full else logits
         expected = logits - np.log(np.exp(pool).sum(axis=1, keepdims=True))
-        np.testing.assert_allclose(model.code_log_probs(hidden, level), expected, atol=1e-5)
+        np.testing.assert_allclose(code_log_probs(model, hidden, level), expected, atol=1e-5)
         labels = model.code_labels(jnp.arange(CODES)[:, None].repeat(LEVELS, 1))[:, level]
         columns = model.code_logits(hidden[:, None].repeat(LEVELS, 1))[:, level]
         np.testing.assert_allclose(columns[:, labels], logits, atol=1e-5)
@@ -96,9 +111,8 @@ def test_padding_after_a_prompt_changes_nothing():
         size = prompt["tokens"].shape[1]
         is_token = prompt["is_token"]
         mask = np.tril(np.ones((size, size), bool)) & is_token[:, None] & is_token[:, :, None]
-        out, _ = model(
-            prompt["tokens"], prompt["items"], prompt["positions"], jnp.asarray(mask), tables
-        )
+        fields = (prompt[name] for name in ("tokens", "items", "positions"))
+        out, _ = jax.jit(lambda model, *inputs: model(*inputs))(model, *fields, mask, tables)
         hidden.append(np.asarray(out)[:, :5])
     np.testing.assert_allclose(hidden[0], hidden[1], atol=1e-5)
     assert NUM_ITEMS > batch["items"].max()
@@ -107,25 +121,27 @@ def test_padding_after_a_prompt_changes_nothing():
 def test_a_query_without_items_to_see_points_at_nothing():
     model, tables = recommender()
     hidden = jax.random.normal(jax.random.key(3), (2, 3, 16))
-    items = jnp.array([[4, -1, -1, 4], [-1, -1, -1, -1]])
-    nothing = model.query_head_vector(hidden, items, jnp.zeros((2, 3, 4), bool), tables)
-    everything = model.query_head_vector(hidden, items, jnp.ones((2, 3, 4), bool), tables)
+    items = np.array([[4, -1, -1, 4], [-1, -1, -1, -1]])
+    nothing, everything = (
+        np.asarray(query_head_vector(model, tables, hidden, items, np.full((2, 3, 4), is_seen)))
+        for is_seen in (False, True)
+    )
     plain, _ = recommender(copies_history=False)
     plain.query_head[...] = model.query_head[...]
-    expected = plain.query_head_vector(hidden, items, jnp.ones((2, 3, 4), bool), tables)
+    expected = query_head_vector(plain, tables, hidden, items, np.ones((2, 3, 4), bool))
     np.testing.assert_allclose(nothing, expected, atol=1e-6)
     np.testing.assert_allclose(everything[1], expected[1], atol=1e-6)
     # A visible item moves the query towards itself.
-    vector = np.asarray(model.item_vectors(jnp.array([4]), tables))[0]
+    vector = np.asarray(item_vectors(model, tables))[4]
     assert ((everything[0] - nothing[0]) @ vector > 0).all()
 
 
 def test_codes_start_at_the_mean_slot_of_their_items():
     model, tables = recommender()
-    codes, items = jnp.array([[0, 2, 1], [0, 3, 1], [4, 3, 1]]), jnp.array([5, 6, 7])
+    codes, items = np.array([[0, 2, 1], [0, 3, 1], [4, 3, 1]]), np.array([5, 6, 7])
     before = np.asarray(model.sid_table[...])
-    slots = np.asarray(model.item_vectors(items, tables) @ model.up_projection[...])
-    model.start_codes(codes, items, tables)
+    slots = np.asarray(item_vectors(model, tables))[items] @ np.asarray(model.up_projection[...])
+    model.start_codes(jnp.asarray(codes), jnp.asarray(items), tables)
     after = np.asarray(model.sid_table[...])
     for row, members in ((0, [0, 1]), (4, [2]), (CODES + 3, [1, 2]), (2 * CODES + 1, [0, 1, 2])):
         mean = slots[members].mean(axis=0)
@@ -141,6 +157,6 @@ def test_codes_start_at_the_mean_slot_of_their_items():
 def test_the_query_token_carries_the_code_before_it():
     model, tables = recommender()
     tokens = jnp.array([[2, model.space.code(0, 3), model.space.query]])
-    embedded = np.asarray(model.embed(tokens, jnp.full((1, 3), -1), tables))[0]
+    embedded = np.asarray(embed(model, tokens, np.full((1, 3), -1), tables))[0]
     query = np.asarray(model.sid_table[...])[-1]
     np.testing.assert_allclose(embedded[2], query + embedded[1], atol=1e-6)

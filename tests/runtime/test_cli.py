@@ -104,7 +104,7 @@ def test_a_run_that_was_stopped_has_not_failed(command):
         (["--config=tiny.py", "--config.train.steps=many"], "--config.train.steps=many"),
         (["--config.train.steps=3", "--config=tiny.py"], "put --config first"),
         (["--config=tiny.py", "--wrokdir=x"], "'wrokdir'"),
-        ([], "--config"),
+        ([], "--config is missing; give file and preset"),
         (["--config=tiny.py", "--config.path=items.csv"], "items.csv is no good; give another."),
         (["--config=tiny.py", "--config.path=missing"], "/nowhere/items.csv"),
     ],

@@ -66,6 +66,7 @@ def same_lists(bundle, rows, tmp_path):
     return found
 
 
+@pytest.mark.slow
 def test_an_index_is_exported_and_follows_the_catalogue(indexed, data, tmp_path):
     folder = Path(shutil.copytree(indexed, tmp_path / "folder"))
     bundle, rows = Bundle.open(folder), users_of(data, 12)

@@ -29,6 +29,7 @@ def shapes(arrays) -> dict:
     return {name: (tuple(array.shape), str(array.dtype)) for name, array in arrays.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"batch_negatives": 8}, {"constraint_weight": 0.0}])
 def test_shapes_are_those_of_a_training(trained, changes):
     task = make_task(trained, **changes)

@@ -62,6 +62,7 @@ def test_report_gives_hit_rates_of_every_task_there_is(task, model):
     assert all(0 <= value <= 1 for value in rates.values())
 
 
+@pytest.mark.slow
 def test_the_configured_ranker_stays_and_is_compared_with_the_other(trained, task, monkeypatch):
     """Metrics say whether beam search helps if the code head or the query head has a weight."""
     batch, model = task.fit_requests(), task.model(nnx.Rngs(0))
@@ -188,6 +189,7 @@ def test_with_lora_the_saved_backbone_is_that_of_grounding_plus_the_adapters(tra
         assert not np.array_equal(getattr(start, name)[...], getattr(moved, name)[...])
 
 
+@pytest.mark.slow
 def test_lora_in_16_bits_is_folded_before_anything_is_fitted(trained, tmp_path, monkeypatch):
     """Item vectors, head weights and reranker belong to the weights that are saved."""
     config, _ = trained
