@@ -68,12 +68,14 @@ def test_the_three_step_ranker_is_evaluated_with_other_fusions(trained, workdir)
     assert "constant sigma" in render_table(results | {"run": results["run"] | {"num_beams": 4}})
 
 
+@pytest.mark.slow
 def test_the_exhaustive_ranker_has_nothing_to_fuse(trained, workdir):
     results = compute_results(workdir, settings(trained, "exhaustive"), 0)
     assert results["ranker"] == "exhaustive"
     assert not FUSIONS & set(results["methods"]) and results["constant_sigma"] is None
 
 
+@pytest.mark.slow
 def test_the_constant_is_chosen_with_the_model_before_its_refit(trained, workdir, monkeypatch):
     before = workdir / "sft" / BEFORE_REFIT
     shutil.copytree(workdir / "sft", before)
@@ -89,6 +91,7 @@ def test_the_constant_is_chosen_with_the_model_before_its_refit(trained, workdir
     assert chosen_by == [0.25]
 
 
+@pytest.mark.slow
 def test_settings_that_were_fitted_on_the_evaluated_split_give_warnings(trained, workdir):
     warnings = compute_results(workdir, settings(trained, split="valid"), 0)["warnings"]
     assert any("constant sigma was chosen on requests of this split" in w for w in warnings)

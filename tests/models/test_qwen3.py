@@ -313,7 +313,7 @@ def loss_and_gradients(config, key=None):
 
 
 @pytest.mark.parametrize("remat", ["layer", "attention", "light"])
-@pytest.mark.parametrize("lora", [None, LoraConfig(2, 8.0)])
+@pytest.mark.parametrize("lora", [None, pytest.param(LoraConfig(2, 8.0), marks=pytest.mark.slow)])
 def test_recomputing_layers_changes_no_gradient(remat, lora):
     plain = loss_and_gradients(dataclasses.replace(CONFIG, lora=lora))
     again = loss_and_gradients(dataclasses.replace(CONFIG, lora=lora, remat=remat))
