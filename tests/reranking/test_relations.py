@@ -13,7 +13,14 @@ from sigma_jax.reranking.covisitation import SMOOTHING, count_covisits, stronges
 from sigma_jax.reranking.ease import fit_ease
 from sigma_jax.reranking.embedding_neighbours import nearest_items
 from sigma_jax.reranking.features import ItemFeatures
-from sigma_jax.reranking.relations import HISTORY_FEATURES, PADDING, RELATIONS, Relations, values_at
+from sigma_jax.reranking.relations import (
+    HISTORY_FEATURES,
+    PADDING,
+    RELATIONS,
+    UNITS,
+    Relations,
+    values_at,
+)
 from sigma_jax.schema import DAY, Requests
 
 
@@ -60,8 +67,8 @@ def test_history_features_equal_plain_loops(histories, vectors):
     )
     damping = np.sqrt(np.bincount(training, minlength=ITEMS) + SMOOTHING)
     tables = {"covisitation": raw / damping, "reverse_covisitation": raw.T / damping}
-    tables |= {name: getattr(made, name).toarray() for name in ("embedding_neighbours", "ease")}
-    units = np.array([0.1, 0.1, 0.1, 0.01, 0.1, 0.1, 0.1, 0.1, 0.01])
+    # Other relations have tests of their own.
+    tables = {name: getattr(made, name).toarray() for name in RELATIONS} | tables
     for row in range(len(requests)):
         expected = {
             name: sums(histories, row, requests, tables[name], how.decay, how.sessions or 1_000)
@@ -77,7 +84,7 @@ def test_history_features_equal_plain_loops(histories, vectors):
         assert (np.diff(here) > 0).all() and (features.items[row, len(here) :] == PADDING).all()
         assert set(here) == set(np.flatnonzero(expected.any(axis=1)))
         found = features.values[row, : len(here)]  # float16: three digits
-        np.testing.assert_allclose(found, np.log1p(expected[here] / units), 1e-3, 1e-6)
+        np.testing.assert_allclose(found, np.log1p(expected[here] / UNITS), 1e-3, 1e-6)
 
 
 def test_a_log_without_times_has_no_interactions_of_the_day(histories):
