@@ -92,7 +92,8 @@ def test_files_are_identified_by_their_use(config, tmp_path, tables_folder):
     config.data.files.id_vectors = "visual/vectors.npy"
     config.data.files.visual_vectors = "id/vectors.npy"
     with pytest.raises(
-        ValueError, match=r"made from another \w+_vectors than .*; use another --workdir or delete"
+        ValueError,
+        match=r"made from another input '\w+_vectors' than .*; use another --workdir or delete",
     ):
         prepare_workdir(config, tmp_path)
 

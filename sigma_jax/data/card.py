@@ -146,7 +146,7 @@ def count_texts(catalogue: Catalogue) -> int:
 
 
 def warnings(data_card: Mapping[str, Any]) -> list[str]:
-    """What a user may not expect in the data, with the remedy."""
+    """A line for each property of the data that may surprise its user, with the remedy."""
     found = [
         f"{number} rows of {table} have an unknown item_id and were dropped"
         for table, number in data_card["dropped_rows"].items()

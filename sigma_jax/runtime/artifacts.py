@@ -233,11 +233,11 @@ def check_same(
     difference = first_difference(plain(made), plain(wanted))
     if difference:
         name, old, new = difference
-        difference = f"was made with {name} = {old}, this run has {new}"
+        reason = f"was made with {name} = {old}, this run has {new}"
         if name.startswith(INPUTS):
-            difference = f"was made from another {name.removeprefix(INPUTS)} than this run has"
+            reason = f"was made from another input {name.removeprefix(INPUTS)!r} than this run has"
         raise ValueError(
-            f"{folder} {difference}; "
+            f"{folder} {reason}; "
             f"use another --workdir or delete {' '.join(map(str, stale or [folder]))}"
             " and run again."
         )

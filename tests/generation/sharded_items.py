@@ -100,7 +100,6 @@ def check_model_on_all() -> None:
 
 
 check_model_on_all()
-for mesh in MESHES:
-    check(0, True, mesh)
-check(1, False, MESHES[0])
-check(2, True, MESHES[1])
+for case in ((0, True), (1, False), (2, True)):
+    for mesh in MESHES:
+        check(*case, mesh)

@@ -43,7 +43,10 @@ def test_attention_and_its_gradients_are_those_of_the_formula(heads):
 def test_gradients_keep_16_bits():
     arrays = draw((1, 3, 2, 4), (1, 3, 2, 4), (1, 3, 2, 4), dtype=jnp.bfloat16)
     mask = jnp.ones((1, 3, 3), bool)
-    total = lambda *x: attend(*x, mask).astype(jnp.float32).sum()  # noqa: E731
+
+    def total(*x):
+        return attend(*x, mask).astype(jnp.float32).sum()
+
     grads = jax.jit(jax.grad(total, (0, 1, 2)))(*arrays)
     assert {grad.dtype for grad in grads} == {jnp.dtype(jnp.bfloat16)}
     wide = [x.astype(jnp.float32) for x in arrays]

@@ -17,7 +17,6 @@ from sigma_jax.reranking.relations import (
     HISTORY_FEATURES,
     PADDING,
     RELATIONS,
-    UNITS,
     Relations,
     values_at,
 )
@@ -69,6 +68,10 @@ def test_history_features_equal_plain_loops(histories, vectors):
     tables = {"covisitation": raw / damping, "reverse_covisitation": raw.T / damping}
     # Other relations have tests of their own.
     tables = {name: getattr(made, name).toarray() for name in RELATIONS} | tables
+    units = {"covisitation": 0.1, "reverse_covisitation": 0.1, "embedding_neighbours": 0.1}
+    units = {name: how.unit for name, how in RELATIONS.items()} | units
+    units |= {"ease": 0.01, "repeat_count": 0.1}
+    units = np.array([units[name.removesuffix("_today")] for name in HISTORY_FEATURES])
     for row in range(len(requests)):
         expected = {
             name: sums(histories, row, requests, tables[name], how.decay, how.sessions or 1_000)
@@ -84,7 +87,7 @@ def test_history_features_equal_plain_loops(histories, vectors):
         assert (np.diff(here) > 0).all() and (features.items[row, len(here) :] == PADDING).all()
         assert set(here) == set(np.flatnonzero(expected.any(axis=1)))
         found = features.values[row, : len(here)]  # float16: three digits
-        np.testing.assert_allclose(found, np.log1p(expected[here] / UNITS), 1e-3, 1e-6)
+        np.testing.assert_allclose(found, np.log1p(expected[here] / units), 1e-3, 1e-6)
 
 
 def test_a_log_without_times_has_no_interactions_of_the_day(histories):

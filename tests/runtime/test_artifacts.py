@@ -64,7 +64,10 @@ def test_leftovers_of_a_killed_write_are_cleaned(tmp_path):
         (Recipe({"train": {"steps": 6}, "widths": (1, 2)}, {"data": "abc"}, 7), "steps = 5.* 6;"),
         (Recipe({"train": {"steps": 5}, "widths": (1,)}, {"data": "abc"}, 7), "widths = "),
         (Recipe({"train": {"steps": 5}}, {"data": "abc"}, 7), "this run has no such field"),
-        (Recipe(RECIPE.config, {"data": "abd"}, 7), "was made from another data than this run has"),
+        (
+            Recipe(RECIPE.config, {"data": "abd"}, 7),
+            "was made from another input 'data' than this run has",
+        ),
         (Recipe(RECIPE.config, RECIPE.inputs, 8), "seed = 7, this run has 8"),
     ],
 )
