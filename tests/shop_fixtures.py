@@ -1,4 +1,7 @@
-"""A small shop with everything the seven tasks need, drawn at random."""
+"""A small shop with everything the seven tasks need, drawn at random.
+
+Fixtures import what is slow to import: every test process reads this file.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -6,10 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from flax import nnx
-from small_task import make_task
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from sigma_jax.prompts.config import (
     MixtureConfig,
@@ -60,6 +60,8 @@ def shop_histories(rng: np.random.Generator, users: int, items: int) -> Historie
 
 def shop_tokenizer(folder: Path, texts: list[str]) -> None:
     """Writes a tokenizer trained on `texts` into `folder`."""
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -178,10 +180,14 @@ def records(shop, config, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def task(trained):
     """Stage 3 of the small training."""
+    from small_task import make_task
+
     return make_task(trained)
 
 
 @pytest.fixture(scope="module")
 def model(task):
     """Before its first step."""
+    from flax import nnx
+
     return task.model(nnx.Rngs(0))

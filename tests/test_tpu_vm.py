@@ -160,6 +160,7 @@ def test_stop_ends_a_run_and_only_one_run_is_active(cloud):
     assert (done.returncode, done.stdout) == (0, "started\nsaved\n")
 
 
+@pytest.mark.slow
 def test_a_preempted_spot_slice_is_requested_again_and_the_run_continues(cloud):
     launch, place = cloud
     script = "echo x >> $PLACE/turns; exit $(( $(wc -l < $PLACE/turns) < 3 ))"

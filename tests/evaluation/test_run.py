@@ -126,6 +126,7 @@ def test_evaluate_writes_results_table_and_page(evaluated):
     assert {"SIGMA", "SIGMA without reranker", "SIGMA, unseen wording"} < set(results["methods"])
 
 
+@pytest.mark.slow
 def test_evaluate_reuses_its_results_until_settings_change(evaluated, capsys):
     config, workdir, results = evaluated
     path = workdir / "evaluation" / "results.json"

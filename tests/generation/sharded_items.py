@@ -58,9 +58,8 @@ def check(depth: int, has_item_head: bool, mesh) -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), on_many, on_one)
     inputs = [
         RankingInputs(),
-        RankingInputs(seen=seen),
-        RankingInputs(features=features, weights=np.array([[1.0]], np.float32)),
         RankingInputs(
+            seen=seen,
             features=features,
             trending=table,
             instruction=on_one,

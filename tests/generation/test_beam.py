@@ -5,6 +5,7 @@ import math
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,6 +62,7 @@ def corpora(draw):
     return np.int32(rows), is_active, draw(st.sampled_from([1, 3, 32]))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(corpora())
 def test_beams_equal_those_of_a_plain_search_of_the_active_items(example):

@@ -50,6 +50,7 @@ def run(task, config, mesh, steps=STEPS):
     return template.merge(state.params, state.rest), metrics
 
 
+@pytest.mark.slow
 def test_it_learns_which_items_belong_together(workdir, mesh):
     config = make_config()
     task = GroundingTask(config, workdir, 0, mesh)

@@ -138,6 +138,7 @@ def fit(histories, requests: Requests, ranker=None, instruction=None, **model_fi
     return fit_reranker(ranked, requests, features_of, None, has_task_head)
 
 
+@pytest.mark.slow
 def test_repeat_count_has_a_positive_weight_only_if_people_repeat():
     repeating, metrics = fitted(True)
     assert repeating.of["repeat_count"][0] > 0.5
@@ -149,6 +150,7 @@ def test_repeat_count_has_a_positive_weight_only_if_people_repeat():
     assert exploring.of["repeat_count"][0] < -0.5
 
 
+@pytest.mark.slow
 def test_trending_has_a_positive_weight_only_if_trends_are_followed():
     """A user a day takes the first item of the user of the day before, or never takes it."""
     rng = np.random.default_rng(0)

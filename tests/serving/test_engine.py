@@ -62,6 +62,7 @@ def test_a_ranker_that_the_export_was_not_made_for_is_refused(exported, snapshot
         CatalogueSnapshot.load(Bundle.open(exported), settings=other)
 
 
+@pytest.mark.slow
 def test_rows_keep_their_order_for_any_batch_and_file(data, snapshot, tmp_path):
     rows = users_of(data, 7)
     rows[3] = {"user_id": rows[3]["user_id"]}  # no history, no profile, no instruction
@@ -85,6 +86,7 @@ def test_rows_keep_their_order_for_any_batch_and_file(data, snapshot, tmp_path):
         assert snapshot.version.catalogue.ids(items) == [i["item_id"] for i in answer["items"]]
 
 
+@pytest.mark.slow
 def test_an_answer_does_not_depend_on_the_days_of_others(data, snapshot, tmp_path, monkeypatch):
     """The requests lie in the middle of the log, and memory holds two days."""
     rows = users_of(data, 12)

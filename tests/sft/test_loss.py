@@ -162,6 +162,7 @@ def test_shared_negatives_of_the_whole_catalogue_give_the_same_loss(trained, pap
     np.testing.assert_allclose(of_own, of_batch, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_targets_of_a_batch_are_negatives_of_one_another(trained, model):
     few = make_task(trained, num_negatives=4, batch_negatives=30)
     tables, batch = placed(few.tables()), placed(few.batches()[0])

@@ -167,6 +167,7 @@ def test_loss_equals_a_plain_loop():
     assert float(sampled) == pytest.approx(float(loss), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_sampled_loss_is_right_on_average_and_its_gradient_finite():
     rng = np.random.default_rng(0)
     table = rng.normal(size=(ITEMS, 8)).astype(np.float32) * 0.3

@@ -189,8 +189,12 @@ def estimate(
 
 
 def too_large(error: MemoryError, chips: int) -> Estimate:
-    """The estimate of a program that does not fit: memory from the message, else infinite."""
-    used = re.search(r"Used ([\d.]+)([KMGT])", str(error))
+    """The estimate of a program that does not fit: memory from the message, else infinite.
+
+    The compiler says "Used 24.5G of 15.75G hbm", or only how much temporary arrays need:
+    "the total memory required for HLO temporaries (64.01G) exceeds available HBM (15.75G)".
+    """
+    used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", str(error))
     scale = dict(zip("KMGT", (2**10, 2**20, GIB, 2**40), strict=True))
     memory = float(used.group(1)) * scale[used.group(2)] if used else float("inf")
     reason = "the program does not fit into the chip's memory."
