@@ -20,6 +20,7 @@ BASE = {
     "full_softmax_items": 200_000,
     "sampled_negatives": 8_192,
     "report_users": 1_000,
+    "refits": False,
 }
 
 # For several passes over a log, not for the steps of about a minute.
@@ -36,6 +37,7 @@ AMAZON = PASSES | {
     "model": {"width": 64, "layers": 2, "heads": 2, "history": 20, "dropout": 0.4},
     "loss_positions": 6,
     "targets_per_position": 1,
+    "refits": True,  # as SIGMA is
 }
 
 # A log of any size: 20 passes over it, but at most 3,000 steps.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse as sparse
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Float, Int, Int32, Int64
 
 from sigma_jax.schema import DAY, Histories, PreparedData, Requests
 from sigma_jax.shapes import power_of_two
@@ -29,6 +29,36 @@ def rows_of_ranges(
 def training_rows(histories: Histories) -> Int64[np.ndarray, " rows"]:
     """The rows that training may see: those before each user's `valid_start`."""
     return rows_of_ranges(histories.offsets[:-1], histories.valid_start)
+
+
+def training_sessions(
+    histories: Histories,
+) -> tuple[Int64[np.ndarray, " S"], Int64[np.ndarray, " S"], Int64[np.ndarray, " S"]]:
+    """(user, first row, end row) of each session in the training rows, by user and then by time."""
+    starts, ends = histories.offsets[:-1], histories.valid_start
+    rows = rows_of_ranges(starts, ends)
+    user = np.repeat(np.arange(len(starts)), np.maximum(ends - starts, 0))
+    session = histories.session[rows]
+    is_first = np.ones(len(rows), bool)
+    is_first[1:] = (user[1:] != user[:-1]) | (session[1:] != session[:-1])
+    first = np.flatnonzero(is_first)
+    sizes = np.diff(np.append(first, len(rows)))
+    begin = rows[first]
+    return user[first], begin, begin + sizes
+
+
+def items_of_sessions(
+    histories: Histories,
+    num_items: int,
+    begin: Int64[np.ndarray, " S"],
+    end: Int64[np.ndarray, " S"],
+    weights: Float[np.ndarray, " S"],
+) -> sparse.csr_matrix:
+    """float32 [S, I]: the interactions of each session by item, times the weight of the session."""
+    rows = rows_of_ranges(begin, end)
+    session = np.repeat(np.arange(len(begin)), end - begin)
+    entries = (weights[session].astype(np.float32), (session, histories.item[rows]))
+    return sparse.csr_matrix(entries, shape=(len(begin), num_items))
 
 
 def count_training_rows(data: PreparedData) -> Int64[np.ndarray, " I"]:

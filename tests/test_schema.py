@@ -46,6 +46,18 @@ def test_histories_know_the_end_of_a_session_and_the_users_with_targets():
     assert only_test.valid_users().tolist() == [] and only_test.test_users().tolist() == [0]
 
 
+def test_with_validation_only_the_rows_before_the_test_session_are_training(prepared):
+    before, after = prepared.histories, prepared.with_validation().histories
+    np.testing.assert_array_equal(after.valid_start, before.test_start)
+    np.testing.assert_array_equal(after.test_start, before.test_start)
+    users = before.test_users()
+    assert len(users) > 20 and (after.valid_start[users] < after.offsets[users + 1]).all()
+    assert (after.valid_start[users] > before.valid_start[users]).all()
+    assert not len(after.valid_users()) and len(before.valid_users()) == len(users)
+    for name in ("item", "time", "session", "offsets"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+
+
 def test_artifacts_load_as_they_were_saved(tmp_path):
     links = Links.from_edges(np.array([0, 0]), np.array([5, 3]), 1)
     queries = Queries(pa.array(["tea"]), links)

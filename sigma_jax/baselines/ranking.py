@@ -1,14 +1,22 @@
-"""Selection of the best items from a short list of scored items."""
+"""Selection of the best items from scored items."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
+
+from sigma_jax.histories import history_ranges
+from sigma_jax.schema import PreparedData, Requests
+from sigma_jax.tasks.constraints import AllowedItems
+
+SCORES_AT_ONCE = 2**23  # entries of [requests, items] that are held in memory
 
 
 def top_items(
     items: Int[np.ndarray, " n"],
-    scores: Float64[np.ndarray, " n"],
+    scores: Float[np.ndarray, " n"],
     tie_order: Int[np.ndarray, " I"],
     k: int,
 ) -> Int[np.ndarray, " m"]:
@@ -39,3 +47,44 @@ def is_rankable(
     if allowed is not None:
         rankable &= np.isin(items, allowed)
     return rankable
+
+
+def rank_all_items(
+    scores: Callable[[Int64[np.ndarray, " n"]], Float32[np.ndarray, "n I"]],
+    data: PreparedData,
+    requests: Requests,
+    k: int,
+    exclude_seen: bool,
+    allowed: AllowedItems | None,
+    tie_order: Int[np.ndarray, " I"],
+) -> Int32[np.ndarray, "N k"]:
+    """The k items of highest score of each request, best first; -1 after the last.
+
+    Args:
+      scores: the scores of all items for some requests, by their numbers.
+      exclude_seen, allowed: as in baselines/__init__.py.
+      tie_order: of all items; among equal scores the lower comes first.
+    """
+    rankings = np.full((len(requests), k), -1, np.int32)
+    starts, ends = history_ranges(data.histories, requests)
+    step = max(1, SCORES_AT_ONCE // len(tie_order))
+    for first in range(0, len(requests), step):
+        rows = np.arange(first, min(first + step, len(requests)))
+        for row, of_row in zip(rows, scores(rows), strict=True):
+            is_left_out = np.zeros(len(of_row), bool)
+            if allowed is not None and (items := allowed.of(row)) is not None:
+                is_left_out[:] = True
+                is_left_out[items] = False
+            if exclude_seen:
+                is_left_out[data.histories.item[starts[row] : ends[row]]] = True
+            items = np.flatnonzero(~is_left_out)
+            chosen = top_items(items, of_row[items], tie_order, k)
+            rankings[row, : len(chosen)] = chosen
+    return rankings
+
+
+def unit_rows(vectors: Float[np.ndarray, "I D"]) -> Float32[np.ndarray, "I D"]:
+    """`vectors` minus their mean, at unit length; a row of zeros stays zero."""
+    centred = np.asarray(vectors, np.float32) - np.asarray(vectors, np.float32).mean(axis=0)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    return centred / np.maximum(length, 1e-9)

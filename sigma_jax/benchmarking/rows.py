@@ -20,7 +20,8 @@ from sigma_jax.schema import TASKS
 MODEL = "SIGMA"  # name of the run's own model in its results
 VARIANTS = {  # other rankings by the run's model -> ending of their row names
     "SIGMA without reranker": " without reranker",
-    "SIGMA before refit": " before the refit",
+    "SIGMA before refit": " before refit",
+    "SIGMA without reranker before refit": " without reranker before refit",
     "SIGMA without reranker, sigma of Eq. 11": " without reranker, sigma of Eq. 11",
     "SIGMA without reranker, constant sigma": " without reranker, constant sigma",
     "SIGMA without reranker, first prefix": " without reranker, first prefix",

@@ -15,10 +15,11 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int32
 
-from sigma_jax.baselines.covisitation import CoVisitation
 from sigma_jax.baselines.popularity import Popularity
+from sigma_jax.baselines.registry import BEFORE_REFIT as BEFORE_REFIT_ENDING
+from sigma_jax.baselines.registry import fit_baselines, specs
 from sigma_jax.baselines.sasrec import SasrecBaseline
-from sigma_jax.baselines.user_most_frequent import UserMostFrequent
+from sigma_jax.data.vectors import item_vectors
 from sigma_jax.evaluation.evaluator import LIST_LENGTH, EvaluationConfig, Evaluator
 from sigma_jax.evaluation.fusions import other_fusions
 from sigma_jax.evaluation.page import collect_report_data, write_report
@@ -41,9 +42,10 @@ from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.stages import artifact_names
 from sigma_jax.tasks.constraints import allowed_items
 from sigma_jax.teacher.sasrec import load_sasrec
+from sigma_jax.teacher.task import REFIT
 
 FILES = ("results.json", "table.txt", "report.html")
-VERSION = 3  # of results.json; raise it when the same settings give other results or keys
+VERSION = 4  # of results.json; raise it when the same settings give other results or keys
 
 
 def evaluate(config: Any, workdir: Path) -> Results:
@@ -157,15 +159,18 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
     rankings, recommendations = evaluator.rankings_by_mode(requests, methods)
     if is_refitted:
         methods = {"SIGMA before refit": before_refit.options}
+        methods |= {
+            f"{name} before refit": options
+            for name, options in without_reranker(before_refit).items()
+        }
         rankings |= before_refit.rankings_by_mode(requests, methods)[0]
     has_instructions = evaluator.recommender.spec.has_instructions
     if has_instructions:
         unseen = evaluator.unseen_wording(requests)
         rankings["SIGMA, unseen wording"] = {"include_seen": unseen}
     if settings.has_baselines:
-        with_filters = settings.has_filtered_baselines
         logging.info("evaluation: baselines")
-        rankings |= baseline_rankings(workdir, data, requests, with_filters, seed)
+        rankings |= baseline_rankings(workdir, before_refit, requests, is_refitted)
     results = score(rankings, requests, data, evaluator.recommender.parts.semantic_ids)
     results["deviation"] = {
         TASKS[task]: recommendations.deviation[requests.task == task].tolist()
@@ -197,40 +202,64 @@ def validation_warnings(evaluator: Evaluator, constant: float | None) -> list[st
 
 def other_methods(evaluator: Evaluator, constant: float | None) -> dict[str, RecommendOptions]:
     """Method name -> how it ranks: the model without its reranker, and with other fusions."""
-    methods = {}
-    options = evaluator.options
-    if options.reranks and evaluator.recommender.parts.reranker is not None:
-        methods["SIGMA without reranker"] = dataclasses.replace(options, reranks=False)
+    methods = without_reranker(evaluator)
     if constant is not None:
-        methods |= other_fusions(options, constant)
+        methods |= other_fusions(evaluator.options, constant)
     return methods
 
 
+def without_reranker(evaluator: Evaluator) -> dict[str, RecommendOptions]:
+    """ "SIGMA without reranker" and how it ranks; {} where there is no reranker."""
+    options = evaluator.options
+    if not options.reranks or evaluator.recommender.parts.reranker is None:
+        return {}
+    return {"SIGMA without reranker": dataclasses.replace(options, reranks=False)}
+
+
 def baseline_rankings(
-    workdir: Path, data: PreparedData, requests: Requests, with_filters: bool, seed: int
+    workdir: Path, evaluator: Evaluator, requests: Requests, is_refitted: bool
 ) -> Mapping[str, Mapping[str, Int32[np.ndarray, "N K"]]]:
     """`rankings[method][mode]` of the baselines.
 
     Args:
-      with_filters: also rank by each baseline restricted to the items that the request allows.
+      evaluator: of the model before its refit. Baselines choose settings on its validation
+        requests, and are ranked a second time with the items that a request allows if its settings
+        say so.
+      is_refitted: SIGMA was trained on the validation rows too, so the baselines are as well.
     """
-    popularity = Popularity.fit(data, seed)
-    baselines: dict[str, Any] = {
-        "Popularity": popularity,
-        "User's most frequent": UserMostFrequent(popularity),
-        "Co-visitation": CoVisitation.fit(data, seed),
-    }
-    if (workdir / "teacher").exists():
-        baselines["SASRec"] = SasrecBaseline(load_sasrec(workdir / "teacher"), popularity)
+    data, seed = evaluator.data, evaluator.seed
+    found = specs(data, item_vectors(workdir, len(data.catalogue)), seed)
+    baselines = fit_baselines(found, data, evaluator.requests("valid"), seed, is_refitted)
+    baselines |= sasrec_baselines(workdir, Popularity.fit(data, seed), is_refitted)
     allowed = allowed_items(data, requests)
     rankings = {}
+    limits = [("", None), (FILTERED, allowed)]
     for name, baseline in baselines.items():
-        for suffix, limit in (("", None), (FILTERED, allowed))[: 1 + with_filters]:
+        for suffix, limit in limits[: 1 + evaluator.settings.has_filtered_baselines]:
             rankings[name + suffix] = {
                 mode: baseline.recommend(data, requests, LIST_LENGTH, mode == "exclude_seen", limit)
                 for mode in ("include_seen", "exclude_seen")
             }
     return rankings
+
+
+def sasrec_baselines(
+    workdir: Path, popularity: Popularity, is_refitted: bool
+) -> dict[str, SasrecBaseline]:
+    """SASRec of the stage `teacher`, where the workdir has that stage.
+
+    With `is_refitted` it is the one that saw the validation rows, where the stage refits.
+    """
+    folder = workdir / "teacher"
+    if not folder.exists():
+        return {}
+    before = SasrecBaseline(load_sasrec(folder), popularity)
+    if not is_refitted:
+        return {"SASRec": before}
+    found = {f"SASRec{BEFORE_REFIT_ENDING}": before}
+    if (folder / REFIT).exists():
+        found["SASRec"] = SasrecBaseline(load_sasrec(folder / REFIT), popularity)
+    return found
 
 
 def show_recommendations(config: Any, workdir: Path, users: int = 2, count: int = 5) -> None:

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sparse
+from jaxtyping import Int64
 
-from sigma_jax.histories import count_training_rows, rows_of_ranges
+from sigma_jax.histories import count_training_rows, items_of_sessions, training_sessions
 from sigma_jax.schema import Histories, PreparedData
 
 WINDOW = 20  # the largest distance that counts
@@ -30,6 +31,8 @@ DECAY = 0.7  # weight of a session relative to the next one
 SMOOTHING = 5.0  # interactions added to the popularity of each item
 SESSIONS_A_STEP = 200_000  # bounds the memory of one sparse product
 REQUESTS_A_STEP = 512
+
+SessionPairs = tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"], Int64[np.ndarray, " p"]]
 
 
 def strongest_entries(table: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
@@ -50,11 +53,12 @@ def strongest_entries(table: sparse.csr_matrix, count: int) -> sparse.csr_matrix
 
 def count_covisits(histories: Histories, num_items: int) -> sparse.csr_matrix:
     """float32 [I, I]: co-visitation counts of the training rows."""
-    user, begin, end = _training_sessions(histories)
+    user, begin, end = training_sessions(histories)
     total = sparse.csr_matrix((num_items, num_items), dtype=np.float32)
     for first in range(0, len(user), SESSIONS_A_STEP):
         here = np.arange(first, min(first + SESSIONS_A_STEP, len(user)))
-        total = total + _covisits_from(histories, num_items, user, begin, end, here)
+        pairs = near_sessions(user, begin, end, here)
+        total = total + covisits_of(histories, num_items, begin, end, here, pairs)
     return total
 
 
@@ -66,44 +70,39 @@ def damp_by_popularity(counts: sparse.csr_matrix, data: PreparedData) -> sparse.
     return scaled
 
 
-def _training_sessions(histories: Histories):
-    """(user, first row, end row) of each session in the training rows."""
-    starts, ends = histories.offsets[:-1], histories.valid_start
-    rows = rows_of_ranges(starts, ends)
-    user = np.repeat(np.arange(len(starts)), np.maximum(ends - starts, 0))
-    session = histories.session[rows]
-    is_first = np.ones(len(rows), bool)
-    is_first[1:] = (user[1:] != user[:-1]) | (session[1:] != session[:-1])
-    first = np.flatnonzero(is_first)
-    sizes = np.diff(np.append(first, len(rows)))
-    begin = rows[first]
-    return user[first], begin, begin + sizes
+def covisits_of(
+    histories: Histories,
+    num_items: int,
+    begin: Int64[np.ndarray, " S"],
+    end: Int64[np.ndarray, " S"],
+    here: Int64[np.ndarray, " n"],
+    pairs: SessionPairs,
+) -> sparse.csr_matrix:
+    """float32 [I, I]: counts inside the sessions `here`, and both ways between pairs of sessions.
 
-
-def _incidence(histories: Histories, num_items: int, begin, end, weights) -> sparse.csr_matrix:
-    """[sessions, I]: the interactions of each session by item, times the weight of the session."""
-    rows = rows_of_ranges(begin, end)
-    session = np.repeat(np.arange(len(begin)), end - begin)
-    entries = (weights[session].astype(np.float32), (session, histories.item[rows]))
-    return sparse.csr_matrix(entries, shape=(len(begin), num_items))
-
-
-def _covisits_from(histories, num_items, user, begin, end, here) -> sparse.csr_matrix:
-    """[I, I]: counts inside the sessions `here`, and from them to later sessions of their users."""
+    Args:
+      begin, end: rows of all sessions (histories.training_sessions).
+      pairs: from `near_sessions`.
+    """
+    earlier, later, distance = pairs
     ones = np.ones(len(here))
-    inside = _incidence(histories, num_items, begin[here], end[here], ones)
+    inside = items_of_sessions(histories, num_items, begin[here], end[here], ones)
     itself = np.asarray(inside.sum(0)).reshape(-1)  # an interaction is not counted with itself
     total = (inside.T @ inside - sparse.diags(itself)) * np.float32((1 + BACKWARD) / 2)
-    earlier, later, distance = _near_sessions(user, begin, end, here)
-    left = _incidence(histories, num_items, begin[earlier], end[earlier], 1 / distance)
-    right = _incidence(histories, num_items, begin[later], end[later], np.ones(len(later)))
+    left = items_of_sessions(histories, num_items, begin[earlier], end[earlier], 1 / distance)
+    right = items_of_sessions(histories, num_items, begin[later], end[later], np.ones(len(later)))
     forward = (left.T @ right).tocsr()
     total = (total + forward + (forward * np.float32(BACKWARD)).T).tocsr()
     total.eliminate_zeros()
     return total
 
 
-def _near_sessions(user, begin, end, here):
+def near_sessions(
+    user: Int64[np.ndarray, " S"],
+    begin: Int64[np.ndarray, " S"],
+    end: Int64[np.ndarray, " S"],
+    here: Int64[np.ndarray, " n"],
+) -> SessionPairs:
     """(earlier, later, distance) of the pairs of sessions of one user within the window.
 
     The earlier session of each pair is one of `here`.
@@ -115,4 +114,5 @@ def _near_sessions(user, begin, end, here):
         distance = 1 + begin[later] - end[earlier]
         near = (user[earlier] == user[later]) & (distance <= WINDOW)
         pairs.append((earlier[near], later[near], distance[near]))
-    return (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    earlier, later, distance = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return earlier, later, distance

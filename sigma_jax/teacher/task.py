@@ -34,6 +34,8 @@ from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_at_leas
 from sigma_jax.schema import Histories, PreparedData, Requests
 from sigma_jax.teacher.sasrec import Sasrec, SasrecConfig, history_window, rank_items, save_sasrec
 
+REFIT = "refit"  # folder of the SASRec that saw the validation rows
+
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
@@ -47,6 +49,9 @@ class TeacherConfig:
     full_softmax_items: int  # the loss of a larger catalogue samples its negatives
     sampled_negatives: int  # drawn for each batch and shared by its rows
     report_users: int  # validation users of a report, drawn once
+    # Train a second SASRec on the validation rows too, for the baseline alone. The ID vectors that
+    # other stages read are those of the first.
+    refits: bool
 
     def __post_init__(self):
         check_at_least(1, self, "loss_positions", "targets_per_position", "sampled_negatives")
@@ -63,12 +68,27 @@ class TeacherTask:
     """The task that trains SASRec (runtime/task.py has the protocol)."""
 
     def __init__(
-        self, config: TeacherConfig, workdir: Path, seed: int, mesh: Mesh | None = None
+        self,
+        config: TeacherConfig,
+        workdir: Path,
+        seed: int,
+        mesh: Mesh | None = None,
+        has_validation_rows: bool = False,
     ) -> None:
-        self.config = config
-        self.seed = seed
+        """The stage over the data in `workdir`.
+
+        Args:
+          has_validation_rows: train on validation targets too (`refit`).
+
+        Raises:
+          ValueError: no user has two training sessions.
+        """
+        self.config, self.workdir, self.seed = config, workdir, seed
+        self.is_refit = has_validation_rows
         self.batch_rows = config.train.batch_size
         data = PreparedData.load(workdir / "data")
+        if has_validation_rows:
+            data = data.with_validation()
         self.histories = data.histories
         self.num_items = len(data.catalogue)
         self.first_window = count_windows(self.histories, config.model.history)
@@ -150,11 +170,21 @@ class TeacherTask:
     def finalize_on_all_hosts(self, model: Sasrec, mesh: Mesh) -> None:
         """Nothing: `finish` needs one process."""
 
-    def refit(self) -> None:
-        """None: nothing is trained after this task."""
+    def refit(self) -> TeacherTask | None:
+        """The task that trains on validation targets too; None if the config does not refit."""
+        if not self.config.refits:
+            return None
+        return TeacherTask(self.config, self.workdir, self.seed, has_validation_rows=True)
 
     def finish(self, model: Sasrec, tables: dict, folder: Path) -> dict[str, int]:
-        """Writes id_vectors.npy, float32 [I, D] (the item table), and weights.safetensors."""
+        """Writes id_vectors.npy, float32 [I, D] (the item table), and weights.safetensors.
+
+        A refit writes its weights alone, into the subfolder REFIT.
+        """
+        if self.is_refit:
+            (folder / REFIT).mkdir()
+            save_sasrec(model, folder / REFIT)
+            return {}
         np.save(folder / "id_vectors.npy", np.asarray(model.table[...], np.float32))
         save_sasrec(model, folder)
         return {"items": self.num_items, "width": self.config.model.width}

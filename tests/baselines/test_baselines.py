@@ -6,84 +6,48 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from small_baselines import (
+    ITEMS,
+    VECTORS,
+    heldout_rows,
+    make_data,
+    make_histories,
+    make_requests,
+)
 
 from sigma_jax import metrics
 from sigma_jax.baselines.covisitation import CoVisitation
 from sigma_jax.baselines.popularity import Popularity
+from sigma_jax.baselines.registry import GRAPH_GRID, KNN_GRID, Baseline, specs
 from sigma_jax.baselines.user_most_frequent import UserMostFrequent
-from sigma_jax.histories import training_rows
 from sigma_jax.reranking.covisitation import count_covisits
 from sigma_jax.schema import (
+    DAY,
     TASKS,
-    Catalogue,
     Histories,
-    Links,
     PreparedData,
-    Queries,
     Requests,
-    Themes,
-    Users,
 )
 from sigma_jax.tasks.constraints import allowed_items
 
-ITEMS = 40
-BASELINES = (Popularity, UserMostFrequent, CoVisitation)
+SETTINGS = {  # of the baselines that choose one of a grid
+    "Popularity with a memory": 91.0,
+    "Co-visitation with a memory": 91.0,
+    "Item kNN on texts": KNN_GRID[1],
+    "Transition graph": GRAPH_GRID[1],
+}
+BASELINES = (
+    *("Popularity", "User's most frequent", "Co-visitation", *SETTINGS),
+    "Features without a network",
+)
 
 
-def make_histories(baskets: bool, users: int = 25, seed: int = 0) -> Histories:
-    rng = np.random.default_rng(seed)
-    item, session, offsets, valid, test = [], [], [0], [], []
-    for _ in range(users):
-        sizes = rng.integers(1, 6, rng.integers(3, 30)) if baskets else np.ones(12, int)
-        starts = offsets[-1] + np.concatenate([[0], np.cumsum(sizes)])
-        item.append(np.minimum(rng.geometric(0.1, sizes.sum()) - 1, ITEMS - 1))
-        session.append(np.repeat(np.arange(len(sizes)), sizes))
-        offsets.append(starts[-1])
-        valid.append(starts[-3])
-        test.append(starts[-2])
-    item, session = np.concatenate(item).astype(np.int32), np.concatenate(session).astype(np.int32)
-    arrays = (np.array(values, np.int64) for values in (offsets, valid, test))
-    return Histories(item, session.astype(np.int64), session, *arrays)
-
-
-def make_data(histories: Histories, items: int = ITEMS) -> PreparedData:
-    rng = np.random.default_rng(1)
-    names = [str(item) for item in range(items)]
-    table = pa.table({"item_id": names, "text": names, "title": names})
-    popularity = np.bincount(histories.item[training_rows(histories)], minlength=items)
-    category = rng.integers(0, 3, items).astype(np.int32)
-    catalogue = Catalogue(table, category, pa.array(["x", "y", "z"]), popularity)
-    query_items = Links.from_edges(rng.integers(0, 4, 30), rng.integers(0, items, 30), 4)
-    theme_items = Links.from_edges(rng.integers(0, 2, 20), rng.integers(0, items, 20), 2)
-    none = np.zeros(0, np.int64)
-    return PreparedData(
-        Path("none"),
-        catalogue,
-        histories,
-        Users(pa.table({"user_id": names[: histories.num_users]})),
-        Queries(pa.array(["a", "b", "c", "d"]), query_items),
-        Themes(
-            pa.array(["spring", "easter"]), pa.array(["season", "holiday"]), theme_items,
-            none.astype(np.int32), none, none,
-        ),
-        {},
-        None,
-        None,
-        None,
-    )  # fmt: skip
-
-
-def make_requests(histories: Histories, tasks=("JustForYou",)) -> Requests:
-    users = np.concatenate([np.arange(histories.num_users), [-1]]).astype(np.int32)
-    size = len(users)
-    history_end = np.append(histories.test_start, 0)
-    target = np.append(histories.item[histories.test_start], 0).astype(np.int32)
-    task = np.array([TASKS.index(tasks[n % len(tasks)]) for n in range(size)], np.int32)
-    limits = {"Category": 3, "Query": 4, "Season": 1, "Holiday": 2}
-    slot_value = [n % limits[TASKS[t]] if TASKS[t] in limits else -1 for n, t in enumerate(task)]
-    return Requests(users, history_end, task, np.array(slot_value, np.int32), target, [""] * size)
+def fit(name: str, data: PreparedData) -> Baseline:
+    """The baseline `name` with the settings of SETTINGS."""
+    found = specs(data, {"text": VECTORS}, 0)
+    assert tuple(found) == BASELINES
+    return found[name].make(data, Popularity.fit(data, 0), SETTINGS.get(name))
 
 
 @pytest.fixture(params=[False, True], ids=["single items", "baskets"])
@@ -181,7 +145,7 @@ def test_rankings_keep_the_constraints_and_hold_no_item_twice(data, baseline, ex
     tasks = ("JustForYou", "Category", "Query", "Season", "Holiday")
     requests = make_requests(data.histories, tasks)
     allowed = allowed_items(data, requests)
-    rankings = baseline.fit(data, 0).recommend(data, requests, 12, exclude_seen, allowed)
+    rankings = fit(baseline, data).recommend(data, requests, 12, exclude_seen, allowed)
     assert rankings.shape == (len(requests), 12) and rankings.dtype == np.int32
     for row, ranking in enumerate(rankings):
         returned = ranking[ranking >= 0]
@@ -218,7 +182,7 @@ def test_allowed_items_are_those_of_each_slot_value(data):
 def test_heldout_rows_do_not_reach_the_fit(data, baseline):
     histories = data.histories
     item = histories.item.copy()
-    heldout = np.setdiff1d(np.arange(len(item)), training_rows(histories))
+    heldout = heldout_rows(histories)
     item[heldout] = (item[heldout] + 7) % ITEMS
     changed = dataclasses.replace(data, histories=dataclasses.replace(histories, item=item))
     starts = histories.offsets[:-1]
@@ -227,7 +191,7 @@ def test_heldout_rows_do_not_reach_the_fit(data, baseline):
         before, history_end=np.append(np.maximum(histories.valid_start, starts), 0)
     )
     results = [
-        baseline.fit(version, 0).recommend(version, before, 10, False, None)
+        fit(baseline, version).recommend(version, before, 10, False, None)
         for version in (data, changed)
     ]
     np.testing.assert_array_equal(*results)
@@ -246,10 +210,132 @@ def test_order_inside_a_basket_changes_nothing(baseline):
     requests = make_requests(histories)
     for exclude_seen in (False, True):
         results = [
-            baseline.fit(version, 0).recommend(version, requests, 10, exclude_seen, None)
+            fit(baseline, version).recommend(version, requests, 10, exclude_seen, None)
             for version in (data, other)
         ]
         np.testing.assert_array_equal(*results)
+
+
+def test_recent_popularity_equals_a_plain_count(data):
+    """Interactions of spans before the request's count by exp(-age / memory), a span 22.75 days."""
+    histories, requests = data.histories, make_requests(data.histories)
+    rankings = fit("Popularity with a memory", data).recommend(data, requests, ITEMS, False, None)
+    seconds = 91 * DAY // 4
+    training = np.setdiff1d(np.arange(len(histories.item)), heldout_rows(histories))
+    for row in range(histories.num_users):
+        now = histories.time[requests.history_end[row]] // seconds
+        scores = np.zeros(ITEMS)
+        for event in training:
+            age = now - 1 - histories.time[event] // seconds
+            if age >= 0:
+                scores[histories.item[event]] += np.exp(-age / 4)
+        np.testing.assert_allclose(scores[rankings[row]], np.sort(scores)[::-1], rtol=1e-5)
+
+
+def test_recent_covisits_equal_a_plain_loop(data):
+    """A pair of sessions belongs to the span of the later one, and counts if that is over."""
+    histories, requests = data.histories, make_requests(data.histories)
+    fitted = fit("Co-visitation with a memory", data)
+    rankings = fitted.recommend(data, requests, ITEMS, False, None)
+    seconds = 91 * DAY // 4
+    span = histories.time // seconds
+    pairs, counts = [], []  # (from, to, span, weight), (item, span)
+    for user in range(histories.num_users):
+        rows = range(histories.offsets[user], histories.valid_start[user])
+        for a in rows:
+            counts.append((histories.item[a], span[a]))
+            for b in rows:
+                gap = histories.session[b] - histories.session[a]
+                between = sum(
+                    histories.session[a] < histories.session[c] < histories.session[b] for c in rows
+                )
+                left, right = histories.item[a], histories.item[b]
+                if a != b and gap == 0:
+                    pairs.append((left, right, span[b], 0.75))
+                elif gap > 0 and 1 + between <= 20:
+                    pairs.append((left, right, span[b], 1 / (1 + between)))
+                    pairs.append((right, left, span[b], 0.5 / (1 + between)))
+    for row in range(0, histories.num_users, 5):
+        end = requests.history_end[row]
+        now = histories.time[end] // seconds
+        covisits, popularity = np.zeros((ITEMS, ITEMS)), np.zeros(ITEMS)
+        for left, right, when, weight in pairs:
+            covisits[left, right] += weight * np.exp(-(now - 1 - when) / 4) * (when < now)
+        for item, when in counts:
+            popularity[item] += np.exp(-(now - 1 - when) / 4) * (when < now)
+        scores = np.zeros(ITEMS)
+        for event in range(histories.offsets[row], end):
+            age = histories.session[end - 1] - histories.session[event]
+            if age < 5:
+                scores += 0.7**age * covisits[histories.item[event]]
+        scores /= np.sqrt(popularity + 5)
+        best = np.sort(scores)[::-1]
+        np.testing.assert_allclose(scores[rankings[row]], best, rtol=1e-4, atol=1e-6)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    centred = vectors - vectors.mean(axis=0)
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True)
+
+
+def test_the_transition_graph_equals_a_plain_loop(data):
+    histories, requests = data.histories, make_requests(data.histories)
+    rankings = fit("Transition graph", data).recommend(data, requests, ITEMS, False, None)
+    given, steps = GRAPH_GRID[1], np.zeros((ITEMS, ITEMS))
+    for user in range(histories.num_users):
+        rows = range(histories.offsets[user], histories.valid_start[user])
+        for a in rows:
+            for b in rows:
+                if histories.session[b] == histories.session[a] + 1:
+                    steps[histories.item[a], histories.item[b]] += 1
+                    steps[histories.item[b], histories.item[a]] += 0.5
+    joined = (steps > 0).astype(float)
+    cosines = unit(VECTORS) @ unit(VECTORS).T
+    graph = given.one_step * np.log1p(steps) + given.two_steps * np.log1p(joined @ joined)
+    graph += given.similarity * cosines
+    for row in range(histories.num_users):
+        end, scores = requests.history_end[row], np.zeros(ITEMS)
+        for event in range(histories.offsets[row], end):
+            age = histories.session[end - 1] - histories.session[event]
+            if age < given.sessions:
+                scores += given.decay**age * graph[histories.item[event]]
+        best = np.sort(scores)[::-1]
+        np.testing.assert_allclose(scores[rankings[row]], best, rtol=1e-4, atol=1e-5)
+
+
+def test_item_knn_equals_a_plain_loop(data):
+    histories, requests = data.histories, make_requests(data.histories)
+    rankings = fit("Item kNN on texts", data).recommend(data, requests, ITEMS, False, None)
+    sessions, decay = KNN_GRID[1]
+    cosines = unit(VECTORS) @ unit(VECTORS).T
+    for row in range(histories.num_users):
+        end, scores = requests.history_end[row], np.zeros(ITEMS)
+        for event in range(histories.offsets[row], end):
+            age = histories.session[end - 1] - histories.session[event]
+            if age < sessions:
+                scores += decay**age * cosines[histories.item[event]]
+        best = np.sort(scores)[::-1]
+        np.testing.assert_allclose(scores[rankings[row]], best, rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_weighted_as_validation_targets_ask(data):
+    """Each item has its weighted features; weights that fit the targets rank them higher."""
+    requests = make_requests(data.histories)
+    equal = fit("Features without a network", data)
+    weighted = dataclasses.replace(
+        equal, weights=np.arange(1, len(equal.weights) + 1, dtype=np.float32)
+    )
+    every = np.tile(np.arange(ITEMS, dtype=np.int32), (len(requests), 1))
+    columns = np.stack(equal.tables.at(requests, data.histories, every), axis=-1)
+    scores = weighted.scores(data, requests, np.arange(len(requests)))
+    np.testing.assert_allclose(scores, columns @ weighted.weights, rtol=1e-3)
+    popular = dataclasses.replace(requests, target=np.repeat(equal.popularity.order[:1], 26))
+    fitted = equal.fitted(data, popular)
+    ranks = [
+        metrics.item_ranks(b.recommend(data, popular, ITEMS, False, None), popular.target).mean()
+        for b in (equal, fitted)
+    ]
+    assert ranks[1] < ranks[0] / 2
 
 
 def load_amazon(folder: Path) -> Histories:

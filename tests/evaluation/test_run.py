@@ -12,9 +12,11 @@ from sigma_jax.evaluation import evaluator, run
 from sigma_jax.evaluation.evaluator import EvaluationConfig
 from sigma_jax.evaluation.fusions import SIGMA_CONSTANTS
 from sigma_jax.evaluation.run import compute_results, evaluate
+from sigma_jax.evaluation.score import score
 from sigma_jax.evaluation.table import render_table
 from sigma_jax.recommender.parts import BEFORE_REFIT, WEIGHTS
 from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.schema import PreparedData
 
 FUSIONS = {
     f"SIGMA without reranker, {name}"
@@ -27,7 +29,18 @@ def evaluated(trained, tmp_path_factory):
     """(config, an evaluated workdir, its results)."""
     folder = tmp_path_factory.mktemp("evaluated") / "run"
     shutil.copytree(trained[1], folder)
-    return trained[0], folder, evaluate(trained[0], folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "score", lambda *arguments: scored(folder, *arguments))
+        return trained[0], folder, evaluate(trained[0], folder)
+
+
+SCORED = {}  # workdir -> (rankings, requests) of its evaluation
+
+
+def scored(folder: Path, rankings, requests, *rest):
+    """Scores the rankings, and keeps them in SCORED."""
+    SCORED[folder] = rankings, requests
+    return score(rankings, requests, *rest)
 
 
 def set_head_weights(folder: Path, code: float, query: float) -> None:
@@ -124,6 +137,36 @@ def test_evaluate_writes_results_table_and_page(evaluated):
     assert results["run"]["split"] == "test" and len(results["run"]["data_hash"]) == 12
     assert "SIGMA" in (workdir / "evaluation" / "table.txt").read_text()
     assert {"SIGMA", "SIGMA without reranker", "SIGMA, unseen wording"} < set(results["methods"])
+
+
+def test_the_requests_are_those_of_the_test_split(evaluated):
+    """Each history ends before the user's test session, and the target is of that session."""
+    _, workdir, results = evaluated
+    _, requests = SCORED[workdir]
+    histories = PreparedData.load(workdir / "data").histories
+    assert results["requests"] == len(requests) > 50
+    for user, end, target in zip(requests.user, requests.history_end, requests.target, strict=True):
+        assert histories.offsets[user] < end == histories.test_start[user]
+        assert target in histories.item[end : histories.session_end(end, user)]
+
+
+def test_no_list_without_seen_items_has_one(evaluated):
+    """It holds for SIGMA and all baselines. Lists with seen items do have some."""
+    _, workdir, _ = evaluated
+    rankings, requests = SCORED[workdir]
+    histories = PreparedData.load(workdir / "data").histories
+    seen = [
+        set(histories.before(user, end).tolist())
+        for user, end in zip(requests.user, requests.history_end, strict=True)
+    ]
+    assert {"SIGMA", "SASRec", "Popularity", "Co-visitation", "Transition graph"} < set(rankings)
+    for name, by_mode in rankings.items():
+        counts = {
+            mode: sum(len(of_user & set(row)) for of_user, row in zip(seen, lists, strict=True))
+            for mode, lists in by_mode.items()
+        }
+        assert counts["include_seen"] > 0, name
+        assert counts.get("exclude_seen", 0) == 0, name
 
 
 @pytest.mark.slow

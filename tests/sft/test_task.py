@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -219,21 +220,29 @@ def test_refitting_sees_validation_targets_and_no_test_target(trained):
     assert make_task(trained).refit() is None
     histories = task.data.histories
 
-    def interactions(folder):
-        """Per user, the items of its longest record, targets included."""
-        shards = open_shards(folder, RECORDS)
-        longest = {}
+    def only_in(user: int, start: int, end: int) -> set[int]:
+        """Items of some rows of a user that the user did not take before."""
+        before = histories.item[histories.offsets[user] : start]
+        return set(histories.item[start:end].tolist()) - set(before.tolist())
+
+    def items_of_users(folder) -> dict[int, set[int]]:
+        """All items of each user's records, targets included."""
+        found, shards = defaultdict(set), open_shards(folder, RECORDS)
         for number in range(len(shards)):
             record = Record.from_bytes(shards[number])
-            longest[record.user] = max(longest.get(record.user, 0), len(record.item))
-        return longest
+            found[record.user] |= {*record.item.tolist(), *record.target.tolist()}
+        return found
 
-    before, after = interactions(task.records), interactions(refit.records)
-    grown = 0
-    for user, count in after.items():
-        assert count <= histories.test_start[user] - histories.offsets[user]
-        grown += count > before.get(user, 0)
-    assert grown > 5
+    num_valid = num_test = 0
+    before, after = items_of_users(task.records), items_of_users(refit.records)
+    for user in range(histories.num_users):
+        valid, test = histories.valid_start[user], histories.test_start[user]
+        of_valid = only_in(user, valid, test)
+        of_test = only_in(user, test, histories.offsets[user + 1])
+        num_valid += len(of_valid & after[user])
+        num_test += len(of_test)
+        assert not before[user] & (of_valid | of_test) and not after[user] & of_test
+    assert num_valid > 20 and num_test > 20
     assert not len(refit.validation({"JustForYou": 50}))
 
 

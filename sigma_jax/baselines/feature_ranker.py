@@ -1,0 +1,110 @@
+"""The reranker's features without a network: a log-linear model over counts and neighbours.
+
+It shows how much of SIGMA's quality comes from the features of reranking/. Its weights are fitted
+on validation requests, as those of the reranker are (reranking/fit.py). It does not read
+instructions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Float, Float32, Int32, Int64
+
+from sigma_jax.baselines.popularity import Popularity
+from sigma_jax.baselines.ranking import rank_all_items, unit_rows
+from sigma_jax.reranking.features import ItemFeatures
+from sigma_jax.reranking.fit import fit_weights
+from sigma_jax.reranking.relations import HISTORY_FEATURES
+from sigma_jax.reranking.reranker import FeatureTables
+from sigma_jax.reranking.trending import TRENDING_FEATURES
+from sigma_jax.schema import PreparedData, Requests
+from sigma_jax.tasks.constraints import AllowedItems
+
+CANDIDATES = 640  # of a request in the fit: as many as SIGMA's reranker is fitted on
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureRanker:
+    """Ranks items by the weighted sum of their history features and trending features."""
+
+    tables: FeatureTables
+    weights: Float32[np.ndarray, " F"]
+    popularity: Popularity
+
+    @classmethod
+    def make(
+        cls,
+        data: PreparedData,
+        vectors: Float[np.ndarray, "I D"],
+        neighbours: int,
+        popularity: Popularity,
+        weights: Float32[np.ndarray, " F"] | None = None,
+    ) -> FeatureRanker:
+        """The baseline over the counts of the training rows.
+
+        Args:
+          vectors: of the items, for the relation embedding_neighbours.
+          neighbours: items kept for each item in every relation.
+          weights: fitted weights; by default all are 1.
+        """
+        tables = FeatureTables.make(data, unit_rows(vectors), neighbours)
+        if weights is None:
+            weights = np.ones(len(HISTORY_FEATURES) + len(TRENDING_FEATURES), np.float32)
+        return cls(tables, weights, popularity)
+
+    def fitted(self, data: PreparedData, requests: Requests) -> FeatureRanker:
+        """The baseline with the weights under which the targets of `requests` are likeliest.
+
+        A request counts if its target is among the best `CANDIDATES` items under equal weights.
+        """
+        equal = dataclasses.replace(self, weights=np.ones_like(self.weights))
+        candidates = equal.recommend(data, requests, CANDIDATES, False, None)
+        answered = np.flatnonzero((candidates == requests.target[:, None]).any(axis=1))
+        if not len(answered):
+            return self
+        candidates, requests = candidates[answered], requests.take(answered)
+        columns = self.tables.at(requests, data.histories, candidates)
+        target = (candidates == requests.target[:, None]).argmax(axis=1)
+        is_item = candidates >= 0
+        # The first column of the fit is the network's; an item that is missing gets no probability.
+        network = np.where(is_item, 0.0, -1e4).astype(np.float32)
+        everything = np.ones(candidates.shape, bool)
+        start = np.append(1.0, np.zeros(len(columns)))
+        _, weights, _ = fit_weights([network, *columns], target, everything, start)
+        return dataclasses.replace(self, weights=weights[1:].astype(np.float32))
+
+    def recommend(
+        self,
+        data: PreparedData,
+        requests: Requests,
+        k: int,
+        exclude_seen: bool,
+        allowed: AllowedItems | None,
+    ) -> Int32[np.ndarray, "N k"]:
+        """The best k items of each request; baselines/__init__.py has the arguments."""
+        scores = functools.partial(self.scores, data, requests)
+        tie_order = self.popularity.rank
+        return rank_all_items(scores, data, requests, k, exclude_seen, allowed, tie_order)
+
+    def scores(
+        self, data: PreparedData, requests: Requests, rows: Int64[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "n I"]:
+        """The score of every item for some requests."""
+        features, trending = self.tables.features(requests.take(rows), data.histories)
+        width = features.values.shape[-1]
+        scores = (trending.astype(np.float32) @ self.weights[width:])[features.row]
+        add_listed(scores, features, self.weights[:width])
+        return scores
+
+
+def add_listed(
+    scores: Float32[np.ndarray, "n I"], features: ItemFeatures, weights: Float32[np.ndarray, " F"]
+) -> None:
+    """Adds the weighted history features of the listed items to `scores`, in place."""
+    num_items = scores.shape[1]
+    for of_row, items, values in zip(scores, features.items, features.values, strict=True):
+        count = np.searchsorted(items, num_items)  # padding is larger than any item
+        of_row[items[:count]] += values[:count].astype(np.float32) @ weights
