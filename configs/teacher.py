@@ -14,9 +14,18 @@ BASE = {
         4e-3, table_learning_rate=1.5e-2, weight_decay=0.01, warmup_steps=20, b2=0.98
     ),
     "train": common.train(300, 64),
-    "model": {"width": 64, "layers": 2, "heads": 2, "history": 64, "dropout": 0.1},
+    "model": {
+        "width": 64,
+        "layers": 2,
+        "heads": 2,
+        "history": 64,
+        "dropout": 0.1,
+        "block": "plain",
+    },
     "loss_positions": 12,
     "targets_per_position": 8,
+    "loss": "softmax",
+    "gbce_calibration": 0.75,
     "full_softmax_items": 200_000,
     "sampled_negatives": 8_192,
     "report_users": 1_000,
@@ -34,7 +43,8 @@ AMAZON = PASSES | {
     "train": common.train(
         0, 128, epochs=20.0, eval_every=200, checkpoint_every=400, keep_best="ndcg_10"
     ),
-    "model": {"width": 64, "layers": 2, "heads": 2, "history": 20, "dropout": 0.4},
+    "model.history": 20,
+    "model.dropout": 0.4,
     "loss_positions": 6,
     "targets_per_position": 1,
     "refits": True,  # as SIGMA is
@@ -50,7 +60,10 @@ FILES = PASSES | {
 
 PAPER = {
     "train": common.train(100_000, 8_192, log_every=100),
-    "model": {"width": 128, "layers": 4, "heads": 4, "history": 128, "dropout": 0.1},
+    "model.width": 128,
+    "model.layers": 4,
+    "model.heads": 4,
+    "model.history": 128,
     "optimizer.learning_rate": 1e-3,
     "optimizer.table_learning_rate": 3e-3,
     "optimizer.warmup_steps": 2_000,
@@ -64,7 +77,9 @@ CHANGES = {
     "smoke": {
         "train": common.train(20, 16),
         "optimizer.warmup_steps": 5,
-        "model": {"width": 16, "layers": 1, "heads": 2, "history": 32, "dropout": 0.1},
+        "model.width": 16,
+        "model.layers": 1,
+        "model.history": 32,
         "loss_positions": 4,
         "report_users": 100,
     },
@@ -85,4 +100,6 @@ def get_config(preset: str = "local") -> ConfigDict:
     config = common.run_config(
         "teacher", preset, stage_fields(preset), data.data_fields(preset), upstream
     )
+    # Suites evaluate it as a baseline.
+    config.evaluation = ConfigDict({"split": "test", "requests": 0})
     return config.lock()

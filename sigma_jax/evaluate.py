@@ -30,7 +30,8 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else cli.default_workdir()
-    artifacts.read_manifest(workdir, "sft")  # reports a mistyped workdir before `locked` makes it
+    # Reports a mistyped workdir before `locked` makes it.
+    artifacts.read_manifest(workdir, FLAGS.config.stage)
     with locked(workdir):
         evaluate(FLAGS.config, workdir)
 

@@ -70,8 +70,17 @@ def main(argv: Sequence[str]) -> None:
         train(config, workdir, mesh, FLAGS.only, Pool(FLAGS.artifacts and Path(FLAGS.artifacts)))
         if find_stage(config.stage).is_recommender:
             hosts.by_first(lambda: evaluate_and_show(config, workdir))
+        elif config.get("evaluation") and config.evaluation.requests:
+            hosts.by_first(lambda: evaluate_stage(config, workdir))
     seconds = time.monotonic() - start
     logging.info("%s: %s in all, peak memory %.0f MB", workdir, clock(seconds), peak_memory_mb())
+
+
+def evaluate_stage(config: ConfigDict, workdir: Path) -> None:
+    """Evaluates a stage that is a baseline of suites."""
+    from sigma_jax.evaluation.run import evaluate
+
+    evaluate(config, workdir)
 
 
 def evaluate_and_show(config: ConfigDict, workdir: Path) -> None:
@@ -211,10 +220,13 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
             sharding.check_rows(fields.train.batch_size, mesh, fields.train.accumulate)
             find_stage(stage).check(fields, config)
             schedule(fields.optimizer, 1.0, fields.train.steps)
-    if find_stage(config.stage).is_recommender:
+    if "evaluation" in config:
         from sigma_jax.evaluation.evaluator import EvaluationConfig
+        from sigma_jax.evaluation.sasrec import SasrecEvaluationConfig
 
-        to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
+        is_recommender = find_stage(config.stage).is_recommender
+        kind: Any = EvaluationConfig if is_recommender else SasrecEvaluationConfig
+        to_dataclass(kind, config.evaluation, "evaluation")
 
 
 if __name__ == "__main__":

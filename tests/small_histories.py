@@ -14,7 +14,7 @@ from sigma_jax.teacher.sasrec import Sasrec, SasrecConfig
 from sigma_jax.teacher.task import TeacherConfig
 
 ITEMS = 30
-SHAPE = SasrecConfig(width=8, layers=2, heads=2, history=10, dropout=0.0)
+SHAPE = SasrecConfig(width=8, layers=2, heads=2, history=10, dropout=0.0, block="plain")
 
 
 def histories_of(users: list[list[list[int]]]) -> Histories:

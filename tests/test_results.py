@@ -67,7 +67,7 @@ def test_the_documentation_shows_the_means_and_deviations_of_the_records():
     for data, method, seeds, cells in documented:
         rows = collect(suite, folder, data, "exclude_seen", "item")
         [row] = [row for row in rows if row.method == method]
-        expected = [cell(row, column) for column in suite.columns]
+        expected = [cell(row, column).strip() for column in suite.columns]
         assert cells.split(" | ") == expected, (data, method)
         assert all(len(values) == int(seeds) for values in row.values.values())
 

@@ -14,8 +14,8 @@ def tiny_suite(**changes) -> Suite:
         "seeds": (0, 1),
         "data": {"A": Source("configs/sft.py:smoke", {"data.path": "{data}/A"})},
         "methods": {
-            "SIGMA": Method({}, True),
-            "GR(ID)": Method({"prompt.layout.sid_generated": 0}, False),
+            "SIGMA": Method({}, True, "sft"),
+            "GR(ID)": Method({"prompt.layout.sid_generated": 0}, False, "sft"),
         },
         "modes": ("exclude_seen",),
         "levels": ("item",),
@@ -28,7 +28,7 @@ def tiny_suite(**changes) -> Suite:
     return Suite(**fields | changes)
 
 
-def write_results(folder, run, recall_10, method="SIGMA", ndcg_gain=0.032, **more):
+def write_results(folder, run, recall_10, method="SIGMA", ndcg_gain=0.032, model="SIGMA", **more):
     """Writes results.json and record.json of `run`; `more`: results of further methods."""
     values = {"Recall@5": recall_10 - 0.1, "Recall@10": recall_10, "NDCG@5": 0.02}
     values["NDCG@10"] = 0.02 + ndcg_gain
@@ -36,6 +36,7 @@ def write_results(folder, run, recall_10, method="SIGMA", ndcg_gain=0.032, **mor
     summary["item.HR@10"] = summary["item.Recall@10"]
     methods = {method: {"exclude_seen": {"tasks": {"JustForYou": summary}, "average": summary}}}
     made = {"config_hash": "c0ffee", "data_hash": "da7a", "seconds": 7.0, "command": "python -m x"}
+    made["model"] = model
     workdir = run.workdir(folder)
     (workdir / "evaluation").mkdir(parents=True)
     results = {"methods": methods | more, "run": made}

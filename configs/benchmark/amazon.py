@@ -34,6 +34,14 @@ METHODS = {
     },
 }
 
+# Other trainings of SASRec, by the stage `teacher` alone. The baseline "SASRec" of SIGMA's run has
+# a softmax over all items.
+SASREC = {
+    "SASRec, sampled softmax": {"full_softmax_items": 0, "sampled_negatives": 256},
+    "gSASRec": {"loss": "gbce", "gbce_calibration": 0.75, "sampled_negatives": 256},
+    "eSASRec": {"model.block": "ligr", "full_softmax_items": 0, "sampled_negatives": 256},
+}
+
 # COLUMNS in per cent, as published by the authors.
 PUBLISHED = {
     "Beauty": {
@@ -70,10 +78,12 @@ PROTOCOL = (
     "Training uses the interactions before the validation item.",
     "Checkpoint, fusion and reranking weights are chosen on validation.",
     "Then the model is trained again with the validation item, and tested once.",
-    'Rows "before the refit" show the model without that last step.',
+    "All baselines are refitted with the validation item too, and choose their settings on it.",
+    'Rows "before refit" show a method without that last step.',
     "If the data has timestamps, reranking features know the day of the request.",
     "Trending features then see only earlier interactions.",
-    "Item-item features are computed from all training interactions, as in the baselines.",
+    'Baselines "with a memory" know the day too, and see only earlier interactions.',
+    "Item-item features are computed from all training interactions, as in the other baselines.",
     "SIGMA and GR(ID) score all items. Up to 16,384 items they rerank all of them;",
     "of more they rerank the best 640 and the items that a feature may raise.",
     "The paper settings and GR(SID) search 32 prefixes with 20 items each.",
@@ -114,8 +124,12 @@ def get_suite() -> dict[str, Any]:
             for name, more in (("Scientific", {}), ("Beauty", {}), ("Instruments", IDS_ONLY))
         },
         "methods": {
-            name: {"fields": fields, "has_baselines": name == "SIGMA"}
+            name: {"fields": fields, "has_baselines": name == "SIGMA", "stage": "sft"}
             for name, fields in METHODS.items()
+        }
+        | {
+            name: {"fields": fields, "has_baselines": False, "stage": "teacher"}
+            for name, fields in SASREC.items()
         },
         "modes": ("exclude_seen", "include_seen"),
         "levels": ("item",),

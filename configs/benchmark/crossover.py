@@ -39,7 +39,11 @@ def get_suite() -> dict[str, Any]:
         ),
         "data": {"Scientific": suite["data"]["Scientific"]},
         "methods": {
-            name: {"fields": suite["methods"][base]["fields"] | fields, "has_baselines": False}
+            name: {
+                "fields": suite["methods"][base]["fields"] | fields,
+                "has_baselines": False,
+                "stage": "sft",
+            }
             for name, (base, fields) in METHODS.items()
         },
         "modes": ("exclude_seen",),

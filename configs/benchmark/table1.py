@@ -88,7 +88,7 @@ def get_suite() -> dict[str, Any]:
             }
         },
         "methods": {
-            name: {"fields": fields, "has_baselines": name == "SIGMA"}
+            name: {"fields": fields, "has_baselines": name == "SIGMA", "stage": "sft"}
             for name, fields in METHODS.items()
         },
         "modes": ("include_seen", "exclude_seen"),

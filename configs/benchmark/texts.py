@@ -29,7 +29,7 @@ def get_suite() -> dict[str, Any]:
         "protocol": tuple(line for line in suite["protocol"] if "prefixes" not in line),
         "data": {name: source for name, source in suite["data"].items() if name != "Instruments"},
         "methods": {
-            name: {"fields": settings | fields, "has_baselines": False}
+            name: {"fields": settings | fields, "has_baselines": False, "stage": "sft"}
             for name, fields in METHODS.items()
         },
         "published": {},

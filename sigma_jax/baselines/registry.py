@@ -21,12 +21,12 @@ from sigma_jax.baselines.feature_ranker import FeatureRanker
 from sigma_jax.baselines.item_knn import ItemKnn
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.recent import RecentCoVisitation, RecentPopularity
+from sigma_jax.baselines.sasrec import BEFORE_REFIT
 from sigma_jax.baselines.transition_graph import GraphSettings, TransitionGraph
 from sigma_jax.baselines.user_most_frequent import UserMostFrequent
 from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.tasks.constraints import AllowedItems
 
-BEFORE_REFIT = " before refit"  # ending of the names of what did not see the validation rows
 NEIGHBOURS = 100  # items kept for each item in the relations of FeatureRanker, as in the presets
 MOST_REQUESTS = 3_000  # validation requests that settings are chosen on
 RANK_CUTOFF = 10  # settings are chosen by NDCG at this rank

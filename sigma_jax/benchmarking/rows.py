@@ -18,7 +18,8 @@ from sigma_jax.benchmarking.suite import Run, Suite, planned_runs
 from sigma_jax.schema import TASKS
 
 MODEL = "SIGMA"  # name of the run's own model in its results
-VARIANTS = {  # other rankings by the run's model -> ending of their row names
+VARIANTS = {  # rankings by the run's model -> ending of their row names
+    MODEL: "",
     "SIGMA without reranker": " without reranker",
     "SIGMA before refit": " before refit",
     "SIGMA without reranker before refit": " without reranker before refit",
@@ -69,15 +70,14 @@ def collect(
             if results is None:
                 continue
             for name, by_mode in results["methods"].items():
-                row = row_name(name, method, settings.has_baselines)
+                row = row_name(name, method, settings.has_baselines, model_of(results))
                 if row is None or mode not in by_mode:
                     continue
                 by_task = {"average": by_mode[mode]["average"], **by_mode[mode]["tasks"]}
                 if by_task.get(task):
                     summaries.setdefault(row, []).append(by_task[task])
     rows = [make_row(suite, level, name, by_seed) for name, by_seed in summaries.items()]
-    endings = ("", *VARIANTS.values())
-    of_suite = {f"{method}{ending}" for method in suite.methods for ending in endings}
+    of_suite = {f"{m}{ending}" for m in suite.methods for ending in VARIANTS.values()}
     return sorted(rows, key=lambda row: row.method in of_suite)
 
 
@@ -97,12 +97,15 @@ def collect_sweep(
     return rows
 
 
-def row_name(name: str, method: str, has_baselines: bool) -> str | None:
+def model_of(results: Mapping[str, Any]) -> str:
+    """The name of a run's own model in its results."""
+    return results["run"].get("model", MODEL)
+
+
+def row_name(name: str, method: str, has_baselines: bool, model: str = MODEL) -> str | None:
     """The row of the ranking `name` of a run of `method`; None for rankings without a row."""
-    if name == MODEL:
-        return method
-    if name in VARIANTS:
-        return method + VARIANTS[name]
+    if name.startswith(model) and name.replace(model, MODEL, 1) in VARIANTS:
+        return method + VARIANTS[name.replace(model, MODEL, 1)]
     return name if has_baselines and not name.startswith(MODEL) else None
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from sigma_jax.evaluation.score import MODES
 
+ALL_REQUESTS = 100_000  # of the evaluation of a SASRec, as in the preset amazon of SIGMA
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -29,6 +31,13 @@ class Method:
 
     fields: dict[str, Any]
     has_baselines: bool  # its runs evaluate the baselines of sigma_jax/baselines too
+    # "sft"; "teacher" trains and evaluates SASRec alone, by the same preset of configs/teacher.py
+    # and the data set's fields of `data`.
+    stage: str
+
+    def __post_init__(self):
+        if self.stage not in ("sft", "teacher"):
+            raise ValueError(f"stage={self.stage!r} is no stage of a method; use sft or teacher.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +92,7 @@ class Suite:
             for base, value in itertools.product(sweep.methods, sweep.values):
                 if name == sweep.run_name(base, sweep_name, value):
                     changes = dict.fromkeys(sweep.fields, value)
-                    return Method(self.methods[base].fields | changes, has_baselines=False)
+                    return Method(self.methods[base].fields | changes, False, "sft")
         raise KeyError(name)
 
 
@@ -139,10 +148,15 @@ def train_arguments(
       artifacts: the folder of stages that runs share.
     """
     source, method = suite.data[run.data], suite.method(run.method)
-    fields = {**source.fields, **method.fields}
+    config, fields = source.config, {**source.fields, **method.fields}
+    if method.stage == "teacher":
+        config = re.sub(r"[^/]+\.py", "teacher.py", config)
+        of_data = {name: value for name, value in source.fields.items() if name.startswith("data.")}
+        fields = {**of_data, "evaluation.requests": ALL_REQUESTS, **method.fields}
+    else:
+        fields["evaluation.has_baselines"] = method.has_baselines
     fields["seed"] = run.seed
-    fields["evaluation.has_baselines"] = method.has_baselines
-    arguments = [f"--config={source.config}", f"--workdir={workdir}", f"--artifacts={artifacts}"]
+    arguments = [f"--config={config}", f"--workdir={workdir}", f"--artifacts={artifacts}"]
     for name, value in fields.items():
         text = value.format(data=data_folder) if isinstance(value, str) else value
         arguments.append(f"--config.{name}={text}")

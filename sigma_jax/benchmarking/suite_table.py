@@ -20,6 +20,7 @@ from sigma_jax.evaluation.table import LEVELS, TITLES
 
 NAME_WIDTH = 34  # of the first column; wider if a name needs it
 CELL_WIDTH = 16
+NO_DEVIATION = " " * len(" ± 0.00")
 
 
 def render(suite: Suite, folder: Path) -> str:
@@ -59,7 +60,7 @@ def render_rows(
         by_row.append(line + ("" if is_complete else f"  ({count} of {len(suite.seeds)} seeds)"))
         by_row += [f"  WARNING: {warning}" for warning in row.warnings]
     for name, values in shown.items():
-        cells = [f"{values[c]:.2f}       " if c in values else "-" for c in suite.columns]
+        cells = [f"{values[c]:.2f}{NO_DEVIATION}" if c in values else "-" for c in suite.columns]
         by_row.append(f"{'  published: ' + name:{width}}" + joined(cells))
     return [*lines[:2], *by_row]
 
@@ -88,10 +89,16 @@ def row_cells(row: Row, suite: Suite) -> list[str]:
 
 
 def cell(row: Row, column: str) -> str:
-    """Mean ± standard deviation over seeds in per cent; "-" where the row lacks the metric."""
+    """Mean ± standard deviation over seeds in per cent; "-" where the row lacks the metric.
+
+    One seed has no deviation. Spaces in its place keep the column straight.
+    """
     if column not in row.values:
         return "-"
-    return f"{100 * row.mean(column):.2f} ± {100 * row.deviation(column):.2f}"
+    mean = f"{100 * row.mean(column):.2f}"
+    if len(row.values[column]) < 2:
+        return mean + NO_DEVIATION
+    return f"{mean} ± {100 * row.deviation(column):.2f}"
 
 
 def render_by_task(

@@ -16,13 +16,13 @@ from absl import logging
 from jaxtyping import Int32
 
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.registry import BEFORE_REFIT as BEFORE_REFIT_ENDING
 from sigma_jax.baselines.registry import fit_baselines, specs
-from sigma_jax.baselines.sasrec import SasrecBaseline
+from sigma_jax.baselines.sasrec import sasrec_baselines
 from sigma_jax.data.vectors import item_vectors
 from sigma_jax.evaluation.evaluator import LIST_LENGTH, EvaluationConfig, Evaluator
 from sigma_jax.evaluation.fusions import other_fusions
 from sigma_jax.evaluation.page import collect_report_data, write_report
+from sigma_jax.evaluation.sasrec import SasrecEvaluationConfig, compute_sasrec_results
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
 from sigma_jax.recommender.parts import BEFORE_REFIT
@@ -39,12 +39,12 @@ from sigma_jax.runtime.artifacts import (
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.runtime.files import read_json
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
-from sigma_jax.stages import artifact_names
+from sigma_jax.stages import artifact_names, find_stage
 from sigma_jax.tasks.constraints import allowed_items
-from sigma_jax.teacher.sasrec import load_sasrec
-from sigma_jax.teacher.task import REFIT
 
+SIGMA = "SIGMA"  # the name of a recommender in results
 FILES = ("results.json", "table.txt", "report.html")
+RANKER_FACTS = ("ranker", "num_beams", "sigma", "constant_sigma")  # of results, kept with the run
 VERSION = 4  # of results.json; raise it when the same settings give other results or keys
 
 
@@ -55,13 +55,15 @@ def evaluate(config: Any, workdir: Path) -> Results:
     same settings from the same artifacts.
 
     Args:
-      config: a config with `seed` and `evaluation`, of the run that made the workdir.
+      config: a config with `stage`, `seed` and `evaluation`, of the run that made the workdir.
 
     Raises:
       ValueError: a stage's artifact is missing, or the split has no request.
     """
-    settings = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
-    check_inputs(workdir, "sft")
+    is_recommender = find_stage(config.stage).is_recommender
+    kind: Any = EvaluationConfig if is_recommender else SasrecEvaluationConfig
+    settings = to_dataclass(kind, config.evaluation, "evaluation")
+    check_inputs(workdir, config.stage)
     manifests = {s: read_manifest(workdir, s) for s in artifact_names() if (workdir / s).exists()}
     inputs = {stage: manifest.fingerprint for stage, manifest in manifests.items()}
     recipe = Recipe(dataclasses.asdict(settings), inputs, config.seed)
@@ -70,18 +72,17 @@ def evaluate(config: Any, workdir: Path) -> Results:
         results = read_json(workdir / "evaluation" / "results.json")
     else:
         began = time.monotonic()
-        results = compute_results(workdir, settings, config.seed)
+        compute: Any = compute_results if is_recommender else compute_sasrec_results
+        results = compute(workdir, settings, config.seed)
         results["run"] = {
             "version": VERSION,
+            "model": SIGMA if is_recommender else "SASRec",
             "command": command_line(),
             "config_hash": recipe.fingerprint[:12],
             "data_hash": inputs["data"][:12],
             "seed": config.seed,
             "split": settings.split,
-            "ranker": results["ranker"],
-            "num_beams": settings.generation.num_beams,
-            "sigma": results["sigma"],
-            "constant_sigma": results["constant_sigma"],
+            **{name: results[name] for name in RANKER_FACTS if name in results},
             "seconds": time.monotonic() - began,
         }
         stage_metrics = {stage: manifest.metrics for stage, manifest in manifests.items()}
@@ -93,7 +94,7 @@ def evaluate(config: Any, workdir: Path) -> Results:
 def write_evaluation(
     results: Results, workdir: Path, recipe: Recipe, stage_metrics: Mapping[str, Any]
 ) -> None:
-    """Writes the artifact WORKDIR/evaluation with FILES.
+    """Writes the artifact WORKDIR/evaluation with FILES; a SASRec alone gets no report.
 
     Args:
       stage_metrics: stage -> metrics of its manifest, for the report.
@@ -102,6 +103,8 @@ def write_evaluation(
     def write(folder: Path) -> dict[str, Any]:
         write_json(results, folder / "results.json")
         (folder / "table.txt").write_text(render_table(results))
+        if results["run"]["model"] != SIGMA:
+            return {"seconds": results["run"]["seconds"]}  # the report is about a recommender
         metrics_files = {
             stage: workdir / "train" / stage / "metrics.jsonl"
             for stage in artifact_names()
@@ -121,10 +124,11 @@ def write_evaluation(
 def is_current_evaluation(workdir: Path, recipe: Recipe) -> bool:
     """Whether WORKDIR/evaluation holds the results of exactly `recipe`; if not, it is replaced."""
     folder = workdir / "evaluation"
-    if not all((folder / name).exists() for name in FILES):
-        return False
     try:
         run = read_json(folder / "results.json").get("run", {})
+        names = FILES if run.get("model") == SIGMA else FILES[:2]
+        if not all((folder / name).exists() for name in names):
+            return False
         return run.get("version") == VERSION and is_current(workdir, "evaluation", recipe)
     except ValueError:
         return False
@@ -177,6 +181,7 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
         for task in np.unique(requests.task)
     }
     results["ranker"] = settings.generation.ranker
+    results["num_beams"] = settings.generation.num_beams
     results["sigma"] = evaluator.recommender.sigma(evaluator.options)
     results["constant_sigma"] = constant
     if has_instructions and (by_task := evaluator.instruction_following(requests)):
@@ -230,7 +235,7 @@ def baseline_rankings(
     data, seed = evaluator.data, evaluator.seed
     found = specs(data, item_vectors(workdir, len(data.catalogue)), seed)
     baselines = fit_baselines(found, data, evaluator.requests("valid"), seed, is_refitted)
-    baselines |= sasrec_baselines(workdir, Popularity.fit(data, seed), is_refitted)
+    baselines |= sasrec_baselines(workdir, Popularity.fit(data, seed))
     allowed = allowed_items(data, requests)
     rankings = {}
     limits = [("", None), (FILTERED, allowed)]
@@ -241,25 +246,6 @@ def baseline_rankings(
                 for mode in ("include_seen", "exclude_seen")
             }
     return rankings
-
-
-def sasrec_baselines(
-    workdir: Path, popularity: Popularity, is_refitted: bool
-) -> dict[str, SasrecBaseline]:
-    """SASRec of the stage `teacher`, where the workdir has that stage.
-
-    With `is_refitted` it is the one that saw the validation rows, where the stage refits.
-    """
-    folder = workdir / "teacher"
-    if not folder.exists():
-        return {}
-    before = SasrecBaseline(load_sasrec(folder), popularity)
-    if not is_refitted:
-        return {"SASRec": before}
-    found = {f"SASRec{BEFORE_REFIT_ENDING}": before}
-    if (folder / REFIT).exists():
-        found["SASRec"] = SasrecBaseline(load_sasrec(folder / REFIT), popularity)
-    return found
 
 
 def show_recommendations(config: Any, workdir: Path, users: int = 2, count: int = 5) -> None:

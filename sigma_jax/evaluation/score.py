@@ -50,13 +50,14 @@ def score(
     rankings: Mapping[str, Mapping[str, Int32[np.ndarray, "N K"]]],
     requests: Requests,
     data: PreparedData,
-    semantic_ids: SemanticIds,
+    semantic_ids: SemanticIds | None,
 ) -> Results:
     """Results of all methods, in the structure that the module's docstring describes.
 
     Args:
       rankings: `rankings[method][mode]` holds item numbers, best first, one row per request; -1
         stands for no item. Modes are "include_seen" and "exclude_seen"; a method may lack one.
+      semantic_ids: None leaves out hits by SID.
 
     Raises:
       ValueError: a ranking has another number of rows, or fewer than 20 columns.
@@ -101,16 +102,15 @@ def targets_are_unseen(data: PreparedData, requests: Requests) -> Bool[np.ndarra
 def request_metrics(
     rankings: Int32[np.ndarray, "N K"],
     requests: Requests,
-    semantic_ids: SemanticIds,
+    semantic_ids: SemanticIds | None,
     allowed: AllowedItems,
     popularity: Int[np.ndarray, " I"],
 ) -> dict[str, np.ndarray]:
     """Metric -> its value for each request, float64 [N]; NaN where the metric does not apply."""
     is_tail = metrics.long_tail(popularity, HEAD_SHARE)
-    ranks = {
-        "item": metrics.item_ranks(rankings, requests.target),
-        "sid": metrics.sid_ranks(rankings, requests.target, semantic_ids.codes),
-    }
+    ranks = {"item": metrics.item_ranks(rankings, requests.target)}
+    if semantic_ids is not None:
+        ranks["sid"] = metrics.sid_ranks(rankings, requests.target, semantic_ids.codes)
     values = {}
     for level, rank in ranks.items():
         values |= {f"{level}.HR@{k}": metrics.hits(rank, k) for k in HIT_RATE_CUTOFFS}

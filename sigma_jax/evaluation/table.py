@@ -42,11 +42,9 @@ def render_summary(results: Results, folder: Path) -> str:
         lines += ["", *render_average(results, mode, "item")]
     lines += ["", *render_tasks(results, "include_seen", "item")]
     lines += ["", *render_cold(results), *render_instruction_following(results)]
-    lines += [
-        *warnings(results),
-        f"All results: {folder / 'table.txt'}",
-        f"Report with plots: {folder / 'report.html'}",
-    ]
+    lines += [*warnings(results), f"All results: {folder / 'table.txt'}"]
+    if (folder / "report.html").exists():
+        lines.append(f"Report with plots: {folder / 'report.html'}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,8 +1,11 @@
 """SASRec (Kang and McAuley, 2018): a causal transformer over the items of a history.
 
 It differs from the paper in its loss: cross-entropy over all items, which is much stronger than one
-sampled negative. The item table is tied: it embeds the items of the history and scores all items.
-Its rows are the collaborative ID vectors of section 2.1 of SIGMA.
+sampled negative. Settings make gSASRec (Petrov and Macdonald, 2023) and eSASRec (arXiv 2508.06450)
+of it: the loss "gbce" of teacher/task.py, and the block "ligr" with sampled negatives.
+
+The item table is tied: it embeds the items of the history and scores all items. Its rows are the
+collaborative ID vectors of section 2.1 of SIGMA.
 
 A history is right-aligned in a window of T positions, with padding (-1) before it. So position T-1
 is always the latest interaction. Axis letters are those of models/qwen3.py.
@@ -30,6 +33,7 @@ from sigma_jax.tasks.constraints import AllowedItems
 
 SCORES_AT_ONCE = 2**23  # entries of [requests, items] that are held in memory
 ITEMS_AT_ONCE = 2**16  # items that are scored together
+BLOCKS = ("plain", "ligr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,12 @@ class SasrecConfig:
     heads: int  # N, a divisor of the width
     history: int  # T, interactions of a window
     dropout: float  # share of the outputs that training drops
+    # "plain", or "ligr": the gated layers of LiGR (Borisyuk et al., 2025) that eSASRec takes.
+    block: str
+
+    def __post_init__(self):
+        if self.block not in BLOCKS:
+            raise ValueError(f"model.block={self.block!r} is unknown; use {' or '.join(BLOCKS)}.")
 
 
 def near_identity(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -65,6 +75,11 @@ class Block(nnx.Module):
         self.feed_in = dense(width, 4 * width)
         self.feed_out = dense(4 * width, width)
         self.heads = config.heads
+        self.is_gated = config.block == "ligr"
+        if self.is_gated:
+            self.attention_gate = dense(width, width)
+            self.feed_gate = dense(width, width)
+            self.feed_scale = dense(width, 4 * width)
 
     def __call__(
         self,
@@ -88,8 +103,27 @@ class Block(nnx.Module):
         logits = jnp.where(mask[:, None], logits.astype(jnp.float32), -1e30)
         weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
         mixed = jnp.einsum("BNTS,BSNH->BTNH", weights, value).reshape(x.shape)
+        if self.is_gated:
+            return self.gated_feed(x, self.attention_out(mixed), drop)
         x = x + drop(self.attention_out(mixed))
         return x + drop(self.feed_out(jax.nn.gelu(self.feed_in(self.feed_norm(x)))))
+
+    def gated_feed(
+        self,
+        x: Float[Array, "B T D"],
+        mixed: Float[Array, "B T D"],
+        drop: Callable[[Array], Array],
+    ) -> Float[Array, "B T D"]:
+        """The rest of a gated block: sigmoid gates scale both outputs; SwiGLU feeds forward.
+
+        Args:
+          x: the input of the block.
+          mixed: the output of its attention.
+        """
+        x = x + drop(mixed * jax.nn.sigmoid(self.attention_gate(x)))
+        normed = self.feed_norm(x)
+        fed = self.feed_out(jax.nn.silu(self.feed_in(normed)) * self.feed_scale(normed))
+        return x + drop(fed * jax.nn.sigmoid(self.feed_gate(x)))
 
 
 class Sasrec(nnx.Module):

@@ -34,6 +34,7 @@ from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_at_leas
 from sigma_jax.schema import Histories, PreparedData, Requests
 from sigma_jax.teacher.sasrec import Sasrec, SasrecConfig, history_window, rank_items, save_sasrec
 
+LOSSES = ("softmax", "gbce")
 REFIT = "refit"  # folder of the SASRec that saw the validation rows
 
 
@@ -46,8 +47,12 @@ class TeacherConfig:
     model: SasrecConfig
     loss_positions: int  # P, most positions of a window that have a loss; drawn if there are more
     targets_per_position: int  # R, most items of the next session; 1 is enough for single items
+    # "softmax", or "gbce": the calibrated binary cross-entropy of gSASRec.
+    loss: str
+    gbce_calibration: float  # t of gBCE: 0 keeps plain binary cross-entropy, 1 calibrates fully
     full_softmax_items: int  # the loss of a larger catalogue samples its negatives
-    sampled_negatives: int  # drawn for each batch and shared by its rows
+    # Drawn for each batch and shared by its rows; with "gbce" drawn for each position.
+    sampled_negatives: int
     report_users: int  # validation users of a report, drawn once
     # Train a second SASRec on the validation rows too, for the baseline alone. The ID vectors that
     # other stages read are those of the first.
@@ -55,6 +60,10 @@ class TeacherConfig:
 
     def __post_init__(self):
         check_at_least(1, self, "loss_positions", "targets_per_position", "sampled_negatives")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss={self.loss!r} is unknown; use {' or '.join(LOSSES)}.")
+        if not 0 <= self.gbce_calibration <= 1:
+            raise ValueError(f"gbce_calibration={self.gbce_calibration}; use 0 to 1.")
         check_at_least(0, self, "full_softmax_items", "report_users")
         check_at_least(1, self.model, "width", "heads", "history", group="model.")
         if self.model.width % self.model.heads:
@@ -143,6 +152,17 @@ class TeacherTask:
         vectors = model(batch["item"], drop_key)
         position = jnp.maximum(batch["position"], 0)
         vectors = jnp.take_along_axis(vectors, position[..., None], axis=1)
+        if self.config.loss == "gbce":
+            shape = (*batch["position"].shape, self.config.sampled_negatives)
+            negatives = jax.random.randint(negative_key, shape, 0, self.num_items)
+            return gbce_loss(
+                model.table[...],
+                model.bias[...],
+                vectors,
+                batch["target"],
+                negatives,
+                self.config.gbce_calibration,
+            )
         if self.num_items <= self.config.full_softmax_items:
             normaliser, target = full_softmax(
                 model.table[...], model.bias[...], vectors, batch["target"]
@@ -242,6 +262,38 @@ def sampled_softmax(
     others = jnp.maximum((~is_target).sum(-1), 1)
     rest += jnp.log((table.shape[0] - counted.sum(-1)) / others)
     return jnp.logaddexp(rest, exact)[..., None], chosen
+
+
+def gbce_loss(
+    table: Float[Array, "I D"],
+    bias: Float[Array, " I"],
+    vectors: Float[Array, "B P D"],
+    target: Int32[Array, "B P R"],
+    negatives: Int32[Array, "B P S"],
+    calibration: float,
+) -> tuple[Array, dict[str, Array]]:
+    """gBCE (Petrov and Macdonald, 2023, eq. 8): binary cross-entropy with the target's power beta.
+
+    beta = a * (t * (1 - 1/a) + 1/a), where a = S / (I - 1) is the share of items that are drawn and
+    t the calibration. With t = 1 the scores are as calibrated as those of a full softmax.
+
+    Args:
+      table, bias, vectors, target: as of `full_softmax`.
+      negatives: S items of each position, drawn uniformly. Drawn targets do not count.
+
+    Returns:
+      The loss, averaged over negatives, the targets of a position and positions; its metrics.
+    """
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    share = negatives.shape[-1] / max(table.shape[0] - 1, 1)
+    beta = share * (calibration * (1 - 1 / share) + 1 / share)
+    known = jnp.maximum(target, 0)
+    positive = product("BPD,BPRD->BPR", vectors, table[known]) + bias[known]
+    drawn = product("BPD,BPSD->BPS", vectors, table[negatives]) + bias[negatives]
+    is_target = (negatives[..., None] == target[..., None, :]).any(-1)
+    negative = jnp.where(is_target, 0.0, jax.nn.softplus(drawn)).sum(-1, keepdims=True)
+    losses = (beta * jax.nn.softplus(-positive) + negative) / negatives.shape[-1]
+    return next_session_loss(losses, jnp.zeros_like(losses), target >= 0)
 
 
 def next_session_loss(

@@ -25,7 +25,7 @@ def test_tables_and_plots_need_only_the_records(tmp_path):
     for name in ("runs", "copy"):
         write_suite_page(suite, tmp_path / name)
         pages.append((tmp_path / name / "report.html").read_text())
-        assert "20.00 ± 0.00" in render(suite, tmp_path / name)
+        assert "20.00" in render(suite, tmp_path / name)
     assert pages[0] == pages[1]
 
 

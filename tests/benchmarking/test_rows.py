@@ -1,11 +1,15 @@
 """Rows and tables of a suite: means over seeds, baselines, warnings, widths."""
 
+import json
+
 import pytest
 from tiny_suite import tiny_suite, write_results
 
 from sigma_jax.benchmarking.rows import as_json, collect
-from sigma_jax.benchmarking.suite import Run
+from sigma_jax.benchmarking.suite import Method, Run
 from sigma_jax.benchmarking.suite_table import NAME_WIDTH, render
+
+CELL_END = len("20.00 ± 0.00")
 
 
 def test_rows_are_means_and_deviations_over_seeds(tmp_path):
@@ -25,6 +29,22 @@ def test_rows_are_means_and_deviations_over_seeds(tmp_path):
     assert "WARNING" not in text
     stored = as_json(suite, tmp_path)["A"]["exclude_seen"]["item"]
     assert stored["SIGMA"]["Recall@10"] == [0.20, 0.24]
+
+
+def test_rankings_of_a_sasrec_run_are_rows_of_its_method(tmp_path):
+    """Also the one before its refit. One seed has no deviation."""
+    suite = tiny_suite(methods={"gSASRec": Method({}, False, "teacher")}, seeds=(0,))
+    before = {"SASRec before refit": {"exclude_seen": {"tasks": {}, "average": {}}}}
+    run = Run("A", "gSASRec", 0)
+    write_results(tmp_path, run, 0.12, method="SASRec", model="SASRec", **before)
+    path = run.workdir(tmp_path) / "record.json"
+    record = json.loads(path.read_text())
+    record["methods"]["SASRec before refit"] = record["methods"]["SASRec"]
+    path.write_text(json.dumps(record))
+    rows = collect(suite, tmp_path, "A", "exclude_seen", "item")
+    assert [row.method for row in rows] == ["gSASRec", "gSASRec before refit"]
+    text = render(suite, tmp_path)
+    assert "12.00" in text and "±" not in text.split("gSASRec")[1].splitlines()[0]
 
 
 def test_metrics_that_contradict_each_other_are_reported(tmp_path):
@@ -48,4 +68,4 @@ def test_names_are_never_cut(tmp_path):
     assert len(name) > NAME_WIDTH
     [row] = [line for line in lines if line.startswith(f"{name} ")]
     head = lines[lines.index(row) - 1]
-    assert head.index("Recall@10") + len("Recall@10") == row.index("20.00") + len("20.00 ± 0.00")
+    assert head.index("Recall@10") + len("Recall@10") == row.index("20.00") + CELL_END

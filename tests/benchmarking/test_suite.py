@@ -10,7 +10,7 @@ from ml_collections import config_flags
 from tiny_suite import tiny_suite
 
 from sigma_jax import benchmark, train
-from sigma_jax.benchmarking.suite import planned_runs, train_arguments
+from sigma_jax.benchmarking.suite import Method, Source, planned_runs, train_arguments
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.sharding import make_mesh
 
@@ -35,6 +35,23 @@ def test_every_run_has_its_own_folder_and_command(tmp_path):
     ]
     with pytest.raises(ValueError, match=r"--runs=B matches no run of this suite; did you mean"):
         benchmark.select_runs(runs, ["B"])
+
+
+def test_a_method_of_the_stage_teacher_trains_and_evaluates_sasrec_alone():
+    """It gets the fields of the data, and no field of SIGMA."""
+    fields = {"data.path": "{data}/A", "data.split.kind": "by_time", "model.copies_history": True}
+    suite = tiny_suite(
+        data={"A": Source("configs/sft.py:smoke", fields)},
+        methods={"gSASRec": Method({"loss": "gbce"}, False, "teacher")},
+    )
+    arguments = train_arguments(suite, planned_runs(suite)[1], "/data", Path("w"), Path("p"))
+    assert arguments == [
+        *("--config=configs/teacher.py:smoke", "--workdir=w", "--artifacts=p"),
+        *("--config.data.path=/data/A", "--config.data.split.kind=by_time"),
+        *("--config.evaluation.requests=100000", "--config.loss=gbce", "--config.seed=1"),
+    ]
+    with pytest.raises(ValueError, match=r"stage='tokenizer' is no stage of a method"):
+        Method({}, False, "tokenizer")
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)

@@ -24,11 +24,13 @@ from sigma_jax.configs.common import PRESETS
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.teacher.sasrec import SasrecConfig, load_sasrec, rank_items
 from sigma_jax.teacher.task import (
+    REFIT,
     TeacherConfig,
     TeacherTask,
     count_windows,
     draw_rows,
     full_softmax,
+    gbce_loss,
     next_session_loss,
     sampled_softmax,
     training_row,
@@ -199,7 +201,7 @@ def test_training_learns_a_fixed_succession(tmp_path):
     users = [[[(start + n) % ITEMS] for n in range(9)] for start in range(ITEMS)]
     histories = histories_of(users)
     data = save_data(tmp_path, histories)
-    shape = SasrecConfig(width=16, layers=1, heads=2, history=8, dropout=0.0)
+    shape = SasrecConfig(width=16, layers=1, heads=2, history=8, dropout=0.0, block="plain")
     task = TeacherTask(config(model=shape, targets_per_position=1), tmp_path, 0)
     model = task.model(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
@@ -263,3 +265,83 @@ def test_data_without_training_targets_is_refused(tmp_path):
 def test_every_preset_fills_the_config(preset):
     fields = to_dataclass(TeacherConfig, teacher.stage_fields(preset))
     assert fields.model.width % fields.model.heads == 0
+
+
+def test_gbce_equals_a_plain_loop():
+    """A drawn item that is a target does not count."""
+    rng = np.random.default_rng(3)
+    table, bias = rng.normal(size=(ITEMS, 4)), rng.normal(size=ITEMS)
+    vectors = rng.normal(size=(2, 3, 4))
+    target = np.array([[[1, 2], [5, -1], [-1, -1]], [[7, 7], [0, 3], [9, -1]]])
+    negatives = rng.integers(0, ITEMS, (2, 3, 6))
+    negatives[0, 0, 0] = 2
+    share, total, count = 6 / (ITEMS - 1), 0.0, 0
+    beta = share * (0.75 * (1 - 1 / share) + 1 / share)
+    for row, position in np.ndindex(2, 3):
+        items = target[row, position]
+        scores = table @ vectors[row, position] + bias
+        drawn = [i for i in negatives[row, position] if i not in items]
+        negative = -sum(np.log(1 - 1 / (1 + np.exp(-scores[i]))) for i in drawn)
+        of_targets = [
+            (-beta * np.log(1 / (1 + np.exp(-scores[i]))) + negative) / 6 for i in items if i >= 0
+        ]
+        if of_targets:
+            total, count = total + np.mean(of_targets), count + 1
+    loss, metrics = jax.jit(gbce_loss, static_argnums=5)(
+        *(jnp.asarray(a, jnp.float32) for a in (table, bias, vectors)), target, negatives, 0.75
+    )
+    assert float(loss) == pytest.approx(total / count, rel=1e-5)
+    assert float(metrics["positions"]) == count
+
+
+@pytest.mark.parametrize("changes", [{"loss": "gbce"}, {"model.block": "ligr"}])
+def test_other_settings_of_sasrec_learn_too(tmp_path, changes):
+    """Items follow one another in a circle; the loss falls, and the model loads as it was saved."""
+    users = [[[(start + step) % ITEMS] for step in range(8)] for start in range(ITEMS)]
+    save_data(tmp_path, histories_of(users))
+    block = changes.pop("model.block", "plain")
+    fields = config(model=dataclasses.replace(SHAPE, block=block), sampled_negatives=8, **changes)
+    task = TeacherTask(fields, tmp_path, 0)
+    model = task.model(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(0.02), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, batch, key):
+        def loss(model):
+            return task.loss(model, {}, batch, key)
+
+        (value, _), gradient = nnx.value_and_grad(loss, has_aux=True)(model)
+        optimizer.update(model, gradient)
+        return value
+
+    batches = task.batches()
+    losses = [
+        float(step(model, optimizer, batches[number], jax.random.key(number)))
+        for number in range(60)
+    ]
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+    task.finish(model, {}, tmp_path)
+    loaded = load_sasrec(tmp_path)
+    assert loaded.config.block == block
+    np.testing.assert_array_equal(loaded.table[...], model.table[...])
+
+
+def test_a_refit_sees_validation_rows_and_leaves_the_id_vectors(tmp_path):
+    """Item 29 occurs in validation alone, and item 28 in test alone."""
+    users = [[[0], [1], [user % 20], [29], [28]] for user in range(30)]
+    save_data(tmp_path, histories_of(users))
+    task = TeacherTask(config(refits=True), tmp_path, 0)
+    refit = task.refit()
+    assert TeacherTask(config(), tmp_path, 0).refit() is None
+
+    def items(task):
+        batches = [task.batches()[number] for number in range(20)]
+        return {int(i) for batch in batches for i in np.unique(batch["target"])}
+
+    assert 29 not in items(task) and 29 in items(refit) and 28 not in items(refit)
+    task.finish(task.model(nnx.Rngs(0)), {}, tmp_path)
+    before = (tmp_path / "id_vectors.npy").read_bytes()
+    refit.finish(refit.model(nnx.Rngs(1)), {}, tmp_path)
+    assert (tmp_path / "id_vectors.npy").read_bytes() == before
+    tables = [load_sasrec(folder).table[...] for folder in (tmp_path, tmp_path / REFIT)]
+    assert not np.array_equal(*tables)
