@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,6 +161,12 @@ def tiny_config(folder: Path, /, **changes) -> DataConfig:
             node = node[parent]
         node[last] = value
     return to_dataclass(DataConfig, fields)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left alone with them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])  # files of equal counts keep their order
 
 
 @pytest.fixture(scope="module", autouse=True)
