@@ -47,6 +47,7 @@ class CoVisitation:
     covisits: sparse.csr_matrix
     tie_order: Int32[np.ndarray, " I"]  # random
     popularity: Popularity
+    sessions: int = SESSIONS  # last sessions of a history that are read
 
     @classmethod
     def fit(cls, data: PreparedData, seed: int) -> CoVisitation:
@@ -72,7 +73,12 @@ class CoVisitation:
         for first in range(0, len(requests), REQUESTS_A_STEP):
             rows = np.arange(first, min(first + REQUESTS_A_STEP, len(requests)))
             recent = recent_item_weights(
-                data.histories, starts[rows], ends[rows], self.covisits.shape[0], DECAY, SESSIONS
+                data.histories,
+                starts[rows],
+                ends[rows],
+                self.covisits.shape[0],
+                DECAY,
+                self.sessions,
             )
             scores = (recent @ self.covisits).tocsr()
             for row in rows:

@@ -4,6 +4,7 @@ RUN/record.json has the structure of RUN/evaluation/results.json (score.score), 
 
 - means only, of the metrics that the suite shows
 - quantiles in place of the deviation of each request
+- `shortcuts`: figures of the log (evaluation/shortcuts.py)
 - `minutes`: training time of all stages of the run
 
 A folder of records stands for a finished suite, so results can be stored without the runs.
@@ -63,6 +64,7 @@ def write_record(workdir: Path, columns: Sequence[str], levels: Sequence[str]) -
     record = {
         "methods": methods,
         "deviation": deviation,
+        "shortcuts": results.get("shortcuts", {}),
         "run": results["run"],
         "minutes": round(seconds / 60, 2),
     }

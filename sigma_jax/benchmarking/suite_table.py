@@ -37,6 +37,7 @@ def render(suite: Suite, folder: Path) -> str:
             for name in suite.sweeps:
                 lines += render_sweep(suite, folder, data, name, mode, level)
             lines.append("")
+        lines += shortcuts(suite, folder, data)
     lines += provenance(suite, folder)
     return "\n".join(lines) + "\n"
 
@@ -136,6 +137,19 @@ def render_sweep(
         if fewest < num_seeds:
             lines[number] += f"  (as few as {fewest} of {num_seeds} seeds)"
     return ["", *lines]
+
+
+def shortcuts(suite: Suite, folder: Path, data: str) -> list[str]:
+    """A line with the shortcuts of the log (evaluation/shortcuts.py), where a run has them."""
+    for run in planned_runs(suite):
+        results = read_results(run, folder) if run.data == data else None
+        if results and results.get("shortcuts"):
+            found = results["shortcuts"].items()
+            return [
+                f"{data}, shortcuts: " + ", ".join(f"{name} {value:.2f}" for name, value in found),
+                "",
+            ]
+    return []
 
 
 def provenance(suite: Suite, folder: Path) -> list[str]:

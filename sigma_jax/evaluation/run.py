@@ -24,6 +24,7 @@ from sigma_jax.evaluation.fusions import other_fusions
 from sigma_jax.evaluation.page import collect_report_data, write_report
 from sigma_jax.evaluation.sasrec import SasrecEvaluationConfig, compute_sasrec_results
 from sigma_jax.evaluation.score import FILTERED, Results, score
+from sigma_jax.evaluation.shortcuts import shortcut_figures
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
 from sigma_jax.recommender.parts import BEFORE_REFIT
 from sigma_jax.recommender.recommender import RecommendOptions
@@ -180,6 +181,10 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
         TASKS[task]: recommendations.deviation[requests.task == task].tolist()
         for task in np.unique(requests.task)
     }
+    if settings.has_baselines:
+        vectors = item_vectors(workdir, len(data.catalogue))
+        features, valid = vectors.get("text", vectors.get("id")), evaluator.requests("valid")
+        results["shortcuts"] = shortcut_figures(data, features, valid, seed)
     results["ranker"] = settings.generation.ranker
     results["num_beams"] = settings.generation.num_beams
     results["sigma"] = evaluator.recommender.sigma(evaluator.options)

@@ -57,7 +57,8 @@ def render_table(results: Results) -> str:
     for mode in MODES:
         for level in LEVELS:
             lines += ["", *render_tasks(results, mode, level)]
-    lines += ["", *render_cold(results), *render_instruction_following(results), *warnings(results)]
+    lines += ["", *render_cold(results), *render_instruction_following(results)]
+    lines += [*render_shortcuts(results), *warnings(results)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -175,6 +176,15 @@ def render_instruction_following(results: Results) -> list[str]:
     head = "".join(f"{name:>14}" for name in INSTRUCTION_COLUMNS)
     title = "Instruction following: first 10 items of SIGMA, seen items included"
     return [title, *aligned(head, rows), ""]
+
+
+def render_shortcuts(results: Results) -> list[str]:
+    """A line of the figures of shortcuts.py; no lines without them."""
+    figures = results.get("shortcuts")
+    if not figures:
+        return []
+    text = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
+    return [f"Shortcuts in this log (evaluation/shortcuts.py): {text}", ""]
 
 
 def write_json(results: Results, path: Path) -> None:
