@@ -406,9 +406,16 @@ class PreparedData:
         return self.folder / "text_tokenizer"
 
     def with_validation(self) -> PreparedData:
-        """The same data with the validation targets as training rows, so without validation."""
+        """The same data with the validation targets as training rows, so without validation.
+
+        The popularity counts them too, so that an item first seen in validation is not cold.
+        """
         histories = dataclasses.replace(self.histories, valid_start=self.histories.test_start)
-        return dataclasses.replace(self, histories=histories)
+        ends = np.repeat(histories.test_start, np.diff(histories.offsets))
+        items = histories.item[np.arange(len(ends)) < ends]
+        popularity = np.bincount(items, minlength=len(self.catalogue))
+        catalogue = dataclasses.replace(self.catalogue, popularity=popularity)
+        return dataclasses.replace(self, histories=histories, catalogue=catalogue)
 
     @classmethod
     def load(cls, folder: Path) -> PreparedData:

@@ -56,6 +56,16 @@ def test_with_validation_only_the_rows_before_the_test_session_are_training(prep
     assert not len(after.valid_users()) and len(before.valid_users()) == len(users)
     for name in ("item", "time", "session", "offsets"):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    counts = np.zeros(len(prepared.catalogue), int)
+    for user in range(before.num_users):
+        np.add.at(counts, before.item[before.offsets[user] : before.test_start[user]], 1)
+    added = prepared.with_validation().catalogue.popularity
+    np.testing.assert_array_equal(added, counts)
+    assert (
+        (added - prepared.catalogue.popularity).min()
+        == 0
+        < added.sum() - (prepared.catalogue.popularity.sum())
+    )
 
 
 def test_artifacts_load_as_they_were_saved(tmp_path):

@@ -222,5 +222,8 @@ def _training_targets(
         usable &= session_start > np.repeat(offsets[:-1], lengths)
     first = first_rows_in_category(data, users)
     targets = find_targets(data, tables, rows[usable], session_start[usable], first[usable])
-    score = splitmix64(seed, targets.row, targets.task, targets.slot_value)
+    # Places inside a history do not depend on the rows of other users, which tests may change.
+    user = np.searchsorted(offsets, targets.row, side="right") - 1
+    place = targets.row - offsets[user]
+    score = splitmix64(seed, users.start + user, place, targets.task, targets.slot_value)
     return keep_per_group(targets, score, config.targets.task_targets_per_boundary)

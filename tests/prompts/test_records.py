@@ -119,6 +119,26 @@ def test_held_out_rows_change_no_record(shop, config):
     assert [r.to_bytes() for r in again] == [r.to_bytes() for r in records]
 
 
+def test_a_larger_test_session_of_one_user_changes_no_record(shop, config):
+    """Rows are added at the end of the first user, so all later rows move."""
+    histories, end = shop.histories, int(shop.histories.offsets[1])
+    added = 3
+    longer = {
+        name: np.insert(getattr(histories, name), end, [getattr(histories, name)[end - 1]] * added)
+        for name in ("item", "time", "session")
+    }
+    moved = {
+        "offsets": np.where(np.arange(len(histories.offsets)) > 0, histories.offsets + added, 0),
+        "valid_start": histories.valid_start + added * (np.arange(histories.num_users) > 0),
+        "test_start": histories.test_start + added * (np.arange(histories.num_users) > 0),
+    }
+    assert histories.test_start[0] < end  # the first user has a test session
+    other = dataclasses.replace(shop, histories=dataclasses.replace(histories, **longer, **moved))
+    changes = {"task_targets_per_boundary": 1}  # most targets are drawn, not all kept
+    before, after = (all_records(data, config, **changes) for data in (shop, other))
+    assert [record.to_bytes() for record in before] == [record.to_bytes() for record in after]
+
+
 def test_without_cold_start_every_target_has_a_history(shop, config):
     assert any((record.attach == 0).any() for record in all_records(shop, config))
     assert all(
