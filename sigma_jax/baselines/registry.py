@@ -23,7 +23,7 @@ from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.recent import RecentCoVisitation, RecentPopularity
 from sigma_jax.baselines.sasrec import BEFORE_REFIT
 from sigma_jax.baselines.transition_graph import GraphSettings, TransitionGraph
-from sigma_jax.baselines.user_most_frequent import UserMostFrequent
+from sigma_jax.baselines.user_most_frequent import UserMostFrequent, UserMostFrequentLately
 from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.tasks.constraints import AllowedItems
 
@@ -31,6 +31,7 @@ NEIGHBOURS = 100  # items kept for each item in the relations of FeatureRanker, 
 MOST_REQUESTS = 3_000  # validation requests that settings are chosen on
 RANK_CUTOFF = 10  # settings are chosen by NDCG at this rank
 MEMORIES = (30.0, 91.0, 365.0, 1460.0)  # days
+DECAYS = (0.9, 0.95, 0.98, 0.99)  # of a session relative to the next one
 KNN_GRID = ((1, 1.0), (2, 0.6), (5, 0.7), (20, 0.9))  # sessions, decay
 GRAPH_GRID = (
     GraphSettings(1, 1.0, 1.0, 0.1, 1.0),
@@ -77,6 +78,7 @@ def specs(
     found = {
         "Popularity": BaselineSpec(lambda data, popular, _: popular),
         "User's most frequent": BaselineSpec(lambda data, popular, _: UserMostFrequent(popular)),
+        "User's most frequent lately": from_grid(UserMostFrequentLately.fit, DECAYS),
         "Co-visitation": BaselineSpec(lambda data, popular, _: CoVisitation.fit(data, seed)),
     }
     if np.asarray(data.histories.time).any():

@@ -1,4 +1,4 @@
-"""The user's most frequent items, a strong baseline if people buy the same things again."""
+"""The user's most frequent items, strong baselines if people buy the same things again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.ranking import is_rankable, top_items
-from sigma_jax.histories import history_ranges
+from sigma_jax.baselines.ranking import is_rankable, rank_all_items, top_items
+from sigma_jax.histories import history_ranges, recent_item_weights
 from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.tasks.constraints import AllowedItems
 
@@ -54,3 +54,40 @@ class UserMostFrequent:
             chosen = top_items(items[keep], scores[keep], self.popularity.rank, k)
             rankings[row, : len(chosen)] = chosen
         return self.popularity.complete(rankings, data, requests, exclude_seen, allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class UserMostFrequentLately:
+    """Ranks the items of the history by their count, where older sessions count less.
+
+    The most popular items follow after them. With seen items left out, only these are left.
+    """
+
+    decay: float  # weight of a session relative to the next one
+    popularity: Popularity
+
+    @classmethod
+    def fit(
+        cls, data: PreparedData, popularity: Popularity, decay: float
+    ) -> UserMostFrequentLately:
+        """Fits nothing: the history of a request is all that it reads."""
+        return cls(decay, popularity)
+
+    def recommend(
+        self,
+        data: PreparedData,
+        requests: Requests,
+        k: int,
+        exclude_seen: bool,
+        allowed: AllowedItems | None,
+    ) -> Int32[np.ndarray, "N k"]:
+        """The best k items of each request; baselines/__init__.py has the arguments."""
+        starts, ends = history_ranges(data.histories, requests)
+        tie_order = self.popularity.rank
+
+        def scores(rows: np.ndarray) -> np.ndarray:
+            return recent_item_weights(
+                data.histories, starts[rows], ends[rows], len(tie_order), self.decay, None
+            ).toarray()
+
+        return rank_all_items(scores, data, requests, k, exclude_seen, allowed, tie_order)

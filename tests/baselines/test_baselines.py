@@ -32,13 +32,15 @@ from sigma_jax.schema import (
 from sigma_jax.tasks.constraints import allowed_items
 
 SETTINGS = {  # of the baselines that choose one of a grid
+    "User's most frequent lately": 0.9,
     "Popularity with a memory": 91.0,
     "Co-visitation with a memory": 91.0,
     "Item kNN on texts": KNN_GRID[1],
     "Transition graph": GRAPH_GRID[1],
 }
 BASELINES = (
-    *("Popularity", "User's most frequent", "Co-visitation", *SETTINGS),
+    *("Popularity", "User's most frequent", "User's most frequent lately", "Co-visitation"),
+    *list(SETTINGS)[1:],
     "Features without a network",
 )
 
@@ -123,6 +125,21 @@ def test_user_most_frequent_ranks_by_count_and_then_by_the_latest_session(data):
         expected = sorted(keys.values(), reverse=True)[:4]
         ranked = [keys[item] for item in rankings[row] if item in keys]
         assert ranked == expected
+
+
+def test_older_sessions_of_a_user_count_less(data):
+    histories, requests = data.histories, make_requests(data.histories)
+    fitted = fit("User's most frequent lately", data)
+    rankings = fitted.recommend(data, requests, ITEMS, False, None)
+    for row in range(histories.num_users):
+        end, scores = requests.history_end[row], np.zeros(ITEMS)
+        for event in range(histories.offsets[row], end):
+            age = histories.session[end - 1] - histories.session[event]
+            scores[histories.item[event]] += 0.9**age
+        best = np.sort(scores)[::-1]
+        np.testing.assert_allclose(scores[rankings[row]], best, rtol=1e-5)
+        unseen = [item for item in rankings[row] if not scores[item]]
+        assert unseen == sorted(unseen, key=lambda item: fitted.popularity.rank[item])
 
 
 def test_popularity_equals_a_plain_count(data):
