@@ -67,18 +67,24 @@ def rank_all_items(
     """
     rankings = np.full((len(requests), k), -1, np.int32)
     starts, ends = history_ranges(data.histories, requests)
-    step = max(1, SCORES_AT_ONCE // len(tie_order))
+    num_items = len(tie_order)
+    step = max(1, SCORES_AT_ONCE // num_items)
     for first in range(0, len(requests), step):
         rows = np.arange(first, min(first + step, len(requests)))
-        for row, of_row in zip(rows, scores(rows), strict=True):
-            is_left_out = np.zeros(len(of_row), bool)
+        of_rows = np.array(scores(rows), np.float32)
+        for row, of_row in zip(rows, of_rows, strict=True):
             if allowed is not None and (items := allowed.of(row)) is not None:
-                is_left_out[:] = True
+                is_left_out = np.ones(num_items, bool)
                 is_left_out[items] = False
+                of_row[is_left_out] = -np.inf
             if exclude_seen:
-                is_left_out[data.histories.item[starts[row] : ends[row]]] = True
-            items = np.flatnonzero(~is_left_out)
-            chosen = top_items(items, of_row[items], tie_order, k)
+                of_row[data.histories.item[starts[row] : ends[row]]] = -np.inf
+        place = max(num_items - k, 0)
+        least = np.partition(of_rows, place, axis=1)[:, place]
+        for row, of_row, lowest in zip(rows, of_rows, least, strict=True):
+            # More than k where several scores equal the lowest.
+            items = np.flatnonzero((of_row >= lowest) & (of_row > -np.inf))
+            chosen = items[np.lexsort((tie_order[items], -of_row[items]))[:k]]
             rankings[row, : len(chosen)] = chosen
     return rankings
 

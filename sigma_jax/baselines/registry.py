@@ -28,7 +28,7 @@ from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.tasks.constraints import AllowedItems
 
 NEIGHBOURS = 100  # items kept for each item in the relations of FeatureRanker, as in the presets
-MOST_REQUESTS = 3_000  # validation requests that settings are chosen on
+MOST_REQUESTS = 1_000  # validation requests that settings are chosen on
 RANK_CUTOFF = 10  # settings are chosen by NDCG at this rank
 MEMORIES = (30.0, 91.0, 365.0, 1460.0)  # days
 DECAYS = (0.9, 0.95, 0.98, 0.99)  # of a session relative to the next one

@@ -202,6 +202,7 @@ def validation_warnings(evaluator: Evaluator, constant: float | None) -> list[st
     fitted = {
         "the reranker was fitted": evaluator.settings.uses_reranker and reranker is not None,
         "constant sigma was chosen": constant is not None,
+        "settings of baselines were chosen": evaluator.settings.has_baselines,
     }
     return [
         f"{event} on requests of this split; evaluate it on the test split"
