@@ -61,8 +61,10 @@ BASE = {
             "hidden_width": 128,
             "inputs": ("id", "text", "image"),
             "trainable": ("id",),
+            "has_linear_path": True,
         },
         "uses_full_vocabulary": False,
+        "query_reads_code": True,
         "copies_history": True,
         "has_item_head": True,
         "has_task_head": True,
@@ -114,6 +116,8 @@ BASE = {
     "infonce_weight": 0.2,
     "constraint_weight": 2.0,
     "label_smoothing": 0.0,
+    "starts_codes_at_items": True,
+    "has_cold_negatives": False,
     "reranker": {"neighbours": 100, "fit_requests": 1_500},
     "refits": False,
     "report_requests": 50,
@@ -123,6 +127,11 @@ BASE = {
 # The paper's settings. The defaults above serve small catalogues and short trainings better.
 PAPER_SETTINGS = {
     "model.item_encoder.trainable": (),
+    "model.item_encoder.has_linear_path": False,
+    "model.query_reads_code": False,
+    "starts_codes_at_items": False,
+    "has_cold_negatives": True,
+    "generation.sigma_floor": 0.0,
     "model.copies_history": False,
     "model.has_item_head": False,
     "model.has_task_head": False,
@@ -207,6 +216,7 @@ CHANGES = {
             "hidden_width": 256,
             "inputs": ("text",),
             "trainable": ("text",),
+            "has_linear_path": True,
         },
         "generation.temperature": 0.1,
         "model.copies_history": False,  # users do not take an item twice
@@ -261,7 +271,7 @@ EVALUATION = {
     "instruction_following_requests": 100,
 }
 
-PAPER_RANKER = {"generation.ranker": "three_step"}
+PAPER_RANKER = {"generation.ranker": "three_step", "generation.sigma_floor": 0.0}
 
 EVALUATION_CHANGES = {
     "qwen3_0p6b": PAPER_RANKER,

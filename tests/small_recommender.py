@@ -73,22 +73,26 @@ def recommender(
     copies_history=True,
     has_item_head=False,
     has_task_head=False,
+    query_reads_code=True,
+    has_linear_path=True,
 ) -> tuple[RecommenderNetwork, dict]:
     """(network, frozen tables). Equal arguments give equal, independent networks."""
-    switches = (tuple(trainable), full_vocabulary, copies_history, has_item_head, has_task_head)
-    graphdef, state, tables = _parts(*switches)
+    heads = (copies_history, has_item_head, has_task_head)
+    graphdef, state, tables = _parts(
+        tuple(trainable), has_linear_path, full_vocabulary, query_reads_code, *heads
+    )
     return nnx.merge(graphdef, state), dict(tables)
 
 
 @functools.cache
-def _parts(trainable, *switches) -> tuple:
+def _parts(trainable, has_linear_path, *switches) -> tuple:
     """(graphdef, state, tables) of `recommender`; making a network compiles many programs."""
     rng = np.random.default_rng(1)
     tables = {
         "id": rng.normal(size=(NUM_ITEMS, 6)).astype(np.float32),
         "text": rng.normal(size=(NUM_ITEMS, 8)).astype(np.float32),
     }
-    encoder = ItemEncoderConfig(12, 16, ("id", "text", "image"), trainable)
+    encoder = ItemEncoderConfig(12, 16, ("id", "text", "image"), trainable, has_linear_path)
     config = NetworkConfig(encoder, *switches)
     rngs = nnx.Rngs(0)
     backbone = Qwen3(backbone_config(), rngs=rngs)

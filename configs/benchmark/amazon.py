@@ -23,6 +23,10 @@ METHODS = {
     PAPER_SETTINGS: {
         **common.THREE_STEP,
         "model.has_item_head": False,
+        "model.item_encoder.has_linear_path": False,
+        "model.query_reads_code": False,
+        "starts_codes_at_items": False,
+        "has_cold_negatives": True,
         "prompt.layout.sid_in_prompt": 1,
         "prompt.layout.item_query": "token",
         "ntp_weight": 1.0,

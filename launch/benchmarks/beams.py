@@ -55,8 +55,8 @@ def make(history: int, users: int) -> tuple[RecommenderNetwork, dict, Trie, Prom
     """A random model, its tables, a random trie, and prompts of `history` tokens for `users`."""
     rng = np.random.default_rng(0)
     tables = {"id": jnp.asarray(rng.normal(size=(ITEMS, 64)), jnp.float32)}
-    encoder = ItemEncoderConfig(64, 64, ("id",), ())
-    config = NetworkConfig(encoder, False, False, False, False)
+    encoder = ItemEncoderConfig(64, 64, ("id",), (), True)
+    config = NetworkConfig(encoder, False, True, False, False, False)
     space = TokenSpace(VOCABULARY, DEPTH, CODES)
     model = RecommenderNetwork(
         config, Qwen3(BACKBONE, rngs=nnx.Rngs(0)), space, tables, rngs=nnx.Rngs(1)

@@ -30,10 +30,12 @@ class ItemEncoderConfig:
     hidden_width: int  # of the MLP
     inputs: tuple[str, ...]  # names out of TABLES; those that the data lack are skipped
     trainable: tuple[str, ...]  # the inputs that are trained
+    # Add a linear path to the MLP; False: the MLP alone, as in the paper.
+    has_linear_path: bool
 
 
 class ItemEncoder(nnx.Module):
-    """Item numbers to fused vectors, by the sum of a two-layer MLP and a linear path.
+    """Item numbers to fused vectors, by a two-layer MLP, and a linear path if the config says so.
 
     The linear path starts as a rotation, or as a projection if fused vectors are shorter. So items
     with near input vectors have near fused vectors from the first step. The paper leaves the shape
@@ -74,11 +76,14 @@ class ItemEncoder(nnx.Module):
         )
         width = sum(shape[1] for shape in shapes.values())
         init = nnx.initializers.lecun_normal()
-        straight = nnx.initializers.orthogonal()
-        self.linear = nnx.Param(straight(rngs.params(), (width, config.fused_width)))
+        if config.has_linear_path:
+            straight = nnx.initializers.orthogonal()
+            self.linear = nnx.Param(straight(rngs.params(), (width, config.fused_width)))
         self.inner = nnx.Param(init(rngs.params(), (width, config.hidden_width)))
         self.inner_bias = nnx.Param(jnp.zeros((config.hidden_width,)))
-        self.outer = nnx.Param(0.1 * init(rngs.params(), (config.hidden_width, config.fused_width)))
+        scale = 0.1 if config.has_linear_path else 1.0
+        shape = (config.hidden_width, config.fused_width)
+        self.outer = nnx.Param(scale * init(rngs.params(), shape))
 
     def __call__(
         self, items: Int[Array, " *n"], tables: Mapping[str, Float[Array, "I D"]]
@@ -92,7 +97,8 @@ class ItemEncoder(nnx.Module):
         ]
         x = jnp.concatenate(parts, axis=-1)
         hidden = jax.nn.gelu(x @ self.inner[...] + self.inner_bias[...])
-        return x @ self.linear[...] + hidden @ self.outer[...]
+        fused = hidden @ self.outer[...]
+        return x @ self.linear[...] + fused if self.config.has_linear_path else fused
 
 
 def _start(name: str, vectors, shape: tuple[int, int], rngs: nnx.Rngs) -> Float[Array, "I D"]:

@@ -68,6 +68,8 @@ class NetworkConfig:
     # True: code logits over the text vocabulary and all codes, as in the paper. False: over the
     # codes of one level.
     uses_full_vocabulary: bool
+    # The query token also gets the embedding of the code before it. Paper: False.
+    query_reads_code: bool
     # The query and item heads add a vector that points at items of the prompt. Paper: False.
     copies_history: bool
     # A third head scores all items before any code. Its scores enter the code and the query head,
@@ -137,10 +139,11 @@ class RecommenderNetwork(nnx.Module):
         text = self.backbone.embed(jnp.where(is_text, tokens, 0))
         rows = jnp.where(is_text, 0, tokens - self.space.vocab_size)
         sid = jnp.take(self.sid_table[...], rows, axis=0)
-        # q means "the item after this code". It also gets the embedding of the code before it, so
-        # that it need not first find its own prefix by attention.
-        previous = jnp.pad(sid, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-        sid = sid + jnp.where((tokens == self.space.query)[..., None], previous, 0)
+        if self.config.query_reads_code:
+            # q means "the item after this code". With the embedding of the code before it, it need
+            # not first find its own prefix by attention.
+            previous = jnp.pad(sid, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+            sid = sid + jnp.where((tokens == self.space.query)[..., None], previous, 0)
         # Fused vectors have any length; the backbone gets slots of one length.
         fused = unit(self.item_encoder(jnp.maximum(items, 0), tables)) * self._root_fused
         slot = jnp.where((items >= 0)[..., None], fused @ self.up_projection[...], 0)

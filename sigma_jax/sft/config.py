@@ -37,6 +37,11 @@ class SftConfig:
     # 0: only the target counts.
     constraint_weight: float
     label_smoothing: float  # of Eq. 4
+    # Code vectors start at the mean vector of their items; False: at random, as in the paper.
+    starts_codes_at_items: bool
+    # Items without training interactions are negatives too, as in the paper. False: they are not,
+    # since as negatives of every target they would rank below all other items.
+    has_cold_negatives: bool
     generation: GenerationConfig  # of reports, and of the trained recommender by default
     reranker: RerankerConfig  # fitted after training
     # Train anew after that fit, with the validation targets, for the best number of steps.

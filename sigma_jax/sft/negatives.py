@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 
 def negative_tables(
-    prefix: Int[np.ndarray, " I"], popularity: Int[np.ndarray, " I"]
+    prefix: Int[np.ndarray, " I"], is_cold: Bool[np.ndarray, " I"]
 ) -> dict[str, np.ndarray]:
-    """Items with training interactions, by prefix: the only negatives.
+    """The items that can be negatives, by prefix.
 
-    An item without interactions may be new. As a negative of every target it would rank below all
-    other items.
+    Args:
+      is_cold: items that are no negatives. An item without interactions may be new; as a negative
+        of every target it would rank below all other items.
 
     Returns:
-      is_cold: bool [I], items without training interactions.
+      is_cold: bool [I], as given.
       prefix_start: int32 [prefixes+1], where the items of each prefix start in `by_prefix`.
       by_prefix: int32, the items that are not cold, sorted by prefix.
     """
-    is_cold = np.asarray(popularity) == 0
     warm = np.flatnonzero(~is_cold)
     counts = np.bincount(prefix[warm], minlength=int(prefix.max(initial=-1)) + 1)
     return {

@@ -141,6 +141,8 @@ class SftTask:
         model = build_network(
             self.backbone, self.config.model, self.data, self.semantic_ids, self.vectors, rngs
         )
+        if not self.config.starts_codes_at_items:
+            return model
         # Means over a sample of the catalogue suffice.
         rows = np.arange(0, len(self.data.catalogue), 1 + len(self.data.catalogue) // 20_000)
         codes = np.asarray(self.semantic_ids.codes)[rows]
@@ -161,7 +163,8 @@ class SftTask:
         """
         tables = self.frozen_tables()
         popularity = np.asarray(self.data.catalogue.popularity)
-        tables |= negative_tables(tables["prefix"], popularity)
+        is_cold = (popularity == 0) & (not self.config.has_cold_negatives)
+        tables |= negative_tables(tables["prefix"], is_cold)
         if self.config.batch_negatives:
             share = popularity / max(popularity.sum(), 1)
             tables["popularity"] = share.astype(np.float32)  # about that of the targets

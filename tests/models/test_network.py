@@ -81,9 +81,38 @@ def test_frozen_vectors_get_no_gradient_and_trained_ones_do():
 
 
 def test_an_item_encoder_without_its_tables_names_those_of_the_data():
-    config = ItemEncoderConfig(4, 4, ("image",), ())
+    config = ItemEncoderConfig(4, 4, ("image",), (), True)
     with pytest.raises(ValueError, match=r"inputs=\('image',\) but the data have \['text'\]"):
         ItemEncoder(config, {"text": np.ones((3, 2), np.float32)}, rngs=nnx.Rngs(0))
+
+
+def test_without_a_linear_path_a_fused_vector_is_that_of_the_mlp():
+    model, tables = recommender(has_linear_path=False)
+    encoder = model.item_encoder
+    assert not hasattr(encoder, "linear")
+    x = np.concatenate(
+        [table[:5] / np.linalg.norm(table[:5], axis=1, keepdims=True) for table in tables.values()],
+        axis=1,
+    )
+    hidden = jax.nn.gelu(x @ encoder.inner[...] + encoder.inner_bias[...])
+    found = encoder(jnp.arange(5), tables)
+    np.testing.assert_allclose(found, hidden @ encoder.outer[...], atol=1e-5)
+    both = recommender()[0].item_encoder
+    rest = np.asarray(both(jnp.arange(5), tables)) - x @ np.asarray(both.linear[...])
+    hidden = jax.nn.gelu(x @ both.inner[...] + both.inner_bias[...])
+    np.testing.assert_allclose(rest, hidden @ both.outer[...], atol=1e-5)
+
+
+def test_a_query_token_that_reads_no_code_has_one_embedding_after_any_code():
+    """With the switch it is the embedding of the token plus that of the code before it."""
+    for reads_code in (True, False):
+        model, tables = recommender(query_reads_code=reads_code)
+        space, items = model.space, jnp.full((2, 2), -1)
+        tokens = jnp.array([[space.code(0, code), space.query] for code in (0, 1)])
+        embedded = np.asarray(model.embed(tokens, items, tables))
+        added = embedded[:, 0] if reads_code else 0
+        own = np.asarray(model.embed(tokens[:, 1:], items[:, 1:], tables))[:, 0]
+        np.testing.assert_allclose(embedded[:, 1], own + added, atol=1e-5)
 
 
 def test_weights_come_back_and_others_are_refused(tmp_path):

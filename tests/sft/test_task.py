@@ -202,6 +202,26 @@ def test_lora_in_16_bits_is_folded_before_anything_is_fitted(trained, tmp_path, 
     np.testing.assert_array_equal(stored.T, kept)
 
 
+def test_cold_items_are_negatives_only_where_the_config_says_so(trained):
+    without, all_items = (
+        make_task(trained, has_cold_negatives=value).tables() for value in (False, True)
+    )
+    popularity = np.asarray(make_task(trained).data.catalogue.popularity)
+    np.testing.assert_array_equal(without["is_cold"], popularity == 0)
+    assert (popularity == 0).any() and not all_items["is_cold"].any()
+    assert sorted(without["by_prefix"]) == np.flatnonzero(popularity).tolist()
+    assert sorted(all_items["by_prefix"]) == list(range(len(popularity)))
+
+
+def test_codes_start_at_their_items_only_where_the_config_says_so(trained):
+    at_items, at_random = (
+        make_task(trained, starts_codes_at_items=value).model(nnx.Rngs(0))
+        for value in (True, False)
+    )
+    assert not np.allclose(at_items.sid_table[...], at_random.sid_table[...], atol=1e-3)
+    np.testing.assert_array_equal(at_items.up_projection[...], at_random.up_projection[...])
+
+
 def test_a_recommender_of_an_earlier_version_is_refused(trained, tmp_path):
     other = shutil.copytree(trained[1], tmp_path / "old")
     path = other / "sft" / "manifest.json"
