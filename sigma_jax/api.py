@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from sigma_jax.schema import Catalogue, RequestBatch
 from sigma_jax.serving.bundle import MANIFEST, Bundle
 from sigma_jax.serving.engine import CatalogueSnapshot
 from sigma_jax.train import train
+
+# transformers would say that PyTorch is missing. Nothing here needs it.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 @dataclasses.dataclass(frozen=True)
