@@ -195,6 +195,9 @@ def test_table_is_narrow_and_holds_every_method_task_and_level(results, tmp_path
 
 
 def test_summary_is_a_part_of_the_table_and_names_the_files(results, tmp_path):
+    without_report = render_summary(results, tmp_path)
+    assert "report.html" not in without_report
+    (tmp_path / "report.html").touch()
     summary = render_summary(results | {"warnings": ["odd"]}, tmp_path)
     table = render_table(results).splitlines()
     added = [line for line in summary.splitlines() if line not in table]
