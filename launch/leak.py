@@ -36,7 +36,7 @@ from sigma_jax.schema import Histories
 from sigma_jax.stages import artifact_names
 
 FLAGS = flags.FLAGS
-MEASURED = ("seconds", "peak_memory_mb")  # of a run, not of its result
+MEASURED = ("seconds", "encode_seconds", "peak_memory_mb")  # of a run, not of its result
 LOOKED_AT = ("manifest.json", "card.md", "history_item.npy")  # compared apart, or not at all
 
 

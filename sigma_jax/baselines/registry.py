@@ -24,10 +24,11 @@ from sigma_jax.baselines.recent import RecentCoVisitation, RecentPopularity
 from sigma_jax.baselines.sasrec import BEFORE_REFIT
 from sigma_jax.baselines.transition_graph import GraphSettings, TransitionGraph
 from sigma_jax.baselines.user_most_frequent import UserMostFrequent, UserMostFrequentLately
-from sigma_jax.schema import PreparedData, Requests
+from sigma_jax.schema import Histories, PreparedData, Requests
 from sigma_jax.tasks.constraints import AllowedItems
 
 NEIGHBOURS = 100  # items kept for each item in the relations of FeatureRanker, as in the presets
+SEQUENTIAL = ("Co-visitation with a memory", "Transition graph")  # for sessions of one item
 MOST_REQUESTS = 1_000  # validation requests that settings are chosen on
 RANK_CUTOFF = 10  # settings are chosen by NDCG at this rank
 MEMORIES = (30.0, 91.0, 365.0, 1460.0)  # days
@@ -69,7 +70,19 @@ class BaselineSpec:
 def specs(
     data: PreparedData, vectors: Mapping[str, Float32[np.ndarray, "I D"]], seed: int
 ) -> dict[str, BaselineSpec]:
-    """The baselines that `data` allows, by name.
+    """`all_specs` without those that are too slow for the log.
+
+    Baskets join nearly all items with one another, so SEQUENTIAL would take minutes and gigabytes.
+    """
+    left_out = SEQUENTIAL if holds_baskets(data.histories) else ()
+    found = all_specs(data, vectors, seed)
+    return {name: spec for name, spec in found.items() if name not in left_out}
+
+
+def all_specs(
+    data: PreparedData, vectors: Mapping[str, Float32[np.ndarray, "I D"]], seed: int
+) -> dict[str, BaselineSpec]:
+    """The baselines that the tables of `data` allow, by name.
 
     Args:
       vectors: item vectors by kind (data.vectors.item_vectors). Those of texts are features of
@@ -102,6 +115,15 @@ def specs(
             ),
         )
     return found
+
+
+def holds_baskets(histories: Histories) -> bool:
+    """Whether more than a tenth of the interactions share a session with the one before them."""
+    session = np.asarray(histories.session)
+    is_same = session[1:] == session[:-1]
+    first = np.asarray(histories.offsets[1:-1])
+    is_same[first[(first > 0) & (first < len(session))] - 1] = False  # another user's
+    return bool(is_same.mean() > 0.1) if len(is_same) else False
 
 
 def from_grid(make: Callable[..., Baseline], grid: tuple[Any, ...]) -> BaselineSpec:

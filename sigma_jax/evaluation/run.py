@@ -16,7 +16,7 @@ from absl import logging
 from jaxtyping import Int32
 
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.registry import fit_baselines, specs
+from sigma_jax.baselines.registry import fit_baselines, holds_baskets, specs
 from sigma_jax.baselines.sasrec import sasrec_baselines
 from sigma_jax.data.vectors import item_vectors
 from sigma_jax.evaluation.evaluator import LIST_LENGTH, EvaluationConfig, Evaluator
@@ -181,7 +181,7 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
         TASKS[task]: recommendations.deviation[requests.task == task].tolist()
         for task in np.unique(requests.task)
     }
-    if settings.has_baselines:
+    if settings.has_baselines and not holds_baskets(data.histories):
         vectors = item_vectors(workdir, len(data.catalogue))
         features, valid = vectors.get("text", vectors.get("id")), evaluator.requests("valid")
         results["shortcuts"] = shortcut_figures(data, features, valid, seed)

@@ -19,7 +19,7 @@ from small_baselines import (
 from sigma_jax import metrics
 from sigma_jax.baselines.covisitation import CoVisitation
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.registry import GRAPH_GRID, KNN_GRID, Baseline, specs
+from sigma_jax.baselines.registry import GRAPH_GRID, KNN_GRID, Baseline, all_specs
 from sigma_jax.baselines.user_most_frequent import UserMostFrequent
 from sigma_jax.reranking.covisitation import count_covisits
 from sigma_jax.schema import (
@@ -47,7 +47,7 @@ BASELINES = (
 
 def fit(name: str, data: PreparedData) -> Baseline:
     """The baseline `name` with the settings of SETTINGS."""
-    found = specs(data, {"text": VECTORS}, 0)
+    found = all_specs(data, {"text": VECTORS}, 0)
     assert tuple(found) == BASELINES
     return found[name].make(data, Popularity.fit(data, 0), SETTINGS.get(name))
 

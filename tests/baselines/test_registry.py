@@ -6,7 +6,14 @@ import numpy as np
 from small_baselines import ITEMS, VECTORS, make_data, make_histories, make_requests
 
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.registry import fit_baselines, from_grid, specs, validation_ndcg
+from sigma_jax.baselines.registry import (
+    SEQUENTIAL,
+    all_specs,
+    fit_baselines,
+    from_grid,
+    specs,
+    validation_ndcg,
+)
 from sigma_jax.schema import PreparedData, Requests
 
 
@@ -49,7 +56,7 @@ def test_a_refit_counts_validation_rows_and_no_test_row():
     item[histories.valid_start] = ITEMS - 2
     item[histories.test_start] = ITEMS - 1
     data = make_data(dataclasses.replace(histories, item=item))
-    found = specs(data, {"text": VECTORS}, 0)
+    found = all_specs(data, {"text": VECTORS}, 0)
     fitted = fit_baselines(found, data, valid_requests(data), 0, is_refitted=True)
     assert set(fitted) == {*found, *(f"{name} before refit" for name in found)}
     first = {
@@ -69,3 +76,10 @@ def test_a_refit_counts_validation_rows_and_no_test_row():
     np.testing.assert_array_equal(
         alone["Popularity"].order, fitted["Popularity before refit"].order
     )
+
+
+def test_baskets_leave_out_what_would_take_minutes():
+    single, baskets = (
+        set(specs(make_data(make_histories(kind)), {"text": VECTORS}, 0)) for kind in (False, True)
+    )
+    assert single - baskets == set(SEQUENTIAL)

@@ -159,7 +159,7 @@ def test_no_list_without_seen_items_has_one(evaluated):
         set(histories.before(user, end).tolist())
         for user, end in zip(requests.user, requests.history_end, strict=True)
     ]
-    assert {"SIGMA", "SASRec", "Popularity", "Co-visitation", "Transition graph"} < set(rankings)
+    assert {"SIGMA", "SASRec", "Popularity", "Co-visitation", "Item kNN on texts"} < set(rankings)
     for name, by_mode in rankings.items():
         counts = {
             mode: sum(len(of_user & set(row)) for of_user, row in zip(seen, lists, strict=True))
