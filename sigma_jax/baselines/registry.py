@@ -28,7 +28,8 @@ from sigma_jax.schema import Histories, PreparedData, Requests
 from sigma_jax.tasks.constraints import AllowedItems
 
 NEIGHBOURS = 100  # items kept for each item in the relations of FeatureRanker, as in the presets
-SEQUENTIAL = ("Co-visitation with a memory", "Transition graph")  # for sessions of one item
+# For sessions of one item.
+SEQUENTIAL = ("Co-visitation with a memory", "Transition graph", "Features without a network")
 MOST_REQUESTS = 1_000  # validation requests that settings are chosen on
 RANK_CUTOFF = 10  # settings are chosen by NDCG at this rank
 MEMORIES = (30.0, 91.0, 365.0, 1460.0)  # days
