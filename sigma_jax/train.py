@@ -68,27 +68,25 @@ def main(argv: Sequence[str]) -> None:
         hosts.by_first(lambda: stack.enter_context(locked(workdir)))
         hosts.check_shared(workdir)
         train(config, workdir, mesh, FLAGS.only, Pool(FLAGS.artifacts and Path(FLAGS.artifacts)))
-        if find_stage(config.stage).is_recommender:
+        if is_evaluated(config):
             hosts.by_first(lambda: evaluate_and_show(config, workdir))
-        elif config.get("evaluation") and config.evaluation.requests:
-            hosts.by_first(lambda: evaluate_stage(config, workdir))
     seconds = time.monotonic() - start
     logging.info("%s: %s in all, peak memory %.0f MB", workdir, clock(seconds), peak_memory_mb())
 
 
-def evaluate_stage(config: ConfigDict, workdir: Path) -> None:
-    """Evaluates a stage that is a baseline of suites."""
-    from sigma_jax.evaluation.run import evaluate
-
-    evaluate(config, workdir)
+def is_evaluated(config: ConfigDict) -> bool:
+    """Whether the stage is a recommender, or a baseline with requests for its evaluation."""
+    is_recommender = find_stage(config.stage).is_recommender
+    return is_recommender or bool("evaluation" in config and config.evaluation.requests)
 
 
 def evaluate_and_show(config: ConfigDict, workdir: Path) -> None:
-    """Evaluates the recommender in `workdir` and prints a few of its recommendations."""
+    """Evaluates the stage in `workdir`, and prints a few recommendations of a recommender."""
     from sigma_jax.evaluation.run import evaluate, show_recommendations
 
     evaluate(config, workdir)
-    show_recommendations(config, workdir)
+    if find_stage(config.stage).is_recommender:
+        show_recommendations(config, workdir)
 
 
 def train(
@@ -221,12 +219,9 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
             find_stage(stage).check(fields, config)
             schedule(fields.optimizer, 1.0, fields.train.steps)
     if "evaluation" in config:
-        from sigma_jax.evaluation.evaluator import EvaluationConfig
-        from sigma_jax.evaluation.sasrec import SasrecEvaluationConfig
+        from sigma_jax.evaluation.sasrec import evaluation_settings
 
-        is_recommender = find_stage(config.stage).is_recommender
-        kind: Any = EvaluationConfig if is_recommender else SasrecEvaluationConfig
-        to_dataclass(kind, config.evaluation, "evaluation")
+        evaluation_settings(config)
 
 
 if __name__ == "__main__":

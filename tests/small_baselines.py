@@ -1,5 +1,6 @@
 """A small log, its catalogue and requests, for the tests of baselines."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,11 @@ def make_requests(histories: Histories, tasks=("JustForYou",)) -> Requests:
     limits = {"Category": 3, "Query": 4, "Season": 1, "Holiday": 2}
     slot_value = [n % limits[TASKS[t]] if TASKS[t] in limits else -1 for n, t in enumerate(task)]
     return Requests(users, history_end, task, np.array(slot_value, np.int32), target, [""] * size)
+
+
+def valid_requests(data: PreparedData) -> Requests:
+    """Requests whose targets are the first rows of the validation sessions."""
+    requests = make_requests(data.histories)
+    end = np.append(data.histories.valid_start, 0)
+    target = np.append(data.histories.item[data.histories.valid_start], 0).astype(np.int32)
+    return dataclasses.replace(requests, history_end=end, target=target)

@@ -81,7 +81,7 @@ PROTOCOL = (
     "Every user with at least three interactions is tested.",
     "Training uses the interactions before the validation item.",
     "Checkpoint, fusion and reranking weights are chosen on validation.",
-    "Then the model is trained again with the validation item, and tested once.",
+    "Then the model is trained again with the validation item, and tested.",
     "All baselines are refitted with the validation item too, and choose their settings on it.",
     'Rows "before refit" show a method without that last step.',
     "If the data has timestamps, reranking features know the day of the request.",

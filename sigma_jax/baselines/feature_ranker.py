@@ -8,26 +8,24 @@ instructions.
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32, Int64
+from jaxtyping import Float, Float32, Int64
 
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.ranking import rank_all_items, unit_rows
+from sigma_jax.baselines.ranking import ScoringBaseline, unit_rows
 from sigma_jax.reranking.features import ItemFeatures
 from sigma_jax.reranking.fit import fit_weights
 from sigma_jax.reranking.relations import HISTORY_FEATURES
 from sigma_jax.reranking.reranker import FeatureTables
 from sigma_jax.reranking.trending import TRENDING_FEATURES
 from sigma_jax.schema import PreparedData, Requests
-from sigma_jax.tasks.constraints import AllowedItems
 
 CANDIDATES = 640  # of a request in the fit: as many as SIGMA's reranker is fitted on
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureRanker:
+class FeatureRanker(ScoringBaseline):
     """Ranks items by the weighted sum of their history features and trending features."""
 
     tables: FeatureTables
@@ -75,19 +73,6 @@ class FeatureRanker:
         start = np.append(1.0, np.zeros(len(columns)))
         _, weights, _ = fit_weights([network, *columns], target, everything, start)
         return dataclasses.replace(self, weights=weights[1:].astype(np.float32))
-
-    def recommend(
-        self,
-        data: PreparedData,
-        requests: Requests,
-        k: int,
-        exclude_seen: bool,
-        allowed: AllowedItems | None,
-    ) -> Int32[np.ndarray, "N k"]:
-        """The best k items of each request; baselines/__init__.py has the arguments."""
-        scores = functools.partial(self.scores, data, requests)
-        tie_order = self.popularity.rank
-        return rank_all_items(scores, data, requests, k, exclude_seen, allowed, tie_order)
 
     def scores(
         self, data: PreparedData, requests: Requests, rows: Int64[np.ndarray, " n"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import abc
+import functools
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 
+from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.histories import history_ranges
 from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.tasks.constraints import AllowedItems
@@ -87,6 +90,31 @@ def rank_all_items(
             chosen = items[np.lexsort((tie_order[items], -of_row[items]))[:k]]
             rankings[row, : len(chosen)] = chosen
     return rankings
+
+
+class ScoringBaseline(abc.ABC):
+    """A baseline that gives every item a score. Equal scores are in the order of popularity."""
+
+    popularity: Popularity
+
+    @abc.abstractmethod
+    def scores(
+        self, data: PreparedData, requests: Requests, rows: Int64[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "n I"]:
+        """The score of every item for the requests at `rows`."""
+
+    def recommend(
+        self,
+        data: PreparedData,
+        requests: Requests,
+        k: int,
+        exclude_seen: bool,
+        allowed: AllowedItems | None,
+    ) -> Int32[np.ndarray, "N k"]:
+        """The best k items of each request; baselines/__init__.py has the arguments."""
+        scores = functools.partial(self.scores, data, requests)
+        tie_order = self.popularity.rank
+        return rank_all_items(scores, data, requests, k, exclude_seen, allowed, tie_order)
 
 
 def unit_rows(vectors: Float[np.ndarray, "I D"]) -> Float32[np.ndarray, "I D"]:

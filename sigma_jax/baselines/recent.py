@@ -166,5 +166,5 @@ class RecentCoVisitation:
 
 
 def faded(spans: int) -> np.float32:
-    """What is left of a count after so many spans."""
+    """The share of a count that remains after so many spans."""
     return np.float32(np.exp(-spans / SPANS_A_MEMORY))

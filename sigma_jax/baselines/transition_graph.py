@@ -16,14 +16,13 @@ The paper ranks candidates by hop first. With `one_step` far above `similarity` 
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import numpy as np
 import scipy.sparse as sparse
-from jaxtyping import Float, Float32, Int32, Int64
+from jaxtyping import Float, Float32, Int64
 
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.ranking import rank_all_items, unit_rows
+from sigma_jax.baselines.ranking import ScoringBaseline, unit_rows
 from sigma_jax.histories import (
     history_ranges,
     items_of_sessions,
@@ -31,7 +30,6 @@ from sigma_jax.histories import (
     training_sessions,
 )
 from sigma_jax.schema import PreparedData, Requests
-from sigma_jax.tasks.constraints import AllowedItems
 
 BACKWARD = 0.5  # weight of a transition from the later item to the earlier one
 
@@ -48,7 +46,7 @@ class GraphSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class TransitionGraph:
+class TransitionGraph(ScoringBaseline):
     """Ranks items by their distance in the transition graph and by their similarity."""
 
     settings: GraphSettings
@@ -73,19 +71,6 @@ class TransitionGraph:
         return cls(
             settings, (forward + BACKWARD * forward.T).tocsr(), unit_rows(vectors), popularity
         )
-
-    def recommend(
-        self,
-        data: PreparedData,
-        requests: Requests,
-        k: int,
-        exclude_seen: bool,
-        allowed: AllowedItems | None,
-    ) -> Int32[np.ndarray, "N k"]:
-        """The best k items of each request; baselines/__init__.py has the arguments."""
-        scores = functools.partial(self.scores, data, requests)
-        tie_order = self.popularity.rank
-        return rank_all_items(scores, data, requests, k, exclude_seen, allowed, tie_order)
 
     def scores(
         self, data: PreparedData, requests: Requests, rows: Int64[np.ndarray, " n"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32, Int64
 
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.ranking import is_rankable, rank_all_items, top_items
+from sigma_jax.baselines.ranking import ScoringBaseline, is_rankable, top_items
 from sigma_jax.histories import history_ranges, recent_item_weights
 from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.tasks.constraints import AllowedItems
@@ -57,7 +57,7 @@ class UserMostFrequent:
 
 
 @dataclasses.dataclass(frozen=True)
-class UserMostFrequentLately:
+class UserMostFrequentLately(ScoringBaseline):
     """Ranks the items of the history by their count, where older sessions count less.
 
     The most popular items follow after them. With seen items left out, only these are left.
@@ -73,21 +73,12 @@ class UserMostFrequentLately:
         """Fits nothing: the history of a request is all that it reads."""
         return cls(decay, popularity)
 
-    def recommend(
-        self,
-        data: PreparedData,
-        requests: Requests,
-        k: int,
-        exclude_seen: bool,
-        allowed: AllowedItems | None,
-    ) -> Int32[np.ndarray, "N k"]:
-        """The best k items of each request; baselines/__init__.py has the arguments."""
+    def scores(
+        self, data: PreparedData, requests: Requests, rows: Int64[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "n I"]:
+        """The decayed count of every item in the history of some requests."""
         starts, ends = history_ranges(data.histories, requests)
-        tie_order = self.popularity.rank
-
-        def scores(rows: np.ndarray) -> np.ndarray:
-            return recent_item_weights(
-                data.histories, starts[rows], ends[rows], len(tie_order), self.decay, None
-            ).toarray()
-
-        return rank_all_items(scores, data, requests, k, exclude_seen, allowed, tie_order)
+        num_items = len(self.popularity.rank)
+        return recent_item_weights(
+            data.histories, starts[rows], ends[rows], num_items, self.decay, None
+        ).toarray()

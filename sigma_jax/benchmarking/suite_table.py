@@ -16,7 +16,7 @@ from sigma_jax.benchmarking.rows import (
     read_results,
 )
 from sigma_jax.benchmarking.suite import Suite, planned_runs
-from sigma_jax.evaluation.table import LEVELS, TITLES
+from sigma_jax.evaluation.table import LEVELS, TITLES, shortcuts_text
 
 NAME_WIDTH = 34  # of the first column; wider if a name needs it
 CELL_WIDTH = 16
@@ -144,11 +144,7 @@ def shortcuts(suite: Suite, folder: Path, data: str) -> list[str]:
     for run in planned_runs(suite):
         results = read_results(run, folder) if run.data == data else None
         if results and results.get("shortcuts"):
-            found = results["shortcuts"].items()
-            return [
-                f"{data}, shortcuts: " + ", ".join(f"{name} {value:.2f}" for name, value in found),
-                "",
-            ]
+            return [f"{data}, shortcuts: {shortcuts_text(results['shortcuts'])}", ""]
     return []
 
 

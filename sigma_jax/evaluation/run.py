@@ -22,7 +22,7 @@ from sigma_jax.data.vectors import item_vectors
 from sigma_jax.evaluation.evaluator import LIST_LENGTH, EvaluationConfig, Evaluator
 from sigma_jax.evaluation.fusions import other_fusions
 from sigma_jax.evaluation.page import collect_report_data, write_report
-from sigma_jax.evaluation.sasrec import SasrecEvaluationConfig, compute_sasrec_results
+from sigma_jax.evaluation.sasrec import compute_sasrec_results, evaluation_settings
 from sigma_jax.evaluation.score import FILTERED, Results, score
 from sigma_jax.evaluation.shortcuts import shortcut_figures
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
@@ -40,7 +40,7 @@ from sigma_jax.runtime.artifacts import (
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.runtime.files import read_json
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
-from sigma_jax.stages import artifact_names, find_stage
+from sigma_jax.stages import artifact_names
 from sigma_jax.tasks.constraints import allowed_items
 
 SIGMA = "SIGMA"  # the name of a recommender in results
@@ -61,9 +61,7 @@ def evaluate(config: Any, workdir: Path) -> Results:
     Raises:
       ValueError: a stage's artifact is missing, or the split has no request.
     """
-    is_recommender = find_stage(config.stage).is_recommender
-    kind: Any = EvaluationConfig if is_recommender else SasrecEvaluationConfig
-    settings = to_dataclass(kind, config.evaluation, "evaluation")
+    settings = evaluation_settings(config)
     check_inputs(workdir, config.stage)
     manifests = {s: read_manifest(workdir, s) for s in artifact_names() if (workdir / s).exists()}
     inputs = {stage: manifest.fingerprint for stage, manifest in manifests.items()}
@@ -73,11 +71,13 @@ def evaluate(config: Any, workdir: Path) -> Results:
         results = read_json(workdir / "evaluation" / "results.json")
     else:
         began = time.monotonic()
-        compute: Any = compute_results if is_recommender else compute_sasrec_results
-        results = compute(workdir, settings, config.seed)
+        if isinstance(settings, EvaluationConfig):
+            model, results = SIGMA, compute_results(workdir, settings, config.seed)
+        else:
+            model, results = "SASRec", compute_sasrec_results(workdir, settings, config.seed)
         results["run"] = {
             "version": VERSION,
-            "model": SIGMA if is_recommender else "SASRec",
+            "model": model,
             "command": command_line(),
             "config_hash": recipe.fingerprint[:12],
             "data_hash": inputs["data"][:12],

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.sasrec import SasrecBaseline, sasrec_baselines
-from sigma_jax.evaluation.evaluator import LIST_LENGTH
+from sigma_jax.evaluation.evaluator import LIST_LENGTH, EvaluationConfig
 from sigma_jax.evaluation.score import Results, score
-from sigma_jax.runtime.config import check_at_least
+from sigma_jax.runtime.config import check_at_least, to_dataclass
 from sigma_jax.schema import PreparedData, Requests
+from sigma_jax.stages import find_stage
 from sigma_jax.tasks.instructions import TRAIN_WORDINGS
 from sigma_jax.tasks.requests import sample_requests
 
@@ -32,6 +34,13 @@ class SasrecEvaluationConfig:
 
     def __post_init__(self):
         check_at_least(0, self, "requests", group="evaluation.")
+
+
+def evaluation_settings(config: Any) -> EvaluationConfig | SasrecEvaluationConfig:
+    """The settings `config.evaluation`, of a recommender or of a SASRec by `config.stage`."""
+    is_recommender = find_stage(config.stage).is_recommender
+    kind: Any = EvaluationConfig if is_recommender else SasrecEvaluationConfig
+    return to_dataclass(kind, config.evaluation, "evaluation")
 
 
 def compute_sasrec_results(workdir: Path, settings: SasrecEvaluationConfig, seed: int) -> Results:

@@ -183,8 +183,12 @@ def render_shortcuts(results: Results) -> list[str]:
     figures = results.get("shortcuts")
     if not figures:
         return []
-    text = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
-    return [f"Shortcuts in this log (evaluation/shortcuts.py): {text}", ""]
+    return [f"Shortcuts in this log (evaluation/shortcuts.py): {shortcuts_text(figures)}", ""]
+
+
+def shortcuts_text(figures: Mapping[str, float]) -> str:
+    """The figures of shortcuts.py in one line."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
 
 
 def write_json(results: Results, path: Path) -> None:

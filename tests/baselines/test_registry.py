@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from small_baselines import ITEMS, VECTORS, make_data, make_histories, make_requests
+from small_baselines import ITEMS, VECTORS, make_data, make_histories, make_requests, valid_requests
 
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.registry import (
@@ -14,15 +14,6 @@ from sigma_jax.baselines.registry import (
     specs,
     validation_ndcg,
 )
-from sigma_jax.schema import PreparedData, Requests
-
-
-def valid_requests(data: PreparedData) -> Requests:
-    """Requests whose targets are the first rows of the validation sessions."""
-    requests = make_requests(data.histories)
-    end = np.append(data.histories.valid_start, 0)
-    target = np.append(data.histories.item[data.histories.valid_start], 0).astype(np.int32)
-    return dataclasses.replace(requests, history_end=end, target=target)
 
 
 @dataclasses.dataclass(frozen=True)

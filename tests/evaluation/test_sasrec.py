@@ -14,14 +14,14 @@ from sigma_jax.teacher.task import REFIT
 
 @pytest.fixture
 def workdir(trained, tmp_path):
-    """A copy of the trained workdir whose teacher has a refit: the same weights, other ties."""
+    """A copy of the trained workdir whose teacher has a refit: the same weights."""
     folder = shutil.copytree(trained[1], tmp_path / "run")
     (folder / "teacher" / REFIT).mkdir()
     shutil.copy(folder / "teacher" / "weights.safetensors", folder / "teacher" / REFIT)
     return folder
 
 
-def test_its_results_are_those_of_the_baseline_of_an_evaluation(trained, workdir):
+def test_it_is_evaluated_before_and_after_its_refit_and_once(trained, workdir):
     config = teacher.get_config("smoke")
     with config.unlocked():
         config.evaluation.requests = 100

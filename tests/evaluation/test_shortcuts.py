@@ -1,20 +1,11 @@
 """Shortcuts of a log: its figures equal those of plain loops, and fall where no rule helps."""
 
-import dataclasses
-
 import numpy as np
 import pytest
-from small_baselines import ITEMS, VECTORS, make_data, make_histories, make_requests
+from small_baselines import ITEMS, VECTORS, make_data, make_histories, valid_requests
 
 from sigma_jax.evaluation.shortcuts import shortcut_figures
-from sigma_jax.schema import Histories, PreparedData, Requests
-
-
-def valid_requests(data: PreparedData) -> Requests:
-    requests = make_requests(data.histories)
-    target = np.append(data.histories.item[data.histories.valid_start], 0).astype(np.int32)
-    end = np.append(data.histories.valid_start, 0)
-    return dataclasses.replace(requests, history_end=end, target=target)
+from sigma_jax.schema import Histories, PreparedData
 
 
 def test_figures_equal_plain_loops():
