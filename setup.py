@@ -49,6 +49,7 @@ EXTRAS = {
     "tpu": TPU,
     "cuda": CUDA,
     "docs": DOCS,
+    "mutation": ["cosmic-ray>=8.3,<9"],  # launch/mutation.py
     "dev": [
         *DEMO,
         *TPU,

@@ -31,6 +31,24 @@ GR_SID = {
     "constraint_weight": 0.0,
 }
 
+# Requests of an evaluation: task -> most requests.
+EVALUATED = {
+    "JustForYou": 2_000,
+    "Query": 400,
+    "Category": 400,
+    "Longtail": 400,
+    "Discover": 400,
+    "Season": 400,
+    "Holiday": 400,
+}
+EVALUATED_CHANGES = {
+    "smoke": {"requests": dict.fromkeys(EVALUATED, 20)},
+    "amazon": {
+        "requests": {"JustForYou": 100_000},  # all
+        "has_filtered_baselines": False,  # there are no instructions
+    },
+}
+
 PRESETS = ("local", "smoke", "amazon", "files", "qwen3_0p6b", "qwen3_4b", "qwen3_4b_lora")
 
 

@@ -91,6 +91,7 @@ QWEN3_0P6B = {
     "encoder.pooling": "last",
     "max_tokens": 128,
     "encode_rows": 4_096,
+    "masks_false_negatives": False,  # Eq. 1 masks none
     "eval_pairs": 2_000,
     "eval_candidates": 100_000,
     "eval_batch_size": 4_096,

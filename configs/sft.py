@@ -17,7 +17,7 @@ The command also runs each earlier stage that is missing. Presets:
 
 from ml_collections import ConfigDict
 
-from sigma_jax.configs import common, data, grounding, teacher, tokenizer
+from sigma_jax.configs import common, data, grounding, letter, teacher, tokenizer
 
 TASK_WEIGHTS = {
     "JustForYou": 3.0,
@@ -124,30 +124,14 @@ BASE = {
     "report_beams": 16,
 }
 
-# The paper's settings. The defaults above serve small catalogues and short trainings better.
+# The paper to the letter (configs/letter.py). The defaults above serve small catalogues and short
+# trainings better.
 PAPER_SETTINGS = {
-    "model.item_encoder.trainable": (),
-    "model.item_encoder.has_linear_path": False,
-    "model.query_reads_code": False,
-    "starts_codes_at_items": False,
-    "has_cold_negatives": True,
-    "generation.sigma_floor": 0.0,
-    "model.copies_history": False,
-    "model.has_item_head": False,
-    "model.has_task_head": False,
-    "prompt.layout.sid_in_prompt": 1,
-    "prompt.layout.item_query": "token",
-    "prompt.layout.row_tokens": 512,
-    "prompt.packing.row_targets": 64,
-    "prompt.mixture.instruction_only_share": 0.0,
-    "prompt.mixture.wording_dropout": 0.0,
-    "ntp_weight": 1.0,
-    "infonce_weight": 1.0,
-    "constraint_weight": 0.0,
-    "negatives_per_target": 0,  # the batch shares num_negatives instead
+    **letter.of_stage(),
+    # About one sample a row, so that a batch of 4,096 rows has 4,096 samples.
+    "prompt.layout.row_tokens": 256,
+    "prompt.packing.row_targets": 4,
     "num_negatives": 100_000,
-    "generation.ranker": "three_step",
-    "reranker.neighbours": 0,
 }
 
 QWEN3_4B = {
@@ -263,29 +247,21 @@ CHANGES = {
 
 EVALUATION = {
     "split": "test",
-    "requests": {"JustForYou": 2_000} | {task: 400 for task in list(TASK_WEIGHTS)[1:]},
+    "requests": common.EVALUATED,
     "generation": GENERATION,
     "uses_reranker": True,
     "has_baselines": True,
+    "has_slow_baselines": False,
     "has_filtered_baselines": True,
     "instruction_following_requests": 100,
 }
 
-PAPER_RANKER = {"generation.ranker": "three_step", "generation.sigma_floor": 0.0}
-
 EVALUATION_CHANGES = {
-    "qwen3_0p6b": PAPER_RANKER,
-    "qwen3_4b": PAPER_RANKER,
-    "qwen3_4b_lora": PAPER_RANKER,
-    "smoke": {
-        "requests": {task: 20 for task in TASK_WEIGHTS},
-        "instruction_following_requests": 10,
-    },
-    "amazon": {
-        "requests": {"JustForYou": 100_000},
-        "generation.temperature": 0.1,
-        "has_filtered_baselines": False,  # there are no instructions
-    },
+    "qwen3_0p6b": letter.of_evaluation(),
+    "qwen3_4b": letter.of_evaluation(),
+    "qwen3_4b_lora": letter.of_evaluation(),
+    "smoke": common.EVALUATED_CHANGES["smoke"] | {"instruction_following_requests": 10},
+    "amazon": common.EVALUATED_CHANGES["amazon"] | {"generation.temperature": 0.1},
 }
 
 

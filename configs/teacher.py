@@ -71,6 +71,16 @@ PAPER = {
     "report_users": 10_000,
 }
 
+# Suites evaluate it as a baseline.
+EVALUATION = {
+    "is_evaluated": False,
+    "split": "test",
+    "requests": common.EVALUATED,
+    "has_baselines": False,
+    "has_slow_baselines": False,
+    "has_filtered_baselines": True,
+}
+
 CHANGES = {
     "amazon": AMAZON,
     "files": FILES,
@@ -100,6 +110,5 @@ def get_config(preset: str = "local") -> ConfigDict:
     config = common.run_config(
         "teacher", preset, stage_fields(preset), data.data_fields(preset), upstream
     )
-    # Suites evaluate it as a baseline.
-    config.evaluation = ConfigDict({"split": "test", "requests": 0})
+    config.evaluation = common.select(preset, EVALUATION, common.EVALUATED_CHANGES)
     return config.lock()

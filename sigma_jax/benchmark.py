@@ -106,7 +106,8 @@ def run_one(suite: Suite, run: Run, workdir: Path) -> str | None:
         )
     logging.info("benchmark: %s took %s", run.name, clock(time.monotonic() - began))
     if done.returncode == 0:
-        write_record(folder, (*suite.columns, suite.headline), suite.levels)
+        names = {str(workdir): "WORKDIR"} | ({FLAGS.data: "FOLDER"} if FLAGS.data else {})
+        write_record(folder, (*suite.columns, suite.headline), suite.levels, names)
         return None
     lines = (folder / "log.txt").read_text().strip().splitlines()
     return lines[-1] if lines else f"status {done.returncode}"

@@ -119,11 +119,11 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
     given_themes = checker.themes(source_items)
 
     item_texts = database.save(con, "item_texts", text.item_texts(source_items, config.text))
-    items = splits.number_items(con, item_texts, interactions, config.min_item_count)
     profiles = None if source_users is None else text.user_texts(source_users, config.text)
     users = splits.number_users(con, interactions, profiles)
-    events, has_sessions = _events(con, source, config, interactions, items, users)
-    row_counts = database.save(con, "row_counts", splits.count_rows(con, events, config.split))
+    items, events, row_counts, has_sessions = _split(
+        con, source, config, item_texts, interactions, users
+    )
     if config.split.cold_share:
         cold = splits.draw_cold_items(con, items, config.split.cold_share, seed)
         events, row_counts = splits.remove_cold_items(con, events, row_counts, cold)
@@ -141,7 +141,7 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
         users=users,
         events=events,
         row_counts=row_counts,
-        training=splits.training_events(con, events, row_counts),
+        training=database.save(con, "training", splits.training_events(events, row_counts)),
         has_sessions=has_sessions,
         dropped=checker.dropped,
     )
@@ -226,24 +226,53 @@ def prepare_workdir(config: ConfigDict, workdir: Path, pool: Pool = UNSHARED) ->
     return manifest
 
 
-def _events(
+def _split(
     con: ibis.BaseBackend,
     source: Tables,
     config: DataConfig,
+    item_texts: ir.Table,
     interactions: ir.Table,
-    items: ir.Table,
     users: ir.Table,
-) -> tuple[ir.Table, bool]:
-    """The interactions in sessions, and whether a session can hold several interactions."""
+) -> tuple[ir.Table, ir.Table, ir.Table, bool]:
+    """The catalogue, the interactions in sessions, the split, and whether there are baskets.
+
+    Items leave the catalogue until each has `min_item_count` training interactions. Each round
+    splits anew: without the interactions of an item, another session can be a user's last one.
+
+    Raises:
+      ValueError: no item is left, or the split needs times that the source lacks.
+    """
     if config.split.kind == "by_time" and not source.has_times:
         raise ValueError(
             f"data.split.kind='by_time' needs times, but {source.names['interactions']} has none; "
             "use --config.data.split.kind=leave_one_out."
         )
     by_id = bool(con.to_pyarrow(interactions["session_id"].notnull().any()).as_py())
-    numbered = splits.number_events(con, interactions, items, users, by_id)
-    events, has_sessions = splits.with_sessions(con, numbered, config.split)
-    return database.save(con, "events", events), has_sessions
+    least, texts, number = config.min_item_count, item_texts, 0
+    if least > 0:  # no item with fewer interactions can have enough of them in training
+        kept = splits.frequent_items(interactions, "item_id", least)
+        texts = texts.filter(texts["item_id"].isin(kept["item_id"]))
+    while True:
+        items = splits.number_items(con, texts, f"items_{number}")
+        count = database.count(con, items)
+        if not count:
+            raise ValueError(
+                f"no item has data.min_item_count={least} training interactions; set a smaller "
+                "--config.data.min_item_count."
+            )
+        numbered = splits.number_events(con, interactions, items, users, by_id)
+        events, has_sessions = splits.with_sessions(con, numbered, config.split)
+        events = database.save(con, f"events_{number}", events)
+        row_counts = splits.count_rows(con, events, config.split)
+        row_counts = database.save(con, f"row_counts_{number}", row_counts)
+        training = splits.training_events(events, row_counts)
+        kept = splits.frequent_items(training, "item", least)
+        remaining = database.count(con, kept) if least > 0 else count
+        if remaining == count:
+            return items, events, row_counts, has_sessions
+        logging.info("data: %d of %d items have enough training interactions", remaining, count)
+        texts = items.filter(items["item"].isin(kept["item"])).drop("item")
+        number += 1
 
 
 def save_catalogue(

@@ -75,9 +75,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def is_evaluated(config: ConfigDict) -> bool:
-    """Whether the stage is a recommender, or a baseline with requests for its evaluation."""
+    """Whether the stage is a recommender, or a baseline whose evaluation is asked for."""
     is_recommender = find_stage(config.stage).is_recommender
-    return is_recommender or bool("evaluation" in config and config.evaluation.requests)
+    return is_recommender or bool("evaluation" in config and config.evaluation.is_evaluated)
 
 
 def evaluate_and_show(config: ConfigDict, workdir: Path) -> None:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "sigma_jax"
 # A file imports from its own floor and those above it.
 FLOORS = (
     ("schema", "configs"),
-    ("shapes", "hashing", "losses", "metrics"),
+    ("shapes", "hashing", "provenance", "losses", "metrics"),
     ("histories",),
     ("runtime",),
     ("data",),

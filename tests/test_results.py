@@ -6,24 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from launch import tables
 from sigma_jax import benchmark
-from sigma_jax.benchmarking.rows import collect, read_results
+from sigma_jax.benchmarking.rows import read_results
 from sigma_jax.benchmarking.suite import Suite, planned_runs
-from sigma_jax.benchmarking.suite_table import cell, render
+from sigma_jax.benchmarking.suite_table import render
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "launch" / "results"
 FOLDERS = sorted(path for path in RESULTS.iterdir() if path.is_dir())
 BENCHMARKS = ROOT / "launch" / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = tables.PAGES
 # Line breaks inside sentences become spaces.
 TEXT = "\n".join(re.sub(r"(?<=[^|\n])\n(?=[^|\n#`-])", " ", page.read_text()) for page in PAGES)
-
-
-def table_after(head: str) -> list[list[str]]:
-    """The cells of each row of the table in the documentation whose head begins with `head`."""
-    rows = TEXT.split(f"| {head} |")[1].split("\n\n")[0].splitlines()[2:]
-    return [row.strip("| ").split(" | ") for row in rows]
 
 
 def benchmark_result(name: str):
@@ -56,70 +51,19 @@ def test_tables_that_need_no_training_have_all_their_records():
         assert runs and all(read_results(run, RESULTS / name) for run in runs)
 
 
-def test_the_documentation_shows_the_means_and_deviations_of_the_records():
-    """Rows are | Beauty | SIGMA | 3 | 9.51 ± 0.12 | ... with seeds and the suite's columns."""
-    folder = RESULTS / "amazon"
-    suite = suite_of(folder)
-    names = "|".join(suite.data)
-    pattern = rf"^\| ({names}) \| ([^|]+) \| (\d) \| (.+) \|$"
-    documented = re.findall(pattern, TEXT, re.MULTILINE)
-    assert len(documented) > 10
-    for data, method, seeds, cells in documented:
-        rows = collect(suite, folder, data, "exclude_seen", "item")
-        [row] = [row for row in rows if row.method == method]
-        expected = [cell(row, column).strip() for column in suite.columns]
-        assert cells.split(" | ") == expected, (data, method)
-        assert all(len(values) == int(seeds) for values in row.values.values())
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tables_of_the_documentation_are_those_of_the_records(page):
+    """After a change of a record: python -m launch.tables"""
+    text = page.read_text(encoding="utf-8")
+    assert tables.render_page(text) == text
 
 
-def test_the_documentation_shows_table_1_of_the_records():
-    """Columns are seeds, the suite's columns by SID, HR@10 by item, and the paper's HR@10."""
-    folder = RESULTS / "table1"
-    suite = suite_of(folder)
-    [data] = suite.data
-    by_sid, by_item = (
-        {row.method: row for row in collect(suite, folder, data, "include_seen", level)}
-        for level in ("sid", "item")
-    )
-    paper_names = {"SASRec": "online model (SASRec)"}
-    documented = {cells[0]: cells[1:] for cells in table_after("hits by SID, seen items included")}
-    assert suite.methods.keys() & by_sid.keys() <= documented.keys()
-    for method, (seeds, *cells, paper) in documented.items():
-        row = by_sid[method]
-        assert cells[:-1] == [cell(row, column) for column in suite.columns], method
-        assert cells[-1] == cell(by_item[method], suite.headline)
-        assert all(len(values) == int(seeds) for values in row.values.values())
-        published = suite.published[data].get(paper_names.get(method, method))
-        assert paper == (f"{published[suite.headline]:.2f}" if published else "-")
-
-
-@pytest.mark.parametrize(
-    "name, head, columns",
-    [
-        (
-            "trie",
-            "items, 8 levels of 2,048 codes",
-            {"items": ",", "build_ratio": ".2f", "bytes_ratio": ".2f", "search_ratio": ".2f"}
-            | {"search_without_model_ratio": ".2f"},
-        ),
-        (
-            "beams",
-            "beams",
-            {"beams": ",", "shared": ",.0f", "copied": ",.0f"}
-            | {"shared_ms": ".0f", "copied_ms": ".0f"},
-        ),
-        (
-            "retrieval",
-            "items of a prefix",
-            {"items": ",", "queries": ",", "recall": ".3f"}
-            | {"scann": ".3f", "exact": ".3f", "ratio": ".2f"},
-        ),
-    ],
-)
-def test_the_documentation_shows_the_tables_of_the_benchmarks(name, head, columns):
-    assert table_after(head) == [
-        [format(row[key], form) for key, form in columns.items()] for row in benchmark_result(name)
-    ]
+def test_no_table_of_figures_is_outside_the_marks():
+    """A table with three or more cells of decimals is made from records."""
+    for page in PAGES:
+        text = tables.MARKED.sub("", page.read_text(encoding="utf-8"))
+        rows = [line for line in text.splitlines() if len(re.findall(r"\| -?\d+\.\d+ ", line)) > 2]
+        assert not rows, (page.name, rows[:2])
 
 
 def test_the_documentation_shows_the_catalogue_update_under_load():
@@ -130,25 +74,8 @@ def test_the_documentation_shows_the_catalogue_update_under_load():
     assert f"median was {result['ms_median']:.0f} ms" in TEXT
 
 
-def test_the_documentation_shows_the_estimates_of_the_presets():
-    rows = benchmark_result("presets")
-    for cells, row in zip(table_after("stage | preset | slice"), rows, strict=True):
-        assert cells[:3] == [row["stage"], row["preset"], row["topology"]]
-        assert cells[3] == f"{row['batch_size']:,}"
-        assert cells[4].strip("`") == row["changes"]
-        assert cells[5] == f"{row['memory'] / 2**30:.1f} of {row['chip_memory'] / 2**30:.0f}"
-        assert row["fits"]
-        assert cells[6:8] == [f"{row['seconds']:.2f}", f"{100 * row['mfu']:.0f}"]
-        assert cells[8:] == [f"{row['hours']:.0f}", f"{row['chip_hours']:,.0f}"]
-
-
-def test_the_documentation_shows_the_parts_of_a_step_of_each_preset():
-    rows = benchmark_result("presets")
-    names = ("", "ideal_", "product_", "kernel_", "other_", "waiting_")
-    for row in rows:
-        parts = [f"{row[f'{name}seconds']:.2f}" for name in names]
-        line = [row["stage"], row["preset"], row["topology"], *parts]
-        assert f"| {' | '.join(line)} |" in TEXT
+def test_every_preset_fits_its_slice():
+    assert all(row["fits"] for row in benchmark_result("presets"))
 
 
 def test_the_documentation_shows_the_trunk_benchmark():
@@ -168,12 +95,8 @@ def test_the_documentation_shows_the_steps_on_a_cpu():
 
 
 def test_the_documentation_shows_the_loader_benchmark():
-    """Rows are | preset | items | samples | and five measurements; two sentences compare rates."""
-    names = ("opened_mb", "grown_mb", "rows_per_second", "far_batch_ms")
+    """Two sentences compare rates."""
     for row in benchmark_result("loader"):
-        cells = [row["preset"], f"{row['items']:,}", f"{row['samples']:,}"]
-        cells += [f"{row['opened_seconds']:.1f}", *(f"{row[name]:,.0f}" for name in names)]
-        assert f"| {' | '.join(cells)} |" in TEXT
         if row["preset"] == "local":
             rate = row["rows_per_second"]
         else:
@@ -182,10 +105,9 @@ def test_the_documentation_shows_the_loader_benchmark():
     consumed = step["tokens_per_second"]["ours, stage 3"] / step["row_tokens"]
     assert f"{rate / consumed:.0f} times what a training of `local`" in TEXT
     assert f"({consumed:.0f} rows a second)" in TEXT
-    presets = benchmark_result("presets")
     [preset] = [
         row
-        for row in presets
+        for row in tables.trainings()
         if (row["stage"], row["preset"], row["topology"]) == ("sft", "qwen3_0p6b", "v5e-16")
     ]
     wanted = preset["batch_size"] / preset["seconds"]

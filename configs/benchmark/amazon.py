@@ -8,12 +8,18 @@ them, SIGMA uses its text vectors and does not train the stage `grounding`.
 
 from typing import Any
 
-from sigma_jax.configs import common
+from sigma_jax.configs import common, letter
+from sigma_jax.schema import TASKS
 
 CONFIG = "configs/sft.py:amazon"
 
 # The method that generates a code first; "SIGMA" scores all items at once.
 PAPER_SETTINGS = "SIGMA, paper settings"
+
+# The only task here. Samples of the paper have an instruction.
+JUST_FOR_YOU = {
+    f"prompt.mixture.task_weights.{task}": float(task == "JustForYou") for task in TASKS
+}
 
 # All methods are settings of one model.
 METHODS = {
@@ -21,30 +27,25 @@ METHODS = {
     "GR(ID)": common.GR_ID | {"prompt.layout.row_tokens": 40},
     "GR(SID)": common.GR_SID | {"prompt.layout.row_tokens": 144},
     PAPER_SETTINGS: {
-        **common.THREE_STEP,
-        "model.has_item_head": False,
-        "model.item_encoder.has_linear_path": False,
-        "model.query_reads_code": False,
-        "starts_codes_at_items": False,
-        "has_cold_negatives": True,
-        "prompt.layout.sid_in_prompt": 1,
-        "prompt.layout.item_query": "token",
-        "ntp_weight": 1.0,
-        "infonce_weight": 1.0,
+        **letter.LETTER,
+        **JUST_FOR_YOU,
+        # As many targets as the other methods have in 10 epochs.
+        "train.epochs": 50.0,
         "prompt.layout.row_tokens": 128,
-        "negatives_per_target": 0,
-        "reranker.neighbours": 0,
-        "evaluation.generation.sigma_floor": 0.0,
     },
 }
 
-# Other trainings of SASRec, by the stage `teacher` alone. The baseline "SASRec" of SIGMA's run has
-# a softmax over all items.
+# Trainings of the stage `teacher` alone. The run of "SASRec" evaluates the baselines that are not
+# trained too.
 SASREC = {
+    "SASRec": {},
     "SASRec, sampled softmax": {"full_softmax_items": 0, "sampled_negatives": 256},
     "gSASRec": {"loss": "gbce", "gbce_calibration": 0.75, "sampled_negatives": 256},
     "eSASRec": {"model.block": "ligr", "full_softmax_items": 0, "sampled_negatives": 256},
+    "HSTU": {"model.block": "hstu"},
 }
+# Chosen by launch/benchmarks/tune_sasrec.py.
+TUNED: dict[str, dict[str, Any]] = {}
 
 # COLUMNS in per cent, as published by the authors.
 PUBLISHED = {
@@ -128,11 +129,15 @@ def get_suite() -> dict[str, Any]:
             for name, more in (("Scientific", {}), ("Beauty", {}), ("Instruments", IDS_ONLY))
         },
         "methods": {
-            name: {"fields": fields, "has_baselines": name == "SIGMA", "stage": "sft"}
+            name: {"fields": fields, "has_baselines": False, "stage": "sft"}
             for name, fields in METHODS.items()
         }
         | {
-            name: {"fields": fields, "has_baselines": False, "stage": "teacher"}
+            name: {
+                "fields": fields | TUNED.get(name, {}),
+                "has_baselines": name == "SASRec",
+                "stage": "teacher",
+            }
             for name, fields in SASREC.items()
         },
         "modes": ("exclude_seen", "include_seen"),

@@ -16,7 +16,7 @@ SHARE = 0.1
 def get_suite() -> dict[str, Any]:
     """The fields of Suite (sigma_jax/benchmarking/suite.py)."""
     suite = amazon.get_suite()
-    methods = ("SIGMA", "GR(ID)")
+    methods = ("SIGMA", "GR(ID)", "SASRec")
     cold = {"data.split.cold_share": SHARE}
     return suite | {
         "title": f"Cold items: {SHARE:.0%} of the catalogue has no interaction in training.",

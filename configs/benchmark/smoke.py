@@ -1,4 +1,4 @@
-"""Two methods and one seed, to check within minutes that a suite runs.
+"""Three methods and one seed, to check within minutes that a suite runs.
 
     python -m sigma_jax.benchmark --suite=configs/benchmark/smoke.py
 
@@ -13,7 +13,7 @@ from sigma_jax.configs.benchmark import table1
 def get_suite() -> dict[str, Any]:
     """The fields of Suite (sigma_jax/benchmarking/suite.py)."""
     suite = table1.get_suite()
-    methods = ("SIGMA", "GR(ID)")
+    methods = ("SASRec", "SIGMA", "GR(ID)")
     return suite | {
         "title": "Smoke test of the benchmark suites; the results say nothing about the methods.",
         "seeds": (0,),

@@ -2,8 +2,8 @@
 
     python -m launch.benchmarks.presets --output=presets.json
 
-The command runs `sigma_jax.preflight` for each preset and prints a table. It needs
-`pip install "jax[tpu]"`, and no TPU.
+The command runs `sigma_jax.preflight` for each preset. `python -m launch.tables` makes tables of
+the result. It needs `pip install "jax[tpu]"`, and no TPU.
 """
 
 import argparse
@@ -13,70 +13,60 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Stage, preset, slice, and changed settings that make the step fit the chips' memory.
+# Stage, preset, slice, settings that make the step fit the chips' memory, and flags of preflight.
 RUNS = [
-    ("grounding", "qwen3_0p6b", "v5e-16", ""),
-    ("sft", "qwen3_0p6b", "v5e-16", ""),
-    ("sft", "qwen3_0p6b", "v5e-64", "train.accumulate=2"),
-    ("sft", "qwen3_0p6b", "v6e-16", "train.accumulate=2 backbone.remat=attention"),
-    ("sft", "qwen3_0p6b", "v5p-8", ""),
-    ("grounding", "qwen3_4b", "v6e-16", ""),
-    ("sft", "qwen3_4b", "v6e-16", "train.accumulate=16 backbone.remat=attention"),
-    ("grounding", "qwen3_4b", "v5p-8", ""),
-    ("sft", "qwen3_4b", "v5p-8", ""),
-    ("grounding", "qwen3_4b_lora", "v5e-16", ""),
-    ("sft", "qwen3_4b_lora", "v5e-16", ""),
+    ("grounding", "qwen3_0p6b", "v5e-16", "", ""),
+    ("sft", "qwen3_0p6b", "v5e-16", "", ""),
+    ("sft", "qwen3_0p6b", "v5e-64", "train.accumulate=2", ""),
+    ("sft", "qwen3_0p6b", "v6e-16", "train.accumulate=2 backbone.remat=attention", ""),
+    ("sft", "qwen3_0p6b", "v5p-8", "", ""),
+    ("grounding", "qwen3_4b", "v6e-16", "", ""),
+    ("sft", "qwen3_4b", "v6e-16", "train.accumulate=16 backbone.remat=attention", ""),
+    ("grounding", "qwen3_4b", "v5p-8", "", ""),
+    ("sft", "qwen3_4b", "v5p-8", "", ""),
+    ("grounding", "qwen3_4b_lora", "v5e-16", "", ""),
+    ("sft", "qwen3_4b_lora", "v5e-16", "", ""),
+    ("sft", "qwen3_0p6b", "v5e-16", "train.accumulate=16", "--items=100000000"),
+    ("grounding", "qwen3_0p6b", "v5e-16", "", "--inference"),
+    ("sft", "qwen3_0p6b", "v5e-1", "", "--inference"),
+    ("sft", "qwen3_4b", "v5e-1", "", "--inference"),
 ]
-NAMES = ("stage", "preset", "topology", "changes")
+NAMES = ("stage", "preset", "topology", "changes", "flags")
 KEPT = ("batch_size", "chips", "memory", "chip_memory", "fits", "compile_seconds", "seconds", "mfu")
 KEPT += ("ideal_seconds", "product_seconds", "kernel_seconds", "other_seconds", "waiting_seconds")
 KEPT += ("examples_per_second", "hours", "chip_hours", "collectives", "reason")
 
 
-def preflight(stage: str, preset: str, topology: str, changes: str, folder: Path) -> dict:
+def preflight(
+    stage: str, preset: str, topology: str, changes: str, flags: str, folder: Path
+) -> dict:
     """The report of preflight on one run, with its NAMES."""
-    path = folder / f"{stage}-{preset}-{topology}.json"
+    path = folder / f"{stage}-{preset}-{topology}{flags}.json"
     words = [f"--config=configs/{stage}.py:{preset}", f"--topology={topology}", f"--output={path}"]
-    words += [f"--config.{change}" for change in changes.split()]
+    words += [f"--config.{change}" for change in changes.split()] + flags.split()
     subprocess.run([sys.executable, "-m", "sigma_jax.preflight", *words], stdout=subprocess.DEVNULL)
     report = json.loads(path.read_text())
     kept = {name: report[name] for name in KEPT if name in report}
-    return {**dict(zip(NAMES, (stage, preset, topology, changes), strict=True)), **kept}
-
-
-def row(report: dict) -> str:
-    """A line of the Markdown table."""
-    memory = f"{report['memory'] / 2**30:.1f} of {report['chip_memory'] / 2**30:.0f}"
-    cells = [report["stage"], report["preset"], report["topology"], f"{report['batch_size']:,}"]
-    cells += [report["changes"] and f"`{report['changes']}`", memory]
-    if report["seconds"] is None:
-        cells += ["-"] * 4
-    else:
-        cells += [f"{report['seconds']:.2f}", f"{100 * report['mfu']:.0f}"]
-        cells += [f"{report['hours']:.0f}", f"{report['chip_hours']:,.0f}"]
-    return f"| {' | '.join(cells)} |"
+    names = dict(zip(NAMES, (stage, preset, topology, changes, flags), strict=True))
+    return {**names, **kept}
 
 
 def main() -> None:
-    """Runs preflight for each preset and prints a table."""
+    """Runs preflight for each of RUNS and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slice", help="only the runs on this slice; OUTPUT keeps the others")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    print(
-        "| stage | preset | slice | batch | changed settings | GiB a chip | s a step | MFU | hours "
-        "| chip-hours |"
-    )
-    print("|" + "---|" * 10)
     known = {}
     if arguments.output and arguments.output.exists():
         reports = json.loads(arguments.output.read_text())
-        known = {tuple(report[name] for name in NAMES): report for report in reports}
+        known = {tuple(report.get(name, "") for name in NAMES): report for report in reports}
     with tempfile.TemporaryDirectory() as folder:
         for run in RUNS:
             if arguments.slice in (None, run[2]):
                 known[run] = preflight(*run, Path(folder))
-                print(row(known[run]), flush=True)
+                shown = ("memory", "seconds", "mfu", "examples_per_second", "reason")
+                print(*run, {name: known[run].get(name) for name in shown}, flush=True)
                 if arguments.output:
                     rows = [known[run] for run in RUNS if run in known]
                     arguments.output.write_text(json.dumps(rows, indent=1))

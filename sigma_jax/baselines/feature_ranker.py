@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.ranking import ScoringBaseline, unit_rows
+from sigma_jax.baselines.ranking import ScoringBaseline
 from sigma_jax.reranking.features import ItemFeatures
 from sigma_jax.reranking.fit import fit_weights
 from sigma_jax.reranking.relations import HISTORY_FEATURES
@@ -21,6 +21,7 @@ from sigma_jax.reranking.reranker import FeatureTables
 from sigma_jax.reranking.trending import TRENDING_FEATURES
 from sigma_jax.schema import PreparedData, Requests
 
+EQUAL_WEIGHTS = np.ones(len(HISTORY_FEATURES) + len(TRENDING_FEATURES), np.float32)
 CANDIDATES = 640  # of a request in the fit: as many as SIGMA's reranker is fitted on
 
 
@@ -31,27 +32,6 @@ class FeatureRanker(ScoringBaseline):
     tables: FeatureTables
     weights: Float32[np.ndarray, " F"]
     popularity: Popularity
-
-    @classmethod
-    def make(
-        cls,
-        data: PreparedData,
-        vectors: Float[np.ndarray, "I D"],
-        neighbours: int,
-        popularity: Popularity,
-        weights: Float32[np.ndarray, " F"] | None = None,
-    ) -> FeatureRanker:
-        """The baseline over the counts of the training rows.
-
-        Args:
-          vectors: of the items, for the relation embedding_neighbours.
-          neighbours: items kept for each item in every relation.
-          weights: fitted weights; by default all are 1.
-        """
-        tables = FeatureTables.make(data, unit_rows(vectors), neighbours)
-        if weights is None:
-            weights = np.ones(len(HISTORY_FEATURES) + len(TRENDING_FEATURES), np.float32)
-        return cls(tables, weights, popularity)
 
     def fitted(self, data: PreparedData, requests: Requests) -> FeatureRanker:
         """The baseline with the weights under which the targets of `requests` are likeliest.

@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.ranking import ScoringBaseline, unit_rows
+from sigma_jax.baselines.ranking import ScoringBaseline
 from sigma_jax.histories import history_ranges, recent_item_weights
 from sigma_jax.schema import PreparedData, Requests
 
@@ -24,17 +24,6 @@ class ItemKnn(ScoringBaseline):
     popularity: Popularity
     decay: float  # weight of a session relative to the next one
     sessions: int  # last sessions of a history that are read
-
-    @classmethod
-    def make(
-        cls,
-        vectors: Float[np.ndarray, "I D"],
-        popularity: Popularity,
-        decay: float,
-        sessions: int,
-    ) -> ItemKnn:
-        """The baseline over item vectors of any length."""
-        return cls(unit_rows(vectors), popularity, decay, sessions)
 
     def scores(
         self, data: PreparedData, requests: Requests, rows: Int64[np.ndarray, " n"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
@@ -52,44 +52,56 @@ def is_rankable(
     return rankable
 
 
+# (exclude_seen, allowed) of a ranking; baselines/__init__.py explains them.
+Variant = tuple[bool, AllowedItems | None]
+
+
 def rank_all_items(
     scores: Callable[[Int64[np.ndarray, " n"]], Float32[np.ndarray, "n I"]],
     data: PreparedData,
     requests: Requests,
     k: int,
-    exclude_seen: bool,
-    allowed: AllowedItems | None,
+    variants: Sequence[Variant],
     tie_order: Int[np.ndarray, " I"],
-) -> Int32[np.ndarray, "N k"]:
-    """The k items of highest score of each request, best first; -1 after the last.
+) -> list[Int32[np.ndarray, "N k"]]:
+    """For each variant, the k items of highest score of each request, best first; then -1.
 
     Args:
-      scores: the scores of all items for some requests, by their numbers.
-      exclude_seen, allowed: as in baselines/__init__.py.
+      scores: the scores of all items for some requests, by their numbers; each is computed once.
       tie_order: of all items; among equal scores the lower comes first.
     """
-    rankings = np.full((len(requests), k), -1, np.int32)
+    rankings = [np.full((len(requests), k), -1, np.int32) for _ in variants]
     starts, ends = history_ranges(data.histories, requests)
-    num_items = len(tie_order)
-    step = max(1, SCORES_AT_ONCE // num_items)
+    step = max(1, SCORES_AT_ONCE // len(tie_order))
     for first in range(0, len(requests), step):
         rows = np.arange(first, min(first + step, len(requests)))
-        of_rows = np.array(scores(rows), np.float32)
-        for row, of_row in zip(rows, of_rows, strict=True):
-            if allowed is not None and (items := allowed.of(row)) is not None:
-                is_left_out = np.ones(num_items, bool)
-                is_left_out[items] = False
-                of_row[is_left_out] = -np.inf
-            if exclude_seen:
-                of_row[data.histories.item[starts[row] : ends[row]]] = -np.inf
-        place = max(num_items - k, 0)
-        least = np.partition(of_rows, place, axis=1)[:, place]
-        for row, of_row, lowest in zip(rows, of_rows, least, strict=True):
-            # More than k where several scores equal the lowest.
-            items = np.flatnonzero((of_row >= lowest) & (of_row > -np.inf))
-            chosen = items[np.lexsort((tie_order[items], -of_row[items]))[:k]]
-            rankings[row, : len(chosen)] = chosen
+        of_rows = np.asarray(scores(rows), np.float32)
+        for ranking, (exclude_seen, allowed) in zip(rankings, variants, strict=True):
+            kept = of_rows.copy()
+            for row, of_row in zip(rows, kept, strict=True):
+                if allowed is not None and (items := allowed.of(row)) is not None:
+                    is_left_out = np.ones(len(of_row), bool)
+                    is_left_out[items] = False
+                    of_row[is_left_out] = -np.inf
+                if exclude_seen:
+                    of_row[data.histories.item[starts[row] : ends[row]]] = -np.inf
+            ranking[rows] = best_items(kept, k, tie_order)
     return rankings
+
+
+def best_items(
+    scores: Float32[np.ndarray, "n I"], k: int, tie_order: Int[np.ndarray, " I"]
+) -> Int32[np.ndarray, "n k"]:
+    """The k items of highest score in each row, best first; items of score -inf are left out."""
+    best = np.full((len(scores), k), -1, np.int32)
+    place = max(scores.shape[1] - k, 0)
+    least = np.partition(scores, place, axis=1)[:, place]
+    for row, (of_row, lowest) in enumerate(zip(scores, least, strict=True)):
+        # More than k where several scores equal the lowest.
+        items = np.flatnonzero((of_row >= lowest) & (of_row > -np.inf))
+        chosen = items[np.lexsort((tie_order[items], -of_row[items]))[:k]]
+        best[row, : len(chosen)] = chosen
+    return best
 
 
 class ScoringBaseline(abc.ABC):
@@ -103,6 +115,13 @@ class ScoringBaseline(abc.ABC):
     ) -> Float32[np.ndarray, "n I"]:
         """The score of every item for the requests at `rows`."""
 
+    def recommend_variants(
+        self, data: PreparedData, requests: Requests, k: int, variants: Sequence[Variant]
+    ) -> list[Int32[np.ndarray, "N k"]]:
+        """The best k items of each request under each variant."""
+        scores = functools.partial(self.scores, data, requests)
+        return rank_all_items(scores, data, requests, k, variants, self.popularity.rank)
+
     def recommend(
         self,
         data: PreparedData,
@@ -112,9 +131,7 @@ class ScoringBaseline(abc.ABC):
         allowed: AllowedItems | None,
     ) -> Int32[np.ndarray, "N k"]:
         """The best k items of each request; baselines/__init__.py has the arguments."""
-        scores = functools.partial(self.scores, data, requests)
-        tie_order = self.popularity.rank
-        return rank_all_items(scores, data, requests, k, exclude_seen, allowed, tie_order)
+        return self.recommend_variants(data, requests, k, [(exclude_seen, allowed)])[0]
 
 
 def unit_rows(vectors: Float[np.ndarray, "I D"]) -> Float32[np.ndarray, "I D"]:

@@ -7,8 +7,9 @@ one or two steps from its last items, and from those that look like them:
                decay ** age(i) * (one_step * log(1 + n(i, j)) + two_steps * log(1 + m(i, j))
                                   + similarity * cosine(i, j))
 
-n counts transitions between i and j: one for each from i to j, half of one for each back. m counts
-the paths of two steps between them. Equal scores are in the order of popularity.
+n counts transitions between i and j: one for each from i to j, half of one for each back. Each item
+keeps its `EDGES` strongest ones. m counts the paths of two steps between them. Equal scores are in
+the order of popularity.
 
 The paper ranks candidates by hop first. With `one_step` far above `similarity` this is the same.
 """
@@ -19,18 +20,20 @@ import dataclasses
 
 import numpy as np
 import scipy.sparse as sparse
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.ranking import ScoringBaseline, unit_rows
+from sigma_jax.baselines.ranking import ScoringBaseline
 from sigma_jax.histories import (
     history_ranges,
     items_of_sessions,
     recent_item_weights,
     training_sessions,
 )
+from sigma_jax.reranking.covisitation import strongest_entries
 from sigma_jax.schema import PreparedData, Requests
 
+EDGES = 100  # transitions kept for each item. Baskets join nearly all items with one another.
 BACKWARD = 0.5  # weight of a transition from the later item to the earlier one
 
 
@@ -54,24 +57,6 @@ class TransitionGraph(ScoringBaseline):
     vectors: Float32[np.ndarray, "I D"]  # unit length, around the mean item
     popularity: Popularity
 
-    @classmethod
-    def fit(
-        cls,
-        data: PreparedData,
-        vectors: Float[np.ndarray, "I D"],
-        popularity: Popularity,
-        settings: GraphSettings,
-    ) -> TransitionGraph:
-        """Counts the transitions of the training rows.
-
-        Args:
-          vectors: features of the items, such as text vectors, of any length.
-        """
-        forward = count_transitions(data)
-        return cls(
-            settings, (forward + BACKWARD * forward.T).tocsr(), unit_rows(vectors), popularity
-        )
-
     def scores(
         self, data: PreparedData, requests: Requests, rows: Int64[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n I"]:
@@ -83,13 +68,18 @@ class TransitionGraph(ScoringBaseline):
         )
         read = np.unique(recent.indices)
         recent = recent[:, read]
-        one = self.transitions[read]
-        graph = settings.one_step * one.log1p()
+        graph = settings.one_step * self.transitions[read].log1p()
         if settings.two_steps:
             joined = is_joined(self.transitions)
             graph = graph + settings.two_steps * (joined[read] @ joined).log1p()
         similarity = np.asarray(recent @ self.vectors[read]) @ self.vectors.T
         return (recent @ graph).toarray() + np.float32(settings.similarity) * similarity
+
+
+def strongest_transitions(data: PreparedData) -> sparse.csr_matrix:
+    """float32 [I, I]: n of the training rows, with the `EDGES` largest entries of each row."""
+    forward = count_transitions(data)
+    return strongest_entries((forward + BACKWARD * forward.T).tocsr(), EDGES)
 
 
 def count_transitions(data: PreparedData) -> sparse.csr_matrix:

@@ -2,10 +2,13 @@
 
 RUN/record.json has the structure of RUN/evaluation/results.json (score.score), with these changes:
 
-- means only, of the metrics that the suite shows
+- only the metrics that the suite shows, with standard errors over requests
 - quantiles in place of the deviation of each request
 - `shortcuts`: figures of the log (evaluation/shortcuts.py)
+- `instruction_following`: evaluation/instruction_following.py
 - `minutes`: training time of all stages of the run
+- `settings`: stage -> its config, and that of the evaluation
+- folders of the machine are replaced by names, such as WORKDIR
 
 A folder of records stands for a finished suite, so results can be stored without the runs.
 """
@@ -13,15 +16,16 @@ A folder of records stands for a finished suite, so results can be stored withou
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sigma_jax.runtime.artifacts import read_manifest
-from sigma_jax.runtime.files import read_json, write_json
-from sigma_jax.stages import STAGES
+from sigma_jax.runtime.artifacts import MANIFEST, read_manifest
+from sigma_jax.runtime.files import read_json, to_json, write_json
+from sigma_jax.stages import STAGES, artifact_names
 
 NAME = "record.json"
 DIGITS = 6  # decimals of a metric, which is a fraction
@@ -30,13 +34,19 @@ CHECKED_METRICS = ("Recall@5", "Recall@10", "NDCG@5", "NDCG@10")  # of metrics.l
 METRIC_BY_TASK = "HR@10"  # recorded for each task
 
 
-def write_record(workdir: Path, columns: Sequence[str], levels: Sequence[str]) -> None:
+def write_record(
+    workdir: Path,
+    columns: Sequence[str],
+    levels: Sequence[str],
+    names: Mapping[str, str] | None = None,
+) -> None:
     """Writes WORKDIR/record.json of a finished run.
 
     Args:
       workdir: the run's folder, with evaluation/results.json.
       columns: metrics to record, such as Recall@10.
       levels: levels of hits to record: "item", "sid".
+      names: folder of this machine -> the name that the record has in its place.
 
     Raises:
       ValueError: the results are missing or damaged.
@@ -59,24 +69,35 @@ def write_record(workdir: Path, columns: Sequence[str], levels: Sequence[str]) -
         if len(finite := np.asarray(values)[np.isfinite(values)])
     }
     # A stage that is reused from another run counts with its training time there.
-    manifests = [read_manifest(workdir, s) for s in STAGES if (workdir / s).exists()]
-    seconds = sum(manifest.metrics.get("seconds", 0.0) for manifest in manifests)
+    names_here = [s for s in (*artifact_names(), "evaluation") if (workdir / s / MANIFEST).exists()]
+    manifests = {stage: read_manifest(workdir, stage) for stage in names_here}
+    trained = [manifest for stage, manifest in manifests.items() if stage in STAGES]
+    seconds = sum(manifest.metrics.get("seconds", 0.0) for manifest in trained)
     record = {
         "methods": methods,
         "deviation": deviation,
         "shortcuts": results.get("shortcuts", {}),
+        "instruction_following": results.get("instruction_following", {}),
         "run": results["run"],
+        "peak_memory_mb": max(
+            (manifest.metrics.get("peak_memory_mb", 0) for manifest in manifests.values()),
+            default=0,
+        ),
         "minutes": round(seconds / 60, 2),
+        "settings": {stage: manifest.config for stage, manifest in manifests.items()},
     }
-    write_json(workdir / NAME, record)
+    text = to_json(record)
+    for path, name in (names or {}).items():
+        text = text.replace(path, name)
+    write_json(workdir / NAME, json.loads(text))
 
 
 def slim_summary(summary: Mapping[str, Any], wanted: set[str]) -> dict[str, Any]:
-    """The means of the wanted metrics, by task and on average over tasks."""
+    """The wanted metrics, by task and on average over tasks."""
 
     def slim(summaries: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
         return {
-            name: {"mean": round(summary["mean"], DIGITS)}
+            name: {key: round(summary[key], DIGITS) for key in ("mean", "error") if key in summary}
             for name, summary in summaries.items()
             if name in wanted
         }

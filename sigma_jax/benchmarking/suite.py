@@ -14,7 +14,7 @@ from typing import Any
 
 from sigma_jax.evaluation.score import MODES
 
-ALL_REQUESTS = 100_000  # of the evaluation of a SASRec, as in the preset amazon of SIGMA
+TEACHER = "upstream.teacher."  # prefix of the fields of that stage in the config of another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Method:
     fields: dict[str, Any]
     has_baselines: bool  # its runs evaluate the baselines of sigma_jax/baselines too
     # "sft"; "teacher" trains and evaluates SASRec alone, by the same preset of configs/teacher.py
-    # and the data set's fields of `data`.
+    # and the data set's fields of `data` and of `upstream.teacher`.
     stage: str
 
     def __post_init__(self):
@@ -151,10 +151,14 @@ def train_arguments(
     config, fields = source.config, {**source.fields, **method.fields}
     if method.stage == "teacher":
         config = re.sub(r"[^/]+\.py", "teacher.py", config)
-        of_data = {name: value for name, value in source.fields.items() if name.startswith("data.")}
-        fields = {**of_data, "evaluation.requests": ALL_REQUESTS, **method.fields}
-    else:
-        fields["evaluation.has_baselines"] = method.has_baselines
+        of_data = {
+            name.removeprefix(TEACHER): value
+            for name, value in source.fields.items()
+            if name.startswith(("data.", TEACHER))
+        }
+        fields = {**of_data, "evaluation.is_evaluated": True, **method.fields}
+    for name in ("has_baselines", "has_slow_baselines"):
+        fields[f"evaluation.{name}"] = method.has_baselines
     fields["seed"] = run.seed
     arguments = [f"--config={config}", f"--workdir={workdir}", f"--artifacts={artifacts}"]
     for name, value in fields.items():

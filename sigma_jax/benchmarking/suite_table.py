@@ -149,16 +149,20 @@ def shortcuts(suite: Suite, folder: Path, data: str) -> list[str]:
 
 
 def provenance(suite: Suite, folder: Path) -> list[str]:
-    """A line per run: config hash, data hash, seconds of its evaluation, and its command."""
+    """The commits of the runs; then their hashes, seconds of evaluation, and commands."""
     lines = ["Runs: config hash, data hash, seconds of evaluation, command as it was run"]
+    commits: dict[str, int] = {}
     for run in planned_runs(suite):
         results = read_results(run, folder)
         if results is None:
             lines.append(f"{run.name}: not run")
             continue
         made = results["run"]
+        commit = made.get("commit") or "unknown"
+        commits[commit] = commits.get(commit, 0) + 1
         lines.append(
             f"{run.name}: {made['config_hash']} {made['data_hash']} {made['seconds']:.0f} "
             f"{made['command']}"
         )
-    return lines
+    counted = ", ".join(f"{commit} ({count} runs)" for commit, count in commits.items())
+    return [f"Commits: {counted or 'none'}", *lines]

@@ -98,7 +98,7 @@ class DataConfig:
     # A sentence-transformers model (name or folder) that replaces the stage `grounding`; "": none.
     text_encoder: str
     unknown_items: str  # rows whose item_id is not in items: "error" refuses, "drop" drops them
-    min_item_count: int  # items with fewer interactions are not in the catalogue
+    min_item_count: int  # items with fewer training interactions are no part of the catalogue
     events: tuple[str, ...]  # values of column `event` to keep, such as ("buy",); () keeps all
     queries_from_categories: bool  # without searches, category names serve as queries
     split: SplitConfig

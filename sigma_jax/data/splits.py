@@ -29,28 +29,20 @@ from sigma_jax.data.tables import unix_seconds
 from sigma_jax.schema import Histories
 
 
-def number_items(
-    con: ibis.BaseBackend, texts: ir.Table, interactions: ir.Table, min_count: int
-) -> ir.Table:
+def number_items(con: ibis.BaseBackend, texts: ir.Table, name: str) -> ir.Table:
     """`texts` with column item: the numbers of the catalogue, in the order of the source.
 
-    Items with fewer than `min_count` interactions are dropped.
-
-    Raises:
-      ValueError: no item is left.
+    Args:
+      name: of the table that is saved.
     """
-    if min_count > 0:
-        counts = interactions.group_by("item_id").agg(rows=interactions.count())
-        kept = counts.filter(counts["rows"] >= min_count)
-        texts = texts.filter(texts["item_id"].isin(kept["item_id"]))
     number = ibis.row_number().over(order_by=texts["source_row"]).cast("int32")
-    items = database.save(con, "items", texts.mutate(item=number))
-    if not database.count(con, items):
-        raise ValueError(
-            f"no item has data.min_item_count={min_count} interactions; set a smaller "
-            "--config.data.min_item_count."
-        )
-    return items
+    return database.save(con, name, texts.mutate(item=number))
+
+
+def frequent_items(interactions: ir.Table, key: str, min_count: int) -> ir.Table:
+    """Column `key` of the items with at least `min_count` interactions."""
+    counts = interactions.group_by(key).agg(rows=interactions.count())
+    return counts.filter(counts["rows"] >= min_count).select(key)
 
 
 def number_users(
@@ -237,11 +229,10 @@ def build_histories(
     )
 
 
-def training_events(con: ibis.BaseBackend, events: ir.Table, row_counts: ir.Table) -> ir.Table:
+def training_events(events: ir.Table, row_counts: ir.Table) -> ir.Table:
     """The rows before each user's validation target. Lifts, pairs and counts see only these."""
     joined = events.inner_join(row_counts.select("user", "valid_rows"), "user")
-    training = joined.filter(joined["place"] < joined["valid_rows"]).drop("valid_rows")
-    return database.save(con, "training", training)
+    return joined.filter(joined["place"] < joined["valid_rows"]).drop("valid_rows")
 
 
 def target_times(con: ibis.BaseBackend, histories: Histories) -> ir.Table:

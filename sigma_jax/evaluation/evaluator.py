@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from sigma_jax.evaluation.baselines import LIST_LENGTH
 from sigma_jax.evaluation.fusions import best_constant, fuses
 from sigma_jax.evaluation.instruction_following import (
     instruction_following,
@@ -24,8 +25,6 @@ from sigma_jax.schema import TASKS, PreparedData, RequestBatch, Requests
 from sigma_jax.tasks import instructions
 from sigma_jax.tasks.requests import sample_requests
 
-LIST_LENGTH = 20  # items recommended to each request
-
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
@@ -38,19 +37,27 @@ class EvaluationConfig:
     # (sigma_jax/reranking/reranker.py).
     uses_reranker: bool
     has_baselines: bool  # evaluate the methods of sigma_jax/baselines too
+    # Also those that take minutes where sessions hold many items, and the shortcuts of the log
+    # (baselines.registry.SLOW, evaluation/shortcuts.py). Suites do.
+    has_slow_baselines: bool
     # Evaluate each baseline a second time, restricted to the items that the instruction allows.
     has_filtered_baselines: bool
     # Requests of each task for the check that lists follow the instruction; 0: no check.
     instruction_following_requests: int
 
     def __post_init__(self):
-        if unknown := set(self.requests) - set(TASKS):
-            raise ValueError(
-                f"evaluation.requests names {sorted(unknown)}; known are {', '.join(TASKS)}."
-            )
-        if min(self.requests.values(), default=0) < 0:
-            raise ValueError(f"evaluation.requests={self.requests}; use 0 or more.")
+        check_requests(self.requests)
         check_at_least(0, self, "instruction_following_requests", group="evaluation.")
+
+
+def check_requests(requests: Mapping[str, int]) -> None:
+    """ValueError if `requests` names an unknown task, or a number below 0."""
+    if unknown := set(requests) - set(TASKS):
+        raise ValueError(
+            f"evaluation.requests names {sorted(unknown)}; known are {', '.join(TASKS)}."
+        )
+    if min(requests.values(), default=0) < 0:
+        raise ValueError(f"evaluation.requests={dict(requests)}; use 0 or more.")
 
 
 @dataclasses.dataclass(frozen=True)

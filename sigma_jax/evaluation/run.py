@@ -13,26 +13,24 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Int32
 
-from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.registry import fit_baselines, holds_baskets, specs
-from sigma_jax.baselines.sasrec import sasrec_baselines
-from sigma_jax.data.vectors import item_vectors
-from sigma_jax.evaluation.evaluator import LIST_LENGTH, EvaluationConfig, Evaluator
+from sigma_jax.baselines.sasrec import BEFORE_REFIT as ROW_BEFORE
+from sigma_jax.evaluation.baselines import ByMode, baseline_rankings, shortcuts_of
+from sigma_jax.evaluation.evaluator import EvaluationConfig, Evaluator
 from sigma_jax.evaluation.fusions import other_fusions
 from sigma_jax.evaluation.page import collect_report_data, write_report
 from sigma_jax.evaluation.sasrec import compute_sasrec_results, evaluation_settings
-from sigma_jax.evaluation.score import FILTERED, Results, score
-from sigma_jax.evaluation.shortcuts import shortcut_figures
+from sigma_jax.evaluation.score import Results, score
 from sigma_jax.evaluation.table import render_summary, render_table, write_json
+from sigma_jax.provenance import provenance
 from sigma_jax.recommender.parts import BEFORE_REFIT
+from sigma_jax.recommender.ranking import Recommendations
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.recommender.results import text_table
+from sigma_jax.reranking.reranker import FeatureTables
 from sigma_jax.runtime.artifacts import (
     Recipe,
     check_inputs,
-    command_line,
     is_current,
     read_manifest,
     write_artifact,
@@ -41,12 +39,11 @@ from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.runtime.files import read_json
 from sigma_jax.schema import TASKS, PreparedData, Requests, SemanticIds
 from sigma_jax.stages import artifact_names
-from sigma_jax.tasks.constraints import allowed_items
 
 SIGMA = "SIGMA"  # the name of a recommender in results
 FILES = ("results.json", "table.txt", "report.html")
 RANKER_FACTS = ("ranker", "num_beams", "sigma", "constant_sigma")  # of results, kept with the run
-VERSION = 4  # of results.json; raise it when the same settings give other results or keys
+VERSION = 5  # of results.json; raise it when the same settings give other results or keys
 
 
 def evaluate(config: Any, workdir: Path) -> Results:
@@ -78,7 +75,7 @@ def evaluate(config: Any, workdir: Path) -> Results:
         results["run"] = {
             "version": VERSION,
             "model": model,
-            "command": command_line(),
+            **provenance(),
             "config_hash": recipe.fingerprint[:12],
             "data_hash": inputs["data"][:12],
             "seed": config.seed,
@@ -160,40 +157,63 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
     if is_refitted:
         before_refit = Evaluator.load(workdir, data, settings, seed, BEFORE_REFIT)
     constant = before_refit.constant_sigma()
-    methods = {"SIGMA": evaluator.options} | other_methods(evaluator, constant)
-    rankings, recommendations = evaluator.rankings_by_mode(requests, methods)
-    if is_refitted:
-        methods = {"SIGMA before refit": before_refit.options}
-        methods |= {
-            f"{name} before refit": options
-            for name, options in without_reranker(before_refit).items()
-        }
-        rankings |= before_refit.rankings_by_mode(requests, methods)[0]
-    has_instructions = evaluator.recommender.spec.has_instructions
-    if has_instructions:
-        unseen = evaluator.unseen_wording(requests)
-        rankings["SIGMA, unseen wording"] = {"include_seen": unseen}
+    rankings, recommendations = model_rankings(evaluator, before_refit, requests, constant)
     if settings.has_baselines:
         logging.info("evaluation: baselines")
-        rankings |= baseline_rankings(workdir, before_refit, requests, is_refitted)
+        rankings |= baseline_rankings(
+            workdir,
+            data,
+            requests,
+            before_refit.requests("valid"),
+            seed,
+            is_refitted,
+            settings,
+            lambda rows: tables_of(before_refit if rows is data else evaluator),
+        )
     results = score(rankings, requests, data, evaluator.recommender.parts.semantic_ids)
     results["deviation"] = {
         TASKS[task]: recommendations.deviation[requests.task == task].tolist()
         for task in np.unique(requests.task)
     }
-    if settings.has_baselines and not holds_baskets(data.histories):
-        vectors = item_vectors(workdir, len(data.catalogue))
-        features, valid = vectors.get("text", vectors.get("id")), evaluator.requests("valid")
-        results["shortcuts"] = shortcut_figures(data, features, valid, seed)
+    if settings.has_baselines and settings.has_slow_baselines:
+        results["shortcuts"] = shortcuts_of(workdir, data, evaluator.requests("valid"), seed)
     results["ranker"] = settings.generation.ranker
     results["num_beams"] = settings.generation.num_beams
     results["sigma"] = evaluator.recommender.sigma(evaluator.options)
     results["constant_sigma"] = constant
+    has_instructions = evaluator.recommender.spec.has_instructions
     if has_instructions and (by_task := evaluator.instruction_following(requests)):
         results["instruction_following"] = by_task
     if settings.split == "valid":
         results["warnings"] += validation_warnings(evaluator, constant)
     return results
+
+
+def model_rankings(
+    evaluator: Evaluator, before_refit: Evaluator, requests: Requests, constant: float | None
+) -> tuple[dict[str, ByMode], Recommendations]:
+    """`rankings[method][mode]` of the model, and its recommendations with seen items.
+
+    Args:
+      before_refit: of the model before its refit; the same as `evaluator` without a refit.
+      constant: the best constant sigma; None if nothing is fused.
+    """
+    methods = {SIGMA: evaluator.options} | other_methods(evaluator, constant)
+    rankings, recommendations = evaluator.rankings_by_mode(requests, methods)
+    if before_refit is not evaluator:
+        methods = {SIGMA: before_refit.options} | without_reranker(before_refit)
+        of_first = before_refit.rankings_by_mode(requests, methods)[0]
+        rankings |= {f"{name}{ROW_BEFORE}": by_mode for name, by_mode in of_first.items()}
+    if evaluator.recommender.spec.has_instructions:
+        unseen = evaluator.unseen_wording(requests)
+        rankings[f"{SIGMA}, unseen wording"] = {"include_seen": unseen}
+    return rankings, recommendations
+
+
+def tables_of(evaluator: Evaluator) -> FeatureTables | None:
+    """The counts of the evaluator's reranker; None without one."""
+    reranker = evaluator.recommender.parts.reranker
+    return reranker.tables if reranker else None
 
 
 def validation_warnings(evaluator: Evaluator, constant: float | None) -> list[str]:
@@ -225,33 +245,6 @@ def without_reranker(evaluator: Evaluator) -> dict[str, RecommendOptions]:
     if not options.reranks or evaluator.recommender.parts.reranker is None:
         return {}
     return {"SIGMA without reranker": dataclasses.replace(options, reranks=False)}
-
-
-def baseline_rankings(
-    workdir: Path, evaluator: Evaluator, requests: Requests, is_refitted: bool
-) -> Mapping[str, Mapping[str, Int32[np.ndarray, "N K"]]]:
-    """`rankings[method][mode]` of the baselines.
-
-    Args:
-      evaluator: of the model before its refit. Baselines choose settings on its validation
-        requests, and are ranked a second time with the items that a request allows if its settings
-        say so.
-      is_refitted: SIGMA was trained on the validation rows too, so the baselines are as well.
-    """
-    data, seed = evaluator.data, evaluator.seed
-    found = specs(data, item_vectors(workdir, len(data.catalogue)), seed)
-    baselines = fit_baselines(found, data, evaluator.requests("valid"), seed, is_refitted)
-    baselines |= sasrec_baselines(workdir, Popularity.fit(data, seed))
-    allowed = allowed_items(data, requests)
-    rankings = {}
-    limits = [("", None), (FILTERED, allowed)]
-    for name, baseline in baselines.items():
-        for suffix, limit in limits[: 1 + evaluator.settings.has_filtered_baselines]:
-            rankings[name + suffix] = {
-                mode: baseline.recommend(data, requests, LIST_LENGTH, mode == "exclude_seen", limit)
-                for mode in ("include_seen", "exclude_seen")
-            }
-    return rankings
 
 
 def show_recommendations(config: Any, workdir: Path, users: int = 2, count: int = 5) -> None:

@@ -1,6 +1,7 @@
 """Evaluates the SASRec of a stage `teacher` alone: a row of a suite, such as gSASRec.
 
-It gets the JustForYou requests that SIGMA gets, and is scored by the same code.
+It gets the requests that SIGMA gets, and is scored by the same code. Baselines that are not trained
+can be evaluated beside it.
 """
 
 from __future__ import annotations
@@ -9,31 +10,35 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int32
-
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.sasrec import SasrecBaseline, sasrec_baselines
-from sigma_jax.evaluation.evaluator import LIST_LENGTH, EvaluationConfig
+from sigma_jax.baselines.sasrec import sasrec_baselines
+from sigma_jax.evaluation.baselines import baseline_rankings, ranked, shortcuts_of
+from sigma_jax.evaluation.evaluator import EvaluationConfig, check_requests
 from sigma_jax.evaluation.score import Results, score
-from sigma_jax.runtime.config import check_at_least, to_dataclass
-from sigma_jax.schema import PreparedData, Requests
+from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.schema import PreparedData
 from sigma_jax.stages import find_stage
 from sigma_jax.tasks.instructions import TRAIN_WORDINGS
 from sigma_jax.tasks.requests import sample_requests
+from sigma_jax.teacher.task import REFIT
 
-LONGTAIL_SHARE = 0.8  # of requests of another task, which are not drawn here
+LONGTAIL_SHARE = 0.8  # of the head, as in the presets of the stage sft
 
 
 @dataclasses.dataclass(frozen=True)
 class SasrecEvaluationConfig:
     """Settings of the evaluation of a SASRec."""
 
+    is_evaluated: bool  # False: the stage is trained and not evaluated
     split: str  # "test"; "valid" while settings are being chosen
-    requests: int  # most requests; 0: no evaluation
+    requests: dict[str, int]  # task -> maximum number of requests
+    # As of EvaluationConfig.
+    has_baselines: bool
+    has_slow_baselines: bool
+    has_filtered_baselines: bool
 
     def __post_init__(self):
-        check_at_least(0, self, "requests", group="evaluation.")
+        check_requests(self.requests)
 
 
 def evaluation_settings(config: Any) -> EvaluationConfig | SasrecEvaluationConfig:
@@ -49,29 +54,31 @@ def compute_sasrec_results(workdir: Path, settings: SasrecEvaluationConfig, seed
     ValueError if the split has no requests.
     """
     data = PreparedData.load(workdir / "data")
-    requests = sample_requests(
-        data,
-        settings.split,
-        seed,
-        {"JustForYou": settings.requests},
-        LONGTAIL_SHARE,
-        TRAIN_WORDINGS,
-        is_random=True,
+    requests, valid = (
+        sample_requests(
+            data,
+            split,
+            seed,
+            settings.requests,
+            LONGTAIL_SHARE,
+            TRAIN_WORDINGS,
+            is_random=True,
+        )
+        for split in (settings.split, "valid")
     )
     if not len(requests):
         raise ValueError(
             f"the {settings.split} split has no requests; check the split in config.data."
         )
-    baselines = sasrec_baselines(workdir, Popularity.fit(data, seed))
-    rankings = {name: both_modes(one, data, requests) for name, one in baselines.items()}
-    return score(rankings, requests, data, None)
-
-
-def both_modes(
-    baseline: SasrecBaseline, data: PreparedData, requests: Requests
-) -> dict[str, Int32[np.ndarray, "N K"]]:
-    """mode -> lists with and without seen items."""
-    return {
-        mode: baseline.recommend(data, requests, LIST_LENGTH, mode == "exclude_seen", None)
-        for mode in ("include_seen", "exclude_seen")
-    }
+    if not settings.has_baselines:
+        alone = sasrec_baselines(workdir, Popularity.fit(data, seed))
+        rankings = {
+            name: ranked(one, data, requests, {"": None})[""] for name, one in alone.items()
+        }
+        return score(rankings, requests, data, None)
+    is_refitted = (workdir / "teacher" / REFIT).exists()
+    rankings = baseline_rankings(workdir, data, requests, valid, seed, is_refitted, settings)
+    results = score(rankings, requests, data, None)
+    if settings.has_slow_baselines:
+        results["shortcuts"] = shortcuts_of(workdir, data, valid, seed)
+    return results

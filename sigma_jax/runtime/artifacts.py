@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sigma_jax.provenance import provenance
 from sigma_jax.runtime.files import atomic_folder, plain, read_json, write_json
 
-FORMAT = 2  # of artifacts and of runs; another one is refused
+FORMAT = 3  # of artifacts and of runs; another one is refused
 INPUTS = "inputs."  # prefix of the inputs in the names of differing fields
 MANIFEST = "manifest.json"
 TRAIN = "train"  # WORKDIR/train/STAGE: the checkpoints and metrics of a run
 RUN = "run.json"  # the recipe of a run, in its folder
-PACKAGES = ("sigma_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +60,10 @@ class Manifest:
     config: dict[str, Any]
     inputs: dict[str, str]
     seed: int
-    versions: dict[str, str]
+    commit: str  # this and the next three: provenance.py
     command: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
     metrics: dict[str, Any]
 
 
@@ -71,24 +71,6 @@ def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, str], seed: int)
     """SHA-256 of what decides an artifact's content; the order of keys does not matter."""
     text = json.dumps([plain(config), plain(inputs), seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """The version of Python and of each package that results depend on."""
-    found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def command_line() -> str:
-    """The command that started this process, to be stored with its results."""
-    module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    words = ["python", "-m", module.name] if module else ["python", sys.argv[0]]
-    return " ".join(words + sys.argv[1:])
 
 
 def write_artifact(
@@ -110,8 +92,7 @@ def write_artifact(
             config=plain(recipe.config),
             inputs=plain(recipe.inputs),
             seed=recipe.seed,
-            versions=versions(),
-            command=command_line(),
+            **provenance(),
             metrics=plain(metrics),
         )
         write_json(folder / MANIFEST, dataclasses.asdict(manifest))

@@ -14,8 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from sigma_jax import configs
-from sigma_jax.runtime import artifacts
+from sigma_jax import configs, provenance
 from sigma_jax.runtime.config import did_you_mean
 from sigma_jax.runtime.process import Stopped
 
@@ -124,7 +123,7 @@ def log_start(mesh: Any, dtype: str) -> None:
         jax.process_count(),
     )
     logging.info("mesh: %s; dtype: %s", shape, dtype)
-    versions = artifacts.versions()
+    versions = provenance.versions()
     logging.info("versions: %s", ", ".join(f"{name} {versions[name]}" for name in versions))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sigma_jax.runtime.artifacts import command_line, versions
+from sigma_jax.provenance import provenance
 from sigma_jax.runtime.files import atomic_folder, read_json, to_json
 
 FORMAT = 3  # of exports; another one is refused
@@ -37,7 +37,7 @@ def write_folder(
         raise ValueError(f"{target} exists already; choose another folder or delete it.")
     with atomic_folder(target) as folder:
         fields = write(folder)
-        content = {"format": FORMAT, **fields, "command": command_line(), "versions": versions()}
+        content = {"format": FORMAT, **fields, **provenance()}
         content["files"] = file_hashes(folder, apart)
         (folder / manifest).write_text(to_json(content) + "\n")
     return content

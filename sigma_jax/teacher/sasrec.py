@@ -1,8 +1,9 @@
 """SASRec (Kang and McAuley, 2018): a causal transformer over the items of a history.
 
 It differs from the paper in its loss: cross-entropy over all items, which is much stronger than one
-sampled negative. Settings make gSASRec (Petrov and Macdonald, 2023) and eSASRec (arXiv 2508.06450)
-of it: the loss "gbce" of teacher/task.py, and the block "ligr" with sampled negatives.
+sampled negative. Settings make other models of it: gSASRec (Petrov and Macdonald, 2023) by the loss
+"gbce" of teacher/task.py, eSASRec (arXiv 2508.06450) by the block "ligr" with sampled negatives,
+HSTU (Zhai et al., 2024) by the block "hstu".
 
 The item table is tied: it embeds the items of the history and scores all items. Its rows are the
 collaborative ID vectors of section 2.1 of SIGMA.
@@ -33,7 +34,7 @@ from sigma_jax.tasks.constraints import AllowedItems
 
 SCORES_AT_ONCE = 2**23  # entries of [requests, items] that are held in memory
 ITEMS_AT_ONCE = 2**16  # items that are scored together
-BLOCKS = ("plain", "ligr")
+BLOCKS = ("plain", "ligr", "hstu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class SasrecConfig:
     heads: int  # N, a divisor of the width
     history: int  # T, interactions of a window
     dropout: float  # share of the outputs that training drops
-    # "plain", or "ligr": the gated layers of LiGR (Borisyuk et al., 2025) that eSASRec takes.
+    # "plain"; "ligr": the gated layers of LiGR (Borisyuk et al., 2025) that eSASRec takes; "hstu".
     block: str
 
     def __post_init__(self):
@@ -126,6 +127,42 @@ class Block(nnx.Module):
         return x + drop(fed * jax.nn.sigmoid(self.feed_gate(x)))
 
 
+class HstuBlock(nnx.Module):
+    """A block of HSTU (Zhai et al., 2024, eq. 2 to 4), without its bias by time.
+
+    Attention has no softmax: weights are SiLU(q k + b), over the number of visible positions. The
+    bias b belongs to the distance. The mixed values are normed and gated, and take the place of a
+    feed-forward layer.
+    """
+
+    def __init__(self, config: SasrecConfig, rngs: nnx.Rngs):
+        width = config.width
+        dense = functools.partial(nnx.Linear, rngs=rngs, use_bias=True)
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.parts = dense(width, 4 * width)
+        self.mixed_norm = nnx.LayerNorm(width, rngs=rngs)
+        self.out = dense(width, width)
+        self.distance = nnx.Param(jnp.zeros((config.heads, config.history)))
+        self.heads = config.heads
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "B T T"],
+        drop: Callable[[Array], Array],
+    ) -> Float[Array, "B T D"]:
+        """The output at each position; `Block` has the arguments."""
+        gate, *parts = jnp.split(jax.nn.silu(self.parts(self.norm(x))), 4, axis=-1)
+        query, key, value = (part.reshape(x.shape[:2] + (self.heads, -1)) for part in parts)
+        place = jnp.arange(x.shape[1])
+        distance = jnp.maximum(place[:, None] - place, 0)
+        logits = jnp.einsum("BTNH,BSNH->BNTS", query, key) * query.shape[-1] ** -0.5
+        weights = jax.nn.silu(logits + self.distance[...][:, distance]) * mask[:, None]
+        weights /= jnp.maximum(mask.sum(-1), 1)[:, None, :, None]
+        mixed = jnp.einsum("BNTS,BSNH->BTNH", weights.astype(x.dtype), value).reshape(x.shape)
+        return x + drop(self.out(self.mixed_norm(mixed) * gate))
+
+
 class Sasrec(nnx.Module):
     """A vector for each position of a history.
 
@@ -137,7 +174,8 @@ class Sasrec(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(num_items))
         self.table = nnx.Param(normal(rngs.params(), (num_items, config.width)))
         self.position = nnx.Param(normal(rngs.params(), (config.history, config.width)))
-        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
+        kind = HstuBlock if config.block == "hstu" else Block
+        self.blocks = nnx.List([kind(config, rngs) for _ in range(config.layers)])
         self.norm = nnx.LayerNorm(config.width, rngs=rngs)
         self.config = config
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sparse
 from small_baselines import (
     ITEMS,
     VECTORS,
@@ -18,8 +19,10 @@ from small_baselines import (
 
 from sigma_jax import metrics
 from sigma_jax.baselines.covisitation import CoVisitation
+from sigma_jax.baselines.feature_ranker import EQUAL_WEIGHTS
 from sigma_jax.baselines.popularity import Popularity
-from sigma_jax.baselines.registry import GRAPH_GRID, KNN_GRID, Baseline, all_specs
+from sigma_jax.baselines.recent import with_partners
+from sigma_jax.baselines.registry import GRAPH_GRID, KNN_GRID, Baseline, specs
 from sigma_jax.baselines.user_most_frequent import UserMostFrequent
 from sigma_jax.reranking.covisitation import count_covisits
 from sigma_jax.schema import (
@@ -31,25 +34,26 @@ from sigma_jax.schema import (
 )
 from sigma_jax.tasks.constraints import allowed_items
 
-SETTINGS = {  # of the baselines that choose one of a grid
+SETTINGS = {  # of the baselines that choose them
     "User's most frequent lately": 0.9,
     "Popularity with a memory": 91.0,
     "Co-visitation with a memory": 91.0,
     "Item kNN on texts": KNN_GRID[1],
     "Transition graph": GRAPH_GRID[1],
+    "Features without a network": EQUAL_WEIGHTS,
 }
 BASELINES = (
     *("Popularity", "User's most frequent", "User's most frequent lately", "Co-visitation"),
     *list(SETTINGS)[1:],
-    "Features without a network",
 )
 
 
 def fit(name: str, data: PreparedData) -> Baseline:
     """The baseline `name` with the settings of SETTINGS."""
-    found = all_specs(data, {"text": VECTORS}, 0)
+    found = specs(data, {"text": VECTORS}, 0)
     assert tuple(found) == BASELINES
-    return found[name].make(data, Popularity.fit(data, 0), SETTINGS.get(name))
+    spec = found[name]
+    return spec.make(spec.count(data), Popularity.fit(data, 0), SETTINGS.get(name))
 
 
 @pytest.fixture(params=[False, True], ids=["single items", "baskets"])
@@ -234,33 +238,38 @@ def test_order_inside_a_basket_changes_nothing(baseline):
 
 
 def test_recent_popularity_equals_a_plain_count(data):
-    """Interactions of spans before the request's count by exp(-age / memory), a span 22.75 days."""
+    """Interactions of the days before the request count exp(-age / memory)."""
     histories, requests = data.histories, make_requests(data.histories)
     rankings = fit("Popularity with a memory", data).recommend(data, requests, ITEMS, False, None)
-    seconds = 91 * DAY // 4
     training = np.setdiff1d(np.arange(len(histories.item)), heldout_rows(histories))
     for row in range(histories.num_users):
-        now = histories.time[requests.history_end[row]] // seconds
+        now = histories.time[requests.history_end[row]] // DAY
         scores = np.zeros(ITEMS)
         for event in training:
-            age = now - 1 - histories.time[event] // seconds
-            if age >= 0:
-                scores[histories.item[event]] += np.exp(-age / 4)
+            age = now - histories.time[event] // DAY
+            if age > 0:
+                scores[histories.item[event]] += np.exp(-age / 91)
         np.testing.assert_allclose(scores[rankings[row]], np.sort(scores)[::-1], rtol=1e-5)
 
 
+def test_an_item_keeps_its_partners_with_the_highest_sums():
+    """Two rows of item 0, one of item 2; each item keeps two partners."""
+    table = sparse.csr_matrix([[1.0, 2, 0, 3], [4, 0, 0, 2], [0, 1, 5, 2]])
+    kept = with_partners(table, np.array([0, 0, 2], np.int32), 2).toarray()
+    np.testing.assert_array_equal(kept, [[1, 0, 0, 3], [4, 0, 0, 2], [0, 0, 5, 2]])
+
+
 def test_recent_covisits_equal_a_plain_loop(data):
-    """A pair of sessions belongs to the span of the later one, and counts if that is over."""
+    """A pair of sessions belongs to the day of the later one, and counts on later days."""
     histories, requests = data.histories, make_requests(data.histories)
     fitted = fit("Co-visitation with a memory", data)
     rankings = fitted.recommend(data, requests, ITEMS, False, None)
-    seconds = 91 * DAY // 4
-    span = histories.time // seconds
-    pairs, counts = [], []  # (from, to, span, weight), (item, span)
+    day = histories.time // DAY
+    pairs, counts = [], []  # (from, to, day, weight), (item, day)
     for user in range(histories.num_users):
         rows = range(histories.offsets[user], histories.valid_start[user])
         for a in rows:
-            counts.append((histories.item[a], span[a]))
+            counts.append((histories.item[a], day[a]))
             for b in rows:
                 gap = histories.session[b] - histories.session[a]
                 between = sum(
@@ -268,18 +277,18 @@ def test_recent_covisits_equal_a_plain_loop(data):
                 )
                 left, right = histories.item[a], histories.item[b]
                 if a != b and gap == 0:
-                    pairs.append((left, right, span[b], 0.75))
+                    pairs.append((left, right, day[b], 0.75))
                 elif gap > 0 and 1 + between <= 20:
-                    pairs.append((left, right, span[b], 1 / (1 + between)))
-                    pairs.append((right, left, span[b], 0.5 / (1 + between)))
+                    pairs.append((left, right, day[b], 1 / (1 + between)))
+                    pairs.append((right, left, day[b], 0.5 / (1 + between)))
     for row in range(0, histories.num_users, 5):
         end = requests.history_end[row]
-        now = histories.time[end] // seconds
+        now = day[end]
         covisits, popularity = np.zeros((ITEMS, ITEMS)), np.zeros(ITEMS)
         for left, right, when, weight in pairs:
-            covisits[left, right] += weight * np.exp(-(now - 1 - when) / 4) * (when < now)
+            covisits[left, right] += weight * np.exp(-(now - when) / 91) * (when < now)
         for item, when in counts:
-            popularity[item] += np.exp(-(now - 1 - when) / 4) * (when < now)
+            popularity[item] += np.exp(-(now - when) / 91) * (when < now)
         scores = np.zeros(ITEMS)
         for event in range(histories.offsets[row], end):
             age = histories.session[end - 1] - histories.session[event]

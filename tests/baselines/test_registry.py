@@ -6,14 +6,17 @@ import numpy as np
 from small_baselines import ITEMS, VECTORS, make_data, make_histories, make_requests, valid_requests
 
 from sigma_jax.baselines.popularity import Popularity
+from sigma_jax.baselines.ranking import unit_rows
 from sigma_jax.baselines.registry import (
-    SEQUENTIAL,
-    all_specs,
+    NEIGHBOURS,
+    feature_tables,
     fit_baselines,
     from_grid,
     specs,
     validation_ndcg,
 )
+from sigma_jax.reranking.relations import RELATIONS
+from sigma_jax.reranking.reranker import FeatureTables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +35,11 @@ def test_the_settings_with_the_highest_ndcg_are_chosen():
     valid = valid_requests(data)
     counts = np.bincount(valid.target, minlength=ITEMS)
     grid = tuple(int(item) for item in np.argsort(counts)[-10:])
-    spec = from_grid(lambda data, popularity, item: Always(item), grid)
-    chosen = spec.choose(data, Popularity.fit(data, 0), valid)
+    spec = from_grid(lambda counts, popularity, item: Always(item), grid)
+    chosen = spec.choose(None, Popularity.fit(data, 0), data, valid)
     quality = [validation_ndcg(Always(item), data, valid) for item in grid]
     assert chosen == grid[int(np.argmax(quality))] == grid[-1]
-    assert spec.choose(data, Popularity.fit(data, 0), valid.take(np.arange(0))) == grid[0]
+    assert spec.choose(None, Popularity.fit(data, 0), data, valid.take(np.arange(0))) == grid[0]
 
 
 def test_a_refit_counts_validation_rows_and_no_test_row():
@@ -47,7 +50,7 @@ def test_a_refit_counts_validation_rows_and_no_test_row():
     item[histories.valid_start] = ITEMS - 2
     item[histories.test_start] = ITEMS - 1
     data = make_data(dataclasses.replace(histories, item=item))
-    found = all_specs(data, {"text": VECTORS}, 0)
+    found = specs(data, {"text": VECTORS}, 0)
     fitted = fit_baselines(found, data, valid_requests(data), 0, is_refitted=True)
     assert set(fitted) == {*found, *(f"{name} before refit" for name in found)}
     first = {
@@ -69,8 +72,13 @@ def test_a_refit_counts_validation_rows_and_no_test_row():
     )
 
 
-def test_baskets_leave_out_what_would_take_minutes():
-    single, baskets = (
-        set(specs(make_data(make_histories(kind)), {"text": VECTORS}, 0)) for kind in (False, True)
-    )
-    assert single - baskets == set(SEQUENTIAL)
+def test_counts_of_a_reranker_are_not_counted_again():
+    """They get the neighbours of the baseline's vectors in place of the network's."""
+    data = make_data(make_histories(True))
+    others = unit_rows(np.random.default_rng(5).normal(size=VECTORS.shape))
+    made = FeatureTables.make(data, others, NEIGHBOURS)
+    again, fresh = (feature_tables(data, unit_rows(VECTORS), tables) for tables in (made, None))
+    for name in RELATIONS:
+        of_both = [getattr(tables.relations, name).toarray() for tables in (again, fresh)]
+        np.testing.assert_array_equal(*of_both)
+    assert (made.relations.embedding_neighbours != again.relations.embedding_neighbours).nnz

@@ -21,11 +21,20 @@ from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.sasrec import SasrecBaseline
 from sigma_jax.schema import TASKS
 from sigma_jax.tasks.constraints import allowed_items
-from sigma_jax.teacher.sasrec import Sasrec, history_window, load_sasrec, rank_items, save_sasrec
+from sigma_jax.teacher.sasrec import (
+    BLOCKS,
+    HstuBlock,
+    Sasrec,
+    history_window,
+    load_sasrec,
+    rank_items,
+    save_sasrec,
+)
 
 
-def test_later_items_do_not_change_earlier_vectors():
-    model = Sasrec(SHAPE, ITEMS, nnx.Rngs(0))
+@pytest.mark.parametrize("block", BLOCKS)
+def test_later_items_do_not_change_earlier_vectors(block):
+    model = Sasrec(dataclasses.replace(SHAPE, block=block), ITEMS, nnx.Rngs(0))
     item = np.random.default_rng(0).integers(0, ITEMS, (2, 10)).astype(np.int32)
     changed = item.copy()
     changed[:, 6:] = (changed[:, 6:] + 1) % ITEMS
@@ -45,6 +54,37 @@ def test_padding_is_not_seen():
     np.testing.assert_allclose(
         vectors_of(model, padded)[:, -4:], vectors_of(short, history), atol=1e-5
     )
+
+
+def test_a_block_of_hstu_equals_a_plain_loop():
+    """Eq. 2 to 4 of HSTU: SiLU in place of the softmax, over the visible positions, then a gate."""
+    shape = dataclasses.replace(SHAPE, block="hstu")
+    block = HstuBlock(shape, nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    block.distance[...] = jnp.asarray(rng.normal(size=block.distance.shape), jnp.float32)
+    length, width, heads = 5, shape.width, shape.heads
+    x = rng.normal(size=(1, length, width)).astype(np.float32)
+    mask = np.tril(np.ones((1, length, length), bool))
+    mask[:, :, 0] = False  # the first position is padding
+    found = block(jnp.asarray(x), jnp.asarray(mask), lambda values: values)[0]
+
+    def silu(values):
+        return values / (1 + np.exp(-values))
+
+    parts = silu(np.asarray(block.parts(block.norm(x)))[0])
+    gate, query, key, value = np.split(parts, 4, axis=-1)
+    size = width // heads
+    mixed = np.zeros((length, width))
+    for place in range(length):
+        seen = [other for other in range(place + 1) if mask[0, place, other]]
+        for head in range(heads):
+            of_head = slice(head * size, (head + 1) * size)
+            for other in seen:
+                logit = query[place, of_head] @ key[other, of_head] / np.sqrt(size)
+                weight = silu(logit + block.distance[...][head, place - other]) / len(seen)
+                mixed[place, of_head] += weight * value[other, of_head]
+    expected = x[0] + np.asarray(block.out(block.mixed_norm(mixed.astype(np.float32)) * gate))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_an_untrained_model_prefers_the_items_of_the_history():

@@ -40,6 +40,7 @@ def test_every_run_has_its_own_folder_and_command(tmp_path):
 def test_a_method_of_the_stage_teacher_trains_and_evaluates_sasrec_alone():
     """It gets the fields of the data, and no field of SIGMA."""
     fields = {"data.path": "{data}/A", "data.split.kind": "by_time", "model.copies_history": True}
+    fields["upstream.teacher.refits"] = True
     suite = tiny_suite(
         data={"A": Source("configs/sft.py:smoke", fields)},
         methods={"gSASRec": Method({"loss": "gbce"}, False, "teacher")},
@@ -48,7 +49,10 @@ def test_a_method_of_the_stage_teacher_trains_and_evaluates_sasrec_alone():
     assert arguments == [
         *("--config=configs/teacher.py:smoke", "--workdir=w", "--artifacts=p"),
         *("--config.data.path=/data/A", "--config.data.split.kind=by_time"),
-        *("--config.evaluation.requests=100000", "--config.loss=gbce", "--config.seed=1"),
+        "--config.refits=True",
+        *("--config.evaluation.is_evaluated=True", "--config.loss=gbce"),
+        "--config.evaluation.has_baselines=False",
+        *("--config.evaluation.has_slow_baselines=False", "--config.seed=1"),
     ]
     with pytest.raises(ValueError, match=r"stage='tokenizer' is no stage of a method"):
         Method({}, False, "tokenizer")

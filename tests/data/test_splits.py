@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from sigma_jax.histories import count_training_rows
 from sigma_jax.prepare import prepare
 from sigma_jax.schema import PreparedData
 
@@ -248,3 +249,37 @@ def test_every_field_of_histories_equals_a_plain_loop(prepared, tables_folder):
         "valid_start",
         "test_start",
     }
+
+
+def test_interactions_of_targets_do_not_keep_an_item_in_the_catalogue(tmp_path, tiny_config):
+    """c is a validation target twice, e a test target three times; neither is in training."""
+    users = {"u": "abce", "v": "abce", "w": "bafe"}
+    rows = [
+        (user, item, T0 + 100 * place)
+        for user, items in users.items()
+        for place, item in enumerate(items)
+    ]
+    data = prepare_rows(tmp_path, tiny_config, rows, min_item_count=2)
+    assert data.catalogue.ids(np.arange(len(data.catalogue))) == ["a", "b"]
+    # Two sessions of a user are left, so nobody has a target.
+    assert (data.histories.test_start == data.histories.offsets[1:]).all()
+
+
+@pytest.mark.parametrize("kind", ["leave_one_out", "leave_last_session_out", "by_time"])
+def test_every_item_has_enough_training_interactions(tmp_path, tiny_config, kind):
+    """Also where dropped items leave a user with other last sessions."""
+    rng = np.random.default_rng(3)
+    rows = [
+        (f"u{user}", "abcdefgh"[min(int(rng.geometric(0.3)) - 1, 7)], T0 + 1000 * place + user)
+        for user in range(12)
+        for place in range(int(rng.integers(3, 8)))
+    ]
+    changes = {"split.kind": kind, "split.valid_from": "0.6", "split.test_from": "0.8"}
+    data = prepare_rows(tmp_path, tiny_config, rows, min_item_count=5, **changes)
+    counts = count_training_rows(data)
+    assert 2 < len(counts) < 8 and counts.min() >= 5
+
+
+def test_too_large_a_count_is_refused(tmp_path, tiny_config):
+    with pytest.raises(ValueError, match=r"no item has data.min_item_count=9 training interactio"):
+        prepare_rows(tmp_path, tiny_config, BASKETS, min_item_count=9)

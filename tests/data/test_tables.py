@@ -319,7 +319,9 @@ def test_vectors_of_two_widths_are_named(folder, tiny_config):
 
 
 def test_vectors_of_dropped_items_are_dropped(folder, tiny_config):
-    write_jsonl(folder / "interactions.jsonl", [row for row in EVENTS if row["item_id"] != "b"])
+    """b has no interaction; the last two of each user are targets."""
+    rows = [row | {"item_id": "acda"[n % 4]} for n, row in enumerate(EVENTS)]
+    write_jsonl(folder / "interactions.jsonl", rows)
     np.save(folder / "id_vectors.npy", np.arange(8, dtype=np.float64).reshape(4, 2))
     data, _ = run(folder, tiny_config, min_item_count=1)
     assert data.catalogue.ids(np.arange(3)) == ["a", "c", "d"]

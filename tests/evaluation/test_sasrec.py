@@ -24,11 +24,12 @@ def workdir(trained, tmp_path):
 def test_it_is_evaluated_before_and_after_its_refit_and_once(trained, workdir):
     config = teacher.get_config("smoke")
     with config.unlocked():
-        config.evaluation.requests = 100
+        config.evaluation.is_evaluated = True
         config.data = trained[0].data
     results = evaluate(config, workdir)
     assert set(results["methods"]) == {"SASRec", "SASRec before refit"}
     assert results["run"]["model"] == "SASRec" and results["requests"] > 20
+    assert len(results["methods"]["SASRec"]["include_seen"]["tasks"]) > 3
     before, after = (results["methods"][name] for name in ("SASRec before refit", "SASRec"))
     assert before == after and "item.HR@10" in after["exclude_seen"]["average"]
     assert not any(name.startswith("sid.") for name in after["exclude_seen"]["average"])
@@ -39,8 +40,19 @@ def test_it_is_evaluated_before_and_after_its_refit_and_once(trained, workdir):
     assert (workdir / "evaluation" / "results.json").stat().st_mtime_ns == stored
 
 
+def test_baselines_can_be_evaluated_beside_it(trained, workdir):
+    """They get the requests and the refit of SASRec, and the log's shortcuts are measured."""
+    settings = SasrecEvaluationConfig(True, "test", {"JustForYou": 40}, True, True, True)
+    results = compute_sasrec_results(workdir, settings, 0)
+    methods = set(results["methods"])
+    for name in ("SASRec", "Co-visitation", "Transition graph", "Features without a network"):
+        assert {name, f"{name} before refit", f"{name} + filter"} <= methods
+    assert results["shortcuts"]["one_step"] > 0
+
+
 def test_a_split_without_requests_is_said(workdir):
     path = workdir / "data" / "history_test_start.npy"
     np.save(path, np.load(workdir / "data" / "history_offsets.npy")[1:])
+    settings = SasrecEvaluationConfig(True, "test", {"JustForYou": 10}, False, False, False)
     with pytest.raises(ValueError, match=r"the test split has no requests; check the split"):
-        compute_sasrec_results(workdir, SasrecEvaluationConfig("test", 10), 0)
+        compute_sasrec_results(workdir, settings, 0)

@@ -294,7 +294,9 @@ def test_gbce_equals_a_plain_loop():
     assert float(metrics["positions"]) == count
 
 
-@pytest.mark.parametrize("changes", [{"loss": "gbce"}, {"model.block": "ligr"}])
+@pytest.mark.parametrize(
+    "changes", [{"loss": "gbce"}, {"model.block": "ligr"}, {"model.block": "hstu"}]
+)
 def test_other_settings_of_sasrec_learn_too(tmp_path, changes):
     """Items follow one another in a circle; the loss falls, and the model loads as it was saved."""
     users = [[[(start + step) % ITEMS] for step in range(8)] for start in range(ITEMS)]

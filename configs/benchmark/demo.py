@@ -1,0 +1,28 @@
+"""The main job of README.md as a suite of one run, so that its results are stored as a record.
+
+python -m sigma_jax.benchmark --suite=configs/benchmark/demo.py
+"""
+
+from typing import Any
+
+
+def get_suite() -> dict[str, Any]:
+    """The fields of Suite (sigma_jax/benchmarking/suite.py)."""
+    return {
+        "title": "The demo: seven tasks on a year of grocery shopping.",
+        "protocol": (
+            "Each request ranks all items; the target is an item of the held-out basket that fits",
+            "the task. The preset is `local`.",
+            "Values are per cent; one seed.",
+        ),
+        "seeds": (0,),
+        "data": {"Complete Journey": {"config": "configs/sft.py:local", "fields": {}}},
+        "methods": {"SIGMA": {"fields": {}, "has_baselines": True, "stage": "sft"}},
+        "modes": ("include_seen", "exclude_seen"),
+        "levels": ("item", "sid"),
+        "columns": ("HR@10",),
+        "published": {},
+        "published_level": "item",
+        "headline": "HR@10",
+        "sweeps": {},
+    }

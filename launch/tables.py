@@ -1,0 +1,471 @@
+"""Writes the tables of README.md and docs/ from the records of launch/.
+
+    python -m launch.tables
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. TABLES has a function for
+each name. A test holds the pages equal to what this command writes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sigma_jax import benchmark
+from sigma_jax.benchmarking.rows import Row, collect, collect_sweep, read_results
+from sigma_jax.benchmarking.suite import Run, Suite, planned_runs
+from sigma_jax.benchmarking.suite_table import cell
+from sigma_jax.configs import letter, sft
+from sigma_jax.configs.benchmark import letter as letter_suite
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "launch" / "results"
+BENCHMARKS = ROOT / "launch" / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+MARKED = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+BEFORE = " before refit"
+
+Rows = list[list[str]]  # the first is the head
+
+
+def main() -> None:
+    """Rewrites the pages, and prints the names of those that changed."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if (new := render_page(text)) != text:
+            page.write_text(new, encoding="utf-8")
+            print(page.relative_to(ROOT))
+
+
+def render_page(text: str) -> str:
+    """The text of a page with its marked tables made anew. KeyError for an unknown table."""
+    return MARKED.sub(lambda found: found[1] + "\n" + table(found[2]) + "\n" + found[3], text)
+
+
+def table(name: str) -> str:
+    """The table `name` in Markdown."""
+    head, *rows = (f"| {' | '.join(cells)} |\n" for cells in TABLES[name]())
+    return "".join([head, "|" + "---|" * (head.count(" | ") + 1) + "\n", *rows])
+
+
+@functools.cache
+def suite_of(name: str) -> Suite:
+    """The suite of configs/benchmark/NAME.py."""
+    return benchmark.load_suite(str(ROOT / "configs" / "benchmark" / f"{name}.py"))
+
+
+def rows_of(name: str, data: str, mode: str, level: str = "item") -> dict[str, Row]:
+    """The rows of a suite's records on one data set, by method."""
+    rows = collect(suite_of(name), RESULTS / name, data, mode, level)
+    return {row.method: row for row in rows}
+
+
+def shown(row: Row | None, column: str) -> str:
+    """A cell of a row that may be missing."""
+    return cell(row, column).strip() if row else "-"
+
+
+def equal_methods(name: str, data: str, columns: Sequence[str], mode: str = "exclude_seen") -> Rows:
+    """Every method before and after the refit, best first by the last column."""
+    rows = rows_of(name, data, mode)
+    methods = [method for method in rows if not method.endswith(BEFORE)]
+    methods.sort(key=lambda method: -rows[method].mean(columns[-1]))
+    head = ["method", "seeds"]
+    for column in columns:
+        head += [f"{column}{BEFORE}", column]
+    table_rows = [head]
+    for method in methods:
+        row, before = rows[method], rows.get(method + BEFORE)
+        cells = [method, str(len(row.values[columns[-1]]))]
+        for column in columns:
+            cells += [shown(before, column), shown(row, column)]
+        table_rows.append(cells)
+    return table_rows
+
+
+def like_published(name: str, data: str) -> Rows:
+    """Published results beside ours by their protocol: seen items included, before the refit."""
+    suite, rows = suite_of(name), rows_of(name, data, "include_seen")
+    ours = {
+        method.removesuffix(BEFORE): row for method, row in rows.items() if method.endswith(BEFORE)
+    }
+    ours |= {
+        method: row
+        for method, row in rows.items()
+        if f"{method}{BEFORE}" not in rows and not method.endswith(BEFORE)
+    }
+    scored = [
+        (row.mean(suite.columns[-1]), [method, *(shown(row, c) for c in suite.columns)])
+        for method, row in ours.items()
+    ]
+    scored += [
+        (values[suite.columns[-1]] / 100, [f"{method} (published)", *map("{:.2f}".format, cells)])
+        for method, values in suite.published.get(data, {}).items()
+        if (cells := [values[column] for column in suite.columns])
+    ]
+    return [["method", *suite.columns], *(cells for _, cells in sorted(scored, key=by_score))]
+
+
+def by_score(scored: tuple[float, list[str]]) -> float:
+    """A key that puts the highest score first."""
+    return -scored[0]
+
+
+def some_methods(
+    name: str, data: str, mode: str, methods: Mapping[str, str], columns: Sequence[str]
+) -> Rows:
+    """Some methods under other names; `columns` are of the suite."""
+    rows = rows_of(name, data, mode)
+    return [
+        ["", *columns],
+        *([label, *(shown(rows.get(m), c) for c in columns)] for label, m in methods.items()),
+    ]
+
+
+def all_methods(name: str, data: str, mode: str, columns: Sequence[str]) -> Rows:
+    """The rows of a suite that are not " before refit", in its order."""
+    rows = rows_of(name, data, mode)
+    methods = [method for method in rows if not method.endswith(BEFORE)]
+    return [["", *columns], *([m, *(shown(rows[m], c) for c in columns)] for m in methods)]
+
+
+def table_1() -> Rows:
+    """Table 1 of the paper: hits by SID, HR@10 by item, and the paper's HR@10."""
+    suite = suite_of("table1")
+    [data] = suite.data
+    by_sid, by_item = (rows_of("table1", data, "include_seen", level) for level in ("sid", "item"))
+    published = suite.published[data]
+    names = {"SASRec": "online model (SASRec)"}
+    head = ["hits by SID, seen items included", "seeds", *suite.columns]
+    rows = [[*head, "HR@10 by item", "the paper's HR@10"]]
+    for method, row in by_sid.items():
+        is_variant = " without reranker" in method and not method.startswith(
+            ("SIGMA w", "GR(ID) w")
+        )
+        if is_variant or (
+            " + filter" in method and not method.startswith("User's most frequent +")
+        ):
+            continue
+        paper = published.get(names.get(method, method))
+        cells = [method, str(len(row.values[suite.headline]))]
+        cells += [shown(row, column) for column in suite.columns]
+        cells += [shown(by_item[method], suite.headline)]
+        rows.append([*cells, f"{paper[suite.headline]:.2f}" if paper else "-"])
+    return rows
+
+
+DEMO_ROWS = {
+    "SIGMA": "SIGMA",
+    "SIGMA, instructions worded as never in training": "SIGMA, unseen wording",
+    "SIGMA without reranker": "SIGMA without reranker",
+    "Popularity": "Popularity",
+    "Popularity with a memory": "Popularity with a memory",
+    "Item kNN on texts or IDs": "Item kNN on IDs",
+    "Transition graph": "Transition graph",
+    "Co-visitation": "Co-visitation",
+    "Co-visitation with a memory": "Co-visitation with a memory",
+    "SASRec": "SASRec",
+    "The reranker's features without a network": "Features without a network",
+    "The user's most frequent items": "User's most frequent",
+    "The user's most frequent items that satisfy the instruction": "User's most frequent + filter",
+}
+
+
+def demo() -> Rows:
+    """HR@10 of the demo by task, hits by item, seen items included."""
+    record = demo_record()
+    tasks = list(record["methods"]["SIGMA"]["include_seen"]["tasks"])
+    rows = [["", "average", *tasks]]
+    for label, method in DEMO_ROWS.items():
+        if method not in record["methods"]:
+            continue
+        summary = record["methods"][method]["include_seen"]
+        of_tasks = [summary["average"], *(summary["tasks"][task] for task in tasks)]
+        cells = [f"{100 * values['item.HR@10']['mean']:.1f}" for values in of_tasks]
+        rows.append([label, *cells])
+    return rows
+
+
+def demo_record() -> dict[str, Any]:
+    """The record of the demo."""
+    record = read_results(Run("Complete Journey", "SIGMA", 0), RESULTS / "demo")
+    assert record, "launch/results/demo has no record"
+    return record
+
+
+FUSIONS = {
+    "sigma of Eq. 11 exactly": "- item head without reranker, sigma of Eq. 11",
+    "with the floor of 1, the default": "- item head without reranker",
+    "the best constant by validation": "- item head without reranker, constant sigma",
+    "the first prefix alone": "- item head without reranker, first prefix",
+}
+
+
+def fusions() -> Rows:
+    """HR@10 of four ways to fuse prefixes and items, of the model without item head."""
+    levels = {"by SID": "sid", "by item": "item"}
+    rows = {
+        level: rows_of("table1", "Complete Journey", "include_seen", level)
+        for level in levels.values()
+    }
+    return [
+        ["fusion", *levels],
+        *(
+            [label, *(shown(rows[level].get(method), "HR@10") for level in levels.values())]
+            for label, method in FUSIONS.items()
+        ),
+    ]
+
+
+def sweep(name: str, data: str, sweep_name: str, mode: str, level: str) -> Rows:
+    """The headline metric of each method of a sweep by value."""
+    suite = suite_of(name)
+    by_method = collect_sweep(suite, RESULTS / name, data, sweep_name, mode, level)
+    values = [
+        value
+        for value in suite.sweeps[sweep_name].values
+        if any(value in rows for rows in by_method.values())
+    ]
+    return [
+        [sweep_name, *(f"{value:g}" for value in values)],
+        *(
+            [method, *(shown(rows.get(value), suite.headline) for value in values)]
+            for method, rows in by_method.items()
+        ),
+    ]
+
+
+def shortcuts() -> Rows:
+    """The shortcuts of each log that a record has (evaluation/shortcuts.py)."""
+    names = ("branching", "one_step", "two_steps", "smoothness", "long_history_gain")
+    rows = [["log", *names]]
+    for suite_name, data in (
+        *(("amazon", data) for data in suite_of("amazon").data),
+        ("time_split", "Beauty"),
+        ("table1", "Complete Journey"),
+        ("time_split_journey", "Complete Journey"),
+    ):
+        record = read_results(Run(data, "SASRec", 0), RESULTS / suite_name)
+        if record is None or not record.get("shortcuts"):
+            continue
+        values = record["shortcuts"]
+        label = f"{data}, split by time" if suite_name.startswith("time_split") else data
+        cells = [f"{values[name]:.2f}" if name in values else "-" for name in names]
+        rows.append([label, *cells])
+    return rows
+
+
+def letter_table() -> Rows:
+    """Each switch of configs/letter.py: its fields, two defaults, and what it is worth."""
+    presets = {preset: sft.get_config(preset) for preset in ("local", "amazon")}
+    worth = {
+        "local": rows_of("letter", "Complete Journey", "include_seen"),
+        "amazon": rows_of("letter", "Scientific", "exclude_seen"),
+    }
+    columns = {"local": "HR@10", "amazon": "NDCG@10"}
+    rows = [
+        ["part", "fields", "the paper", "`local`", "`amazon`", "Scientific", "Complete Journey"]
+    ]
+    for name, fields in letter.SWITCHES.items():
+        kept = {
+            field: value
+            for field, value in fields.items()
+            if not field.startswith("evaluation.")
+            and any(value_of(config, field) != value for config in presets.values())
+        }
+        defaults = {
+            preset: {field: value_of(config, field) for field in kept}
+            for preset, config in presets.items()
+        }
+        cells = [name, *(lines_of(values) for values in (list(kept), kept.values()))]
+        cells += [lines_of(defaults[preset].values()) for preset in presets]
+        for preset in ("amazon", "local"):
+            if defaults[preset] == kept:
+                cells.append("=")
+                continue
+            base = base_of(name)
+            of_both = [worth[preset].get(method) for method in (name, base)]
+            if None in of_both:
+                cells.append("-")
+                continue
+            change = of_both[0].mean(columns[preset]) - of_both[1].mean(columns[preset])
+            cells.append(f"{100 * change:+.1f}")
+        rows.append(cells)
+    return rows
+
+
+def base_of(name: str) -> str:
+    """The row that a switch is compared with: the last that it needs, or the default."""
+    return letter.NEEDS.get(name, (letter_suite.DEFAULT,))[-1]
+
+
+def value_of(config: Any, path: str) -> Any:
+    """The field of a config at a path such as train.steps."""
+    for part in path.split("."):
+        config = config[part]
+    return config
+
+
+def lines_of(values: Iterable[Any]) -> str:
+    """Values as code, one on each line of a cell."""
+    return "<br>".join(f"`{value}`" if value != "" else "none" for value in values)
+
+
+def commits() -> Rows:
+    """The commit, the machine and the number of runs of each suite's records."""
+    rows = [["suite", "commit", "runs", "JAX", "machine"]]
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        counts: dict[tuple[str, ...], int] = {}
+        for run in planned_runs(suite_of(folder.name)):
+            record = read_results(run, folder)
+            if record is None:
+                continue
+            made = record["run"]
+            machine = made.get("machine", {})
+            facts = ", ".join(
+                str(machine[key]) for key in ("processor", "devices") if key in machine
+            )
+            key = (
+                made.get("commit", "")[:10] or "-",
+                made.get("versions", {}).get("jax", "-"),
+                facts or "-",
+            )
+            counts[key] = counts.get(key, 0) + 1
+        for (commit, jax, facts), count in counts.items():
+            rows.append([folder.name, commit, str(count), jax, facts])
+    return rows
+
+
+def result_of(name: str) -> Any:
+    """The stored result of launch/benchmarks/NAME.py."""
+    return json.loads((BENCHMARKS / f"{name}.json").read_text())
+
+
+def of_benchmark(name: str, head: Sequence[str], columns: Mapping[str, str]) -> Rows:
+    """A benchmark's result, one row for each of its entries; `columns`: key -> format."""
+    rows = result_of(name)
+    return [
+        list(head),
+        *([format(row[key], form) for key, form in columns.items()] for row in rows),
+    ]
+
+
+def presets() -> Rows:
+    """Batch, memory, time and cost of the presets on slices."""
+    rows = [
+        ["stage", "preset", "slice", "batch", "changed settings", "GiB a chip", "s a step", "MFU"]
+        + ["hours", "chip-hours"]
+    ]
+    for row in trainings():
+        memory = f"{row['memory'] / 2**30:.1f} of {row['chip_memory'] / 2**30:.0f}"
+        rows.append(
+            [row["stage"], row["preset"], row["topology"], f"{row['batch_size']:,}"]
+            + [f"`{row['changes']}`" if row["changes"] else "", memory, f"{row['seconds']:.2f}"]
+            + [f"{100 * row['mfu']:.0f}", f"{row['hours']:.0f}", f"{row['chip_hours']:,.0f}"]
+        )
+    return rows
+
+
+def parts_of_a_step() -> Rows:
+    """The parts of a step of each preset, in seconds."""
+    parts = {"step": "", "at peak": "ideal_", "products": "product_", "kernels": "kernel_"}
+    parts |= {"other": "other_", "waiting": "waiting_"}
+    return [
+        ["stage", "preset", "slice", *parts],
+        *(
+            [row["stage"], row["preset"], row["topology"]]
+            + [f"{row[f'{prefix}seconds']:.2f}" for prefix in parts.values()]
+            for row in trainings()
+        ),
+    ]
+
+
+def trainings() -> list[dict[str, Any]]:
+    """The results of the presets' training steps over a million items."""
+    return [row for row in result_of("presets") if not row.get("flags")]
+
+
+def inferences() -> Rows:
+    """Requests or texts a second of the presets' inference."""
+    return [
+        ["stage", "preset", "slice", "a second", "GiB a chip"],
+        *(
+            [row["stage"], row["preset"], row["topology"], f"{row['examples_per_second']:,.0f}"]
+            + [f"{row['memory'] / 2**30:.1f} of {row['chip_memory'] / 2**30:.0f}"]
+            for row in result_of("presets")
+            if row.get("flags") == "--inference"
+        ),
+    ]
+
+
+AMAZON = ("Recall@10", "NDCG@10")
+HR = ("HR@10",)
+TABLES: dict[str, Callable[[], Rows]] = {
+    "demo": demo,
+    **{
+        f"amazon-{data}": functools.partial(equal_methods, "amazon", data, AMAZON)
+        for data in suite_of("amazon").data
+    },
+    **{
+        f"published-{data}": functools.partial(like_published, "amazon", data)
+        for data in suite_of("amazon").published
+    },
+    "time-beauty": functools.partial(equal_methods, "time_split", "Beauty", AMAZON),
+    "time-journey": functools.partial(
+        equal_methods, "time_split_journey", "Complete Journey", HR, "include_seen"
+    ),
+    "texts": functools.partial(all_methods, "texts", "Scientific", "exclude_seen", AMAZON),
+    "cold": functools.partial(
+        all_methods, "cold", "Scientific", "include_seen", suite_of("cold").columns
+    ),
+    "crossover": functools.partial(
+        sweep, "crossover", "Scientific", "negatives per batch", "exclude_seen", "item"
+    ),
+    "table-1": table_1,
+    "fusions": fusions,
+    "prefixes": functools.partial(
+        sweep, "table1", "Complete Journey", "prefixes K", "include_seen", "sid"
+    ),
+    "shortcuts": shortcuts,
+    "letter": letter_table,
+    "commits": commits,
+    "trie": functools.partial(
+        of_benchmark,
+        "trie",
+        ("items, 8 levels of 2,048 codes", "build", "bytes", "search", "without the model"),
+        {"items": ",", "build_ratio": ".2f", "bytes_ratio": ".2f", "search_ratio": ".2f"}
+        | {"search_without_model_ratio": ".2f"},
+    ),
+    "beams": functools.partial(
+        of_benchmark,
+        "beams",
+        ("beams", "bytes a user", "copied", "ms a user", "copied"),
+        {"beams": ",", "shared": ",.0f", "copied": ",.0f", "shared_ms": ".0f", "copied_ms": ".0f"},
+    ),
+    "retrieval": functools.partial(
+        of_benchmark,
+        "retrieval",
+        ("items of a prefix", "queries", "recall", "ScaNN ms", "exact ms", "ratio"),
+        {"items": ",", "queries": ",", "recall": ".3f", "scann": ".3f", "exact": ".3f"}
+        | {"ratio": ".2f"},
+    ),
+    "loader": functools.partial(
+        of_benchmark,
+        "loader",
+        ("preset", "items", "samples", "opened in s", "MB", "MB more after 100 batches")
+        + ("rows a second", "any batch in ms"),
+        {"preset": "", "items": ",", "samples": ",", "opened_seconds": ".1f", "opened_mb": ",.0f"}
+        | {"grown_mb": ",.0f", "rows_per_second": ",.0f", "far_batch_ms": ",.0f"},
+    ),
+    "presets": presets,
+    "inference": inferences,
+    "parts-of-a-step": parts_of_a_step,
+}
+
+
+if __name__ == "__main__":
+    main()
