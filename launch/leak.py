@@ -26,7 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from sigma_jax import prepare, train
-from sigma_jax.data import database, splits
+from sigma_jax.data import database
 from sigma_jax.runtime import cli
 from sigma_jax.runtime.artifacts import read_manifest
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
@@ -60,18 +60,18 @@ def find_leaks(config: ConfigDict, workdir: Path) -> list[str]:
     """The files of a training that permuted test targets change."""
     mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"))
     train.train(config, workdir / "given", mesh)
-    with mock.patch.object(prepare, "_events", permuted_events(config.seed)):
+    with mock.patch.object(prepare, "split_log", permuted_split(config.seed)):
         train.train(config, workdir / "permuted", mesh)
     return list(differences(workdir / "given", workdir / "permuted"))
 
 
-def permuted_events(seed: int) -> Any:
-    """`prepare._events` with the items of the test rows exchanged by a permutation."""
-    original = prepare._events
+def permuted_split(seed: int) -> Any:
+    """`prepare.split_log` with the items of the test rows exchanged by a permutation."""
+    original = prepare.split_log
 
-    def events_of(con, source, config, *tables):
-        events, has_sessions = original(con, source, config, *tables)
-        counts = splits.count_rows(con, events, config.split).select("user", "test_rows")
+    def split_log(con, *arguments):
+        items, events, row_counts, has_sessions = original(con, *arguments)
+        counts = row_counts.select("user", "test_rows")
         joined = events.inner_join(counts, "user").order_by("user", "place")
         table: pa.Table = con.to_pyarrow(joined)
         item, place, test = (table[name].to_numpy() for name in ("item", "place", "test_rows"))
@@ -81,9 +81,9 @@ def permuted_events(seed: int) -> Any:
         exchanged = np.random.default_rng([seed, 9]).permutation(known)
         item[rows] = exchanged[np.searchsorted(known, item[rows])]
         changed = table.drop_columns(["item", "test_rows"]).append_column("item", pa.array(item))
-        return as_events(con, changed, events), has_sessions
+        return items, as_events(con, changed, events), row_counts, has_sessions
 
-    return events_of
+    return split_log
 
 
 def as_events(con: Any, changed: pa.Table, events: ir.Table) -> ir.Table:

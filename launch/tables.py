@@ -9,17 +9,18 @@ each name. A test holds the pages equal to what this command writes.
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.benchmarks.result import read_result
 from sigma_jax import benchmark
 from sigma_jax.benchmarking.rows import Row, collect, collect_sweep, read_results
 from sigma_jax.benchmarking.suite import Run, Suite, planned_runs
 from sigma_jax.benchmarking.suite_table import cell
 from sigma_jax.configs import letter, sft
+from sigma_jax.configs.benchmark import amazon
 from sigma_jax.configs.benchmark import letter as letter_suite
 
 ROOT = Path(__file__).parents[1]
@@ -47,8 +48,14 @@ def render_page(text: str) -> str:
 
 
 def table(name: str) -> str:
-    """The table `name` in Markdown."""
-    head, *rows = (f"| {' | '.join(cells)} |\n" for cells in TABLES[name]())
+    """The table `name` in Markdown, or a sentence where nothing was measured."""
+    try:
+        made = TABLES[name]()
+    except FileNotFoundError:
+        made = []
+    if len(made) < 2:
+        return "Not measured yet.\n"
+    head, *rows = (f"| {' | '.join(cells)} |\n" for cells in made)
     return "".join([head, "|" + "---|" * (head.count(" | ") + 1) + "\n", *rows])
 
 
@@ -72,31 +79,61 @@ def shown(row: Row | None, column: str) -> str:
 def equal_methods(name: str, data: str, columns: Sequence[str], mode: str = "exclude_seen") -> Rows:
     """Every method before and after the refit, best first by the last column."""
     rows = rows_of(name, data, mode)
-    methods = [method for method in rows if not method.endswith(BEFORE)]
+    methods = [method for method in rows if is_shown(method)]
     methods.sort(key=lambda method: -rows[method].mean(columns[-1]))
     head = ["method", "seeds"]
     for column in columns:
         head += [f"{column}{BEFORE}", column]
     table_rows = [head]
     for method in methods:
-        row, before = rows[method], rows.get(method + BEFORE)
-        cells = [method, str(len(row.values[columns[-1]]))]
+        cells = [method, str(len(rows[method].values[columns[-1]]))]
         for column in columns:
-            cells += [shown(before, column), shown(row, column)]
+            cells += [shown(row, column) for row in before_and_after(rows, method)]
         table_rows.append(cells)
     return table_rows
+
+
+def is_shown(method: str) -> bool:
+    """Whether a row stands for itself: not for a method before its refit, nor another fusion."""
+    return not method.endswith(BEFORE) and " without reranker, " not in method
+
+
+def before_and_after(rows: Mapping[str, Row], method: str) -> tuple[Row | None, Row | None]:
+    """The rows of a method before and after its refit; the paper's settings have no refit."""
+    if method.startswith(amazon.PAPER_SETTINGS):
+        return rows.get(method), None
+    return rows.get(method + BEFORE), rows.get(method)
+
+
+def summary() -> Rows:
+    """NDCG@10 of every method on the Amazon data sets, before and after the refit."""
+    by_data = {data: rows_of("amazon", data, "exclude_seen") for data in suite_of("amazon").data}
+    methods = list(dict.fromkeys(m for rows in by_data.values() for m in rows if is_shown(m)))
+    scores = {
+        method: [rows[method].mean("NDCG@10") for rows in by_data.values() if method in rows]
+        for method in methods
+    }
+    methods.sort(key=lambda method: -sum(scores[method]) / len(scores[method]))
+    return [
+        ["NDCG@10, before and after the refit", *by_data],
+        *(
+            [method]
+            + [
+                " / ".join(shown(row, "NDCG@10") for row in before_and_after(rows, method))
+                for rows in by_data.values()
+            ]
+            for method in methods
+        ),
+    ]
 
 
 def like_published(name: str, data: str) -> Rows:
     """Published results beside ours by their protocol: seen items included, before the refit."""
     suite, rows = suite_of(name), rows_of(name, data, "include_seen")
     ours = {
-        method.removesuffix(BEFORE): row for method, row in rows.items() if method.endswith(BEFORE)
-    }
-    ours |= {
         method: row
-        for method, row in rows.items()
-        if f"{method}{BEFORE}" not in rows and not method.endswith(BEFORE)
+        for method in rows
+        if is_shown(method) and (row := before_and_after(rows, method)[0])
     }
     scored = [
         (row.mean(suite.columns[-1]), [method, *(shown(row, c) for c in suite.columns)])
@@ -193,7 +230,8 @@ def demo() -> Rows:
 def demo_record() -> dict[str, Any]:
     """The record of the demo."""
     record = read_results(Run("Complete Journey", "SIGMA", 0), RESULTS / "demo")
-    assert record, "launch/results/demo has no record"
+    if record is None:
+        raise FileNotFoundError(RESULTS / "demo")
     return record
 
 
@@ -342,7 +380,7 @@ def commits() -> Rows:
 
 def result_of(name: str) -> Any:
     """The stored result of launch/benchmarks/NAME.py."""
-    return json.loads((BENCHMARKS / f"{name}.json").read_text())
+    return read_result(BENCHMARKS / f"{name}.json")
 
 
 def of_benchmark(name: str, head: Sequence[str], columns: Mapping[str, str]) -> Rows:
@@ -352,6 +390,19 @@ def of_benchmark(name: str, head: Sequence[str], columns: Mapping[str, str]) -> 
         list(head),
         *([format(row[key], form) for key, form in columns.items()] for row in rows),
     ]
+
+
+def tuned() -> Rows:
+    """The tries of launch/benchmarks/tune_sasrec.py: NDCG@10 on validation by settings."""
+    found = result_of("tune_sasrec")["tries"]
+    [settings, *_] = found.values()
+    names = [key for key in settings[0] if key != "ndcg_10"]
+    rows = [["width, dropout, learning rate", *found]]
+    for number, tried in enumerate(settings):
+        values = ", ".join(f"{tried[name]:g}" for name in names)
+        cells = [100 * tries[number]["ndcg_10"] for tries in found.values()]
+        rows.append([values, *map("{:.2f}".format, cells)])
+    return rows
 
 
 def presets() -> Rows:
@@ -402,23 +453,24 @@ def inferences() -> Rows:
     ]
 
 
-AMAZON = ("Recall@10", "NDCG@10")
+COLUMNS = ("Recall@10", "NDCG@10")
 HR = ("HR@10",)
 TABLES: dict[str, Callable[[], Rows]] = {
     "demo": demo,
+    "summary": summary,
     **{
-        f"amazon-{data}": functools.partial(equal_methods, "amazon", data, AMAZON)
+        f"amazon-{data}": functools.partial(equal_methods, "amazon", data, COLUMNS)
         for data in suite_of("amazon").data
     },
     **{
         f"published-{data}": functools.partial(like_published, "amazon", data)
         for data in suite_of("amazon").published
     },
-    "time-beauty": functools.partial(equal_methods, "time_split", "Beauty", AMAZON),
+    "time-beauty": functools.partial(equal_methods, "time_split", "Beauty", COLUMNS),
     "time-journey": functools.partial(
         equal_methods, "time_split_journey", "Complete Journey", HR, "include_seen"
     ),
-    "texts": functools.partial(all_methods, "texts", "Scientific", "exclude_seen", AMAZON),
+    "texts": functools.partial(all_methods, "texts", "Scientific", "exclude_seen", COLUMNS),
     "cold": functools.partial(
         all_methods, "cold", "Scientific", "include_seen", suite_of("cold").columns
     ),
@@ -432,6 +484,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     ),
     "shortcuts": shortcuts,
     "letter": letter_table,
+    "tuned": tuned,
     "commits": commits,
     "trie": functools.partial(
         of_benchmark,

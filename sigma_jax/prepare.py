@@ -121,7 +121,7 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
     item_texts = database.save(con, "item_texts", text.item_texts(source_items, config.text))
     profiles = None if source_users is None else text.user_texts(source_users, config.text)
     users = splits.number_users(con, interactions, profiles)
-    items, events, row_counts, has_sessions = _split(
+    items, events, row_counts, has_sessions = split_log(
         con, source, config, item_texts, interactions, users
     )
     if config.split.cold_share:
@@ -226,7 +226,7 @@ def prepare_workdir(config: ConfigDict, workdir: Path, pool: Pool = UNSHARED) ->
     return manifest
 
 
-def _split(
+def split_log(
     con: ibis.BaseBackend,
     source: Tables,
     config: DataConfig,

@@ -18,7 +18,7 @@ from sigma_jax.schema import Histories
 def prepared_twice(config, folder, monkeypatch) -> list[str]:
     """The files of two prepared workdirs that differ, the second with permuted test targets."""
     prepare_workdir(config, folder / "given")
-    monkeypatch.setattr(prepare, "_events", leak.permuted_events(0))
+    monkeypatch.setattr(prepare, "split_log", leak.permuted_split(0))
     prepare_workdir(config, folder / "permuted")
     return list(leak.differences(folder / "given", folder / "permuted"))
 
@@ -52,7 +52,7 @@ def test_permuted_test_targets_change_no_prepared_file_of_amazon(tmp_path, monke
 
 def test_a_leak_is_found(tables_folder, tmp_path, monkeypatch):
     """Counts of all rows as training rows change popularity and pairs."""
-    monkeypatch.setattr(splits, "training_events", lambda con, events, counts: events)
+    monkeypatch.setattr(splits, "training_events", lambda events, counts: events)
     found = prepared_twice(tiny_run(tables_folder), tmp_path, monkeypatch)
     assert {"data/item_popularity.npy", "data/pairs_co_occurrence.arrow"} <= set(found)
 

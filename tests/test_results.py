@@ -1,6 +1,5 @@
 """The results in the documentation equal those of the stored records."""
 
-import json
 import re
 from pathlib import Path
 
@@ -15,15 +14,9 @@ from sigma_jax.benchmarking.suite_table import render
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "launch" / "results"
 FOLDERS = sorted(path for path in RESULTS.iterdir() if path.is_dir())
-BENCHMARKS = ROOT / "launch" / "benchmarks" / "results"
 PAGES = tables.PAGES
 # Line breaks inside sentences become spaces.
 TEXT = "\n".join(re.sub(r"(?<=[^|\n])\n(?=[^|\n#`-])", " ", page.read_text()) for page in PAGES)
-
-
-def benchmark_result(name: str):
-    """The stored result of launch/benchmarks/NAME.py."""
-    return json.loads((BENCHMARKS / f"{name}.json").read_text())
 
 
 def suite_of(folder: Path) -> Suite:
@@ -67,7 +60,7 @@ def test_no_table_of_figures_is_outside_the_marks():
 
 
 def test_the_documentation_shows_the_catalogue_update_under_load():
-    result = benchmark_result("swap")
+    result = tables.result_of("swap")
     assert not result["failed"] and not result["mixed"] and not result["compiled_for_requests"]
     assert f"{result['new_items']} new items" in TEXT
     assert f"of {result['requests']:,} requests none failed" in TEXT
@@ -75,11 +68,11 @@ def test_the_documentation_shows_the_catalogue_update_under_load():
 
 
 def test_every_preset_fits_its_slice():
-    assert all(row["fits"] for row in benchmark_result("presets"))
+    assert all(row["fits"] for row in tables.result_of("presets"))
 
 
 def test_the_documentation_shows_the_trunk_benchmark():
-    result = benchmark_result("trunk")
+    result = tables.result_of("trunk")
     for name in ("ours", "ours, layer", "theirs"):
         assert f"{1000 * result[name]['seconds']:.0f} ms" in TEXT
         assert f"{result[name]['memory'] / 2**30:.2f} GiB" in TEXT
@@ -87,7 +80,7 @@ def test_the_documentation_shows_the_trunk_benchmark():
 
 
 def test_the_documentation_shows_the_steps_on_a_cpu():
-    result = benchmark_result("torch_cpu")
+    result = tables.result_of("torch_cpu")
     assert f"tokens a second are {result['ratios']['ours, next code']:.2f} times" in TEXT
     assert f"as that loop ({result['ratios']['ours, stage 3']:.2f})" in TEXT
     first = result["first_losses"]
@@ -96,12 +89,12 @@ def test_the_documentation_shows_the_steps_on_a_cpu():
 
 def test_the_documentation_shows_the_loader_benchmark():
     """Two sentences compare rates."""
-    for row in benchmark_result("loader"):
+    for row in tables.result_of("loader"):
         if row["preset"] == "local":
             rate = row["rows_per_second"]
         else:
             needed = row["rows_per_second"]
-    step = benchmark_result("torch_cpu")
+    step = tables.result_of("torch_cpu")
     consumed = step["tokens_per_second"]["ours, stage 3"] / step["row_tokens"]
     assert f"{rate / consumed:.0f} times what a training of `local`" in TEXT
     assert f"({consumed:.0f} rows a second)" in TEXT
@@ -115,7 +108,7 @@ def test_the_documentation_shows_the_loader_benchmark():
 
 
 def test_the_documentation_shows_the_preemption_benchmark():
-    result = benchmark_result("preemption")
+    result = tables.result_of("preemption")
     for series in result.values():
         assert sum(series["kills"].values()) == 20
         assert series["checkpoints_lost"] == 0 and series["every_step_once"]

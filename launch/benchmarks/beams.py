@@ -13,7 +13,6 @@ the same scores. The table shows, per user:
 import argparse
 import dataclasses
 import functools
-import json
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from launch.benchmarks.result import write_result
 from sigma_jax.generation.beam import BeamState, Prompts, beam_search, first_state, select
 from sigma_jax.index.trie import Trie
 from sigma_jax.index.trie_build import build_trie
@@ -171,7 +171,7 @@ def main() -> None:
         rows.append(row)
         print("".join(f"{row[name]:>14,.2f}" for name in (*names, "time_ratio")), flush=True)
     if arguments.output:
-        arguments.output.write_text(json.dumps(rows, indent=1))
+        write_result(arguments.output, rows)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.lib.format import open_memmap
 
+from launch.benchmarks.result import write_result
 from sigma_jax.configs.sft import get_config
 from sigma_jax.data.pipeline import open_shards, write_shards
 from sigma_jax.prompts.packing import batches
@@ -175,7 +176,7 @@ def main() -> None:
                     flush=True,
                 )
     if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        write_result(arguments.output, report)
 
 
 if __name__ == "__main__":

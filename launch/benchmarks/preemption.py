@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from launch.benchmarks.result import write_result
 from sigma_jax.stages import STAGES, stages_before
 
 ROOT = Path(__file__).parents[2]
@@ -219,7 +220,7 @@ def main() -> None:
         shown = {key: value for key, value in records[name].items() if key != "runs"}
         print(f"{name}: {json.dumps(shown)}", flush=True)
     if arguments.output:
-        Path(arguments.output).write_text(json.dumps(records, indent=1) + "\n")
+        write_result(Path(arguments.output), records)
 
 
 if __name__ == "__main__":

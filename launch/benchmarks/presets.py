@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from launch.benchmarks.result import read_result, write_result
+
 # Stage, preset, slice, settings that make the step fit the chips' memory, and flags of preflight.
 RUNS = [
     ("grounding", "qwen3_0p6b", "v5e-16", "", ""),
@@ -59,7 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     known = {}
     if arguments.output and arguments.output.exists():
-        reports = json.loads(arguments.output.read_text())
+        reports = read_result(arguments.output)
         known = {tuple(report.get(name, "") for name in NAMES): report for report in reports}
     with tempfile.TemporaryDirectory() as folder:
         for run in RUNS:
@@ -69,7 +71,7 @@ def main() -> None:
                 print(*run, {name: known[run].get(name) for name in shown}, flush=True)
                 if arguments.output:
                     rows = [known[run] for run in RUNS if run in known]
-                    arguments.output.write_text(json.dumps(rows, indent=1))
+                    write_result(arguments.output, rows)
 
 
 if __name__ == "__main__":

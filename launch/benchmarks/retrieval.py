@@ -10,12 +10,12 @@ ScaNN's time divided by the exact search's time.
 
 import argparse
 import itertools
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 
+from launch.benchmarks.result import write_result
 from sigma_jax.data.vectors import unit_rows
 from sigma_jax.index.scann_searcher import Searcher, top_rows
 
@@ -83,7 +83,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.output:
-        arguments.output.write_text(json.dumps(rows, indent=1))
+        write_result(arguments.output, rows)
 
 
 if __name__ == "__main__":

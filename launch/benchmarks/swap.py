@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from launch.benchmarks.result import write_result
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.recommender.requests import file_rows
 from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine
@@ -159,7 +160,7 @@ def main() -> None:
     for name, value in results.items():
         print(f"{name:24}{value:>12,.1f}" if isinstance(value, float) else f"{name:24}{value:>12,}")
     if arguments.output:
-        arguments.output.write_text(json.dumps(results, indent=1))
+        write_result(arguments.output, results)
     if results["failed"] or results["mixed"]:
         sys.exit(f"{results['failed']} requests failed and {results['mixed']} mixed two versions")
 

@@ -15,7 +15,6 @@ is compared with that loop.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -26,6 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+
+from launch.benchmarks.result import write_result
 
 IGNORED = -100  # a label without a loss, as in transformers
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
@@ -212,7 +213,7 @@ def main() -> None:
     for name, rate in rates.items():
         print(f"{name:22}{rate:>10,.0f}{rate / plain:>8.2f}{first[name]:>12.4f}")
     if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        write_result(arguments.output, report)
 
 
 if __name__ == "__main__":

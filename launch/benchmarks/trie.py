@@ -14,7 +14,6 @@ the model's time.
 import argparse
 import functools
 import importlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch.benchmarks.result import write_result
 from sigma_jax.generation.beam import BeamState, first_state, select
 from sigma_jax.index.trie import Trie
 from sigma_jax.index.trie_build import build_trie
@@ -145,7 +145,7 @@ def main() -> None:
             )
         print(flush=True)
     if arguments.output:
-        arguments.output.write_text(json.dumps(rows, indent=1))
+        write_result(arguments.output, rows)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ the rate of the links.
 import argparse
 import dataclasses
 import importlib
-import json
 import sys
 import time
 import types
@@ -34,6 +33,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from launch.benchmarks.result import write_result
 from sigma_jax.configs.sft import get_config
 from sigma_jax.models.config import Qwen3Config
 from sigma_jax.models.qwen3 import Qwen3, causal_mask
@@ -203,7 +203,7 @@ def main() -> None:
             report[f"{key}_ratio"] = report["ours"][key] / report["theirs"][key]
             print(f"{key} ratio {report[f'{key}_ratio']:.2f}")
     if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1))
+        write_result(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from launch.benchmarks.result import write_result
 from sigma_jax.configs.benchmark import amazon
 from sigma_jax.runtime.artifacts import read_manifest
 
@@ -53,9 +53,7 @@ def main() -> None:
     for name, settings in best.items():
         print(f"{name}: best {settings}")
     if arguments.output:
-        arguments.output.write_text(
-            json.dumps({"data": DATA, "tries": tries, "best": best}, indent=1)
-        )
+        write_result(arguments.output, {"data": DATA, "tries": tries, "best": best})
 
 
 def trained(changes: dict[str, Any], folder: Path, artifacts: Path) -> dict[str, Any]:

@@ -10,13 +10,13 @@ catalogue, not active, already seen, or outside its path.
 
 import argparse
 import functools
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch.benchmarks.result import write_result
 from sigma_jax.generation.beam import first_state, select
 from sigma_jax.index import device_index
 from sigma_jax.index.candidates import SearchInputs
@@ -103,7 +103,7 @@ def main() -> None:
     )
     if arguments.output:
         totals = {"requests": cases, "catalogues": number, "paths": paths, "items": items}
-        arguments.output.write_text(json.dumps(totals, indent=1))
+        write_result(arguments.output, totals)
 
 
 if __name__ == "__main__":
