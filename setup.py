@@ -45,7 +45,6 @@ DOCS = [
 ]
 EXTRAS = {
     "demo": DEMO,
-    "encoder": ["sentence-transformers>=5"],
     "tpu": TPU,
     "cuda": CUDA,
     "docs": DOCS,

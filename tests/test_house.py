@@ -23,6 +23,7 @@ FLOORS = (
     ("runtime",),
     ("data",),
     ("models",),
+    ("encoders",),
     ("tasks",),
     ("prompts",),
     ("index",),

@@ -1,8 +1,4 @@
-"""Item texts as vectors of a pre-trained sentence encoder, which replaces the stage `grounding`.
-
-It needs the package sentence-transformers (`pip install 'sigma_jax[encoder]'`) and with it torch,
-only while the data is prepared.
-"""
+"""Item texts as vectors of a pre-trained sentence encoder, which replaces the stage `grounding`."""
 
 from __future__ import annotations
 
@@ -19,35 +15,6 @@ from sigma_jax.schema import Catalogue
 ITEMS_AT_ONCE = 4_096  # their texts are held in memory
 
 Encode = Callable[[list[str]], Float32[np.ndarray, "N D"]]
-
-
-def load_encoder(name: str) -> Encode:
-    """The sentence-transformers model `name` as a function: N texts -> float32 vectors [N, D].
-
-    Args:
-      name: a folder, or a name on the Hugging Face hub.
-
-    Raises:
-      ValueError: the package is not installed, or the model cannot be loaded.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ValueError(
-            f"data.text_encoder={name!r} needs sentence-transformers: pip install "
-            "'sigma_jax[encoder]'."
-        ) from error
-    try:
-        model = SentenceTransformer(name)
-    except Exception as error:  # from the hub, from files or from the network
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(
-            f"data.text_encoder={name!r} cannot be loaded ({reason}); give the name of a model "
-            "or its folder."
-        ) from error
-    if model.device.type == "cpu":
-        model.float()  # some are stored in half precision, which is several times slower on a CPU
-    return lambda texts: model.encode(texts, show_progress_bar=False, convert_to_numpy=True)
 
 
 def save_text_vectors(encode: Encode, catalogue: Catalogue, folder: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -18,14 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sigma_jax.models.config import Qwen3Config
+from sigma_jax.models.folders import TensorFolder, read_folder_json, size_of, stored_shape
 from sigma_jax.models.qwen3 import Qwen3
 
 HAS_QK_NORM = {"qwen3": True, "llama": False}
-STORED_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 SHARD_BYTES = 5_000_000_000
 
 
@@ -59,14 +59,6 @@ NAMES = {
 }
 
 
-def stored_shape(shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
-    """Shape of our weight in the checkpoint.
-
-    [D, N, H] with one input axis is stored as [N*H, D]; [N, H, D] with two, as [D, N*H].
-    """
-    return (math.prod(shape[inputs:]), math.prod(shape[:inputs])) if inputs else shape
-
-
 def load_backbone(
     folder: str | Path,
     *,
@@ -87,10 +79,12 @@ def load_backbone(
     """
     folder = Path(folder)
     config = read_config(folder, dtype=dtype, param_dtype=param_dtype, remat=remat, dropout=dropout)
-    model = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
-    params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     with contextlib.ExitStack() as stack:
         tensors = Tensors(folder, stack)
+        if tensors.is_headless:
+            config = dataclasses.replace(config, is_tied=True)
+        model = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
+        params = nnx.to_flat_state(nnx.state(model, nnx.Param))
         tensors.check_names({path for path, _ in params}, config)
         loaded = []
         for path, param in params:
@@ -98,19 +92,6 @@ def load_backbone(
             loaded.append((path, param.replace(place(array, param.get_metadata()["axes"]))))
     nnx.update(model, nnx.from_flat_state(loaded))
     return model
-
-
-def _read_json(path: Path) -> dict:
-    """The object in a JSON file. ValueError if the file is missing or damaged."""
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; use a Hugging Face folder of a Qwen3 or Llama model.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); download it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; download it again.")
-    return content
 
 
 def read_config(
@@ -121,18 +102,13 @@ def read_config(
     ValueError if config.json is missing, damaged or not supported by qwen3.py.
     """
     path = Path(folder) / "config.json"
-    raw = _read_json(path)
+    raw = read_folder_json(path)
     kind = raw.get("model_type")
     if kind not in HAS_QK_NORM:
         raise ValueError(f"{path}: model_type={kind!r} is not supported; use qwen3 or llama.")
     _refuse_unsupported(path, raw)
 
-    def size(name: str, default: int | None = None) -> int:
-        value = default if raw.get(name) is None else raw[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{path}: {name}={value!r} is not a size; use 1 or more.")
-        return value
-
+    size = functools.partial(size_of, path, raw)
     heads, width = size("num_attention_heads"), size("hidden_size")
     # The defaults are those of transformers.
     is_llama = kind == "llama"
@@ -211,42 +187,18 @@ def _rope_theta(path: Path, raw: dict) -> float:
     return _number(path, "rope_theta", 10000.0 if theta is None else theta)
 
 
-class Tensors:
-    """The tensors of a folder, in model.safetensors or in the shards of its index.
-
-    Readers are closed with `stack`. ValueError if a file is missing or damaged.
-    """
+class Tensors(TensorFolder):
+    """The tensors of a decoder's folder, by our names."""
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack):
-        self.folder = folder
-        single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-        if single.is_file():
-            self.files = dict.fromkeys(self._open(single, stack).keys(), single)
-        elif index.is_file():
-            weight_map = _read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise ValueError(f"{index} has no weight_map; download it again.")
-            for name, file in weight_map.items():
-                if not isinstance(file, str) or Path(file).name != file:
-                    raise ValueError(f"{index}: {name} is in {file!r}; name a file of the folder.")
-            self.files = {name: folder / file for name, file in weight_map.items()}
-        else:
-            raise ValueError(
-                f"{folder} has no model.safetensors and no index of shards; convert the model to "
-                "safetensors."
-            )
-        self.readers = {file: self._open(file, stack) for file in sorted(set(self.files.values()))}
+        super().__init__(folder, stack)
         # Folders of embedding models leave out the prefix.
         self.prefix = "" if "embed_tokens.weight" in self.files else "model."
 
-    @staticmethod
-    def _open(file: Path, stack: contextlib.ExitStack):
-        if not file.is_file():
-            raise ValueError(f"{file} is missing; download it again.")
-        try:
-            return stack.enter_context(safe_open(file, framework="numpy"))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is damaged ({error}); download it again.") from error
+    @property
+    def is_headless(self) -> bool:
+        """Whether the folder is an embedding model's, whose head nobody needs."""
+        return not self.prefix and "lm_head.weight" not in self.files
 
     def stored_name(self, path: tuple[str, ...], layer: int) -> str:
         """Name in this folder of the tensor at our `path`, of one layer."""
@@ -279,20 +231,7 @@ class Tensors:
                 )
 
     def _is_equal(self, name: str, other: str) -> bool:
-        return np.array_equal(self._tensor(name), self._tensor(other))
-
-    def _tensor(self, name: str) -> np.ndarray:
-        try:
-            reader = self.readers[self.files[name]]
-            stored = reader.get_slice(name).get_dtype()
-            if stored not in STORED_DTYPES:
-                raise ValueError(
-                    f"{self.files[name]}: {name} is of type {stored}; use one of "
-                    f"{', '.join(STORED_DTYPES)}."
-                )
-            return reader.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{self.files[name]}: {name} is damaged ({error}).") from error
+        return np.array_equal(self.tensor(name), self.tensor(other))
 
     def read(self, path: tuple[str, ...], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Our weight at `path` with the given shape, its layers stacked."""
@@ -302,21 +241,7 @@ class Tensors:
         array = np.empty(shape if is_stacked else (1,) + shape, dtype)
         for layer in range(len(array)):
             name = self.stored_name(path, layer)
-            tensor = self._tensor(name)
-            expected = stored_shape(layer_shape, input_axes)
-            if tensor.shape != expected:
-                raise ValueError(
-                    f"{self.files[name]}: {name} has shape {list(tensor.shape)}, config.json says "
-                    f"{list(expected)}; correct one of them."
-                )
-            with np.errstate(over="ignore"):
-                array[layer] = (tensor.T if input_axes else tensor).reshape(layer_shape)
-            # A sum is finite if all its terms are. In float32, because a 16-bit sum overflows.
-            if not np.isfinite(array[layer].sum(dtype=np.float32)):
-                raise ValueError(
-                    f"{self.files[name]}: {name} has values that are not finite in {dtype}; "
-                    "use another param_dtype, or download the folder again."
-                )
+            array[layer] = self.matrix(name, layer_shape, input_axes, dtype)
         return array if is_stacked else array[0]
 
 

@@ -27,6 +27,7 @@ from sigma_jax.data import database, sentences, text
 from sigma_jax.data.sources.files import open_table
 from sigma_jax.data.tables import Checker, Tables, as_text
 from sigma_jax.data.vectors import join_vectors, unit_rows
+from sigma_jax.encoders.find import load_encoder as load_sentence_encoder
 from sigma_jax.generation.generator import all_item_vectors
 from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.index.scann_searcher import top_rows
@@ -271,8 +272,8 @@ def text_encoder(bundle: Bundle) -> Callable[[list[str]], Float32[np.ndarray, "n
             "the training got its text vectors from a file; give those of the new items as "
             "--text_vectors."
         )
-    encode = sentences.load_encoder(name)
-    return lambda texts: np.asarray(encode([sentences.sentence(t) for t in texts]), np.float32)
+    encode = load_sentence_encoder(name).encode
+    return lambda texts: encode([sentences.sentence(text) for text in texts])
 
 
 def nearest_rows(

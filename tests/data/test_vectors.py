@@ -1,8 +1,5 @@
 """Item vectors: which file is used, joined tables, and texts through a sentence encoder."""
 
-import sys
-import types
-
 import numpy as np
 import pytest
 
@@ -63,33 +60,3 @@ def test_an_encoder_gets_sentences_and_returns_a_vector_for_each_item(
     assert vectors[:, 0].tolist() == [len(text) for text in encoded]
     assert sentences.sentence('{"title": "Soap", "price": 2}') == "Soap. 2"
     assert not any("{" in text for text in encoded)
-
-
-def test_a_missing_or_unknown_encoder_is_named_in_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ValueError, match=r"needs sentence-transformers: pip install"):
-        sentences.load_encoder("MiniLM")
-
-    def refuse(name):
-        raise OSError(f"no model {name}\nmore lines")
-
-    fake = types.SimpleNamespace(SentenceTransformer=refuse)
-    monkeypatch.setitem(sys.modules, "sentence_transformers", fake)
-    with pytest.raises(
-        ValueError, match=r"cannot be loaded \(no model MiniLM\); give the name of a model"
-    ):
-        sentences.load_encoder("MiniLM")
-
-
-@pytest.mark.parametrize("device, casts", [("cpu", 1), ("cuda", 0)])
-def test_a_cpu_encodes_in_full_precision(monkeypatch, device, casts):
-    calls = []
-    model = types.SimpleNamespace(
-        device=types.SimpleNamespace(type=device),
-        float=lambda: calls.append("float"),
-        encode=lambda texts, **options: np.ones((len(texts), 2)),
-    )
-    fake = types.SimpleNamespace(SentenceTransformer=lambda name: model)
-    monkeypatch.setitem(sys.modules, "sentence_transformers", fake)
-    assert sentences.load_encoder("any")(["a", "b"]).shape == (2, 2)
-    assert len(calls) == casts

@@ -1,0 +1,304 @@
+"""Pre-trained sentence encoders: texts to vectors, as sentence-transformers publishes them.
+
+A folder has modules.json, which lists a transformer, a pooling, and perhaps dense layers and a
+normalisation. All of it is read from the folder: longest text, prompts such as "query: ", pooling.
+A plain Hugging Face folder is pooled by the mean. The transformer is of the BERT family (bert.py)
+or a decoder of the Qwen3 or Llama family (qwen3.py), such as Qwen3-Embedding.
+
+Texts are sorted by length, so that a batch has little padding. Lengths and batch sizes come in few
+steps, so that few programs are compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int
+
+from sigma_jax.encoders.bert import FAMILIES, load_bert
+from sigma_jax.losses import unit
+from sigma_jax.models.folders import TensorFolder, read_folder_json
+from sigma_jax.models.hf import load_backbone
+from sigma_jax.models.qwen3 import Qwen3, causal_mask
+
+POOLINGS = ("mean", "cls", "last", "max")
+# Names of poolings in 1_Pooling/config.json: values of `pooling_mode`, or fields of older folders.
+POOLING_NAMES = {
+    "mean": "mean",
+    "cls": "cls",
+    "lasttoken": "last",
+    "max": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+    "pooling_mode_max_tokens": "max",
+}
+DENSE_ACTIVATIONS = {"Identity": lambda x: x, "Tanh": jnp.tanh}
+BATCH_TOKENS = 4_096  # of a batch, padding included
+LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # and then multiples of 512
+
+
+class Transformer(Protocol):
+    """Tokens to hidden states of width D."""
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]
+    ) -> Float[Array, "B T D"]:
+        """Hidden states; text b has `lengths[b]` tokens, followed by padding."""
+
+
+class Decoder(nnx.Module):
+    """A Qwen3 or Llama backbone as a transformer of texts: each token sees those before it."""
+
+    def __init__(self, backbone: Qwen3):
+        self.backbone = backbone
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm."""
+        time = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        mask = causal_mask((time[None] < lengths[:, None]).astype(jnp.int32))
+        positions = jnp.broadcast_to(time, tokens.shape)
+        return self.backbone(self.backbone.embed(tokens), positions, mask)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What follows the transformer."""
+
+    pooling: str  # one of POOLINGS
+    dense: tuple[tuple[Float32[np.ndarray, "D E"], Float32[np.ndarray, " E"], str], ...]
+    is_normalised: bool
+
+    def __call__(
+        self, hidden: Float[Array, "B T D"], lengths: Int[Array, " B"]
+    ) -> Float[Array, "B E"]:
+        """The vector of each text."""
+        hidden = hidden.astype(jnp.float32)
+        is_real = (jnp.arange(hidden.shape[1]) < lengths[:, None])[..., None]
+        match self.pooling:
+            case "mean":
+                pooled = jnp.where(is_real, hidden, 0).sum(1) / jnp.maximum(lengths, 1)[:, None]
+            case "max":
+                pooled = jnp.where(is_real, hidden, -jnp.inf).max(1)
+            case "cls":
+                pooled = hidden[:, 0]
+            case _:
+                last = jnp.maximum(lengths - 1, 0)[:, None, None]
+                pooled = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+        for weight, bias, activation in self.dense:
+            pooled = DENSE_ACTIVATIONS[activation](pooled @ weight + bias)
+        return unit(pooled) if self.is_normalised else pooled
+
+
+class SentenceEncoder:
+    """Texts to vectors. `SentenceEncoder.load` reads a folder."""
+
+    def __init__(
+        self,
+        transformer: nnx.Module,
+        head: Head,
+        tokenizer: Any,
+        max_tokens: int,
+        prompts: Mapping[str, str],
+    ):
+        """Args:
+        transformer: a Transformer.
+        tokenizer: of the package tokenizers.
+        max_tokens: longer texts are cut.
+        prompts: put before a text, by name: "query", "document".
+        """
+        self.transformer, self.head, self.prompts = transformer, head, dict(prompts)
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(max_tokens)
+        graph, state = nnx.split(transformer)
+        self._state = state
+
+        @jax.jit
+        def run(state: Any, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> Array:
+            return head(nnx.merge(graph, state)(tokens, lengths), lengths)
+
+        self._run = run
+
+    @classmethod
+    def load(cls, folder: Path) -> SentenceEncoder:
+        """The encoder in a folder.
+
+        Raises:
+          ValueError: the folder is missing, damaged or incomplete, or has a part that is not
+            supported; the message names it.
+        """
+        modules = read_modules(folder)
+        first = folder / modules[0]["path"]
+        kind = read_folder_json(first / "config.json").get("model_type")
+        if kind in FAMILIES:
+            transformer: nnx.Module = load_bert(first)
+            longest = transformer.config.max_tokens
+        else:
+            transformer = Decoder(load_backbone(first, dtype="float32", param_dtype="float32"))
+            longest = 32_768
+        settings = optional_json(folder / "sentence_bert_config.json")
+        settings = settings or optional_json(first / "sentence_bert_config.json")
+        of_tokenizer = optional_json(first / "tokenizer_config.json").get("model_max_length")
+        asked = settings.get("max_seq_length") or of_tokenizer or longest
+        prompts = optional_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+        return cls(
+            transformer,
+            read_head(folder, modules[1:]),
+            load_tokenizer(first, bool(settings.get("do_lower_case"))),
+            min(int(asked), longest),
+            prompts,
+        )
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return self.encode([""]).shape[1]
+
+    def encode(self, texts: Sequence[str], prompt: str = "") -> Float32[np.ndarray, "N E"]:
+        """The vectors of texts.
+
+        Args:
+          prompt: the name of a prompt of the model, such as "query"; a model without it has none.
+        """
+        before = self.prompts.get(prompt, "")
+        tokens = [
+            encoding.ids for encoding in self.tokenizer.encode_batch([before + t for t in texts])
+        ]
+        order = np.argsort([len(ids) for ids in tokens], kind="stable")
+        vectors: Float32[np.ndarray, "N E"] | None = None
+        for rows in batches(order, [len(ids) for ids in tokens]):
+            found = self._vectors([tokens[row] for row in rows])
+            if vectors is None:
+                vectors = np.zeros((len(texts), found.shape[1]), np.float32)
+            vectors[rows] = found
+        return np.zeros((0, self.width), np.float32) if vectors is None else vectors
+
+    def _vectors(self, tokens: Sequence[Sequence[int]]) -> Float32[np.ndarray, "n E"]:
+        """The vectors of one batch, which is padded to a shape of few."""
+        length = padded_length(max(map(len, tokens)))
+        count = batch_size(length)
+        ids, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
+        for row, of_text in enumerate(tokens):
+            ids[row, : len(of_text)] = of_text
+            lengths[row] = max(len(of_text), 1)
+        return np.asarray(self._run(self._state, ids, lengths))[: len(tokens)]
+
+
+def padded_length(length: int) -> int:
+    """The next of LENGTHS, or the next multiple of 512."""
+    return next((step for step in LENGTHS if step >= length), -(-length // 512) * 512)
+
+
+def batch_size(length: int) -> int:
+    """Texts of a batch of texts that are padded to `length` tokens."""
+    return max(BATCH_TOKENS // length, 1)
+
+
+def batches(order: Int[np.ndarray, " N"], lengths: Sequence[int]) -> list[Int[np.ndarray, " n"]]:
+    """Batches of row numbers, in the given order, ascending by length."""
+    found, first = [], 0
+    while first < len(order):
+        length = padded_length(lengths[order[first]])
+        last = first
+        while (
+            last < len(order)
+            and padded_length(lengths[order[last]]) == length
+            and last - first < batch_size(length)
+        ):
+            last += 1
+        found.append(order[first:last])
+        first = last
+    return found
+
+
+def read_modules(folder: Path) -> list[dict[str, Any]]:
+    """The modules of a folder, a transformer first. A plain Hugging Face folder is one of them."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return [{"path": "", "type": "Transformer"}]
+    modules = read_folder_json(path, list)
+    for module in modules:
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        if kind not in ("Transformer", "Pooling", "Dense", "Normalize"):
+            raise ValueError(f"{path}: a module of type {module.get('type')!r} is not supported.")
+        module["type"] = kind
+    if not modules or modules[0]["type"] != "Transformer":
+        raise ValueError(f"{path}: the first module is no transformer; download it again.")
+    return modules
+
+
+def read_head(folder: Path, modules: Sequence[Mapping[str, Any]]) -> Head:
+    """Pooling, dense layers and normalisation. ValueError for a part that is not supported."""
+    pooling, dense, is_normalised = "mean", [], False
+    for module in modules:
+        place = folder / module["path"]
+        if module["type"] == "Pooling":
+            pooling = read_pooling(place / "config.json")
+        elif module["type"] == "Normalize":
+            is_normalised = True
+        else:
+            dense.append(read_dense(place))
+    return Head(pooling, tuple(dense), is_normalised)
+
+
+def read_pooling(path: Path) -> str:
+    """The pooling in a config.json. ValueError for none, several or an unknown one."""
+    fields = read_folder_json(path)
+    old = [name for name, value in fields.items() if name.startswith("pooling_mode_") and value]
+    mode = fields.get("pooling_mode")
+    asked = old if mode is None else [mode] if isinstance(mode, str) else list(mode)
+    if len(asked) != 1 or asked[0] not in POOLING_NAMES:
+        raise ValueError(
+            f"{path}: pooling {asked} is not supported; use one of {', '.join(POOLINGS)}."
+        )
+    return POOLING_NAMES[asked[0]]
+
+
+def read_dense(folder: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """(weight, bias, name of the activation) of a dense layer."""
+    fields = read_folder_json(folder / "config.json")
+    name = str(fields.get("activation_function", "torch.nn.modules.linear.Identity"))
+    activation = name.rsplit(".", 1)[-1]
+    if activation not in DENSE_ACTIVATIONS:
+        raise ValueError(f"{folder}: activation {name} is not supported.")
+    inputs, outputs = int(fields["in_features"]), int(fields["out_features"])
+    with contextlib.ExitStack() as stack:
+        tensors = TensorFolder(folder, stack)
+        weight = tensors.matrix("linear.weight", (inputs, outputs), 1)
+        has_bias = fields.get("bias", True)
+        bias = tensors.matrix("linear.bias", (outputs,), 0) if has_bias else np.zeros(outputs)
+    return weight, bias.astype(np.float32), activation
+
+
+def load_tokenizer(folder: Path, is_lowered: bool) -> Any:
+    """The tokenizer of a folder. ValueError if there is none."""
+    import tokenizers
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no tokenizer.json; save its fast tokenizer there.")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no narrower class
+        raise ValueError(f"{path} is damaged ({error}); download it again.") from error
+    if is_lowered:
+        lower = tokenizers.normalizers.Lowercase()
+        old = tokenizer.normalizer
+        tokenizer.normalizer = tokenizers.normalizers.Sequence([lower, old]) if old else lower
+    return tokenizer
+
+
+def optional_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or {} where there is no such file."""
+    return read_folder_json(path) if path.is_file() else {}
