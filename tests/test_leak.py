@@ -38,6 +38,7 @@ def amazon_config(folder):
     return config
 
 
+@pytest.mark.slow
 def test_permuted_test_targets_change_no_prepared_file(tables_folder, tmp_path, monkeypatch):
     assert prepared_twice(tiny_run(tables_folder), tmp_path, monkeypatch) == []
     before, after = (Histories.load(tmp_path / n / "data") for n in ("given", "permuted"))
@@ -50,6 +51,7 @@ def test_permuted_test_targets_change_no_prepared_file_of_amazon(tmp_path, monke
     assert not np.array_equal(before.item, after.item)
 
 
+@pytest.mark.slow
 def test_a_leak_is_found(tables_folder, tmp_path, monkeypatch):
     """Counts of all rows as training rows change popularity and pairs."""
     monkeypatch.setattr(splits, "training_events", lambda events, counts: events)

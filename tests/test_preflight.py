@@ -144,6 +144,7 @@ def test_inference_is_compiled_and_described(tmp_path):
     assert "20 texts a second; the texts of all items: 1.0 hours" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

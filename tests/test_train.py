@@ -48,6 +48,7 @@ def reference(tmp_path_factory):
     return folder, start(folder, 10)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("die_at", [slow(1), 5, slow(8)])
 def test_a_killed_run_continues_to_the_same_result(tmp_path, reference, die_at):
     """The kill comes before the first checkpoint, possibly during its save, and well after it."""
@@ -62,6 +63,7 @@ def test_a_killed_run_continues_to_the_same_result(tmp_path, reference, die_at):
     assert lines(tmp_path) == lines(reference[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_at", [slow(2), slow(5), 7])
 def test_sigterm_saves_and_no_step_is_repeated(tmp_path, reference, signal_at):
     status, output = start(tmp_path, 10, signal_at, how="term")

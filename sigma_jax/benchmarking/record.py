@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from sigma_jax.runtime.artifacts import MANIFEST, read_manifest
-from sigma_jax.runtime.files import read_json, to_json, write_json
+from sigma_jax.runtime.files import plain, read_json, write_text
 from sigma_jax.stages import STAGES, artifact_names
 
 NAME = "record.json"
@@ -86,14 +86,14 @@ def write_record(
         "minutes": round(seconds / 60, 2),
         "settings": {stage: manifest.config for stage, manifest in manifests.items()},
     }
-    text = to_json(record)
+    text = json.dumps(plain(record), separators=(",", ":"), ensure_ascii=False)
     for path, name in (names or {}).items():
         text = text.replace(path, name)
-    write_json(workdir / NAME, json.loads(text))
+    write_text(workdir / NAME, text + "\n")
 
 
 def slim_summary(summary: Mapping[str, Any], wanted: set[str]) -> dict[str, Any]:
-    """The wanted metrics, by task and on average over tasks."""
+    """The wanted metrics on average over tasks, and METRIC_BY_TASK of each task."""
 
     def slim(summaries: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
         return {
@@ -102,7 +102,10 @@ def slim_summary(summary: Mapping[str, Any], wanted: set[str]) -> dict[str, Any]
             if name in wanted
         }
 
-    tasks = {task: slim(summaries) for task, summaries in summary["tasks"].items()}
+    tasks = {
+        task: {name: value for name, value in slim(summaries).items() if METRIC_BY_TASK in name}
+        for task, summaries in summary["tasks"].items()
+    }
     return {"tasks": tasks, "average": slim(summary["average"])}
 
 

@@ -111,6 +111,7 @@ def test_settings_that_were_fitted_on_the_evaluated_split_give_warnings(trained,
     assert any("reranker was fitted on requests of this split" in w for w in warnings)
 
 
+@pytest.mark.slow
 def test_results_of_another_version_are_replaced(evaluated, tmp_path, monkeypatch):
     config, folder, results = evaluated
     workdir, computed = shutil.copytree(folder, tmp_path / "run"), []

@@ -168,6 +168,7 @@ def test_trending_has_a_positive_weight_only_if_trends_are_followed():
     assert other.of["week"][0] < 0.1
 
 
+@pytest.mark.slow
 def test_instruction_score_has_a_weight_only_if_users_take_items_that_fit():
     histories = histories_of([[[i % 30], [(i + 1) % 30], [(i + 2) % 30]] for i in range(REQUESTS)])
     requests = plain_requests(histories).take(np.arange(REQUESTS))
@@ -202,6 +203,7 @@ def test_a_target_far_behind_has_a_finite_loss():
     assert loss == pytest.approx(1_600) and np.isfinite(slope).all()
 
 
+@pytest.mark.slow
 def test_each_task_with_enough_targets_has_its_own_weights():
     """JustForYou and Query raise column 2, Discover lowers it, and Holiday has few targets."""
     rng = np.random.default_rng(0)
