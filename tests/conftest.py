@@ -164,9 +164,15 @@ def tiny_config(folder: Path, /, **changes) -> DataConfig:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no worker is left alone with them at the end."""
+    """Orders files so that no worker waits.
+
+    The first file makes the training that tests share. Those that need no training follow, then the
+    others. Among both, files with slow tests come first, so that none is left alone at the end.
+    """
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])  # files of equal counts keep their order
+    sharing = {item.path for item in items if "trained" in getattr(item, "fixturenames", ())}
+    first = next((item.path for item in items if item.path in sharing), None)
+    items.sort(key=lambda item: (item.path != first, item.path in sharing, -slow[item.path]))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -71,6 +71,7 @@ def test_paths_are_the_prefixes_of_all_items_and_leaves_hold_their_items(example
     assert trie.num_items == len(codes)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(semantic_ids(), st.data())
 def test_active_items_keep_their_paths_and_rows_and_no_others(example, data):

@@ -54,6 +54,7 @@ def test_an_item_with_the_text_of_another_gets_its_vectors_and_codes(export_copy
     assert (version.semantic_ids.codes[: len(first)] == first.semantic_ids.codes).all()
 
 
+@pytest.mark.slow
 def test_new_items_are_recommended_at_once_and_old_answers_stay(export_copy, data, tmp_path):
     bundle, version = with_items(export_copy, data, tmp_path, new_items(3))
     settings = SnapshotSettings("tea", beams=8)

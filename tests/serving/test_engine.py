@@ -42,6 +42,7 @@ def snapshot(exported) -> CatalogueSnapshot:
     return CatalogueSnapshot.load(Bundle.open(exported), settings=SETTINGS)
 
 
+@pytest.mark.slow
 def test_an_export_answers_as_the_workdir_does(trained, data, snapshot, tmp_path):
     rows = users_of(data, 12)
     path = write_rows(tmp_path / "users.jsonl", rows)
