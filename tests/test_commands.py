@@ -369,9 +369,10 @@ def get_config(preset="tiny"):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
+        pytest.param(
             ["recommend", "--workdir=RUN", "--user=nobody"],
             "user 'nobody' is not in the data; check --user, or leave it out for an unknown user.",
+            marks=pytest.mark.slow,
         ),
         (
             ["train", "--config=CONFIG", "--workdir=NEW", TEACHER + "train.batch_size=30"],

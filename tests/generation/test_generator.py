@@ -123,6 +123,7 @@ def test_seen_items_are_left_out_and_the_next_items_move_up():
         assert set(included.items[row, 3:6]) <= set(excluded.items[row])
 
 
+@pytest.mark.slow
 def test_early_beams_and_a_margin_drop_less_likely_paths():
     """Paths of the beams that stay keep their exact scores."""
     model, tables = recommender()
@@ -273,6 +274,7 @@ def test_the_host_retrieves_the_same_items_as_the_device(depth, has_item_head):
             assert set(items[row]) <= set(short.items[row])
 
 
+@pytest.mark.slow
 def test_a_large_catalogue_is_searched_and_gives_the_lists_of_a_small_one(monkeypatch):
     """In a small one every item is a candidate; in a large one the nearest and the extra items."""
     model, tables = recommender(has_item_head=True)

@@ -14,6 +14,7 @@ from sigma_jax.serving.engine import CatalogueSnapshot, SnapshotSettings
 BEAMS = 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_the_command_prints_the_items_of_an_export_given_the_same_history(
     trained, exported, tmp_path, exclude_seen

@@ -111,6 +111,7 @@ def test_an_answer_does_not_depend_on_the_days_of_others(data, snapshot, tmp_pat
     assert np.abs(other.log_probs - expected.log_probs).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_seen_removed_and_forbidden_items_are_never_recommended(data, snapshot, tmp_path):
     path = write_rows(tmp_path / "users.jsonl", users_of(data, 6))
     batch = only(snapshot.parser.read(str(path), 100))
@@ -236,6 +237,7 @@ def test_no_request_waits_for_the_compilation_of_a_larger_version(export_copy, d
     assert engine.refresh() and engine.current.name == "0001"  # it does not know many[0]
 
 
+@pytest.mark.slow
 def test_rows_are_answered_as_the_command_does(export_copy, data, tmp_path):
     engine, rows = RecommendationEngine(export_copy, SETTINGS), users_of(data, 3)
     output, options = tmp_path / "found.jsonl", RecommendOptions(4, exclude_seen=True)

@@ -109,6 +109,7 @@ def naive_item_head_loss(task, model, tables, batch) -> float:
     return total / weight.sum()
 
 
+@pytest.mark.slow
 def test_the_item_head_has_a_loss_of_its_own_beside_eq_4_and_eq_5(task, model):
     tables, batch = placed(task.tables()), placed(task.batches()[0])
     loss, metrics = jax.jit(task.loss)(model, tables, batch, jax.random.key(0))
@@ -237,6 +238,7 @@ def test_a_new_category_is_one_that_nothing_visible_has(trained):
     assert 0 < found.mean() < 1
 
 
+@pytest.mark.slow
 def test_the_task_of_an_instruction_is_learnt_beside_the_items(trained, task):
     reading = make_task(trained, model=model_fields(trained, has_task_head=True))
     silent = make_task(trained, model=model_fields(trained, has_task_head=False))

@@ -56,6 +56,7 @@ def test_the_sid_table_learns_as_a_table_and_the_backbone_as_the_base(task):
     assert task.param_group(("backbone", "embedding")) == "base"
 
 
+@pytest.mark.slow
 def test_report_gives_hit_rates_of_every_task_there_is(task, model):
     rates = task.report(model, placed(task.tables()))
     assert {"hr10_item", "hr10_sid", "hr10_item_JustForYou", "hr10_sid_Query"} <= rates.keys()
