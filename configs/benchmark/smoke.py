@@ -13,12 +13,13 @@ from sigma_jax.configs.benchmark import table1
 def get_suite() -> dict[str, Any]:
     """The fields of Suite (sigma_jax/benchmarking/suite.py)."""
     suite = table1.get_suite()
-    methods = ("SASRec", "SIGMA", "GR(ID)")
+    methods = ("SIGMA", "GR(ID)")
+    gsasrec = {"fields": {"loss": "gbce"}, "has_baselines": False, "stage": "teacher"}
     return suite | {
         "title": "Smoke test of the benchmark suites; the results say nothing about the methods.",
         "seeds": (0,),
         "data": {"Complete Journey": {"config": "configs/sft.py:smoke", "fields": {}}},
-        "methods": {name: suite["methods"][name] for name in methods},
+        "methods": {name: suite["methods"][name] for name in methods} | {"gSASRec": gsasrec},
         "sweeps": {
             "prefixes K": suite["sweeps"]["prefixes K"] | {"methods": ("SIGMA",), "values": (2, 8)}
         },

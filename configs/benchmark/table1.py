@@ -88,12 +88,8 @@ def get_suite() -> dict[str, Any]:
             }
         },
         "methods": {
-            # The run of "SASRec" evaluates the baselines that are not trained too.
-            "SASRec": {"fields": {}, "has_baselines": True, "stage": "teacher"},
-            **{
-                name: {"fields": fields, "has_baselines": False, "stage": "sft"}
-                for name, fields in METHODS.items()
-            },
+            name: {"fields": fields, "has_baselines": name == "SIGMA", "stage": "sft"}
+            for name, fields in METHODS.items()
         },
         "modes": ("include_seen", "exclude_seen"),
         "levels": ("sid", "item"),

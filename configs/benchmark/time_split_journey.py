@@ -24,7 +24,10 @@ def get_suite() -> dict[str, Any]:
             f"Average over seven tasks. Training takes {table1.TRAINING['train.steps']} steps.",
         ),
         "data": {name: journey | {"fields": journey["fields"] | time_split.SPLIT | refits}},
-        "methods": {method: suite["methods"][method] for method in ("SIGMA", "GR(ID)")} | sasrec,
+        "methods": {
+            name: suite["methods"][name] | {"has_baselines": False} for name in ("SIGMA", "GR(ID)")
+        }
+        | sasrec,
         "levels": ("item",),
         "columns": ("HR@10", "NDCG@10"),
         "published": {},

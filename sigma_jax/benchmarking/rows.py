@@ -77,6 +77,7 @@ def collect(
                 if by_task.get(task):
                     summaries.setdefault(row, []).append(by_task[task])
     rows = [make_row(suite, level, name, by_seed) for name, by_seed in summaries.items()]
+    rows = [row for row in rows if row.values]  # a SASRec alone has no hits by semantic IDs
     of_suite = {f"{m}{ending}" for m in suite.methods for ending in VARIANTS.values()}
     return sorted(rows, key=lambda row: row.method in of_suite)
 
