@@ -9,6 +9,8 @@ from typing import Any
 
 from sigma_jax.configs.benchmark import table1
 
+FEW = {"evaluation.has_slow_baselines": False}
+
 
 def get_suite() -> dict[str, Any]:
     """The fields of Suite (sigma_jax/benchmarking/suite.py)."""
@@ -18,7 +20,7 @@ def get_suite() -> dict[str, Any]:
     return suite | {
         "title": "Smoke test of the benchmark suites; the results say nothing about the methods.",
         "seeds": (0,),
-        "data": {"Complete Journey": {"config": "configs/sft.py:smoke", "fields": {}}},
+        "data": {"Complete Journey": {"config": "configs/sft.py:smoke", "fields": FEW}},
         "methods": {name: suite["methods"][name] for name in methods} | {"gSASRec": gsasrec},
         "sweeps": {
             "prefixes K": suite["sweeps"]["prefixes K"] | {"methods": ("SIGMA",), "values": (2, 8)}

@@ -158,7 +158,7 @@ def train_arguments(
         }
         fields = {**of_data, "evaluation.is_evaluated": True, **method.fields}
     for name in ("has_baselines", "has_slow_baselines"):
-        fields[f"evaluation.{name}"] = method.has_baselines
+        fields.setdefault(f"evaluation.{name}", method.has_baselines)
     fields["seed"] = run.seed
     arguments = [f"--config={config}", f"--workdir={workdir}", f"--artifacts={artifacts}"]
     for name, value in fields.items():
