@@ -36,7 +36,6 @@ from sigma_jax.data import (
 )
 from sigma_jax.data.config import DataConfig, PairsConfig
 from sigma_jax.data.tables import Checker, Tables
-from sigma_jax.encoders.find import load_encoder
 from sigma_jax.runtime import artifacts, cli
 from sigma_jax.runtime.artifacts import UNSHARED, Manifest, Pool, Recipe
 from sigma_jax.runtime.config import to_dataclass
@@ -326,6 +325,8 @@ def _encode_texts(config: DataConfig, catalogue: Catalogue, folder: Path) -> dic
             f"data.text_encoder={config.text_encoder!r}, but the source has text vectors too; "
             "remove one of them."
         )
+    from sigma_jax.encoders.find import load_encoder  # here: it imports JAX
+
     encode = load_encoder(config.text_encoder).encode
     return {"text_vectors": sentences.save_text_vectors(encode, catalogue, folder)}
 

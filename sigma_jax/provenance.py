@@ -40,7 +40,7 @@ def commit() -> str:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """What a git command prints; None if it fails."""
+    """The output of a git command; None if it fails."""
     try:
         done = subprocess.run(
             ["git", "-C", folder, *words],

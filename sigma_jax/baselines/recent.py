@@ -19,6 +19,7 @@ from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.ranking import ScoringBaseline
 from sigma_jax.histories import (
     history_ranges,
+    items_of_sessions,
     recent_item_weights,
     request_times,
     rows_of_ranges,
@@ -121,12 +122,8 @@ class DailyCovisits:
         left = sparse.csr_matrix(
             (weight[entry].astype(np.float32), (row, entry)), shape=(len(keys), len(first))
         )
-        columns = rows_of_ranges(begin[second], end[second])
-        into = np.repeat(np.arange(len(second)), end[second] - begin[second])
-        ones = np.ones(len(columns), np.float32)
-        right = sparse.csr_matrix(
-            (ones, (into, np.asarray(histories.item)[columns])), shape=(len(second), num_items)
-        )
+        ones = np.ones(len(second))
+        right = items_of_sessions(histories, num_items, begin[second], end[second], ones)
         # An interaction is not counted with itself.
         is_inside = entry < len(every)
         itself = sparse.csr_matrix(

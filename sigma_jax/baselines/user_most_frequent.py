@@ -66,13 +66,6 @@ class UserMostFrequentLately(ScoringBaseline):
     decay: float  # weight of a session relative to the next one
     popularity: Popularity
 
-    @classmethod
-    def fit(
-        cls, data: PreparedData, popularity: Popularity, decay: float
-    ) -> UserMostFrequentLately:
-        """Fits nothing: the history of a request is all that it reads."""
-        return cls(decay, popularity)
-
     def scores(
         self, data: PreparedData, requests: Requests, rows: Int64[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n I"]:

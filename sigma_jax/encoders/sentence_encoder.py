@@ -73,7 +73,7 @@ class Decoder(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What follows the transformer."""
+    """Pooling, dense layers and normalisation, which follow the transformer."""
 
     pooling: str  # one of POOLINGS
     dense: tuple[tuple[Float32[np.ndarray, "D E"], Float32[np.ndarray, " E"], str], ...]
