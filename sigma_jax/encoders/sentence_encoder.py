@@ -5,8 +5,8 @@ normalisation. All of it is read from the folder: longest text, prompts such as 
 A plain Hugging Face folder is pooled by the mean. The transformer is of the BERT family (bert.py)
 or a decoder of the Qwen3 or Llama family (qwen3.py), such as Qwen3-Embedding.
 
-Texts are sorted by length, so that a batch has little padding. Lengths and batch sizes come in few
-steps, so that few programs are compiled.
+Texts are sorted by length, so that a batch has little padding. Lengths come in steps, and each has
+one batch size, so that few programs are compiled.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ POOLING_NAMES = {
 }
 DENSE_ACTIVATIONS = {"Identity": lambda x: x, "Tanh": jnp.tanh}
 BATCH_TOKENS = 4_096  # of a batch, padding included
-LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # and then multiples of 512
+STEP = 1 / 8  # of a text's length, at most, is padding that its batch needs for few programs
 
 
 class Transformer(Protocol):
@@ -172,17 +172,19 @@ class SentenceEncoder:
           prompt: the name of a prompt of the model, such as "query"; a model without it has none.
         """
         before = self.prompts.get(prompt, "")
-        tokens = [
-            encoding.ids for encoding in self.tokenizer.encode_batch([before + t for t in texts])
-        ]
-        order = np.argsort([len(ids) for ids in tokens], kind="stable")
+        places: dict[str, int] = {}  # equal texts are encoded once
+        place = [places.setdefault(text, len(places)) for text in texts]
+        encodings = self.tokenizer.encode_batch([before + text for text in places])
+        tokens = [encoding.ids for encoding in encodings]
+        lengths = [max(len(ids), 1) for ids in tokens]
+        order = np.argsort(lengths, kind="stable")[::-1]
         vectors: Float32[np.ndarray, "N E"] | None = None
-        for rows in batches(order, [len(ids) for ids in tokens]):
+        for rows in batches(order, lengths):
             found = self._vectors([tokens[row] for row in rows])
             if vectors is None:
-                vectors = np.zeros((len(texts), found.shape[1]), np.float32)
+                vectors = np.zeros((len(tokens), found.shape[1]), np.float32)
             vectors[rows] = found
-        return np.zeros((0, self.width), np.float32) if vectors is None else vectors
+        return np.zeros((0, self.width), np.float32) if vectors is None else vectors[place]
 
     def _vectors(self, tokens: Sequence[Sequence[int]]) -> Float32[np.ndarray, "n E"]:
         """The vectors of one batch, which is padded to a shape of few."""
@@ -196,8 +198,12 @@ class SentenceEncoder:
 
 
 def padded_length(length: int) -> int:
-    """The next of LENGTHS, or the next multiple of 512."""
-    return next((step for step in LENGTHS if step >= length), -(-length // 512) * 512)
+    """`length` rounded up to a multiple of a power of two that is at most STEP of it.
+
+    Worked example: 7 -> 7, 17 -> 18, 40 -> 40, 41 -> 44.
+    """
+    unit = 2 ** max(int(np.log2(length * STEP)), 0) if length > 1 else 1
+    return -(-length // unit) * unit
 
 
 def batch_size(length: int) -> int:
@@ -206,19 +212,15 @@ def batch_size(length: int) -> int:
 
 
 def batches(order: Int[np.ndarray, " N"], lengths: Sequence[int]) -> list[Int[np.ndarray, " n"]]:
-    """Batches of row numbers, in the given order, ascending by length."""
+    """Batches of row numbers in the given order, which descends by length.
+
+    The longest text of a batch decides on its size. Only the last batch may have free places.
+    """
     found, first = [], 0
     while first < len(order):
-        length = padded_length(lengths[order[first]])
-        last = first
-        while (
-            last < len(order)
-            and padded_length(lengths[order[last]]) == length
-            and last - first < batch_size(length)
-        ):
-            last += 1
-        found.append(order[first:last])
-        first = last
+        size = batch_size(padded_length(lengths[order[first]]))
+        found.append(order[first : first + size])
+        first += size
     return found
 
 

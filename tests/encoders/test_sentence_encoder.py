@@ -49,13 +49,24 @@ def test_order_and_number_of_texts_change_no_vector(monkeypatch):
     assert encoder.encode([]).shape == (0, together.shape[1])
 
 
-def test_batches_hold_texts_of_like_length():
-    lengths = [3, 9, 200, 8, 17, 5]
-    order = np.argsort(lengths, kind="stable")
+def test_batches_hold_texts_of_like_length(monkeypatch):
+    monkeypatch.setattr(sentence_encoder, "BATCH_TOKENS", 16)
+    lengths = [3, 9, 200, 8, 8, 5]
+    order = np.argsort(lengths, kind="stable")[::-1]
     found = batches(order, lengths)
-    assert [batch.tolist() for batch in found] == [[0, 5, 3], [1], [4], [2]]
-    assert [padded_length(n) for n in (1, 8, 9, 513, 1024)] == [8, 8, 16, 1024, 1024]
-    assert batch_size(8) * 8 == sentence_encoder.BATCH_TOKENS and batch_size(10**6) == 1
+    assert [batch.tolist() for batch in found] == [[2], [1], [4, 3], [5, 0]]
+    assert [padded_length(n) for n in (1, 8, 17, 41, 513)] == [1, 8, 18, 44, 576]
+    assert batch_size(8) == 2 and batch_size(10**6) == 1
+
+
+def test_equal_texts_are_encoded_once(folder, monkeypatch):
+    encoder = SentenceEncoder.load(folder)
+    encoded, plain = [], encoder._vectors
+    monkeypatch.setattr(encoder, "_vectors", lambda rows: encoded.extend(rows) or plain(rows))
+    vectors = encoder.encode(["tea", "milk", "tea"])
+    assert len(encoded) == 2
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+    assert not np.array_equal(vectors[0], vectors[1])
 
 
 def test_a_plain_folder_is_pooled_by_the_mean(folder, tmp_path):
