@@ -28,7 +28,7 @@ BASE = {
         "text_vectors": "",
     },
     "use_id_vectors": True,
-    "text_encoder": "",
+    "text_encoder": "sentence-transformers/all-MiniLM-L6-v2",
     "unknown_items": "error",
     "min_item_count": 20,
     "events": (),
@@ -73,6 +73,7 @@ BASE = {
 
 AMAZON = {
     "source": "amazon",
+    "text_encoder": "",
     "use_id_vectors": False,
     "min_item_count": 0,
     "queries_from_categories": True,
@@ -92,7 +93,7 @@ FILES = {
     "text.category_column": "",
 }
 
-LARGE_FILES = {**FILES, "memory_limit": "64GB", "threads": 32}
+LARGE_FILES = {**FILES, "text_encoder": "", "memory_limit": "64GB", "threads": 32}
 
 CHANGES = {
     "amazon": AMAZON,

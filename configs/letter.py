@@ -32,6 +32,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "no linear path": {"model.item_encoder.has_linear_path": False},
     "random codes at the start": {"starts_codes_at_items": False},
     "a code for each item": {"prompt.layout.sid_in_prompt": 1},
+    "instructions as text": {"prompt.layout.instruction": "tokens"},
     "query token": {"prompt.layout.item_query": "token", "model.query_reads_code": False},
     "no favourites": {"prompt.layout.num_favourites": 0},
     "no session marker": {"prompt.layout.session_marker": False},

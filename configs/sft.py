@@ -81,6 +81,7 @@ BASE = {
             "num_favourites": 16,
             "session_marker": True,
             "profile_tokens": 32,
+            "instruction": "vector",
             "instruction_tokens": 24,
             "row_tokens": 232,
         },
@@ -99,6 +100,7 @@ BASE = {
             # without them, 4.
             "instruction_only_share": 0.3,
             "wording_dropout": 0.1,
+            "instruction_variants": 6,
             "shuffle_sessions": True,
         },
         "packing": {

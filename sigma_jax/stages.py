@@ -99,7 +99,7 @@ STAGES: dict[str, Stage] = {
         classes=_sft,
         check=_check_sft,
         finish_fields=("reranker",),
-        side_artifacts=("records",),
+        side_artifacts=("records", "instructions"),
         is_recommender=True,
     ),
 }

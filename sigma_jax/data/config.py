@@ -95,8 +95,8 @@ class DataConfig:
     path: str  # folder or URL of the tables; complete_journey does not read it
     files: FilesConfig
     use_id_vectors: bool  # use the ID vectors of the source; False trains a teacher
-    # A sentence encoder that replaces the stage `grounding`: a folder, or a name on the Hugging
-    # Face hub; "": none.
+    # A pre-trained sentence encoder, which makes the text vectors and reads instructions: a folder,
+    # or a name on the Hugging Face hub; "": none.
     text_encoder: str
     unknown_items: str  # rows whose item_id is not in items: "error" refuses, "drop" drops them
     min_item_count: int  # items with fewer training interactions are no part of the catalogue

@@ -1,20 +1,26 @@
-"""Item texts as vectors of a pre-trained sentence encoder, which replaces the stage `grounding`."""
+"""Vectors of item texts by a pre-trained sentence encoder.
+
+An item is read in three ways: all its values, title and category, and the category alone. Its
+vector is the mean of the three. What people ask for is more often a kind of thing than a product:
+without the category alone, a sentence finds items that share a word with it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 from jaxtyping import Float32
 
+from sigma_jax.data.vectors import unit_rows
 from sigma_jax.schema import Catalogue
 
-ITEMS_AT_ONCE = 4_096  # their texts are held in memory
+ITEMS_AT_ONCE = 16_384  # their texts are held in memory
 
-Encode = Callable[[list[str]], Float32[np.ndarray, "N D"]]
+Encode = Callable[[Sequence[str]], Float32[np.ndarray, "N D"]]
 
 
 def save_text_vectors(encode: Encode, catalogue: Catalogue, folder: Path) -> int:
@@ -22,8 +28,7 @@ def save_text_vectors(encode: Encode, catalogue: Catalogue, folder: Path) -> int
     out = None
     for start in range(0, len(catalogue), ITEMS_AT_ONCE):
         items = np.arange(start, min(start + ITEMS_AT_ONCE, len(catalogue)))
-        sentences = [sentence(text) for text in catalogue.texts(items)]
-        vectors = np.asarray(encode(sentences), np.float32)
+        vectors = item_text_vectors(encode, catalogue, items)
         if out is None:
             shape = (len(catalogue), vectors.shape[1])
             out = np.lib.format.open_memmap(folder / "text_vectors.npy", "w+", np.float32, shape)
@@ -31,6 +36,44 @@ def save_text_vectors(encode: Encode, catalogue: Catalogue, folder: Path) -> int
         logging.info("data: %d of %d texts encoded", items[-1] + 1, len(catalogue))
     out.flush()
     return out.shape[1]
+
+
+def item_text_vectors(
+    encode: Encode, catalogue: Catalogue, items: np.ndarray
+) -> Float32[np.ndarray, "n D"]:
+    """The text vectors of some items, unit length."""
+    names = catalogue.categories.to_pylist()
+    numbers = np.asarray(catalogue.category)[items].tolist()
+    rows = catalogue.table.take(items)
+    return text_vectors(
+        encode,
+        rows["text"].to_pylist(),
+        rows["title"].to_pylist(),
+        [names[number] if number >= 0 else None for number in numbers] if names else None,
+    )
+
+
+def text_vectors(
+    encode: Encode,
+    texts: Sequence[str],
+    titles: Sequence[str],
+    categories: Sequence[str | None] | None,
+) -> Float32[np.ndarray, "n D"]:
+    """The text vectors of items, unit length.
+
+    Args:
+      encode: texts to vectors.
+      texts: the JSON text of each item.
+      titles: of each item.
+      categories: of each item, None where it has none; None for a catalogue without categories.
+    """
+    readings = [list(map(sentence, texts))]
+    if categories is not None:
+        pairs = list(zip(titles, categories, strict=True))
+        readings.append([", ".join(filter(None, pair)) for pair in pairs])
+        readings.append([category or title for title, category in pairs])
+    vectors = encode([text for reading in readings for text in reading])
+    return unit_rows(unit_rows(vectors).reshape(len(readings), len(texts), -1).sum(axis=0))
 
 
 def sentence(text: str) -> str:

@@ -51,6 +51,7 @@ SECTIONS = {
     "hit-rate": "Hit rate by task and method",
     "results": "All results",
     "instructions": "Instruction following",
+    "calibration": "Printed probabilities",
     "sigma": "Sigma by task",
     "loss": "Loss curves",
     "codebooks": "Semantic IDs",
@@ -69,8 +70,8 @@ def write_report(
 
     Args:
       results: the results of evaluation/score.py. They may also have results["deviation"], the
-        deviation of the beam scores of each request by task, and results["run"], the command,
-        hashes and seed.
+        deviation of the beam scores of each request by task, results["calibration"]
+        (evaluation/calibration.py), and results["run"], the command, hashes and seed.
       metrics_files: stage -> its metrics.jsonl.
       report_data: any of these keys:
         "code_counts": [L, C], number of items with each code;
@@ -84,6 +85,7 @@ def write_report(
         "hit-rate": hit_rate_section(results),
         "results": results_section(results),
         "instructions": instruction_section(results),
+        "calibration": calibration_section(results),
         "sigma": sigma_section(results),
         "loss": loss_section(metrics_files),
         "codebooks": codebook_section(report_data),
@@ -199,6 +201,22 @@ def instruction_section(results: Results) -> str:
             filled = "".join(f"<td>{value}</td>" for value in values)
             rows.append(f"<tr><td>{html.escape(f'{task}, {variant}')}</td>{filled}</tr>")
     return f'<p>{note}</p><div class="wide"><table>{"".join(rows)}</table></div>'
+
+
+def calibration_section(results: Results) -> str:
+    """A reliability diagram of all requests and of each task, with expected calibration errors."""
+    found = results.get("calibration")
+    if not found:
+        return missing("calibration")
+    note = (
+        "A point is a tenth of the requests: the mean probability that was printed for the first "
+        "item, and how often the user took that item. On the line both are equal. The expected "
+        "calibration error is the mean distance from the line."
+    )
+    images = [
+        plots.reliability_diagram(name, one["groups"], one["error"]) for name, one in found.items()
+    ]
+    return f'<p>{note}</p><div class="plots">{"".join(images)}</div>'
 
 
 def sigma_section(results: Results) -> str:

@@ -211,6 +211,19 @@ def finish_axes(axes, title: str, x: str, y: str) -> None:
     axes.set_ylabel(y, color=INK, fontsize=8)
 
 
+def reliability_diagram(name: str, groups: Sequence[Sequence[float]], error: float) -> str:
+    """A plot of groups (mean probability, share of hits, requests) beside the line of equality."""
+    figure, axes = new_axes()
+    probabilities, shares = [group[0] for group in groups], [group[1] for group in groups]
+    top = 1.05 * max(*probabilities, *shares, 0.01)
+    axes.plot([0, top], [0, top], color=MUTED, linewidth=1)
+    axes.plot(probabilities, shares, color=MAIN, marker="o", linewidth=1.8)
+    title = f"{name}: expected calibration error {error:.3f}"
+    finish_axes(axes, title, "printed probability of the first item", "share of requests")
+    pairs = ", ".join(f"{a:.2f} {b:.2f}" for a, b in zip(probabilities, shares, strict=True))
+    return as_image(figure, f"{title}; probability and share: {pairs}.")
+
+
 def sigma_by_task(sigma: Mapping[str, Sequence[float]], title: str = "") -> str | None:
     """A box plot of sigma (Eq. 11 of SIGMA) by task; None if all values are 0.
 

@@ -16,6 +16,7 @@ from absl import logging
 
 from sigma_jax.baselines.sasrec import BEFORE_REFIT as ROW_BEFORE
 from sigma_jax.evaluation.baselines import ByMode, baseline_rankings, shortcuts_of
+from sigma_jax.evaluation.calibration import calibration
 from sigma_jax.evaluation.evaluator import EvaluationConfig, Evaluator
 from sigma_jax.evaluation.fusions import other_fusions
 from sigma_jax.evaluation.page import collect_report_data, write_report
@@ -43,7 +44,7 @@ from sigma_jax.stages import artifact_names
 SIGMA = "SIGMA"  # the name of a recommender in results
 FILES = ("results.json", "table.txt", "report.html")
 RANKER_FACTS = ("ranker", "num_beams", "sigma", "constant_sigma")  # of results, kept with the run
-VERSION = 5  # of results.json; raise it when the same settings give other results or keys
+VERSION = 6  # of results.json; raise it when the same settings give other results or keys
 
 
 def evaluate(config: Any, workdir: Path) -> Results:
@@ -135,8 +136,8 @@ def is_current_evaluation(workdir: Path, recipe: Recipe) -> bool:
 def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Results:
     """Results of SIGMA and the baselines: the metrics of score.score, and further entries.
 
-    They are the deviation of the beam scores by task, the ranker, the sigma in use, the best
-    constant sigma, and the metrics of instruction following.
+    They are the deviation of the beam scores by task, the calibration, the ranker, the sigma in
+    use, the best constant sigma, and the metrics of instruction following.
 
     Raises:
       ValueError: the split has no requests.
@@ -175,6 +176,7 @@ def compute_results(workdir: Path, settings: EvaluationConfig, seed: int) -> Res
         TASKS[task]: recommendations.deviation[requests.task == task].tolist()
         for task in np.unique(requests.task)
     }
+    results["calibration"] = calibration(recommendations, requests)
     if settings.has_baselines and settings.has_slow_baselines:
         results["shortcuts"] = shortcuts_of(workdir, data, evaluator.requests("valid"), seed)
     results["ranker"] = settings.generation.ranker

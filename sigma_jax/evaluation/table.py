@@ -42,6 +42,7 @@ def render_summary(results: Results, folder: Path) -> str:
         lines += ["", *render_average(results, mode, "item")]
     lines += ["", *render_tasks(results, "include_seen", "item")]
     lines += ["", *render_cold(results), *render_instruction_following(results)]
+    lines += render_calibration(results)
     lines += [*warnings(results), f"All results: {folder / 'table.txt'}"]
     if (folder / "report.html").exists():
         lines.append(f"Report with plots: {folder / 'report.html'}")
@@ -58,6 +59,7 @@ def render_table(results: Results) -> str:
         for level in LEVELS:
             lines += ["", *render_tasks(results, mode, level)]
     lines += ["", *render_cold(results), *render_instruction_following(results)]
+    lines += render_calibration(results)
     lines += [*render_shortcuts(results), *warnings(results)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -176,6 +178,15 @@ def render_instruction_following(results: Results) -> list[str]:
     head = "".join(f"{name:>14}" for name in INSTRUCTION_COLUMNS)
     title = "Instruction following: first 10 items of SIGMA, seen items included"
     return [title, *aligned(head, rows), ""]
+
+
+def render_calibration(results: Results) -> list[str]:
+    """A line of the expected calibration errors of SIGMA by task; no lines without them."""
+    found = results.get("calibration")
+    if not found:
+        return []
+    errors = ", ".join(f"{name} {one['error']:.3f}" for name, one in found.items())
+    return [f"Expected calibration error of the first item's probability: {errors}", ""]
 
 
 def render_shortcuts(results: Results) -> list[str]:

@@ -39,6 +39,14 @@ class Prompts:
     positions: Int[Array, "B T"]
     is_token: Bool[Array, "B T"]  # False for padding
     lengths: Int[Array, " B"]  # tokens of each prompt
+    # The sentence vector of each instruction, where the network reads them.
+    instructions: Float[Array, "B 1 E"] | None = None
+
+    def with_instructions(self, tables: Tables) -> Tables:
+        """`tables` with the vectors of the instructions, as the network reads them."""
+        if self.instructions is None:
+            return tables
+        return {**tables, "instructions": self.instructions}
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +98,7 @@ def beam_search(
       active: the items that may be recommended. None: all.
       margin: beams that are less likely than the best by more than this, in log P, are dropped.
     """
-    depth = trie.depth
+    depth, tables = trie.depth, prompts.with_instructions(tables)
     assert len(widths) == depth, (widths, depth)
     batch, length = prompts.tokens.shape
     tokens_of = _tokens_of_levels(depth, item_query)

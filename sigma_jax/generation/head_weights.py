@@ -169,7 +169,7 @@ def _log_p(
 
     Both for a and for b, the weights are those of GRID.
     """
-    model = nnx.merge(graphdef, state)
+    model, tables = nnx.merge(graphdef, state), prompts.with_instructions(tables)
     codes = jnp.take(tables["codes"], targets, axis=0)[:, :depth]
     tokens = model.space.code(jnp.arange(depth), codes)
     if item_query == "token":

@@ -20,6 +20,9 @@ PRETRAINED = ("id", "text", "image")
 ID_EMBEDDING = "id_embedding"  # a trained table that starts at random, not from ID vectors
 TABLES = (*PRETRAINED, ID_EMBEDDING)
 AXES = ("items", None)
+# An instruction is read as an item whose only input is a text vector: item -2 - r is row r of
+# tables["instructions"]. Item -1 is none.
+INSTRUCTION = -2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +92,41 @@ class ItemEncoder(nnx.Module):
         self, items: Int[Array, " *n"], tables: Mapping[str, Float[Array, "I D"]]
     ) -> Float[Array, "... D"]:
         """Fused vectors of `items`, of any length. `tables` holds the frozen tables."""
-        parts = [
-            self.trained[name][items]
-            if name in self.trained
-            else unit(jnp.take(tables[name], items, axis=0))
-            for name in self.names
-        ]
+        return self._fused([self._inputs(name, items, tables) for name in self.names])
+
+    def of_prompt(
+        self, items: Int[Array, "B T"], tables: Mapping[str, Float[Array, "I D"]]
+    ) -> Float[Array, "B T D"]:
+        """Fused vectors of the items and instructions of prompts; any vector where there is none.
+
+        Args:
+          items: items, or INSTRUCTION - r for an instruction, or -1.
+          tables: holds "instructions" if there are any: text vectors [R, E] that all prompts share,
+            or [B, R, E], R of each prompt.
+        """
+        parts = [self._inputs(name, jnp.maximum(items, 0), tables) for name in self.names]
+        if "instructions" in tables:
+            vectors, rows = tables["instructions"], jnp.maximum(INSTRUCTION - items, 0)
+            if vectors.ndim == 2:
+                vectors = jnp.take(vectors, rows, axis=0)
+            else:
+                vectors = jnp.take_along_axis(vectors, rows[..., None], axis=1)
+            texts = unit(vectors.astype(jnp.float32))
+            is_instruction = (items <= INSTRUCTION)[..., None]
+            parts = [
+                jnp.where(is_instruction, texts if name == "text" else 0.0, part)
+                for name, part in zip(self.names, parts, strict=True)
+            ]
+        return self._fused(parts)
+
+    def _inputs(self, name: str, items: Int[Array, " *n"], tables) -> Float[Array, "... E"]:
+        """The vectors of `items` in one of the tables, unit length."""
+        if name in self.trained:
+            return self.trained[name][items]
+        return unit(jnp.take(tables[name], items, axis=0))
+
+    def _fused(self, parts: list[Float[Array, "... E"]]) -> Float[Array, "... D"]:
+        """The fused vectors of the inputs `parts`, in the order of `names`."""
         x = jnp.concatenate(parts, axis=-1)
         hidden = jax.nn.gelu(x @ self.inner[...] + self.inner_bias[...])
         fused = hidden @ self.outer[...]

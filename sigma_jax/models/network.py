@@ -6,6 +6,7 @@ the tokenizer's vocabulary. The ids after it belong to a separate table:
     V + l * C + c    code c of level l
     V + L * C        the item slot, to which UpProj(MLP(v_ID, v_text, v_img)) is added
     V + L * C + 1    the query token q
+    V + L * C + 2    the instruction slot, which carries a sentence vector as if it were an item's
 
 Three heads score items:
     code head     logits of the codes of a SID, level by level (Eq. 4 and 7 of SIGMA)
@@ -34,7 +35,7 @@ Tables = Mapping[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class TokenSpace:
-    """Ids of text tokens, SID codes, the item slot and the query token in one id space."""
+    """Ids of text tokens, SID codes, slots and the query token in one id space."""
 
     vocab_size: int  # V, of the text table
     levels: int  # L
@@ -55,9 +56,14 @@ class TokenSpace:
         return self.item_slot + 1
 
     @property
+    def instruction(self) -> int:
+        """Id of the instruction slot."""
+        return self.query + 1
+
+    @property
     def table_size(self) -> int:
         """Rows of the table after the vocabulary."""
-        return self.levels * self.codebook_size + 2
+        return self.levels * self.codebook_size + 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +140,10 @@ class RecommenderNetwork(nnx.Module):
     def embed(
         self, tokens: Int[Array, "B T"], items: Int[Array, "B T"], tables: Tables
     ) -> Float[Array, "B T D"]:
-        """Embeddings of text, codes, slots and query tokens; `items` is -1 outside the slots."""
+        """Embeddings of text, codes, slots and query tokens; `items` is -1 outside the slots.
+
+        An instruction slot has a number of models/item_encoder.py (INSTRUCTION).
+        """
         is_text = tokens < self.space.vocab_size
         text = self.backbone.embed(jnp.where(is_text, tokens, 0))
         rows = jnp.where(is_text, 0, tokens - self.space.vocab_size)
@@ -145,8 +154,8 @@ class RecommenderNetwork(nnx.Module):
             previous = jnp.pad(sid, ((0, 0), (1, 0), (0, 0)))[:, :-1]
             sid = sid + jnp.where((tokens == self.space.query)[..., None], previous, 0)
         # Fused vectors have any length; the backbone gets slots of one length.
-        fused = unit(self.item_encoder(jnp.maximum(items, 0), tables)) * self._root_fused
-        slot = jnp.where((items >= 0)[..., None], fused @ self.up_projection[...], 0)
+        fused = unit(self.item_encoder.of_prompt(items, tables)) * self._root_fused
+        slot = jnp.where((items != -1)[..., None], fused @ self.up_projection[...], 0)
         return jnp.where(is_text[..., None], text, (sid + slot).astype(text.dtype))
 
     def start_codes(
@@ -262,18 +271,18 @@ class RecommenderNetwork(nnx.Module):
         return self._with_pointer(query, hidden, items, is_seen, tables)
 
     def _with_pointer(self, query, hidden, items, is_seen, tables) -> Float[Array, "B N D"]:
-        """`query`; with `copies_history`, plus an attention-weighted mean of the prompt's items.
+        """`query`; with `copies_history`, plus an attention-weighted mean of the prompt's slots.
 
         Without it a language model of few layers takes thousands of steps to learn to repeat an
-        item of the history.
+        item of the history. An instruction slot points at the items whose texts are like it.
         """
         if not self.config.copies_history:
             return query
         inverse_temperature, null_logit, weight = self.pointer_scale[...]
-        vectors = self.item_vectors(jnp.maximum(items, 0), tables)
+        vectors = unit(self.item_encoder.of_prompt(items, tables))
         pointer = unit(hidden @ self.pointer_head[...])
         logits = inverse_temperature * jnp.einsum("BND,BTD->BNT", pointer, vectors)
-        logits = jnp.where(is_seen & (items >= 0)[:, None], logits, -jnp.inf)
+        logits = jnp.where(is_seen & (items != -1)[:, None], logits, -jnp.inf)
         # One more column that points at nothing: it has all the weight in a prompt without items.
         logits = jnp.pad(logits, ((0, 0), (0, 0), (0, 1)), constant_values=0.0)
         logits = logits.at[..., -1].set(null_logit)

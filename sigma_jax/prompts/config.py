@@ -13,6 +13,7 @@ from sigma_jax.schema import TASKS
 from sigma_jax.tasks import instructions
 
 ITEM_QUERIES = ("token", "code", "none")
+INSTRUCTIONS = ("tokens", "vector", "both")
 HEADINGS_TOKENS = 30  # at most, of the two texts before the favourites and before the history
 
 
@@ -30,6 +31,9 @@ class PromptLayout:
     num_favourites: int  # the user's most frequent items before that history; 0: none
     session_marker: bool  # a line break token after each session
     profile_tokens: int  # a longer profile is cut
+    # What the model reads of an instruction: its "tokens"; its "vector" by the sentence encoder of
+    # the data, in one slot; "both". Without such an encoder it reads tokens.
+    instruction: str
     instruction_tokens: int  # a longer instruction is cut
     row_tokens: int  # T: tokens of a training row, and of the longest prompt
 
@@ -48,6 +52,11 @@ class PromptLayout:
                 f"prompt.layout.item_query={self.item_query!r} is unknown; "
                 f"use one of {ITEM_QUERIES}."
             )
+        if self.instruction not in INSTRUCTIONS:
+            raise ValueError(
+                f"prompt.layout.instruction={self.instruction!r} is unknown; "
+                f"use one of {INSTRUCTIONS}."
+            )
         if not self.sid_generated and not self.generates_item:
             raise ValueError(
                 'prompt.layout.sid_generated=0 and prompt.layout.item_query="none" leave nothing '
@@ -59,6 +68,16 @@ class PromptLayout:
         for name in ("sid_in_prompt", "sid_generated"):
             if getattr(self, name) > levels:
                 raise ValueError(f"prompt.layout.{name}={getattr(self, name)}; use 0 to {levels}.")
+
+    @property
+    def has_instruction_tokens(self) -> bool:
+        """Whether the model reads the tokens of instructions."""
+        return self.instruction != "vector"
+
+    @property
+    def has_instruction_vectors(self) -> bool:
+        """Whether the model reads the sentence vectors of instructions."""
+        return self.instruction != "tokens"
 
     @property
     def generates_item(self) -> bool:
@@ -108,11 +127,14 @@ class MixtureConfig:
     instruction_only_share: float
     # Share of an instruction's wording that training leaves out (half) or replaces (half).
     wording_dropout: float
+    # Where the model reads sentence vectors: sentences of each query, category and theme.
+    instruction_variants: int
     shuffle_sessions: bool  # a new order of the items of each session, every time
 
     def __post_init__(self):
         shares = ("instruction_only_share", "wording_dropout")
         check_at_least(0, self, "branches_per_context", *shares, group="prompt.mixture.")
+        check_at_least(1, self, "instruction_variants", group="prompt.mixture.")
         for name in shares:
             if getattr(self, name) >= 1:
                 raise ValueError(f"prompt.mixture.{name}={getattr(self, name)}; use less than 1.")

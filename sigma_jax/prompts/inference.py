@@ -5,7 +5,10 @@ A prompt holds neither the codes nor the query token of a target: generation add
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
+from jaxtyping import Float32
 
 from sigma_jax.prompts.layout import Plan, fit_plan, lay_out
 from sigma_jax.prompts.records import favourites
@@ -25,7 +28,8 @@ def assemble_prompts(
     The context is that of training: the last `history_length` rows before the request's
     `history_end`, and favourites from the rows before these. A user without a history (user -1, or
     no row before `history_end`) gets profile and instruction alone. An instruction may be any text;
-    it is cut after `instruction_tokens` tokens.
+    it is cut after `instruction_tokens` tokens. The slot of an instruction holds row 0 of the
+    vectors of its prompt.
 
     Returns:
       a dict of token, item, position and segment, int32 [N, length] as in training batches, and of
@@ -40,7 +44,7 @@ def assemble_prompts(
     }
     arrays["item"] = np.full((count, length), -1, np.int32)
     arrays["length"] = np.zeros(count, np.int32)
-    encoded = tables.tokenizer.encode(requests.instruction, tables.layout.instruction_tokens)
+    encoded = tables.instructions(requests.instruction)
     for row, instruction in enumerate(encoded):
         user, history_end = int(requests.user[row]), int(requests.history_end[row])
         plan = prompt_plan(histories, tables, user, history_end, instruction)
@@ -80,6 +84,7 @@ def prompt_plan(
         history,
         np.asarray(histories.session[start:history_end], np.int32),
         [np.asarray(instruction, np.int32)],
+        np.array([0 if tables.has_slot(instruction) else -1], np.int32),
         np.array([len(history)], np.int32),
         np.array([-1], np.int32),
         np.array([-1], np.int32),
@@ -89,18 +94,27 @@ def prompt_plan(
 
 
 def make_prompts(
-    requests: Requests, histories: Histories, tables: PromptTables
+    requests: Requests,
+    histories: Histories,
+    tables: PromptTables,
+    encode: Callable[[Sequence[str]], Float32[np.ndarray, "N E"]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Prompts of `requests` as generation takes them, no longer than the longest needs.
 
+    Args:
+      encode: instructions to vectors, where the layout has a slot for them.
+
     Returns:
-      tokens, items, positions: int32 [N, T]; is_token: bool [N, T]; lengths: int32 [N].
+      tokens, items, positions: int32 [N, T]; is_token: bool [N, T]; lengths: int32 [N]. With
+      `encode` also instructions: float32 [N, 1, E].
     """
     longest_allowed = tables.layout.row_tokens
     prompts = assemble_prompts(requests, histories, tables, longest_allowed)
     longest = int(prompts["length"].max(initial=1))
     length = min(longest_allowed, -(-longest // LENGTH_STEP) * LENGTH_STEP)
+    vectors = {} if encode is None else {"instructions": encode(requests.instruction)[:, None]}
     return {
+        **vectors,
         "tokens": prompts["token"][:, :length],
         "items": prompts["item"][:, :length],
         "positions": prompts["position"][:, :length],

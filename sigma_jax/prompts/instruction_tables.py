@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from sigma_jax.prompts.config import PromptConfig
-from sigma_jax.prompts.tokens import PromptTokenizer
+from sigma_jax.prompts.instruction_pool import InstructionPool
+from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.schema import Links, PreparedData
 from sigma_jax.tasks import instructions
 from sigma_jax.tasks.constraints import Constraints
@@ -27,18 +28,20 @@ class InstructionTables:
     vocab_size: int  # V: text tokens
     max_tokens: int  # a longer instruction is cut
     wording_dropout: float
+    pool: InstructionPool | None  # where the model reads sentence vectors
+    pool_tokens: list[np.ndarray]  # of each instruction of the pool, with the slot of its vector
 
     @classmethod
     def make(
         cls,
         data: PreparedData,
-        tokenizer: PromptTokenizer,
+        tables: PromptTables,
         config: PromptConfig,
-        vocab_size: int,
+        pool: InstructionPool | None = None,
         wordings: Mapping[str, tuple[str, ...]] = instructions.TRAIN_WORDINGS,
     ) -> InstructionTables:
         """The tables for the queries, categories and themes of `data`."""
-        max_tokens = config.layout.instruction_tokens
+        max_tokens, tokenizer = config.layout.instruction_tokens, tables.tokenizer
 
         def encode_split(task: str, wording: str) -> tuple[np.ndarray, np.ndarray]:
             before, after = tokenizer.encode(instructions.split_at_slot(task, wording), max_tokens)
@@ -53,10 +56,27 @@ class InstructionTables:
                 task: tokenizer.table([f" {text}" for text in texts], max_tokens)
                 for task, texts in values.items()
             },
-            vocab_size,
+            tables.vocab_size,
             max_tokens,
             config.mixture.wording_dropout,
+            pool,
+            [] if pool is None else tables.instructions(pool.texts.to_pylist()),
         )
+
+    def draw(
+        self, task: str, slot_value: int, rng: np.random.Generator
+    ) -> tuple[Int32[np.ndarray, " n"], int]:
+        """A random instruction: its tokens, and the row of its vector in the pool, or -1.
+
+        Args:
+          slot_value: number of the query, category or theme; tasks without a slot do not read it.
+        """
+        if self.pool is None:
+            wording = int(rng.integers(len(self.wordings[task])))
+            return self.tokens(task, slot_value, wording, rng), -1
+        rows = self.pool.rows(task, slot_value if task in instructions.SLOTS else 0)
+        row = rows[int(rng.integers(len(rows)))]
+        return self.pool_tokens[row], row
 
     def tokens(
         self,

@@ -1,9 +1,10 @@
 """The order of tokens in a prompt, and which parts are dropped when a prompt is too long.
 
     context = [profile text][favourites text, item slots][history text, item slots]
-    branch  = [instruction text][c_1 .. c_y][q]
+    branch  = [instruction slot][instruction text][c_1 .. c_y][q]
 
-An item slot is x code tokens (levels 1..x) and the slot token. A branch sees itself and the context
+The layout says whether an instruction is a slot with its sentence vector, or text, or both. An item
+slot is x code tokens (levels 1..x) and the slot token. A branch sees itself and the context
 up to the place where it is attached. A history-supervision branch has no instruction. The layout
 may leave out either part of a slot, and the codes or the query token of a branch.
 
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
+from sigma_jax.models.item_encoder import INSTRUCTION
 from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.schema import TASKS
 
@@ -36,6 +38,7 @@ class Plan:
     history: Int32[np.ndarray, " n"]  # items, oldest first
     session: Int32[np.ndarray, " n"]  # equal for the items of one session
     instruction: list[np.ndarray]  # tokens of each branch; empty for history supervision
+    instruction_row: Int32[np.ndarray, " K"]  # of the vector in its slot; -1: there is no slot
     attach: Int32[np.ndarray, " K"]  # items of the history that the branch sees, 0..n
     target: Int32[np.ndarray, " K"]  # items
     task: Int32[np.ndarray, " K"]
@@ -48,7 +51,7 @@ class Example:
     """The tokens of a plan, positions counted from its own first token; n tokens, K targets."""
 
     token: Int32[np.ndarray, " n"]
-    item: Int32[np.ndarray, " n"]  # -1 except at slots
+    item: Int32[np.ndarray, " n"]  # -1 except at slots (models/item_encoder.py)
     position: Int32[np.ndarray, " n"]
     branch: Int32[np.ndarray, " n"]  # 0 for the context
     attach: Int32[np.ndarray, " n"]  # context tokens that the branch sees
@@ -103,7 +106,7 @@ def plan_size(plan: Plan, tables: PromptTables) -> int:
 
 
 def _keep_branches(plan: Plan, is_kept: Bool[np.ndarray, " K"]) -> Plan:
-    names = ("attach", "target", "task", "constraint")
+    names = ("attach", "target", "task", "constraint", "instruction_row")
     arrays: dict[str, Any] = {name: getattr(plan, name)[is_kept] for name in names}
     kept = [tokens for tokens, keep in zip(plan.instruction, is_kept, strict=True) if keep]
     return dataclasses.replace(plan, instruction=kept, **arrays)
@@ -261,6 +264,8 @@ def _add_branches(
     position[size:] += np.repeat(attach - starts, lengths).astype(np.int32)
     for start, text in zip(starts.tolist(), plan.instruction, strict=True):
         token[start : start + len(text)] = text
+    has_slot = plan.instruction_row >= 0
+    item[starts[has_slot]] = INSTRUCTION - plan.instruction_row[has_slot]
     target_tokens = tables.layout.target_tokens if plan.has_target else 0
     has_branch = ~is_next_item(plan, tables)
     first = np.where(has_branch, ends - target_tokens, attach)  # first token of the target

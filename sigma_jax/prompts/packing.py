@@ -22,6 +22,7 @@ from sigma_jax.data.pipeline import (
     step_batches,
 )
 from sigma_jax.prompts.config import PromptConfig
+from sigma_jax.prompts.instruction_pool import InstructionPool
 from sigma_jax.prompts.layout import Example, Plan, fit_plan, lay_out, plan_size
 from sigma_jax.prompts.records import RECORDS
 from sigma_jax.prompts.sampling import plan_sampler, training_tables
@@ -41,6 +42,7 @@ def batches(
     seed: int,
     batch_rows: int,
     rows: Int[np.ndarray, " n"] | None = None,
+    pool: InstructionPool | None = None,
 ) -> grain.MapDataset:
     """Endless training batches from the records in `folder`; element s is the batch of step s.
 
@@ -56,13 +58,14 @@ def batches(
     Args:
       batch_rows: B of the global batch.
       rows: the rows of it to make; all of them by default.
+      pool: the instructions, where the model reads their sentence vectors.
 
     Raises:
       ValueError: there are no records, or the SIDs have fewer levels than the prompts need.
     """
     packing = config.packing
     assert batch_rows % packing.group_rows == 0  # SftConfig checks it
-    tables, instruction_tables = training_tables(data, semantic_ids, config, vocab_size)
+    tables, instruction_tables = training_tables(data, semantic_ids, config, vocab_size, pool)
     sample = plan_sampler(config, tables, instruction_tables)
 
     def pack(plans: Sequence[Plan]) -> dict[str, np.ndarray]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Int
 
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.prompts.config import PromptConfig
+from sigma_jax.prompts.instruction_pool import InstructionPool
 from sigma_jax.prompts.instruction_tables import InstructionTables
 from sigma_jax.prompts.layout import HISTORY_TASK, Plan, plan_size
 from sigma_jax.prompts.records import RECORDS, Record
@@ -25,16 +26,23 @@ ITEM_DRAWS = 64  # items drawn among those that satisfy an instruction; one beco
 
 
 def training_tables(
-    data: PreparedData, semantic_ids: SemanticIds, config: PromptConfig, vocab_size: int
+    data: PreparedData,
+    semantic_ids: SemanticIds,
+    config: PromptConfig,
+    vocab_size: int,
+    pool: InstructionPool | None = None,
 ) -> tuple[PromptTables, InstructionTables]:
     """The tables that training contexts of `data` are made from.
+
+    Args:
+      pool: the instructions, where the model reads their sentence vectors.
 
     Raises:
       ValueError: as `PromptTables.make`.
     """
     has_instructions = config.has_instructions
     tables = PromptTables.make(data, semantic_ids, config.layout, vocab_size, has_instructions)
-    return tables, InstructionTables.make(data, tables.tokenizer, config, vocab_size)
+    return tables, InstructionTables.make(data, tables, config, pool)
 
 
 def plan_sampler(
@@ -63,6 +71,7 @@ def contexts_that_fit(
     semantic_ids: SemanticIds,
     config: PromptConfig,
     vocab_size: int,
+    pool: InstructionPool | None = None,
 ) -> int:
     """The number of contexts that fill a group of rows, by the mean size of a sample.
 
@@ -70,8 +79,9 @@ def contexts_that_fit(
 
     Args:
       folder: holds the records.
+      pool: as in `training_tables`.
     """
-    tables, instruction_tables = training_tables(data, semantic_ids, config, vocab_size)
+    tables, instruction_tables = training_tables(data, semantic_ids, config, vocab_size, pool)
     sample, source = plan_sampler(config, tables, instruction_tables), open_shards(folder, RECORDS)
     rng = np.random.default_rng(0)
     numbers = rng.integers(0, len(source), SAMPLED_CONTEXTS)
@@ -100,7 +110,10 @@ def draw_plan(
     """
     chosen = _draw_targets(record, config, task_weight, rng)
     history_attach, history_target = _draw_history_targets(record, config, rng)
-    instruction = [_draw_instruction(record, k, instruction_tables, rng) for k in chosen]
+    drawn = [
+        instruction_tables.draw(TASKS[record.task[k]], int(record.slot_value[k]), rng)
+        for k in chosen
+    ]
     attach = np.concatenate([record.attach[chosen], history_attach])
     # Items that no branch sees are left out.
     length = int(attach.max()) if len(attach) else record.length
@@ -117,7 +130,8 @@ def draw_plan(
         record.favourites[: config.layout.num_favourites],
         history,
         session,
-        instruction + [np.zeros(0, np.int32)] * count,
+        [tokens for tokens, _ in drawn] + [np.zeros(0, np.int32)] * count,
+        np.array([row for _, row in drawn] + [-1] * count, np.int32),
         attach.astype(np.int32),
         np.concatenate([record.target[chosen], history_target]).astype(np.int32),
         np.concatenate([record.task[chosen], np.full(count, HISTORY_TASK)]).astype(np.int32),
@@ -166,15 +180,6 @@ def _draw_targets(
         arrival = rng.exponential(size=len(weight)) / weight
     order = np.argsort(arrival)[: config.mixture.branches_per_context]
     return order[np.isfinite(arrival[order])]
-
-
-def _draw_instruction(
-    record: Record, k: int, instruction_tables: InstructionTables, rng: np.random.Generator
-) -> Int32[np.ndarray, " n"]:
-    """Tokens of a random wording of the record's target number `k`."""
-    task = TASKS[record.task[k]]
-    wording = int(rng.integers(len(instruction_tables.wordings[task])))
-    return instruction_tables.tokens(task, int(record.slot_value[k]), wording, rng)
 
 
 def _draw_history_targets(
@@ -234,14 +239,13 @@ def draw_instruction_only_plan(
     """
     names, shares = list(task_shares), np.array(list(task_shares.values()))
     constraints = instruction_tables.constraints
-    instruction, target, task, constraint = [], [], [], []
+    instruction, row, target, task, constraint = [], [], [], [], []
     free_tokens = config.layout.row_tokens
     while len(instruction) < config.packing.row_targets:
         name = names[_draw(shares, rng)]
         slot_values = constraints.slot_values[name]
         slot_value = int(slot_values[rng.integers(0, len(slot_values))])
-        wording = int(rng.integers(len(instruction_tables.wordings[name])))
-        tokens = instruction_tables.tokens(name, slot_value, wording, rng)
+        tokens, row_of_vector = instruction_tables.draw(name, slot_value, rng)
         free_tokens -= len(tokens) + config.layout.target_tokens
         if free_tokens < 0:
             break
@@ -249,6 +253,7 @@ def draw_instruction_only_plan(
         satisfying = constraints.items.of(number)
         items = satisfying[rng.integers(0, len(satisfying), ITEM_DRAWS)]
         instruction.append(tokens)
+        row.append(row_of_vector)
         target.append(items[_draw(1.0 + instruction_tables.popularity[items], rng)])
         task.append(TASKS.index(name))
         constraint.append(number)
@@ -260,6 +265,7 @@ def draw_instruction_only_plan(
         none,
         none,
         instruction,
+        np.array(row, np.int32),
         np.zeros(len(instruction), np.int32),
         *columns,
         has_target=True,

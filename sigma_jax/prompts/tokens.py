@@ -1,7 +1,8 @@
-"""Token ids of prompts: text, codes, the item slot and the query token.
+"""Token ids of prompts: text, codes, slots and the query token.
 
 All token ids lie in one space: text 0..V-1, code c of level l at V + l*C + c, the item slot at
-V + L*C, the query token at V + L*C + 1. prompts/layout.py puts them in order.
+V + L*C, the query token at V + L*C + 1, the instruction slot at V + L*C + 2. prompts/layout.py puts
+them in order.
 """
 
 from __future__ import annotations
@@ -147,6 +148,28 @@ class PromptTables:
     def query_token(self) -> int:
         """Token id that asks for an item after its codes."""
         return self.slot_token + 1
+
+    @property
+    def instruction_token(self) -> int:
+        """Token id of the instruction slot."""
+        return self.query_token + 1
+
+    def instructions(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " n"]]:
+        """The tokens of instructions: a slot for the vector, the text, or both. None for ""."""
+        layout, tokens = self.layout, [np.zeros(0, np.int32)] * len(texts)
+        if layout.has_instruction_tokens:
+            tokens = self.tokenizer.encode(texts, layout.instruction_tokens)
+        if not layout.has_instruction_vectors:
+            return tokens
+        slot = np.array([self.instruction_token], np.int32)
+        return [
+            np.concatenate([slot, of_text]) if text else of_text
+            for text, of_text in zip(texts, tokens, strict=True)
+        ]
+
+    def has_slot(self, instruction: Int32[np.ndarray, " n"]) -> bool:
+        """Whether the tokens of an instruction begin with a slot for its vector."""
+        return len(instruction) > 0 and int(instruction[0]) == self.instruction_token
 
     def codes(self, items: Int[np.ndarray, " n"], levels: int) -> Int32[np.ndarray, "n levels"]:
         """Token ids of the first `levels` codes of `items`."""

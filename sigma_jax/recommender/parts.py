@@ -18,9 +18,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 
 from sigma_jax.data.vectors import item_vectors
+from sigma_jax.encoders.instructions import InstructionEncoder, encoder_of_workdir
 from sigma_jax.models.hf import save_backbone
 from sigma_jax.models.network import RecommenderNetwork
 from sigma_jax.models.weights import load_weights, save_weights
@@ -53,6 +54,8 @@ class RecommenderParts:
     users: Users  # whose profiles the prompt tables hold
     reranker: Reranker | None
     lexical: LexicalTable | None  # where instructions are read word by word
+    encoder: InstructionEncoder | None  # where sentence vectors of instructions are read
+    group: Int32[np.ndarray, " I"] | None  # of each item, for reranking/semantic.py
 
     @classmethod
     def load(
@@ -64,12 +67,14 @@ class RecommenderParts:
         vectors: Mapping[str, np.ndarray | tuple[int, int]],
         reranker: Reranker | None,
         lexical: LexicalTable | None,
+        encoder: InstructionEncoder | None,
         item_rows: Mapping[str, Float32[np.ndarray, "I D"]] | None = None,
     ) -> RecommenderParts:
         """The network in `folder`, over the items of `data`.
 
         Args:
           vectors: pre-trained item vectors by kind.
+          encoder: of the text vectors; None if they are not made by one.
           item_rows: trained tables of items by kind, where they are not part of the weights.
         """
         backbone = spec.backbone.trained(folder / "backbone")
@@ -89,6 +94,8 @@ class RecommenderParts:
             data.users,
             reranker,
             lexical,
+            encoder,
+            item_groups(data.catalogue, semantic_ids),
         )
 
     @classmethod
@@ -109,13 +116,25 @@ class RecommenderParts:
             item_vectors(workdir, len(data.catalogue)),
             Reranker.load(folder) if has_reranker else None,
             lexical_table(data, spec) if has_reranker else None,
+            encoder_of_workdir(workdir) if spec.has_instructions else None,
         )
+
+    @property
+    def instruction_vectors(self) -> InstructionEncoder | None:
+        """The encoder, where the network reads sentence vectors."""
+        return self.encoder if self.spec.layout.has_instruction_vectors else None
 
 
 def save_network(network: RecommenderNetwork, folder: Path) -> None:
     """Writes the weights into `folder`, the backbone as a Hugging Face folder."""
     save_weights(network, folder / WEIGHTS, without=("backbone",))
     save_backbone(network.backbone, folder / "backbone")
+
+
+def item_groups(catalogue: Catalogue, semantic_ids: SemanticIds) -> Int32[np.ndarray, " I"]:
+    """The category of each item, or its first code where the catalogue has no categories."""
+    category = np.asarray(catalogue.category)
+    return category if (category >= 0).any() else np.asarray(semantic_ids.codes)[:, 0]
 
 
 def lexical_table(data: PreparedData, spec: RecommenderSpec) -> LexicalTable | None:

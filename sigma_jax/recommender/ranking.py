@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams, Prompts
@@ -33,6 +33,7 @@ from sigma_jax.reranking.instruction import (
 )
 from sigma_jax.reranking.lexical import LexicalTable
 from sigma_jax.reranking.relations import PADDING
+from sigma_jax.reranking.semantic import SemanticArrays
 from sigma_jax.shapes import power_of_two
 
 
@@ -83,7 +84,9 @@ def rank(
             else:
                 products = index.products(queries, candidates.items)
         scores = inputs.scores(candidates.items, products, beams.tasks)
-        log_probs = add_scores(log_probs, jnp.where(candidates.items >= 0, scores, 0.0))
+        scale = None if inputs.scale is None else beams.tasks @ inputs.scale
+        scores = jnp.where(candidates.items >= 0, scores, 0.0)
+        log_probs = add_scores(log_probs, scores, scale, index.leaf_start[-1])
     merge = fusion.best_of_sorted if candidates.is_catalogue else fusion.merge
     items, best, place = merge(candidates.items, log_probs, count)
     is_found = items >= 0
@@ -115,10 +118,15 @@ class Variant:
 
 
 class Ranker:
-    """A generator with the items' words: ranks items for prompts, a batch at a time."""
+    """A generator with the items' words and texts: ranks items for prompts, a batch at a time."""
 
-    def __init__(self, generator: Generator, lexical: LexicalTable | None = None):
-        self.generator, self.lexical = generator, lexical
+    def __init__(
+        self,
+        generator: Generator,
+        lexical: LexicalTable | None = None,
+        semantic: SemanticArrays | None = None,
+    ):
+        self.generator, self.lexical, self._semantic = generator, lexical, semantic
         self._lexical_arrays = lexical.arrays() if lexical is not None else None
         self._extra = ExtraCandidates(lexical)
 
@@ -181,6 +189,7 @@ class Ranker:
         fields = {
             "trending": None if inputs.trending is None else jnp.asarray(inputs.trending),
             "lexical": self._lexical_arrays,
+            "semantic": self._semantic,
         }
         if is_all:
             return fields
@@ -191,12 +200,18 @@ class Ranker:
             lists.append(self._extra.of_words(inputs.instruction.words))
         return fields | {"extra": self._extra.join(*lists)}
 
-    def read_instructions(self, texts: Sequence[str], prompts: Prompts | None) -> InstructionInputs:
-        """The network's answer to each instruction alone, and its words, as NumPy arrays.
+    def read_instructions(
+        self,
+        texts: Sequence[str],
+        prompts: Prompts | None,
+        vectors: Float32[np.ndarray, "N E"] | None = None,
+    ) -> InstructionInputs:
+        """The network's answer to each instruction alone, its words and its vector, NumPy arrays.
 
         Args:
           prompts: the instructions without profile and history, which the network answers. None:
-            only the words of the instructions are read.
+            the network is not asked.
+          vectors: of the sentence encoder. None: meaning is not compared.
         """
         answer = None
         if prompts is not None:
@@ -215,16 +230,21 @@ class Ranker:
 
             answer = self._by_batch(len(texts), read)
         words = self.lexical.word_numbers(texts) if self.lexical is not None else None
-        return InstructionInputs(answer, words)
+        return InstructionInputs(answer, words, None if self._semantic is None else vectors)
 
     def instruction_scores(
         self, instruction: InstructionInputs, items: Int[np.ndarray, "N n"]
-    ) -> Float[np.ndarray, "N n 2"]:
+    ) -> Float[np.ndarray, "N n H"]:
         """INSTRUCTION_FEATURES of some items of each request."""
 
         def read(rows: np.ndarray) -> Array:
-            index, lexical = self.generator.index, self._lexical_arrays
-            return instruction_scores(take_rows(instruction, rows), index, lexical, items[rows])
+            return instruction_scores(
+                take_rows(instruction, rows),
+                self.generator.index,
+                self._lexical_arrays,
+                self._semantic,
+                items[rows],
+            )
 
         return self._by_batch(len(items), read)
 

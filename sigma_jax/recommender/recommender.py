@@ -30,6 +30,7 @@ from sigma_jax.reranking.instruction import (
     InstructionInputs,
 )
 from sigma_jax.reranking.reranker import Reranker
+from sigma_jax.reranking.semantic import SemanticArrays
 from sigma_jax.schema import Histories, RequestBatch, Requests
 
 
@@ -84,8 +85,15 @@ class Recommender:
         )
         self._is_active = is_active
         self._active = None if is_active is None else self.generator.mark_active(is_active)
-        self._ranker = Ranker(self.generator, parts.lexical)
+        self._ranker = Ranker(self.generator, parts.lexical, self._semantic_arrays())
         self._tables_of_users = (parts.users, parts.prompt_tables)  # of the last batch
+
+    def _semantic_arrays(self) -> SemanticArrays | None:
+        """The text vectors of the items, where instructions are compared with them."""
+        texts = self.generator.tables.get("text")
+        if self.parts.encoder is None or texts is None:
+            return None
+        return SemanticArrays.make(texts, self.parts.group)
 
     def at_load(self, share: float) -> Recommender:
         """The recommender with beams for `share` of the work; it shares all arrays."""
@@ -148,7 +156,9 @@ class Recommender:
         if users is not batch.users:
             tables = self.parts.prompt_tables.with_users(batch.users)
             self._tables_of_users = (batch.users, tables)
-        return Prompts(**make_prompts(batch.requests, batch.histories, tables))
+        return Prompts(
+            **make_prompts(batch.requests, batch.histories, tables, self.parts.instruction_vectors)
+        )
 
     def sigma(self, options: RecommendOptions) -> str | float:
         """sigma of Eq. 11 under `options`: as configured, or as it was fitted with the reranker."""
@@ -191,6 +201,7 @@ class Recommender:
             instruction=instruction,
             trending=trending,
             weights=reranker.weights.by_task,
+            scale=np.array(reranker.weights.scale, np.float32),
         )
 
     def read_instructions(self, texts: Sequence[str]) -> InstructionInputs | None:
@@ -199,12 +210,13 @@ class Recommender:
         The answer is missing if the network was not trained on instructions without a history.
         """
         can_answer = self.spec.answers_instructions_alone
-        if not can_answer and self.parts.lexical is None:
+        if not can_answer and self.parts.lexical is None and self.parts.encoder is None:
             return None
         distinct, place = np.unique(np.array(texts, object), return_inverse=True)
         distinct = list(distinct)
         prompts = self._instruction_prompts(distinct) if can_answer else None
-        inputs = self._ranker.read_instructions(distinct, prompts)
+        vectors = None if self.parts.encoder is None else self.parts.encoder(distinct)
+        inputs = self._ranker.read_instructions(distinct, prompts, vectors)
         return jax.tree.map(lambda table: table[place.reshape(-1)], inputs)
 
     def _instruction_prompts(self, texts: list[str]) -> Prompts:
@@ -212,10 +224,12 @@ class Recommender:
         nobody = np.full(len(texts), -1, np.int32)
         requests = Requests(nobody, np.zeros(len(texts), np.int64), nobody, nobody, nobody, texts)
         tables = self.parts.prompt_tables
-        return Prompts(**make_prompts(requests, Histories.empty(), tables))
+        return Prompts(
+            **make_prompts(requests, Histories.empty(), tables, self.parts.instruction_vectors)
+        )
 
     def instruction_scores(
         self, instruction: InstructionInputs, items: Int[np.ndarray, "N n"]
-    ) -> Float[np.ndarray, "N n 2"]:
+    ) -> Float[np.ndarray, "N n H"]:
         """INSTRUCTION_FEATURES of some items of each request."""
         return self._ranker.instruction_scores(instruction, items)

@@ -26,6 +26,7 @@ from sigma_jax.reranking.instruction import (
     InstructionScorer,
 )
 from sigma_jax.reranking.lexical import LexicalArrays
+from sigma_jax.reranking.semantic import SemanticArrays
 
 
 @jax.tree_util.register_dataclass
@@ -52,7 +53,9 @@ class RankingInputs:
     instruction: InstructionInputs | None = None
     trending: Float16[Array, "T I G"] | None = None  # shared by the requests
     lexical: LexicalArrays | None = None  # shared by the requests
+    semantic: SemanticArrays | None = None  # shared by the requests
     weights: Float32[Array, "tasks F+G+H"] | None = None  # of the features, by Beams.tasks
+    scale: Float32[Array, " tasks"] | None = None  # of log-probabilities; None: 1
 
     def of_rows(self, rows: Int32[Array, " b"]) -> RankingInputs:
         """The inputs of some requests, on the device.
@@ -93,25 +96,38 @@ class RankingInputs:
             shared = self.trending.at[rows, jnp.maximum(items, 0)].get(mode="clip")
             total += jnp.einsum("BNG,BG->BN", shared.astype(jnp.float32), of_trending)
         if self.instruction is not None:
-            scorer = InstructionScorer.make(self.instruction, self.lexical)
+            scorer = InstructionScorer.make(self.instruction, self.lexical, self.semantic)
             of_instruction = weights[..., -len(INSTRUCTION_FEATURES) :]
             total += jnp.einsum("BNH,BH->BN", scorer.scores(items, products), of_instruction)
         return total
 
 
 def add_scores(
-    log_prob: Float32[Array, "B N"], scores: Float32[Array, "B N"]
+    log_prob: Float32[Array, "B N"],
+    scores: Float32[Array, "B N"],
+    scale: Float32[Array, " B"] | None = None,
+    num_items: int | Int32[Array, ""] = 0,
 ) -> Float32[Array, "B N"]:
-    """Log-probability of each candidate: proportional to p * exp(score), normalised over all items.
+    """Log-probability of each candidate: proportional to (p * exp(score))^scale, over all items.
 
-    The scores of other items are not known, so each gets the lowest score of the candidates. A
-    score that all items share changes nothing.
+    The scores of other items are not known, so each gets the lowest score of the candidates, and
+    all of them get the same p. A score that all items share changes nothing.
+
+    Args:
+      log_prob: log p; -inf where there is no candidate.
+      scale: of each request. None: 1.
+      num_items: items of the catalogue, which a scale other than 1 needs to know.
     """
     is_item = jnp.isfinite(log_prob)
     least = jnp.min(scores, axis=-1, keepdims=True, initial=jnp.inf, where=is_item)
     least = jnp.where(jnp.isfinite(least), least, 0.0)
     total = jax.nn.logsumexp(log_prob, axis=-1, keepdims=True)
-    rest = jnp.log1p(-jnp.minimum(jnp.exp(total), 1 - jnp.finfo(jnp.float32).eps))
+    rest = jnp.log1p(-jnp.minimum(jnp.exp(total), 1 - jnp.finfo(jnp.float32).eps)) + least
     scored = log_prob + scores
-    total = jnp.logaddexp(rest + least, jax.nn.logsumexp(scored, axis=-1, keepdims=True))
+    if scale is not None:
+        factor = scale[:, None]
+        others = jnp.maximum(num_items - is_item.sum(axis=-1, keepdims=True), 1)
+        rest = factor * rest + (1 - factor) * jnp.log(others)
+        scored = factor * scored
+    total = jnp.logaddexp(rest, jax.nn.logsumexp(scored, axis=-1, keepdims=True))
     return scored - total

@@ -9,6 +9,10 @@ by a softmax over the candidates. A feature that raises targets at the cost of t
 higher loss. log p has a weight as well. The stored weights are divided by it, which changes no
 ranking.
 
+The scores then rank well, but their softmax is too sure of itself: it was also asked for items that
+satisfy the instruction. So each task gets a scale, under which the targets are likeliest
+(temperature scaling, Guo et al. 2017, On Calibration of Modern Neural Networks).
+
 Axes: N requests, C candidates of a request, F features.
 """
 
@@ -17,8 +21,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int, Int32
-from scipy.optimize import minimize
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import logsumexp
 
 from sigma_jax.reranking.reranker import FEATURES, RerankerWeights
 from sigma_jax.schema import TASKS, Requests
@@ -28,6 +33,7 @@ SHRINKAGE = 1.0  # towards the network alone, in targets
 TASK_SHRINKAGE = 10.0  # of the weights of a task towards those of all tasks, in targets
 MIN_NETWORK_WEIGHT = 0.05  # least weight of log p, which divides the other weights
 MIN_TARGETS = 30  # least targets among the candidates, and least targets of a task
+LOG_SCALES = (-3.0, 2.0)  # where the scale of log-probabilities is looked for
 ABSENT = -1e4  # log-probability where a request has fewer candidates
 
 Ranked = tuple[Int32[np.ndarray, "N C"], Float32[np.ndarray, "N C"]]  # items, log-probabilities
@@ -56,8 +62,11 @@ def fit_reranker(
     sigmas, lists = list(ranked), list(ranked.values())
     answered = np.flatnonzero((lists[0][0] == requests.target[:, None]).any(axis=1))
     if len(answered) < MIN_TARGETS:
-        zeros = dict.fromkeys(FEATURES, (0.0,) * (len(TASKS) if has_task_head else 1))
-        return RerankerWeights(sigmas[0], zeros), {"reranker_targets": len(answered)}
+        tasks = len(TASKS) if has_task_head else 1
+        weights = RerankerWeights(
+            sigmas[0], dict.fromkeys(FEATURES, (0.0,) * tasks), (1.0,) * tasks
+        )
+        return weights, {"reranker_targets": len(answered)}
     requests = requests.take(answered)
     candidates = np.sort(lists[0][0][answered], axis=1)
     target = (candidates == requests.target[:, None]).argmax(axis=1)
@@ -75,13 +84,52 @@ def fit_reranker(
     if has_task_head:
         by_task, losses = fit_by_task(columns, target, is_satisfying, requests.task, weights)
         metrics["reranker_loss"] = losses.mean()
-    relative = (by_task[:, 1:] / by_task[:, :1]).T.tolist()
+    by_task = by_task / by_task[:, :1]
+    scale = fit_scales(columns, target, requests.task, by_task)
+    relative = by_task[:, 1:].T.tolist()
     relative += [[0.0] * len(by_task)] * (len(FEATURES) - len(relative))
     of = {name: tuple(values) for name, values in zip(FEATURES, relative, strict=True)}
     labels = [f"_{task}" for task in TASKS] if has_task_head else [""]
     for name, values in of.items():
         metrics |= {f"weight_{name}{label}": v for label, v in zip(labels, values, strict=True)}
-    return RerankerWeights(sigma, of), metrics
+    metrics |= {f"scale{label}": v for label, v in zip(labels, scale, strict=True)}
+    return RerankerWeights(sigma, of, scale), metrics
+
+
+def fit_scales(
+    columns: Sequence[Float32[np.ndarray, "N C"]],
+    target: Int32[np.ndarray, " N"],
+    task: Int32[np.ndarray, " N"],
+    by_task: Float64[np.ndarray, "tasks F"],
+) -> tuple[float, ...]:
+    """The scale of each task, or the only one. A task without MIN_TARGETS targets has that of all.
+
+    Args:
+      columns: log p, then the features.
+      target: the column of each target among the candidates.
+      task: the task of each request.
+      by_task: the weights of each task, or of all tasks in one row; that of log p is 1.
+    """
+    of_request = task if len(by_task) > 1 else np.zeros_like(task)
+    scores = sum(column * by_task[of_request, place, None] for place, column in enumerate(columns))
+    common = fit_scale(scores, target)
+    return tuple(
+        fit_scale(scores[here], target[here])
+        if (here := of_request == number).sum() >= MIN_TARGETS
+        else common
+        for number in range(len(by_task))
+    )
+
+
+def fit_scale(scores: Float[np.ndarray, "N C"], target: Int32[np.ndarray, " N"]) -> float:
+    """The factor of `scores` under which their softmax gives the targets the least log-loss."""
+    rows = np.arange(len(target))
+
+    def loss(log_scale: float) -> float:
+        logits = scores * np.exp(log_scale)
+        return float((logsumexp(logits, axis=1) - logits[rows, target]).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=LOG_SCALES, method="bounded").x))
 
 
 def satisfies_instruction(

@@ -1,6 +1,6 @@
 """Instruction features: how well an item fits the instruction alone, without the user.
 
-Habits raise the items that the user likes, and the instruction may ask for others. Two features
+Habits raise the items that the user likes, and the instruction may ask for others. Four features
 correct that.
 
 For the first, the network reads the instruction of a user without history or profile. With the
@@ -17,11 +17,11 @@ are those of lexical.py:
 
     lexical_match(i) = (sum of w of i's words / the largest such sum - 1) * trust in the surest word
 
-It is 0 for all items if no item has any of the words. Both features are computed for candidates
-only.
+It is 0 for all items if no item has any of the words. Two more compare the item with the meaning of
+the instruction (semantic.py). All features are computed for candidates only.
 
 Axes: B requests, I items, N candidates, n words of a request, W words of an item, V words, D
-dimensions.
+dimensions, E dimensions of the sentence encoder, H features.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ from sigma_jax.losses import cosines, map_row_chunks
 from sigma_jax.models.network import RecommenderNetwork, Tables
 from sigma_jax.models.qwen3 import causal_mask
 from sigma_jax.reranking.lexical import LexicalArrays
+from sigma_jax.reranking.semantic import SEMANTIC_FEATURES, SemanticArrays
 
-INSTRUCTION_FEATURES = ("instruction_score", "lexical_match")
+INSTRUCTION_FEATURES = ("instruction_score", "lexical_match", *SEMANTIC_FEATURES)
 TOLERANCE = 1.0  # log p by which an item may be less likely than a typical answer
 
 
@@ -60,10 +61,11 @@ class InstructionAnswer:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class InstructionInputs:
-    """The instructions alone, as read by the network and by their words. None: the feature is 0."""
+    """The instructions alone: read by the network, by words, by meaning. None: the feature is 0."""
 
     answer: InstructionAnswer | None
     words: Int32[Array, "B n"] | None  # LexicalTable.word_numbers
+    vectors: Float32[Array, "B E"] | None = None  # of the sentence encoder
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
@@ -104,6 +106,7 @@ def read_answer(
       temperature: tau.
     """
     mask = causal_mask(prompts.is_token.astype(jnp.int32))
+    tables = prompts.with_instructions(tables)
     hidden, _ = network(prompts.tokens, prompts.items, prompts.positions, mask, tables)
     last = hidden[jnp.arange(len(hidden)), prompts.lengths - 1][:, None]
     query = network.item_head_vector(last, prompts.items, prompts.is_token[:, None], tables)[:, 0]
@@ -130,21 +133,35 @@ class InstructionScorer:
     weights: Float32[Array, "V B"] | None
     best: Float32[Array, " B"] | None  # largest summed weight of any item
     trust: Float32[Array, " B"] | None  # in the surest word of the instruction
+    semantic: SemanticArrays | None = None
+    vectors: Float32[Array, "B E"] | None = None
 
     @classmethod
-    def make(cls, inputs: InstructionInputs, lexical: LexicalArrays | None) -> InstructionScorer:
-        """The scorer of a batch; `lexical` is needed where `inputs` has words."""
+    def make(
+        cls,
+        inputs: InstructionInputs,
+        lexical: LexicalArrays | None,
+        semantic: SemanticArrays | None = None,
+    ) -> InstructionScorer:
+        """The scorer of a batch.
+
+        Args:
+          lexical: needed where `inputs` has words.
+          semantic: needed where `inputs` has vectors.
+        """
+        meaning = (semantic, inputs.vectors)
         if inputs.words is None:
-            return cls(inputs.answer, None, None, None, None)
+            return cls(inputs.answer, None, None, None, None, *meaning)
         requests = jnp.arange(inputs.words.shape[0])[:, None]
         weights = jnp.zeros((lexical.weights.shape[0], inputs.words.shape[0]), jnp.float32)
         weights = weights.at[inputs.words, requests].set(lexical.weights[inputs.words])
         trust = lexical.trust[inputs.words].max(axis=1)
-        return cls(inputs.answer, lexical, weights, _best_sum(weights, lexical.of_items), trust)
+        best = _best_sum(weights, lexical.of_items)
+        return cls(inputs.answer, lexical, weights, best, trust, *meaning)
 
     def scores(
         self, items: Int32[Array, "B N"], products: Float[Array, "B N"] | None
-    ) -> Float32[Array, "B N 2"]:
+    ) -> Float32[Array, "B N H"]:
         """INSTRUCTION_FEATURES of each candidate. Item -1 gets the words of item 0.
 
         Args:
@@ -157,7 +174,10 @@ class InstructionScorer:
             total, best = self._summed_weights(jnp.maximum(items, 0)), self.best[:, None]
             match = (total - best) / jnp.maximum(best, 1e-9) * self.trust[:, None]
             match = jnp.where(best > 0, match, 0)
-        return jnp.stack([score, match], axis=-1)
+        meaning = jnp.zeros((*items.shape, len(SEMANTIC_FEATURES)), jnp.float32)
+        if self.vectors is not None:
+            meaning = self.semantic.scores(self.vectors, items)
+        return jnp.concatenate([jnp.stack([score, match], axis=-1), meaning], axis=-1)
 
     def _summed_weights(self, items: Int32[Array, "B N"]) -> Float32[Array, "B N"]:
         """The summed weights of the instruction's words in each item's text."""
@@ -174,10 +194,11 @@ def instruction_scores(
     inputs: InstructionInputs,
     index: DeviceIndex,
     lexical: LexicalArrays | None,
+    semantic: SemanticArrays | None,
     items: Int32[Array, "B N"],
-) -> Float32[Array, "B N 2"]:
+) -> Float32[Array, "B N H"]:
     """INSTRUCTION_FEATURES of some items of each request."""
-    scorer = InstructionScorer.make(inputs, lexical)
+    scorer = InstructionScorer.make(inputs, lexical, semantic)
     has_answer = inputs.answer is not None
     return scorer.scores(
         items, index.products(inputs.answer.queries, items) if has_answer else None

@@ -10,6 +10,8 @@ There are history features (relations.py), trending features (trending.py) and i
 (instruction.py). fit.py fits their weights. If nobody buys an item twice, the weight of
 `repeat_count` is far below 0. If people buy the same milk every week, it is above 0.
 
+At last the log-probabilities are multiplied by a scale that makes them true: see fit.py.
+
 A user who asks for something new wants the usual items least of all. So a network with a task head
 has weights for each task. They are mixed by the probability of the tasks.
 
@@ -59,6 +61,9 @@ class RerankerWeights:
 
     sigma: str | float
     of: dict[str, tuple[float, ...]]
+    # By what the log-probabilities of a request are multiplied, so that a printed probability is
+    # how often such an item is the one that is taken (fit.fit_scale). It changes no ranking.
+    scale: tuple[float, ...]
 
     @property
     def by_task(self) -> Float32[np.ndarray, "tasks F"]:
@@ -134,7 +139,8 @@ class Reranker:
         try:
             stored = json.loads((folder / "reranker.json").read_text())
             of = {name: tuple(map(float, stored["of"][name])) for name in FEATURES}
-            return cls(RerankerWeights(stored["sigma"], of), FeatureTables.load(folder))
+            weights = RerankerWeights(stored["sigma"], of, tuple(map(float, stored["scale"])))
+            return cls(weights, FeatureTables.load(folder))
         except DAMAGE as error:
             raise ValueError(
                 f"{folder}: reranker.json or an .npz beside it is damaged or of another version "

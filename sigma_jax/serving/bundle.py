@@ -10,7 +10,7 @@ model/                   manifest.json and the files that no item changes:
   reranker/              weights and tables of the reranker (reranking/reranker.py)
   tokenizer/             codebooks and encoder: vectors to SIDs
   encoder/               texts to vectors, from the stage grounding
-  sentence_encoder/      in its place, a copy of the model of data.text_encoder
+  sentence_encoder/      a copy of the model of data.text_encoder
   items.json             how columns of an item become its text, the mean text vector, and the
                          slot values that instructions may ask for
 catalogue/NUMBER/        a version of the catalogue (serving/catalogue_version.py)
@@ -30,6 +30,8 @@ from orbax.checkpoint import v1 as ocp
 
 from sigma_jax.data.config import TextConfig
 from sigma_jax.data.vectors import item_vectors
+from sigma_jax.encoders.find import find_encoder
+from sigma_jax.encoders.instructions import encoder_in
 from sigma_jax.generation.generator import all_item_vectors, prefix_depth
 from sigma_jax.index.host_index import HostIndex
 from sigma_jax.index.scann_searcher import HAS_SCANN
@@ -103,14 +105,14 @@ def _write_model(
     (folder / "tokenizer").mkdir()
     for name in ("codebooks.npy", "weights.safetensors", "tokenizer.json"):
         shutil.copy(workdir / "tokenizer" / name, folder / "tokenizer")
-    text_encoder = read_manifest(workdir, "data").config["data"]["text_encoder"]
+    sentence_encoder = read_manifest(workdir, "data").metrics["sentence_encoder"]
     if (workdir / "grounding").exists():
         (folder / "encoder").mkdir()
         for name in ("encoder.json", "weights.safetensors"):
             shutil.copy(workdir / "grounding" / name, folder / "encoder")
         shutil.copytree(workdir / "grounding" / "backbone", folder / "encoder" / "backbone")
-    elif text_encoder and Path(text_encoder).is_dir():
-        shutil.copytree(text_encoder, folder / "sentence_encoder")
+    if sentence_encoder:
+        shutil.copytree(find_encoder(sentence_encoder), folder / "sentence_encoder")
     items = _items_json(workdir, data, parts)
     (folder / "items.json").write_text(json.dumps(items, ensure_ascii=False))
     return {}
@@ -138,7 +140,6 @@ def _items_json(workdir: Path, data: PreparedData, parts: RecommenderParts) -> d
     return {
         "text": settings["text"] | {"columns": list(columns)},
         "are_numbers": columns,
-        "text_encoder": settings["text_encoder"],  # a folder, or a name on the Hugging Face hub
         "has_sessions": has_sessions,
         "session_gap": settings["split"]["session_gap_seconds"] if has_sessions else 0,
         "text_mean": vectors["text"].mean(axis=0).tolist() if "text" in vectors else None,
@@ -339,11 +340,13 @@ class Bundle:
             vectors | shapes,
             reranker,
             version.lexical,
+            encoder_in(folder / "sentence_encoder") if spec.has_instructions else None,
             rows,
         )
         # Beam search reads the trie instead of the codes of items.
         tables = {k: v for k, v in parts.tables.items() if k not in ("codes", "prefix")}
-        return dataclasses.replace(parts, tables=tables)
+        group = np.pad(parts.group, (0, capacity - len(parts.group)), constant_values=-1)
+        return dataclasses.replace(parts, tables=tables, group=group)
 
     def data(self, version: Version) -> PreparedData:
         """The catalogue of `version` as prepared data without users."""

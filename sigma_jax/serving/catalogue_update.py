@@ -27,7 +27,7 @@ from sigma_jax.data import database, sentences, text
 from sigma_jax.data.sources.files import open_table
 from sigma_jax.data.tables import Checker, Tables, as_text
 from sigma_jax.data.vectors import join_vectors, unit_rows
-from sigma_jax.encoders.find import load_encoder as load_sentence_encoder
+from sigma_jax.encoders.sentence_encoder import SentenceEncoder
 from sigma_jax.generation.generator import all_item_vectors
 from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.index.scann_searcher import top_rows
@@ -246,7 +246,7 @@ def _vectors_of(
             raise ValueError(f"{name} vectors are not finite; make them again.")
         known[name] = np.asarray(vectors, np.float32)
     if "text" in before.vectors and "text" not in known:
-        known["text"] = text_encoder(bundle)(items["text"].to_pylist())
+        known["text"] = text_encoder(bundle, before)(items)
     if not known:
         raise ValueError(
             f"new items need {' or '.join(before.vectors)} vectors, since the export has no text "
@@ -260,20 +260,31 @@ def _vectors_of(
     return {name: known[name] for name in before.vectors}, neighbours
 
 
-def text_encoder(bundle: Bundle) -> Callable[[list[str]], Float32[np.ndarray, "n D"]]:
-    """The encoder of item texts that the training used. ValueError if the export has none."""
+def text_encoder(
+    bundle: Bundle, before: Version
+) -> Callable[[pa.Table], Float32[np.ndarray, "n D"]]:
+    """Items (see `read_items`) to text vectors, as in the training.
+
+    ValueError if the export has no encoder.
+    """
     folder = bundle.folder / "model"
     if (folder / "encoder").exists():
-        return load_encoder(folder / "encoder")
-    given = folder / "sentence_encoder"
-    name = str(given) if given.exists() else bundle.items["text_encoder"]
-    if not name:
+        encode_texts = load_encoder(folder / "encoder")
+        return lambda items: encode_texts(items["text"].to_pylist())
+    if not (folder / "sentence_encoder").exists():
         raise ValueError(
             "the training got its text vectors from a file; give those of the new items as "
             "--text_vectors."
         )
-    encode = load_sentence_encoder(name).encode
-    return lambda texts: encode([sentences.sentence(text) for text in texts])
+    encode = SentenceEncoder.load(folder / "sentence_encoder").encode
+    has_categories = len(before.catalogue.categories) > 0
+
+    def vectors(items: pa.Table) -> Float32[np.ndarray, "n D"]:
+        columns = {name: items[name].to_pylist() for name in ("text", "title", "category")}
+        categories = columns["category"] if has_categories else None
+        return sentences.text_vectors(encode, columns["text"], columns["title"], categories)
+
+    return vectors
 
 
 def nearest_rows(

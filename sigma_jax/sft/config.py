@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.models.backbone import BackboneConfig
@@ -112,6 +113,11 @@ class SftConfig:
     def temperature(self) -> float:
         """tau of Eq. 5, which equals tau of Eq. 11."""
         return self.generation.temperature
+
+    def with_layout(self, **changes: Any) -> SftConfig:
+        """The config with other fields of the prompts' layout."""
+        layout = dataclasses.replace(self.prompt.layout, **changes)
+        return dataclasses.replace(self, prompt=dataclasses.replace(self.prompt, layout=layout))
 
     @property
     def spec(self) -> RecommenderSpec:

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, Int64
 from sigma_jax import metrics
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.data.vectors import item_vectors
+from sigma_jax.encoders.instructions import InstructionEncoder, encoder_of_workdir
 from sigma_jax.generation.generator import all_item_vectors
 from sigma_jax.generation.head_weights import (
     HEAD_WEIGHTS,
@@ -36,6 +37,7 @@ from sigma_jax.models.network import RecommenderNetwork
 from sigma_jax.models.weights import copy_weights
 from sigma_jax.prompts.config import PromptConfig
 from sigma_jax.prompts.inference import make_prompts
+from sigma_jax.prompts.instruction_pool import InstructionPool, pool_settings, write_pool
 from sigma_jax.prompts.packing import batches
 from sigma_jax.prompts.records import RECORDS, record_settings, write_records
 from sigma_jax.prompts.sampling import contexts_that_fit
@@ -52,6 +54,7 @@ from sigma_jax.recommender.parts import (
     RERANKER,
     WEIGHTS,
     RecommenderParts,
+    item_groups,
     lexical_table,
     save_network,
 )
@@ -67,6 +70,8 @@ from sigma_jax.sft.loss import recommender_loss
 from sigma_jax.sft.negatives import negative_tables
 from sigma_jax.tasks.constraints import Constraints, allowed_items
 from sigma_jax.tasks.requests import sample_requests
+
+POOL = "instructions"  # artifact: the instructions of training with their sentence vectors
 
 
 class SftTask:
@@ -96,6 +101,10 @@ class SftTask:
         self.semantic_ids = SemanticIds.load(workdir / "tokenizer")
         config.prompt.layout.check(self.semantic_ids.levels)
         self.vectors = item_vectors(workdir, len(self.data.catalogue))
+        self.encoder = self._instruction_encoder()
+        if self.encoder is None and config.prompt.layout.has_instruction_vectors:
+            config = config.with_layout(instruction="tokens")
+            self.config = config
         self.backbone = config.backbone
         if config.starts_from_grounding:
             self.backbone = grounded_backbone(config.backbone, workdir)
@@ -103,13 +112,48 @@ class SftTask:
         self.records = write_record_shards(
             self.data, config.prompt, workdir, seed, has_validation_rows
         )
+        self.pool = self._instruction_pool()
         self.prompt = config.prompt
         if not config.prompt.packing.contexts_per_group:
             contexts = contexts_that_fit(
-                self.records, self.data, self.semantic_ids, config.prompt, self.vocab_size
+                self.records,
+                self.data,
+                self.semantic_ids,
+                config.prompt,
+                self.vocab_size,
+                self.pool,
             )
             packing = dataclasses.replace(config.prompt.packing, contexts_per_group=contexts)
             self.prompt = dataclasses.replace(config.prompt, packing=packing)
+
+    def _instruction_encoder(self) -> InstructionEncoder | None:
+        """The encoder of the data; None if it has none, or the model reads no instructions."""
+        if not self.config.prompt.has_instructions:
+            return None
+        encoder = encoder_of_workdir(self.workdir)
+        if encoder is None and self.config.prompt.layout.has_instruction_vectors:
+            logging.info("sft: instructions are read as tokens: the data has no sentence encoder")
+        return encoder
+
+    def _instruction_pool(self) -> InstructionPool | None:
+        """The instructions of training, where their sentence vectors are read."""
+        prompt = self.config.prompt
+        if self.encoder is None or not prompt.layout.has_instruction_vectors:
+            return None
+        inputs = {"data": read_json(self.data.folder / "manifest.json")["fingerprint"]}
+        recipe = Recipe(pool_settings(prompt), inputs, self.seed)
+
+        def make() -> None:
+            if not is_current(self.workdir, POOL, recipe):
+                write_artifact(
+                    self.workdir,
+                    POOL,
+                    recipe,
+                    lambda folder: write_pool(self.data, prompt, self.encoder, folder, self.seed),
+                )
+
+        hosts.by_first(make)
+        return InstructionPool.load(self.workdir / POOL)
 
     @property
     def batch_rows(self) -> int:
@@ -127,6 +171,7 @@ class SftTask:
             self.seed,
             self.batch_rows,
             rows,
+            self.pool,
         )
 
     @property
@@ -162,6 +207,8 @@ class SftTask:
         satisfies.
         """
         tables = self.frozen_tables()
+        if self.pool is not None:
+            tables["instructions"] = np.asarray(self.pool.vectors)
         popularity = np.asarray(self.data.catalogue.popularity)
         is_cold = (popularity == 0) & (not self.config.has_cold_negatives)
         tables |= negative_tables(tables["prefix"], is_cold)
@@ -225,6 +272,8 @@ class SftTask:
             self.data.users,
             reranker,
             lexical,
+            self.encoder,
+            item_groups(self.data.catalogue, self.semantic_ids),
         )
 
     @functools.cached_property
@@ -248,7 +297,12 @@ class SftTask:
         fitted = fit_head_weights(
             model,
             tables,
-            make_prompts(batch.requests, batch.histories, self.prompt_tables),
+            make_prompts(
+                batch.requests,
+                batch.histories,
+                self.prompt_tables,
+                self.encoder if prompt.layout.has_instruction_vectors else None,
+            ),
             batch.requests.target,
             prompt.layout.sid_generated,
             prompt.layout.item_query,

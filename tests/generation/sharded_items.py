@@ -63,7 +63,7 @@ def check(depth: int, has_item_head: bool, mesh) -> None:
             features=features,
             trending=table,
             instruction=on_one,
-            weights=np.array([[1.0, 0.5, 2.0, 5.0]], np.float32),
+            weights=np.array([[1.0, 0.5, 2.0, 5.0, 0.0, 0.0]], np.float32),
         ),
     ]
     is_active = rng.random(NUM_ITEMS) < 0.5

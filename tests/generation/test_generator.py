@@ -290,7 +290,7 @@ def test_a_large_catalogue_is_searched_and_gives_the_lists_of_a_small_one(monkey
         features=features,
         instruction=ranker.read_instructions(["red b", "number7", ""], small_batch(seed=5)),
         trending=rng.normal(0, 1, (3, NUM_ITEMS, 1)).astype(np.float16),
-        weights=np.array([[1.0, 0.5, 0.7, 2.0]], np.float32),
+        weights=np.array([[1.0, 0.5, 0.7, 2.0, 0.0, 0.0]], np.float32),
     )
     inputs = [RankingInputs(), RankingInputs(seen=reranked.seen), reranked]
     active = ranker.generator.mark_active(rng.random(NUM_ITEMS) < 0.6)
@@ -319,7 +319,7 @@ def test_feature_weights_are_those_of_the_task_that_the_network_reads():
     rng = np.random.default_rng(1)
     values = rng.normal(0, 1, (3, NUM_ITEMS, 2)).astype(np.float32)
     items = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (3, 1))
-    weights = rng.normal(0, 2, (len(TASKS), 6)).astype(np.float32)
+    weights = rng.normal(0, 2, (len(TASKS), 8)).astype(np.float32)
     table = rng.normal(size=(4, NUM_ITEMS, 2)).astype(np.float16)  # requests share it
     rows = np.array([3, 0, 3], np.int32)
     instruction = ranker.read_instructions([""] * 3, small_batch(seed=7))

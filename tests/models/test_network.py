@@ -30,7 +30,7 @@ def embed(model, tokens, items, tables):
 def test_token_space_is_without_holes_or_overlap():
     space = TokenSpace(VOCABULARY, LEVELS, CODES)
     ids = [space.code(level, code) for level in range(LEVELS) for code in range(CODES)]
-    ids += [space.item_slot, space.query]
+    ids += [space.item_slot, space.query, space.instruction]
     assert ids == list(range(VOCABULARY, VOCABULARY + space.table_size))
 
 
@@ -187,5 +187,26 @@ def test_the_query_token_carries_the_code_before_it():
     model, tables = recommender()
     tokens = jnp.array([[2, model.space.code(0, 3), model.space.query]])
     embedded = np.asarray(embed(model, tokens, np.full((1, 3), -1), tables))[0]
-    query = np.asarray(model.sid_table[...])[-1]
+    query = np.asarray(model.sid_table[...])[model.space.query - VOCABULARY]
     np.testing.assert_allclose(embedded[2], query + embedded[1], atol=1e-6)
+
+
+def test_an_instruction_slot_is_read_as_an_item_with_that_text_alone():
+    """Shared vectors and vectors of each prompt give the same; other slots do not change."""
+    model, tables = recommender()
+    rng = np.random.default_rng(4)
+    vectors = rng.normal(size=(3, 8)).astype(np.float32)
+    tokens = jnp.array([[3, model.space.instruction, model.space.item_slot]] * 2)
+    items = jnp.array([[-1, -2, 7], [-1, -4, 7]])
+    found = embed(model, tokens, items, {**tables, "instructions": vectors})
+    each = np.stack([vectors, vectors])
+    np.testing.assert_allclose(
+        found, embed(model, tokens, items, {**tables, "instructions": each}), atol=1e-6
+    )
+    without = embed(model, tokens, jnp.array([[-1, -1, 7]] * 2), tables)
+    np.testing.assert_allclose(found[:, [0, 2]], without[:, [0, 2]], atol=1e-6)
+    only_text = {"id": 0 * tables["id"], "text": np.pad(vectors, ((0, 27), (0, 0)))}
+    as_item = model.item_vectors(jnp.array([0, 2]), only_text)
+    scale = model.config.item_encoder.fused_width**0.5
+    expected = without[:, 1] + scale * as_item @ model.up_projection[...]
+    np.testing.assert_allclose(found[:, 1], expected, atol=1e-5)

@@ -83,6 +83,7 @@ def test_without_a_query_token_history_supervision_needs_no_branch(shop, semanti
         history=np.array([5, 8], np.int32),
         session=np.array([0, 1], np.int32),
         instruction=[none, none, words],
+        instruction_row=np.full(3, -1, np.int32),
         attach=np.array([1, 1, 2], np.int32),
         target=np.array([8, 6, 4], np.int32),
         task=numbers,

@@ -27,6 +27,21 @@ def test_scores_multiply_probabilities_as_in_float64_also_at_the_extremes():
     assert (np.asarray(nothing) == -np.inf).all()
 
 
+def test_a_scale_makes_probabilities_flatter_and_keeps_their_order():
+    """Items that are no candidates share their probability equally before the scale."""
+    rng = np.random.default_rng(1)
+    prob = rng.dirichlet(np.ones(12), 3)
+    log_p = np.log(prob[:, :8])  # 4 of 12 items are no candidates
+    scores, scale = np.zeros((3, 8)), np.array([0.5, 1.0, 2.0])
+    found = add_scores(*(jnp.asarray(values, jnp.float32) for values in (log_p, scores, scale)), 12)
+    others = np.repeat((1 - prob[:, :8].sum(axis=1, keepdims=True)) / 4, 4, axis=1)
+    whole = np.concatenate([prob[:, :8], others], axis=1) ** scale[:, None]
+    np.testing.assert_allclose(
+        np.exp(found), whole[:, :8] / whole.sum(axis=1, keepdims=True), rtol=1e-4
+    )
+    np.testing.assert_array_equal(np.argsort(found, axis=1), np.argsort(log_p, axis=1))
+
+
 def test_a_batch_has_extra_candidates_as_wide_as_its_own_requests_need():
     extra = np.full((3, 4_096), -1, np.int32)
     extra[0, :3_000], extra[1, :70], extra[2, :10] = np.arange(3_000), np.arange(70), np.arange(10)

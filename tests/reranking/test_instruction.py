@@ -13,6 +13,7 @@ from small_recommender import NUM_ITEMS, WORDS, recommender
 from sigma_jax.generation import prefix_scores
 from sigma_jax.reranking import instruction as instruction_module
 from sigma_jax.reranking.features import ItemFeatures, RankingInputs
+from sigma_jax.reranking.semantic import SEMANTIC_FEATURES
 
 NO_TEXTS = [""] * 3  # for rankers without a lexical table
 CONFIG = dataclasses.replace(SMALL, num_beams=30, num_retrieved=NUM_ITEMS, sigma=1.0, batch_size=2)
@@ -54,7 +55,7 @@ def test_instruction_score_enters_the_ranking_with_its_weight(rankers):
     inputs = RankingInputs(
         features=no_features(3),
         instruction=ranker.read_instructions(NO_TEXTS, instructions),
-        weights=np.array([[0.5, 0.5, 0.7, 2.0]], np.float32),
+        weights=np.array([[0.5, 0.5, 0.7, 2.0, 0.0, 0.0]], np.float32),
     )
     plain, found = variants(ranker, batch(), NUM_ITEMS, [RankingInputs(), inputs])
     expected = naive(whole, instructions)
@@ -88,13 +89,13 @@ def test_lexical_match_raises_the_items_that_have_the_words(depth, is_answered):
     texts = ["find b for me", "red number7", "surprise me"]
     instruction = ranker.read_instructions(texts, batch(seed=5) if is_answered else None)
     items = np.random.default_rng(0).permuted(np.tile(np.arange(NUM_ITEMS), (3, 1)), axis=1)
-    answer, words = np.moveaxis(ranker.instruction_scores(instruction, items), -1, 0)
+    answer, words, *_ = np.moveaxis(ranker.instruction_scores(instruction, items), -1, 0)
     assert answer.any() == is_answered
     trust = WORDS.trust[WORDS.numbers["b"]]
     np.testing.assert_allclose(words[0], np.where(items[0] % 3 == 1, 0, -trust), atol=1e-6)
     np.testing.assert_array_equal(words[1] == 0, items[1] == 7)
     np.testing.assert_array_equal(words[2], 0)
-    weights = np.array([[0.0, 0.0, 0.0, 100.0]], np.float32)
+    weights = np.array([[0.0, 0.0, 0.0, 100.0, 0.0, 0.0]], np.float32)
     inputs = RankingInputs(features=no_features(3), instruction=instruction, weights=weights)
     plain, found = variants(ranker, batch(), NUM_ITEMS, [RankingInputs(), inputs])
     assert (found.items[0, : NUM_ITEMS // 3] % 3 == 1).all() and found.items[1, 0] == 7
@@ -119,7 +120,7 @@ def test_an_item_that_a_feature_raises_is_a_candidate_at_any_distance(depth, fea
     features = ItemFeatures(items.astype(np.int32), np.ones((3, 2, 1), np.float32), rows)
     table = np.zeros((3, NUM_ITEMS, 1), np.float16)
     table[rows, [11, 23, 5]] = 1
-    weights = np.zeros((1, len(FEATURES)), np.float32)
+    weights = np.zeros((1, len(FEATURES) + len(SEMANTIC_FEATURES)), np.float32)
     weights[0, FEATURES.index(feature)] = 300
     firsts, scores = [], []
     for retrieved, how in ((NUM_ITEMS, "exact"), (2, retrieval)):

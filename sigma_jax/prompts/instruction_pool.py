@@ -1,0 +1,85 @@
+"""The instructions of training with their sentence vectors, made once and drawn from.
+
+Encoding every drawn instruction would take longer than the training. So each query, category and
+theme gets a few sentences (tasks/composition.py), which are encoded before the first step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from absl import logging
+from jaxtyping import Float32, Int64
+
+from sigma_jax.prompts.config import PromptConfig
+from sigma_jax.schema import TASKS, PreparedData, read_arrow, read_npy, write_arrow
+from sigma_jax.tasks.composition import composed_instructions
+
+TEXTS_AT_ONCE = 16_384
+
+Encode = Callable[[Sequence[str]], Float32[np.ndarray, "N E"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class InstructionPool:
+    """P instructions, those of one task and slot value in a row."""
+
+    texts: pa.Array
+    vectors: Float32[np.ndarray, "P E"]  # unit length
+    offsets: Int64[np.ndarray, " G+1"]  # of the G pairs of a task and a slot value
+    place: Mapping[tuple[int, int], int]  # task and slot value -> number of the pair
+
+    def rows(self, task: str, slot_value: int) -> range:
+        """The instructions of a task and a slot value; slot value 0 where the task has no slot."""
+        number = self.place[TASKS.index(task), slot_value]
+        return range(int(self.offsets[number]), int(self.offsets[number + 1]))
+
+    @classmethod
+    def load(cls, folder: Path) -> InstructionPool:
+        """The pool that `write_pool` wrote. ValueError if a file is missing or damaged."""
+        table = read_arrow(folder / "instructions.arrow")
+        pairs = read_npy(folder / "pairs.npy", 2)
+        place = {(int(task), int(value)): n for n, (task, value, _) in enumerate(pairs)}
+        offsets = np.concatenate([[0], np.cumsum(pairs[:, 2])]).astype(np.int64)
+        vectors = read_npy(folder / "vectors.npy", 2)
+        return cls(table["text"].combine_chunks(), vectors, offsets, place)
+
+
+def pool_settings(config: PromptConfig) -> dict[str, Any]:
+    """The settings that decide the content of a pool."""
+    return {
+        "wordings": {task: list(texts) for task, texts in config.wordings.items()},
+        "mixture.instruction_variants": config.mixture.instruction_variants,
+        "mixture.wording_dropout": config.mixture.wording_dropout,
+    }
+
+
+def write_pool(
+    data: PreparedData, config: PromptConfig, encode: Encode, folder: Path, seed: int
+) -> dict[str, int]:
+    """Writes the pool of `data` into `folder`. Returns {"instructions": their number}."""
+    texts: list[str] = []
+    pairs: list[tuple[int, int, int]] = []
+    mixture = config.mixture
+    for task, slot_value, sentences in composed_instructions(
+        data, config.wordings, mixture.instruction_variants, mixture.wording_dropout, seed
+    ):
+        texts += sentences
+        pairs.append((task, slot_value, len(sentences)))
+    np.save(folder / "pairs.npy", np.array(pairs, np.int32).reshape(-1, 3))
+    write_arrow(pa.table({"text": pa.array(texts, pa.string())}), folder / "instructions.arrow")
+    out = None
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        vectors = encode(texts[start : start + TEXTS_AT_ONCE])
+        if out is None:
+            shape = (len(texts), vectors.shape[1])
+            out = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, shape)
+        out[start : start + len(vectors)] = vectors
+        logging.info("sft: %d of %d instructions encoded", start + len(vectors), len(texts))
+    out.flush()
+    return {"instructions": len(texts)}
