@@ -39,6 +39,11 @@ class InstructionPool:
         number = self.place[TASKS.index(task), slot_value]
         return range(int(self.offsets[number]), int(self.offsets[number + 1]))
 
+    @property
+    def group(self) -> Int64[np.ndarray, " P"]:
+        """The number of the pair of each instruction: those of one pair ask for the same."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
     @classmethod
     def load(cls, folder: Path) -> InstructionPool:
         """The pool that `write_pool` wrote. ValueError if a file is missing or damaged."""

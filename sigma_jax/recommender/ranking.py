@@ -83,8 +83,9 @@ def rank(
                 products = index.all_products(queries)
             else:
                 products = index.products(queries, candidates.items)
-        scores = inputs.scores(candidates.items, products, beams.tasks)
-        scale = None if inputs.scale is None else beams.tasks @ inputs.scale
+        shares = inputs.shares(beams.tasks)
+        scores = inputs.scores(candidates.items, products, shares)
+        scale = None if inputs.scale is None else shares @ inputs.scale
         scores = jnp.where(candidates.items >= 0, scores, 0.0)
         log_probs = add_scores(log_probs, scores, scale, index.leaf_start[-1])
     merge = fusion.best_of_sorted if candidates.is_catalogue else fusion.merge

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from sigma_jax.data.vectors import unit_rows
 from sigma_jax.generation.beam import Prompts
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.generator import Generator, prefix_depth
@@ -202,7 +203,16 @@ class Recommender:
             trending=trending,
             weights=reranker.weights.by_task,
             scale=np.array(reranker.weights.scale, np.float32),
+            novelty=self._novelty(batch.requests.instruction),
         )
+
+    def _novelty(self, texts: Sequence[str]) -> Float[np.ndarray, " N"] | None:
+        """How novel each instruction is; None where the reranker has no weights for novel ones."""
+        novelty = self.parts.reranker.novelty
+        if novelty is None or self.parts.encoder is None:
+            return None
+        distinct, place = np.unique(np.array(texts, object), return_inverse=True)
+        return novelty(unit_rows(self.parts.encoder(list(distinct))))[place.reshape(-1)]
 
     def read_instructions(self, texts: Sequence[str]) -> InstructionInputs | None:
         """The network's answer to each instruction alone, and its words; None without both.

@@ -16,6 +16,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float16, Float32, Int32
 
 from sigma_jax.generation.generator import take_rows
@@ -27,6 +28,10 @@ from sigma_jax.reranking.instruction import (
 )
 from sigma_jax.reranking.lexical import LexicalArrays
 from sigma_jax.reranking.semantic import SemanticArrays
+from sigma_jax.schema import TASKS
+from sigma_jax.tasks.instructions import SLOTS
+
+HAS_SLOT = np.array([task in SLOTS for task in TASKS], np.float32)
 
 
 @jax.tree_util.register_dataclass
@@ -56,6 +61,8 @@ class RankingInputs:
     semantic: SemanticArrays | None = None  # shared by the requests
     weights: Float32[Array, "tasks F+G+H"] | None = None  # of the features, by Beams.tasks
     scale: Float32[Array, " tasks"] | None = None  # of log-probabilities; None: 1
+    # Where `weights` has a last row for novel instructions: how novel each is (novelty.py).
+    novelty: Float32[Array, " B"] | None = None
 
     def of_rows(self, rows: Int32[Array, " b"]) -> RankingInputs:
         """The inputs of some requests, on the device.
@@ -63,7 +70,7 @@ class RankingInputs:
         `extra` is as wide as these requests need. One request of an evaluation may have 4,000 extra
         candidates where most have 1,500.
         """
-        names = ("seen", "features", "instruction")
+        names = ("seen", "features", "instruction", "novelty")
         parts = {name: take_rows(getattr(self, name), rows) for name in names}
         if self.extra is not None:
             extra = self.extra[rows]
@@ -71,20 +78,35 @@ class RankingInputs:
             parts["extra"] = jnp.asarray(extra[:, :width])
         return dataclasses.replace(self, **parts)
 
+    def shares(self, tasks: Float32[Array, "B t"]) -> Float32[Array, "B tasks"]:
+        """The share of each row of `weights` in each request.
+
+        A novel instruction moves the share of the tasks with a slot to the last row.
+
+        Args:
+          tasks: probability that the instruction is of each task (Beams.tasks).
+        """
+        if self.novelty is None:
+            return tasks
+        novel = self.novelty[:, None] * jnp.asarray(HAS_SLOT)
+        return jnp.concatenate(
+            [tasks * (1 - novel), (tasks * novel).sum(axis=1, keepdims=True)], axis=1
+        )
+
     def scores(
         self,
         items: Int32[Array, "B N"],
         products: Float[Array, "B N"] | None,
-        tasks: Float32[Array, "B tasks"],
+        shares: Float32[Array, "B tasks"],
     ) -> Float32[Array, "B N"]:
         """The weighted features of each candidate; any value for item -1.
 
         Args:
           products: products of the instruction's query (InstructionAnswer.queries) and the unit
             vectors of the items; None without such a query.
-          tasks: probability that the instruction is of each task (Beams.tasks).
+          shares: from `shares`.
         """
-        weights = tasks @ self.weights
+        weights = shares @ self.weights
         width = self.features.values.shape[-1]
         of_history = weights[..., :width]
         listed = jnp.einsum("BSF,BF->BS", self.features.values.astype(jnp.float32), of_history)

@@ -96,6 +96,35 @@ def fit_reranker(
     return RerankerWeights(sigma, of, scale), metrics
 
 
+def fit_novel(
+    weights: RerankerWeights,
+    columns: Sequence[Float32[np.ndarray, "N C"]],
+    target: Int32[np.ndarray, " N"],
+    is_satisfying: Bool[np.ndarray, "N C"],
+) -> RerankerWeights:
+    """`weights` with a last row for novel instructions.
+
+    The network has read a novel instruction as little as a general one. So its log p is that for a
+    general instruction, and the words of the instruction are left out: the weights show how far
+    its meaning can be trusted. `weights` stays as it is with fewer than MIN_TARGETS targets.
+
+    Args:
+      columns: log p for a general instruction, then the features; 0 for those that read words.
+      target: the column of each target among the candidates.
+      is_satisfying: whether each candidate satisfies the instruction that was asked.
+    """
+    if len(target) < MIN_TARGETS:
+        return weights
+    _, fitted, _ = fit_weights(columns, target, is_satisfying)
+    fitted = fitted / fitted[0]
+    scores = sum(column * weight for column, weight in zip(columns, fitted, strict=True))
+    of = {
+        name: (*weights.of[name], float(weight))
+        for name, weight in zip(FEATURES, fitted[1:], strict=True)
+    }
+    return RerankerWeights(weights.sigma, of, (*weights.scale, fit_scale(scores, target)))
+
+
 def fit_scales(
     columns: Sequence[Float32[np.ndarray, "N C"]],
     target: Int32[np.ndarray, " N"],

@@ -13,7 +13,8 @@ There are history features (relations.py), trending features (trending.py) and i
 At last the log-probabilities are multiplied by a scale that makes them true: see fit.py.
 
 A user who asks for something new wants the usual items least of all. So a network with a task head
-has weights for each task. They are mixed by the probability of the tasks.
+has weights for each task. They are mixed by the probability of the tasks. Instructions that are
+unlike those of training have weights of their own (novelty.py).
 
 Axes: N requests, C candidates of a request, F features, I items, T rows of the trending table, G
 trending features.
@@ -32,6 +33,7 @@ from jaxtyping import Float, Float16, Float32, Int32
 from sigma_jax.histories import request_times
 from sigma_jax.reranking.features import ItemFeatures
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
+from sigma_jax.reranking.novelty import Novelty
 from sigma_jax.reranking.relations import DAMAGE, HISTORY_FEATURES, Relations, values_at
 from sigma_jax.reranking.trending import TRENDING_FEATURES, TrendingCounts
 from sigma_jax.runtime.config import check_at_least
@@ -56,7 +58,8 @@ class RerankerConfig:
 class RerankerWeights:
     """The fitted values: sigma of Eq. 11, and for each feature a weight for every task.
 
-    A network without a task head has one weight for all tasks.
+    A network without a task head has one weight for all tasks. With a task head and a sentence
+    encoder, a last weight is for novel instructions.
     """
 
     sigma: str | float
@@ -127,11 +130,14 @@ class Reranker:
 
     weights: RerankerWeights
     tables: FeatureTables
+    novelty: Novelty | None = None  # where the weights have a last row for novel instructions
 
     def save(self, folder: Path) -> None:
         """Writes reranker.json and the tables."""
         (folder / "reranker.json").write_text(json.dumps(dataclasses.asdict(self.weights)))
         self.tables.save(folder)
+        if self.novelty is not None:
+            self.novelty.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Reranker:
@@ -140,7 +146,7 @@ class Reranker:
             stored = json.loads((folder / "reranker.json").read_text())
             of = {name: tuple(map(float, stored["of"][name])) for name in FEATURES}
             weights = RerankerWeights(stored["sigma"], of, tuple(map(float, stored["scale"])))
-            return cls(weights, FeatureTables.load(folder))
+            return cls(weights, FeatureTables.load(folder), Novelty.load(folder))
         except DAMAGE as error:
             raise ValueError(
                 f"{folder}: reranker.json or an .npz beside it is damaged or of another version "

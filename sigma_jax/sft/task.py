@@ -60,6 +60,7 @@ from sigma_jax.recommender.parts import (
 )
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
 from sigma_jax.reranking.lexical import LexicalTable
+from sigma_jax.reranking.novelty import Novelty
 from sigma_jax.reranking.reranker import FeatureTables, Reranker
 from sigma_jax.runtime import hosts
 from sigma_jax.runtime.artifacts import Recipe, is_current, write_artifact
@@ -343,12 +344,15 @@ class SftTask:
         features = self.feature_tables(model, tables)
         lexical = lexical_table(self.data, self.config.spec)
         allowed = allowed_items(self.data, batch.requests)
+        novelty = None
+        if self.pool is not None:
+            novelty = Novelty.fit(np.asarray(self.pool.vectors), self.pool.group, self.seed)
 
         def fit(ranker: str) -> tuple[Reranker, dict[str, float], Int[np.ndarray, " N"]]:
             """The reranker for a ranker, metrics, and the ranks of the targets."""
             generation = dataclasses.replace(self.config.generation, ranker=ranker)
             plain = Recommender(self.parts(model, tables, lexical=lexical), generation)
-            reranker, metrics_of_fit = fit_reranker_of(plain, batch, features, allowed)
+            reranker, metrics_of_fit = fit_reranker_of(plain, batch, features, allowed, novelty)
             ranked = plain.with_reranker(reranker).recommend(
                 batch, RecommendOptions(RANK_CUTOFF, generation=plain.generator.config)
             )
@@ -416,8 +420,9 @@ class SftTask:
             copy_weights(model, folder / WEIGHTS, HEAD_WEIGHTS)
         save_network(model, folder)
         if (folder / RERANKER).exists():
-            weights = Reranker.load(folder).weights
-            Reranker(weights, self.feature_tables(model, tables)).save(folder)
+            reranker = Reranker.load(folder)
+            counts = self.feature_tables(model, tables)
+            dataclasses.replace(reranker, tables=counts).save(folder)
 
 
 def hit_rates(

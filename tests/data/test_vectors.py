@@ -44,19 +44,41 @@ def test_joined_vectors_are_unit_rows_side_by_side():
     assert join_vectors({}) is None
 
 
-def test_an_encoder_gets_sentences_and_returns_a_vector_for_each_item(
+def test_an_item_is_encoded_by_all_values_by_title_and_category_and_by_category(
     prepared, tmp_path, monkeypatch
 ):
+    """Its vector is the mean of the three unit vectors, whatever the size of a piece."""
     monkeypatch.setattr(sentences, "ITEMS_AT_ONCE", 7)  # not a divisor of the items
     encoded = []
 
     def encode(texts):
         encoded.extend(texts)
-        return np.array([[len(text), 1.0] for text in texts])
+        return np.array([[len(text), 1.0, text.count("e")] for text in texts])
 
     width = sentences.save_text_vectors(encode, prepared.catalogue, tmp_path)
     vectors = np.load(tmp_path / "text_vectors.npy")
-    assert width == 2 and vectors.shape == (len(prepared.catalogue), 2)
-    assert vectors[:, 0].tolist() == [len(text) for text in encoded]
+    catalogue = prepared.catalogue
+    assert width == 3 and vectors.shape == (len(catalogue), 3)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    text, title = (catalogue.table[name][5].as_py() for name in ("text", "title"))
+    category = catalogue.categories[int(catalogue.category[5])].as_py()
+    readings = [sentences.sentence(text), f"{title}, {category}", category]
+    assert set(readings) <= set(encoded)
+    total = sum(v / np.linalg.norm(v) for v in encode(readings))
+    np.testing.assert_allclose(vectors[5], total / np.linalg.norm(total), atol=1e-5)
     assert sentences.sentence('{"title": "Soap", "price": 2}') == "Soap. 2"
     assert not any("{" in text for text in encoded)
+
+
+def test_without_categories_the_values_alone_are_encoded():
+    """An item without a category is read by its title instead."""
+
+    def encode(texts):
+        return np.array([[len(text), 1.0] for text in texts])
+
+    texts, titles = ['{"a": "red tea"}', '{"a": "x"}'], ["Red tea", "X"]
+    alone = sentences.text_vectors(encode, texts, titles, None)
+    np.testing.assert_allclose(alone, [[7 / 50**0.5, 1 / 50**0.5], [0.5**0.5, 0.5**0.5]], atol=1e-6)
+    both = sentences.text_vectors(encode, texts, titles, ["tea", None])
+    np.testing.assert_allclose(both[1], alone[1], atol=1e-6)
+    assert np.abs(both[0] - alone[0]).max() > 0.01

@@ -243,7 +243,8 @@ def page(results, data, semantic_ids, tmp_path_factory):
     report_data["recommendations"] = [{"user": "7", "instruction": NASTY, "items": [NASTY, "b"]}]
     write_report(
         results
-        | {"deviation": sigma, "sigma": 0.7, "run": run, "instruction_following": FOLLOWING},
+        | {"deviation": sigma, "sigma": 0.7, "run": run, "instruction_following": FOLLOWING}
+        | {"calibration": {"all": {"error": 0.035, "groups": [[0.1, 0.2, 9], [0.4, 0.35, 9]]}}},
         files,
         report_data,
         folder / "report.html",
@@ -255,6 +256,7 @@ def test_page_contains_every_section_with_data(page, results):
     for key, title in SECTIONS.items():
         assert f'<section id="{key}"><h2>{html.escape(title)}' in page
     assert "This run has no data" not in page
+    assert "expected calibration error 0.035; probability and share: 0.10 0.20, 0.40 0.35" in page
     assert "<td>Holiday, instruction</td><td>16.25</td><td>-</td>" in page
     for expected in (*TASKS, "feed1234", "Loss of stage grounding", "perplexity", "co_occurrence"):
         assert expected in page
@@ -287,7 +289,7 @@ def test_every_plot_has_an_alternative_text_with_its_values(page, results):
 def test_page_names_missing_sections(results, tmp_path):
     write_report(results, {}, {}, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("This run has no data") == 6
+    assert page.count("This run has no data") == 7
     assert all(f'<section id="{key}">' in page for key in SECTIONS)
 
 

@@ -1,0 +1,55 @@
+"""Novelty: known instructions have others like them in training, novel ones have none."""
+
+import numpy as np
+import pytest
+
+from sigma_jax.data.vectors import unit_rows
+from sigma_jax.reranking.novelty import Novelty
+
+GROUPS, EACH, WIDTH = 40, 6, 32
+
+
+@pytest.fixture(scope="module")
+def instructions():
+    """Vectors around a direction for each group, and a function that draws more of them."""
+    rng = np.random.default_rng(0)
+    centres = unit_rows(rng.normal(size=(2 * GROUPS, WIDTH)))
+
+    def draw(groups):
+        return unit_rows(centres[groups] + 0.1 * rng.normal(size=(len(groups), WIDTH)))
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def fitted(instructions):
+    group = np.repeat(np.arange(GROUPS), EACH)
+    return Novelty.fit(instructions(group), group)
+
+
+def test_instructions_of_known_groups_are_known_and_others_are_novel(fitted, instructions):
+    known = fitted(instructions(np.arange(GROUPS)))
+    novel = fitted(instructions(np.arange(GROUPS, 2 * GROUPS)))
+    assert known.max() < 0.2 and novel.min() > 0.7
+
+
+def test_novelty_falls_with_the_nearest_instruction_whatever_the_size_of_a_piece(
+    fitted, instructions, monkeypatch
+):
+    queries = instructions(np.arange(2 * GROUPS))
+    found = fitted(queries)
+    nearest = (queries @ fitted.vectors.astype(np.float32).T).max(axis=1)
+    expected = 1 / (1 + np.exp(fitted.slope * nearest - fitted.intercept))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    monkeypatch.setattr("sigma_jax.reranking.novelty.COSINES_AT_ONCE", 7 * len(queries))
+    np.testing.assert_allclose(fitted(queries), found, atol=1e-6)
+
+
+def test_a_loaded_novelty_equals_the_saved_one(fitted, instructions, tmp_path):
+    assert Novelty.load(tmp_path) is None
+    fitted.save(tmp_path)
+    queries = instructions(np.arange(5))
+    np.testing.assert_array_equal(Novelty.load(tmp_path)(queries), fitted(queries))
+    (tmp_path / "instruction_vectors.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match="damaged"):
+        Novelty.load(tmp_path)
