@@ -44,8 +44,12 @@ SASREC = {
     "eSASRec": {"model.block": "ligr", "full_softmax_items": 0, "sampled_negatives": 256},
     "HSTU": {"model.block": "hstu"},
 }
-# Chosen by launch/benchmarks/tune_sasrec.py.
-TUNED: dict[str, dict[str, Any]] = {}
+# Chosen by launch/benchmarks/tune_sasrec.py, where they differ from the preset.
+TUNED: dict[str, dict[str, Any]] = {
+    "SASRec": {"model.width": 128},
+    "eSASRec": {"optimizer.learning_rate": 1e-3},
+    "HSTU": {"model.width": 128, "optimizer.learning_rate": 1e-3},
+}
 
 # COLUMNS in per cent, as published by the authors.
 PUBLISHED = {

@@ -20,9 +20,6 @@ mean log P is close to the best: the difference is at most a standard error (the
 Friedman, Olshen and Stone 1984) or MIN_GAIN. The smallest good weight is chosen. If it gains no
 more than MIN_GAIN over 0, the weight is 0.
 
-A higher likelihood does not always give a better list. Beam search finds the items of some prefixes
-only, and the reranker chooses among them. `beam_search_helps` compares the lists of both rankers.
-
 Axes: N requests, T tokens, I items, D dimensions, G weights of the grid.
 """
 
@@ -48,7 +45,6 @@ from sigma_jax.models.qwen3 import causal_mask
 GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 1.0)
 SCORES_A_STEP = 2**22  # item scores of the requests that are read together
 MIN_GAIN = 0.01  # in log P: a target that is 1 % likelier does not justify beam search
-RANK_CUTOFF = 10  # of the NDCG that compares two rankers
 HEAD_WEIGHTS = ("code_head_weight", "query_head_weight")  # of RecommenderNetwork
 
 
@@ -133,24 +129,6 @@ def smallest_good_weight(log_p: Float[np.ndarray, "N G"]) -> int:
     ]
     chosen = is_good.index(True)
     return chosen if behind[:, 0].mean() - behind[:, chosen].mean() > MIN_GAIN else 0
-
-
-def beam_search_helps(
-    three_step_ranks: Int[np.ndarray, " N"], exhaustive_ranks: Int[np.ndarray, " N"]
-) -> bool:
-    """Whether the three-step ranker ranks targets better than the exhaustive one.
-
-    Better means that NDCG@RANK_CUTOFF is higher by more than a standard error of the difference.
-
-    Worked example: two of four targets rise from rank 1 to rank 0, and none falls. The mean gain is
-    .18 and its standard error .11, so beam search helps. If one of the two falls from rank 0 to
-    rank 1 instead, it does not help.
-
-    Args:
-      three_step_ranks, exhaustive_ranks: rank of each target, from 0.
-    """
-    gain = metrics.ndcg(three_step_ranks, RANK_CUTOFF) - metrics.ndcg(exhaustive_ranks, RANK_CUTOFF)
-    return bool(gain.mean() > metrics.standard_error(gain))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))

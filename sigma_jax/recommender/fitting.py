@@ -10,6 +10,7 @@ import numpy as np
 from sigma_jax.generation.config import SIGMA_GRID, GenerationConfig
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
 from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION
+from sigma_jax.reranking.features import NAMES_THINGS
 from sigma_jax.reranking.fit import ABSENT, fit_novel, fit_reranker, satisfies_instruction
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
 from sigma_jax.reranking.novelty import Novelty
@@ -66,9 +67,9 @@ def fit_reranker_of(
     weights, metrics = fit_reranker(ranked, batch.requests, features_of, allowed, has_task_head)
     if novelty is None or not has_task_head or allowed is None:
         return Reranker(weights, tables), metrics
-    number = len(weights.scale)
+    number = len(weights.calibration)
     weights = fit_novel(weights, *_novel_requests(recommender, batch, tables, allowed))
-    if len(weights.scale) == number:
+    if len(weights.calibration) == number:
         return Reranker(weights, tables), metrics
     metrics |= {f"weight_{name}_novel": values[-1] for name, values in weights.of.items()}
     return Reranker(weights, tables, novelty), metrics
@@ -77,8 +78,9 @@ def fit_reranker_of(
 def _novel_requests(
     recommender: Recommender, batch: RequestBatch, tables: FeatureTables, allowed: AllowedItems
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Arguments of `fit_novel` from requests with a slot, read as if they were novel."""
-    rows = np.flatnonzero(allowed.row >= 0)
+    """Arguments of `fit_novel` from requests that name things, read as if they were novel."""
+    names_things = NAMES_THINGS[batch.requests.task] > 0
+    rows = np.flatnonzero((allowed.row >= 0) & names_things)
     rows = rows[np.linspace(0, len(rows) - 1, min(NOVEL_REQUESTS, len(rows))).astype(int)]
     requests = batch.requests.take(rows)
     general = [DEFAULT_INSTRUCTION] * len(rows)
@@ -105,8 +107,8 @@ def _novel_requests(
     log_p = np.full(candidates.shape, ABSENT, np.float32)
     for n, items in enumerate(lists):
         candidates[n, : len(items)] = items
-        of_items = np.full(total, answer.log_probs[n].min(), np.float32)
         is_found = answer.items[n] >= 0
+        of_items = np.full(total, answer.log_probs[n][is_found].min(), np.float32)
         of_items[answer.items[n][is_found]] = answer.log_probs[n][is_found]
         log_p[n, : len(items)] = of_items[items]
     of_instruction = np.moveaxis(recommender.instruction_scores(inputs, candidates), -1, 0)

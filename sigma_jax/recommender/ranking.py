@@ -24,7 +24,7 @@ from sigma_jax.index.candidates import Candidates
 from sigma_jax.index.device_index import DeviceIndex
 from sigma_jax.index.trie import ActiveItems
 from sigma_jax.reranking.extra_candidates import ExtraCandidates
-from sigma_jax.reranking.features import RankingInputs, add_scores
+from sigma_jax.reranking.features import RankingInputs, add_scores, calibrated
 from sigma_jax.reranking.instruction import (
     InstructionAnswer,
     InstructionInputs,
@@ -85,9 +85,9 @@ def rank(
                 products = index.products(queries, candidates.items)
         shares = inputs.shares(beams.tasks)
         scores = inputs.scores(candidates.items, products, shares)
-        scale = None if inputs.scale is None else shares @ inputs.scale
-        scores = jnp.where(candidates.items >= 0, scores, 0.0)
-        log_probs = add_scores(log_probs, scores, scale, index.leaf_start[-1])
+        log_probs = add_scores(log_probs, jnp.where(candidates.items >= 0, scores, 0.0))
+        if inputs.calibration is not None:
+            log_probs = calibrated(log_probs, shares @ inputs.calibration)
     merge = fusion.best_of_sorted if candidates.is_catalogue else fusion.merge
     items, best, place = merge(candidates.items, log_probs, count)
     is_found = items >= 0

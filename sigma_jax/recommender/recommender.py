@@ -202,7 +202,7 @@ class Recommender:
             instruction=instruction,
             trending=trending,
             weights=reranker.weights.by_task,
-            scale=np.array(reranker.weights.scale, np.float32),
+            calibration=np.array(reranker.weights.calibration, np.float32),
             novelty=self._novelty(batch.requests.instruction),
         )
 
@@ -212,7 +212,8 @@ class Recommender:
         if novelty is None or self.parts.encoder is None:
             return None
         distinct, place = np.unique(np.array(texts, object), return_inverse=True)
-        return novelty(unit_rows(self.parts.encoder(list(distinct))))[place.reshape(-1)]
+        texts = list(distinct)
+        return novelty(texts, unit_rows(self.parts.encoder(texts)))[place.reshape(-1)]
 
     def read_instructions(self, texts: Sequence[str]) -> InstructionInputs | None:
         """The network's answer to each instruction alone, and its words; None without both.

@@ -29,9 +29,9 @@ from sigma_jax.reranking.instruction import (
 from sigma_jax.reranking.lexical import LexicalArrays
 from sigma_jax.reranking.semantic import SemanticArrays
 from sigma_jax.schema import TASKS
-from sigma_jax.tasks.instructions import SLOTS
 
-HAS_SLOT = np.array([task in SLOTS for task in TASKS], np.float32)
+# Tasks that a novel instruction may be of: people name things in words that no catalogue has.
+NAMES_THINGS = np.array([task in ("Query", "Category") for task in TASKS], np.float32)
 
 
 @jax.tree_util.register_dataclass
@@ -60,7 +60,7 @@ class RankingInputs:
     lexical: LexicalArrays | None = None  # shared by the requests
     semantic: SemanticArrays | None = None  # shared by the requests
     weights: Float32[Array, "tasks F+G+H"] | None = None  # of the features, by Beams.tasks
-    scale: Float32[Array, " tasks"] | None = None  # of log-probabilities; None: 1
+    calibration: Float32[Array, "tasks 2"] | None = None  # of probabilities; None: none
     # Where `weights` has a last row for novel instructions: how novel each is (novelty.py).
     novelty: Float32[Array, " B"] | None = None
 
@@ -81,14 +81,14 @@ class RankingInputs:
     def shares(self, tasks: Float32[Array, "B t"]) -> Float32[Array, "B tasks"]:
         """The share of each row of `weights` in each request.
 
-        A novel instruction moves the share of the tasks with a slot to the last row.
+        A novel instruction moves the share of the tasks that name things to the last row.
 
         Args:
           tasks: probability that the instruction is of each task (Beams.tasks).
         """
         if self.novelty is None:
             return tasks
-        novel = self.novelty[:, None] * jnp.asarray(HAS_SLOT)
+        novel = self.novelty[:, None] * jnp.asarray(NAMES_THINGS)
         return jnp.concatenate(
             [tasks * (1 - novel), (tasks * novel).sum(axis=1, keepdims=True)], axis=1
         )
@@ -125,31 +125,34 @@ class RankingInputs:
 
 
 def add_scores(
-    log_prob: Float32[Array, "B N"],
-    scores: Float32[Array, "B N"],
-    scale: Float32[Array, " B"] | None = None,
-    num_items: int | Int32[Array, ""] = 0,
+    log_prob: Float32[Array, "B N"], scores: Float32[Array, "B N"]
 ) -> Float32[Array, "B N"]:
-    """Log-probability of each candidate: proportional to (p * exp(score))^scale, over all items.
+    """Log-probability of each candidate: proportional to p * exp(score), normalised over all items.
 
-    The scores of other items are not known, so each gets the lowest score of the candidates, and
-    all of them get the same p. A score that all items share changes nothing.
-
-    Args:
-      log_prob: log p; -inf where there is no candidate.
-      scale: of each request. None: 1.
-      num_items: items of the catalogue, which a scale other than 1 needs to know.
+    The scores of other items are not known, so each gets the lowest score of the candidates. A
+    score that all items share changes nothing.
     """
     is_item = jnp.isfinite(log_prob)
     least = jnp.min(scores, axis=-1, keepdims=True, initial=jnp.inf, where=is_item)
     least = jnp.where(jnp.isfinite(least), least, 0.0)
     total = jax.nn.logsumexp(log_prob, axis=-1, keepdims=True)
-    rest = jnp.log1p(-jnp.minimum(jnp.exp(total), 1 - jnp.finfo(jnp.float32).eps)) + least
+    rest = jnp.log1p(-jnp.minimum(jnp.exp(total), 1 - jnp.finfo(jnp.float32).eps))
     scored = log_prob + scores
-    if scale is not None:
-        factor = scale[:, None]
-        others = jnp.maximum(num_items - is_item.sum(axis=-1, keepdims=True), 1)
-        rest = factor * rest + (1 - factor) * jnp.log(others)
-        scored = factor * scored
-    total = jnp.logaddexp(rest, jax.nn.logsumexp(scored, axis=-1, keepdims=True))
+    total = jnp.logaddexp(rest + least, jax.nn.logsumexp(scored, axis=-1, keepdims=True))
     return scored - total
+
+
+def calibrated(
+    log_prob: Float32[Array, "B N"], calibration: Float32[Array, "B 2"]
+) -> Float32[Array, "B N"]:
+    """log sigmoid(slope * log-odds + offset) of each probability; -inf stays.
+
+    Args:
+      calibration: slope, above 0, and offset of each request (fit.fit_calibration).
+    """
+    largest = jnp.log1p(-jnp.finfo(jnp.float32).eps)
+    bounded = jnp.minimum(log_prob, largest)
+    log_odds = bounded - jnp.log1p(-jnp.exp(bounded))
+    slope, offset = calibration[:, :1], calibration[:, 1:]
+    finite = jax.nn.log_sigmoid(slope * log_odds + offset)
+    return jnp.where(jnp.isfinite(log_prob), finite, -jnp.inf)

@@ -9,9 +9,13 @@ by a softmax over the candidates. A feature that raises targets at the cost of t
 higher loss. log p has a weight as well. The stored weights are divided by it, which changes no
 ranking.
 
-The scores then rank well, but their softmax is too sure of itself: it was also asked for items that
-satisfy the instruction. So each task gets a scale, under which the targets are likeliest
-(temperature scaling, Guo et al. 2017, On Calibration of Modern Neural Networks).
+The scores then rank well, but their softmax p is too sure of itself: it was also asked for items
+that satisfy the instruction. So each task gets a slope and an offset, under which
+
+    sigmoid(slope * log(p / (1 - p)) + offset)
+
+is how often an item of the first ten is the target (Platt scaling; Platt 1999, Probabilistic
+Outputs for Support Vector Machines). A slope above 0 keeps the order.
 
 Axes: N requests, C candidates of a request, F features.
 """
@@ -22,8 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import logsumexp
+from scipy.optimize import minimize
+from scipy.special import expit, log_softmax
 
 from sigma_jax.reranking.reranker import FEATURES, RerankerWeights
 from sigma_jax.schema import TASKS, Requests
@@ -32,8 +36,11 @@ from sigma_jax.tasks.constraints import AllowedItems
 SHRINKAGE = 1.0  # towards the network alone, in targets
 TASK_SHRINKAGE = 10.0  # of the weights of a task towards those of all tasks, in targets
 MIN_NETWORK_WEIGHT = 0.05  # least weight of log p, which divides the other weights
+NOVEL_NETWORK_WEIGHT = 0.5  # least weight of log p for novel instructions, which it has read
 MIN_TARGETS = 30  # least targets among the candidates, and least targets of a task
-LOG_SCALES = (-3.0, 2.0)  # where the scale of log-probabilities is looked for
+FIRST = 10  # items of a list that calibrations are fitted on
+UNCALIBRATED = (1.0, 0.0)  # slope and offset
+MIN_SLOPE = 0.05
 ABSENT = -1e4  # log-probability where a request has fewer candidates
 
 Ranked = tuple[Int32[np.ndarray, "N C"], Float32[np.ndarray, "N C"]]  # items, log-probabilities
@@ -64,36 +71,43 @@ def fit_reranker(
     if len(answered) < MIN_TARGETS:
         tasks = len(TASKS) if has_task_head else 1
         weights = RerankerWeights(
-            sigmas[0], dict.fromkeys(FEATURES, (0.0,) * tasks), (1.0,) * tasks
+            sigmas[0], dict.fromkeys(FEATURES, (0.0,) * tasks), (UNCALIBRATED,) * tasks
         )
         return weights, {"reranker_targets": len(answered)}
-    requests = requests.take(answered)
-    candidates = np.sort(lists[0][0][answered], axis=1)
-    target = (candidates == requests.target[:, None]).argmax(axis=1)
-    features = features_of(answered, candidates)
-    is_satisfying = satisfies_instruction(allowed, answered, candidates)
+    candidates = np.sort(lists[0][0], axis=1)
+    features = features_of(np.arange(len(candidates)), candidates)
+    is_target = candidates == requests.target[:, None]
+    target = is_target[answered].argmax(axis=1)
+    is_satisfying = satisfies_instruction(allowed, answered, candidates[answered])
     fits = []
     for sigma, (items, log_probs) in ranked.items():
-        order = np.argsort(items[answered], axis=1)
-        log_p = np.take_along_axis(log_probs[answered], order, axis=1)
+        log_p = np.take_along_axis(log_probs, np.argsort(items, axis=1), axis=1)
         columns = [np.where(candidates >= 0, log_p, ABSENT), *features]
-        fits.append((*fit_weights(columns, target, is_satisfying), sigma, columns))
+        of_answered = [column[answered] for column in columns]
+        fits.append((*fit_weights(of_answered, target, is_satisfying), sigma, columns))
     loss, weights, _, sigma, columns = min(fits, key=lambda fit: fit[0])
     metrics = {"reranker_targets": len(answered), "reranker_loss": loss, "network_loss": fits[0][2]}
     by_task = np.stack([weights])
     if has_task_head:
-        by_task, losses = fit_by_task(columns, target, is_satisfying, requests.task, weights)
+        by_task, losses = fit_by_task(
+            [column[answered] for column in columns],
+            target,
+            is_satisfying,
+            requests.task[answered],
+            weights,
+        )
         metrics["reranker_loss"] = losses.mean()
     by_task = by_task / by_task[:, :1]
-    scale = fit_scales(columns, target, requests.task, by_task)
+    calibration = fit_calibrations(columns, is_target, requests.task, by_task)
     relative = by_task[:, 1:].T.tolist()
     relative += [[0.0] * len(by_task)] * (len(FEATURES) - len(relative))
     of = {name: tuple(values) for name, values in zip(FEATURES, relative, strict=True)}
     labels = [f"_{task}" for task in TASKS] if has_task_head else [""]
     for name, values in of.items():
         metrics |= {f"weight_{name}{label}": v for label, v in zip(labels, values, strict=True)}
-    metrics |= {f"scale{label}": v for label, v in zip(labels, scale, strict=True)}
-    return RerankerWeights(sigma, of, scale), metrics
+    for label, (slope, offset) in zip(labels, calibration, strict=True):
+        metrics |= {f"calibration_slope{label}": slope, f"calibration_offset{label}": offset}
+    return RerankerWeights(sigma, of, calibration), metrics
 
 
 def fit_novel(
@@ -115,50 +129,69 @@ def fit_novel(
     """
     if len(target) < MIN_TARGETS:
         return weights
-    _, fitted, _ = fit_weights(columns, target, is_satisfying)
+    _, fitted, _ = fit_weights(
+        columns, target, is_satisfying, least_network_weight=NOVEL_NETWORK_WEIGHT
+    )
     fitted = fitted / fitted[0]
     scores = sum(column * weight for column, weight in zip(columns, fitted, strict=True))
     of = {
         name: (*weights.of[name], float(weight))
         for name, weight in zip(FEATURES, fitted[1:], strict=True)
     }
-    return RerankerWeights(weights.sigma, of, (*weights.scale, fit_scale(scores, target)))
+    is_target = np.arange(scores.shape[1]) == target[:, None]
+    calibration = (*weights.calibration, fit_calibration(scores, is_target))
+    return RerankerWeights(weights.sigma, of, calibration)
 
 
-def fit_scales(
+def fit_calibrations(
     columns: Sequence[Float32[np.ndarray, "N C"]],
-    target: Int32[np.ndarray, " N"],
+    is_target: Bool[np.ndarray, "N C"],
     task: Int32[np.ndarray, " N"],
     by_task: Float64[np.ndarray, "tasks F"],
-) -> tuple[float, ...]:
-    """The scale of each task, or the only one. A task without MIN_TARGETS targets has that of all.
+) -> tuple[tuple[float, float], ...]:
+    """`fit_calibration` for each task, or for all. A task with few requests has that of all.
 
     Args:
       columns: log p, then the features.
-      target: the column of each target among the candidates.
+      is_target: whether each candidate is the target; no candidate of a request may be it.
       task: the task of each request.
       by_task: the weights of each task, or of all tasks in one row; that of log p is 1.
     """
     of_request = task if len(by_task) > 1 else np.zeros_like(task)
     scores = sum(column * by_task[of_request, place, None] for place, column in enumerate(columns))
-    common = fit_scale(scores, target)
+    common = fit_calibration(scores, is_target)
     return tuple(
-        fit_scale(scores[here], target[here])
+        fit_calibration(scores[here], is_target[here])
         if (here := of_request == number).sum() >= MIN_TARGETS
         else common
         for number in range(len(by_task))
     )
 
 
-def fit_scale(scores: Float[np.ndarray, "N C"], target: Int32[np.ndarray, " N"]) -> float:
-    """The factor of `scores` under which their softmax gives the targets the least log-loss."""
-    rows = np.arange(len(target))
+def fit_calibration(
+    scores: Float[np.ndarray, "N C"], is_target: Bool[np.ndarray, "N C"]
+) -> tuple[float, float]:
+    """(slope, offset) of a logistic regression of "is the target" on log-odds of the first items.
 
-    def loss(log_scale: float) -> float:
-        logits = scores * np.exp(log_scale)
-        return float((logsumexp(logits, axis=1) - logits[rows, target]).mean())
+    Args:
+      scores: their softmax is the probability of each candidate.
+      is_target: whether each candidate is the target.
+    """
+    first = np.argpartition(-scores, min(FIRST, scores.shape[1]) - 1, axis=1)[:, :FIRST]
+    log_p = np.take_along_axis(log_softmax(scores, axis=1), first, axis=1)
+    p = np.clip(np.exp(log_p), 1e-9, 1 - 1e-6)
+    log_odds, is_hit = np.log(p / (1 - p)), np.take_along_axis(is_target, first, axis=1)
 
-    return float(np.exp(minimize_scalar(loss, bounds=LOG_SCALES, method="bounded").x))
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        z = values[0] * log_odds + values[1]
+        away = values - np.array(UNCALIBRATED)
+        slopes = expit(z) - is_hit
+        value = (np.logaddexp(0, z) - is_hit * z).sum() + (away**2).sum() / 2
+        return float(value), np.array([(slopes * log_odds).sum(), slopes.sum()]) + away
+
+    bounds = [(MIN_SLOPE, None), (None, None)]
+    result = minimize(loss, np.array(UNCALIBRATED), jac=True, method="L-BFGS-B", bounds=bounds)
+    return float(result.x[0]), float(result.x[1])
 
 
 def satisfies_instruction(
@@ -218,13 +251,14 @@ def fit_weights(
     is_satisfying: Bool[np.ndarray, "N C"],
     start: Float64[np.ndarray, " F"] | None = None,
     shrinkage: float = SHRINKAGE,
+    least_network_weight: float = MIN_NETWORK_WEIGHT,
 ) -> tuple[float, Float64[np.ndarray, " F"], float]:
     """(loss, weights, network loss): the weights with the least mean `log_loss`.
 
     The network loss is that of the first column alone.
 
     Args:
-      columns: log p, whose weight is at least MIN_NETWORK_WEIGHT, then the features.
+      columns: log p, whose weight is at least `least_network_weight`, then the features.
       target: the column of each target among the candidates.
       is_satisfying: whether each candidate satisfies the instruction.
       start: the weights that the fit starts from and shrinks to. None: the network alone.
@@ -240,7 +274,7 @@ def fit_weights(
         away = weights - start
         return mean + shrinkage * (away**2).sum() / 2, slope + shrinkage * away
 
-    bounds = [(MIN_NETWORK_WEIGHT, None)] + [(None, None)] * (len(start) - 1)
+    bounds = [(least_network_weight, None)] + [(None, None)] * (len(start) - 1)
     result = minimize(penalised, start, jac=True, method="L-BFGS-B", bounds=bounds)
     fitted, plain = (
         float(log_loss(values, target, is_satisfying, w)[0]) for w in (result.x, alone)

@@ -1,15 +1,16 @@
 """Novelty: whether an instruction asks for something that no instruction of training asked for.
 
-The reranking weights of a task are fitted on instructions whose queries, categories and themes are
-those of training. There the network and the words are right, and the meaning adds little. For "my
-cat is hungry" it is the other way round. So novel instructions have weights of their own
-(fit.fit_novel), and
+The reranking weights of a task are fitted on instructions whose queries and categories are those of
+training. There the network and the words are right, and the meaning adds little. For "my cat is
+hungry" it is the other way round. So novel instructions have weights of their own (fit.fit_novel),
+and
 
-    novelty = sigmoid(intercept - slope * largest cosine to an instruction of training)
+    novelty = sigmoid(a - b * largest cosine to an instruction of training
+                        + c * share of words that no instruction of training has)
 
-mixes them with the weights of the tasks. Both numbers are fitted on the instructions of training:
-an instruction is known if others with its query, category or theme stay, and novel if they are left
-out.
+mixes them with the weights of the tasks. The three numbers are fitted on the instructions of
+training: an instruction is known if others with its query or category stay, and novel if they are
+left out.
 
 Axes: P instructions of training, N requests, E dimensions of the sentence encoder.
 """
@@ -17,55 +18,71 @@ Axes: P instructions of training, N requests, E dimensions of the sentence encod
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float16, Float32, Int
+from jaxtyping import Float16, Float32, Float64, Int
 from scipy.optimize import minimize
 
+from sigma_jax.reranking.lexical import words_of
 from sigma_jax.runtime.files import read_json, write_json
 from sigma_jax.schema import read_npy
 
-FITTED_ON = 1_000  # instructions that slope and intercept are fitted on
+FITTED_ON = 1_000  # instructions that the numbers are fitted on
 COSINES_AT_ONCE = 2**24
 VECTORS, SETTINGS = "instruction_vectors.npy", "novelty.json"
+NO_GROUP = -1  # of a word that several groups have
 
 
 @dataclasses.dataclass(frozen=True)
 class Novelty:
-    """The vectors of the instructions of training, and how near a known instruction is to them."""
+    """The instructions of training, and how near a known instruction is to them."""
 
     vectors: Float16[np.ndarray, "P E"]  # unit length
-    slope: float
-    intercept: float
+    words: frozenset[str]
+    weights: tuple[float, float, float]  # of the cosine, of the share of unknown words, of 1
 
     @classmethod
     def fit(
-        cls, vectors: Float32[np.ndarray, "P E"], group: Int[np.ndarray, " P"], seed: int = 0
+        cls,
+        texts: Sequence[str],
+        vectors: Float32[np.ndarray, "P E"],
+        group: Int[np.ndarray, " P"],
+        seed: int = 0,
     ) -> Novelty:
         """The novelty for the instructions of training.
 
         Args:
+          texts: the instructions.
           vectors: unit length.
           group: what each asks for; instructions of one group ask for the same. There are two
             groups or more.
         """
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(len(vectors))[:FITTED_ON])
-        known, novel = [], []
-        for part in np.array_split(rows, -(-len(rows) * len(vectors) // COSINES_AT_ONCE)):
-            cosines = vectors[part] @ vectors.T
-            cosines[np.arange(len(part)), part] = -np.inf
-            known.append(cosines.max(axis=1))
-            cosines[group[part][:, None] == group[None]] = -np.inf
-            novel.append(cosines.max(axis=1))
-        nearest = np.concatenate([*known, *novel])
+        nearest = _nearest_others(vectors, group, rows)
+        words = [set(words_of(text)) for text in texts]
+        only_in: dict[str, int] = {}  # the only row that has a word, and the only group
+        only_of: dict[str, int] = {}
+        for row, of_text in enumerate(words):
+            for word in of_text:
+                only_in[word] = row if word not in only_in else NO_GROUP
+                alone = only_of.get(word, group[row]) == group[row]
+                only_of[word] = int(group[row]) if alone else NO_GROUP
+        unknown = [
+            [_share(words[row], only_in, row) for row in rows],
+            [_share(words[row], only_of, int(group[row])) for row in rows],
+        ]
+        features = np.stack([nearest, np.array(unknown)], axis=-1).reshape(-1, 2)
+        kept = np.isfinite(features).all(axis=1)
         is_novel = np.repeat([0.0, 1.0], len(rows))
-        kept = np.isfinite(nearest)
-        slope, intercept = _logistic(-nearest[kept], is_novel[kept])
-        return cls(vectors.astype(np.float16), slope, intercept)
+        weights = _logistic(features[kept], is_novel[kept])
+        return cls(vectors.astype(np.float16), frozenset(only_in), weights)
 
-    def __call__(self, queries: Float32[np.ndarray, "N E"]) -> Float32[np.ndarray, " N"]:
+    def __call__(
+        self, texts: Sequence[str], queries: Float32[np.ndarray, "N E"]
+    ) -> Float32[np.ndarray, " N"]:
         """The novelty of instructions, 0 to 1.
 
         Args:
@@ -76,12 +93,18 @@ class Novelty:
         for start in range(0, len(self.vectors), size):
             part = queries @ self.vectors[start : start + size].astype(np.float32).T
             nearest = np.maximum(nearest, part.max(axis=1, initial=-1.0))
-        return (1 / (1 + np.exp(self.slope * nearest - self.intercept))).astype(np.float32)
+        unknown = [
+            np.mean([word not in self.words for word in words]) if words else 0.0
+            for words in (set(words_of(text)) for text in texts)
+        ]
+        of_cosine, of_unknown, constant = self.weights
+        logit = of_cosine * nearest + of_unknown * np.array(unknown) + constant
+        return (1 / (1 + np.exp(-logit))).astype(np.float32)
 
     def save(self, folder: Path) -> None:
         """Writes VECTORS and SETTINGS."""
         np.save(folder / VECTORS, self.vectors)
-        write_json(folder / SETTINGS, {"slope": self.slope, "intercept": self.intercept})
+        write_json(folder / SETTINGS, {"weights": self.weights, "words": sorted(self.words)})
 
     @classmethod
     def load(cls, folder: Path) -> Novelty | None:
@@ -89,20 +112,40 @@ class Novelty:
         if not (folder / SETTINGS).exists():
             return None
         settings = read_json(folder / SETTINGS)
-        return cls(read_npy(folder / VECTORS, 2), settings["slope"], settings["intercept"])
+        weights = tuple(map(float, settings["weights"]))
+        return cls(read_npy(folder / VECTORS, 2), frozenset(settings["words"]), weights)
 
 
-def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """(slope, intercept) of the logistic regression of y, 0 or 1, on x."""
+def _nearest_others(
+    vectors: Float32[np.ndarray, "P E"], group: Int[np.ndarray, " P"], rows: np.ndarray
+) -> Float32[np.ndarray, "2 n"]:
+    """The largest cosine of each of `rows` to other rows, and to rows of other groups."""
+    found = []
+    for part in np.array_split(rows, -(-len(rows) * len(vectors) // COSINES_AT_ONCE)):
+        cosines = vectors[part] @ vectors.T
+        cosines[np.arange(len(part)), part] = -np.inf
+        of_others = np.where(group[part][:, None] == group[None], -np.inf, cosines)
+        found.append(np.stack([cosines.max(axis=1), of_others.max(axis=1)]))
+    return np.concatenate(found, axis=1)
 
-    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
-        z = values[0] * x + values[1]
+
+def _share(words: set[str], only: dict[str, int], owner: int) -> float:
+    """The share of `words` that `owner` alone has."""
+    return float(np.mean([only[word] == owner for word in words])) if words else 0.0
+
+
+def _logistic(
+    x: Float64[np.ndarray, "n 2"], y: Float64[np.ndarray, " n"]
+) -> tuple[float, float, float]:
+    """The weights of a logistic regression of y, 0 or 1, on x; the last is the constant."""
+    x = np.column_stack([x, np.ones(len(x))])
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        z = x @ weights
         p = 1 / (1 + np.exp(-np.clip(z, -500, 500)))
-        slope = np.array([((p - y) * x).mean(), (p - y).mean()])
-        weak = 1e-4 * values  # separable data have no finite fit
-        return float((np.logaddexp(0, z) - y * z).mean() + 1e-4 * (values**2).sum() / 2), (
-            slope + weak
-        )
+        shrinkage = 1e-4  # separable data have no finite fit
+        value = (np.logaddexp(0, z) - y * z).mean() + shrinkage * (weights**2).sum() / 2
+        return float(value), x.T @ (p - y) / len(y) + shrinkage * weights
 
-    slope, intercept = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B").x
-    return float(slope), float(intercept)
+    a, b, c = minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B").x
+    return float(a), float(b), float(c)

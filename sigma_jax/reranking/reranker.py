@@ -10,7 +10,7 @@ There are history features (relations.py), trending features (trending.py) and i
 (instruction.py). fit.py fits their weights. If nobody buys an item twice, the weight of
 `repeat_count` is far below 0. If people buy the same milk every week, it is above 0.
 
-At last the log-probabilities are multiplied by a scale that makes them true: see fit.py.
+At last the probabilities are calibrated: see fit.py.
 
 A user who asks for something new wants the usual items least of all. So a network with a task head
 has weights for each task. They are mixed by the probability of the tasks. Instructions that are
@@ -64,9 +64,9 @@ class RerankerWeights:
 
     sigma: str | float
     of: dict[str, tuple[float, ...]]
-    # By what the log-probabilities of a request are multiplied, so that a printed probability is
-    # how often such an item is the one that is taken (fit.fit_scale). It changes no ranking.
-    scale: tuple[float, ...]
+    # For every task: slope and offset that make a printed probability how often such an item is the
+    # one that is taken (fit.fit_calibration). They change no ranking.
+    calibration: tuple[tuple[float, float], ...]
 
     @property
     def by_task(self) -> Float32[np.ndarray, "tasks F"]:
@@ -145,7 +145,8 @@ class Reranker:
         try:
             stored = json.loads((folder / "reranker.json").read_text())
             of = {name: tuple(map(float, stored["of"][name])) for name in FEATURES}
-            weights = RerankerWeights(stored["sigma"], of, tuple(map(float, stored["scale"])))
+            calibration = tuple((float(a), float(b)) for a, b in stored["calibration"])
+            weights = RerankerWeights(stored["sigma"], of, calibration)
             return cls(weights, FeatureTables.load(folder), Novelty.load(folder))
         except DAMAGE as error:
             raise ValueError(

@@ -28,9 +28,7 @@ from sigma_jax.encoders.instructions import InstructionEncoder, encoder_of_workd
 from sigma_jax.generation.generator import all_item_vectors
 from sigma_jax.generation.head_weights import (
     HEAD_WEIGHTS,
-    RANK_CUTOFF,
     HeadWeights,
-    beam_search_helps,
     fit_head_weights,
 )
 from sigma_jax.models.network import RecommenderNetwork
@@ -58,7 +56,7 @@ from sigma_jax.recommender.parts import (
     lexical_table,
     save_network,
 )
-from sigma_jax.recommender.recommender import Recommender, RecommendOptions
+from sigma_jax.recommender.recommender import Recommender
 from sigma_jax.reranking.lexical import LexicalTable
 from sigma_jax.reranking.novelty import Novelty
 from sigma_jax.reranking.reranker import FeatureTables, Reranker
@@ -335,40 +333,18 @@ class SftTask:
     def fit_reranker(
         self, model: RecommenderNetwork, tables: Mapping[str, Array], batch: RequestBatch
     ) -> tuple[Reranker, dict[str, float]]:
-        """The reranker for the configured ranker, and metrics of the fit.
-
-        If the code head or the query head has a weight, the metrics also compare both rankers, each
-        with its own reranker: their NDCG, and whether beam search helps. The configured ranker
-        stays in any case.
-        """
-        features = self.feature_tables(model, tables)
+        """The reranker for the configured ranker, and metrics of the fit."""
         lexical = lexical_table(self.data, self.config.spec)
-        allowed = allowed_items(self.data, batch.requests)
+        recommender = Recommender(
+            self.parts(model, tables, lexical=lexical), self.config.generation
+        )
         novelty = None
         if self.pool is not None:
-            novelty = Novelty.fit(np.asarray(self.pool.vectors), self.pool.group, self.seed)
-
-        def fit(ranker: str) -> tuple[Reranker, dict[str, float], Int[np.ndarray, " N"]]:
-            """The reranker for a ranker, metrics, and the ranks of the targets."""
-            generation = dataclasses.replace(self.config.generation, ranker=ranker)
-            plain = Recommender(self.parts(model, tables, lexical=lexical), generation)
-            reranker, metrics_of_fit = fit_reranker_of(plain, batch, features, allowed, novelty)
-            ranked = plain.with_reranker(reranker).recommend(
-                batch, RecommendOptions(RANK_CUTOFF, generation=plain.generator.config)
-            )
-            return reranker, metrics_of_fit, metrics.item_ranks(ranked.items, batch.requests.target)
-
-        chosen = self.config.generation.ranker
-        reranker, fitted, ranks = fit(chosen)
-        has_both = self.config.prompt.layout.sid_generated and self.config.model.has_item_head
-        if has_both and model.has_head_weights:
-            other = {"three_step": "exhaustive", "exhaustive": "three_step"}[chosen]
-            ranks_of = {chosen: ranks, other: fit(other)[2]}
-            for name in ranks_of:
-                fitted[f"ndcg_{name}"] = float(metrics.ndcg(ranks_of[name], RANK_CUTOFF).mean())
-            helps = beam_search_helps(ranks_of["three_step"], ranks_of["exhaustive"])
-            fitted["beam_search_helps"] = float(helps)
-        return reranker, fitted
+            texts, vectors = self.pool.texts.to_pylist(), np.asarray(self.pool.vectors)
+            novelty = Novelty.fit(texts, vectors, self.pool.group, self.seed)
+        allowed = allowed_items(self.data, batch.requests)
+        features = self.feature_tables(model, tables)
+        return fit_reranker_of(recommender, batch, features, allowed, novelty)
 
     def feature_tables(
         self, model: RecommenderNetwork, tables: Mapping[str, Array]

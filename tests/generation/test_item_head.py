@@ -26,7 +26,6 @@ from sigma_jax.generation.head_weights import (
     GRID,
     MIN_GAIN,
     HeadWeights,
-    beam_search_helps,
     fit_head_weights,
     smallest_good_weight,
 )
@@ -187,13 +186,3 @@ def test_a_weight_above_0_gains_more_than_chance():
     assert smallest_good_weight(2 * sure) == 1
     little = np.array([[0.0, 0.006, 0.011], [0.0, 0.006, 0.011]])
     assert smallest_good_weight(little) == 0
-
-
-def test_beam_search_helps_if_targets_rise_by_more_than_chance():
-    before = np.array([1, 1, 3, 3])
-    assert beam_search_helps(np.array([0, 0, 3, 3]), before)
-    assert not beam_search_helps(before, before)
-    assert not beam_search_helps(np.array([0, 1, 3, 3]), np.array([1, 0, 3, 3]))
-    beyond = np.array([12, 12, 12, 12])
-    assert not beam_search_helps(beyond - 2, beyond)
-    assert not beam_search_helps(before, np.array([0, 0, 3, 3]))

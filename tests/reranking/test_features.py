@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax.reranking.features import RankingInputs, add_scores
+from sigma_jax.reranking.features import RankingInputs, add_scores, calibrated
 
 
 def test_scores_multiply_probabilities_as_in_float64_also_at_the_extremes():
@@ -27,19 +27,17 @@ def test_scores_multiply_probabilities_as_in_float64_also_at_the_extremes():
     assert (np.asarray(nothing) == -np.inf).all()
 
 
-def test_a_scale_makes_probabilities_flatter_and_keeps_their_order():
-    """Items that are no candidates share their probability equally before the scale."""
-    rng = np.random.default_rng(1)
-    prob = rng.dirichlet(np.ones(12), 3)
-    log_p = np.log(prob[:, :8])  # 4 of 12 items are no candidates
-    scores, scale = np.zeros((3, 8)), np.array([0.5, 1.0, 2.0])
-    found = add_scores(*(jnp.asarray(values, jnp.float32) for values in (log_p, scores, scale)), 12)
-    others = np.repeat((1 - prob[:, :8].sum(axis=1, keepdims=True)) / 4, 4, axis=1)
-    whole = np.concatenate([prob[:, :8], others], axis=1) ** scale[:, None]
-    np.testing.assert_allclose(
-        np.exp(found), whole[:, :8] / whole.sum(axis=1, keepdims=True), rtol=1e-4
-    )
-    np.testing.assert_array_equal(np.argsort(found, axis=1), np.argsort(log_p, axis=1))
+def test_calibration_changes_log_odds_and_keeps_the_order():
+    """Probabilities of 0 and 1 stay finite or -inf."""
+    p = np.array([[0.0, 0.2, 0.7], [1e-30, 0.1, 1.0]])
+    with np.errstate(divide="ignore"):
+        log_p = jnp.asarray(np.log(p), jnp.float32)
+    found = np.asarray(calibrated(log_p, jnp.array([[0.5, -1.0], [1.0, 0.0]])))
+    assert found[0, 0] == -np.inf and np.isfinite(found[0, 1:]).all()
+    expected = 1 / (1 + np.exp(1 - 0.5 * np.log(p[0, 1:] / (1 - p[0, 1:]))))
+    np.testing.assert_allclose(np.exp(found[0, 1:]), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(found[1]), p[1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(np.argsort(found, axis=1), np.argsort(p, axis=1))
 
 
 def test_a_batch_has_extra_candidates_as_wide_as_its_own_requests_need():

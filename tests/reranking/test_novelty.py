@@ -21,35 +21,47 @@ def instructions():
     return draw
 
 
+def texts(groups):
+    """A sentence for each group, with a word of its own."""
+    return [f"show me thing{group} please" for group in groups]
+
+
 @pytest.fixture(scope="module")
 def fitted(instructions):
     group = np.repeat(np.arange(GROUPS), EACH)
-    return Novelty.fit(instructions(group), group)
+    return Novelty.fit(texts(group), instructions(group), group)
 
 
 def test_instructions_of_known_groups_are_known_and_others_are_novel(fitted, instructions):
-    known = fitted(instructions(np.arange(GROUPS)))
-    novel = fitted(instructions(np.arange(GROUPS, 2 * GROUPS)))
-    assert known.max() < 0.2 and novel.min() > 0.7
+    known, novel = np.arange(GROUPS), np.arange(GROUPS, 2 * GROUPS)
+    assert fitted(texts(known), instructions(known)).max() < 0.2
+    assert fitted(texts(novel), instructions(novel)).min() > 0.8
+
+
+def test_unknown_words_make_an_instruction_more_novel(fitted, instructions):
+    vectors = instructions(np.arange(3))
+    known = fitted(["show me thing0"] * 3, vectors)
+    assert (fitted(["show me gizmos"] * 3, vectors) > known + 0.05).all()
+    assert (fitted([""] * 3, vectors) <= known).all()
 
 
 def test_novelty_falls_with_the_nearest_instruction_whatever_the_size_of_a_piece(
     fitted, instructions, monkeypatch
 ):
     queries = instructions(np.arange(2 * GROUPS))
-    found = fitted(queries)
+    same = ["show me thing0"] * len(queries)
+    found = fitted(same, queries)
     nearest = (queries @ fitted.vectors.astype(np.float32).T).max(axis=1)
-    expected = 1 / (1 + np.exp(fitted.slope * nearest - fitted.intercept))
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert (np.diff(found[np.argsort(nearest)]) <= 1e-6).all()
     monkeypatch.setattr("sigma_jax.reranking.novelty.COSINES_AT_ONCE", 7 * len(queries))
-    np.testing.assert_allclose(fitted(queries), found, atol=1e-6)
+    np.testing.assert_allclose(fitted(same, queries), found, atol=1e-6)
 
 
 def test_a_loaded_novelty_equals_the_saved_one(fitted, instructions, tmp_path):
     assert Novelty.load(tmp_path) is None
     fitted.save(tmp_path)
-    queries = instructions(np.arange(5))
-    np.testing.assert_array_equal(Novelty.load(tmp_path)(queries), fitted(queries))
+    asked = texts(np.arange(5)), instructions(np.arange(5))
+    np.testing.assert_array_equal(Novelty.load(tmp_path)(*asked), fitted(*asked))
     (tmp_path / "instruction_vectors.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match="damaged"):
         Novelty.load(tmp_path)

@@ -16,9 +16,10 @@ from sigma_jax.reranking.features import RankingInputs
 from sigma_jax.reranking.fit import (
     MIN_NETWORK_WEIGHT,
     MIN_TARGETS,
+    UNCALIBRATED,
     fit_by_task,
+    fit_calibrations,
     fit_reranker,
-    fit_scales,
     fit_weights,
     log_loss,
     satisfies_instruction,
@@ -237,23 +238,37 @@ def test_a_feature_that_is_constant_in_a_task_has_no_weight_there():
     assert by_task[1, 1] > 1 and abs(by_task[3, 1]) < 1e-9
 
 
-def test_the_scale_of_a_task_makes_its_probabilities_true():
-    """Targets drawn from the softmax of half of one task's scores, and of twice another's."""
+def test_the_calibration_of_a_task_makes_its_probabilities_true():
+    """Targets are drawn from the softmax of half of one task's scores, and of twice another's."""
     rng = np.random.default_rng(0)
-    scores = rng.normal(0, 2, (2_000, 20)).astype(np.float32)
-    task = np.repeat([0, 2], 1_000).astype(np.int32)
+    scores = rng.normal(0, 2, (4_000, 20)).astype(np.float32)
+    task = np.repeat([0, 2], 2_000).astype(np.int32)
     logits = scores * np.where(task == 0, 0.5, 2.0)[:, None]
     target = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1).astype(np.int32)
     by_task = np.tile([[1.0, 0.0]], (len(TASKS), 1))
-    found = fit_scales([scores, 0 * scores], target, task, by_task)
-    assert found[0] == pytest.approx(0.5, rel=0.1) and found[2] == pytest.approx(2.0, rel=0.1)
-    assert found[0] < found[1] < found[2]  # a task without requests has that of all
-    assert fit_scales([scores, 0 * scores], target, task, by_task[:1]) == (found[1],)
+    columns = [scores, 0 * scores]
+    is_target = np.arange(20) == target[:, None]
+    found = fit_calibrations(columns, is_target, task, by_task)
+    assert found[0][0] < 0.8 < 1.2 < found[2][0]
+    assert fit_calibrations(columns, is_target, task, by_task[:1]) == (found[1],)  # of all
+    for number in (0, 2):
+        of_task = scores[task == number]
+        p = np.exp(of_task - np.logaddexp.reduce(of_task, axis=1)[:, None])
+        first, rows = p.argmax(axis=1), np.arange(len(p))
+        log_odds = np.log(p / (1 - p))[rows, first]
+        printed = 1 / (1 + np.exp(-found[number][0] * log_odds - found[number][1]))
+        share = (first == target[task == number]).mean()
+        assert abs(printed.mean() - share) < 0.04
+    is_target[::2] = False  # targets that are no candidates
+    rarer = fit_calibrations(columns, is_target, task, by_task)
+    assert all(a[1] < b[1] - 0.3 for a, b in zip(rarer, found, strict=True))
 
 
 def test_too_few_targets_give_weights_of_0():
     weights, metrics = fitted(True, count=8)
-    assert weights == RerankerWeights(GENERATION.sigma, dict.fromkeys(FEATURES, (0.0,)), (1.0,))
+    assert weights == RerankerWeights(
+        GENERATION.sigma, dict.fromkeys(FEATURES, (0.0,)), (UNCALIBRATED,)
+    )
     assert metrics == {"reranker_targets": 8}
 
 
@@ -268,7 +283,9 @@ def test_a_network_that_predicts_badly_keeps_a_positive_weight():
 def test_a_loaded_reranker_equals_the_saved_one_and_damage_is_an_error(tmp_path):
     histories = histories_of([[[1], [2], [3], [4]], [[3, 5], [2], [6], [7]]])
     vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))[0]
-    weights = RerankerWeights("deviation", dict.fromkeys(FEATURES, (0.5, -2.0)), (0.5, 2.0))
+    weights = RerankerWeights(
+        "deviation", dict.fromkeys(FEATURES, (0.5, -2.0)), ((0.5, 2.0), UNCALIBRATED)
+    )
     saved = Reranker(weights, FeatureTables.make(plain_data(histories), vectors, 4))
     saved.save(tmp_path)
     loaded = Reranker.load(tmp_path)

@@ -14,10 +14,7 @@ from processes import environment
 from safetensors.numpy import load_file
 from small_task import make_task, model_fields, placed
 
-from sigma_jax import metrics
 from sigma_jax.data.pipeline import open_shards
-from sigma_jax.generation.config import RANKERS
-from sigma_jax.generation.head_weights import HeadWeights, beam_search_helps
 from sigma_jax.models.linear import INPUT_AXES
 from sigma_jax.prompts.records import RECORDS, Record
 from sigma_jax.recommender.parts import BEFORE_REFIT, RecommenderParts
@@ -65,42 +62,6 @@ def test_report_gives_hit_rates_of_every_task_there_is(task, model):
 
 
 @pytest.mark.slow
-def test_the_configured_ranker_stays_and_is_compared_with_the_other(trained, task, monkeypatch):
-    """Metrics say whether beam search helps if the code head or the query head has a weight."""
-    batch, model = task.fit_requests(), task.model(nnx.Rngs(0))
-    tables, compared = placed(task.tables()), []
-
-    def spy(*ranks):
-        compared.append(ranks)
-        return beam_search_helps(*ranks)
-
-    monkeypatch.setattr("sigma_jax.sft.task.beam_search_helps", spy)
-    tasks = {
-        ranker: make_task(trained, generation=generation_fields(trained, ranker))
-        for ranker in RANKERS
-    }
-    HeadWeights(0.0, 0.0, -4.0, -4.0).put_into(model)
-    for other in tasks.values():
-        fitted = other.fit_reranker(model, tables, batch)[1]
-        assert not compared and "beam_search_helps" not in fitted
-    HeadWeights(1.0, 0.5, -3.0, -4.0).put_into(model)
-    rerankers, fitted = {}, {}
-    for ranker, other in tasks.items():
-        rerankers[ranker], fitted[ranker] = other.fit_reranker(model, tables, batch)
-    assert model.has_head_weights
-    assert rerankers["three_step"].weights != rerankers["exhaustive"].weights
-    assert fitted["three_step"]["network_loss"] != fitted["exhaustive"]["network_loss"]
-    assert len(compared) == 2 and not np.array_equal(*compared[0])
-    for ranks in compared:  # the same lists, whichever ranker is configured
-        for ours, expected in zip(ranks, compared[0], strict=True):
-            np.testing.assert_array_equal(ours, expected)
-    for of_ranker in fitted.values():
-        for name, ranks in zip(RANKERS, compared[0], strict=True):
-            assert of_ranker[f"ndcg_{name}"] == pytest.approx(metrics.ndcg(ranks, 10).mean())
-        assert of_ranker["beam_search_helps"] == beam_search_helps(*compared[0])
-
-
-@pytest.mark.slow
 def test_a_network_without_an_item_head_is_reranked_after_three_steps_only(trained):
     fields = model_fields(trained, has_item_head=False)
     with pytest.raises(ValueError, match=r'has_item_head=True, or generation\.ranker="three_step"'):
@@ -108,7 +69,7 @@ def test_a_network_without_an_item_head_is_reranked_after_three_steps_only(train
     task = make_task(trained, model=fields)
     model = task.model(nnx.Rngs(0))
     reranker, fitted = task.fit_reranker(model, placed(task.tables()), task.fit_requests())
-    assert "beam_search_helps" not in fitted and reranker.weights is not None
+    assert fitted["reranker_targets"] and reranker.weights is not None
 
 
 def test_semantic_ids_of_another_catalogue_are_refused(trained, tmp_path):
