@@ -11,7 +11,13 @@ from sigma_jax.generation.config import SIGMA_GRID, GenerationConfig
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
 from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION
 from sigma_jax.reranking.features import NAMES_THINGS
-from sigma_jax.reranking.fit import ABSENT, fit_novel, fit_reranker, satisfies_instruction
+from sigma_jax.reranking.fit import (
+    ABSENT,
+    fit_novel,
+    fit_reranker,
+    fitted_values,
+    satisfies_instruction,
+)
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
 from sigma_jax.reranking.novelty import Novelty
 from sigma_jax.reranking.reranker import FeatureTables, Reranker
@@ -71,8 +77,7 @@ def fit_reranker_of(
     weights = fit_novel(weights, *_novel_requests(recommender, batch, tables, allowed))
     if len(weights.calibration) == number:
         return Reranker(weights, tables), metrics
-    metrics |= {f"weight_{name}_novel": values[-1] for name, values in weights.of.items()}
-    return Reranker(weights, tables, novelty), metrics
+    return Reranker(weights, tables, novelty), metrics | fitted_values(weights)
 
 
 def _novel_requests(

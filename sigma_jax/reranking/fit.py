@@ -102,12 +102,22 @@ def fit_reranker(
     relative = by_task[:, 1:].T.tolist()
     relative += [[0.0] * len(by_task)] * (len(FEATURES) - len(relative))
     of = {name: tuple(values) for name, values in zip(FEATURES, relative, strict=True)}
-    labels = [f"_{task}" for task in TASKS] if has_task_head else [""]
-    for name, values in of.items():
-        metrics |= {f"weight_{name}{label}": v for label, v in zip(labels, values, strict=True)}
-    for label, (slope, offset) in zip(labels, calibration, strict=True):
-        metrics |= {f"calibration_slope{label}": slope, f"calibration_offset{label}": offset}
-    return RerankerWeights(sigma, of, calibration), metrics
+    fitted = RerankerWeights(sigma, of, calibration)
+    return fitted, metrics | fitted_values(fitted)
+
+
+def fitted_values(weights: RerankerWeights) -> dict[str, float]:
+    """Weights and calibrations by name and task, as metrics of a stage."""
+    rows = len(weights.calibration)
+    labels = [""] if rows == 1 else [f"_{name}" for name in (*TASKS, "novel")[:rows]]
+    values = {
+        f"weight_{name}{label}": value
+        for name, of_rows in weights.of.items()
+        for label, value in zip(labels, of_rows, strict=True)
+    }
+    for label, (slope, offset) in zip(labels, weights.calibration, strict=True):
+        values |= {f"calibration_slope{label}": slope, f"calibration_offset{label}": offset}
+    return values
 
 
 def fit_novel(

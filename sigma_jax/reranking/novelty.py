@@ -112,8 +112,8 @@ class Novelty:
         if not (folder / SETTINGS).exists():
             return None
         settings = read_json(folder / SETTINGS)
-        weights = tuple(map(float, settings["weights"]))
-        return cls(read_npy(folder / VECTORS, 2), frozenset(settings["words"]), weights)
+        a, b, c = map(float, settings["weights"])
+        return cls(read_npy(folder / VECTORS, 2), frozenset(settings["words"]), (a, b, c))
 
 
 def _nearest_others(

@@ -1,0 +1,86 @@
+"""A recommender whose instructions and items a pre-trained sentence encoder reads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_export import new_items, only, users_of, write_rows
+from tiny_run import tiny_run
+
+from sigma_jax import train
+from sigma_jax.models.item_encoder import INSTRUCTION
+from sigma_jax.recommender.parts import RecommenderParts
+from sigma_jax.recommender.recommender import RecommendOptions
+from sigma_jax.recommender.workdir import load_workdir
+from sigma_jax.runtime.config import MeshConfig
+from sigma_jax.runtime.sharding import make_mesh
+from sigma_jax.schema import PreparedData
+from sigma_jax.serving.bundle import Bundle, export
+from sigma_jax.serving.catalogue_update import add_items, read_items
+from sigma_jax.serving.engine import CatalogueSnapshot, SnapshotSettings
+
+ENCODER = Path(__file__).parents[1] / "golden" / "encoder_bert"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def spoken(tables_folder, tmp_path_factory):
+    """A workdir that is trained with the encoder."""
+    tables = tmp_path_factory.mktemp("tables") / "shop"
+    shutil.copytree(tables_folder, tables)
+    for path in tables.glob("text_vectors.*"):
+        path.unlink()
+    changes = {"data.text_encoder": str(ENCODER), "reranker.fit_requests": 300}
+    config = tiny_run(tables, **changes)
+    workdir = tmp_path_factory.mktemp("spoken")
+    train.train(config, workdir, make_mesh(MeshConfig(-1, 1, 1)))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def export_of(spoken, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "shop"
+    export(spoken, folder)
+    return folder
+
+
+def test_the_encoder_replaces_grounding_and_prompts_hold_vectors(spoken):
+    assert not (spoken / "grounding").exists()
+    data = PreparedData.load(spoken / "data")
+    parts = RecommenderParts.of_workdir(spoken, data)
+    assert parts.spec.layout.has_instruction_vectors and parts.reranker.novelty is not None
+    assert len(parts.reranker.weights.calibration) == len(parts.reranker.weights.of["ease"])
+    opened = load_workdir(spoken)
+    path = write_rows(spoken / "u.jsonl", users_of(data, 3))
+    batch = only(opened.parser.read(str(path), 9))
+    prompts = opened.recommender.prompts(batch)
+    assert (prompts.items <= INSTRUCTION).sum(axis=1).tolist() == [1, 1, 1]
+    expected = parts.encoder(batch.requests.instruction)
+    np.testing.assert_allclose(prompts.instructions[:, 0], expected, atol=1e-6)
+
+
+def test_the_export_answers_as_the_workdir_wherever_the_encoder_was(spoken, export_of):
+    data = PreparedData.load(spoken / "data")
+    path = write_rows(spoken / "u.jsonl", users_of(data, 6))
+    opened = load_workdir(spoken)
+    snapshot = CatalogueSnapshot.load(Bundle.open(export_of), settings=SnapshotSettings("tea"))
+    batches = [only(parser.read(str(path), 9)) for parser in (opened.parser, snapshot.parser)]
+    options = RecommendOptions(8)
+    expected = opened.recommender.recommend(batches[0], options)
+    found = snapshot.recommend(batches[1], options)
+    np.testing.assert_array_equal(found.items, expected.items)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-3)
+    assert (export_of / "model" / "sentence_encoder" / "modules.json").exists()
+
+
+def test_a_new_item_is_read_as_those_of_the_training(spoken, export_of, tmp_path):
+    data = PreparedData.load(spoken / "data")
+    row = {"item_id": "copy", **json.loads(data.catalogue.texts([5])[0])}
+    bundle = Bundle.open(export_of)
+    items = read_items(str(write_rows(tmp_path / "items.jsonl", [row, *new_items(1)])), bundle)
+    version = add_items(bundle, bundle.version(), items, {})
+    texts = version.vectors["text"]
+    np.testing.assert_allclose(texts[len(data.catalogue)], texts[5], atol=1e-5)
+    assert not np.allclose(texts[-1], texts[5])
