@@ -6,13 +6,16 @@ import dataclasses
 
 import jax
 import numpy as np
+from jaxtyping import Float32, Int, Int32
 
 from sigma_jax.generation.config import SIGMA_GRID, GenerationConfig
+from sigma_jax.recommender.ranking import Recommendations
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
 from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION
 from sigma_jax.reranking.features import NAMES_THINGS
 from sigma_jax.reranking.fit import (
     ABSENT,
+    MIN_TARGETS,
     fit_novel,
     fit_reranker,
     fitted_values,
@@ -73,55 +76,79 @@ def fit_reranker_of(
     weights, metrics = fit_reranker(ranked, batch.requests, features_of, allowed, has_task_head)
     if novelty is None or not has_task_head or allowed is None:
         return Reranker(weights, tables), metrics
-    number = len(weights.calibration)
-    weights = fit_novel(weights, *_novel_requests(recommender, batch, tables, allowed))
-    if len(weights.calibration) == number:
+    rows = np.flatnonzero((allowed.row >= 0) & (NAMES_THINGS[batch.requests.task] > 0))
+    if len(rows) < MIN_TARGETS:
         return Reranker(weights, tables), metrics
+    rows = rows[np.linspace(0, len(rows) - 1, min(NOVEL_REQUESTS, len(rows))).astype(int)]
+    weights = fit_novel(weights, *_as_if_novel(recommender, batch, rows, tables, allowed))
     return Reranker(weights, tables, novelty), metrics | fitted_values(weights)
 
 
-def _novel_requests(
-    recommender: Recommender, batch: RequestBatch, tables: FeatureTables, allowed: AllowedItems
+def _as_if_novel(
+    recommender: Recommender,
+    batch: RequestBatch,
+    rows: Int[np.ndarray, " n"],
+    tables: FeatureTables,
+    allowed: AllowedItems,
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Arguments of `fit_novel` from requests that name things, read as if they were novel."""
-    names_things = NAMES_THINGS[batch.requests.task] > 0
-    rows = np.flatnonzero((allowed.row >= 0) & names_things)
-    rows = rows[np.linspace(0, len(rows) - 1, min(NOVEL_REQUESTS, len(rows))).astype(int)]
+    """Arguments of `fit_novel` from the requests `rows`, read as if they were novel.
+
+    Candidates are items that are likely for a general instruction, items that are near by meaning,
+    and items that satisfy the instruction.
+    """
     requests = batch.requests.take(rows)
-    general = [DEFAULT_INSTRUCTION] * len(rows)
-    plain = dataclasses.replace(
-        batch.take(rows), requests=dataclasses.replace(requests, instruction=general)
+    general = dataclasses.replace(requests, instruction=[DEFAULT_INSTRUCTION] * len(rows))
+    count = min(len(recommender.parts.semantic_ids.codes), MOST_CANDIDATES)
+    answer = recommender.recommend(
+        dataclasses.replace(batch.take(rows), requests=general),
+        RecommendOptions(count, reranks=False),
     )
-    total = len(recommender.parts.semantic_ids.codes)
-    count = min(total, MOST_CANDIDATES)
-    answer = recommender.recommend(plain, RecommendOptions(count, reranks=False))
     inputs = recommender.read_instructions(requests.instruction)
     scores = recommender.instruction_scores(inputs, answer.items)[..., -len(SEMANTIC_FEATURES) :]
     order = np.argsort(-scores.sum(axis=-1), axis=1, kind="stable")[:, :NEAREST]
-    nearest = np.take_along_axis(answer.items, order, axis=1)
-    lists = [
-        np.unique(
-            np.concatenate(
-                [answer.items[n, :LIKELIEST], nearest[n], allowed.of(row)[:NEAREST], [target]]
+    candidates = sorted_rows(
+        [
+            np.concatenate([likely, near, allowed.of(row)[:NEAREST], requests.target[[place]]])
+            for place, (row, likely, near) in enumerate(
+                zip(
+                    rows,
+                    answer.items[:, :LIKELIEST],
+                    np.take_along_axis(answer.items, order, axis=1),
+                    strict=True,
+                )
             )
-        )
-        for n, (row, target) in enumerate(zip(rows, requests.target, strict=True))
-    ]
-    lists = [items[items >= 0] for items in lists]
-    candidates = np.full((len(rows), max(map(len, lists), default=1)), -1, np.int32)
-    log_p = np.full(candidates.shape, ABSENT, np.float32)
-    for n, items in enumerate(lists):
-        candidates[n, : len(items)] = items
-        is_found = answer.items[n] >= 0
-        of_items = np.full(total, answer.log_probs[n][is_found].min(), np.float32)
-        of_items[answer.items[n][is_found]] = answer.log_probs[n][is_found]
-        log_p[n, : len(items)] = of_items[items]
-    of_instruction = np.moveaxis(recommender.instruction_scores(inputs, candidates), -1, 0)
-    for number in range(len(INSTRUCTION_FEATURES) - len(SEMANTIC_FEATURES)):
-        of_instruction[number] = 0  # features of words and of the network
+        ]
+    )
+    log_p = np.where(candidates >= 0, log_p_of(answer, candidates), ABSENT).astype(np.float32)
+    of_instruction = list(np.moveaxis(recommender.instruction_scores(inputs, candidates), -1, 0))
+    read = len(INSTRUCTION_FEATURES) - len(SEMANTIC_FEATURES)  # features of network and words
+    of_instruction[:read] = [np.zeros_like(log_p)] * read
     columns = [log_p, *tables.at(requests, batch.histories, candidates), *of_instruction]
     target = (candidates == requests.target[:, None]).argmax(axis=1)
     return columns, target, satisfies_instruction(allowed, rows, candidates)
+
+
+def sorted_rows(lists: list[np.ndarray]) -> Int32[np.ndarray, "n C"]:
+    """The distinct items of each list, ascending, as rows that are padded with -1."""
+    distinct = [np.unique(items[items >= 0]) for items in lists]
+    rows = np.full((len(lists), max(map(len, distinct), default=0)), -1, np.int32)
+    for row, items in zip(rows, distinct, strict=True):
+        row[: len(items)] = items
+    return rows
+
+
+def log_p_of(
+    answer: Recommendations, candidates: Int32[np.ndarray, "n C"]
+) -> Float32[np.ndarray, "n C"]:
+    """log p of each candidate; the least of the request for items that `answer` does not have."""
+    found = np.zeros(candidates.shape, np.float32)
+    for row, (items, log_p) in enumerate(zip(answer.items, answer.log_probs, strict=True)):
+        order = np.argsort(items, kind="stable")[(items < 0).sum() :]
+        place = np.searchsorted(items[order], candidates[row])
+        place = np.minimum(place, max(len(order) - 1, 0))
+        is_there = items[order][place] == candidates[row]
+        found[row] = np.where(is_there, log_p[order][place], log_p[order].min())
+    return found
 
 
 def sigmas_to_try(config: GenerationConfig, depth: int) -> tuple[str | float, ...]:

@@ -130,15 +130,13 @@ def fit_novel(
 
     The network has read a novel instruction as little as a general one. So its log p is that for a
     general instruction, and the words of the instruction are left out: the weights show how far
-    its meaning can be trusted. `weights` stays as it is with fewer than MIN_TARGETS targets.
+    its meaning can be trusted.
 
     Args:
       columns: log p for a general instruction, then the features; 0 for those that read words.
       target: the column of each target among the candidates.
       is_satisfying: whether each candidate satisfies the instruction that was asked.
     """
-    if len(target) < MIN_TARGETS:
-        return weights
     _, fitted, _ = fit_weights(
         columns, target, is_satisfying, least_network_weight=NOVEL_NETWORK_WEIGHT
     )
