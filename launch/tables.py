@@ -247,6 +247,19 @@ def following() -> Rows:
     return rows
 
 
+def sentences() -> Rows:
+    """The share of right items for free sentences (launch/benchmarks/instructions.py)."""
+    found = result_of("instructions")
+    names = {
+        "the recommender, a user without a history": "recommender",
+        "the recommender, users with a history": "recommender, users",
+        "the sentence encoder alone": "encoder",
+        "common words": "words",
+    }
+    rows = [[f"{found['sentences']} sentences", "of the first ten items, per cent right"]]
+    return rows + [[title, f"{100 * found[name]:.1f}"] for title, name in names.items()]
+
+
 def demo_record() -> dict[str, Any]:
     """The record of the demo."""
     record = read_results(Run("Complete Journey", "SIGMA", 0), RESULTS / "demo")
@@ -479,6 +492,7 @@ HR = ("HR@10",)
 TABLES: dict[str, Callable[[], Rows]] = {
     "demo": demo,
     "following": following,
+    "sentences": sentences,
     "summary": summary,
     **{
         f"amazon-{data}": functools.partial(equal_methods, "amazon", data, COLUMNS)

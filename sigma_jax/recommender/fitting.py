@@ -15,7 +15,9 @@ from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION
 from sigma_jax.reranking.features import NAMES_THINGS
 from sigma_jax.reranking.fit import (
     ABSENT,
+    FIRST,
     MIN_TARGETS,
+    fit_calibrations,
     fit_novel,
     fit_reranker,
     fitted_values,
@@ -23,11 +25,12 @@ from sigma_jax.reranking.fit import (
 )
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
 from sigma_jax.reranking.novelty import Novelty
-from sigma_jax.reranking.reranker import FeatureTables, Reranker
+from sigma_jax.reranking.reranker import FeatureTables, Reranker, RerankerWeights
 from sigma_jax.reranking.semantic import SEMANTIC_FEATURES
 from sigma_jax.schema import RequestBatch
 from sigma_jax.tasks.constraints import AllowedItems
 
+CALIBRATION_REQUESTS = 400  # of each task
 NOVEL_REQUESTS = 300  # that the weights of novel instructions are fitted on
 MOST_CANDIDATES = 16_384  # of which log p is known
 LIKELIEST, NEAREST = 300, 200  # candidates by log p, and by meaning
@@ -74,14 +77,32 @@ def fit_reranker_of(
 
     has_task_head = recommender.generator.has_task_head
     weights, metrics = fit_reranker(ranked, batch.requests, features_of, allowed, has_task_head)
-    if novelty is None or not has_task_head or allowed is None:
+    if metrics["reranker_targets"] < MIN_TARGETS:
         return Reranker(weights, tables), metrics
-    rows = np.flatnonzero((allowed.row >= 0) & (NAMES_THINGS[batch.requests.task] > 0))
-    if len(rows) < MIN_TARGETS:
-        return Reranker(weights, tables), metrics
+    weights = _calibrated(recommender.with_reranker(Reranker(weights, tables)), batch, weights)
+    names_things = NAMES_THINGS[batch.requests.task] > 0
+    rows = np.flatnonzero(names_things & (allowed.row >= 0)) if allowed is not None else []
+    if novelty is None or not has_task_head or len(rows) < MIN_TARGETS:
+        return Reranker(weights, tables), metrics | fitted_values(weights)
     rows = rows[np.linspace(0, len(rows) - 1, min(NOVEL_REQUESTS, len(rows))).astype(int)]
     weights = fit_novel(weights, *_as_if_novel(recommender, batch, rows, tables, allowed))
     return Reranker(weights, tables, novelty), metrics | fitted_values(weights)
+
+
+def _calibrated(
+    recommender: Recommender, batch: RequestBatch, weights: RerankerWeights
+) -> RerankerWeights:
+    """`weights` with the calibration of the lists that `recommender` gives with them."""
+    tasks = batch.requests.task
+    rows = np.concatenate(
+        [np.flatnonzero(tasks == task)[:CALIBRATION_REQUESTS] for task in np.unique(tasks)]
+    )
+    part = batch.take(np.sort(rows))
+    answer = recommender.recommend(part, RecommendOptions(FIRST))
+    is_hit = answer.items == part.requests.target[:, None]
+    has_task_head = recommender.generator.has_task_head
+    calibration = fit_calibrations(answer.log_probs, is_hit, part.requests.task, has_task_head)
+    return dataclasses.replace(weights, calibration=calibration)
 
 
 def _as_if_novel(

@@ -14,7 +14,7 @@ that satisfy the instruction. So each task gets a slope and an offset, under whi
 
     sigmoid(slope * log(p / (1 - p)) + offset)
 
-is how often an item of the first ten is the target (Platt scaling; Platt 1999, Probabilistic
+is how often an item of the first FIRST is the target (Platt scaling; Platt 1999, Probabilistic
 Outputs for Support Vector Machines). A slope above 0 keeps the order.
 
 Axes: N requests, C candidates of a request, F features.
@@ -38,7 +38,7 @@ TASK_SHRINKAGE = 10.0  # of the weights of a task towards those of all tasks, in
 MIN_NETWORK_WEIGHT = 0.05  # least weight of log p, which divides the other weights
 NOVEL_NETWORK_WEIGHT = 0.5  # least weight of log p for novel instructions, which it has read
 MIN_TARGETS = 30  # least targets among the candidates, and least targets of a task
-FIRST = 10  # items of a list that calibrations are fitted on
+FIRST = 3  # items of a list that calibrations are fitted on
 UNCALIBRATED = (1.0, 0.0)  # slope and offset
 MIN_SLOPE = 0.05
 ABSENT = -1e4  # log-probability where a request has fewer candidates
@@ -74,36 +74,28 @@ def fit_reranker(
             sigmas[0], dict.fromkeys(FEATURES, (0.0,) * tasks), (UNCALIBRATED,) * tasks
         )
         return weights, {"reranker_targets": len(answered)}
-    candidates = np.sort(lists[0][0], axis=1)
-    features = features_of(np.arange(len(candidates)), candidates)
-    is_target = candidates == requests.target[:, None]
-    target = is_target[answered].argmax(axis=1)
-    is_satisfying = satisfies_instruction(allowed, answered, candidates[answered])
+    requests = requests.take(answered)
+    candidates = np.sort(lists[0][0][answered], axis=1)
+    target = (candidates == requests.target[:, None]).argmax(axis=1)
+    features = features_of(answered, candidates)
+    is_satisfying = satisfies_instruction(allowed, answered, candidates)
     fits = []
     for sigma, (items, log_probs) in ranked.items():
-        log_p = np.take_along_axis(log_probs, np.argsort(items, axis=1), axis=1)
+        order = np.argsort(items[answered], axis=1)
+        log_p = np.take_along_axis(log_probs[answered], order, axis=1)
         columns = [np.where(candidates >= 0, log_p, ABSENT), *features]
-        of_answered = [column[answered] for column in columns]
-        fits.append((*fit_weights(of_answered, target, is_satisfying), sigma, columns))
+        fits.append((*fit_weights(columns, target, is_satisfying), sigma, columns))
     loss, weights, _, sigma, columns = min(fits, key=lambda fit: fit[0])
     metrics = {"reranker_targets": len(answered), "reranker_loss": loss, "network_loss": fits[0][2]}
     by_task = np.stack([weights])
     if has_task_head:
-        by_task, losses = fit_by_task(
-            [column[answered] for column in columns],
-            target,
-            is_satisfying,
-            requests.task[answered],
-            weights,
-        )
+        by_task, losses = fit_by_task(columns, target, is_satisfying, requests.task, weights)
         metrics["reranker_loss"] = losses.mean()
     by_task = by_task / by_task[:, :1]
-    calibration = fit_calibrations(columns, is_target, requests.task, by_task)
     relative = by_task[:, 1:].T.tolist()
     relative += [[0.0] * len(by_task)] * (len(FEATURES) - len(relative))
     of = {name: tuple(values) for name, values in zip(FEATURES, relative, strict=True)}
-    fitted = RerankerWeights(sigma, of, calibration)
-    return fitted, metrics | fitted_values(fitted)
+    return RerankerWeights(sigma, of, (UNCALIBRATED,) * len(by_task)), metrics
 
 
 def fitted_values(weights: RerankerWeights) -> dict[str, float]:
@@ -146,55 +138,49 @@ def fit_novel(
         name: (*weights.of[name], float(weight))
         for name, weight in zip(FEATURES, fitted[1:], strict=True)
     }
-    is_target = np.arange(scores.shape[1]) == target[:, None]
-    calibration = (*weights.calibration, fit_calibration(scores, is_target))
-    return RerankerWeights(weights.sigma, of, calibration)
+    first = np.argsort(-scores, axis=1, kind="stable")[:, :FIRST]
+    log_p = np.take_along_axis(log_softmax(scores, axis=1), first, axis=1)
+    calibration = fit_calibration(log_p, first == target[:, None])
+    return RerankerWeights(weights.sigma, of, (*weights.calibration, calibration))
 
 
 def fit_calibrations(
-    columns: Sequence[Float32[np.ndarray, "N C"]],
-    is_target: Bool[np.ndarray, "N C"],
+    log_p: Float[np.ndarray, "N F"],
+    is_hit: Bool[np.ndarray, "N F"],
     task: Int32[np.ndarray, " N"],
-    by_task: Float64[np.ndarray, "tasks F"],
+    has_task_head: bool,
 ) -> tuple[tuple[float, float], ...]:
     """`fit_calibration` for each task, or for all. A task with few requests has that of all.
 
     Args:
-      columns: log p, then the features.
-      is_target: whether each candidate is the target; no candidate of a request may be it.
+      log_p: log-probabilities of the first items of each request; -inf where there is none.
+      is_hit: whether each of them is the target.
       task: the task of each request.
-      by_task: the weights of each task, or of all tasks in one row; that of log p is 1.
     """
-    of_request = task if len(by_task) > 1 else np.zeros_like(task)
-    scores = sum(column * by_task[of_request, place, None] for place, column in enumerate(columns))
-    common = fit_calibration(scores, is_target)
+    common = fit_calibration(log_p, is_hit)
+    if not has_task_head:
+        return (common,)
     return tuple(
-        fit_calibration(scores[here], is_target[here])
-        if (here := of_request == number).sum() >= MIN_TARGETS
+        fit_calibration(log_p[here], is_hit[here])
+        if (here := task == number).sum() >= MIN_TARGETS
         else common
-        for number in range(len(by_task))
+        for number in range(len(TASKS))
     )
 
 
 def fit_calibration(
-    scores: Float[np.ndarray, "N C"], is_target: Bool[np.ndarray, "N C"]
+    log_p: Float[np.ndarray, "N F"], is_hit: Bool[np.ndarray, "N F"]
 ) -> tuple[float, float]:
-    """(slope, offset) of a logistic regression of "is the target" on log-odds of the first items.
-
-    Args:
-      scores: their softmax is the probability of each candidate.
-      is_target: whether each candidate is the target.
-    """
-    first = np.argpartition(-scores, min(FIRST, scores.shape[1]) - 1, axis=1)[:, :FIRST]
-    log_p = np.take_along_axis(log_softmax(scores, axis=1), first, axis=1)
-    p = np.clip(np.exp(log_p), 1e-9, 1 - 1e-6)
-    log_odds, is_hit = np.log(p / (1 - p)), np.take_along_axis(is_target, first, axis=1)
+    """(slope, offset) of a logistic regression of hits on the log-odds of the first items."""
+    there = np.isfinite(log_p)
+    p = np.clip(np.exp(log_p[there].astype(np.float64)), 1e-9, 1 - 1e-6)
+    log_odds, hits = np.log(p / (1 - p)), is_hit[there]
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         z = values[0] * log_odds + values[1]
         away = values - np.array(UNCALIBRATED)
-        slopes = expit(z) - is_hit
-        value = (np.logaddexp(0, z) - is_hit * z).sum() + (away**2).sum() / 2
+        slopes = expit(z) - hits
+        value = (np.logaddexp(0, z) - hits * z).sum() + (away**2).sum() / 2
         return float(value), np.array([(slopes * log_odds).sum(), slopes.sum()]) + away
 
     bounds = [(MIN_SLOPE, None), (None, None)]

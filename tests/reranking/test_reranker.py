@@ -21,6 +21,7 @@ from sigma_jax.reranking.fit import (
     fit_calibrations,
     fit_reranker,
     fit_weights,
+    fitted_values,
     log_loss,
     satisfies_instruction,
 )
@@ -224,7 +225,7 @@ def test_each_task_with_enough_targets_has_its_own_weights():
     # With one task only, its own weights are at least as good as common weights.
     assert metrics["reranker_loss"] <= fitted(True)[1]["reranker_loss"] + 1e-6
     assert all(len(weights.of[name]) == len(TASKS) for name in FEATURES)
-    assert metrics["weight_repeat_count_JustForYou"] == weights.of["repeat_count"][0]
+    assert fitted_values(weights)["weight_repeat_count_JustForYou"] == weights.of["repeat_count"][0]
 
 
 def test_a_feature_that_is_constant_in_a_task_has_no_weight_there():
@@ -239,29 +240,19 @@ def test_a_feature_that_is_constant_in_a_task_has_no_weight_there():
 
 
 def test_the_calibration_of_a_task_makes_its_probabilities_true():
-    """Targets are drawn from the softmax of half of one task's scores, and of twice another's."""
+    """Hits are as frequent as probabilities of half of one task's log-odds, and twice another's."""
     rng = np.random.default_rng(0)
-    scores = rng.normal(0, 2, (4_000, 20)).astype(np.float32)
+    log_odds = rng.normal(-1, 1.5, (4_000, 3))
     task = np.repeat([0, 2], 2_000).astype(np.int32)
-    logits = scores * np.where(task == 0, 0.5, 2.0)[:, None]
-    target = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1).astype(np.int32)
-    by_task = np.tile([[1.0, 0.0]], (len(TASKS), 1))
-    columns = [scores, 0 * scores]
-    is_target = np.arange(20) == target[:, None]
-    found = fit_calibrations(columns, is_target, task, by_task)
-    assert found[0][0] < 0.8 < 1.2 < found[2][0]
-    assert fit_calibrations(columns, is_target, task, by_task[:1]) == (found[1],)  # of all
-    for number in (0, 2):
-        of_task = scores[task == number]
-        p = np.exp(of_task - np.logaddexp.reduce(of_task, axis=1)[:, None])
-        first, rows = p.argmax(axis=1), np.arange(len(p))
-        log_odds = np.log(p / (1 - p))[rows, first]
-        printed = 1 / (1 + np.exp(-found[number][0] * log_odds - found[number][1]))
-        share = (first == target[task == number]).mean()
-        assert abs(printed.mean() - share) < 0.04
-    is_target[::2] = False  # targets that are no candidates
-    rarer = fit_calibrations(columns, is_target, task, by_task)
-    assert all(a[1] < b[1] - 0.3 for a, b in zip(rarer, found, strict=True))
+    truth = 1 / (1 + np.exp(-log_odds * np.where(task == 0, 0.5, 2.0)[:, None] + 0.3))
+    is_hit = rng.random(truth.shape) < truth
+    log_p = -np.log1p(np.exp(-log_odds))
+    log_p[:5, 2] = -np.inf  # short lists
+    found = fit_calibrations(log_p, is_hit, task, True)
+    assert found[0] == pytest.approx((0.5, -0.3), abs=0.1)
+    assert found[2] == pytest.approx((2.0, -0.3), abs=0.15)
+    assert found[0][0] < found[1][0] < found[2][0]  # a task without requests has that of all
+    assert fit_calibrations(log_p, is_hit, task, False) == (found[1],)
 
 
 def test_too_few_targets_give_weights_of_0():
