@@ -79,20 +79,24 @@ def fit_reranker_of(
     weights, metrics = fit_reranker(ranked, batch.requests, features_of, allowed, has_task_head)
     if metrics["reranker_targets"] < MIN_TARGETS:
         return Reranker(weights, tables), metrics
-    weights = _calibrated(recommender.with_reranker(Reranker(weights, tables)), batch, weights)
+    reranker = Reranker(weights, tables)
     names_things = NAMES_THINGS[batch.requests.task] > 0
     rows = np.flatnonzero(names_things & (allowed.row >= 0)) if allowed is not None else []
-    if novelty is None or not has_task_head or len(rows) < MIN_TARGETS:
-        return Reranker(weights, tables), metrics | fitted_values(weights)
-    rows = rows[np.linspace(0, len(rows) - 1, min(NOVEL_REQUESTS, len(rows))).astype(int)]
-    weights = fit_novel(weights, *_as_if_novel(recommender, batch, rows, tables, allowed))
-    return Reranker(weights, tables, novelty), metrics | fitted_values(weights)
+    if novelty is not None and has_task_head and len(rows) >= MIN_TARGETS:
+        rows = rows[np.linspace(0, len(rows) - 1, min(NOVEL_REQUESTS, len(rows))).astype(int)]
+        weights = fit_novel(weights, *_as_if_novel(recommender, batch, rows, tables, allowed))
+        reranker = Reranker(weights, tables, novelty)
+    weights = _calibrated(recommender.with_reranker(reranker), batch, weights)
+    return dataclasses.replace(reranker, weights=weights), metrics | fitted_values(weights)
 
 
 def _calibrated(
     recommender: Recommender, batch: RequestBatch, weights: RerankerWeights
 ) -> RerankerWeights:
-    """`weights` with the calibration of the lists that `recommender` gives with them."""
+    """`weights` with the calibration of the lists that `recommender` gives with them.
+
+    Novel instructions get the mean calibration of the tasks that name things.
+    """
     tasks = batch.requests.task
     rows = np.concatenate(
         [np.flatnonzero(tasks == task)[:CALIBRATION_REQUESTS] for task in np.unique(tasks)]
@@ -102,6 +106,9 @@ def _calibrated(
     is_hit = answer.items == part.requests.target[:, None]
     has_task_head = recommender.generator.has_task_head
     calibration = fit_calibrations(answer.log_probs, is_hit, part.requests.task, has_task_head)
+    if len(calibration) < len(weights.calibration):
+        slope, offset = np.array(calibration)[NAMES_THINGS > 0].mean(axis=0).tolist()
+        calibration = (*calibration, (slope, offset))
     return dataclasses.replace(weights, calibration=calibration)
 
 

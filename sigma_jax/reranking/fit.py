@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 from scipy.optimize import minimize
-from scipy.special import expit, log_softmax
+from scipy.special import expit
 
 from sigma_jax.reranking.reranker import FEATURES, RerankerWeights
 from sigma_jax.schema import TASKS, Requests
@@ -133,15 +133,11 @@ def fit_novel(
         columns, target, is_satisfying, least_network_weight=NOVEL_NETWORK_WEIGHT
     )
     fitted = fitted / fitted[0]
-    scores = sum(column * weight for column, weight in zip(columns, fitted, strict=True))
     of = {
         name: (*weights.of[name], float(weight))
         for name, weight in zip(FEATURES, fitted[1:], strict=True)
     }
-    first = np.argsort(-scores, axis=1, kind="stable")[:, :FIRST]
-    log_p = np.take_along_axis(log_softmax(scores, axis=1), first, axis=1)
-    calibration = fit_calibration(log_p, first == target[:, None])
-    return RerankerWeights(weights.sigma, of, (*weights.calibration, calibration))
+    return RerankerWeights(weights.sigma, of, (*weights.calibration, UNCALIBRATED))
 
 
 def fit_calibrations(
