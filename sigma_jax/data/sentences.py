@@ -18,22 +18,38 @@ from jaxtyping import Float32
 from sigma_jax.data.vectors import unit_rows
 from sigma_jax.schema import Catalogue
 
-ITEMS_AT_ONCE = 16_384  # their texts are held in memory
+ROWS_AT_ONCE = 16_384  # their texts are held in memory
 
 Encode = Callable[[Sequence[str]], Float32[np.ndarray, "N D"]]
 
 
 def save_text_vectors(encode: Encode, catalogue: Catalogue, folder: Path) -> int:
     """Writes FOLDER/text_vectors.npy, float32 [I, D], a piece at a time. Returns D."""
+
+    def encode_items(rows: range) -> Float32[np.ndarray, "n D"]:
+        return item_text_vectors(encode, catalogue, np.arange(rows.start, rows.stop))
+
+    return save_in_pieces(encode_items, len(catalogue), folder / "text_vectors.npy", "texts")
+
+
+def save_in_pieces(
+    encode_rows: Callable[[range], Float32[np.ndarray, "n D"]], count: int, path: Path, what: str
+) -> int:
+    """Writes the vectors of `count` rows, at least one, as float32 [count, D]. Returns D.
+
+    Args:
+      encode_rows: the vectors of some rows.
+      what: the rows, as the log names them.
+    """
     out = None
-    for start in range(0, len(catalogue), ITEMS_AT_ONCE):
-        items = np.arange(start, min(start + ITEMS_AT_ONCE, len(catalogue)))
-        vectors = item_text_vectors(encode, catalogue, items)
+    for start in range(0, count, ROWS_AT_ONCE):
+        rows = range(start, min(start + ROWS_AT_ONCE, count))
+        vectors = encode_rows(rows)
         if out is None:
-            shape = (len(catalogue), vectors.shape[1])
-            out = np.lib.format.open_memmap(folder / "text_vectors.npy", "w+", np.float32, shape)
-        out[items] = vectors
-        logging.info("data: %d of %d texts encoded", items[-1] + 1, len(catalogue))
+            shape = (count, vectors.shape[1])
+            out = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        out[rows.start : rows.stop] = vectors
+        logging.info("%d of %d %s encoded", rows.stop, count, what)
     out.flush()
     return out.shape[1]
 

@@ -29,8 +29,9 @@ class InstructionEncoder:
         found = dict(zip(new, self.encoder.encode(new), strict=True)) if new else {}
         vectors = [found[text] if text in found else known[text] for text in texts]
         if len(known) + len(found) > KEPT:
-            known = {}
-        self._known = {**known, **found}  # other threads read the old one
+            self._known = found  # other threads still read the old vectors
+        else:
+            known.update(found)
         return np.array(vectors, np.float32).reshape(len(texts), -1)
 
 

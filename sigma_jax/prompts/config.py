@@ -31,8 +31,8 @@ class PromptLayout:
     num_favourites: int  # the user's most frequent items before that history; 0: none
     session_marker: bool  # a line break token after each session
     profile_tokens: int  # a longer profile is cut
-    # What the model reads of an instruction: its "tokens"; its "vector" by the sentence encoder of
-    # the data, in one slot; "both". Without such an encoder it reads tokens.
+    # The model reads the "tokens" of an instruction; or its "vector" by the sentence encoder of the
+    # data, in one slot; or "both". Without such an encoder it reads tokens.
     instruction: str
     instruction_tokens: int  # a longer instruction is cut
     row_tokens: int  # T: tokens of a training row, and of the longest prompt
@@ -127,7 +127,7 @@ class MixtureConfig:
     instruction_only_share: float
     # Share of an instruction's wording that training leaves out (half) or replaces (half).
     wording_dropout: float
-    # Where the model reads sentence vectors: sentences of each query, category and theme.
+    # Training has so many sentences of each query, category and theme, if the model reads vectors.
     instruction_variants: int
     shuffle_sessions: bool  # a new order of the items of each session, every time
 

@@ -5,11 +5,9 @@ A prompt holds neither the codes nor the query token of a target: generation add
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
-from jaxtyping import Float32
 
+from sigma_jax.data.sentences import Encode
 from sigma_jax.prompts.layout import Plan, fit_plan, lay_out
 from sigma_jax.prompts.records import favourites
 from sigma_jax.prompts.tokens import PromptTables
@@ -97,7 +95,7 @@ def make_prompts(
     requests: Requests,
     histories: Histories,
     tables: PromptTables,
-    encode: Callable[[Sequence[str]], Float32[np.ndarray, "N E"]] | None = None,
+    encode: Encode | None = None,
 ) -> dict[str, np.ndarray]:
     """Prompts of `requests` as generation takes them, no longer than the longest needs.
 

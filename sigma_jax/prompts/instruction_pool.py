@@ -7,22 +7,18 @@ theme gets a few sentences (tasks/composition.py), which are encoded before the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from absl import logging
 from jaxtyping import Float32, Int64
 
+from sigma_jax.data.sentences import Encode, save_in_pieces
 from sigma_jax.prompts.config import PromptConfig
 from sigma_jax.schema import TASKS, PreparedData, read_arrow, read_npy, write_arrow
 from sigma_jax.tasks.composition import composed_instructions
-
-TEXTS_AT_ONCE = 16_384
-
-Encode = Callable[[Sequence[str]], Float32[np.ndarray, "N E"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +74,9 @@ def write_pool(
         pairs.append((task, slot_value, len(sentences)))
     np.save(folder / "pairs.npy", np.array(pairs, np.int32).reshape(-1, 3))
     write_arrow(pa.table({"text": pa.array(texts, pa.string())}), folder / "instructions.arrow")
-    out = None
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        vectors = encode(texts[start : start + TEXTS_AT_ONCE])
-        if out is None:
-            shape = (len(texts), vectors.shape[1])
-            out = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, shape)
-        out[start : start + len(vectors)] = vectors
-        logging.info("sft: %d of %d instructions encoded", start + len(vectors), len(texts))
-    out.flush()
+
+    def encode_rows(rows: range) -> Float32[np.ndarray, "n E"]:
+        return encode(texts[rows.start : rows.stop])
+
+    save_in_pieces(encode_rows, len(texts), folder / "vectors.npy", "instructions")
     return {"instructions": len(texts)}

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float16, Float32, Float64, Int
+from jaxtyping import Float32, Float64, Int
 from scipy.optimize import minimize
 
 from sigma_jax.reranking.lexical import words_of
@@ -39,7 +39,7 @@ NO_GROUP = -1  # of a word that several groups have
 class Novelty:
     """The instructions of training, and how near a known instruction is to them."""
 
-    vectors: Float16[np.ndarray, "P E"]  # unit length
+    vectors: Float32[np.ndarray, "P E"]  # unit length, rounded to 16 bits
     words: frozenset[str]
     weights: tuple[float, float, float]  # of the cosine, of the share of unknown words, of 1
 
@@ -78,7 +78,8 @@ class Novelty:
         kept = np.isfinite(features).all(axis=1)
         is_novel = np.repeat([0.0, 1.0], len(rows))
         weights = _logistic(features[kept], is_novel[kept])
-        return cls(vectors.astype(np.float16), frozenset(only_in), weights)
+        rounded = vectors.astype(np.float16).astype(np.float32)
+        return cls(rounded, frozenset(only_in), weights)
 
     def __call__(
         self, texts: Sequence[str], queries: Float32[np.ndarray, "N E"]
@@ -91,7 +92,7 @@ class Novelty:
         nearest = np.full(len(queries), -1.0, np.float32)
         size = max(COSINES_AT_ONCE // max(len(queries), 1), 1)
         for start in range(0, len(self.vectors), size):
-            part = queries @ self.vectors[start : start + size].astype(np.float32).T
+            part = queries @ self.vectors[start : start + size].T
             nearest = np.maximum(nearest, part.max(axis=1, initial=-1.0))
         unknown = [
             np.mean([word not in self.words for word in words]) if words else 0.0
@@ -103,7 +104,7 @@ class Novelty:
 
     def save(self, folder: Path) -> None:
         """Writes VECTORS and SETTINGS."""
-        np.save(folder / VECTORS, self.vectors)
+        np.save(folder / VECTORS, self.vectors.astype(np.float16))
         write_json(folder / SETTINGS, {"weights": self.weights, "words": sorted(self.words)})
 
     @classmethod
@@ -113,7 +114,8 @@ class Novelty:
             return None
         settings = read_json(folder / SETTINGS)
         a, b, c = map(float, settings["weights"])
-        return cls(read_npy(folder / VECTORS, 2), frozenset(settings["words"]), (a, b, c))
+        vectors = read_npy(folder / VECTORS, 2).astype(np.float32)
+        return cls(vectors, frozenset(settings["words"]), (a, b, c))
 
 
 def _nearest_others(

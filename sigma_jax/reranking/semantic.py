@@ -32,7 +32,8 @@ SEMANTIC_FEATURES = ("semantic_match", "semantic_group_match")
 class SemanticArrays:
     """Text vectors of items and groups, on the device."""
 
-    items: Float[Array, "I E"]  # of any length
+    items: Float[Array, "I E"]
+    lengths: Float32[Array, " I"]  # of the items' vectors
     groups: Float32[Array, "G E"]  # unit length
     group: Int32[Array, " I"]  # of each item
 
@@ -46,7 +47,8 @@ class SemanticArrays:
         group = jnp.asarray(np.asarray(group) + 1, jnp.int32)
         count = int(group.max(initial=0)) + 1
         sums = jax.ops.segment_sum(unit(vectors), group, count)
-        return cls(vectors, unit(sums), group)
+        lengths = jnp.maximum(jnp.linalg.norm(vectors, axis=-1), 1e-9)
+        return cls(vectors, lengths, unit(sums), group)
 
     def scores(
         self, queries: Float[Array, "B E"], items: Int32[Array, "B N"]
@@ -58,10 +60,11 @@ class SemanticArrays:
         """
         items = jnp.maximum(items, 0)
         if items.shape[1] * 2 > len(self.items):  # one product is cheaper than gathering vectors
-            of_all = exact_einsum("BE,IE->BI", queries, unit(self.items))
-            match = jnp.take_along_axis(of_all, items, axis=1)
+            of_all = exact_einsum("BE,IE->BI", queries, self.items)
+            products = jnp.take_along_axis(of_all, items, axis=1)
         else:
-            match = exact_einsum("BE,BNE->BN", queries, unit(self.items[items]))
+            products = exact_einsum("BE,BNE->BN", queries, self.items[items])
+        match = products / self.lengths[items]
         of_groups = exact_einsum("BE,GE->BG", queries, self.groups)
         of_group = jnp.take_along_axis(of_groups, self.group[items], axis=1)
         return jnp.stack([match, of_group], axis=-1)

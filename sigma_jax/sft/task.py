@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax.numpy as jnp
@@ -139,20 +140,13 @@ class SftTask:
         prompt = self.config.prompt
         if self.encoder is None or not prompt.layout.has_instruction_vectors:
             return None
-        inputs = {"data": read_json(self.data.folder / "manifest.json")["fingerprint"]}
-        recipe = Recipe(pool_settings(prompt), inputs, self.seed)
 
-        def make() -> None:
-            if not is_current(self.workdir, POOL, recipe):
-                write_artifact(
-                    self.workdir,
-                    POOL,
-                    recipe,
-                    lambda folder: write_pool(self.data, prompt, self.encoder, folder, self.seed),
-                )
+        def write(folder: Path) -> dict[str, int]:
+            return write_pool(self.data, prompt, self.encoder, folder, self.seed)
 
-        hosts.by_first(make)
-        return InstructionPool.load(self.workdir / POOL)
+        settings = pool_settings(prompt)
+        folder = make_side_artifact(self.workdir, POOL, settings, self.data, self.seed, write)
+        return InstructionPool.load(folder)
 
     @property
     def batch_rows(self) -> int:
@@ -440,16 +434,36 @@ def write_record_shards(
     It is WORKDIR/records, or WORKDIR/records-refit with validation rows. ValueError if the folder
     holds records of other settings.
     """
-    settings = record_settings(prompt)
+    name = "records-refit" if has_validation_rows else "records"
+
+    def write(folder: Path) -> dict[str, int]:
+        return write_records(data, prompt, folder, seed)
+
+    return make_side_artifact(workdir, name, record_settings(prompt), data, seed, write)
+
+
+def make_side_artifact(
+    workdir: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    data: PreparedData,
+    seed: int,
+    write: Callable[[Path], dict[str, int]],
+) -> Path:
+    """The folder WORKDIR/NAME, which the first process writes if it is missing.
+
+    ValueError if the folder holds an artifact of other settings.
+
+    Args:
+      settings: those that decide its content, besides the data and the seed.
+      write: fills a folder, and returns metrics of the manifest.
+    """
     inputs = {"data": read_json(data.folder / "manifest.json")["fingerprint"]}
     recipe = Recipe(settings, inputs, seed)
-    name = "records-refit" if has_validation_rows else "records"
 
     def make() -> None:
         if not is_current(workdir, name, recipe):
-            write_artifact(
-                workdir, name, recipe, lambda folder: write_records(data, prompt, folder, seed)
-            )
+            write_artifact(workdir, name, recipe, write)
 
     hosts.by_first(make)
     return workdir / name

@@ -48,7 +48,7 @@ def test_an_item_is_encoded_by_all_values_by_title_and_category_and_by_category(
     prepared, tmp_path, monkeypatch
 ):
     """Its vector is the mean of the three unit vectors, whatever the size of a piece."""
-    monkeypatch.setattr(sentences, "ITEMS_AT_ONCE", 7)  # not a divisor of the items
+    monkeypatch.setattr(sentences, "ROWS_AT_ONCE", 7)  # not a divisor of the items
     encoded = []
 
     def encode(texts):
