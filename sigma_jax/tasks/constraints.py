@@ -91,9 +91,11 @@ class Constraints:
 
 def usable_slot_values(data: PreparedData, task: str) -> Int32[np.ndarray, " n"]:
     """The slot values of `task` that have both a text and items; [0] for a task without a slot."""
+    if task not in SLOTS:
+        return np.zeros(1, np.int32)
     links = items_of_slot_values(data, task)
     if links is None:
-        return np.zeros(1, np.int32)
+        return np.zeros(0, np.int32)
     usable = (np.diff(links.offsets) > 0) & [text != "" for text in slot_value_texts(data, task)]
     if task in ("Season", "Holiday"):
         usable &= [kind == task.lower() for kind in data.themes.kinds.to_pylist()]

@@ -1,5 +1,7 @@
 """Composed instructions: what they keep, what they change, and on what they depend."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -68,3 +70,9 @@ def test_a_typing_error_changes_one_place_of_a_long_word():
         found.add(with_typing_error("my chocolate", rng))
     assert all(text.startswith("my c") and abs(len(text) - 12) <= 1 for text in found)
     assert {"my hcocolate"}.isdisjoint(found) and len(found) > 10
+
+
+def test_a_task_without_slot_values_has_no_sentences(shop):
+    bare = dataclasses.replace(shop, themes=None, queries=None)
+    tasks = {task for task, _ in composed(bare)}
+    assert tasks == set(TASKS) - {"Query", "Season", "Holiday"}
