@@ -16,8 +16,7 @@ from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.ranking import ScoringBaseline
 from sigma_jax.reranking.features import ItemFeatures
 from sigma_jax.reranking.fit import fit_weights
-from sigma_jax.reranking.relations import HISTORY_FEATURES
-from sigma_jax.reranking.reranker import FeatureTables
+from sigma_jax.reranking.reranker import HISTORY_FEATURES, FeatureTables
 from sigma_jax.reranking.trending import TRENDING_FEATURES
 from sigma_jax.schema import PreparedData, Requests
 

@@ -1,4 +1,4 @@
-"""History features: how an item relates to the items of the user's history.
+"""Relation features: how an item relates to the items of the user's history.
 
 | feature | the feature of an item is high if |
 |---|---|
@@ -6,7 +6,6 @@
 | reverse_covisitation | users take it before an item of the last session: camera before case |
 | embedding_neighbours | its vector is near items of the last sessions (embedding_neighbours.py) |
 | ease | a linear item-item model predicts it from the whole history (ease.py) |
-| repeat_count | the user took it before; interactions decay by 0.9 a session |
 
 A query of the network is one point. A user with two tastes needs two points, and
 embedding_neighbours covers both. EASE weighs all items of a history against one another, so that
@@ -19,7 +18,7 @@ session, and u is a small entry (`RELATIONS`).
 Each relation has a second feature, NAME_today, over the interactions of the request's own day
 alone, without decay. It is 0 where the user has none on that day, or the log has no times.
 
-Axes: N requests, S items of a request that a relation lists, F features, I items.
+Axes: N requests, S listed items of a request, F features, I items.
 """
 
 from __future__ import annotations
@@ -35,11 +34,7 @@ import numpy as np
 import scipy.sparse as sparse
 from jaxtyping import Float, Float32, Int32, Int64
 
-from sigma_jax.histories import (
-    first_row_of_day,
-    history_ranges,
-    recent_item_weights,
-)
+from sigma_jax.histories import first_row_of_day, recent_item_weights
 from sigma_jax.reranking.covisitation import (
     DECAY,
     REQUESTS_A_STEP,
@@ -51,7 +46,7 @@ from sigma_jax.reranking.covisitation import (
 from sigma_jax.reranking.ease import fit_ease
 from sigma_jax.reranking.embedding_neighbours import nearest_items
 from sigma_jax.reranking.features import ItemFeatures
-from sigma_jax.schema import Histories, PreparedData, Requests
+from sigma_jax.schema import Histories, PreparedData
 from sigma_jax.shapes import power_of_two
 
 
@@ -70,13 +65,10 @@ RELATIONS = {
     "embedding_neighbours": RelationSpec(SESSIONS, DECAY, 0.1),
     "ease": RelationSpec(None, 0.95, 0.01),
 }
-REPEAT_SPEC = RelationSpec(None, 0.9, 0.1)
 TODAY = "_today"  # suffix of a feature that reads the interactions of the day alone
-HISTORY_FEATURES = (*RELATIONS, "repeat_count", *(f"{name}{TODAY}" for name in RELATIONS))
-UNITS = tuple(
-    (RELATIONS | {"repeat_count": REPEAT_SPEC})[name.removesuffix(TODAY)].unit
-    for name in HISTORY_FEATURES
-)
+# Feature -> the size of a small entry of its table.
+RELATION_UNITS = {name: how.unit for name, how in RELATIONS.items()}
+RELATION_UNITS |= {f"{name}{TODAY}": how.unit for name, how in RELATIONS.items()}
 MAX_LISTED = 512  # items that a relation lists for a request, the strongest
 PADDING = np.iinfo(np.int32).max
 DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -111,33 +103,28 @@ class Relations:
             fit_ease(data, neighbours),
         )
 
-    def features(
-        self, requests: Requests, histories: Histories, times: Int64[np.ndarray, " N"]
-    ) -> ItemFeatures:
-        """HISTORY_FEATURES of the items that any relation lists, ascending; NumPy arrays.
+    def tables(
+        self,
+        histories: Histories,
+        starts: Int64[np.ndarray, " N"],
+        ends: Int64[np.ndarray, " N"],
+        times: Int64[np.ndarray, " N"],
+    ) -> dict[str, sparse.csr_matrix]:
+        """The entries of each relation feature, float32 [N, I], by the names of RELATION_UNITS.
 
         Args:
+          starts, ends: rows of each history.
           times: time of each request in unix seconds; 0 where a log has no times.
         """
-        starts, ends = history_ranges(histories, requests)
         today = first_row_of_day(histories, starts, ends, times)
         tables = {
             name: self._related(name, how, histories, starts, ends)
             for name, how in RELATIONS.items()
         }
-        tables["repeat_count"] = recent_item_weights(
-            histories,
-            starts,
-            ends,
-            self.covisitation.shape[0],
-            REPEAT_SPEC.decay,
-            REPEAT_SPEC.sessions,
-        )
-        tables["repeat_count"].eliminate_zeros()  # weights of 0, as of a thousand sessions ago
         for name, how in RELATIONS.items():
             of_day = dataclasses.replace(how, sessions=None, decay=1.0)
             tables[f"{name}{TODAY}"] = self._related(name, of_day, histories, today, ends)
-        return list_features([tables[name] for name in HISTORY_FEATURES], UNITS)
+        return tables
 
     def _related(
         self, name: str, how: RelationSpec, histories: Histories, starts, ends
@@ -172,7 +159,7 @@ class Relations:
 
 
 def list_features(tables: Sequence[sparse.csr_matrix], units: Sequence[float]) -> ItemFeatures:
-    """The features log(1 + value / unit) of the items that any of the tables [N, I] has.
+    """The features log(1 + entry / unit) of the items that any of the tables [N, I] has.
 
     Args:
       units: the unit of each table.

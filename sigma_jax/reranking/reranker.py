@@ -6,9 +6,9 @@ the prefix by that of the item (Eq. 10 of SIGMA). The reranker multiplies one mo
 
     log p(i) + a * covisitation(i) + b * reverse_covisitation(i) + ... + z * lexical_match(i)
 
-There are history features (relations.py), trending features (trending.py) and instruction features
-(instruction.py). fit.py fits their weights. If nobody buys an item twice, the weight of
-`repeat_count` is far below 0. If people buy the same milk every week, it is above 0.
+There are history features (relations.py, repeats.py), trending features (trending.py) and
+instruction features (instruction.py). fit.py fits their weights. If nobody buys an item twice, the
+weight of `repeat_count` is far below 0. If people buy the same milk every week, it is above 0.
 
 At last the probabilities are calibrated: see fit.py.
 
@@ -30,15 +30,24 @@ import numpy as np
 import scipy.sparse as sparse
 from jaxtyping import Float, Float16, Float32, Int32
 
-from sigma_jax.histories import request_times
+from sigma_jax.histories import history_ranges, request_times
 from sigma_jax.reranking.features import ItemFeatures
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
 from sigma_jax.reranking.novelty import Novelty
-from sigma_jax.reranking.relations import DAMAGE, HISTORY_FEATURES, Relations, values_at
+from sigma_jax.reranking.relations import (
+    DAMAGE,
+    RELATION_UNITS,
+    Relations,
+    list_features,
+    values_at,
+)
+from sigma_jax.reranking.repeats import REPEAT_UNITS, RepeatModel
 from sigma_jax.reranking.trending import TRENDING_FEATURES, TrendingCounts
 from sigma_jax.runtime.config import check_at_least
 from sigma_jax.schema import Histories, PreparedData, Requests
 
+UNITS = RELATION_UNITS | REPEAT_UNITS
+HISTORY_FEATURES = tuple(UNITS)
 FEATURES = (*HISTORY_FEATURES, *TRENDING_FEATURES, *INSTRUCTION_FEATURES)
 
 
@@ -76,9 +85,10 @@ class RerankerWeights:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTables:
-    """The counts that features are read from: relations between items, and trending items."""
+    """What features are read from: relations between items, repeats, and trending items."""
 
     relations: Relations
+    repeats: RepeatModel
     trends: TrendingCounts
 
     @classmethod
@@ -86,14 +96,17 @@ class FeatureTables:
         cls, data: PreparedData, vectors: Float[np.ndarray, "I D"], neighbours: int
     ) -> FeatureTables:
         """Counts of the training rows, and neighbours by the item vectors (unit length)."""
-        return cls(Relations.make(data, vectors, neighbours), TrendingCounts.make(data))
+        relations = Relations.make(data, vectors, neighbours)
+        return cls(relations, RepeatModel.fit(data), TrendingCounts.make(data))
 
     def features(
         self, requests: Requests, histories: Histories
     ) -> tuple[ItemFeatures, Float16[np.ndarray, "T I G"]]:
         """HISTORY_FEATURES of the requests, and the trending table of their days."""
         times = request_times(histories, requests)
-        features = self.relations.features(requests, histories, times)
+        where = histories, *history_ranges(histories, requests), times
+        tables = self.relations.tables(*where) | self.repeats.tables(*where)
+        features = list_features([tables[name] for name in UNITS], list(UNITS.values()))
         table, row = self.trends.at(times)
         return dataclasses.replace(features, row=row), table
 
@@ -111,17 +124,19 @@ class FeatureTables:
     ) -> FeatureTables:
         """The tables over more items, which have no counts; with other neighbours if given."""
         trends = dataclasses.replace(self.trends, num_items=num_items)
-        return FeatureTables(self.relations.over(num_items, embedding_neighbours), trends)
+        relations = self.relations.over(num_items, embedding_neighbours)
+        return FeatureTables(relations, self.repeats.over(num_items), trends)
 
     def save(self, folder: Path) -> None:
-        """Writes an .npz for each relation and one of the trending counts."""
+        """Writes an .npz for each relation, for the repeats and for the trending counts."""
         self.relations.save(folder)
+        self.repeats.save(folder)
         self.trends.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> FeatureTables:
         """The tables that `save` wrote. An error of DAMAGE if a file is missing or damaged."""
-        return cls(Relations.load(folder), TrendingCounts.load(folder))
+        return cls(Relations.load(folder), RepeatModel.load(folder), TrendingCounts.load(folder))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,11 @@ from sigma_jax.reranking.ease import fit_ease
 from sigma_jax.reranking.embedding_neighbours import nearest_items
 from sigma_jax.reranking.features import ItemFeatures
 from sigma_jax.reranking.relations import (
-    HISTORY_FEATURES,
     PADDING,
+    RELATION_UNITS,
     RELATIONS,
     Relations,
+    list_features,
     values_at,
 )
 from sigma_jax.schema import DAY, Requests
@@ -49,13 +50,16 @@ def sums(histories, request: int, requests: Requests, table, decay: float, sessi
     return total
 
 
-def test_history_features_equal_plain_loops(histories, vectors):
+def test_relation_features_equal_plain_loops(histories, vectors):
     data = plain_data(histories)
     made = Relations.make(data, vectors, ITEMS)
     requests = plain_requests(histories)
     assert requests.user[-1] == -1
     times = request_times(histories, requests)
-    features = made.features(requests, histories, times)
+    entries = made.tables(histories, *history_ranges(histories, requests), times)
+    features = list_features(
+        [entries[name] for name in RELATION_UNITS], list(RELATION_UNITS.values())
+    )
     assert len(features.items) == len(requests)
     raw = count_covisits(histories, ITEMS).toarray()
     training = np.concatenate(
@@ -70,19 +74,17 @@ def test_history_features_equal_plain_loops(histories, vectors):
     tables = {name: getattr(made, name).toarray() for name in RELATIONS} | tables
     units = {"covisitation": 0.1, "reverse_covisitation": 0.1, "embedding_neighbours": 0.1}
     units = {name: how.unit for name, how in RELATIONS.items()} | units
-    units |= {"ease": 0.01, "repeat_count": 0.1}
-    units = np.array([units[name.removesuffix("_today")] for name in HISTORY_FEATURES])
+    units = np.array([units[name.removesuffix("_today")] for name in RELATION_UNITS])
     for row in range(len(requests)):
         expected = {
             name: sums(histories, row, requests, tables[name], how.decay, how.sessions or 1_000)
             for name, how in RELATIONS.items()
         }
-        expected["repeat_count"] = sums(histories, row, requests, np.eye(ITEMS), 0.9, 1_000)
         start, end = histories.offsets[requests.user[row]], requests.history_end[row]
         today = [r for r in range(start, end) if histories.time[r] // DAY == times[row] // DAY]
         for name, table in tables.items():
             expected[f"{name}_today"] = table[histories.item[today]].sum(axis=0)
-        expected = np.stack([expected[name] for name in HISTORY_FEATURES], axis=-1)
+        expected = np.stack([expected[name] for name in RELATION_UNITS], axis=-1)
         here = features.items[row][features.items[row] < PADDING]
         assert (np.diff(here) > 0).all() and (features.items[row, len(here) :] == PADDING).all()
         assert set(here) == set(np.flatnonzero(expected.any(axis=1)))

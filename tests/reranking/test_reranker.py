@@ -284,7 +284,7 @@ def test_a_loaded_reranker_equals_the_saved_one_and_damage_is_an_error(tmp_path)
     requests = plain_requests(histories)
     before, after = (p.tables.features(requests, histories) for p in (saved, loaded))
     jax.tree.map(np.testing.assert_array_equal, before, after)
-    for name in ("embedding_neighbours.npz", "trends.npz"):
+    for name in ("embedding_neighbours.npz", "repeat_model.npz", "trends.npz"):
         whole = (tmp_path / name).read_bytes()
         damaged = whole[:60] + b"?" * 60 + whole[120:]
         for part in (b"", b"no archive", whole[: len(whole) // 2], damaged):
