@@ -107,8 +107,8 @@ def _calibrated(
     has_task_head = recommender.generator.has_task_head
     calibration = fit_calibrations(answer.log_probs, is_hit, part.requests.task, has_task_head)
     if len(calibration) < len(weights.calibration):
-        slope, offset = np.array(calibration)[NAMES_THINGS > 0].mean(axis=0).tolist()
-        calibration = (*calibration, (slope, offset))
+        slope, offset, decline = np.array(calibration)[NAMES_THINGS > 0].mean(axis=0).tolist()
+        calibration = (*calibration, (slope, offset, decline))
     return dataclasses.replace(weights, calibration=calibration)
 
 

@@ -86,10 +86,10 @@ def rank(
         shares = inputs.shares(beams.tasks)
         scores = inputs.scores(candidates.items, products, shares)
         log_probs = add_scores(log_probs, jnp.where(candidates.items >= 0, scores, 0.0))
-        if inputs.calibration is not None:
-            log_probs = calibrated(log_probs, shares @ inputs.calibration)
     merge = fusion.best_of_sorted if candidates.is_catalogue else fusion.merge
     items, best, place = merge(candidates.items, log_probs, count)
+    if inputs.calibration is not None:
+        best = calibrated(best, inputs.shares(beams.tasks) @ inputs.calibration)
     is_found = items >= 0
     place = jnp.maximum(place, 0)
     beam = jnp.take_along_axis(candidates.beams, place, axis=1)

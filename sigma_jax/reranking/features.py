@@ -60,7 +60,7 @@ class RankingInputs:
     lexical: LexicalArrays | None = None  # shared by the requests
     semantic: SemanticArrays | None = None  # shared by the requests
     weights: Float32[Array, "tasks F+G+H"] | None = None  # of the features, by Beams.tasks
-    calibration: Float32[Array, "tasks 2"] | None = None  # of probabilities; None: none
+    calibration: Float32[Array, "tasks 3"] | None = None  # of probabilities; None: none
     # Where `weights` has a last row for novel instructions: how novel each is (novelty.py).
     novelty: Float32[Array, " B"] | None = None
 
@@ -143,16 +143,18 @@ def add_scores(
 
 
 def calibrated(
-    log_prob: Float32[Array, "B N"], calibration: Float32[Array, "B 2"]
+    log_prob: Float32[Array, "B N"], calibration: Float32[Array, "B 3"]
 ) -> Float32[Array, "B N"]:
-    """log sigmoid(slope * log-odds + offset) of each probability; -inf stays.
+    """log sigmoid(slope * log-odds + offset - decline * log(rank)); -inf stays.
 
     Args:
-      calibration: slope, above 0, and offset of each request (fit.fit_calibration).
+      log_prob: of the items of each list, best first.
+      calibration: slope, offset and decline of each request (fit.fit_calibration).
     """
     largest = jnp.log1p(-jnp.finfo(jnp.float32).eps)
     bounded = jnp.minimum(log_prob, largest)
     log_odds = bounded - jnp.log1p(-jnp.exp(bounded))
-    slope, offset = calibration[:, :1], calibration[:, 1:]
-    finite = jax.nn.log_sigmoid(slope * log_odds + offset)
+    slope, offset, decline = jnp.split(calibration, 3, axis=1)
+    log_rank = jnp.log1p(jnp.arange(log_prob.shape[1], dtype=jnp.float32))
+    finite = jax.nn.log_sigmoid(slope * log_odds + offset - decline * log_rank)
     return jnp.where(jnp.isfinite(log_prob), finite, -jnp.inf)

@@ -10,12 +10,13 @@ higher loss. log p has a weight as well. The stored weights are divided by it, w
 ranking.
 
 The scores then rank well, but their softmax p is too sure of itself: it was also asked for items
-that satisfy the instruction. So each task gets a slope and an offset, under which
+that satisfy the instruction. So each task gets a slope, an offset and a decline, under which
 
-    sigmoid(slope * log(p / (1 - p)) + offset)
+    sigmoid(slope * log(p / (1 - p)) + offset - decline * log(rank))
 
-is how often an item of the first FIRST is the target (Platt scaling; Platt 1999, Probabilistic
-Outputs for Support Vector Machines). A slope above 0 keeps the order.
+is how often an item of the first FIRST is the target (Platt scaling with a term for the rank in the
+list; Platt 1999, Probabilistic Outputs for Support Vector Machines). A slope above 0 and a decline
+of at least 0 keep the order.
 
 Axes: N requests, C candidates of a request, F features.
 """
@@ -29,7 +30,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from sigma_jax.reranking.reranker import FEATURES, RerankerWeights
+from sigma_jax.reranking.reranker import FEATURES, Calibration, RerankerWeights
 from sigma_jax.schema import TASKS, Requests
 from sigma_jax.tasks.constraints import AllowedItems
 
@@ -39,8 +40,8 @@ MIN_NETWORK_WEIGHT = 0.05  # least weight of log p, which divides the other weig
 NOVEL_NETWORK_WEIGHT = 0.5  # least weight of log p for novel instructions, which it has read
 MIN_TARGETS = 30  # least targets among the candidates, and least targets of a task
 FIRST = 3  # items of a list that calibrations are fitted on
-UNCALIBRATED = (1.0, 0.0)  # slope and offset
-MIN_SLOPE = 0.05
+UNCALIBRATED = (1.0, 0.0, 0.0)  # slope, offset and decline
+MIN_SLOPE = 0.01
 ABSENT = -1e4  # log-probability where a request has fewer candidates
 
 Ranked = tuple[Int32[np.ndarray, "N C"], Float32[np.ndarray, "N C"]]  # items, log-probabilities
@@ -107,8 +108,9 @@ def fitted_values(weights: RerankerWeights) -> dict[str, float]:
         for name, of_rows in weights.of.items()
         for label, value in zip(labels, of_rows, strict=True)
     }
-    for label, (slope, offset) in zip(labels, weights.calibration, strict=True):
-        values |= {f"calibration_slope{label}": slope, f"calibration_offset{label}": offset}
+    for label, of_row in zip(labels, weights.calibration, strict=True):
+        for name, value in zip(("slope", "offset", "decline"), of_row, strict=True):
+            values[f"calibration_{name}{label}"] = value
     return values
 
 
@@ -145,11 +147,12 @@ def fit_calibrations(
     is_hit: Bool[np.ndarray, "N F"],
     task: Int32[np.ndarray, " N"],
     has_task_head: bool,
-) -> tuple[tuple[float, float], ...]:
+) -> tuple[Calibration, ...]:
     """`fit_calibration` for each task, or for all. A task with few requests has that of all.
 
     Args:
-      log_p: log-probabilities of the first items of each request; -inf where there is none.
+      log_p: log-probabilities of the first items of each request, best first; -inf where there is
+        none.
       is_hit: whether each of them is the target.
       task: the task of each request.
     """
@@ -166,22 +169,24 @@ def fit_calibrations(
 
 def fit_calibration(
     log_p: Float[np.ndarray, "N F"], is_hit: Bool[np.ndarray, "N F"]
-) -> tuple[float, float]:
-    """(slope, offset) of a logistic regression of hits on the log-odds of the first items."""
+) -> Calibration:
+    """(slope, offset, decline) of a logistic regression of hits on log-odds and ranks."""
     there = np.isfinite(log_p)
     p = np.clip(np.exp(log_p[there].astype(np.float64)), 1e-9, 1 - 1e-6)
     log_odds, hits = np.log(p / (1 - p)), is_hit[there]
+    log_rank = np.broadcast_to(np.log(1 + np.arange(log_p.shape[1])), log_p.shape)[there]
+    columns = np.stack([log_odds, np.ones_like(log_odds), -log_rank])
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
-        z = values[0] * log_odds + values[1]
+        z = values @ columns
         away = values - np.array(UNCALIBRATED)
-        slopes = expit(z) - hits
         value = (np.logaddexp(0, z) - hits * z).sum() + (away**2).sum() / 2
-        return float(value), np.array([(slopes * log_odds).sum(), slopes.sum()]) + away
+        return float(value), columns @ (expit(z) - hits) + away
 
-    bounds = [(MIN_SLOPE, None), (None, None)]
+    bounds = [(MIN_SLOPE, None), (None, None), (0.0, None)]
     result = minimize(loss, np.array(UNCALIBRATED), jac=True, method="L-BFGS-B", bounds=bounds)
-    return float(result.x[0]), float(result.x[1])
+    slope, offset, decline = map(float, result.x)
+    return slope, offset, decline
 
 
 def satisfies_instruction(

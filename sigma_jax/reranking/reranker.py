@@ -50,6 +50,8 @@ UNITS = RELATION_UNITS | REPEAT_UNITS
 HISTORY_FEATURES = tuple(UNITS)
 FEATURES = (*HISTORY_FEATURES, *TRENDING_FEATURES, *INSTRUCTION_FEATURES)
 
+Calibration = tuple[float, float, float]  # slope, offset and decline
+
 
 @dataclasses.dataclass(frozen=True)
 class RerankerConfig:
@@ -73,9 +75,9 @@ class RerankerWeights:
 
     sigma: str | float
     of: dict[str, tuple[float, ...]]
-    # For every task: slope and offset that make a printed probability how often such an item is the
-    # one that is taken (fit.fit_calibration). They change no ranking.
-    calibration: tuple[tuple[float, float], ...]
+    # For every task: what makes a printed probability how often such an item is the one that is
+    # taken (fit.fit_calibration). It changes no ranking.
+    calibration: tuple[Calibration, ...]
 
     @property
     def by_task(self) -> Float32[np.ndarray, "tasks F"]:
@@ -160,7 +162,7 @@ class Reranker:
         try:
             stored = json.loads((folder / "reranker.json").read_text())
             of = {name: tuple(map(float, stored["of"][name])) for name in FEATURES}
-            calibration = tuple((float(a), float(b)) for a, b in stored["calibration"])
+            calibration = tuple((float(a), float(b), float(c)) for a, b, c in stored["calibration"])
             weights = RerankerWeights(stored["sigma"], of, calibration)
             return cls(weights, FeatureTables.load(folder), Novelty.load(folder))
         except DAMAGE as error:

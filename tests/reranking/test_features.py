@@ -32,12 +32,15 @@ def test_calibration_changes_log_odds_and_keeps_the_order():
     p = np.array([[0.0, 0.2, 0.7], [1e-30, 0.1, 1.0]])
     with np.errstate(divide="ignore"):
         log_p = jnp.asarray(np.log(p), jnp.float32)
-    found = np.asarray(calibrated(log_p, jnp.array([[0.5, -1.0], [1.0, 0.0]])))
+    found = np.asarray(calibrated(log_p, jnp.array([[0.5, -1.0, 0.0], [1.0, 0.0, 0.0]])))
     assert found[0, 0] == -np.inf and np.isfinite(found[0, 1:]).all()
     expected = 1 / (1 + np.exp(1 - 0.5 * np.log(p[0, 1:] / (1 - p[0, 1:]))))
     np.testing.assert_allclose(np.exp(found[0, 1:]), expected, rtol=1e-5)
     np.testing.assert_allclose(np.exp(found[1]), p[1], rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(np.argsort(found, axis=1), np.argsort(p, axis=1))
+    declining = np.asarray(calibrated(jnp.log(jnp.full((1, 3), 0.2)), jnp.array([[1.0, 0.0, 2.0]])))
+    expected = 0.25 / np.arange(1, 4) ** 2
+    np.testing.assert_allclose(np.exp(declining[0]), expected / (1 + expected), rtol=1e-5)
 
 
 def test_a_batch_has_extra_candidates_as_wide_as_its_own_requests_need():

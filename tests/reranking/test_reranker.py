@@ -240,17 +240,21 @@ def test_a_feature_that_is_constant_in_a_task_has_no_weight_there():
 
 
 def test_the_calibration_of_a_task_makes_its_probabilities_true():
-    """Hits are as frequent as probabilities of half of one task's log-odds, and twice another's."""
+    """Hits are as frequent as probabilities of half of one task's log-odds, and twice another's.
+
+    Later items of the lists are hits less often than their log-odds say.
+    """
     rng = np.random.default_rng(0)
     log_odds = rng.normal(-1, 1.5, (4_000, 3))
     task = np.repeat([0, 2], 2_000).astype(np.int32)
-    truth = 1 / (1 + np.exp(-log_odds * np.where(task == 0, 0.5, 2.0)[:, None] + 0.3))
+    slope, decline = np.where(task == 0, [[0.5], [0.7]], [[2.0], [0.0]])[..., None]
+    truth = 1 / (1 + np.exp(0.3 - log_odds * slope) * np.arange(1, 4) ** decline)
     is_hit = rng.random(truth.shape) < truth
     log_p = -np.log1p(np.exp(-log_odds))
     log_p[:5, 2] = -np.inf  # short lists
     found = fit_calibrations(log_p, is_hit, task, True)
-    assert found[0] == pytest.approx((0.5, -0.3), abs=0.1)
-    assert found[2] == pytest.approx((2.0, -0.3), abs=0.15)
+    assert found[0] == pytest.approx((0.5, -0.3, 0.7), abs=0.15)
+    assert found[2] == pytest.approx((2.0, -0.3, 0.0), abs=0.2)
     assert found[0][0] < found[1][0] < found[2][0]  # a task without requests has that of all
     assert fit_calibrations(log_p, is_hit, task, False) == (found[1],)
 
@@ -275,7 +279,7 @@ def test_a_loaded_reranker_equals_the_saved_one_and_damage_is_an_error(tmp_path)
     histories = histories_of([[[1], [2], [3], [4]], [[3, 5], [2], [6], [7]]])
     vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))[0]
     weights = RerankerWeights(
-        "deviation", dict.fromkeys(FEATURES, (0.5, -2.0)), ((0.5, 2.0), UNCALIBRATED)
+        "deviation", dict.fromkeys(FEATURES, (0.5, -2.0)), ((0.5, 2.0, 0.1), UNCALIBRATED)
     )
     saved = Reranker(weights, FeatureTables.make(plain_data(histories), vectors, 4))
     saved.save(tmp_path)
