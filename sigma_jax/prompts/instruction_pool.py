@@ -40,6 +40,11 @@ class InstructionPool:
         """The number of the pair of each instruction: those of one pair ask for the same."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
+    @property
+    def task(self) -> Int64[np.ndarray, " P"]:
+        """The place of the task of each instruction in TASKS."""
+        return np.array([task for task, _ in self.place], np.int64)[self.group]
+
     @classmethod
     def load(cls, folder: Path) -> InstructionPool:
         """The pool that `write_pool` wrote. ValueError if a file is missing or damaged."""

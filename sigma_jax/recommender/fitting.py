@@ -10,9 +10,11 @@ from jaxtyping import Float32, Int, Int32
 
 from sigma_jax.generation.config import SIGMA_GRID, GenerationConfig
 from sigma_jax.recommender.ranking import Recommendations
-from sigma_jax.recommender.recommender import Recommender, RecommendOptions
-from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION
-from sigma_jax.reranking.features import NAMES_THINGS
+from sigma_jax.recommender.recommender import (
+    Recommender,
+    RecommendOptions,
+    with_general_instructions,
+)
 from sigma_jax.reranking.fit import (
     ABSENT,
     FIRST,
@@ -24,14 +26,16 @@ from sigma_jax.reranking.fit import (
     satisfies_instruction,
 )
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
-from sigma_jax.reranking.novelty import Novelty
+from sigma_jax.reranking.novelty import NAMES_THINGS, Novelty
 from sigma_jax.reranking.reranker import FeatureTables, Reranker, RerankerWeights
 from sigma_jax.reranking.semantic import SEMANTIC_FEATURES
-from sigma_jax.schema import RequestBatch
+from sigma_jax.schema import TASKS, RequestBatch
 from sigma_jax.tasks.constraints import AllowedItems
 
 CALIBRATION_REQUESTS = 400  # of each task
 NOVEL_REQUESTS = 300  # that the weights of novel instructions are fitted on
+# A novel instruction says less about a thing than its name does. It is most like a category.
+NOVEL_AS = ("Category", "Query")
 MOST_CANDIDATES = 16_384  # of which log p is known
 LIKELIEST, NEAREST = 300, 200  # candidates by log p, and by meaning
 
@@ -80,12 +84,16 @@ def fit_reranker_of(
     if metrics["reranker_targets"] < MIN_TARGETS:
         return Reranker(weights, tables), metrics
     reranker = Reranker(weights, tables)
-    names_things = NAMES_THINGS[batch.requests.task] > 0
-    rows = np.flatnonzero(names_things & (allowed.row >= 0)) if allowed is not None else []
-    if novelty is not None and has_task_head and len(rows) >= MIN_TARGETS:
-        rows = rows[np.linspace(0, len(rows) - 1, min(NOVEL_REQUESTS, len(rows))).astype(int)]
-        weights = fit_novel(weights, *_as_if_novel(recommender, batch, rows, tables, allowed))
-        reranker = Reranker(weights, tables, novelty)
+    if novelty is not None and allowed is not None and has_task_head:
+        of_task = [
+            np.flatnonzero((batch.requests.task == TASKS.index(task)) & (allowed.row >= 0))
+            for task in NOVEL_AS
+        ]
+        rows = next((rows for rows in of_task if len(rows) >= MIN_TARGETS), None)
+        if rows is not None:
+            rows = rows[:NOVEL_REQUESTS]
+            weights = fit_novel(weights, *_as_if_novel(recommender, batch, rows, tables, allowed))
+            reranker = Reranker(weights, tables, novelty)
     weights = _calibrated(recommender.with_reranker(reranker), batch, weights)
     return dataclasses.replace(reranker, weights=weights), metrics | fitted_values(weights)
 
@@ -107,7 +115,7 @@ def _calibrated(
     has_task_head = recommender.generator.has_task_head
     calibration = fit_calibrations(answer.log_probs, is_hit, part.requests.task, has_task_head)
     if len(calibration) < len(weights.calibration):
-        slope, offset, decline = np.array(calibration)[NAMES_THINGS > 0].mean(axis=0).tolist()
+        slope, offset, decline = np.array(calibration)[NAMES_THINGS].mean(axis=0).tolist()
         calibration = (*calibration, (slope, offset, decline))
     return dataclasses.replace(weights, calibration=calibration)
 
@@ -125,12 +133,9 @@ def _as_if_novel(
     and items that satisfy the instruction.
     """
     requests = batch.requests.take(rows)
-    general = dataclasses.replace(requests, instruction=[DEFAULT_INSTRUCTION] * len(rows))
+    general = with_general_instructions(batch.take(rows), np.ones(len(rows), bool))
     count = min(len(recommender.parts.semantic_ids.codes), MOST_CANDIDATES)
-    answer = recommender.recommend(
-        dataclasses.replace(batch.take(rows), requests=general),
-        RecommendOptions(count, reranks=False),
-    )
+    answer = recommender.recommend(general, RecommendOptions(count, reranks=False))
     inputs = recommender.read_instructions(requests.instruction)
     scores = recommender.instruction_scores(inputs, answer.items)[..., -len(SEMANTIC_FEATURES) :]
     order = np.argsort(-scores.sum(axis=-1), axis=1, kind="stable")[:, :NEAREST]

@@ -26,6 +26,7 @@ from sigma_jax.index.trie_build import build_trie
 from sigma_jax.prompts.inference import make_prompts
 from sigma_jax.recommender.parts import RecommenderParts
 from sigma_jax.recommender.ranking import Ranker, Recommendations, Variant
+from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION
 from sigma_jax.reranking.features import RankingInputs
 from sigma_jax.reranking.instruction import (
     InstructionInputs,
@@ -142,14 +143,27 @@ class Recommender:
         variants: Sequence[RecommendOptions],
         is_allowed: Bool[np.ndarray, " I"] | None = None,
     ) -> list[Recommendations]:
-        """One answer for each of `variants`. The network reads each prompt only once."""
+        """One answer for each of `variants`. The network reads each prompt only once.
+
+        Only where an instruction is novel, variants that rerank have prompts of their own.
+        """
         active = self._active
         if is_allowed is not None:
             known = True if self._is_active is None else self._is_active
             active = self.generator.mark_active(known & is_allowed)
         shared = self._shared_inputs(batch, variants)
         each = [self._variant(batch, options, shared) for options in variants]
-        return self._ranker.rank(self.prompts(batch), each, active)
+        if shared is None or shared.is_novel is None or not shared.is_novel.any():
+            return self._ranker.rank(self.prompts(batch), each, active)
+        answers: list[Recommendations | None] = [None] * len(variants)
+        general = with_general_instructions(batch, shared.is_novel)
+        for read, reranks in ((general, True), (batch, False)):
+            places = [n for n, options in enumerate(variants) if options.reranks == reranks]
+            if places:
+                ranked = self._ranker.rank(self.prompts(read), [each[n] for n in places], active)
+                for place, answer in zip(places, ranked, strict=True):
+                    answers[place] = answer
+        return [answer for answer in answers if answer is not None]
 
     def prompts(self, batch: RequestBatch) -> Prompts:
         """The prompts of `batch`, NumPy arrays."""
@@ -203,17 +217,22 @@ class Recommender:
             trending=trending,
             weights=reranker.weights.by_task,
             calibration=np.array(reranker.weights.calibration, np.float32),
-            novelty=self._novelty(batch.requests.instruction),
+            is_novel=self._is_novel(batch.requests.instruction, instruction),
         )
 
-    def _novelty(self, texts: Sequence[str]) -> Float[np.ndarray, " N"] | None:
-        """How novel each instruction is; None where the reranker has no weights for novel ones."""
+    def _is_novel(
+        self, texts: Sequence[str], read: InstructionInputs | None
+    ) -> Bool[np.ndarray, " N"] | None:
+        """Whether each instruction is novel; None without weights for novel instructions."""
         novelty = self.parts.reranker.novelty
-        if novelty is None or self.parts.encoder is None:
+        if novelty is None:
             return None
-        distinct, place = np.unique(np.array(texts, object), return_inverse=True)
-        texts = list(distinct)
-        return novelty(texts, unit_rows(self.parts.encoder(texts)))[place.reshape(-1)]
+        if read is None or read.vectors is None:
+            return np.zeros(len(texts), bool)
+        distinct, first, place = np.unique(
+            np.array(texts, object), return_index=True, return_inverse=True
+        )
+        return novelty.is_novel(list(distinct), read.vectors[first])[place.reshape(-1)]
 
     def read_instructions(self, texts: Sequence[str]) -> InstructionInputs | None:
         """The network's answer to each instruction alone, and its words; None without both.
@@ -226,7 +245,7 @@ class Recommender:
         distinct, place = np.unique(np.array(texts, object), return_inverse=True)
         distinct = list(distinct)
         prompts = self._instruction_prompts(distinct) if can_answer else None
-        vectors = None if self.parts.encoder is None else self.parts.encoder(distinct)
+        vectors = None if self.parts.encoder is None else unit_rows(self.parts.encoder(distinct))
         inputs = self._ranker.read_instructions(distinct, prompts, vectors)
         return jax.tree.map(lambda table: table[place.reshape(-1)], inputs)
 
@@ -244,3 +263,16 @@ class Recommender:
     ) -> Float[np.ndarray, "N n H"]:
         """INSTRUCTION_FEATURES of some items of each request."""
         return self._ranker.instruction_scores(instruction, items)
+
+
+def with_general_instructions(
+    batch: RequestBatch, is_novel: Bool[np.ndarray, " N"]
+) -> RequestBatch:
+    """The batch with DEFAULT_INSTRUCTION in place of the novel instructions."""
+    texts = [
+        DEFAULT_INSTRUCTION if novel else text
+        for text, novel in zip(batch.requests.instruction, is_novel, strict=True)
+    ]
+    return dataclasses.replace(
+        batch, requests=dataclasses.replace(batch.requests, instruction=texts)
+    )

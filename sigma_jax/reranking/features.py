@@ -16,8 +16,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Float16, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float16, Float32, Int32
 
 from sigma_jax.generation.generator import take_rows
 from sigma_jax.index.candidates import find_sorted, padded_width
@@ -28,10 +27,6 @@ from sigma_jax.reranking.instruction import (
 )
 from sigma_jax.reranking.lexical import LexicalArrays
 from sigma_jax.reranking.semantic import SemanticArrays
-from sigma_jax.schema import TASKS
-
-# Tasks that a novel instruction may be of: people name things in words that no catalogue has.
-NAMES_THINGS = np.array([task in ("Query", "Category") for task in TASKS], np.float32)
 
 
 @jax.tree_util.register_dataclass
@@ -61,8 +56,8 @@ class RankingInputs:
     semantic: SemanticArrays | None = None  # shared by the requests
     weights: Float32[Array, "tasks F+G+H"] | None = None  # of the features, by Beams.tasks
     calibration: Float32[Array, "tasks 3"] | None = None  # of probabilities; None: none
-    # Where `weights` has a last row for novel instructions: how novel each is (novelty.py).
-    novelty: Float32[Array, " B"] | None = None
+    # Where `weights` has a last row for novel instructions: whether each is (novelty.py).
+    is_novel: Bool[Array, " B"] | None = None
 
     def of_rows(self, rows: Int32[Array, " b"]) -> RankingInputs:
         """The inputs of some requests, on the device.
@@ -70,7 +65,7 @@ class RankingInputs:
         `extra` is as wide as these requests need. One request of an evaluation may have 4,000 extra
         candidates where most have 1,500.
         """
-        names = ("seen", "features", "instruction", "novelty")
+        names = ("seen", "features", "instruction", "is_novel")
         parts = {name: take_rows(getattr(self, name), rows) for name in names}
         if self.extra is not None:
             extra = self.extra[rows]
@@ -79,19 +74,15 @@ class RankingInputs:
         return dataclasses.replace(self, **parts)
 
     def shares(self, tasks: Float32[Array, "B t"]) -> Float32[Array, "B tasks"]:
-        """The share of each row of `weights` in each request.
-
-        A novel instruction moves the share of the tasks that name things to the last row.
+        """The share of each row of `weights` in each request; a novel one has the last row.
 
         Args:
           tasks: probability that the instruction is of each task (Beams.tasks).
         """
-        if self.novelty is None:
+        if self.is_novel is None:
             return tasks
-        novel = self.novelty[:, None] * jnp.asarray(NAMES_THINGS)
-        return jnp.concatenate(
-            [tasks * (1 - novel), (tasks * novel).sum(axis=1, keepdims=True)], axis=1
-        )
+        novel = self.is_novel[:, None].astype(tasks.dtype)
+        return jnp.concatenate([tasks * (1 - novel), novel], axis=1)
 
     def scores(
         self,

@@ -2,15 +2,17 @@
 
 The reranking weights of a task are fitted on instructions whose queries and categories are those of
 training. There the network and the words are right, and the meaning adds little. For "my cat is
-hungry" it is the other way round. So novel instructions have weights of their own (fit.fit_novel),
-and
+hungry" it is the other way round. So for a novel instruction the network reads a general one
+(DEFAULT_INSTRUCTION), which asks for what the user likes, and the meaning decides what kind of
+thing is asked for, with weights of its own (fit.fit_novel).
 
     novelty = sigmoid(a - b * largest cosine to an instruction of training
                         + c * share of words that no instruction of training has)
 
-mixes them with the weights of the tasks. The three numbers are fitted on the instructions of
-training: an instruction is known if others with its query or category stay, and novel if they are
-left out.
+The three numbers are fitted on the instructions of training: an instruction is known if others with
+its query or category stay, and novel if they are left out. An instruction is novel if its novelty
+is above one half, and the nearest instruction of training names a thing (a query or a category).
+"surprise me" does not.
 
 Axes: P instructions of training, N requests, E dimensions of the sentence encoder.
 """
@@ -22,17 +24,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int
+from jaxtyping import Bool, Float32, Float64, Int
 from scipy.optimize import minimize
 
 from sigma_jax.reranking.lexical import words_of
 from sigma_jax.runtime.files import read_json, write_json
-from sigma_jax.schema import read_npy
+from sigma_jax.schema import TASKS, read_npy
 
 FITTED_ON = 1_000  # instructions that the numbers are fitted on
 COSINES_AT_ONCE = 2**24
 VECTORS, SETTINGS = "instruction_vectors.npy", "novelty.json"
 NO_GROUP = -1  # of a word that several groups have
+NAMES_THINGS = np.array([task in ("Query", "Category") for task in TASKS])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Novelty:
     """The instructions of training, and how near a known instruction is to them."""
 
     vectors: Float32[np.ndarray, "P E"]  # unit length, rounded to 16 bits
+    naming: int  # so many of them, the first, name a thing
     words: frozenset[str]
     weights: tuple[float, float, float]  # of the cosine, of the share of unknown words, of 1
 
@@ -49,6 +53,7 @@ class Novelty:
         texts: Sequence[str],
         vectors: Float32[np.ndarray, "P E"],
         group: Int[np.ndarray, " P"],
+        task: Int[np.ndarray, " P"],
         seed: int = 0,
     ) -> Novelty:
         """The novelty for the instructions of training.
@@ -58,6 +63,7 @@ class Novelty:
           vectors: unit length.
           group: what each asks for; instructions of one group ask for the same. There are two
             groups or more.
+          task: place of the task of each in TASKS.
         """
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(len(vectors))[:FITTED_ON])
@@ -79,7 +85,9 @@ class Novelty:
         is_novel = np.repeat([0.0, 1.0], len(rows))
         weights = _logistic(features[kept], is_novel[kept])
         rounded = vectors.astype(np.float16).astype(np.float32)
-        return cls(rounded, frozenset(only_in), weights)
+        names_thing = NAMES_THINGS[task]
+        rounded = np.concatenate([rounded[names_thing], rounded[~names_thing]])
+        return cls(rounded, int(names_thing.sum()), frozenset(only_in), weights)
 
     def __call__(
         self, texts: Sequence[str], queries: Float32[np.ndarray, "N E"]
@@ -89,11 +97,29 @@ class Novelty:
         Args:
           queries: their vectors, unit length.
         """
-        nearest = np.full(len(queries), -1.0, np.float32)
+        return self._probability(texts, self._nearest(queries).max(axis=0))
+
+    def is_novel(
+        self, texts: Sequence[str], queries: Float32[np.ndarray, "N E"]
+    ) -> Bool[np.ndarray, " N"]:
+        """Whether each instruction is novel. The arguments are those of a call."""
+        naming, others = nearest = self._nearest(queries)
+        return (self._probability(texts, nearest.max(axis=0)) > 0.5) & (naming > others)
+
+    def _nearest(self, queries: Float32[np.ndarray, "N E"]) -> Float32[np.ndarray, "2 N"]:
+        """The largest cosine to instructions that name a thing, and to the others."""
+        nearest = np.full((2, len(queries)), -1.0, np.float32)
         size = max(COSINES_AT_ONCE // max(len(queries), 1), 1)
-        for start in range(0, len(self.vectors), size):
-            part = queries @ self.vectors[start : start + size].T
-            nearest = np.maximum(nearest, part.max(axis=1, initial=-1.0))
+        parts = (self.vectors[: self.naming], self.vectors[self.naming :])
+        for of_part, vectors in zip(nearest, parts, strict=True):
+            for start in range(0, len(vectors), size):
+                cosines = queries @ vectors[start : start + size].T
+                np.maximum(of_part, cosines.max(axis=1, initial=-1.0), out=of_part)
+        return nearest
+
+    def _probability(
+        self, texts: Sequence[str], nearest: Float32[np.ndarray, " N"]
+    ) -> Float32[np.ndarray, " N"]:
         unknown = [
             np.mean([word not in self.words for word in words]) if words else 0.0
             for words in (set(words_of(text)) for text in texts)
@@ -105,7 +131,8 @@ class Novelty:
     def save(self, folder: Path) -> None:
         """Writes VECTORS and SETTINGS."""
         np.save(folder / VECTORS, self.vectors.astype(np.float16))
-        write_json(folder / SETTINGS, {"weights": self.weights, "words": sorted(self.words)})
+        settings = {"weights": self.weights, "naming": self.naming, "words": sorted(self.words)}
+        write_json(folder / SETTINGS, settings)
 
     @classmethod
     def load(cls, folder: Path) -> Novelty | None:
@@ -115,7 +142,7 @@ class Novelty:
         settings = read_json(folder / SETTINGS)
         a, b, c = map(float, settings["weights"])
         vectors = read_npy(folder / VECTORS, 2).astype(np.float32)
-        return cls(vectors, frozenset(settings["words"]), (a, b, c))
+        return cls(vectors, int(settings["naming"]), frozenset(settings["words"]), (a, b, c))
 
 
 def _nearest_others(

@@ -5,6 +5,7 @@ import pytest
 
 from sigma_jax.data.vectors import unit_rows
 from sigma_jax.reranking.novelty import Novelty
+from sigma_jax.schema import TASKS
 
 GROUPS, EACH, WIDTH = 40, 6, 32
 
@@ -29,13 +30,25 @@ def texts(groups):
 @pytest.fixture(scope="module")
 def fitted(instructions):
     group = np.repeat(np.arange(GROUPS), EACH)
-    return Novelty.fit(texts(group), instructions(group), group)
+    task = np.where(group % 2 == 0, TASKS.index("Query"), TASKS.index("JustForYou"))
+    return Novelty.fit(texts(group), instructions(group), group, task)
 
 
 def test_instructions_of_known_groups_are_known_and_others_are_novel(fitted, instructions):
     known, novel = np.arange(GROUPS), np.arange(GROUPS, 2 * GROUPS)
     assert fitted(texts(known), instructions(known)).max() < 0.2
     assert fitted(texts(novel), instructions(novel)).min() > 0.8
+
+
+def test_only_an_instruction_near_to_those_that_name_things_is_novel(fitted, instructions):
+    """Groups with even numbers name things."""
+    groups = np.repeat(np.arange(GROUPS), 2)
+    between = unit_rows(instructions(groups) + 0.8 * instructions(groups + GROUPS))
+    new_words = ["have gizmos 4 sale"] * len(groups)
+    assert (fitted(new_words, between) > 0.5).mean() > 0.9
+    is_novel = fitted.is_novel(new_words, between)
+    assert is_novel[groups % 2 == 0].mean() > 0.8 and is_novel[groups % 2 == 1].mean() < 0.1
+    assert not fitted.is_novel(texts(groups), instructions(groups)).any()
 
 
 def test_unknown_words_make_an_instruction_more_novel(fitted, instructions):

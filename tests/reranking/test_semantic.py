@@ -1,10 +1,10 @@
-"""Semantic features: cosines with texts and with the mean text of a group."""
+"""Semantic features: cosines with texts and with the nearest text of a group, compared."""
 
 import numpy as np
 import pytest
 
 from sigma_jax.data.vectors import unit_rows
-from sigma_jax.reranking.semantic import SemanticArrays
+from sigma_jax.reranking.semantic import TEXTS_OF_GROUP, SemanticArrays, distant_rows
 
 ITEMS, WIDTH = 12, 6
 
@@ -14,19 +14,28 @@ def texts():
     return np.random.default_rng(0).normal(size=(ITEMS, WIDTH)).astype(np.float32)
 
 
+@pytest.mark.parametrize("rank", [3, 10])
 @pytest.mark.parametrize("count", [2, ITEMS])
-def test_features_are_cosines_with_the_text_and_with_the_group(texts, count):
+def test_features_are_relative_to_the_nearest_groups(texts, count, rank, monkeypatch):
+    """There are four groups with that of the items without one: fewer than 10."""
+    monkeypatch.setattr("sigma_jax.reranking.semantic.RANK", rank)
     group = np.array([0, 0, 1, 1, 1, -1, 2, 2, 2, 2, -1, 0])
     rng = np.random.default_rng(1)
     queries = unit_rows(rng.normal(size=(3, WIDTH)))
     items = rng.permuted(np.tile(np.arange(ITEMS), (3, 1)), axis=1)[:, :count].astype(np.int32)
     found = np.asarray(SemanticArrays.make(texts, group).scores(queries, items))
     unit = unit_rows(texts)
-    means = {g: unit_rows(unit[group == g].sum(0)[None])[0] for g in set(group.tolist())}
     for row in range(3):
+        cosine = unit @ queries[row]
+        of_group = {g: cosine[group == g].max() for g in (-1, 0, 1, 2)}
+        nearest = sorted(of_group.values(), reverse=True)
+        largest, last = nearest[0], nearest[min(rank, 4) - 1]
         for place, item in enumerate(items[row]):
-            expected = [queries[row] @ unit[item], queries[row] @ means[group[item]]]
-            np.testing.assert_allclose(found[row, place], expected, atol=1e-5)
+            relative = [
+                (c - largest) / (largest - last) for c in (cosine[item], of_group[group[item]])
+            ]
+            expected = [relative[0] - relative[1], relative[1]]
+            np.testing.assert_allclose(found[row, place], expected, atol=1e-4)
 
 
 def test_item_minus_1_gets_scores_and_items_without_group_share_one(texts):
@@ -34,3 +43,15 @@ def test_item_minus_1_gets_scores_and_items_without_group_share_one(texts):
     found = np.asarray(arrays.scores(unit_rows(texts[:1]), np.array([[-1, 3]], np.int32)))
     assert np.isfinite(found).all()
     assert found[0, 0, 1] == found[0, 1, 1]
+
+
+def test_the_texts_of_a_large_group_are_unlike_one_another():
+    """Every item of a group is near to one of its texts, and equal texts count once."""
+    rng = np.random.default_rng(2)
+    centres = unit_rows(rng.normal(size=(TEXTS_OF_GROUP, WIDTH)))
+    vectors = unit_rows(np.repeat(centres, 30, axis=0) + 0.01 * rng.normal(size=(480, WIDTH)))
+    chosen = distant_rows(vectors, TEXTS_OF_GROUP)
+    assert sorted(chosen // 30) == list(range(TEXTS_OF_GROUP))
+    assert len(distant_rows(np.repeat(centres[:3], 5, axis=0), TEXTS_OF_GROUP)) == 3
+    arrays = SemanticArrays.make(vectors, np.zeros(480, int))
+    assert len(arrays.texts) == TEXTS_OF_GROUP

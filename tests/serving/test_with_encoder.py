@@ -1,5 +1,6 @@
 """A recommender whose instructions and items a pre-trained sentence encoder reads."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,11 +13,13 @@ from tiny_run import tiny_run
 from sigma_jax import train
 from sigma_jax.models.item_encoder import INSTRUCTION
 from sigma_jax.recommender.parts import RecommenderParts
-from sigma_jax.recommender.recommender import RecommendOptions
+from sigma_jax.recommender.recommender import RecommendOptions, with_general_instructions
 from sigma_jax.recommender.workdir import load_workdir
+from sigma_jax.reranking.novelty import Novelty
+from sigma_jax.reranking.reranker import FEATURES
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.sharding import make_mesh
-from sigma_jax.schema import PreparedData
+from sigma_jax.schema import TASKS, PreparedData
 from sigma_jax.serving.bundle import Bundle, export
 from sigma_jax.serving.catalogue_update import add_items, read_items
 from sigma_jax.serving.engine import CatalogueSnapshot, SnapshotSettings
@@ -59,6 +62,33 @@ def test_the_encoder_replaces_grounding_and_prompts_hold_vectors(spoken):
     assert (prompts.items <= INSTRUCTION).sum(axis=1).tolist() == [1, 1, 1]
     expected = parts.encoder(batch.requests.instruction)
     np.testing.assert_allclose(prompts.instructions[:, 0], expected, atol=1e-6)
+
+
+def test_a_novel_instruction_is_read_as_a_general_one_where_lists_are_reranked(spoken, monkeypatch):
+    opened = load_workdir(spoken)
+    recommender, reranker = opened.recommender, opened.recommender.parts.reranker
+    batch = only(
+        opened.parser.read(str(write_rows(spoken / "u.jsonl", users_of(opened.data, 3))), 9)
+    )
+    variants = [RecommendOptions(6), RecommendOptions(6, reranks=False)]
+
+    def answers(is_novel, **weights):
+        monkeypatch.setattr(Novelty, "is_novel", lambda _, texts, __: np.full(len(texts), is_novel))
+        changed = dataclasses.replace(reranker.weights, **weights)
+        other = recommender.with_reranker(dataclasses.replace(reranker, weights=changed))
+        return other.recommend_variants(batch, variants)
+
+    rows = len(TASKS) + 1
+    nothing = {
+        "of": {name: (0.0,) * rows for name in FEATURES},
+        "sigma": recommender.sigma(variants[1]),
+    }
+    known, novel = answers(False), answers(True, **nothing)
+    np.testing.assert_array_equal(novel[1].items, known[1].items)
+    texts = np.ones(len(batch.requests), bool)
+    general = recommender.recommend(with_general_instructions(batch, texts), variants[1])
+    np.testing.assert_array_equal(novel[0].items, general.items)
+    assert (general.items != known[1].items).any()
 
 
 def test_the_export_answers_as_the_workdir_wherever_the_encoder_was(spoken, export_of):
