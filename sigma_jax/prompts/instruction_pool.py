@@ -19,6 +19,7 @@ from sigma_jax.data.sentences import Encode, save_in_pieces
 from sigma_jax.prompts.config import PromptConfig
 from sigma_jax.schema import TASKS, PreparedData, read_arrow, read_npy, write_arrow
 from sigma_jax.tasks.composition import composed_instructions
+from sigma_jax.tasks.instructions import slot_value_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,11 @@ class InstructionPool:
     def task(self) -> Int64[np.ndarray, " P"]:
         """The place of the task of each instruction in TASKS."""
         return np.array([task for task, _ in self.place], np.int64)[self.group]
+
+    def things(self, data: PreparedData) -> list[str]:
+        """The query, category or theme of each of the G pairs; "" for a task without slots."""
+        texts = [slot_value_texts(data, task) for task in TASKS]
+        return [texts[task][value] if texts[task] else "" for task, value in self.place]
 
     @classmethod
     def load(cls, folder: Path) -> InstructionPool:

@@ -7,10 +7,11 @@ hungry" it is the other way round. So for a novel instruction the network reads 
 thing is asked for, with weights of its own (fit.fit_novel).
 
     novelty = sigmoid(a - b * largest cosine to an instruction of training
-                        + c * share of words that no instruction of training has)
+                        + c * share of words that no instruction of training has
+                        - d if it holds the whole text of a query, category or theme)
 
-The three numbers are fitted on the instructions of training: an instruction is known if others with
-its query or category stay, and novel if they are left out. An instruction is novel if its novelty
+The numbers are fitted on the instructions of training: an instruction is known if others with its
+query or category stay, and novel if they are left out. An instruction is novel if its novelty
 is above one half, and the nearest instruction of training names a thing (a query or a category).
 "surprise me" does not.
 
@@ -20,6 +21,7 @@ Axes: P instructions of training, N requests, E dimensions of the sentence encod
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,12 +32,14 @@ from scipy.optimize import minimize
 from sigma_jax.reranking.lexical import words_of
 from sigma_jax.runtime.files import read_json, write_json
 from sigma_jax.schema import TASKS, read_npy
+from sigma_jax.tasks.instructions import NAMING
 
 FITTED_ON = 1_000  # instructions that the numbers are fitted on
 COSINES_AT_ONCE = 2**24
 VECTORS, SETTINGS = "instruction_vectors.npy", "novelty.json"
 NO_GROUP = -1  # of a word that several groups have
-NAMES_THINGS = np.array([task in ("Query", "Category") for task in TASKS])
+NAMES_THINGS = np.array([task in NAMING for task in TASKS])
+LONGEST = 8  # words of a thing that is looked for in a sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,9 @@ class Novelty:
     vectors: Float32[np.ndarray, "P E"]  # unit length, rounded to 16 bits
     naming: int  # so many of them, the first, name a thing
     words: frozenset[str]
-    weights: tuple[float, float, float]  # of the cosine, of the share of unknown words, of 1
+    things: frozenset[str]  # the words of queries, categories and themes
+    # Of the cosine, of the share of unknown words, of a thing, and of 1.
+    weights: tuple[float, float, float, float]
 
     @classmethod
     def fit(
@@ -54,6 +60,7 @@ class Novelty:
         vectors: Float32[np.ndarray, "P E"],
         group: Int[np.ndarray, " P"],
         task: Int[np.ndarray, " P"],
+        things: Sequence[str],
         seed: int = 0,
     ) -> Novelty:
         """The novelty for the instructions of training.
@@ -64,6 +71,7 @@ class Novelty:
           group: what each asks for; instructions of one group ask for the same. There are two
             groups or more.
           task: place of the task of each in TASKS.
+          things: the text of the query, category or theme of each group; "" for none.
         """
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(len(vectors))[:FITTED_ON])
@@ -80,14 +88,24 @@ class Novelty:
             [_share(words[row], only_in, row) for row in rows],
             [_share(words[row], only_of, int(group[row])) for row in rows],
         ]
-        features = np.stack([nearest, np.array(unknown)], axis=-1).reshape(-1, 2)
+        spelled = [" ".join(words_of(thing)) for thing in things]
+        groups_with = Counter(spelled)
+        known = frozenset(spelled) - {""}
+        alone = [frozenset({spelled[group[row]]}) for row in rows]
+        alone = [own if groups_with[next(iter(own))] == 1 else frozenset() for own in alone]
+        has_thing = [
+            [_has_thing(texts[row], known) for row in rows],
+            [_has_thing(texts[row], known, own) for row, own in zip(rows, alone, strict=True)],
+        ]
+        features = np.stack([nearest, np.array(unknown), np.array(has_thing)], axis=-1)
+        features = features.reshape(-1, features.shape[-1])
         kept = np.isfinite(features).all(axis=1)
         is_novel = np.repeat([0.0, 1.0], len(rows))
         weights = _logistic(features[kept], is_novel[kept])
         rounded = vectors.astype(np.float16).astype(np.float32)
         names_thing = NAMES_THINGS[task]
         rounded = np.concatenate([rounded[names_thing], rounded[~names_thing]])
-        return cls(rounded, int(names_thing.sum()), frozenset(only_in), weights)
+        return cls(rounded, int(names_thing.sum()), frozenset(only_in), known, weights)
 
     def __call__(
         self, texts: Sequence[str], queries: Float32[np.ndarray, "N E"]
@@ -124,14 +142,20 @@ class Novelty:
             np.mean([word not in self.words for word in words]) if words else 0.0
             for words in (set(words_of(text)) for text in texts)
         ]
-        of_cosine, of_unknown, constant = self.weights
-        logit = of_cosine * nearest + of_unknown * np.array(unknown) + constant
+        has_thing = [_has_thing(text, self.things) for text in texts]
+        features = np.stack([nearest, np.array(unknown), np.array(has_thing), np.ones(len(texts))])
+        logit = np.array(self.weights) @ features
         return (1 / (1 + np.exp(-logit))).astype(np.float32)
 
     def save(self, folder: Path) -> None:
         """Writes VECTORS and SETTINGS."""
         np.save(folder / VECTORS, self.vectors.astype(np.float16))
-        settings = {"weights": self.weights, "naming": self.naming, "words": sorted(self.words)}
+        settings = {
+            "weights": self.weights,
+            "naming": self.naming,
+            "words": sorted(self.words),
+            "things": sorted(self.things),
+        }
         write_json(folder / SETTINGS, settings)
 
     @classmethod
@@ -140,9 +164,14 @@ class Novelty:
         if not (folder / SETTINGS).exists():
             return None
         settings = read_json(folder / SETTINGS)
-        a, b, c = map(float, settings["weights"])
-        vectors = read_npy(folder / VECTORS, 2).astype(np.float32)
-        return cls(vectors, int(settings["naming"]), frozenset(settings["words"]), (a, b, c))
+        a, b, c, d = map(float, settings["weights"])
+        return cls(
+            read_npy(folder / VECTORS, 2).astype(np.float32),
+            int(settings["naming"]),
+            frozenset(settings["words"]),
+            frozenset(settings["things"]),
+            (a, b, c, d),
+        )
 
 
 def _nearest_others(
@@ -163,9 +192,19 @@ def _share(words: set[str], only: dict[str, int], owner: int) -> float:
     return float(np.mean([only[word] == owner for word in words])) if words else 0.0
 
 
+def _has_thing(text: str, things: frozenset[str], but: frozenset[str] = frozenset()) -> bool:
+    """Whether `text` holds the words of one of `things`, in a row; those of `but` do not count."""
+    words = words_of(text)
+    return any(
+        (part := " ".join(words[start : start + length])) in things and part not in but
+        for length in range(1, LONGEST + 1)
+        for start in range(len(words) - length + 1)
+    )
+
+
 def _logistic(
-    x: Float64[np.ndarray, "n 2"], y: Float64[np.ndarray, " n"]
-) -> tuple[float, float, float]:
+    x: Float64[np.ndarray, "n 3"], y: Float64[np.ndarray, " n"]
+) -> tuple[float, float, float, float]:
     """The weights of a logistic regression of y, 0 or 1, on x; the last is the constant."""
     x = np.column_stack([x, np.ones(len(x))])
 
@@ -176,5 +215,5 @@ def _logistic(
         value = (np.logaddexp(0, z) - y * z).mean() + shrinkage * (weights**2).sum() / 2
         return float(value), x.T @ (p - y) / len(y) + shrinkage * weights
 
-    a, b, c = minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B").x
-    return float(a), float(b), float(c)
+    a, b, c, d = minimize(loss, np.zeros(4), jac=True, method="L-BFGS-B").x
+    return float(a), float(b), float(c), float(d)

@@ -335,7 +335,14 @@ class SftTask:
         novelty = None
         if self.pool is not None:
             texts, vectors = self.pool.texts.to_pylist(), np.asarray(self.pool.vectors)
-            novelty = Novelty.fit(texts, vectors, self.pool.group, self.pool.task, self.seed)
+            novelty = Novelty.fit(
+                texts,
+                vectors,
+                self.pool.group,
+                self.pool.task,
+                self.pool.things(self.data),
+                self.seed,
+            )
         allowed = allowed_items(self.data, batch.requests)
         features = self.feature_tables(model, tables)
         return fit_reranker_of(recommender, batch, features, allowed, novelty)

@@ -16,9 +16,11 @@ from sigma_jax.hashing import splitmix64
 from sigma_jax.schema import TASKS, PreparedData
 from sigma_jax.tasks.constraints import usable_slot_values
 from sigma_jax.tasks.instructions import (
+    NAMING,
     SLOTS,
     around_slots,
     clean,
+    render,
     slot_value_texts,
     split_at_slot,
 )
@@ -71,7 +73,7 @@ def composed_instructions(
     """(task, slot value, sentences) for each task and each slot value that has items.
 
     A task without slots has one entry, with slot value 0 and all its wordings: each as it stands,
-    and `variants` times with changed words.
+    and `variants` times with changed words. A theme has all wordings of its task too.
 
     Args:
       wordings: task -> wordings.
@@ -87,6 +89,9 @@ def composed_instructions(
             if name in SLOTS:
                 sentences = _sentences(name, wordings[name], variants, rng)
                 sentences = [_typed(s, texts[value], around, word_dropout, rng) for s in sentences]
+                if name not in NAMING:  # there are few themes: each has all its wordings
+                    plain = [render(name, texts[value], wording) for wording in wordings[name]]
+                    sentences = plain + sentences
             else:
                 changed = [
                     _changed_words(wording, around, word_dropout, rng)
@@ -103,7 +108,7 @@ def _sentences(
     """The words before and after the thing in `count` sentences, half of them of the task."""
     of_task = rng.permutation(len(wordings))[: -(-count // 2)]
     chosen = [split_at_slot(task, wordings[number]) for number in of_task]
-    if task in ("Query", "Category"):
+    if task in NAMING:
         others = rng.permutation(len(CARRIERS))[: count - len(chosen)]
         chosen += [_split(CARRIERS[number]) for number in others]
     else:

@@ -14,6 +14,7 @@ import numpy as np
 from sigma_jax.schema import TASKS, PreparedData
 
 SLOTS = {"Query": "{query}", "Category": "{category}", "Season": "{theme}", "Holiday": "{theme}"}
+NAMING = ("Query", "Category")  # tasks whose instructions name a thing
 
 TRAIN_WORDINGS: dict[str, tuple[str, ...]] = {
     "JustForYou": (

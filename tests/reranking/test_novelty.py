@@ -31,7 +31,8 @@ def texts(groups):
 def fitted(instructions):
     group = np.repeat(np.arange(GROUPS), EACH)
     task = np.where(group % 2 == 0, TASKS.index("Query"), TASKS.index("JustForYou"))
-    return Novelty.fit(texts(group), instructions(group), group, task)
+    things = [f"thing{number}" for number in range(GROUPS)]
+    return Novelty.fit(texts(group), instructions(group), group, task, things)
 
 
 def test_instructions_of_known_groups_are_known_and_others_are_novel(fitted, instructions):
@@ -55,7 +56,15 @@ def test_unknown_words_make_an_instruction_more_novel(fitted, instructions):
     vectors = instructions(np.arange(3))
     known = fitted(["show me thing0"] * 3, vectors)
     assert (fitted(["show me gizmos"] * 3, vectors) > known + 0.05).all()
-    assert (fitted([""] * 3, vectors) <= known).all()
+    assert ((fitted([""] * 3, vectors) >= 0) & (fitted([""] * 3, vectors) <= 1)).all()
+
+
+def test_an_instruction_that_holds_a_thing_of_training_is_less_novel(fitted, instructions):
+    vectors = instructions(np.arange(3))
+    with_thing, without = ["have thing0 4 sale"] * 3, ["have gizmos 4 sale"] * 3
+    words = fitted(["have show 4 sale"] * 3, vectors)  # a known word, but no thing
+    assert (fitted(with_thing, vectors) < words - 0.05).all()
+    assert (words < fitted(without, vectors)).all()
 
 
 def test_novelty_falls_with_the_nearest_instruction_whatever_the_size_of_a_piece(
