@@ -51,6 +51,15 @@ class Prompts:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Root:
+    """The whole catalogue as one prefix, for items in no beam: the item head scores them alone."""
+
+    queries: Float[Array, "B D"]  # of the item head, unit length
+    log_normaliser: Float[Array, " B"]  # log of the sum of exp(cosine / temperature) of all items
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Beams:
     """The best SID prefixes, best first; invalid ones (fewer paths than beams) come last."""
 
@@ -61,6 +70,37 @@ class Beams:
     queries: Float[Array, "B M D"]  # h of Eq. 8, in the space of fused item vectors
     # Probability that the instruction is of each task; one column of 1 without a task head.
     tasks: Float[Array, "B tasks"]
+    root: Root | None = None
+
+    def with_root(
+        self, inverse_temperature: Float[Array, " B"], temperature: float
+    ) -> tuple[Beams, Float[Array, " B"] | None]:
+        """The beams with the root as a last one, and its normaliser; as they are without a root.
+
+        The root has no leaf, so that no search finds its items. Its query is scaled such that the
+        product with an item vector, times `inverse_temperature`, is the item head's logit.
+
+        Args:
+          inverse_temperature: of the cosines of the beams (Eq. 11).
+          temperature: of the item head.
+        """
+        if self.root is None:
+            return self, None
+        scale = 1 / jnp.maximum(inverse_temperature * temperature, 1e-6)
+        last = dataclasses.replace(
+            self,
+            codes=jnp.full_like(self.codes[:, :1], -1),
+            scores=jnp.zeros_like(self.scores[:, :1]),  # log P of all items together
+            is_valid=jnp.ones_like(self.is_valid[:, :1]),
+            leaves=jnp.full_like(self.leaves[:, :1], -1),
+            queries=(self.root.queries * scale[:, None])[:, None].astype(self.queries.dtype),
+        )
+        names = ("codes", "scores", "is_valid", "leaves", "queries")
+        joined = {
+            name: jnp.concatenate([getattr(self, name), getattr(last, name)], axis=1)
+            for name in names
+        }
+        return dataclasses.replace(self, **joined), self.root.log_normaliser
 
 
 @jax.tree_util.register_dataclass
@@ -110,10 +150,13 @@ def beam_search(
     if model.config.has_task_head:
         tasks = jax.nn.softmax(model.task_logits(hidden[:, 0]), axis=-1)
     pointer_inputs = (prompts.items, prompts.is_token[:, None], tables)
-    item_head_query, prefix_scores = None, [None] * depth
+    item_head_query, prefix_scores, root = None, [None] * depth, None
     if prefix_scorer is not None:
         item_head_query = model.item_head_vector(hidden, *pointer_inputs)
         prefix_scores = prefix_scorer.node_scores(item_head_query[:, 0])
+        if depth:
+            log_normaliser = jax.nn.logsumexp(prefix_scores[0], axis=-1)
+            root = Root(item_head_query[:, 0], log_normaliser)
     for level in range(depth):
         log_probs = model.code_log_probs(hidden, level)
         if prefix_scorer is not None:
@@ -133,6 +176,7 @@ def beam_search(
         leaves=leaves_of(trie, state.nodes),
         queries=queries,
         tasks=tasks,
+        root=root,
     )
 
 

@@ -141,7 +141,7 @@ def keep_first_prefix(
 def best_of_sorted(
     items: Int32[Array, "*B N"], log_prob: Float32[Array, "*B N"], count: int
 ) -> tuple[Int32[Array, "*B n"], Float32[Array, "*B n"], Int32[Array, "*B n"]]:
-    """`merge` for distinct items that ascend, with -1 between them; it needs no sort."""
+    """`merge` for distinct items, with -1 between them. The first of equal ones wins."""
     # NaN becomes -inf: top_k would put it first.
     score = jnp.where((items >= 0) & (log_prob > -jnp.inf), log_prob, -jnp.inf)
     return _top(items, score, jnp.broadcast_to(jnp.arange(items.shape[-1]), items.shape), count)

@@ -170,20 +170,24 @@ class Generator:
           config: sigma and the number of items to retrieve; the beams stay as they are.
           count: length of the list that is to be made of the candidates.
           seen: items that are left out, padded with -1.
-          extra: extra candidates, padded with -1. They join if they lie in the prefix of a beam.
+          extra: extra candidates, padded with -1. They join if they lie in the prefix of a beam, or
+            anywhere if the beams have a root.
           extra_queries: in every prefix, the items nearest to these vectors join as well.
           active: the items that may be recommended. None: all.
         """
         config = self._limit_retrieved(config, count)
+        inverse_temperature = inverse_temperature_of(beams, config)
+        beams, root = beams.with_root(inverse_temperature, config.temperature)
         inputs = SearchInputs(
             beams.queries,
             beams.leaves,
             beams.is_valid,
-            inverse_temperature_of(beams, config),
+            inverse_temperature,
             seen,
             extra,
             extra_queries,
             active,
+            root,
         )
         if self.ranks_all_items(config):
             return _all_candidates(self.index, inputs)
@@ -194,7 +198,8 @@ class Generator:
 
     def ranks_all_items(self, config: GenerationConfig) -> bool:
         """Whether every item is a candidate under `config` (`ranks_all_items` of this module)."""
-        return self.host_index is None and ranks_all_items(self.index, config)
+        has_root = self.prefix_scorer is not None
+        return self.host_index is None and ranks_all_items(self.index, config, has_root)
 
     def _active_host_index(self, active: ActiveItems | None) -> HostIndex:
         """The host index restricted to the active items; the last restriction is kept."""
@@ -225,11 +230,16 @@ def prefix_depth(network: RecommenderNetwork, depth: int, config: GenerationConf
     return 0
 
 
-def ranks_all_items(index: DeviceIndex, config: GenerationConfig) -> bool:
-    """Whether every item is a candidate: in a small catalogue without codes, on one device."""
-    is_whole = index.has_one_prefix and index.mesh is None
+def ranks_all_items(index: DeviceIndex, config: GenerationConfig, has_root: bool) -> bool:
+    """Whether every item is a candidate: in a small catalogue, on one device.
+
+    Args:
+      has_root: whether beams have a root (beam.Root), which an item head gives.
+    """
+    is_whole = (index.has_one_prefix or has_root) and index.mesh is None
     is_small = len(index.sorted_items) <= ALL_CANDIDATES
-    return is_whole and is_small and config.normaliser == "exact"
+    is_exact = config.normaliser == "exact" and config.fusion == "adaptive"
+    return is_whole and is_small and is_exact
 
 
 def limit_retrieved(

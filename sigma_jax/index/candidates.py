@@ -2,7 +2,8 @@
 
 The device index and the host index take the same `SearchInputs` and return the same `Candidates`.
 Each returns the items nearest to the query of every beam, and the extra candidates that lie in the
-prefix of a beam. The reranker scores all candidates once, after the search.
+prefix of a beam, or anywhere if there is a root. The reranker scores all candidates once, after the
+search.
 
 Axes: B requests, M beams, R items retrieved for a beam, L extra items of a request, S excluded
 items of a request, D dimensions, N = M * R + extras candidates of a request.
@@ -39,6 +40,9 @@ class SearchInputs:
     # The R items of every beam nearest to these queries become extra candidates as well.
     extra_queries: Float[Array, "B D"] | None = None
     active: ActiveItems | None = None  # the items that may be returned; None: all
+    # Where the last beam is the root (beam.Root), which holds all items: its normaliser. Extra
+    # candidates outside of the other beams belong to it.
+    root_log_normaliser: Float32[Array, " B"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -50,11 +54,11 @@ class Candidates:
     candidates follow. No item occurs twice in a request: its prefix belongs to one beam.
 
     With `is_catalogue` every item of the catalogue is a candidate, in the order of the index's
-    rows, which is that of item numbers.
+    rows.
     """
 
     items: Int32[Array, "B N"]
-    beams: Int32[Array, "B N"]  # number of the beam whose prefix holds the item
+    beams: Int32[Array, "B N"]  # number of the beam whose prefix holds the item, or of the root
     cosines: Float32[Array, "B N"]  # of the item and that beam's query; -inf where there is no item
     # Log of the sum of exp(cosine * inverse_temperature) over all items of the prefix: the
     # denominator of Eq. 11. -inf for a beam that is not valid.

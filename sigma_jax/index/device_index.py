@@ -145,32 +145,57 @@ def search(index: DeviceIndex, inputs: SearchInputs, count: int) -> Candidates:
     if extra is not None:
         added = _extra_candidates(index, inputs, items, extra)
         columns = [jnp.concatenate(pair, axis=1) for pair in zip(columns, added, strict=True)]
-    return Candidates(*columns, log_normaliser=nearest.log_normaliser, nearest=count)
+    log_normaliser = nearest.log_normaliser
+    if inputs.root_log_normaliser is not None:
+        log_normaliser = log_normaliser.at[:, -1].set(inputs.root_log_normaliser)
+    return Candidates(*columns, log_normaliser=log_normaliser, nearest=count)
 
 
 def all_candidates(index: DeviceIndex, inputs: SearchInputs) -> Candidates:
-    """Every item that may be returned, for an index of one prefix on one device.
+    """Every item that may be returned, for an index on one device, of one prefix or with a root.
 
     For a small catalogue this costs less than finding the nearest items and joining the extra
     candidates, and no item can be missed. The normaliser is that of `search`.
     """
-    cosines = index.all_products(inputs.queries[:, 0])
-    is_item = jnp.broadcast_to(index.sorted_items >= 0, cosines.shape)
-    logits = cosines * inputs.inverse_temperature[:, None]
-    log_normaliser = jax.nn.logsumexp(logits, axis=-1, where=is_item)
-    is_candidate = is_item & inputs.is_valid[:, :1]
+    num_beams = inputs.queries.shape[1]
+    rows = jnp.arange(len(index.sorted_items))
+    is_item = index.sorted_items >= 0
+    num_leaves = len(index.leaf_start) - 1
+    leaf = jnp.searchsorted(index.leaf_start, rows, side="right").astype(jnp.int32) - 1
+    leaf = jnp.where(is_item, jnp.clip(leaf, 0, num_leaves - 1), num_leaves)
+    is_beam = inputs.is_valid & (inputs.leaves >= 0)
+    requests = jnp.arange(len(is_beam))[:, None]
+    of_leaf = jnp.full((len(is_beam), num_leaves + 1), num_beams - 1, jnp.int32)
+    places = jnp.where(is_beam, inputs.leaves, num_leaves + 1)  # no leaf: dropped
+    of_leaf = of_leaf.at[requests, places].set(jnp.arange(num_beams)[None], mode="drop")
+    beams = of_leaf[:, leaf]
+
+    def read(cosines: Array, beam: Array) -> tuple[Array, None]:
+        return jnp.where(beams == beam, index.all_products(inputs.queries[:, beam]), cosines), None
+
+    cosines = jax.lax.scan(read, jnp.zeros(beams.shape), jnp.arange(num_beams))[0]
+    logits = (cosines * inputs.inverse_temperature[:, None]).T
+    segments = (leaf, num_leaves + 1)
+    top = jax.ops.segment_max(logits, *segments)
+    mass = jax.ops.segment_sum(jnp.exp(logits - top[leaf]), *segments)
+    of_leaves = (top + jnp.log(mass)).T
+    log_normaliser = jnp.take_along_axis(of_leaves, jnp.maximum(inputs.leaves, 0), axis=1)
+    log_normaliser = jnp.where(is_beam, log_normaliser, -jnp.inf)
+    if inputs.root_log_normaliser is not None:
+        log_normaliser = log_normaliser.at[:, -1].set(inputs.root_log_normaliser)
+    is_item = jnp.broadcast_to(is_item, cosines.shape)
+    is_candidate = is_item & inputs.is_valid[:, -1:]
     if inputs.excluded is not None:
-        requests = jnp.arange(len(cosines))[:, None]
-        rows = index.row_of_item[jnp.maximum(inputs.excluded, 0)]
-        rows = jnp.where(inputs.excluded >= 0, rows, len(index.sorted_items))  # no row: dropped
-        is_candidate = is_candidate.at[requests, rows].set(False, mode="drop")
+        excluded = index.row_of_item[jnp.maximum(inputs.excluded, 0)]
+        excluded = jnp.where(inputs.excluded >= 0, excluded, len(rows))  # no row: dropped
+        is_candidate = is_candidate.at[requests, excluded].set(False, mode="drop")
     if inputs.active is not None:
-        is_candidate &= inputs.active.has_rows(jnp.arange(len(index.sorted_items)))
+        is_candidate &= inputs.active.has_rows(rows)
     return Candidates(
         items=jnp.where(is_candidate, index.sorted_items, -1),
-        beams=jnp.zeros(cosines.shape, jnp.int32),
+        beams=beams,
         cosines=jnp.where(is_candidate, cosines, -jnp.inf),
-        log_normaliser=jnp.where(inputs.is_valid[:, :1], log_normaliser[:, None], -jnp.inf),
+        log_normaliser=log_normaliser,
         nearest=0,
         is_catalogue=True,
     )
@@ -184,7 +209,8 @@ def _extra_candidates(
 ) -> tuple[Int32[Array, "B L"], Int32[Array, "B L"], Float32[Array, "B L"]]:
     """(items, beams, cosines) of the `extra` items that lie in the prefix of a beam.
 
-    Items in `nearest`, excluded items and inactive items become -1 with cosine -inf.
+    With a root the others belong to it. Items in `nearest`, excluded items and inactive items
+    become -1 with cosine -inf.
     """
     extra = jnp.sort(extra, axis=1)
     is_repeat = jnp.pad(extra[:, 1:] == extra[:, :-1], ((0, 0), (1, 0)))
@@ -199,7 +225,10 @@ def _extra_candidates(
     beam_leaves = jnp.where(inputs.is_valid, inputs.leaves, -1)[:, None]
     is_in_prefix = leaves[..., None] == beam_leaves  # [B, L, M]; leaves are never negative
     beams = jnp.argmax(is_in_prefix, axis=-1).astype(jnp.int32)
-    is_added &= is_in_prefix.any(axis=-1)
+    if inputs.root_log_normaliser is None:
+        is_added &= is_in_prefix.any(axis=-1)
+    else:
+        beams = jnp.where(is_in_prefix.any(axis=-1), beams, inputs.leaves.shape[1] - 1)
     queries = jnp.take_along_axis(inputs.queries, beams[..., None], axis=1)
     cosines = exact_einsum("BLD,BLD->BL", queries, index.vectors[rows])
     cosines = jnp.where(is_added, cosines, -jnp.inf)

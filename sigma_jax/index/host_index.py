@@ -181,9 +181,12 @@ class HostIndex:
         columns: list[Any] = [items, of_beam, products]
         extra = self._extra_items(inputs, leaves, count)
         if extra is not None:
-            added = self._extra_candidates(queries, leaves, extra, seen, items)
+            has_root = inputs.root_log_normaliser is not None
+            added = self._extra_candidates(queries, leaves, extra, seen, items, has_root)
             columns = [np.concatenate(pair, axis=1) for pair in zip(columns, added, strict=True)]
         normaliser = normaliser.reshape(batch, beams)
+        if inputs.root_log_normaliser is not None:
+            normaliser[:, -1] = np.asarray(inputs.root_log_normaliser)
         return Candidates(*columns, log_normaliser=normaliser, nearest=count)
 
     def _extra_items(
@@ -268,10 +271,12 @@ class HostIndex:
         extra: list[np.ndarray],
         seen: np.ndarray | None,
         nearest: np.ndarray,
+        has_root: bool,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(items, beams, products) of the `extra` items that lie in the prefix of a beam.
 
-        Items in `seen` or `nearest` are left out. The width is that of `padded_width`.
+        With a root the others belong to it. Items in `seen` or `nearest` are left out. The width is
+        that of `padded_width`.
         """
         lists = []
         for row, added in enumerate(extra):
@@ -283,19 +288,21 @@ class HostIndex:
             order = np.argsort(leaves[row], kind="stable")
             place = np.searchsorted(leaves[row], self._leaf[added], sorter=order)
             beam = order[np.minimum(place, len(order) - 1)]
-            is_in_prefix = (leaves[row, beam] == self._leaf[added]) & (self._leaf[added] >= 0)
-            lists.append((added[is_in_prefix], beam[is_in_prefix]))
+            is_in_prefix = leaves[row, beam] == self._leaf[added]
+            if has_root:
+                beam = np.where(is_in_prefix, beam, leaves.shape[1] - 1)
+            is_added = (is_in_prefix | has_root) & (self._leaf[added] >= 0)
+            lists.append((added[is_added], beam[is_added]))
         width = padded_width(max((len(items) for items, _ in lists), default=0))
         items = np.full((len(leaves), width), MISSING)
         beams = np.zeros(items.shape, np.int32)
         products = np.full(items.shape, -np.inf, np.float32)
         for row, (added, beam) in enumerate(lists):
             items[row, : len(added)], beams[row, : len(added)] = added, beam
-            for number in np.unique(beam):
-                places = np.flatnonzero(beam == number)
-                prefix = self._prefixes[int(leaves[row, number])]
-                vectors = prefix.vectors[self._row[added[places]]]
-                products[row, places] = vectors @ queries[row, number]
+            for leaf in np.unique(self._leaf[added]):
+                places = np.flatnonzero(self._leaf[added] == leaf)  # all of one beam
+                vectors = self._prefixes[int(leaf)].vectors[self._row[added[places]]]
+                products[row, places] = vectors @ queries[row, beam[places[0]]]
         return items, beams, products
 
     def add(

@@ -45,7 +45,7 @@ class Recommendations:
     items: Int[Array, "B n"]
     log_probs: Float[Array, "B n"]  # Eq. 10 and the reranker; -inf where there is no item
     beam_scores: Float[Array, "B n"]  # phi of the item's prefix (Eq. 7)
-    beams: Int[Array, "B n"]  # rank of the item's prefix among the beams
+    beams: Int[Array, "B n"]  # rank of the item's prefix among the beams; -1: in none of them
     cosines: Float[Array, "B n"]  # of query and item (Eq. 9)
     sigma: Float[Array, " B"]  # of Eq. 11, as used
     deviation: Float[Array, " B"]  # of the beam scores: sigma of Eq. 11 without a floor
@@ -67,6 +67,9 @@ def rank(
       inputs: of the requests of this batch.
     """
     inverse_temperature = inverse_temperature_of(beams, config)
+    deviation = fusion.beam_deviation(beams.scores, beams.is_valid, 0.0)
+    num_beams = beams.scores.shape[1]
+    beams, _ = beams.with_root(inverse_temperature, config.temperature)
     log_probs = fusion.fuse_candidates(
         candidates,
         beams.scores,
@@ -102,10 +105,10 @@ def rank(
         items=items,
         log_probs=best,
         beam_scores=at(beams.scores, beam),
-        beams=jnp.where(is_found, beam, -1),
+        beams=jnp.where(is_found & (beam < num_beams), beam, -1),
         cosines=at(candidates.cosines, place) / jnp.take_along_axis(lengths, beam, axis=1),
         sigma=inverse_temperature * config.temperature,
-        deviation=fusion.beam_deviation(beams.scores, beams.is_valid, 0.0),
+        deviation=deviation,
     )
 
 

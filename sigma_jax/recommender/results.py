@@ -19,7 +19,8 @@ ITEM = pa.struct(
         ("item_id", pa.string()),
         ("title", pa.string()),
         ("probability", pa.float32()),  # of Eq. 10 of SIGMA, with the reranker
-        ("prefix", pa.int32()),  # rank of the item's prefix among the beams, from 1
+        # Rank of the item's prefix among the beams, from 1; 0: it is in no beam.
+        ("prefix", pa.int32()),
         ("cosine", pa.float32()),  # of query and item (Eq. 9)
     ]
 )

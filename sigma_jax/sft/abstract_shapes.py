@@ -99,10 +99,16 @@ def inference(
         if scorer is not None:
             scorer = dataclasses.replace(scorer, vectors=index.vectors)
         beams = search_beams(graph, state, tables, trie, scorer, prompts, *settings)
+        inverse_temperature = inverse_temperature_of(beams, ranked)
+        found, root = beams.with_root(inverse_temperature, ranked.temperature)
         inputs = SearchInputs(
-            beams.queries, beams.leaves, beams.is_valid, inverse_temperature_of(beams, ranked)
+            found.queries,
+            found.leaves,
+            found.is_valid,
+            inverse_temperature,
+            root_log_normaliser=root,
         )
-        if ranks_all_items(index, ranked):
+        if ranks_all_items(index, ranked, scorer is not None):
             candidates = all_candidates(index, inputs)
         else:
             candidates = search(index, inputs, ranked.num_retrieved)

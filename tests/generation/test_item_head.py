@@ -119,6 +119,39 @@ def test_fitted_weights_of_0_do_not_switch_the_beams_off():
     assert Generator.create(model, tables, semantic_ids(), 2, CONFIG).trie.depth == 2
 
 
+@pytest.mark.parametrize("limit", [NUM_ITEMS + 2, 0])
+@pytest.mark.parametrize("retrieval", ["exact", "scann"])
+def test_items_in_no_beam_have_the_probability_of_the_item_head(limit, retrieval, monkeypatch):
+    """Both where all items are candidates and where extra candidates join the nearest items."""
+    monkeypatch.setattr("sigma_jax.generation.generator.ALL_CANDIDATES", limit)
+    model, tables = recommender(has_item_head=True)
+    model.code_head_weight[...], model.query_head_weight[...] = jnp.array(0.4), jnp.array(0.7)
+    config = dataclasses.replace(
+        CONFIG, num_beams=2, num_retrieved=3, sigma=0.7, retrieval=retrieval
+    )
+    seen = np.array([[4, 9, -1]] * 3, np.int32)
+    extra = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (3, 1))
+    inputs = RankingInputs(extra=extra, seen=seen)
+    ranker = make_ranker(model, tables, 1, config)
+    found = variants(ranker, small_batch(), NUM_ITEMS, [inputs])[0]
+    wide = dataclasses.replace(config, num_beams=30, num_retrieved=NUM_ITEMS)
+    complete = lists(make_ranker(model, tables, 1, wide), small_batch(), NUM_ITEMS)
+    one_prefix = make_ranker(model, tables, 0, dataclasses.replace(wide, sigma=1.0))
+    alone = lists(one_prefix, small_batch(), NUM_ITEMS)
+    for row in range(3):
+        items, beams = found.items[row], found.beams[row]
+        items, beams = items[items >= 0], beams[items >= 0]
+        assert sorted(items) == sorted(set(range(NUM_ITEMS)) - {4, 9})
+        assert set(beams) == {-1, 0, 1}
+        at = {name: np.full(NUM_ITEMS, np.nan) for name in ("beams", "root")}
+        at["beams"][complete.items[row]] = complete.log_probs[row]
+        at["root"][alone.items[row]] = alone.log_probs[row]
+        expected = np.where(beams < 0, at["root"][items], at["beams"][items])
+        np.testing.assert_allclose(found.log_probs[row][: len(items)], expected, atol=2e-4)
+        assert (np.diff(found.log_probs[row][: len(items)]) <= 0).all()
+        assert (found.beam_scores[row][: len(items)][beams < 0] == 0).all()
+
+
 def test_the_exhaustive_ranker_needs_an_item_head():
     model, tables = recommender()
     config = dataclasses.replace(CONFIG, ranker="exhaustive")
