@@ -7,20 +7,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# Beams over codes, then items inside their prefixes, in training's reports and in the evaluation.
-THREE_STEP = {
-    "generation.ranker": "three_step",
-    "evaluation.generation.ranker": "three_step",
-}
-
 # Methods that are settings of the stage `sft`, for suites: item vectors only, semantic IDs only.
 GR_ID = {
+    "generation.ranker": "exhaustive",
+    "evaluation.generation.ranker": "exhaustive",
     "prompt.layout.sid_in_prompt": 0,
     "prompt.layout.sid_generated": 0,
     "model.has_item_head": True,
 }
 GR_SID = {
-    **THREE_STEP,
     "prompt.layout.sid_in_prompt": 4,
     "prompt.layout.slot_in_prompt": False,
     "prompt.layout.sid_generated": 4,

@@ -15,7 +15,6 @@ def ranker(**fields: Any) -> dict[str, Any]:
 
 
 SWITCHES: dict[str, dict[str, Any]] = {
-    "three steps": ranker(ranker="three_step", sigma="deviation", fusion="adaptive"),
     "no floor of sigma": ranker(sigma_floor=0.0),
     "temperature 0.05": ranker(temperature=0.05),
     "no reranker": {"reranker.neighbours": 0},
@@ -53,9 +52,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
 
 # Switches that change something only together with others.
 NEEDS: dict[str, tuple[str, ...]] = {
-    "no floor of sigma": ("three steps",),
-    "no item head": ("three steps",),
-    "softmax over the vocabulary": ("three steps", "no item head"),
+    "softmax over the vocabulary": ("no item head",),
 }
 
 LETTER: dict[str, Any] = {

@@ -542,6 +542,13 @@ TABLES: dict[str, Callable[[], Rows]] = {
         {"items": ",", "queries": ",", "recall": ".3f", "scann": ".3f", "exact": ".3f"}
         | {"ratio": ".2f"},
     ),
+    "catalogue-size": functools.partial(
+        of_benchmark,
+        "catalogue_size",
+        ("items", "prefixes", "found", "three steps, ms", "exhaustive, ms", "ratio"),
+        {"items": ",", "prefixes": ",", "found": ".3f", "three_step": ".2f", "exhaustive": ".2f"}
+        | {"ratio": ".2f"},
+    ),
     "loader": functools.partial(
         of_benchmark,
         "loader",

@@ -141,6 +141,7 @@ def recent_item_weights(
     num_items: int,
     decay: float,
     sessions: int | None,
+    once_a_session: bool = False,
 ) -> sparse.csr_matrix:
     """float32 [N, I]: weights of the items in each history, the latest sessions first.
 
@@ -150,6 +151,7 @@ def recent_item_weights(
     Args:
       starts, ends: rows of each history.
       sessions: only this many last sessions count; None: all of them.
+      once_a_session: an item counts once in a session, however often it is in it.
     """
     counts = np.maximum(ends - starts, 0)
     rows = rows_of_ranges(starts, ends)
@@ -161,6 +163,10 @@ def recent_item_weights(
     if sessions is not None:
         is_recent = age < sessions
         age, request, rows = age[is_recent], request[is_recent], rows[is_recent]
+    item = histories.item[rows]
+    if once_a_session:
+        span = int(age.max(initial=0)) + 1
+        key = np.unique((request * span + age) * num_items + item)
+        request, age, item = key // num_items // span, key // num_items % span, key % num_items
     weights = (decay ** age.astype(np.float64)).astype(np.float32)
-    shape = (len(starts), num_items)
-    return sparse.csr_matrix((weights, (request, histories.item[rows])), shape=shape)
+    return sparse.csr_matrix((weights, (request, item)), shape=(len(starts), num_items))

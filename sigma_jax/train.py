@@ -27,7 +27,7 @@ from sigma_jax.runtime.config import MeshConfig, to_dataclass
 from sigma_jax.runtime.files import plain
 from sigma_jax.runtime.fit import fit
 from sigma_jax.runtime.optimizer import schedule
-from sigma_jax.runtime.process import keep_freed_memory, locked, peak_memory_mb
+from sigma_jax.runtime.process import keep_freed_memory, locked, peak_memory_mb, release_memory
 from sigma_jax.runtime.sharding import local_mesh, make_mesh
 from sigma_jax.runtime.writer import clock
 from sigma_jax.stages import find_stage, stage_fields, stages_before, stages_of, task_classes
@@ -137,6 +137,7 @@ def train(
         else:
             with named_fields(stage, config):
                 run_stage(stage, fields, recipe, config, workdir, mesh)
+            release_memory()
             hosts.by_first(functools.partial(pool.give, workdir, stage, recipe))
 
 
@@ -172,6 +173,7 @@ def run_stage(
         trained.append((refit, *refitted[:2]))
 
     def write(folder: Path) -> dict[str, Any]:
+        release_memory()
         metrics = dict(fit_metrics)
         for task, model, tables in trained:
             metrics |= task.finish(model, tables, folder)

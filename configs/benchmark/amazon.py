@@ -13,7 +13,6 @@ from sigma_jax.schema import TASKS
 
 CONFIG = "configs/sft.py:amazon"
 
-# The method that generates a code first; "SIGMA" scores all items at once.
 PAPER_SETTINGS = "SIGMA, paper settings"
 
 # The only task here. Samples of the paper have an instruction.
@@ -29,6 +28,7 @@ METHODS = {
     PAPER_SETTINGS: {
         **letter.LETTER,
         **JUST_FOR_YOU,
+        "evaluation.has_other_fusions": True,
         # As many targets as the other methods have in 10 epochs.
         "train.epochs": 50.0,
         "prompt.layout.row_tokens": 128,
@@ -93,9 +93,9 @@ PROTOCOL = (
     "Trending features then see only earlier interactions.",
     'Baselines "with a memory" know the day too, and see only earlier interactions.',
     "Item-item features are computed from all training interactions, as in the other baselines.",
-    "SIGMA and GR(ID) score all items. Up to 16,384 items they rerank all of them;",
-    "of more they rerank the best 640 and the items that a feature may raise.",
-    "The paper settings and GR(SID) search 32 prefixes with 20 items each.",
+    "SIGMA, its paper settings and GR(SID) search 32 prefixes with 20 items each.",
+    "SIGMA and GR(ID) rerank all items of a catalogue of up to 16,384 items;",
+    "of a larger one they rerank 640 items and those that a feature may raise.",
     "Values are per cent: mean ± sample standard deviation over seeds.",
     "Published results include seen items unless their authors say otherwise.",
 )

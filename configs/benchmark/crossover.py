@@ -9,13 +9,12 @@ large catalogue by drawing few negatives from a small one. It runs without reran
 
 from typing import Any
 
-from sigma_jax.configs import common
 from sigma_jax.configs.benchmark import amazon
 
 MODEL_ONLY = {"reranker.neighbours": 0, "refits": False}
 # The paper adds Eq. 4 and Eq. 5 with equal weights. The preset's weights suit training where the
 # whole catalogue is negative.
-WEIGHTS = {**common.THREE_STEP, "ntp_weight": 1.0, "infonce_weight": 1.0}
+WEIGHTS = {"ntp_weight": 1.0, "infonce_weight": 1.0}
 BATCH = {"batch_negatives": 1_024}
 METHODS = {
     "SIGMA": ("SIGMA", MODEL_ONLY | WEIGHTS),

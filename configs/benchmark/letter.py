@@ -25,8 +25,7 @@ def get_suite() -> dict[str, Any]:
         "title": "Differences from the paper, one at a time.",
         "protocol": (
             "Each row takes one part back to the paper (configs/letter.py).",
-            "Some need others: the floor of sigma and the item head need three steps,",
-            "the softmax over the vocabulary needs a model without item head.",
+            "The softmax over the vocabulary needs a model without item head.",
             "Scientific: leave-one-out as in amazon.py, without refit.",
             f"Complete Journey: as in table1.py, {table1.TRAINING['train.steps']} steps.",
             "Values are per cent: mean ± sample standard deviation over seeds.",

@@ -21,7 +21,6 @@ METHODS = {
     "SIGMA (SID4 ID -> SID2 ID)": SID4 | {"prompt.layout.sid_generated": 2},
     "- semantic grounding": {"upstream.grounding.train.steps": 0},
     "- APF (first prefix only)": {
-        **common.THREE_STEP,
         "evaluation.generation.fusion": "first_prefix",
     },
     "- pre-trained item vectors": {
@@ -36,8 +35,8 @@ METHODS = {
         "prompt.mixture.wording_dropout": 0.0,
     },
     "- item head": {
-        **common.THREE_STEP,
         "model.has_item_head": False,
+        "evaluation.has_other_fusions": True,
         "constraint_weight": 0.0,
         "ntp_weight": 1.0,
         "infonce_weight": 1.0,
@@ -73,8 +72,8 @@ def get_suite() -> dict[str, Any]:
         "protocol": (
             "Each request ranks all items; the target is an item of the held-out basket that fits",
             "the task. Histories have 64 items and 16 favourites.",
-            "- APF, - item head and GR(SID) search 32 prefixes with 20 items each.",
-            "The other methods score and rerank all items.",
+            "All but GR(ID) search 32 prefixes with 20 items each. With an item head, all items",
+            "are reranked.",
             f"Training takes {TRAINING['train.steps']} steps.",
             "Test instructions use the wordings of training.",
             "The paper's results are on its own data: compare the order of methods, not the level.",

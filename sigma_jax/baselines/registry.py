@@ -8,6 +8,7 @@ do SIGMA's own settings: they are chosen before its refit and kept in it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -45,7 +46,8 @@ SLOW = ("Co-visitation with a memory", "Transition graph", "Features without a n
 MOST_REQUESTS = 1_000  # validation requests that settings are chosen on
 RANK_CUTOFF = 10  # settings are chosen by NDCG at this rank
 MEMORIES = (30.0, 91.0, 365.0, 1460.0)  # days
-DECAYS = (0.9, 0.95, 0.98, 0.99)  # of a session relative to the next one
+# The weight of a session relative to the next one, and whether an item counts once in a session.
+FREQUENCY_GRID = tuple(itertools.product((0.9, 0.95, 0.98, 0.99), (False, True)))
 KNN_GRID = ((1, 1.0), (2, 0.6), (5, 0.7), (20, 0.9))  # sessions, decay
 GRAPH_GRID = (
     GraphSettings(1, 1.0, 1.0, 0.1, 1.0),
@@ -100,7 +102,8 @@ def specs(
         "Popularity": BaselineSpec(lambda _, popular, __: popular),
         "User's most frequent": BaselineSpec(lambda _, popular, __: UserMostFrequent(popular)),
         "User's most frequent lately": from_grid(
-            lambda _, popular, decay: UserMostFrequentLately(decay, popular), DECAYS
+            lambda _, popular, given: UserMostFrequentLately(given[0], given[1], popular),
+            FREQUENCY_GRID,
         ),
         "Co-visitation": BaselineSpec(
             lambda fitted, *_: fitted, lambda data: CoVisitation.fit(data, seed)

@@ -64,6 +64,7 @@ class UserMostFrequentLately(ScoringBaseline):
     """
 
     decay: float  # weight of a session relative to the next one
+    once_a_session: bool  # an item counts once in a session, however often it is in it
     popularity: Popularity
 
     def scores(
@@ -73,5 +74,11 @@ class UserMostFrequentLately(ScoringBaseline):
         starts, ends = history_ranges(data.histories, requests)
         num_items = len(self.popularity.rank)
         return recent_item_weights(
-            data.histories, starts[rows], ends[rows], num_items, self.decay, None
+            data.histories,
+            starts[rows],
+            ends[rows],
+            num_items,
+            self.decay,
+            None,
+            self.once_a_session,
         ).toarray()

@@ -40,6 +40,8 @@ class EvaluationConfig:
     # Also those that take minutes where sessions hold many items, and the shortcuts of the log
     # (baselines.registry.SLOW, evaluation/shortcuts.py). Suites do.
     has_slow_baselines: bool
+    # Evaluate other fusions of prefixes and items than APF too (evaluation/fusions.py).
+    has_other_fusions: bool
     # Evaluate each baseline a second time, restricted to the items that the instruction allows.
     has_filtered_baselines: bool
     # Requests of each task for the check that lists follow the instruction; 0: no check.
@@ -166,10 +168,12 @@ class Evaluator:
     def constant_sigma(self) -> float | None:
         """The constant sigma of Eq. 11 with the highest NDCG on validation requests.
 
-        None for a model that fuses nothing. Call it for a model that was not trained on validation
-        rows.
+        None where other fusions are not evaluated. Call it for a model that was not trained on
+        validation rows.
         """
-        valid = self.requests("valid") if fuses(self.recommender) else None
-        if valid is None or not len(valid):
+        if not (self.settings.has_other_fusions and fuses(self.recommender)):
+            return None
+        valid = self.requests("valid")
+        if not len(valid):
             return None
         return best_constant(self.recommender, RequestBatch.of(valid, self.data))

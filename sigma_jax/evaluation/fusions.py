@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from sigma_jax import metrics
-from sigma_jax.generation.config import SIGMA_GRID
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
 from sigma_jax.schema import RequestBatch
 
 RANK_CUTOFF = 10  # a constant is chosen by NDCG at this rank
-SIGMA_CONSTANTS = (*SIGMA_GRID, 1.4, 2.0)
+SIGMA_CONSTANTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
 
 def fuses(recommender: Recommender) -> bool:

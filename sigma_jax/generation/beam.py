@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sigma_jax.generation.prefix_scores import PrefixScorer
+from sigma_jax.generation.prefix_scores import Scorer
 from sigma_jax.index.trie import ActiveItems, Trie, child_of, children, leaves_of
 from sigma_jax.losses import LOG_ZERO
 from sigma_jax.models.attention import KVCache
@@ -121,7 +121,7 @@ def beam_search(
     trie: Trie,
     widths: tuple[int, ...],
     item_query: str = "token",
-    prefix_scorer: PrefixScorer | None = None,
+    prefix_scorer: Scorer | None = None,
     active: ActiveItems | None = None,
     margin: float = math.inf,
 ) -> Beams:

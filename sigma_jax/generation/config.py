@@ -12,7 +12,7 @@ FUSIONS = ("adaptive", "first_prefix")
 NORMALISERS = ("exact", "retrieved")
 RETRIEVALS = ("exact", "scann")
 # Constants that may replace sigma of Eq. 11.
-SIGMA_GRID = (0.25, 0.35, 0.5, 0.7, 1.0)
+SIGMA_GRID = (0.5, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

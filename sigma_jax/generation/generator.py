@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams, Prompts, beam_search
 from sigma_jax.generation.config import GenerationConfig
-from sigma_jax.generation.prefix_scores import PrefixScorer, make_prefix_scorer
+from sigma_jax.generation.prefix_scores import Scorer, make_prefix_scorer
 from sigma_jax.index.candidates import Candidates, SearchInputs
 from sigma_jax.index.device_index import DeviceIndex, all_candidates, build_device_index, search
 from sigma_jax.index.host_index import HostIndex, leaves_of_items
@@ -274,7 +274,7 @@ def search_beams(
     state,
     tables: Tables,
     trie: Trie,
-    prefix_scorer: PrefixScorer | None,
+    prefix_scorer: Scorer | None,
     prompts: Prompts,
     widths: tuple[int, ...],
     margin: float,

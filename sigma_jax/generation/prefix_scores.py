@@ -2,8 +2,14 @@
 
 A network with an item head scores every item before any code is chosen. The score of a prefix is
 the log-sum-exp of the scores of its items. Beam search adds the log-probabilities of the code head
-to it, with a fitted weight (head_weights.py). The cost is one matrix product over the catalogue for
-each request. The paper has no prefix scores.
+to it, with a fitted weight (head_weights.py). The paper has no prefix scores.
+
+Up to EXACT_ITEMS items the scores are exact, at the cost of one matrix product over the catalogue.
+In a larger catalogue each prefix is taken for a normal distribution of item vectors, so that
+
+    log sum of exp(h . v_i / tau) ~ log n + h . mean / tau + h^2 . variance / (2 tau^2)
+
+and the cost is two products over the prefixes.
 
 Axes: B requests, I items in the order of the trie's leaves, n nodes of a level, D dimensions.
 """
@@ -21,6 +27,8 @@ from sigma_jax.index.trie import Trie
 from sigma_jax.index.trie_build import nodes_of_leaves
 from sigma_jax.losses import LOG_ZERO, cosines, map_row_chunks
 
+EXACT_ITEMS = 2**20
+ROWS_A_STEP = 2**18  # rows whose sums are taken at a time
 SCORES_A_STEP = 2**26  # entries of [requests, items] that exist at once: 256 MB of float32
 
 
@@ -57,10 +65,54 @@ class PrefixScorer:
         return by_level
 
 
-def make_prefix_scorer(
-    trie: Trie, vectors: Float[Array, "I D"], temperature: float
-) -> PrefixScorer:
-    """The prefix scorer of a trie.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SummaryScorer:
+    """The number, the mean and the variance of the item vectors below each node, by level."""
+
+    counts: list[Float[Array, " n"]]
+    means: list[Float[Array, "n D"]]
+    variances: list[Float[Array, "n D"]]
+    temperature: float = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def make(cls, exact: PrefixScorer) -> SummaryScorer:
+        """The summaries of the prefixes of an exact scorer."""
+        counts, means, variances = [], [], []
+        for nodes, size in zip(exact.nodes, exact.sizes, strict=True):
+            count, total, squares = 0.0, 0.0, 0.0
+            for start in range(0, len(exact.vectors), ROWS_A_STEP):
+                rows = exact.vectors[start : start + ROWS_A_STEP].astype(jnp.float32)
+                of_rows = nodes[start : start + ROWS_A_STEP]
+                count += jax.ops.segment_sum(jnp.ones(len(rows)), of_rows, size)
+                total += jax.ops.segment_sum(rows, of_rows, size)
+                squares += jax.ops.segment_sum(jnp.square(rows), of_rows, size)
+            mean = total / jnp.maximum(count, 1)[:, None]
+            counts.append(count)
+            means.append(mean)
+            variance = squares / jnp.maximum(count, 1)[:, None] - jnp.square(mean)
+            variances.append(jnp.maximum(variance, 0))
+        return cls(counts, means, variances, exact.temperature)
+
+    def node_scores(self, queries: Float[Array, "B D"]) -> list[Float[Array, "B n"]]:
+        """Prefix scores of the nodes of levels 1, 2, ...
+
+        Args:
+          queries: item_head_vector of each request, unit length.
+        """
+        scaled, by_level = queries.astype(jnp.float32) / self.temperature, []
+        for count, mean, variance in zip(self.counts, self.means, self.variances, strict=True):
+            scores = cosines(scaled, mean) + cosines(jnp.square(scaled), variance) / 2
+            scores += jnp.log(jnp.maximum(count, 1))
+            by_level.append(jnp.where(count > 0, scores, LOG_ZERO))
+        return by_level
+
+
+Scorer = PrefixScorer | SummaryScorer
+
+
+def make_prefix_scorer(trie: Trie, vectors: Float[Array, "I D"], temperature: float) -> Scorer:
+    """The prefix scorer of a trie: exact for at most EXACT_ITEMS items.
 
     Args:
       vectors: in the order of the leaves, unit length (DeviceIndex.vectors).
@@ -71,4 +123,5 @@ def make_prefix_scorer(
     nodes = np.tile(np.array(sizes, np.int32)[:, None], vectors.shape[0])
     for size, row, above in zip(sizes, nodes, nodes_of_leaves(trie), strict=True):
         row[: trie.num_items] = np.repeat(np.where(above < 0, size, above), items_of_leaf)
-    return PrefixScorer(vectors, jnp.asarray(nodes), float(temperature), sizes)
+    exact = PrefixScorer(vectors, jnp.asarray(nodes), float(temperature), sizes)
+    return exact if trie.num_items <= EXACT_ITEMS else SummaryScorer.make(exact)

@@ -27,7 +27,7 @@ from sigma_jax.reranking.fit import (
 )
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
 from sigma_jax.reranking.novelty import NAMES_THINGS, Novelty
-from sigma_jax.reranking.reranker import FeatureTables, Reranker, RerankerWeights
+from sigma_jax.reranking.reranker import Calibration, FeatureTables, Reranker, RerankerWeights
 from sigma_jax.reranking.semantic import SEMANTIC_FEATURES
 from sigma_jax.schema import TASKS, RequestBatch
 from sigma_jax.tasks.constraints import AllowedItems
@@ -61,7 +61,11 @@ def fit_reranker_of(
         RecommendOptions(
             retrieved, reranks=False, generation=dataclasses.replace(config, sigma=sigma)
         )
-        for sigma in sigmas_to_try(config, recommender.generator.trie.depth)
+        for sigma in sigmas_to_try(
+            config,
+            recommender.generator.trie.depth,
+            recommender.generator.prefix_scorer is not None,
+        )
     ]
     answers = recommender.recommend_variants(batch, variants)
     ranked = {
@@ -112,11 +116,11 @@ def _calibrated(
     part = batch.take(np.sort(rows))
     answer = recommender.recommend(part, RecommendOptions(FIRST))
     is_hit = answer.items == part.requests.target[:, None]
-    has_task_head = recommender.generator.has_task_head
-    calibration = fit_calibrations(answer.log_probs, is_hit, part.requests.task, has_task_head)
+    known = answer.tasks.sum(axis=1) > 0.5  # not novel
+    calibration = fit_calibrations(answer.log_probs[known], is_hit[known], answer.tasks[known])
     if len(calibration) < len(weights.calibration):
-        slope, offset, decline = np.array(calibration)[NAMES_THINGS].mean(axis=0).tolist()
-        calibration = (*calibration, (slope, offset, decline))
+        mean = np.array(calibration)[NAMES_THINGS].mean(axis=0).tolist()
+        calibration = (*calibration, Calibration(*mean))
     return dataclasses.replace(weights, calibration=calibration)
 
 
@@ -184,11 +188,14 @@ def log_p_of(
     return found
 
 
-def sigmas_to_try(config: GenerationConfig, depth: int) -> tuple[str | float, ...]:
+def sigmas_to_try(
+    config: GenerationConfig, depth: int, has_item_head: bool
+) -> tuple[str | float, ...]:
     """The configured sigma of Eq. 11 and the constants that may replace it.
 
     A single prefix has no deviation, so sigma is its floor. Another sigma would only scale log p.
+    An item head gives prefixes and items their probabilities together, so sigma changes little.
     """
     if depth:
-        return (config.sigma, *SIGMA_GRID)
+        return (config.sigma,) if has_item_head else (config.sigma, *SIGMA_GRID)
     return (config.sigma_floor if config.sigma == "deviation" else config.sigma,)

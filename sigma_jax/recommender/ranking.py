@@ -49,6 +49,9 @@ class Recommendations:
     cosines: Float[Array, "B n"]  # of query and item (Eq. 9)
     sigma: Float[Array, " B"]  # of Eq. 11, as used
     deviation: Float[Array, " B"]  # of the beam scores: sigma of Eq. 11 without a floor
+    # Probability that the instruction is of each task, 0 for a novel one; one column of 1 without a
+    # task head.
+    tasks: Float[Array, "B tasks"]
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -78,6 +81,7 @@ def rank(
         config.normaliser,
         config.fusion,
     )
+    shares = inputs.shares(beams.tasks)
     if inputs.features is not None:
         products = None
         if inputs.instruction is not None and inputs.instruction.answer is not None:
@@ -86,13 +90,12 @@ def rank(
                 products = index.all_products(queries)
             else:
                 products = index.products(queries, candidates.items)
-        shares = inputs.shares(beams.tasks)
         scores = inputs.scores(candidates.items, products, shares)
         log_probs = add_scores(log_probs, jnp.where(candidates.items >= 0, scores, 0.0))
     merge = fusion.best_of_sorted if candidates.is_catalogue else fusion.merge
     items, best, place = merge(candidates.items, log_probs, count)
     if inputs.calibration is not None:
-        best = calibrated(best, inputs.shares(beams.tasks) @ inputs.calibration)
+        best = calibrated(best, shares @ inputs.calibration)
     is_found = items >= 0
     place = jnp.maximum(place, 0)
     beam = jnp.take_along_axis(candidates.beams, place, axis=1)
@@ -109,6 +112,7 @@ def rank(
         cosines=at(candidates.cosines, place) / jnp.take_along_axis(lengths, beam, axis=1),
         sigma=inverse_temperature * config.temperature,
         deviation=deviation,
+        tasks=shares[:, : beams.tasks.shape[1]],
     )
 
 

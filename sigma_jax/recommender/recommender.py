@@ -211,28 +211,35 @@ class Recommender:
             return None
         features, trending = reranker.tables.features(batch.requests, batch.histories)
         instruction = self.read_instructions(batch.requests.instruction)
+        task_scores, is_novel = self._compared(batch.requests.instruction, instruction)
         return RankingInputs(
             features=features,
             instruction=instruction,
             trending=trending,
             weights=reranker.weights.by_task,
             calibration=np.array(reranker.weights.calibration, np.float32),
-            is_novel=self._is_novel(batch.requests.instruction, instruction),
+            task_scores=task_scores,
+            is_novel=is_novel,
         )
 
-    def _is_novel(
+    def _compared(
         self, texts: Sequence[str], read: InstructionInputs | None
-    ) -> Bool[np.ndarray, " N"] | None:
-        """Whether each instruction is novel; None without weights for novel instructions."""
+    ) -> tuple[Float[np.ndarray, "N tasks"] | None, Bool[np.ndarray, " N"] | None]:
+        """Task scores of the instructions, and whether each is novel (novelty.py).
+
+        Both are None without weights for novel instructions.
+        """
         novelty = self.parts.reranker.novelty
         if novelty is None:
-            return None
+            return None, None
         if read is None or read.vectors is None:
-            return np.zeros(len(texts), bool)
+            return None, np.zeros(len(texts), bool)
         distinct, first, place = np.unique(
             np.array(texts, object), return_index=True, return_inverse=True
         )
-        return novelty.is_novel(list(distinct), read.vectors[first])[place.reshape(-1)]
+        vectors, place = read.vectors[first], place.reshape(-1)
+        is_novel = novelty.is_novel(list(distinct), vectors)
+        return novelty.task_scores(vectors)[place], is_novel[place]
 
     def read_instructions(self, texts: Sequence[str]) -> InstructionInputs | None:
         """The network's answer to each instruction alone, and its words; None without both.

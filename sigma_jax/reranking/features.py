@@ -55,7 +55,9 @@ class RankingInputs:
     lexical: LexicalArrays | None = None  # shared by the requests
     semantic: SemanticArrays | None = None  # shared by the requests
     weights: Float32[Array, "tasks F+G+H"] | None = None  # of the features, by Beams.tasks
-    calibration: Float32[Array, "tasks 3"] | None = None  # of probabilities; None: none
+    calibration: Float32[Array, "tasks 5"] | None = None  # of probabilities; None: none
+    # Log-likelihood of each task, besides that of the network (Beams.tasks).
+    task_scores: Float32[Array, "B tasks"] | None = None
     # Where `weights` has a last row for novel instructions: whether each is (novelty.py).
     is_novel: Bool[Array, " B"] | None = None
 
@@ -65,7 +67,7 @@ class RankingInputs:
         `extra` is as wide as these requests need. One request of an evaluation may have 4,000 extra
         candidates where most have 1,500.
         """
-        names = ("seen", "features", "instruction", "is_novel")
+        names = ("seen", "features", "instruction", "task_scores", "is_novel")
         parts = {name: take_rows(getattr(self, name), rows) for name in names}
         if self.extra is not None:
             extra = self.extra[rows]
@@ -79,6 +81,8 @@ class RankingInputs:
         Args:
           tasks: probability that the instruction is of each task (Beams.tasks).
         """
+        if self.task_scores is not None:
+            tasks = jax.nn.softmax(jnp.log(tasks + 1e-9) + self.task_scores, axis=-1)
         if self.is_novel is None:
             return tasks
         novel = self.is_novel[:, None].astype(tasks.dtype)
@@ -134,18 +138,20 @@ def add_scores(
 
 
 def calibrated(
-    log_prob: Float32[Array, "B N"], calibration: Float32[Array, "B 3"]
+    log_prob: Float32[Array, "B N"], calibration: Float32[Array, "B 5"]
 ) -> Float32[Array, "B N"]:
-    """log sigmoid(slope * log-odds + offset - decline * log(rank)); -inf stays.
+    """The calibrated log-probabilities of lists (fit.py); -inf stays.
 
     Args:
       log_prob: of the items of each list, best first.
-      calibration: slope, offset and decline of each request (fit.fit_calibration).
+      calibration: the values of reranker.Calibration for each request.
     """
     largest = jnp.log1p(-jnp.finfo(jnp.float32).eps)
     bounded = jnp.minimum(log_prob, largest)
     log_odds = bounded - jnp.log1p(-jnp.exp(bounded))
-    slope, offset, decline = jnp.split(calibration, 3, axis=1)
+    slope, offset, slope_behind, offset_behind, decline = jnp.split(calibration, 5, axis=1)
     log_rank = jnp.log1p(jnp.arange(log_prob.shape[1], dtype=jnp.float32))
-    finite = jax.nn.log_sigmoid(slope * log_odds + offset - decline * log_rank)
+    behind = slope_behind * log_odds + offset_behind - decline * log_rank
+    score = jnp.where(log_rank > 0, behind, slope * log_odds + offset)
+    finite = jax.lax.cummin(jax.nn.log_sigmoid(score), axis=1)
     return jnp.where(jnp.isfinite(log_prob), finite, -jnp.inf)

@@ -10,13 +10,14 @@ higher loss. log p has a weight as well. The stored weights are divided by it, w
 ranking.
 
 The scores then rank well, but their softmax p is too sure of itself: it was also asked for items
-that satisfy the instruction. So each task gets a slope, an offset and a decline, under which
+that satisfy the instruction. So each task gets two logistic regressions of hits on the log-odds
+(Platt scaling; Platt 1999, Probabilistic Outputs for Support Vector Machines): one for the first
+item of a list, and one for the items behind it, which reads their rank too,
 
-    sigmoid(slope * log(p / (1 - p)) + offset - decline * log(rank))
+    sigmoid(slope * log(p / (1 - p)) + offset)
+    sigmoid(slope' * log(p / (1 - p)) + offset' - decline * log(rank)).
 
-is how often an item of the first FIRST is the target (Platt scaling with a term for the rank in the
-list; Platt 1999, Probabilistic Outputs for Support Vector Machines). A slope above 0 and a decline
-of at least 0 keep the order.
+An item never gets more than the one before it, so the order stays.
 
 Axes: N requests, C candidates of a request, F features.
 """
@@ -40,7 +41,7 @@ MIN_NETWORK_WEIGHT = 0.05  # least weight of log p, which divides the other weig
 NOVEL_NETWORK_WEIGHT = 0.5  # least weight of log p for novel instructions, which it has read
 MIN_TARGETS = 30  # least targets among the candidates, and least targets of a task
 FIRST = 3  # items of a list that calibrations are fitted on
-UNCALIBRATED = (1.0, 0.0, 0.0)  # slope, offset and decline
+UNCALIBRATED = Calibration(1.0, 0.0, 1.0, 0.0, 0.0)
 MIN_SLOPE = 0.01
 ABSENT = -1e4  # log-probability where a request has fewer candidates
 
@@ -109,7 +110,7 @@ def fitted_values(weights: RerankerWeights) -> dict[str, float]:
         for label, value in zip(labels, of_rows, strict=True)
     }
     for label, of_row in zip(labels, weights.calibration, strict=True):
-        for name, value in zip(("slope", "offset", "decline"), of_row, strict=True):
+        for name, value in of_row._asdict().items():
             values[f"calibration_{name}{label}"] = value
     return values
 
@@ -145,48 +146,60 @@ def fit_novel(
 def fit_calibrations(
     log_p: Float[np.ndarray, "N F"],
     is_hit: Bool[np.ndarray, "N F"],
-    task: Int32[np.ndarray, " N"],
-    has_task_head: bool,
+    tasks: Float[np.ndarray, "N tasks"],
 ) -> tuple[Calibration, ...]:
-    """`fit_calibration` for each task, or for all. A task with few requests has that of all.
+    """The calibration of each task.
+
+    A request has the mean of the tasks, weighted by their probabilities. A task with few requests
+    has about the values of all.
 
     Args:
       log_p: log-probabilities of the first items of each request, best first; -inf where there is
         none.
       is_hit: whether each of them is the target.
-      task: the task of each request.
+      tasks: probability of each task; one column of 1 without a task head.
     """
-    common = fit_calibration(log_p, is_hit)
-    if not has_task_head:
-        return (common,)
-    return tuple(
-        fit_calibration(log_p[here], is_hit[here])
-        if (here := task == number).sum() >= MIN_TARGETS
-        else common
-        for number in range(len(TASKS))
-    )
+    p = np.clip(np.exp(log_p.astype(np.float64)), 1e-9, 1 - 1e-6)
+    log_odds = np.log(p / (1 - p))
+    log_rank = np.broadcast_to(np.log(1 + np.arange(log_p.shape[1])), log_p.shape)
+    columns = np.stack([log_odds, np.ones_like(log_odds), -log_rank], axis=-1)
+    first = (slice(None), slice(0, 1))
+    rest = (slice(None), slice(1, None))
+    start = np.array(UNCALIBRATED)
+    values = []
+    for part, kept, low in ((first, slice(0, 2), start[:2]), (rest, slice(0, 3), start[2:])):
+        there = np.isfinite(log_p[part])
+        rows = np.nonzero(there)[0]
+        data = columns[part][there][:, kept], is_hit[part][there]
+        common = _fit_logistic(*data, np.ones((len(rows), 1)), low[None])
+        of_tasks = np.tile(common, (tasks.shape[1], 1))
+        values.append(_fit_logistic(*data, tasks[rows].astype(np.float64), of_tasks))
+    return tuple(Calibration(*map(float, row)) for row in np.concatenate(values, axis=1))
 
 
-def fit_calibration(
-    log_p: Float[np.ndarray, "N F"], is_hit: Bool[np.ndarray, "N F"]
-) -> Calibration:
-    """(slope, offset, decline) of a logistic regression of hits on log-odds and ranks."""
-    there = np.isfinite(log_p)
-    p = np.clip(np.exp(log_p[there].astype(np.float64)), 1e-9, 1 - 1e-6)
-    log_odds, hits = np.log(p / (1 - p)), is_hit[there]
-    log_rank = np.broadcast_to(np.log(1 + np.arange(log_p.shape[1])), log_p.shape)[there]
-    columns = np.stack([log_odds, np.ones_like(log_odds), -log_rank])
+def _fit_logistic(
+    columns: Float64[np.ndarray, "n c"],
+    hits: Bool[np.ndarray, " n"],
+    weights: Float64[np.ndarray, "n tasks"],
+    start: Float64[np.ndarray, "tasks c"],
+) -> Float64[np.ndarray, "tasks c"]:
+    """The coefficients of each task with the least log-loss, shrunk to `start`.
+
+    Args:
+      columns: log-odds, 1, and minus the logarithm of the rank.
+      weights: of the tasks.
+    """
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
-        z = values @ columns
-        away = values - np.array(UNCALIBRATED)
+        away = values.reshape(start.shape) - start
+        z = np.einsum("nt,tc,nc->n", weights, values.reshape(start.shape), columns)
         value = (np.logaddexp(0, z) - hits * z).sum() + (away**2).sum() / 2
-        return float(value), columns @ (expit(z) - hits) + away
+        slopes = np.einsum("n,nt,nc->tc", expit(z) - hits, weights, columns)
+        return float(value), (slopes + away).ravel()
 
-    bounds = [(MIN_SLOPE, None), (None, None), (0.0, None)]
-    result = minimize(loss, np.array(UNCALIBRATED), jac=True, method="L-BFGS-B", bounds=bounds)
-    slope, offset, decline = map(float, result.x)
-    return slope, offset, decline
+    bounds = [(MIN_SLOPE, None), (None, None), (0.0, None)][: start.shape[1]] * len(start)
+    result = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", bounds=bounds)
+    return result.x.reshape(start.shape)
 
 
 def satisfies_instruction(

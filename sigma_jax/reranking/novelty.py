@@ -15,6 +15,9 @@ query or category stay, and novel if they are left out. An instruction is novel 
 is above one half, and the nearest instruction of training names a thing (a query or a category).
 "surprise me" does not.
 
+The nearest instructions of training also tell the task. The network alone cannot tell a query from
+a category, which are worded alike.
+
 Axes: P instructions of training, N requests, E dimensions of the sentence encoder.
 """
 
@@ -39,6 +42,7 @@ COSINES_AT_ONCE = 2**24
 VECTORS, SETTINGS = "instruction_vectors.npy", "novelty.json"
 NO_GROUP = -1  # of a word that several groups have
 NAMES_THINGS = np.array([task in NAMING for task in TASKS])
+TASK_TEMPERATURE = 0.05  # of cosines
 LONGEST = 8  # words of a thing that is looked for in a sentence
 
 
@@ -46,8 +50,8 @@ LONGEST = 8  # words of a thing that is looked for in a sentence
 class Novelty:
     """The instructions of training, and how near a known instruction is to them."""
 
-    vectors: Float32[np.ndarray, "P E"]  # unit length, rounded to 16 bits
-    naming: int  # so many of them, the first, name a thing
+    vectors: Float32[np.ndarray, "P E"]  # unit length, rounded to 16 bits, those of a task in a row
+    counts: tuple[int, ...]  # of each task
     words: frozenset[str]
     things: frozenset[str]  # the words of queries, categories and themes
     # Of the cosine, of the share of unknown words, of a thing, and of 1.
@@ -103,9 +107,9 @@ class Novelty:
         is_novel = np.repeat([0.0, 1.0], len(rows))
         weights = _logistic(features[kept], is_novel[kept])
         rounded = vectors.astype(np.float16).astype(np.float32)
-        names_thing = NAMES_THINGS[task]
-        rounded = np.concatenate([rounded[names_thing], rounded[~names_thing]])
-        return cls(rounded, int(names_thing.sum()), frozenset(only_in), known, weights)
+        counts = tuple(np.bincount(task, minlength=len(TASKS)).tolist())
+        by_task = rounded[np.argsort(task, kind="stable")]
+        return cls(by_task, counts, frozenset(only_in), known, weights)
 
     def __call__(
         self, texts: Sequence[str], queries: Float32[np.ndarray, "N E"]
@@ -121,14 +125,19 @@ class Novelty:
         self, texts: Sequence[str], queries: Float32[np.ndarray, "N E"]
     ) -> Bool[np.ndarray, " N"]:
         """Whether each instruction is novel. The arguments are those of a call."""
-        naming, others = nearest = self._nearest(queries)
-        return (self._probability(texts, nearest.max(axis=0)) > 0.5) & (naming > others)
+        nearest = self._nearest(queries)
+        names_thing = nearest[NAMES_THINGS].max(axis=0) > nearest[~NAMES_THINGS].max(axis=0)
+        return (self._probability(texts, nearest.max(axis=0)) > 0.5) & names_thing
 
-    def _nearest(self, queries: Float32[np.ndarray, "N E"]) -> Float32[np.ndarray, "2 N"]:
-        """The largest cosine to instructions that name a thing, and to the others."""
-        nearest = np.full((2, len(queries)), -1.0, np.float32)
+    def task_scores(self, queries: Float32[np.ndarray, "N E"]) -> Float32[np.ndarray, "N tasks"]:
+        """The log-likelihood of each task by the nearest of its instructions, up to a constant."""
+        return self._nearest(queries).T / TASK_TEMPERATURE
+
+    def _nearest(self, queries: Float32[np.ndarray, "N E"]) -> Float32[np.ndarray, "tasks N"]:
+        """The largest cosine to the instructions of each task; -1 for a task without any."""
+        nearest = np.full((len(TASKS), len(queries)), -1.0, np.float32)
         size = max(COSINES_AT_ONCE // max(len(queries), 1), 1)
-        parts = (self.vectors[: self.naming], self.vectors[self.naming :])
+        parts = np.split(self.vectors, np.cumsum(self.counts)[:-1])
         for of_part, vectors in zip(nearest, parts, strict=True):
             for start in range(0, len(vectors), size):
                 cosines = queries @ vectors[start : start + size].T
@@ -152,7 +161,7 @@ class Novelty:
         np.save(folder / VECTORS, self.vectors.astype(np.float16))
         settings = {
             "weights": self.weights,
-            "naming": self.naming,
+            "counts": self.counts,
             "words": sorted(self.words),
             "things": sorted(self.things),
         }
@@ -167,7 +176,7 @@ class Novelty:
         a, b, c, d = map(float, settings["weights"])
         return cls(
             read_npy(folder / VECTORS, 2).astype(np.float32),
-            int(settings["naming"]),
+            tuple(map(int, settings["counts"])),
             frozenset(settings["words"]),
             frozenset(settings["things"]),
             (a, b, c, d),

@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sparse
@@ -50,7 +51,15 @@ UNITS = RELATION_UNITS | REPEAT_UNITS
 HISTORY_FEATURES = tuple(UNITS)
 FEATURES = (*HISTORY_FEATURES, *TRENDING_FEATURES, *INSTRUCTION_FEATURES)
 
-Calibration = tuple[float, float, float]  # slope, offset and decline
+
+class Calibration(NamedTuple):
+    """What makes the printed probabilities of a task true (fit.fit_calibrations)."""
+
+    slope: float  # of the log-odds of the first item of a list
+    offset: float
+    slope_behind: float  # of the items behind it
+    offset_behind: float
+    decline: float  # by the logarithm of the rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +85,7 @@ class RerankerWeights:
     sigma: str | float
     of: dict[str, tuple[float, ...]]
     # For every task: what makes a printed probability how often such an item is the one that is
-    # taken (fit.fit_calibration). It changes no ranking.
+    # taken. It changes no ranking.
     calibration: tuple[Calibration, ...]
 
     @property
@@ -162,7 +171,7 @@ class Reranker:
         try:
             stored = json.loads((folder / "reranker.json").read_text())
             of = {name: tuple(map(float, stored["of"][name])) for name in FEATURES}
-            calibration = tuple((float(a), float(b), float(c)) for a, b, c in stored["calibration"])
+            calibration = tuple(Calibration(*map(float, row)) for row in stored["calibration"])
             weights = RerankerWeights(stored["sigma"], of, calibration)
             return cls(weights, FeatureTables.load(folder), Novelty.load(folder))
         except DAMAGE as error:

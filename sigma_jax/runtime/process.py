@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import gc
 import resource
 import signal
 import sys
@@ -113,3 +114,15 @@ def peak_memory_mb() -> float:
     """The peak resident memory of this process so far, in MB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def release_memory() -> None:
+    """Gives memory that nothing uses back to the system.
+
+    After `keep_freed_memory` it stays with the process, in pieces that fit the last arrays. Other
+    arrays, as of the next stage, would take new memory beside it.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

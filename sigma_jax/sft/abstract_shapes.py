@@ -20,7 +20,7 @@ from sigma_jax.generation.generator import (
     ranks_all_items,
     search_beams,
 )
-from sigma_jax.generation.prefix_scores import PrefixScorer, make_prefix_scorer
+from sigma_jax.generation.prefix_scores import PrefixScorer, Scorer, make_prefix_scorer
 from sigma_jax.index.candidates import SearchInputs
 from sigma_jax.index.device_index import DeviceIndex, all_candidates, build_device_index, search
 from sigma_jax.index.trie import Trie
@@ -96,7 +96,7 @@ def inference(
     settings = generation.widths(depth), generation.margin, layout.item_query, None, mesh
 
     def run(state, tables, trie, scorer, index, prompts):
-        if scorer is not None:
+        if isinstance(scorer, PrefixScorer):
             scorer = dataclasses.replace(scorer, vectors=index.vectors)
         beams = search_beams(graph, state, tables, trie, scorer, prompts, *settings)
         inverse_temperature = inverse_temperature_of(beams, ranked)
@@ -142,7 +142,7 @@ def _prompts(requests: int, length: int) -> Prompts:
 
 def _catalogue(
     config: SftConfig, depth: int, temperature: float, sizes: CatalogueSizes
-) -> tuple[Trie, DeviceIndex, PrefixScorer | None]:
+) -> tuple[Trie, DeviceIndex, Scorer | None]:
     """The trie, index and scorer of random codes; the index has the shape of the item vectors."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, sizes.codebook_size, (sizes.items, max(depth, 1)), np.int32)
@@ -150,9 +150,13 @@ def _catalogue(
     index, scorer = build_device_index(trie, np.ones((sizes.items, 1), np.float32)), None
     if config.model.has_item_head:
         scorer = make_prefix_scorer(trie, index.vectors, temperature)
+    width = config.model.item_encoder.fused_width
+    fused = jax.ShapeDtypeStruct((len(index.vectors), width), jnp.float32)
+    if isinstance(scorer, PrefixScorer):
         scorer = dataclasses.replace(scorer, vectors=None)
-    shape = (len(index.vectors), config.model.item_encoder.fused_width)
-    fused = jax.ShapeDtypeStruct(shape, jnp.float32)
+    elif scorer is not None:
+        wide = [jax.ShapeDtypeStruct((len(mean), width), jnp.float32) for mean in scorer.means]
+        scorer = dataclasses.replace(scorer, means=wide, variances=wide)
     return trie, dataclasses.replace(index, vectors=fused), scorer
 
 

@@ -23,7 +23,7 @@ from sigma_jax.baselines.feature_ranker import EQUAL_WEIGHTS
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.recent import with_partners
 from sigma_jax.baselines.registry import GRAPH_GRID, KNN_GRID, Baseline, specs
-from sigma_jax.baselines.user_most_frequent import UserMostFrequent
+from sigma_jax.baselines.user_most_frequent import UserMostFrequent, UserMostFrequentLately
 from sigma_jax.reranking.covisitation import count_covisits
 from sigma_jax.schema import (
     DAY,
@@ -35,7 +35,7 @@ from sigma_jax.schema import (
 from sigma_jax.tasks.constraints import allowed_items
 
 SETTINGS = {  # of the baselines that choose them
-    "User's most frequent lately": 0.9,
+    "User's most frequent lately": (0.9, False),
     "Popularity with a memory": 91.0,
     "Co-visitation with a memory": 91.0,
     "Item kNN on texts": KNN_GRID[1],
@@ -144,6 +144,21 @@ def test_older_sessions_of_a_user_count_less(data):
         np.testing.assert_allclose(scores[rankings[row]], best, rtol=1e-5)
         unseen = [item for item in rankings[row] if not scores[item]]
         assert unseen == sorted(unseen, key=lambda item: fitted.popularity.rank[item])
+
+
+def test_an_item_may_count_once_in_a_session(data):
+    histories, requests = data.histories, make_requests(data.histories)
+    popularity = Popularity.fit(data, 0)
+    found = UserMostFrequentLately(0.9, True, popularity).scores(
+        data, requests, np.arange(histories.num_users)
+    )
+    for row in range(histories.num_users):
+        start, end = histories.offsets[row], requests.history_end[row]
+        pairs = set(zip(histories.session[start:end], histories.item[start:end], strict=True))
+        expected = np.zeros(ITEMS)
+        for session, item in pairs:
+            expected[item] += 0.9 ** (histories.session[end - 1] - session)
+        np.testing.assert_allclose(found[row], expected, rtol=1e-5)
 
 
 def test_popularity_equals_a_plain_count(data):

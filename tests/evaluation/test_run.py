@@ -64,6 +64,7 @@ def settings(trained, ranker="three_step", **changes) -> EvaluationConfig:
     fields = trained[0].evaluation.to_dict()
     fields["generation"]["ranker"] = ranker
     fields |= {"has_baselines": False, "instruction_following_requests": 0}
+    fields |= {"has_other_fusions": True}
     return to_dataclass(EvaluationConfig, fields | changes)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from small_recommender import (
     semantic_ids,
 )
 
+from sigma_jax.data.vectors import unit_rows
 from sigma_jax.generation.generator import Generator
 from sigma_jax.generation.head_weights import (
     GRID,
@@ -29,6 +31,9 @@ from sigma_jax.generation.head_weights import (
     fit_head_weights,
     smallest_good_weight,
 )
+from sigma_jax.generation.prefix_scores import SummaryScorer, make_prefix_scorer
+from sigma_jax.index.trie_build import build_trie
+from sigma_jax.losses import LOG_ZERO
 from sigma_jax.recommender.ranking import Ranker
 from sigma_jax.reranking.features import ItemFeatures, RankingInputs
 
@@ -219,3 +224,39 @@ def test_a_weight_above_0_gains_more_than_chance():
     assert smallest_good_weight(2 * sure) == 1
     little = np.array([[0.0, 0.006, 0.011], [0.0, 0.006, 0.011]])
     assert smallest_good_weight(little) == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_summaries_of_prefixes_score_about_as_all_their_items(depth):
+    """Items of a prefix are near to each other; some prefixes of two codes have one item."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 6, (400, 2)).astype(np.int32)
+    centres = rng.normal(size=(6, 16)), 0.6 * rng.normal(size=(6, 16))
+    vectors = sum(centre[of] for centre, of in zip(centres, codes.T, strict=True))
+    vectors = unit_rows(vectors + 0.2 * rng.normal(size=vectors.shape)).astype(np.float32)
+    trie = build_trie(codes, depth, 6)
+    rows = vectors[np.asarray(trie.sorted_items)]
+    exact = make_prefix_scorer(trie, jnp.asarray(rows), 0.2)
+    summary = SummaryScorer.make(exact)
+    queries = unit_rows(rng.normal(size=(20, 16))).astype(np.float32)
+    for found, expected in zip(
+        summary.node_scores(queries), exact.node_scores(queries), strict=True
+    ):
+        there = np.asarray(expected) > LOG_ZERO / 2
+        assert (np.asarray(found)[~there] == LOG_ZERO).all()
+        np.testing.assert_allclose(np.asarray(found)[there], np.asarray(expected)[there], atol=0.4)
+        share = jax.nn.softmax(found, axis=-1), jax.nn.softmax(expected, axis=-1)
+        assert np.abs(share[0] - share[1]).sum(axis=-1).mean() < 0.15
+
+
+def test_a_large_catalogue_has_summaries_of_its_prefixes(monkeypatch):
+    """They bring the beams: the lists agree with those of the exact scores."""
+    model, tables = recommender(has_item_head=True)
+    config = dataclasses.replace(CONFIG, num_beams=4, num_retrieved=NUM_ITEMS, sigma=1.0)
+    exact = lists(make_ranker(model, tables, 1, config), small_batch(), 10)
+    monkeypatch.setattr("sigma_jax.generation.prefix_scores.EXACT_ITEMS", 8)
+    ranker = make_ranker(model, tables, 1, config)
+    assert isinstance(ranker.generator.prefix_scorer, SummaryScorer)
+    found = lists(ranker, small_batch(), 10)
+    shared = [len(set(a) & set(b)) for a, b in zip(exact.items, found.items, strict=True)]
+    assert np.mean(shared) >= 8

@@ -14,6 +14,6 @@ def test_rows_hold_the_distinct_items_of_each_list():
 def test_a_candidate_without_an_answer_gets_the_least_log_probability():
     items = np.array([[7, 2, -1], [4, 9, 1]])
     log_p = np.array([[-0.5, -2.0, -np.inf], [-1.0, -3.0, -4.0]], np.float32)
-    answer = Recommendations(items, log_p, *[log_p] * 3, log_p[:, 0], log_p[:, 0])
+    answer = Recommendations(items, log_p, *[log_p] * 3, *[log_p[:, 0]] * 2, np.ones((2, 1)))
     found = log_p_of(answer, np.array([[2, 7, 8], [1, 4, 5]], np.int32))
     np.testing.assert_array_equal(found, [[-2.0, -0.5, -2.0], [-4.0, -1.0, -4.0]])

@@ -28,19 +28,23 @@ def test_scores_multiply_probabilities_as_in_float64_also_at_the_extremes():
 
 
 def test_calibration_changes_log_odds_and_keeps_the_order():
-    """Probabilities of 0 and 1 stay finite or -inf."""
-    p = np.array([[0.0, 0.2, 0.7], [1e-30, 0.1, 1.0]])
+    """Probabilities of 0 and 1 stay finite or -inf. The first item has values of its own."""
+    p = np.array([[0.7, 0.2, 0.0], [1.0, 0.1, 1e-30], [0.3, 0.3, 0.3]])
     with np.errstate(divide="ignore"):
         log_p = jnp.asarray(np.log(p), jnp.float32)
-    found = np.asarray(calibrated(log_p, jnp.array([[0.5, -1.0, 0.0], [1.0, 0.0, 0.0]])))
-    assert found[0, 0] == -np.inf and np.isfinite(found[0, 1:]).all()
-    expected = 1 / (1 + np.exp(1 - 0.5 * np.log(p[0, 1:] / (1 - p[0, 1:]))))
-    np.testing.assert_allclose(np.exp(found[0, 1:]), expected, rtol=1e-5)
+    values = [[0.5, -1.0, 0.5, -1.0, 0.0], [1.0, 0.0, 1.0, 0.0, 0.0], [2.0, 0.5, 1.0, 0.4, 2.0]]
+    found = np.asarray(calibrated(log_p, jnp.array(values)))
+    assert found[0, 2] == -np.inf and np.isfinite(found[0, :2]).all()
+    odds = p / np.maximum(1 - p, 1e-9)
+    expected = 1 / (1 + np.exp(1 - 0.5 * np.log(odds[0, :2])))
+    np.testing.assert_allclose(np.exp(found[0, :2]), expected, rtol=1e-5)
     np.testing.assert_allclose(np.exp(found[1]), p[1], rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(np.argsort(found, axis=1), np.argsort(p, axis=1))
-    declining = np.asarray(calibrated(jnp.log(jnp.full((1, 3), 0.2)), jnp.array([[1.0, 0.0, 2.0]])))
-    expected = 0.25 / np.arange(1, 4) ** 2
-    np.testing.assert_allclose(np.exp(declining[0]), expected / (1 + expected), rtol=1e-5)
+    first = 1 / (1 + np.exp(-0.5) / odds[2, 0] ** 2)
+    behind = 1 / (1 + np.exp(-0.4) / odds[2, 0] * np.arange(2, 4) ** 2)
+    expected = np.minimum.accumulate([first, *behind])
+    np.testing.assert_allclose(np.exp(found[2]), expected, rtol=1e-5)
+    rising = calibrated(jnp.log(jnp.array([[0.4, 0.3]])), jnp.array([[1.0, -3.0, 1.0, 3.0, 0.0]]))
+    assert rising[0, 0] == rising[0, 1]  # never more than the item before
 
 
 def test_a_batch_has_extra_candidates_as_wide_as_its_own_requests_need():

@@ -87,3 +87,11 @@ def test_a_loaded_novelty_equals_the_saved_one(fitted, instructions, tmp_path):
     (tmp_path / "instruction_vectors.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match="damaged"):
         Novelty.load(tmp_path)
+
+
+def test_the_nearest_instructions_tell_the_task(fitted, instructions):
+    groups = np.arange(GROUPS)
+    scores = fitted.task_scores(instructions(groups))
+    expected = np.where(groups % 2 == 0, TASKS.index("Query"), TASKS.index("JustForYou"))
+    assert scores.shape == (GROUPS, len(TASKS))
+    assert (scores.argmax(axis=1) == expected).mean() > 0.9

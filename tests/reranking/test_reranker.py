@@ -27,6 +27,7 @@ from sigma_jax.reranking.fit import (
 )
 from sigma_jax.reranking.reranker import (
     FEATURES,
+    Calibration,
     FeatureTables,
     Reranker,
     RerankerConfig,
@@ -121,7 +122,7 @@ def fit(histories, requests: Requests, ranker=None, instruction=None, **model_fi
     vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     tables = FeatureTables.make(plain_data(histories, NUM_ITEMS), vectors, 5)
-    sigmas = sigmas_to_try(GENERATION, 1)
+    sigmas = sigmas_to_try(GENERATION, 1, False)
     configs = [dataclasses.replace(GENERATION, sigma=sigma) for sigma in sigmas]
     plain = [RankingInputs()] * len(configs)
     answers = variants(ranker, many_prompts(len(requests)), 30 * 30, plain, configs)
@@ -239,24 +240,33 @@ def test_a_feature_that_is_constant_in_a_task_has_no_weight_there():
     assert by_task[1, 1] > 1 and abs(by_task[3, 1]) < 1e-9
 
 
-def test_the_calibration_of_a_task_makes_its_probabilities_true():
+def test_the_calibrations_of_tasks_make_probabilities_true():
     """Hits are as frequent as probabilities of half of one task's log-odds, and twice another's.
 
-    Later items of the lists are hits less often than their log-odds say.
+    Later items of the lists follow other values. A request is of both tasks in part, with the mean
+    of their values.
     """
     rng = np.random.default_rng(0)
-    log_odds = rng.normal(-1, 1.5, (4_000, 3))
-    task = np.repeat([0, 2], 2_000).astype(np.int32)
-    slope, decline = np.where(task == 0, [[0.5], [0.7]], [[2.0], [0.0]])[..., None]
-    truth = 1 / (1 + np.exp(0.3 - log_odds * slope) * np.arange(1, 4) ** decline)
-    is_hit = rng.random(truth.shape) < truth
+    log_odds = rng.normal(-1, 1.5, (6_000, 3))
+    shares = np.zeros((6_000, 3))
+    shares[:, 0] = rng.choice([0.05, 0.5, 0.9], 6_000)
+    shares[:, 2] = 1 - shares[:, 0]
+    values = np.array([[0.5, -0.3, 0.8, -0.5, 0.7], [0] * 5, [2.0, 0.1, 1.5, 0.2, 0.0]])
+    slope, offset, slope_behind, offset_behind, decline = (shares @ values).T[..., None]
+    score = slope_behind * log_odds + offset_behind - decline * np.log(np.arange(1, 4))
+    score[:, :1] = slope * log_odds[:, :1] + offset
+    is_hit = rng.random(score.shape) < 1 / (1 + np.exp(-score))
     log_p = -np.log1p(np.exp(-log_odds))
     log_p[:5, 2] = -np.inf  # short lists
-    found = fit_calibrations(log_p, is_hit, task, True)
-    assert found[0] == pytest.approx((0.5, -0.3, 0.7), abs=0.15)
-    assert found[2] == pytest.approx((2.0, -0.3, 0.0), abs=0.2)
-    assert found[0][0] < found[1][0] < found[2][0]  # a task without requests has that of all
-    assert fit_calibrations(log_p, is_hit, task, False) == (found[1],)
+    found = np.array(fit_calibrations(log_p, is_hit, shares))
+    slope, offset, slope_behind, offset_behind, decline = (shares @ found).T[..., None]
+    fitted = slope_behind * log_odds + offset_behind - decline * np.log(np.arange(1, 4))
+    fitted[:, :1] = slope * log_odds[:, :1] + offset
+    away = np.abs(1 / (1 + np.exp(-fitted)) - 1 / (1 + np.exp(-score)))
+    assert away.mean(axis=0).max() < 0.02
+    assert found[0, 0] < found[1, 0] < found[2, 0]  # no requests: the values of all
+    (common,) = fit_calibrations(log_p, is_hit, np.ones((6_000, 1)))
+    np.testing.assert_allclose(common, found[1], rtol=1e-2, atol=1e-2)
 
 
 def test_too_few_targets_give_weights_of_0():
@@ -279,7 +289,9 @@ def test_a_loaded_reranker_equals_the_saved_one_and_damage_is_an_error(tmp_path)
     histories = histories_of([[[1], [2], [3], [4]], [[3, 5], [2], [6], [7]]])
     vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))[0]
     weights = RerankerWeights(
-        "deviation", dict.fromkeys(FEATURES, (0.5, -2.0)), ((0.5, 2.0, 0.1), UNCALIBRATED)
+        "deviation",
+        dict.fromkeys(FEATURES, (0.5, -2.0)),
+        (Calibration(0.5, 2.0, 0.4, 1.0, 0.1), UNCALIBRATED),
     )
     saved = Reranker(weights, FeatureTables.make(plain_data(histories), vectors, 4))
     saved.save(tmp_path)

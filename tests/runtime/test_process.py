@@ -63,3 +63,30 @@ def test_arrays_of_the_next_step_reuse_the_memory_of_the_last():
 def test_other_systems_are_not_changed(monkeypatch):
     monkeypatch.setattr(process.sys, "platform", "darwin")
     assert process.keep_freed_memory() is False
+
+
+RELEASE = """
+import sys
+import numpy as np
+from sigma_jax.runtime.process import keep_freed_memory, release_memory
+if not keep_freed_memory():
+    sys.exit("not glibc")
+def megabytes():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+kept = []
+for _ in range(40):  # between the freed arrays lie small ones
+    kept += [np.ones(1_000_000), np.ones(1_000)]
+before = megabytes()
+kept[::2] = [None] * 40
+freed = megabytes()
+release_memory()
+print(before - freed, freed - megabytes())
+"""
+
+
+def test_released_memory_goes_back_to_the_system():
+    result = subprocess.run([sys.executable, "-c", RELEASE], capture_output=True, text=True)
+    if "not glibc" in result.stderr:
+        pytest.skip("not glibc")
+    freed, released = map(float, result.stdout.split())
+    assert freed < 50 and released > 200  # of 305 MB
