@@ -92,7 +92,10 @@ def covisits_of(
     left = items_of_sessions(histories, num_items, begin[earlier], end[earlier], 1 / distance)
     right = items_of_sessions(histories, num_items, begin[later], end[later], np.ones(len(later)))
     forward = (left.T @ right).tocsr()
-    total = (total + forward + (forward * np.float32(BACKWARD)).T).tocsr()
+    del left, right, inside
+    total = (total + forward).tocsr()
+    forward.data *= np.float32(BACKWARD)
+    total = (total + forward.T.tocsr()).tocsr()
     total.eliminate_zeros()
     return total
 

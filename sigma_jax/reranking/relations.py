@@ -46,6 +46,7 @@ from sigma_jax.reranking.covisitation import (
 from sigma_jax.reranking.ease import fit_ease
 from sigma_jax.reranking.embedding_neighbours import nearest_items
 from sigma_jax.reranking.features import ItemFeatures
+from sigma_jax.runtime.process import release_memory
 from sigma_jax.schema import Histories, PreparedData
 from sigma_jax.shapes import power_of_two
 
@@ -91,17 +92,12 @@ class Relations:
 
         Each row keeps its `neighbours` strongest entries.
         """
-        raw = count_covisits(data.histories, len(data.catalogue))
-        covisits, reverse_covisits = (
-            strongest_entries(damp_by_popularity(table, data), neighbours)
-            for table in (raw, raw.T.tocsr())
-        )
-        return cls(
-            covisits,
-            reverse_covisits,
-            nearest_items(vectors, neighbours),
-            fit_ease(data, neighbours),
-        )
+        release_memory()  # the counts of baskets are large
+        covisits = _strongest_covisits(data, neighbours)
+        release_memory()
+        ease = fit_ease(data, neighbours)
+        release_memory()
+        return cls(*covisits, nearest_items(vectors, neighbours), ease)
 
     def tables(
         self,
@@ -156,6 +152,16 @@ class Relations:
     def load(cls, folder: Path) -> Relations:
         """The relations that `save` wrote. An error of DAMAGE if a file is missing or damaged."""
         return cls(**{name: sparse.load_npz(folder / f"{name}.npz") for name in RELATIONS})
+
+
+def _strongest_covisits(
+    data: PreparedData, count: int
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """The strongest covisits of each item, to later items and to earlier ones."""
+    raw = count_covisits(data.histories, len(data.catalogue))
+    forward = strongest_entries(damp_by_popularity(raw, data), count)
+    raw = raw.T.tocsr()
+    return forward, strongest_entries(damp_by_popularity(raw, data), count)
 
 
 def list_features(tables: Sequence[sparse.csr_matrix], units: Sequence[float]) -> ItemFeatures:
