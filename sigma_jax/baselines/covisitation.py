@@ -28,7 +28,7 @@ from jaxtyping import Int32
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.ranking import is_rankable, top_items
 from sigma_jax.histories import history_ranges, recent_item_weights
-from sigma_jax.reranking.covisitation import (
+from sigma_jax.reranking.history.covisitation import (
     DECAY,
     REQUESTS_A_STEP,
     SESSIONS,

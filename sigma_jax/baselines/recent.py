@@ -26,7 +26,7 @@ from sigma_jax.histories import (
     training_rows,
     training_sessions,
 )
-from sigma_jax.reranking.covisitation import (
+from sigma_jax.reranking.history.covisitation import (
     BACKWARD,
     DECAY,
     SESSIONS,
@@ -99,7 +99,7 @@ class DailyCovisits:
 
     @classmethod
     def count(cls, data: PreparedData) -> DailyCovisits:
-        """Counts the covisits of the training rows, as reranking/covisitation.py does."""
+        """Counts the covisits of the training rows, as reranking/history/covisitation.py does."""
         histories, num_items = data.histories, len(data.catalogue)
         user, begin, end = training_sessions(histories)
         every = np.arange(len(user))

@@ -35,7 +35,7 @@ from sigma_jax.baselines.transition_graph import (
     strongest_transitions,
 )
 from sigma_jax.baselines.user_most_frequent import UserMostFrequent, UserMostFrequentLately
-from sigma_jax.reranking.embedding_neighbours import nearest_items
+from sigma_jax.reranking.history.embedding_neighbours import nearest_items
 from sigma_jax.reranking.reranker import FeatureTables
 from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.tasks.constraints import AllowedItems

@@ -30,7 +30,7 @@ from sigma_jax.histories import (
     recent_item_weights,
     training_sessions,
 )
-from sigma_jax.reranking.covisitation import strongest_entries
+from sigma_jax.reranking.history.covisitation import strongest_entries
 from sigma_jax.schema import PreparedData, Requests
 
 EDGES = 100  # transitions kept for each item. Baskets join nearly all items with one another.

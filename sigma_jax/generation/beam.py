@@ -57,6 +57,11 @@ class Root:
     queries: Float[Array, "B D"]  # of the item head, unit length
     log_normaliser: Float[Array, " B"]  # log of the sum of exp(cosine / temperature) of all items
 
+    @classmethod
+    def make(cls, queries: Float[Array, "B D"], scores: list[Float[Array, "B n"]]) -> Root | None:
+        """The root over the prefix scores of each level; None without codes."""
+        return cls(queries, jax.nn.logsumexp(scores[0], axis=-1)) if scores else None
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +159,7 @@ def beam_search(
     if prefix_scorer is not None:
         item_head_query = model.item_head_vector(hidden, *pointer_inputs)
         prefix_scores = prefix_scorer.node_scores(item_head_query[:, 0])
-        if depth:
-            log_normaliser = jax.nn.logsumexp(prefix_scores[0], axis=-1)
-            root = Root(item_head_query[:, 0], log_normaliser)
+        root = Root.make(item_head_query[:, 0], prefix_scores)
     for level in range(depth):
         log_probs = model.code_log_probs(hidden, level)
         if prefix_scorer is not None:
@@ -169,15 +172,8 @@ def beam_search(
         tokens = _tokens_after(model, state, level, tokens_of[level])
         hidden, state, cache = _extend(model, tables, prompts, state, tokens, level, cache)
     queries = _queries(model, state, hidden, item_head_query, pointer_inputs, item_query)
-    return Beams(
-        codes=state.codes,
-        scores=state.scores,
-        is_valid=jnp.isfinite(state.scores),
-        leaves=leaves_of(trie, state.nodes),
-        queries=queries,
-        tasks=tasks,
-        root=root,
-    )
+    leaves, is_valid = leaves_of(trie, state.nodes), jnp.isfinite(state.scores)
+    return Beams(state.codes, state.scores, is_valid, leaves, queries, tasks, root)
 
 
 def _tokens_of_levels(depth: int, item_query: str) -> list[int]:

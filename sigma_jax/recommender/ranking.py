@@ -25,6 +25,7 @@ from sigma_jax.index.device_index import DeviceIndex
 from sigma_jax.index.trie import ActiveItems
 from sigma_jax.reranking.extra_candidates import ExtraCandidates
 from sigma_jax.reranking.features import RankingInputs, add_scores, calibrated
+from sigma_jax.reranking.history.relations import PADDING
 from sigma_jax.reranking.instruction import (
     InstructionAnswer,
     InstructionInputs,
@@ -32,7 +33,6 @@ from sigma_jax.reranking.instruction import (
     instruction_scores,
 )
 from sigma_jax.reranking.lexical import LexicalTable
-from sigma_jax.reranking.relations import PADDING
 from sigma_jax.reranking.semantic import SemanticArrays
 from sigma_jax.shapes import power_of_two
 

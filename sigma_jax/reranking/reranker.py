@@ -6,7 +6,7 @@ the prefix by that of the item (Eq. 10 of SIGMA). The reranker multiplies one mo
 
     log p(i) + a * covisitation(i) + b * reverse_covisitation(i) + ... + z * lexical_match(i)
 
-There are history features (relations.py, repeats.py), trending features (trending.py) and
+There are history features (history/), trending features (trending.py) and
 instruction features (instruction.py). fit.py fits their weights. If nobody buys an item twice, the
 weight of `repeat_count` is far below 0. If people buy the same milk every week, it is above 0.
 
@@ -33,16 +33,16 @@ from jaxtyping import Float, Float16, Float32, Int32
 
 from sigma_jax.histories import history_ranges, request_times
 from sigma_jax.reranking.features import ItemFeatures
-from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
-from sigma_jax.reranking.novelty import Novelty
-from sigma_jax.reranking.relations import (
+from sigma_jax.reranking.history.relations import (
     DAMAGE,
     RELATION_UNITS,
     Relations,
     list_features,
     values_at,
 )
-from sigma_jax.reranking.repeats import REPEAT_UNITS, RepeatModel
+from sigma_jax.reranking.history.repeats import REPEAT_UNITS, RepeatModel
+from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
+from sigma_jax.reranking.novelty import Novelty
 from sigma_jax.reranking.trending import TRENDING_FEATURES, TrendingCounts
 from sigma_jax.runtime.config import check_at_least
 from sigma_jax.schema import Histories, PreparedData, Requests

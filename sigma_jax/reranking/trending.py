@@ -120,7 +120,7 @@ class TrendingCounts:
     def load(cls, folder: Path) -> TrendingCounts:
         """The counts that `save` wrote.
 
-        An error of DAMAGE (reranking/relations.py) if the file is missing or damaged.
+        An error of DAMAGE (reranking/history/relations.py) if the file is missing or damaged.
         """
         with np.load(folder / "trends.npz") as file:
             return cls(file["item"], file["time"], int(file["num_items"]))

@@ -33,8 +33,8 @@ from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.index.scann_searcher import top_rows
 from sigma_jax.index.trie_build import build_trie, with_spare_capacity
 from sigma_jax.recommender.parts import words_of_items
-from sigma_jax.reranking.covisitation import strongest_entries
-from sigma_jax.reranking.embedding_neighbours import nearest_items
+from sigma_jax.reranking.history.covisitation import strongest_entries
+from sigma_jax.reranking.history.embedding_neighbours import nearest_items
 from sigma_jax.schema import Catalogue, SemanticIds
 from sigma_jax.serving.bundle import Bundle, lexical_with_capacity
 from sigma_jax.serving.catalogue_version import Version

@@ -101,13 +101,8 @@ def inference(
         beams = search_beams(graph, state, tables, trie, scorer, prompts, *settings)
         inverse_temperature = inverse_temperature_of(beams, ranked)
         found, root = beams.with_root(inverse_temperature, ranked.temperature)
-        inputs = SearchInputs(
-            found.queries,
-            found.leaves,
-            found.is_valid,
-            inverse_temperature,
-            root_log_normaliser=root,
-        )
+        places = found.queries, found.leaves, found.is_valid
+        inputs = SearchInputs(*places, inverse_temperature, root_log_normaliser=root)
         if ranks_all_items(index, ranked, scorer is not None):
             candidates = all_candidates(index, inputs)
         else:

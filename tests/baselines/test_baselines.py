@@ -24,7 +24,7 @@ from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.recent import with_partners
 from sigma_jax.baselines.registry import GRAPH_GRID, KNN_GRID, Baseline, specs
 from sigma_jax.baselines.user_most_frequent import UserMostFrequent, UserMostFrequentLately
-from sigma_jax.reranking.covisitation import count_covisits
+from sigma_jax.reranking.history.covisitation import count_covisits
 from sigma_jax.schema import (
     DAY,
     TASKS,

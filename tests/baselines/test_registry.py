@@ -15,7 +15,7 @@ from sigma_jax.baselines.registry import (
     specs,
     validation_ndcg,
 )
-from sigma_jax.reranking.relations import RELATIONS
+from sigma_jax.reranking.history.relations import RELATIONS
 from sigma_jax.reranking.reranker import FeatureTables
 
 

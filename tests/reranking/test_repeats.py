@@ -7,7 +7,7 @@ import pytest
 from small_histories import ITEMS, histories_of, plain_data, plain_requests, random_users
 
 from sigma_jax.histories import count_training_rows, history_ranges, request_times
-from sigma_jax.reranking.repeats import DAYS, DECAYS, RHYTHM, RepeatModel, rhythm_of
+from sigma_jax.reranking.history.repeats import DAYS, DECAYS, RHYTHM, RepeatModel, rhythm_of
 from sigma_jax.schema import DAY
 
 WEEKLY = 1  # an item that is due every seven days

@@ -13,7 +13,7 @@ from sigma_jax.models.hf import load_backbone
 from sigma_jax.models.weights import named_parameters
 from sigma_jax.recommender.parts import ITEM_ROWS, RecommenderParts
 from sigma_jax.recommender.recommender import RecommendOptions
-from sigma_jax.reranking.embedding_neighbours import nearest_items
+from sigma_jax.reranking.history.embedding_neighbours import nearest_items
 from sigma_jax.serving.bundle import MANIFEST, Bundle, export
 from sigma_jax.serving.catalogue_update import (
     add_items,

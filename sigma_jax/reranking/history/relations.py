@@ -35,7 +35,8 @@ import scipy.sparse as sparse
 from jaxtyping import Float, Float32, Int32, Int64
 
 from sigma_jax.histories import first_row_of_day, recent_item_weights
-from sigma_jax.reranking.covisitation import (
+from sigma_jax.reranking.features import ItemFeatures
+from sigma_jax.reranking.history.covisitation import (
     DECAY,
     REQUESTS_A_STEP,
     SESSIONS,
@@ -43,9 +44,8 @@ from sigma_jax.reranking.covisitation import (
     damp_by_popularity,
     strongest_entries,
 )
-from sigma_jax.reranking.ease import fit_ease
-from sigma_jax.reranking.embedding_neighbours import nearest_items
-from sigma_jax.reranking.features import ItemFeatures
+from sigma_jax.reranking.history.ease import fit_ease
+from sigma_jax.reranking.history.embedding_neighbours import nearest_items
 from sigma_jax.runtime.process import release_memory
 from sigma_jax.schema import Histories, PreparedData
 from sigma_jax.shapes import power_of_two

@@ -33,7 +33,7 @@ from sigma_jax.histories import (
     rows_of_ranges,
     training_sessions,
 )
-from sigma_jax.reranking.covisitation import REQUESTS_A_STEP
+from sigma_jax.reranking.history.covisitation import REQUESTS_A_STEP
 from sigma_jax.schema import DAY, Histories, PreparedData
 
 DAYS = (7, 15, 30, 60, 120, 240)  # memories of counts that decay by the day

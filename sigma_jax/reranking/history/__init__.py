@@ -1,0 +1,1 @@
+"""Features of the user's history: relations between items, and repeats."""
