@@ -8,8 +8,8 @@ import scipy.sparse as sparse
 from small_histories import ITEMS, histories_of, plain_data, plain_requests, random_users
 
 from sigma_jax.histories import first_row_of_day, history_ranges, request_times
-from sigma_jax.reranking import ease, embedding_neighbours
 from sigma_jax.reranking.features import ItemFeatures
+from sigma_jax.reranking.history import ease, embedding_neighbours
 from sigma_jax.reranking.history.covisitation import SMOOTHING, count_covisits, strongest_entries
 from sigma_jax.reranking.history.ease import fit_ease
 from sigma_jax.reranking.history.embedding_neighbours import nearest_items
