@@ -34,7 +34,7 @@ GENERATION = {
     "num_beams": 32,
     "num_retrieved": 20,
     "temperature": 0.05,  # section 3.1.3 of the paper
-    "sigma": "deviation",  # the fitted sigma of a reranker replaces it; a number is kept
+    "sigma": "deviation",  # a fitted one replaces it without an item head; a number is kept
     # Never flatter than the softmax that Eq. 5 trains, which is Eq. 11 with sigma 1. Validation
     # HR@10 of JustForYou is .158 with this floor, and .143 with the deviation alone (about .5).
     "sigma_floor": 1.0,

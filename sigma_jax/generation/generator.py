@@ -82,6 +82,7 @@ class Generator:
         self._host_trie = jax.tree.map(np.asarray, trie)
         self.graphdef, self.state = nnx.split(network)
         self.has_task_head = network.config.has_task_head
+        self.has_item_head = network.config.has_item_head
         if vectors is None:
             vectors = all_item_vectors(network, self.tables, trie.num_items)
         self.index = build_device_index(trie, np.asarray(vectors), mesh=mesh)
@@ -99,7 +100,7 @@ class Generator:
                 leaves_of_items(trie), np.asarray(vectors), retrieved
             )
         self.prefix_scorer = None
-        if network.config.has_item_head:
+        if self.has_item_head:
             self.prefix_scorer = make_prefix_scorer(trie, self.index.vectors, config.temperature)
 
     @classmethod
@@ -198,8 +199,7 @@ class Generator:
 
     def ranks_all_items(self, config: GenerationConfig) -> bool:
         """Whether every item is a candidate under `config` (`ranks_all_items` of this module)."""
-        has_root = self.prefix_scorer is not None
-        return self.host_index is None and ranks_all_items(self.index, config, has_root)
+        return self.host_index is None and ranks_all_items(self.index, config, self.has_item_head)
 
     def _active_host_index(self, active: ActiveItems | None) -> HostIndex:
         """The host index restricted to the active items; the last restriction is kept."""

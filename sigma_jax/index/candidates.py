@@ -40,9 +40,15 @@ class SearchInputs:
     # The R items of every beam nearest to these queries become extra candidates as well.
     extra_queries: Float[Array, "B D"] | None = None
     active: ActiveItems | None = None  # the items that may be returned; None: all
-    # Where the last beam is the root (beam.Root), which holds all items: its normaliser. Extra
-    # candidates outside of the other beams belong to it.
+    # The normaliser of the root (beam.Root), if the last beam is the root. All items lie in it, and
+    # extra candidates outside of the other beams belong to it.
     root_log_normaliser: Float32[Array, " B"] | None = None
+
+    def with_root(self, log_normaliser: Float32[Array, "B M"]) -> Float32[Array, "B M"]:
+        """The normalisers of all beams; the search does not know that of the root."""
+        if self.root_log_normaliser is None:
+            return log_normaliser
+        return jnp.asarray(log_normaliser).at[:, -1].set(self.root_log_normaliser)
 
 
 @jax.tree_util.register_dataclass

@@ -145,9 +145,7 @@ def search(index: DeviceIndex, inputs: SearchInputs, count: int) -> Candidates:
     if extra is not None:
         added = _extra_candidates(index, inputs, items, extra)
         columns = [jnp.concatenate(pair, axis=1) for pair in zip(columns, added, strict=True)]
-    log_normaliser = nearest.log_normaliser
-    if inputs.root_log_normaliser is not None:
-        log_normaliser = log_normaliser.at[:, -1].set(inputs.root_log_normaliser)
+    log_normaliser = inputs.with_root(nearest.log_normaliser)
     return Candidates(*columns, log_normaliser=log_normaliser, nearest=count)
 
 
@@ -180,9 +178,7 @@ def all_candidates(index: DeviceIndex, inputs: SearchInputs) -> Candidates:
     mass = jax.ops.segment_sum(jnp.exp(logits - top[leaf]), *segments)
     of_leaves = (top + jnp.log(mass)).T
     log_normaliser = jnp.take_along_axis(of_leaves, jnp.maximum(inputs.leaves, 0), axis=1)
-    log_normaliser = jnp.where(is_beam, log_normaliser, -jnp.inf)
-    if inputs.root_log_normaliser is not None:
-        log_normaliser = log_normaliser.at[:, -1].set(inputs.root_log_normaliser)
+    log_normaliser = inputs.with_root(jnp.where(is_beam, log_normaliser, -jnp.inf))
     is_item = jnp.broadcast_to(is_item, cosines.shape)
     is_candidate = is_item & inputs.is_valid[:, -1:]
     if inputs.excluded is not None:

@@ -184,9 +184,7 @@ class HostIndex:
             has_root = inputs.root_log_normaliser is not None
             added = self._extra_candidates(queries, leaves, extra, seen, items, has_root)
             columns = [np.concatenate(pair, axis=1) for pair in zip(columns, added, strict=True)]
-        normaliser = normaliser.reshape(batch, beams)
-        if inputs.root_log_normaliser is not None:
-            normaliser[:, -1] = np.asarray(inputs.root_log_normaliser)
+        normaliser = np.asarray(inputs.with_root(normaliser.reshape(batch, beams)))
         return Candidates(*columns, log_normaliser=normaliser, nearest=count)
 
     def _extra_items(

@@ -64,7 +64,7 @@ def fit_reranker_of(
         for sigma in sigmas_to_try(
             config,
             recommender.generator.trie.depth,
-            recommender.generator.prefix_scorer is not None,
+            recommender.generator.has_item_head,
         )
     ]
     answers = recommender.recommend_variants(batch, variants)

@@ -155,15 +155,14 @@ class Recommender:
         each = [self._variant(batch, options, shared) for options in variants]
         if shared is None or shared.is_novel is None or not shared.is_novel.any():
             return self._ranker.rank(self.prompts(batch), each, active)
-        answers: list[Recommendations | None] = [None] * len(variants)
+        answers: dict[int, Recommendations] = {}
         general = with_general_instructions(batch, shared.is_novel)
         for read, reranks in ((general, True), (batch, False)):
             places = [n for n, options in enumerate(variants) if options.reranks == reranks]
             if places:
                 ranked = self._ranker.rank(self.prompts(read), [each[n] for n in places], active)
-                for place, answer in zip(places, ranked, strict=True):
-                    answers[place] = answer
-        return [answer for answer in answers if answer is not None]
+                answers |= dict(zip(places, ranked, strict=True))
+        return [answers[number] for number in range(len(variants))]
 
     def prompts(self, batch: RequestBatch) -> Prompts:
         """The prompts of `batch`, NumPy arrays."""
@@ -237,9 +236,8 @@ class Recommender:
         distinct, first, place = np.unique(
             np.array(texts, object), return_index=True, return_inverse=True
         )
-        vectors, place = read.vectors[first], place.reshape(-1)
-        is_novel = novelty.is_novel(list(distinct), vectors)
-        return novelty.task_scores(vectors)[place], is_novel[place]
+        task_scores, is_novel = novelty.compare(list(distinct), read.vectors[first])
+        return task_scores[place.reshape(-1)], is_novel[place.reshape(-1)]
 
     def read_instructions(self, texts: Sequence[str]) -> InstructionInputs | None:
         """The network's answer to each instruction alone, and its words; None without both.

@@ -58,7 +58,7 @@ class RankingInputs:
     calibration: Float32[Array, "tasks 5"] | None = None  # of probabilities; None: none
     # Log-likelihood of each task, besides that of the network (Beams.tasks).
     task_scores: Float32[Array, "B tasks"] | None = None
-    # Where `weights` has a last row for novel instructions: whether each is (novelty.py).
+    # Whether each instruction is novel, if `weights` has a last row for novel ones (novelty.py).
     is_novel: Bool[Array, " B"] | None = None
 
     def of_rows(self, rows: Int32[Array, " b"]) -> RankingInputs:

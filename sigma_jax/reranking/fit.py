@@ -38,7 +38,7 @@ from sigma_jax.tasks.constraints import AllowedItems
 SHRINKAGE = 1.0  # towards the network alone, in targets
 TASK_SHRINKAGE = 10.0  # of the weights of a task towards those of all tasks, in targets
 MIN_NETWORK_WEIGHT = 0.05  # least weight of log p, which divides the other weights
-NOVEL_NETWORK_WEIGHT = 0.5  # least weight of log p for novel instructions, which it has read
+NOVEL_NETWORK_WEIGHT = 0.5  # the same for novel instructions
 MIN_TARGETS = 30  # least targets among the candidates, and least targets of a task
 FIRST = 3  # items of a list that calibrations are fitted on
 UNCALIBRATED = Calibration(1.0, 0.0, 1.0, 0.0, 0.0)

@@ -54,7 +54,7 @@ class Novelty:
     counts: tuple[int, ...]  # of each task
     words: frozenset[str]
     things: frozenset[str]  # the words of queries, categories and themes
-    # Of the cosine, of the share of unknown words, of a thing, and of 1.
+    # The cosine, the share of unknown words, a thing of training, and 1 have these weights.
     weights: tuple[float, float, float, float]
 
     @classmethod
@@ -121,17 +121,18 @@ class Novelty:
         """
         return self._probability(texts, self._nearest(queries).max(axis=0))
 
-    def is_novel(
+    def compare(
         self, texts: Sequence[str], queries: Float32[np.ndarray, "N E"]
-    ) -> Bool[np.ndarray, " N"]:
-        """Whether each instruction is novel. The arguments are those of a call."""
+    ) -> tuple[Float32[np.ndarray, "N tasks"], Bool[np.ndarray, " N"]]:
+        """(task scores, whether each instruction is novel). The arguments are those of a call.
+
+        A task score is the log-likelihood of the task by the nearest of its instructions, up to a
+        constant.
+        """
         nearest = self._nearest(queries)
         names_thing = nearest[NAMES_THINGS].max(axis=0) > nearest[~NAMES_THINGS].max(axis=0)
-        return (self._probability(texts, nearest.max(axis=0)) > 0.5) & names_thing
-
-    def task_scores(self, queries: Float32[np.ndarray, "N E"]) -> Float32[np.ndarray, "N tasks"]:
-        """The log-likelihood of each task by the nearest of its instructions, up to a constant."""
-        return self._nearest(queries).T / TASK_TEMPERATURE
+        is_novel = (self._probability(texts, nearest.max(axis=0)) > 0.5) & names_thing
+        return nearest.T / TASK_TEMPERATURE, is_novel
 
     def _nearest(self, queries: Float32[np.ndarray, "N E"]) -> Float32[np.ndarray, "tasks N"]:
         """The largest cosine to the instructions of each task; -1 for a task without any."""

@@ -53,7 +53,7 @@ FEATURES = (*HISTORY_FEATURES, *TRENDING_FEATURES, *INSTRUCTION_FEATURES)
 
 
 class Calibration(NamedTuple):
-    """What makes the printed probabilities of a task true (fit.fit_calibrations)."""
+    """The values that make the printed probabilities of a task true (fit.fit_calibrations)."""
 
     slope: float  # of the log-odds of the first item of a list
     offset: float
@@ -96,7 +96,7 @@ class RerankerWeights:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTables:
-    """What features are read from: relations between items, repeats, and trending items."""
+    """The tables behind the features: relations between items, repeats, and trending items."""
 
     relations: Relations
     repeats: RepeatModel

@@ -47,9 +47,9 @@ def test_only_an_instruction_near_to_those_that_name_things_is_novel(fitted, ins
     between = unit_rows(instructions(groups) + 0.8 * instructions(groups + GROUPS))
     new_words = ["have gizmos 4 sale"] * len(groups)
     assert (fitted(new_words, between) > 0.5).mean() > 0.9
-    is_novel = fitted.is_novel(new_words, between)
+    is_novel = fitted.compare(new_words, between)[1]
     assert is_novel[groups % 2 == 0].mean() > 0.8 and is_novel[groups % 2 == 1].mean() < 0.1
-    assert not fitted.is_novel(texts(groups), instructions(groups)).any()
+    assert not fitted.compare(texts(groups), instructions(groups))[1].any()
 
 
 def test_unknown_words_make_an_instruction_more_novel(fitted, instructions):
@@ -91,7 +91,7 @@ def test_a_loaded_novelty_equals_the_saved_one(fitted, instructions, tmp_path):
 
 def test_the_nearest_instructions_tell_the_task(fitted, instructions):
     groups = np.arange(GROUPS)
-    scores = fitted.task_scores(instructions(groups))
+    scores, _ = fitted.compare(texts(groups), instructions(groups))
     expected = np.where(groups % 2 == 0, TASKS.index("Query"), TASKS.index("JustForYou"))
     assert scores.shape == (GROUPS, len(TASKS))
     assert (scores.argmax(axis=1) == expected).mean() > 0.9

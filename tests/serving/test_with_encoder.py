@@ -72,8 +72,13 @@ def test_a_novel_instruction_is_read_as_a_general_one_where_lists_are_reranked(s
     )
     variants = [RecommendOptions(6), RecommendOptions(6, reranks=False)]
 
+    compare = Novelty.compare
+
     def answers(is_novel, **weights):
-        monkeypatch.setattr(Novelty, "is_novel", lambda _, texts, __: np.full(len(texts), is_novel))
+        def compared(novelty, texts, vectors):
+            return compare(novelty, texts, vectors)[0], np.full(len(texts), is_novel)
+
+        monkeypatch.setattr(Novelty, "compare", compared)
         changed = dataclasses.replace(reranker.weights, **weights)
         other = recommender.with_reranker(dataclasses.replace(reranker, weights=changed))
         return other.recommend_variants(batch, variants)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -255,9 +256,11 @@ def _examples(
     return rhythm, is_taken
 
 
-def _log_odds(layers: Layers, values: Float32[np.ndarray, "P R"]) -> Float32[np.ndarray, " P"]:
+def _log_odds(layers, values: Float[Any, "P R"]) -> Float[Any, " P"]:
+    """The network, for NumPy arrays and for arrays of JAX."""
     for weight, bias in layers[:-1]:
-        values = np.maximum(values @ weight + bias, 0)
+        values = values @ weight + bias
+        values = values * (values > 0)
     weight, bias = layers[-1]
     return (values @ weight + bias)[:, 0]
 
@@ -273,10 +276,7 @@ def _train(values: Float32[np.ndarray, "P R"], is_taken: Bool[np.ndarray, " P"])
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
 
     def loss(layers, values: Float[Array, "b R"], is_taken: Float[Array, " b"]):
-        for weight, bias in layers[:-1]:
-            values = jax.nn.relu(values @ weight + bias)
-        weight, bias = layers[-1]
-        log_odds = (values @ weight + bias)[:, 0]
+        log_odds = _log_odds(layers, values)
         return optax.sigmoid_binary_cross_entropy(log_odds, is_taken).mean()
 
     @jax.jit
