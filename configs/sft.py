@@ -118,7 +118,12 @@ BASE = {
     "label_smoothing": 0.0,
     "starts_codes_at_items": True,
     "has_cold_negatives": False,
-    "reranker": {"neighbours": 100, "fit_requests": 1_500},
+    "reranker": {
+        "neighbours": 100,
+        "fit_requests": 1_500,
+        "has_repeat_model": True,
+        "has_interactions": True,
+    },
     "refits": False,
     "report_requests": 50,
     "report_beams": 16,
@@ -224,7 +229,7 @@ CHANGES = {
         "prompt.packing.row_targets": 32,
         "prompt.packing.group_rows": 16,
         "prompt.packing.contexts_per_group": 0,
-        "reranker.fit_requests": 3_000,
+        "reranker.fit_requests": 8_000,
         "refits": True,
     },
     "qwen3_0p6b": {

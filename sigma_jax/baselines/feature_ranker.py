@@ -1,8 +1,8 @@
-"""The reranker's features without a network: a log-linear model over counts and neighbours.
+"""The reranker's features without a recommender network: counts and neighbours alone.
 
-It shows how much of SIGMA's quality comes from the features of reranking/. Its weights are fitted
-on validation requests, as those of the reranker are (reranking/fit.py). It does not read
-instructions.
+It shows how much of SIGMA's quality comes from the features of reranking/. Its weights and its
+interactions are fitted on validation requests, as those of the reranker are (reranking/fit.py). It
+does not read instructions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from jaxtyping import Float32, Int64
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.ranking import ScoringBaseline
 from sigma_jax.reranking.features import ItemFeatures
-from sigma_jax.reranking.fit import fit_weights
+from sigma_jax.reranking.fit import ABSENT, examples_of, fit_weights
+from sigma_jax.reranking.history.relations import values_at
+from sigma_jax.reranking.interactions import DEPTH, Interactions, fit_interactions
 from sigma_jax.reranking.reranker import HISTORY_FEATURES, FeatureTables
 from sigma_jax.reranking.trending import TRENDING_FEATURES
 from sigma_jax.schema import PreparedData, Requests
@@ -26,14 +28,18 @@ CANDIDATES = 640  # of a request in the fit: as many as SIGMA's reranker is fitt
 
 @dataclasses.dataclass(frozen=True)
 class FeatureRanker(ScoringBaseline):
-    """Ranks items by the weighted sum of their history features and trending features."""
+    """Ranks items by the weighted sum of their history features and trending features.
+
+    The interactions are added to the best items of the sum.
+    """
 
     tables: FeatureTables
     weights: Float32[np.ndarray, " F"]
     popularity: Popularity
+    interactions: Interactions | None = None
 
     def fitted(self, data: PreparedData, requests: Requests) -> FeatureRanker:
-        """The baseline with the weights under which the targets of `requests` are likeliest.
+        """The baseline fitted so that the targets of `requests` are likeliest.
 
         A request counts if its target is among the best `CANDIDATES` items under equal weights.
         """
@@ -47,11 +53,16 @@ class FeatureRanker(ScoringBaseline):
         target = (candidates == requests.target[:, None]).argmax(axis=1)
         is_item = candidates >= 0
         # The first column of the fit is the network's; an item that is missing gets no probability.
-        network = np.where(is_item, 0.0, -1e4).astype(np.float32)
+        network = np.where(is_item, 0.0, ABSENT).astype(np.float32)
         everything = np.ones(candidates.shape, bool)
         start = np.append(1.0, np.zeros(len(columns)))
-        _, weights, _ = fit_weights([network, *columns], target, everything, start)
-        return dataclasses.replace(self, weights=weights[1:].astype(np.float32))
+        columns = [network, *columns]
+        _, weights, _ = fit_weights(columns, target, everything, start)
+        row = np.zeros(len(target), np.int32)
+        examples = examples_of(columns, weights[None], row, target, everything)
+        interactions, _ = fit_interactions(examples, np.ones(1))
+        weights = weights[1:].astype(np.float32)
+        return dataclasses.replace(self, weights=weights, interactions=interactions)
 
     def scores(
         self, data: PreparedData, requests: Requests, rows: Int64[np.ndarray, " n"]
@@ -61,6 +72,13 @@ class FeatureRanker(ScoringBaseline):
         width = features.values.shape[-1]
         scores = (trending.astype(np.float32) @ self.weights[width:])[features.row]
         add_listed(scores, features, self.weights[:width])
+        if self.interactions is not None:
+            best = np.argpartition(-scores, min(DEPTH, scores.shape[1]) - 1, axis=1)[:, :DEPTH]
+            of_trending = trending[features.row[:, None], best]
+            nothing = np.zeros((*best.shape, 1), np.float32)  # in place of log p
+            inputs = np.concatenate([nothing, values_at(features, best), of_trending], axis=-1)
+            added = self.interactions.added(inputs, np.ones((len(best), 1), np.float32))
+            scores[np.arange(len(best))[:, None], best] += np.asarray(added)
         return scores
 
 

@@ -29,7 +29,7 @@ from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
 from sigma_jax.reranking.novelty import NAMES_THINGS, Novelty
 from sigma_jax.reranking.reranker import Calibration, FeatureTables, Reranker, RerankerWeights
 from sigma_jax.reranking.semantic import SEMANTIC_FEATURES
-from sigma_jax.schema import TASKS, RequestBatch
+from sigma_jax.schema import TASKS, RequestBatch, Requests
 from sigma_jax.tasks.constraints import AllowedItems
 
 CALIBRATION_REQUESTS = 400  # of each task
@@ -46,6 +46,7 @@ def fit_reranker_of(
     tables: FeatureTables,
     allowed: AllowedItems | None,
     novelty: Novelty | None = None,
+    has_interactions: bool = True,
 ) -> tuple[Reranker, dict[str, float]]:
     """The reranker under which the targets of `batch` are likeliest, and metrics (fit.py).
 
@@ -54,6 +55,7 @@ def fit_reranker_of(
       tables: the counts that features are read from.
       allowed: the items that satisfy each instruction.
       novelty: of instructions; None fits no weights for novel ones.
+      has_interactions: False fits the sum of the features alone.
     """
     config = recommender.generator.config
     retrieved = config.num_beams * config.num_retrieved
@@ -84,22 +86,30 @@ def fit_reranker_of(
         return columns
 
     has_task_head = recommender.generator.has_task_head
-    weights, metrics = fit_reranker(ranked, batch.requests, features_of, allowed, has_task_head)
+    weights, interactions, metrics = fit_reranker(
+        ranked, batch.requests, features_of, allowed, has_task_head, has_interactions
+    )
+    reranker = Reranker(weights, tables, interactions)
     if metrics["reranker_targets"] < MIN_TARGETS:
-        return Reranker(weights, tables), metrics
-    reranker = Reranker(weights, tables)
+        return reranker, metrics
+    rows = None
     if novelty is not None and allowed is not None and has_task_head:
-        of_task = [
-            np.flatnonzero((batch.requests.task == TASKS.index(task)) & (allowed.row >= 0))
-            for task in NOVEL_AS
-        ]
-        rows = next((rows for rows in of_task if len(rows) >= MIN_TARGETS), None)
-        if rows is not None:
-            rows = rows[:NOVEL_REQUESTS]
-            weights = fit_novel(weights, *_as_if_novel(recommender, batch, rows, tables, allowed))
-            reranker = Reranker(weights, tables, novelty)
+        rows = _rows_like_novel(batch.requests, allowed)
+    if rows is not None and allowed is not None:
+        weights = fit_novel(weights, *_as_if_novel(recommender, batch, rows, tables, allowed))
+        reranker = Reranker(weights, tables, interactions, novelty)
     weights = _calibrated(recommender.with_reranker(reranker), batch, weights)
     return dataclasses.replace(reranker, weights=weights), metrics | fitted_values(weights)
+
+
+def _rows_like_novel(requests: Requests, allowed: AllowedItems) -> Int[np.ndarray, " n"] | None:
+    """The requests that the weights of novel instructions are fitted on; None: too few."""
+    of_task = [
+        np.flatnonzero((requests.task == TASKS.index(task)) & (allowed.row >= 0))
+        for task in NOVEL_AS
+    ]
+    enough = [rows for rows in of_task if len(rows) >= MIN_TARGETS]
+    return enough[0][:NOVEL_REQUESTS] if enough else None
 
 
 def _calibrated(

@@ -32,6 +32,7 @@ from sigma_jax.reranking.instruction import (
     answer_instructions,
     instruction_scores,
 )
+from sigma_jax.reranking.interactions import DEPTH
 from sigma_jax.reranking.lexical import LexicalTable
 from sigma_jax.reranking.semantic import SemanticArrays
 from sigma_jax.shapes import power_of_two
@@ -73,7 +74,7 @@ def rank(
     deviation = fusion.beam_deviation(beams.scores, beams.is_valid, 0.0)
     num_beams = beams.scores.shape[1]
     beams, _ = beams.with_root(inverse_temperature, config.temperature)
-    log_probs = fusion.fuse_candidates(
+    log_probs = network = fusion.fuse_candidates(
         candidates,
         beams.scores,
         beams.is_valid,
@@ -93,7 +94,16 @@ def rank(
         scores = inputs.scores(candidates.items, products, shares)
         log_probs = add_scores(log_probs, jnp.where(candidates.items >= 0, scores, 0.0))
     merge = fusion.best_of_sorted if candidates.is_catalogue else fusion.merge
-    items, best, place = merge(candidates.items, log_probs, count)
+    if inputs.interactions is None:
+        items, best, place = merge(candidates.items, log_probs, count)
+    else:
+        items, best, place = merge(candidates.items, log_probs, max(count, DEPTH))
+        of_network = jnp.take_along_axis(network, jnp.maximum(place, 0), axis=1)
+        best = inputs.with_interactions(items, best, of_network, shares)
+        order = jnp.argsort(-best, axis=1)[:, :count]
+        items, best, place = (
+            jnp.take_along_axis(part, order, axis=1) for part in (items, best, place)
+        )
     if inputs.calibration is not None:
         best = calibrated(best, shares @ inputs.calibration)
     is_found = items >= 0

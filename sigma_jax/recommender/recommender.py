@@ -216,6 +216,7 @@ class Recommender:
             instruction=instruction,
             trending=trending,
             weights=reranker.weights.by_task,
+            interactions=reranker.interactions,
             calibration=np.array(reranker.weights.calibration, np.float32),
             task_scores=task_scores,
             is_novel=is_novel,

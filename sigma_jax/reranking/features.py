@@ -25,6 +25,7 @@ from sigma_jax.reranking.instruction import (
     InstructionInputs,
     InstructionScorer,
 )
+from sigma_jax.reranking.interactions import Interactions
 from sigma_jax.reranking.lexical import LexicalArrays
 from sigma_jax.reranking.semantic import SemanticArrays
 
@@ -55,6 +56,7 @@ class RankingInputs:
     lexical: LexicalArrays | None = None  # shared by the requests
     semantic: SemanticArrays | None = None  # shared by the requests
     weights: Float32[Array, "tasks F+G+H"] | None = None  # of the features, by Beams.tasks
+    interactions: Interactions | None = None  # of log p and the features; None: none
     calibration: Float32[Array, "tasks 5"] | None = None  # of probabilities; None: none
     # Log-likelihood of each task, besides that of the network (Beams.tasks).
     task_scores: Float32[Array, "B tasks"] | None = None
@@ -117,6 +119,35 @@ class RankingInputs:
             of_instruction = weights[..., -len(INSTRUCTION_FEATURES) :]
             total += jnp.einsum("BNH,BH->BN", scorer.scores(items, products), of_instruction)
         return total
+
+    def with_interactions(
+        self,
+        items: Int32[Array, "B n"],
+        log_probs: Float32[Array, "B n"],
+        of_network: Float32[Array, "B n"],
+        shares: Float32[Array, "B tasks"],
+    ) -> Float32[Array, "B n"]:
+        """`log_probs` with what the interactions add; their total stays.
+
+        Args:
+          items: the best items of each request by the sum, -1 where there is none.
+          log_probs: of these items by the sum.
+          of_network: of these items by the network alone.
+          shares: from `shares`.
+        """
+        places, is_listed = find_sorted(items, self.features.items)
+        of_history = jnp.take_along_axis(self.features.values, places[..., None], axis=1)
+        parts = [of_network[..., None], jnp.where(is_listed[..., None], of_history, 0.0)]
+        if self.trending is not None:
+            rows = jnp.broadcast_to(self.features.row[:, None], items.shape)
+            parts.append(self.trending.at[rows, jnp.maximum(items, 0)].get(mode="clip"))
+        inputs = jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=-1)
+        added = self.interactions.added(inputs, shares)
+        scored = jnp.where(jnp.isfinite(log_probs), log_probs + added, -jnp.inf)
+        before, after = (
+            jax.nn.logsumexp(part, axis=-1, keepdims=True) for part in (log_probs, scored)
+        )
+        return jnp.where(jnp.isfinite(scored), scored + before - after, -jnp.inf)
 
 
 def add_scores(

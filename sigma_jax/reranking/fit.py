@@ -31,7 +31,19 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from sigma_jax.reranking.reranker import FEATURES, Calibration, RerankerWeights
+from sigma_jax.reranking.interactions import (
+    Examples,
+    Interactions,
+    best_of_sum,
+    fit_interactions,
+)
+from sigma_jax.reranking.reranker import (
+    FEATURES,
+    HISTORY_FEATURES,
+    Calibration,
+    RerankerWeights,
+)
+from sigma_jax.reranking.trending import TRENDING_FEATURES
 from sigma_jax.schema import TASKS, Requests
 from sigma_jax.tasks.constraints import AllowedItems
 
@@ -55,10 +67,12 @@ def fit_reranker(
     features_of: Callable[[Int[np.ndarray, " n"], Int32[np.ndarray, "n C"]], Columns],
     allowed: AllowedItems | None,
     has_task_head: bool,
-) -> tuple[RerankerWeights, dict[str, float]]:
-    """The weights with the least loss on `requests`, and metrics: log-loss before and after.
+    has_interactions: bool = True,
+) -> tuple[RerankerWeights, Interactions | None, dict[str, float]]:
+    """The weights with the least loss on `requests`, the interactions, and metrics of the fit.
 
-    All weights are 0 if fewer than MIN_TARGETS targets are among the candidates.
+    The metrics are log-losses before and after. If fewer than MIN_TARGETS targets are among the
+    candidates, all weights are 0 and there are no interactions.
 
     Args:
       ranked: for each sigma, the candidates of the network alone. The first sigma is the configured
@@ -67,6 +81,7 @@ def fit_reranker(
         the first of FEATURES alone if instructions are not read.
       allowed: the items that satisfy each instruction.
       has_task_head: whether the network has a task head: each task gets its own weights.
+      has_interactions: False fits the weights alone.
     """
     sigmas, lists = list(ranked), list(ranked.values())
     answered = np.flatnonzero((lists[0][0] == requests.target[:, None]).any(axis=1))
@@ -75,7 +90,7 @@ def fit_reranker(
         weights = RerankerWeights(
             sigmas[0], dict.fromkeys(FEATURES, (0.0,) * tasks), (UNCALIBRATED,) * tasks
         )
-        return weights, {"reranker_targets": len(answered)}
+        return weights, None, {"reranker_targets": len(answered)}
     requests = requests.take(answered)
     candidates = np.sort(lists[0][0][answered], axis=1)
     target = (candidates == requests.target[:, None]).argmax(axis=1)
@@ -93,11 +108,41 @@ def fit_reranker(
     if has_task_head:
         by_task, losses = fit_by_task(columns, target, is_satisfying, requests.task, weights)
         metrics["reranker_loss"] = losses.mean()
+    interactions, of_fit = None, {}
+    if has_interactions:
+        row = requests.task if has_task_head else np.zeros(len(target), np.int32)
+        examples = examples_of(columns, by_task, row, target, is_satisfying)
+        interactions, of_fit = fit_interactions(examples, 1 / by_task[:, 0])
     by_task = by_task / by_task[:, :1]
     relative = by_task[:, 1:].T.tolist()
     relative += [[0.0] * len(by_task)] * (len(FEATURES) - len(relative))
     of = {name: tuple(values) for name, values in zip(FEATURES, relative, strict=True)}
-    return RerankerWeights(sigma, of, (UNCALIBRATED,) * len(by_task)), metrics
+    weights = RerankerWeights(sigma, of, (UNCALIBRATED,) * len(by_task))
+    return weights, interactions, metrics | of_fit
+
+
+def examples_of(
+    columns: Sequence[Float32[np.ndarray, "N C"]],
+    by_task: Float[np.ndarray, "tasks F"],
+    row: Int32[np.ndarray, " N"],
+    target: Int32[np.ndarray, " N"],
+    is_satisfying: Bool[np.ndarray, "N C"],
+) -> Examples:
+    """The requests as examples of interactions.
+
+    Args:
+      columns: log p, then the features.
+      by_task: the weights of the columns.
+      row: the row of `by_task` that each request has.
+      target: the column of each target among the candidates.
+      is_satisfying: whether each candidate satisfies the instruction.
+    """
+    weights = by_task[row].astype(np.float32)
+    scores = sum(column * weights[:, [place]] for place, column in enumerate(columns))
+    scores = np.where(columns[0] > ABSENT, scores, -np.inf)
+    inputs = columns[: 1 + len(HISTORY_FEATURES) + len(TRENDING_FEATURES)]
+    shares = np.eye(len(by_task), dtype=np.float32)[row]
+    return best_of_sum(inputs, scores, target, is_satisfying, shares)
 
 
 def fitted_values(weights: RerankerWeights) -> dict[str, float]:

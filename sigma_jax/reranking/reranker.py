@@ -8,7 +8,8 @@ the prefix by that of the item (Eq. 10 of SIGMA). The reranker multiplies one mo
 
 There are history features (history/), trending features (trending.py) and
 instruction features (instruction.py). fit.py fits their weights. If nobody buys an item twice, the
-weight of `repeat_count` is far below 0. If people buy the same milk every week, it is above 0.
+weight of `repeat_count` is far below 0. If people buy the same milk every week, it is above 0. A
+small network then ranks the best items of this sum anew (interactions.py).
 
 At last the probabilities are calibrated: see fit.py.
 
@@ -42,6 +43,7 @@ from sigma_jax.reranking.history.relations import (
 )
 from sigma_jax.reranking.history.repeats import REPEAT_UNITS, RepeatModel
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
+from sigma_jax.reranking.interactions import Interactions
 from sigma_jax.reranking.novelty import Novelty
 from sigma_jax.reranking.trending import TRENDING_FEATURES, TrendingCounts
 from sigma_jax.runtime.config import check_at_least
@@ -68,6 +70,8 @@ class RerankerConfig:
 
     neighbours: int  # items kept for each item in every relation; 0: no reranker
     fit_requests: int  # validation requests of the task with the highest weight
+    has_repeat_model: bool  # False: the feature repeat_model is 0
+    has_interactions: bool  # False: the sum of the features alone (interactions.py)
 
     def __post_init__(self):
         check_at_least(0, self, "neighbours", group="reranker.")
@@ -104,11 +108,16 @@ class FeatureTables:
 
     @classmethod
     def make(
-        cls, data: PreparedData, vectors: Float[np.ndarray, "I D"], neighbours: int
+        cls,
+        data: PreparedData,
+        vectors: Float[np.ndarray, "I D"],
+        neighbours: int,
+        has_repeat_model: bool = True,
     ) -> FeatureTables:
         """Counts of the training rows, and neighbours by the item vectors (unit length)."""
         relations = Relations.make(data, vectors, neighbours)
-        return cls(relations, RepeatModel.fit(data), TrendingCounts.make(data))
+        repeats = RepeatModel.fit(data) if has_repeat_model else RepeatModel.nothing(data)
+        return cls(relations, repeats, TrendingCounts.make(data))
 
     def features(
         self, requests: Requests, histories: Histories
@@ -156,12 +165,15 @@ class Reranker:
 
     weights: RerankerWeights
     tables: FeatureTables
+    interactions: Interactions | None = None
     novelty: Novelty | None = None  # where the weights have a last row for novel instructions
 
     def save(self, folder: Path) -> None:
-        """Writes reranker.json and the tables."""
+        """Writes reranker.json, the tables, and the networks where there are any."""
         (folder / "reranker.json").write_text(json.dumps(dataclasses.asdict(self.weights)))
         self.tables.save(folder)
+        if self.interactions is not None:
+            self.interactions.save(folder)
         if self.novelty is not None:
             self.novelty.save(folder)
 
@@ -173,7 +185,8 @@ class Reranker:
             of = {name: tuple(map(float, stored["of"][name])) for name in FEATURES}
             calibration = tuple(Calibration(*map(float, row)) for row in stored["calibration"])
             weights = RerankerWeights(stored["sigma"], of, calibration)
-            return cls(weights, FeatureTables.load(folder), Novelty.load(folder))
+            tables, interactions = FeatureTables.load(folder), Interactions.load(folder)
+            return cls(weights, tables, interactions, Novelty.load(folder))
         except DAMAGE as error:
             raise ValueError(
                 f"{folder}: reranker.json or an .npz beside it is damaged or of another version "

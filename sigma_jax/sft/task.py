@@ -345,14 +345,18 @@ class SftTask:
             )
         allowed = allowed_items(self.data, batch.requests)
         features = self.feature_tables(model, tables)
-        return fit_reranker_of(recommender, batch, features, allowed, novelty)
+        has_interactions = self.config.reranker.has_interactions
+        return fit_reranker_of(recommender, batch, features, allowed, novelty, has_interactions)
 
     def feature_tables(
         self, model: RecommenderNetwork, tables: Mapping[str, Array]
     ) -> FeatureTables:
         """The counts of the training rows, and neighbours by the model's item vectors."""
         vectors = all_item_vectors(model, tables, len(self.data.catalogue))
-        return FeatureTables.make(self.data, vectors, self.config.reranker.neighbours)
+        reranker = self.config.reranker
+        return FeatureTables.make(
+            self.data, vectors, reranker.neighbours, reranker.has_repeat_model
+        )
 
     def refit(self) -> SftTask | None:
         """The task that trains on validation targets too; None if the config does not refit."""

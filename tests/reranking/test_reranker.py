@@ -139,7 +139,8 @@ def fit(histories, requests: Requests, ranker=None, instruction=None, **model_fi
         return columns
 
     has_task_head = ranker.generator.has_task_head
-    return fit_reranker(ranked, requests, features_of, None, has_task_head)
+    weights, _, metrics = fit_reranker(ranked, requests, features_of, None, has_task_head)
+    return weights, metrics
 
 
 @pytest.mark.slow
@@ -321,4 +322,14 @@ def test_a_loaded_reranker_equals_the_saved_one_and_damage_is_an_error(tmp_path)
 @pytest.mark.parametrize("changes", [{"neighbours": -1}, {"fit_requests": 0}])
 def test_an_error_names_impossible_settings(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
-        RerankerConfig(**({"neighbours": 5, "fit_requests": 10} | changes))
+        RerankerConfig(
+            **(
+                {
+                    "neighbours": 5,
+                    "fit_requests": 10,
+                    "has_repeat_model": True,
+                    "has_interactions": True,
+                }
+                | changes
+            )
+        )

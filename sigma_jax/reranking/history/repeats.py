@@ -85,14 +85,19 @@ class RepeatModel:
         popularity = count_training_rows(data)
         rhythm, is_taken = _examples(data, popularity, np.random.default_rng(SEED))
         if is_taken.sum() < MIN_REPEATS:
-            nothing = np.zeros(len(RHYTHM), np.float32)
-            return cls((), nothing, nothing + 1, popularity)
+            return cls.nothing(data)
         mean, scale = rhythm.mean(axis=0), rhythm.std(axis=0) + 1e-6
         layers = _train((rhythm - mean) / scale, is_taken)
         # Only a share of the items not taken were examples.
         weight, bias = layers[-1]
         layers = (*layers[:-1], (weight, bias + np.float32(np.log(NEGATIVE_SHARE))))
         return cls(layers, mean, scale, popularity)
+
+    @classmethod
+    def nothing(cls, data: PreparedData) -> RepeatModel:
+        """A model without a network."""
+        none = np.zeros(len(RHYTHM), np.float32)
+        return cls((), none, none + 1, count_training_rows(data))
 
     def tables(
         self,
