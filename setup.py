@@ -48,6 +48,7 @@ EXTRAS = {
     "tpu": TPU,
     "cuda": CUDA,
     "docs": DOCS,
+    "knowledge": ["openai>=2,<4"],  # python -m sigma_jax.knowledge with an endpoint
     "mutation": ["cosmic-ray>=8.3,<9"],  # launch/mutation.py
     "dev": [
         *DEMO,
@@ -58,6 +59,7 @@ EXTRAS = {
         "ipykernel>=6.29",  # the notebook is run as a test
         "mypy>=2.4,<3",
         "nbclient>=0.10",
+        "openai>=2,<4",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.12",

@@ -22,6 +22,7 @@ COMMANDS = (
     "export",
     "catalogue",
     "benchmark",
+    "knowledge",
     "preflight",
 )
 

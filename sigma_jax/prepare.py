@@ -22,19 +22,10 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from sigma_jax.data import (
-    card,
-    database,
-    pairs,
-    queries,
-    sentences,
-    sources,
-    splits,
-    text,
-    themes,
-    vectors,
-)
+from sigma_jax.data import card, database, sentences, sources, splits, text, vectors
 from sigma_jax.data.config import DataConfig, PairsConfig
+from sigma_jax.data.links import pairs, queries, themes
+from sigma_jax.data.links.knowledge import build_knowledge, items_of_knowledge
 from sigma_jax.data.tables import Checker, Tables
 from sigma_jax.encoders.find import (
     DEFAULT_ENCODER,
@@ -51,6 +42,7 @@ from sigma_jax.schema import (
     VECTORS,
     Catalogue,
     Histories,
+    Knowledge,
     PreparedData,
     Queries,
     RelevancePairs,
@@ -105,6 +97,7 @@ class NumberedTables:
     interactions: ir.Table  # checked interactions of the source
     searches: ir.Table | None
     themes: ir.Table | None
+    knowledge: ir.Table | None
     items: ir.Table  # item, item_id, title, text, category: the catalogue
     users: ir.Table  # user, user_id, profile
     events: ir.Table  # user, session, item, time, place
@@ -123,6 +116,7 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
     interactions = checker.interactions(source_items, config.events)
     searches = checker.searches(source_items)
     given_themes = checker.themes(source_items)
+    given_knowledge = checker.knowledge(source_items)
 
     item_texts = database.save(con, "item_texts", text.item_texts(source_items, config.text))
     profiles = None if source_users is None else text.user_texts(source_users, config.text)
@@ -143,6 +137,7 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
         interactions=interactions,
         searches=searches,
         themes=given_themes,
+        knowledge=given_knowledge,
         items=items,
         users=users,
         events=events,
@@ -151,6 +146,21 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
         has_sessions=has_sessions,
         dropped=checker.dropped,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """The texts that speak of items; None where the source has none of a kind."""
+
+    queries: Queries | None
+    themes: Themes | None
+    knowledge: Knowledge | None
+
+    def save(self, folder: Path) -> None:
+        """Writes the files of each kind."""
+        for part in (self.queries, self.themes, self.knowledge):
+            if part is not None:
+                part.save(folder)
 
 
 def _prepare(
@@ -169,15 +179,23 @@ def _prepare(
     made_themes, theme_statistics = themes.build_themes(
         con, tables.themes, tables.items, tables.training, config.themes, tables.source.has_times
     )
-    for part in (made_queries, made_themes):
-        if part is not None:
-            part.save(folder)
+    made_knowledge, dropped_knowledge = None, 0
+    if tables.knowledge is not None:
+        made_knowledge, dropped_knowledge = build_knowledge(
+            con, tables.knowledge, tables.items, catalogue, config.text.category_separator
+        )
     widths = _save_vectors(tables, folder)
     encoded = _encode_texts(config, catalogue, folder)
-    made_pairs = _pairs(tables, config.pairs, seed, folder, made_queries, made_themes)
+    if made_knowledge is not None and encoded:
+        encode = load_encoder(config.text_encoder).encode
+        vectors_of_texts = vectors.unit_rows(encode(made_knowledge.texts.to_pylist()))
+        made_knowledge = dataclasses.replace(made_knowledge, vectors=vectors_of_texts)
+    made = Texts(made_queries, made_themes, made_knowledge)
+    made.save(folder)
+    made_pairs = _pairs(tables, config.pairs, seed, folder, made, catalogue)
     for view in made_pairs.values():
         view.save(folder)
-    texts = _all_texts(tables, made_queries, made_themes, extra_texts)
+    texts = _all_texts(tables, made, extra_texts)
     tokenizer = text.save_tokenizer(folder / "text_tokenizer", config.text_tokenizer, texts)
     return {
         "source": config.source,
@@ -190,6 +208,8 @@ def _prepare(
         "items_with_text": card.count_texts(catalogue),
         "queries": len(made_queries.texts) if made_queries else 0,
         "themes": theme_statistics,
+        "knowledge": len(made_knowledge.texts) if made_knowledge is not None else 0,
+        "knowledge_of_nothing": dropped_knowledge,
         "vectors": widths | encoded,
         "sentence_encoder": config.text_encoder if encoded else "",  # of the text vectors
         "pairs": {name: card.pair_statistics(view, catalogue) for name, view in made_pairs.items()},
@@ -393,21 +413,26 @@ def _pairs(
     config: PairsConfig,
     seed: int,
     folder: Path,
-    made_queries: Queries | None,
-    made_themes: Themes | None,
+    made: Texts,
+    catalogue: Catalogue,
 ) -> dict[str, RelevancePairs]:
     """The relevance pairs by view, without empty views."""
     views = {}
-    if made_queries:
+    if made.queries:
         views["search"] = pairs.link_pairs(
-            "search", made_queries.texts, made_queries.items, config.per_query, config
+            "search", made.queries.texts, made.queries.items, config.per_query, config
         )
     if tables.source.visual_vectors:
         visual = np.load(folder / "visual_vectors.npy", mmap_mode="r")
         views["visual"] = pairs.visual_pairs(visual, config, seed)
-    if made_themes:
+    if made.themes:
         views["theme"] = pairs.link_pairs(
-            "theme", made_themes.names, made_themes.items, config.per_theme, config
+            "theme", made.themes.names, made.themes.items, config.per_theme, config
+        )
+    if made.knowledge is not None:
+        spoken_of = items_of_knowledge(made.knowledge, catalogue, config.per_knowledge)
+        views["knowledge"] = pairs.link_pairs(
+            "knowledge", made.knowledge.texts, spoken_of, config.per_knowledge, config
         )
     views["co_occurrence"] = pairs.co_occurrence_pairs(
         tables.con, tables.training, tables.has_sessions, config
@@ -415,12 +440,7 @@ def _pairs(
     return {view: part for view, part in views.items() if part is not None}
 
 
-def _all_texts(
-    tables: NumberedTables,
-    made_queries: Queries | None,
-    made_themes: Themes | None,
-    extra: Sequence[str],
-) -> Iterator[str]:
+def _all_texts(tables: NumberedTables, made: Texts, extra: Sequence[str]) -> Iterator[str]:
     """The texts that the text tokenizer is trained on."""
     texts = tables.items.order_by("item").select("text").limit(text.MAX_TOKENIZER_TEXTS)
     with_profile = tables.users.filter(tables.users["profile"] != "")
@@ -428,9 +448,10 @@ def _all_texts(
     for table in (texts, profiles.limit(text.MAX_TOKENIZER_TEXTS)):
         for batch in database.batches(tables.con, table):
             yield from batch["text"].to_pylist()
-    query_texts = made_queries.texts if made_queries is not None else None
-    theme_names = made_themes.names if made_themes is not None else None
-    for part in (query_texts, theme_names):
+    query_texts = made.queries.texts if made.queries is not None else None
+    theme_names = made.themes.names if made.themes is not None else None
+    sayings = made.knowledge.texts if made.knowledge is not None else None
+    for part in (query_texts, theme_names, sayings):
         if part is not None:
             yield from part[: text.MAX_TOKENIZER_TEXTS].to_pylist()
     yield from extra

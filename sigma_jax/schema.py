@@ -346,6 +346,42 @@ class Themes:
 
 
 @dataclasses.dataclass(frozen=True)
+class Knowledge:
+    """What people say when they want items, strongest first.
+
+    Worked example: texts ["my head hurts", "the red one"], item [-1, 7], category [3, 2]: the first
+    text speaks of category 3, the second of item 7, which is of category 2.
+    """
+
+    texts: pa.Array  # string, K of them
+    item: Int32[np.ndarray, " K"]  # -1: the text speaks of the whole category
+    category: Int32[np.ndarray, " K"]  # -1: the item has none
+    weight: Float32[np.ndarray, " K"]
+    vectors: Float32[np.ndarray, "K E"] | None  # of the sentence encoder, unit length
+
+    def save(self, folder: Path) -> None:
+        """Writes knowledge.arrow and, if there are vectors, knowledge_vectors.npy."""
+        columns = {"text": self.texts, "item": self.item, "category": self.category}
+        write_arrow(pa.table(columns | {"weight": self.weight}), folder / "knowledge.arrow")
+        if self.vectors is not None:
+            np.save(folder / "knowledge_vectors.npy", np.asarray(self.vectors, np.float32))
+
+    @classmethod
+    def load(cls, folder: Path) -> Knowledge | None:
+        """The knowledge that `save` wrote; None if there is none."""
+        if not (folder / "knowledge.arrow").exists():
+            return None
+        table, path = read_arrow(folder / "knowledge.arrow"), folder / "knowledge_vectors.npy"
+        item, category, weight = (table[name].to_numpy() for name in ("item", "category", "weight"))
+        vectors = read_npy(path, 2) if path.exists() else None
+        return cls(table["text"].combine_chunks(), item, category, weight, vectors)
+
+    def of_category(self, category: int) -> list[str]:
+        """The texts that speak of a category or of one of its items, strongest first."""
+        return self.texts.take(np.flatnonzero(self.category == category)).to_pylist()
+
+
+@dataclasses.dataclass(frozen=True)
 class RelevancePairs:
     """Relevance pairs of one view (section 2.1 of SIGMA): two texts that belong together.
 
@@ -357,7 +393,7 @@ class RelevancePairs:
     view: str  # one of VIEWS
     left: Int32[np.ndarray, " pairs"]  # index into `left_texts`; an item if that is None
     right: Int32[np.ndarray, " pairs"]  # item
-    left_texts: pa.Array | None  # queries or themes, string
+    left_texts: pa.Array | None  # queries, themes or knowledge, string
     is_heldout: Bool[np.ndarray, " pairs"]  # not trained on; recall is measured on these
 
     def save(self, folder: Path) -> None:
@@ -379,7 +415,7 @@ class RelevancePairs:
 
 
 VECTORS = ("id_vectors", "visual_vectors", "text_vectors")
-VIEWS = ("search", "visual", "theme", "co_occurrence")
+VIEWS = ("search", "visual", "theme", "co_occurrence", "knowledge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -399,6 +435,7 @@ class PreparedData:
     id_vectors: Float32[np.ndarray, "I D"] | None  # of the user; they replace the teacher's
     visual_vectors: Float32[np.ndarray, "I D"] | None  # of the user
     text_vectors: Float32[np.ndarray, "I D"] | None  # of the user; they replace `grounding`
+    knowledge: Knowledge | None = None
 
     @property
     def text_tokenizer_folder(self) -> Path:
@@ -436,6 +473,7 @@ class PreparedData:
             Themes.load(folder),
             {view: RelevancePairs.load(folder, view) for view in views},
             **vectors,
+            knowledge=Knowledge.load(folder),
         )
 
 

@@ -100,6 +100,11 @@ def tiny_tables(seed: int = 0) -> dict[str, list[dict]]:
         "users": users,
         "searches": searches,
         "themes": _themes(),
+        "knowledge": [
+            {"text": f"i want to use the {name.lower()}", "category": f"home > {name}"}
+            for name in CATEGORIES
+        ]
+        + [{"text": "the first one", "item_id": "i000", "weight": 2}],
     }
 
 
@@ -122,7 +127,7 @@ def _themes() -> list[dict]:
 def write_tables(folder: Path, tables: dict[str, list[dict]]) -> Path:
     """Writes `tables` and vectors into `folder`, and returns it.
 
-    Items are CSV, searches and themes JSON lines, other tables Parquet, vectors .npy.
+    Items are CSV; searches, themes and knowledge JSON lines; other tables Parquet; vectors .npy.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "items.csv", "w", newline="", encoding="utf-8") as file:
@@ -131,7 +136,7 @@ def write_tables(folder: Path, tables: dict[str, list[dict]]) -> Path:
         writer.writerows(tables["items"])
     for name in ("interactions", "users"):
         pq.write_table(pa.Table.from_pylist(tables[name]), folder / f"{name}.parquet")
-    for name in ("searches", "themes"):
+    for name in ("searches", "themes", "knowledge"):
         text = "".join(json.dumps(row) + "\n" for row in tables[name])
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     rng = np.random.default_rng(1)

@@ -39,6 +39,7 @@ EXECUTED_ELSEWHERE = {
     "python -m sigma_jax.recommend": "tests/test_commands.py",
     "python -m sigma_jax.evaluate": "tests/test_commands.py",
     "python -m sigma_jax.preflight": "tests/test_preflight.py",
+    "python -m sigma_jax.knowledge": "tests/test_knowledge.py",
     "launch/tpu_vm.sh": "tests/test_tpu_vm.py",
 }
 

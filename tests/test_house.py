@@ -23,7 +23,7 @@ FLOORS = (
     ("runtime",),
     ("data",),
     ("models",),
-    ("encoders",),
+    ("encoders", "language_model"),
     ("tasks",),
     ("prompts",),
     ("index",),
@@ -37,7 +37,17 @@ FLOORS = (
     ("evaluation",),
     ("benchmarking",),
     ("serving",),
-    ("prepare", "train", "evaluate", "recommend", "benchmark", "export", "catalogue", "preflight"),
+    (
+        "prepare",
+        "train",
+        "evaluate",
+        "recommend",
+        "benchmark",
+        "export",
+        "catalogue",
+        "preflight",
+        "knowledge",
+    ),
     ("api", "__main__"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

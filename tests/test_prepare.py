@@ -44,7 +44,7 @@ def test_second_run_does_nothing_and_other_settings_are_refused(config, tmp_path
 def test_data_card_names_counts_checksums_and_examples(config, tmp_path):
     card = prepare_workdir(config, tmp_path).metrics
     assert len(card["files"]["items"]) == 64
-    for view in ("search", "visual", "theme", "co_occurrence"):
+    for view in ("search", "visual", "theme", "co_occurrence", "knowledge"):
         assert card["pairs"][view]["count"] > 0
         assert len(card["pairs"][view]["examples"]) == 3
     assert card["split"]["users_with_test_target"] == 40
@@ -110,6 +110,7 @@ def test_card_names_tasks_and_views_without_data(config, tmp_path, tables_folder
         "Query",
         "Season",
         "Holiday",
+        "knowledge pairs",
         "search pairs",
         "visual pairs",
         "theme pairs",

@@ -133,6 +133,7 @@ def unavailable(
         "visual": "there are no visual vectors",
         "theme": "no theme has items",
         "co_occurrence": "no two items come together data.pairs.min_count times",
+        "knowledge": "there is no table of knowledge",
     }
     return reasons | {
         f"{view} pairs": reason for view, reason in no_pairs.items() if view not in pairs
@@ -151,6 +152,11 @@ def warnings(data_card: Mapping[str, Any]) -> list[str]:
         f"{number} rows of {table} have an unknown item_id and were dropped"
         for table, number in data_card["dropped_rows"].items()
     ]
+    if number := data_card["knowledge_of_nothing"]:
+        found.append(
+            f"{number} rows of knowledge speak of an item or a category that the catalogue does "
+            "not have, and were dropped"
+        )
     if number := data_card["items_with_truncated_text"]:
         found.append(
             f"the text of {number} items was truncated; "

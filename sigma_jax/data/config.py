@@ -21,6 +21,7 @@ class FilesConfig:
     users: str  # optional, as all below
     searches: str  # queries and the items that were clicked
     themes: str  # seasons, holidays and trends
+    knowledge: str  # what people say when they want items
     id_vectors: str  # collaborative vectors, which replace those of the teacher
     visual_vectors: str  # image vectors
     text_vectors: str  # replace those of the stage `grounding`
@@ -67,6 +68,7 @@ class PairsConfig:
     per_item: int  # most partners of an item, in the co-occurrence view and in the visual view
     per_query: int  # most items of a query
     per_theme: int  # most items of a theme
+    per_knowledge: int  # most items of a text of the knowledge, the most popular of its category
     min_count: int  # least co-occurrences of a pair
     window: int  # largest distance of co-occurring items in a history of single-item sessions
     min_cosine: float  # least cosine of visual neighbours

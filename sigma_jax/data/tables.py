@@ -7,6 +7,7 @@
 | users | user_id | any: they become the profile of the user |
 | searches | query, item_id | clicks, user_id, timestamp |
 | themes | theme, kind (season, holiday, trend) | item_id, start, end (exclusive) |
+| knowledge | text, item_id or category | weight |
 
 `data/times.py` lists the times that are understood, besides the timestamps of Parquet.
 
@@ -25,7 +26,7 @@ import ibis.expr.types as ir
 from sigma_jax.data import database
 from sigma_jax.data.times import DAYS, NOT_A_TIME, SCALES, YEARS
 
-TABLES = ("items", "interactions", "users", "searches", "themes")
+TABLES = ("items", "interactions", "users", "searches", "themes", "knowledge")
 KINDS = ("season", "holiday", "trend")
 _NEEDED = {
     "items": ("item_id",),
@@ -33,6 +34,7 @@ _NEEDED = {
     "users": ("user_id",),
     "searches": ("query", "item_id"),
     "themes": ("theme", "kind"),
+    "knowledge": ("text",),
 }
 
 
@@ -45,6 +47,7 @@ class Tables:
     users: ir.Table | None
     searches: ir.Table | None
     themes: ir.Table | None
+    knowledge: ir.Table | None
     id_vectors: str | None  # path of a .npy in row order of items, or of a Parquet with item_id
     visual_vectors: str | None
     text_vectors: str | None
@@ -189,6 +192,42 @@ class Checker:
         )
         table = self._known("themes", table.drop("given_start", "given_end"), items)
         return database.save(self.con, "themes", table)
+
+    def knowledge(self, items: ir.Table) -> ir.Table | None:
+        """text, item_id or null, category or null, weight, source_row.
+
+        Each row has an item_id or a category. None without a table of knowledge.
+        """
+        if self.tables.knowledge is None:
+            return None
+        table = self._load("knowledge")
+        text = table["text"].cast("string").strip().re_replace(r"\s+", " ")
+        columns = {"text": text[: self.max_chars]}
+        for name in ("item_id", "category"):
+            given = table[name] if name in table.columns else ibis.null(dt.string)
+            columns[name] = as_text(given).strip().nullif("")
+        has_weight = "weight" in table.columns
+        given = as_text(table["weight"]).strip().nullif("") if has_weight else ibis.null(dt.string)
+        columns |= {"given": given, "weight": given.try_cast("float64").fill_null(1.0)}
+        table = self._check_ids("knowledge", table.select("source_row", **columns), "text")
+        self._refuse(
+            "knowledge",
+            table.filter(table["item_id"].isnull() & table["category"].isnull()),
+            "item_id",
+            "item_id",
+            "is empty, and so is the category; fill one of them",
+        )
+        number = table["given"].try_cast("float64")
+        is_weight = (number > 0).fill_null(False) & ~(number.isnan() | number.isinf())
+        self._refuse(
+            "knowledge",
+            table.filter(table["given"].notnull() & ~is_weight.fill_null(False)),
+            "weight",
+            "given",
+            "is not a weight; use a number above 0",
+        )
+        table = self._known("knowledge", table.drop("given"), items)
+        return database.save(self.con, "knowledge", table)
 
     def _load(self, name: str) -> ir.Table:
         """The table `name` in the database, with its rows numbered from 0 as source_row.

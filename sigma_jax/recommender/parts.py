@@ -56,6 +56,8 @@ class RecommenderParts:
     lexical: LexicalTable | None  # where instructions are read word by word
     encoder: InstructionEncoder | None  # where sentence vectors of instructions are read
     group: Int32[np.ndarray, " I"] | None  # of each item, for reranking/semantic.py
+    # Vectors of what people say, and the group that each speaks of.
+    knowledge: tuple[Float32[np.ndarray, "K E"], Int32[np.ndarray, " K"]] | None = None
 
     @classmethod
     def load(
@@ -96,6 +98,7 @@ class RecommenderParts:
             lexical,
             encoder,
             item_groups(data.catalogue, semantic_ids),
+            knowledge_of_groups(data, semantic_ids),
         )
 
     @classmethod
@@ -135,6 +138,17 @@ def item_groups(catalogue: Catalogue, semantic_ids: SemanticIds) -> Int32[np.nda
     """The category of each item, or its first code where the catalogue has no categories."""
     category = np.asarray(catalogue.category)
     return category if (category >= 0).any() else np.asarray(semantic_ids.codes)[:, 0]
+
+
+def knowledge_of_groups(
+    data: PreparedData, semantic_ids: SemanticIds
+) -> tuple[Float32[np.ndarray, "K E"], Int32[np.ndarray, " K"]] | None:
+    """Vectors of what people say and the group that each speaks of; None without such vectors."""
+    knowledge = data.knowledge
+    if knowledge is None or knowledge.vectors is None:
+        return None
+    of_items = item_groups(data.catalogue, semantic_ids)[np.maximum(knowledge.item, 0)]
+    return knowledge.vectors, np.where(knowledge.item >= 0, of_items, knowledge.category)
 
 
 def lexical_table(data: PreparedData, spec: RecommenderSpec) -> LexicalTable | None:

@@ -95,7 +95,7 @@ class Recommender:
         texts = self.generator.tables.get("text")
         if self.parts.encoder is None or texts is None:
             return None
-        return SemanticArrays.make(texts, self.parts.group)
+        return SemanticArrays.make(texts, self.parts.group, self.parts.knowledge)
 
     def at_load(self, share: float) -> Recommender:
         """The recommender with beams for `share` of the work; it shares all arrays."""

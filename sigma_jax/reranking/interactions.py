@@ -8,7 +8,8 @@ log p, the history features and the trending features of an item together, and a
 
 It ranks the best DEPTH items of the sum anew. Their total probability stays, and so do the items
 behind them. It is fitted to the same loss as the weights (fit.py), on the same requests. It is kept
-only if it lowers the loss of requests that it was not fitted on by more than a standard error.
+only if it lowers the loss of requests that it was not fitted on by more than a standard error
+(cross-validation).
 
 Axes: N requests, C candidates of a request, n of the best ones, X inputs, H hidden units, T tasks.
 """
@@ -32,7 +33,7 @@ STEPS, BATCH, LEARNING_RATE = 1000, 128, 0.01
 SHRINKAGE = 2.0  # of all values of the network, in targets
 LIMIT = 4.0  # largest input, in standard deviations
 MIN_EXAMPLES = 300  # least requests that it is fitted on
-HELD_OUT = 5  # every fifth request decides whether the network is kept
+FOLDS = 4  # each part of the requests judges a network that is fitted on the others
 SEED = 0
 
 
@@ -150,10 +151,7 @@ def fit_interactions(
     standard = np.clip((examples.inputs - mean) / scale, -LIMIT, LIMIT)
     examples = examples._replace(inputs=standard)
     start = _start(standard.shape[-1], examples.shares.shape[1])
-    is_held_out = np.arange(count) % HELD_OUT == 0
-    held_out = examples.take(np.flatnonzero(is_held_out))
-    fitted = _train(start, examples.take(np.flatnonzero(~is_held_out)))
-    before, after = (np.asarray(_losses(network, held_out)) for network in (start, fitted))
+    before, after = losses_of_folds(start, examples)
     gain = before - after
     metrics = {
         "interactions_loss_without": float(before.mean()),
@@ -163,6 +161,21 @@ def fit_interactions(
         return None, metrics
     fitted = _train(start, examples)
     return dataclasses.replace(fitted, mean=mean, scale=scale, strength=strength), metrics
+
+
+def losses_of_folds(
+    start: Interactions, examples: Examples
+) -> tuple[Float32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+    """Losses of the requests without a network, and with networks fitted on other requests."""
+    rows = np.arange(len(examples.target) // FOLDS * FOLDS)  # equal parts: one compilation
+    before, after = [], []
+    for fold in range(FOLDS):
+        is_held_out = rows % FOLDS == fold
+        held_out = examples.take(rows[is_held_out])
+        fitted = _train(start, examples.take(rows[~is_held_out]))
+        before.append(np.asarray(_losses(start, held_out)))
+        after.append(np.asarray(_losses(fitted, held_out)))
+    return np.concatenate(before), np.concatenate(after)
 
 
 def _start(inputs: int, tasks: int) -> Interactions:

@@ -14,7 +14,8 @@ and 0.3. So a cosine is compared with those of the nearest and of the tenth grou
 
 The groups are the categories of the catalogue, or else the items of one first code. A few texts
 stand for a group: those that are the least like one another (k-center; Gonzalez 1985, Clustering to
-minimize the maximum intercluster distance).
+minimize the maximum intercluster distance). What people say when they want things of a group stands
+for it too, where the user brings such knowledge.
 
 Axes: B requests, N candidates, I items, G groups, T texts of groups, E dimensions of the encoder.
 """
@@ -32,6 +33,7 @@ from sigma_jax.data.vectors import unit_rows
 from sigma_jax.index.device_index import exact_einsum
 
 TEXTS_OF_GROUP = 16  # that stand for a group
+TEXTS_OF_KNOWLEDGE = 64  # that stand for a group besides, the strongest
 ITEMS_READ = 512  # of a group at most, evenly spaced, that these texts are chosen from
 RANK = 10  # of the group that a cosine is compared with
 SEMANTIC_FEATURES = ("semantic_match", "semantic_group_match")
@@ -50,13 +52,21 @@ class SemanticArrays:
     num_groups: int = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def make(cls, vectors: Float[Array, "I E"], group: Int[np.ndarray, " I"]) -> SemanticArrays:
+    def make(
+        cls,
+        vectors: Float[Array, "I E"],
+        group: Int[np.ndarray, " I"],
+        knowledge: tuple[Float32[np.ndarray, "K E"], Int[np.ndarray, " K"]] | None = None,
+    ) -> SemanticArrays:
         """The arrays for the text vectors of all items.
 
         Args:
           group: the number of each item's group; -1: none, which counts as one group.
+          knowledge: vectors of what people say, unit length, strongest first, and the group that
+            each speaks of. A group has the first TEXTS_OF_KNOWLEDGE of them.
         """
         group = np.asarray(group, np.int32) + 1
+        said, group_of_said = knowledge if knowledge is not None else (None, np.zeros(0, int))
         order = np.argsort(group, kind="stable")
         starts = np.flatnonzero(np.diff(group[order], prepend=-1))
         texts, group_of_text = [], []
@@ -64,6 +74,9 @@ class SemanticArrays:
             step = -(-len(items) // ITEMS_READ)
             of_group = unit_rows(np.asarray(vectors[items[::step]], np.float32))
             texts.append(of_group[distant_rows(of_group, TEXTS_OF_GROUP)])
+            rows = np.flatnonzero(group_of_said + 1 == group[items[0]])[:TEXTS_OF_KNOWLEDGE]
+            if said is not None and len(rows):
+                texts[-1] = np.concatenate([texts[-1], np.asarray(said[rows], np.float32)])
             group_of_text += [group[items[0]]] * len(texts[-1])
         return cls(
             vectors,

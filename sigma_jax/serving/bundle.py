@@ -11,6 +11,7 @@ model/                   manifest.json and the files that no item changes:
   tokenizer/             codebooks and encoder: vectors to SIDs
   encoder/               texts to vectors, from the stage grounding
   sentence_encoder/      a copy of the model of data.text_encoder
+  knowledge.arrow, knowledge_vectors.npy    what people say, where the data has it
   items.json             how columns of an item become its text, the mean text vector, and the
                          slot values that instructions may ask for
 catalogue/NUMBER/        a version of the catalogue (serving/catalogue_version.py)
@@ -46,7 +47,7 @@ from sigma_jax.reranking.reranker import Reranker
 from sigma_jax.runtime.artifacts import check_inputs, read_manifest
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.runtime.files import read_json, write_json
-from sigma_jax.schema import Catalogue, Histories, PreparedData
+from sigma_jax.schema import Catalogue, Histories, Knowledge, PreparedData
 from sigma_jax.serving.catalogue_version import Version
 from sigma_jax.serving.files import read_folder, write_folder
 from sigma_jax.shapes import power_of_two
@@ -113,6 +114,8 @@ def _write_model(
         shutil.copytree(workdir / "grounding" / "backbone", folder / "encoder" / "backbone")
     if sentence_encoder:
         shutil.copytree(find_encoder(sentence_encoder), folder / "sentence_encoder")
+    if data.knowledge is not None:
+        data.knowledge.save(folder)
     items = _items_json(workdir, data, parts)
     (folder / "items.json").write_text(json.dumps(items, ensure_ascii=False))
     return {}
@@ -361,6 +364,7 @@ class Bundle:
             id_vectors=None,
             visual_vectors=None,
             text_vectors=None,
+            knowledge=Knowledge.load(self.folder / "model"),
         )
 
 

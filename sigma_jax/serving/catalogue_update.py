@@ -101,6 +101,7 @@ def _checked(path: str, max_chars: int):
             users=None,
             searches=None,
             themes=None,
+            knowledge=None,
             id_vectors=None,
             visual_vectors=None,
             text_vectors=None,

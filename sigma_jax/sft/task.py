@@ -54,6 +54,7 @@ from sigma_jax.recommender.parts import (
     WEIGHTS,
     RecommenderParts,
     item_groups,
+    knowledge_of_groups,
     lexical_table,
     save_network,
 )
@@ -267,6 +268,7 @@ class SftTask:
             lexical,
             self.encoder,
             item_groups(self.data.catalogue, self.semantic_ids),
+            knowledge_of_groups(self.data, self.semantic_ids),
         )
 
     @functools.cached_property

@@ -73,7 +73,8 @@ def composed_instructions(
     """(task, slot value, sentences) for each task and each slot value that has items.
 
     A task without slots has one entry, with slot value 0 and all its wordings: each as it stands,
-    and `variants` times with changed words. A theme has all wordings of its task too.
+    and `variants` times with changed words. A theme has all wordings of its task too. A category
+    has its `variants` strongest texts of the knowledge too.
 
     Args:
       wordings: task -> wordings.
@@ -92,6 +93,8 @@ def composed_instructions(
                 if name not in NAMING:  # there are few themes: each has all its wordings
                     plain = [render(name, texts[value], wording) for wording in wordings[name]]
                     sentences = plain + sentences
+                if name == "Category" and data.knowledge is not None:
+                    sentences += data.knowledge.of_category(value)[:variants]
             else:
                 changed = [
                     _changed_words(wording, around, word_dropout, rng)

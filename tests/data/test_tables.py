@@ -114,6 +114,31 @@ BAD_TABLES = {
         [{"theme": "sale", "kind": "trend", "start": "2024-02-01", "end": "2024-01-01"}],
         ("themes.jsonl: row 1", "end='2024-01-01' is not after start"),
     ),
+    "empty saying": (
+        "knowledge",
+        [{"text": " ", "item_id": "a"}],
+        ("knowledge.jsonl: row 1", "text='' is empty"),
+    ),
+    "saying of nothing": (
+        "knowledge",
+        [{"text": "x", "item_id": "a"}, {"text": "y", "item_id": "", "category": " "}],
+        ("knowledge.jsonl: row 2", "item_id=None is empty, and so is the category"),
+    ),
+    "unknown item in knowledge": (
+        "knowledge",
+        [{"text": "x", "item_id": "zz"}],
+        ("knowledge.jsonl: row 1", "item_id='zz' is not in items"),
+    ),
+    "weight that is no number": (
+        "knowledge",
+        [{"text": "x", "item_id": "a", "weight": "high"}],
+        ("knowledge.jsonl: row 1", "weight='high' is not a weight", "above 0"),
+    ),
+    "weight of 0": (
+        "knowledge",
+        [{"text": "x", "item_id": "a", "weight": 0}],
+        ("knowledge.jsonl: row 1", "weight='0' is not a weight"),
+    ),
     "duplicate user": (
         "users",
         [{"user_id": "u1", "age": 3}, {"user_id": "u1", "age": 4}],

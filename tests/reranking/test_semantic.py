@@ -45,6 +45,23 @@ def test_item_minus_1_gets_scores_and_items_without_group_share_one(texts):
     assert found[0, 0, 1] == found[0, 1, 1]
 
 
+def test_what_people_say_stands_for_its_group(texts, monkeypatch):
+    """The strongest texts of knowledge count like texts of the group's items."""
+    monkeypatch.setattr("sigma_jax.reranking.semantic.TEXTS_OF_KNOWLEDGE", 2)
+    group = np.array([0, 0, 1, 1, 1, -1, 2, 2, 2, 2, -1, 0])
+    said = unit_rows(np.random.default_rng(4).normal(size=(4, WIDTH)))
+    knowledge = said, np.array([2, 0, 2, 2])
+    arrays = SemanticArrays.make(texts, group, knowledge)
+    assert (np.diff(arrays.group_of_text) >= 0).all()
+    items = np.array([[6, 0]] * 4, np.int32)  # of groups 2 and 0
+    of_group = np.asarray(arrays.scores(said, items))[..., 1]
+    np.testing.assert_allclose(of_group[[0, 2], 0], 0, atol=1e-5)  # the nearest group
+    np.testing.assert_allclose(of_group[1, 1], 0, atol=1e-5)
+    assert of_group[3, 0] < -0.01  # the third of group 2 is left out
+    plain = np.asarray(SemanticArrays.make(texts, group).scores(said, items))[..., 1]
+    assert (plain[0, 0] < -0.01) and (plain[2, 0] < -0.01)
+
+
 def test_the_texts_of_a_large_group_are_unlike_one_another():
     """Every item of a group is near to one of its texts, and equal texts count once."""
     rng = np.random.default_rng(2)

@@ -13,10 +13,15 @@ from tiny_run import tiny_run
 from sigma_jax import train
 from sigma_jax.models.item_encoder import INSTRUCTION
 from sigma_jax.recommender.parts import RecommenderParts
-from sigma_jax.recommender.recommender import RecommendOptions, with_general_instructions
+from sigma_jax.recommender.recommender import (
+    Recommender,
+    RecommendOptions,
+    with_general_instructions,
+)
 from sigma_jax.recommender.workdir import load_workdir
 from sigma_jax.reranking.novelty import Novelty
 from sigma_jax.reranking.reranker import FEATURES
+from sigma_jax.reranking.semantic import SemanticArrays
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import TASKS, PreparedData
@@ -109,6 +114,24 @@ def test_the_export_answers_as_the_workdir_wherever_the_encoder_was(spoken, expo
     np.testing.assert_array_equal(found.items, expected.items)
     np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-3)
     assert (export_of / "model" / "sentence_encoder" / "modules.json").exists()
+
+
+def test_what_people_say_goes_with_the_export(spoken, export_of):
+    data = PreparedData.load(spoken / "data")
+    parts = RecommenderParts.of_workdir(spoken, data)
+    bundle = Bundle.open(export_of)
+    vectors, group = bundle.parts(bundle.version()).knowledge
+    np.testing.assert_array_equal(vectors, parts.knowledge[0])
+    np.testing.assert_array_equal(group, parts.knowledge[1])
+    assert len(vectors) == len(data.knowledge.texts) > 1
+    # The first text speaks of an item: its group is that of the item.
+    assert data.knowledge.item[0] >= 0
+    assert group[0] == data.catalogue.category[data.knowledge.item[0]]
+    np.testing.assert_allclose(vectors[:1], parts.encoder(["the first one"]), atol=1e-5)
+    recommender = Recommender(parts, parts.spec.generation)
+    known = recommender._semantic_arrays()
+    plain = SemanticArrays.make(recommender.generator.tables["text"], parts.group)
+    assert len(known.texts) == len(plain.texts) + len(vectors)
 
 
 def test_a_new_item_is_read_as_those_of_the_training(spoken, export_of, tmp_path):

@@ -3,9 +3,10 @@
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from sigma_jax.schema import TASKS
+from sigma_jax.schema import TASKS, Knowledge
 from sigma_jax.tasks.composition import (
     CARRIERS,
     THING,
@@ -45,6 +46,19 @@ def test_sentences_are_wordings_and_carriers_around_the_thing(shop, monkeypatch)
         assert set(sentences) & of_task
         assert bool(set(sentences) - of_task) == (task in NAMING)
         assert task in NAMING or plain <= set(sentences)  # a theme has all its wordings
+
+
+def test_a_category_has_the_strongest_texts_of_its_knowledge(shop):
+    texts = pa.array(["i bake", "my oven is cold", "we bake bread", "nothing"])
+    none, category = np.full(4, -1, np.int32), np.array([1, 2, 1, -1], np.int32)
+    knowledge = Knowledge(texts, none, category, np.ones(4, np.float32), None)
+    plain, found = (
+        composed(dataclasses.replace(shop, knowledge=known), variants=1)
+        for known in (None, knowledge)
+    )
+    for key, sentences in found.items():
+        more = {("Category", 1): ["i bake"], ("Category", 2): ["my oven is cold"]}.get(key, [])
+        assert sentences == plain[key] + more
 
 
 def test_dropout_changes_the_words_around_and_keeps_most(shop, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ibis
 
 from sigma_jax.data.config import DataConfig
@@ -15,9 +17,10 @@ def paths(config: DataConfig) -> dict[str, str]:
         case "files":
             return files.paths(config)
         case "amazon":
-            return {kind: str(path) for kind, path in amazon.paths(config).items()}
+            found = {kind: str(path) for kind, path in amazon.paths(config).items()}
         case _:
-            return complete_journey.paths()
+            found = complete_journey.paths()
+    return found | _knowledge_path(config)
 
 
 def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
@@ -26,6 +29,23 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         case "files":
             return files.read(con, config)
         case "amazon":
-            return amazon.read(con, config)
+            tables = amazon.read(con, config)
         case _:
-            return complete_journey.read(con, config)
+            tables = complete_journey.read(con, config)
+    path = _knowledge_path(config)
+    if not path:
+        return tables
+    return dataclasses.replace(
+        tables,
+        knowledge=files.open_table(con, path["knowledge"]),
+        names=tables.names | path,
+        files=tables.files | path,
+    )
+
+
+def _knowledge_path(config: DataConfig) -> dict[str, str]:
+    """The table of knowledge that the user adds to a public data set; {} without one."""
+    if not config.files.knowledge:
+        return {}
+    path = files.find(config.path, "knowledge", config.files.knowledge, files.TABLE_SUFFIXES)
+    return {"knowledge": str(path)}

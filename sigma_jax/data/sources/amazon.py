@@ -69,6 +69,7 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         users=None,
         searches=None,
         themes=None,
+        knowledge=None,
         id_vectors=str(vectors) if vectors else None,
         visual_vectors=None,
         text_vectors=str(texts) if texts else None,

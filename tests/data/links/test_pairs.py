@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sigma_jax.data import pairs
-from sigma_jax.data.themes import MIN_SIGMAS, SHRINKAGE, calendar
+from sigma_jax.data.links import pairs
+from sigma_jax.data.links.themes import MIN_SIGMAS, SHRINKAGE, calendar
 from sigma_jax.prepare import prepare
 from sigma_jax.schema import DAY, VIEWS, PreparedData
 
