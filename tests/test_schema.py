@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from sigma_jax.schema import (
+    VIEWS,
     Histories,
     Links,
     PreparedData,
@@ -128,4 +129,5 @@ def test_all_of_prepared_data_loads(prepared):
     loaded = PreparedData.load(prepared.folder)
     assert len(loaded.catalogue) == 60
     assert loaded.catalogue.ids(np.array([7])) == ["i007"]
-    assert set(loaded.pairs) == {"search", "visual", "theme", "co_occurrence"}
+    assert set(loaded.pairs) == set(VIEWS)
+    assert len(loaded.knowledge.texts) == 7 and loaded.knowledge.vectors is None
