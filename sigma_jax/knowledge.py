@@ -1,4 +1,4 @@
-"""Asks a language model what people say when they want things, and writes a table of knowledge.
+"""Asks a language model what people say when they want things of a catalogue.
 
     python -m sigma_jax.knowledge --workdir=runs/demo --output=knowledge.jsonl \\
         --endpoint=http://localhost:8000/v1 --model=NAME
