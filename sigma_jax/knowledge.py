@@ -23,7 +23,6 @@ from absl import flags
 
 from sigma_jax.language_model.ask import (
     EndpointChats,
-    LocalChats,
     Model,
     Outcome,
     Prices,
@@ -92,8 +91,7 @@ def model_of_flags() -> Model:
     if bool(FLAGS.endpoint) == bool(FLAGS.folder):
         raise ValueError("name one model: --endpoint with --model, or --folder.")
     if FLAGS.folder:
-        model = LocalModel(Path(FLAGS.folder), MAX_TOKENS, FLAGS.temperature, FLAGS.seed)
-        return LocalChats(model)
+        return LocalModel(Path(FLAGS.folder), MAX_TOKENS, FLAGS.temperature, FLAGS.seed)
     if not FLAGS.model:
         raise ValueError("--model is missing; name the model of the endpoint.")
     endpoint = Endpoint(FLAGS.endpoint, FLAGS.model, MAX_TOKENS, FLAGS.temperature)

@@ -185,11 +185,7 @@ def _prepare(
             con, tables.knowledge, tables.items, catalogue, config.text.category_separator
         )
     widths = _save_vectors(tables, folder)
-    encoded = _encode_texts(config, catalogue, folder)
-    if made_knowledge is not None and encoded:
-        encode = load_encoder(config.text_encoder).encode
-        vectors_of_texts = vectors.unit_rows(encode(made_knowledge.texts.to_pylist()))
-        made_knowledge = dataclasses.replace(made_knowledge, vectors=vectors_of_texts)
+    encoded, made_knowledge = _encode_texts(config, catalogue, made_knowledge, folder)
     made = Texts(made_queries, made_themes, made_knowledge)
     made.save(folder)
     made_pairs = _pairs(tables, config.pairs, seed, folder, made, catalogue)
@@ -209,7 +205,7 @@ def _prepare(
         "queries": len(made_queries.texts) if made_queries else 0,
         "themes": theme_statistics,
         "knowledge": len(made_knowledge.texts) if made_knowledge is not None else 0,
-        "knowledge_of_nothing": dropped_knowledge,
+        "unmatched_knowledge": dropped_knowledge,
         "vectors": widths | encoded,
         "sentence_encoder": config.text_encoder if encoded else "",  # of the text vectors
         "pairs": {name: card.pair_statistics(view, catalogue) for name, view in made_pairs.items()},
@@ -378,15 +374,24 @@ def encoder_checksum(name: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _encode_texts(config: DataConfig, catalogue: Catalogue, folder: Path) -> dict[str, int]:
-    """Writes the text vectors of config.text_encoder, if it is needed. Returns their width."""
+def _encode_texts(
+    config: DataConfig, catalogue: Catalogue, knowledge: Knowledge | None, folder: Path
+) -> tuple[dict[str, int], Knowledge | None]:
+    """Writes the text vectors of config.text_encoder, if it is needed.
+
+    Returns their width, and the knowledge with the vectors of its texts.
+    """
     if not config.text_encoder or not card.count_texts(catalogue):
-        return {}
+        return {}, knowledge
     if (folder / "text_vectors.npy").exists():
         logging.info("data: the source brings text vectors, so data.text_encoder is not used")
-        return {}
+        return {}, knowledge
     encode = load_encoder(config.text_encoder).encode
-    return {"text_vectors": sentences.save_text_vectors(encode, catalogue, folder)}
+    width = sentences.save_text_vectors(encode, catalogue, folder)
+    if knowledge is not None:
+        encoded = vectors.unit_rows(encode(knowledge.texts.to_pylist()))
+        knowledge = dataclasses.replace(knowledge, vectors=encoded)
+    return {"text_vectors": width}, knowledge
 
 
 def _queries(tables: NumberedTables, config: DataConfig, histories: Histories) -> Queries | None:

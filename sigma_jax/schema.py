@@ -135,6 +135,12 @@ class Catalogue:
     def __len__(self) -> int:
         return self.table.num_rows
 
+    def items_of_categories(self) -> Links:
+        """The items of each category, most popular first."""
+        order = np.argsort(-np.asarray(self.popularity), kind="stable").astype(np.int32)
+        order = order[np.asarray(self.category)[order] >= 0]
+        return Links.from_edges(np.asarray(self.category)[order], order, len(self.categories))
+
     def texts(self, items: np.ndarray) -> list[str]:
         """The JSON texts of `items` (item numbers)."""
         return self.table["text"].take(pa.array(items)).to_pylist()
@@ -347,7 +353,7 @@ class Themes:
 
 @dataclasses.dataclass(frozen=True)
 class Knowledge:
-    """What people say when they want items, strongest first.
+    """Texts that people say when they want items, strongest first.
 
     Worked example: texts ["my head hurts", "the red one"], item [-1, 7], category [3, 2]: the first
     text speaks of category 3, the second of item 7, which is of category 2.

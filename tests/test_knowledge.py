@@ -56,7 +56,7 @@ def test_the_table_of_an_endpoint_is_read_by_prepare(
     shutil.copy(output, tables / "knowledge.jsonl")
     (tmp_path / "data").mkdir()
     card = prepare(tiny_config(tables), 0, tmp_path / "data")
-    assert card["knowledge"] == len(rows) and card["knowledge_of_nothing"] == 0
+    assert card["knowledge"] == len(rows) and card["unmatched_knowledge"] == 0
     known = PreparedData.load(tmp_path / "data").knowledge
     assert sorted(known.texts.to_pylist()) == sorted(row["text"] for row in rows)
 

@@ -1,4 +1,4 @@
-"""What each part of SIGMA's language and of its reranker is worth on the demo.
+"""The worth of each part of SIGMA's language and of its reranker, on the demo.
 
     python -m sigma_jax.benchmark --suite=configs/benchmark/ablations.py --data=FOLDER
 

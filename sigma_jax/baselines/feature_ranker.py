@@ -16,9 +16,8 @@ from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.ranking import ScoringBaseline
 from sigma_jax.reranking.features import ItemFeatures
 from sigma_jax.reranking.fit import ABSENT, examples_of, fit_weights
-from sigma_jax.reranking.history.relations import values_at
 from sigma_jax.reranking.interactions import DEPTH, Interactions, fit_interactions
-from sigma_jax.reranking.reranker import HISTORY_FEATURES, FeatureTables
+from sigma_jax.reranking.reranker import HISTORY_FEATURES, FeatureTables, feature_values
 from sigma_jax.reranking.trending import TRENDING_FEATURES
 from sigma_jax.schema import PreparedData, Requests
 
@@ -74,9 +73,9 @@ class FeatureRanker(ScoringBaseline):
         add_listed(scores, features, self.weights[:width])
         if self.interactions is not None:
             best = np.argpartition(-scores, min(DEPTH, scores.shape[1]) - 1, axis=1)[:, :DEPTH]
-            of_trending = trending[features.row[:, None], best]
             nothing = np.zeros((*best.shape, 1), np.float32)  # in place of log p
-            inputs = np.concatenate([nothing, values_at(features, best), of_trending], axis=-1)
+            values = feature_values(features, trending, best)
+            inputs = np.concatenate([nothing, values], axis=-1)
             added = self.interactions.added(inputs, np.ones((len(best), 1), np.float32))
             scores[np.arange(len(best))[:, None], best] += np.asarray(added)
         return scores

@@ -152,7 +152,7 @@ def warnings(data_card: Mapping[str, Any]) -> list[str]:
         f"{number} rows of {table} have an unknown item_id and were dropped"
         for table, number in data_card["dropped_rows"].items()
     ]
-    if number := data_card["knowledge_of_nothing"]:
+    if number := data_card["unmatched_knowledge"]:
         found.append(
             f"{number} rows of knowledge speak of an item or a category that the catalogue does "
             "not have, and were dropped"

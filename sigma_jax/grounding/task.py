@@ -67,7 +67,7 @@ class GroundingConfig:
 
 
 class GroundingTask:
-    """The stage as a Task: contrastive learning over four views, distillation from ID vectors."""
+    """The stage as a Task: contrastive learning over the views, distillation from ID vectors."""
 
     def __init__(
         self, config: GroundingConfig, workdir: Path, seed: int, mesh: Mesh | None = None

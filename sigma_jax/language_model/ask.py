@@ -20,7 +20,6 @@ from typing import Any, Protocol
 from absl import logging
 
 from sigma_jax.language_model.endpoint import Endpoint, ModelStoppedError, Reply
-from sigma_jax.language_model.local import BATCH, LocalModel
 from sigma_jax.language_model.questions import Question
 
 FAILURES = 3  # questions in a row without a reply, after which a run stops
@@ -34,21 +33,8 @@ class Model(Protocol):
     name: str
     batch_size: int  # questions asked at once
 
-    def ask_all(self, chats: Sequence[list[dict[str, str]]]) -> list[Reply | ModelStoppedError]:
+    def ask_all(self, chats: Sequence[list[dict[str, str]]]) -> Sequence[Reply | ModelStoppedError]:
         """The replies to at most `batch_size` chats, or why there is none."""
-
-
-class LocalChats:
-    """A model in a folder as a Model."""
-
-    batch_size = BATCH
-
-    def __init__(self, model: LocalModel):
-        self.name, self._model = model.name, model
-
-    def ask_all(self, chats: Sequence[list[dict[str, str]]]) -> list[Reply | ModelStoppedError]:
-        """The replies of the model."""
-        return list(self._model.ask_all(chats))
 
 
 class EndpointChats:
@@ -81,7 +67,7 @@ class EndpointChats:
 
 @dataclasses.dataclass(frozen=True)
 class Prices:
-    """What a model costs, in any currency."""
+    """The prices of a model, in any currency."""
 
     prompt: float = 0.0  # of a million tokens of questions
     reply: float = 0.0  # of a million tokens of replies

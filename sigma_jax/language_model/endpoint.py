@@ -13,7 +13,7 @@ API_KEY = "OPENAI_API_KEY"  # environment variable of the key; local servers nee
 
 
 class Reply(NamedTuple):
-    """What a model answered."""
+    """An answer of a model, and its tokens."""
 
     text: str
     prompt_tokens: int

@@ -19,6 +19,7 @@ from sigma_jax.language_model.endpoint import Reply
 from sigma_jax.models.attention import KVCache
 from sigma_jax.models.folders import read_folder_json
 from sigma_jax.models.hf import load_backbone
+from sigma_jax.models.qwen3 import causal_mask
 from sigma_jax.shapes import power_of_two
 
 BATCH = 8  # chats answered at once
@@ -27,7 +28,9 @@ NEVER = -1  # no token: a model without end tokens answers to the longest reply
 
 
 class LocalModel:
-    """Asks the model in a folder."""
+    """Asks the model in a folder (ask.Model)."""
+
+    batch_size = BATCH
 
     def __init__(self, folder: Path, max_tokens: int, temperature: float, seed: int):
         """The model and the tokenizer in `folder`. ValueError if they cannot be read."""
@@ -114,11 +117,8 @@ def generate(
     model = nnx.merge(graphdef, state)
     batch, width = tokens.shape
     cache = KVCache.empty(model.config, batch, width + count)
-    place = jnp.arange(width)
-    mask = (place[None, :, None] >= place[None, None, :]) & (
-        place[None, None, :] < lengths[:, None, None]
-    )
-    positions = jnp.broadcast_to(place, tokens.shape)
+    positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
+    mask = causal_mask((positions < lengths[:, None]).astype(jnp.int32))
     hidden, cache = model(model.embed(tokens), positions, mask, cache)
     last = hidden[jnp.arange(batch), lengths - 1]
     rows = jnp.arange(width + count)

@@ -16,8 +16,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from sigma_jax.schema import PreparedData
 
 TITLES = 5  # of the most popular items of a category, which show what it holds
@@ -69,11 +67,9 @@ def questions_of(data: PreparedData, count: int) -> Iterator[Question]:
     """
     catalogue = data.catalogue
     names = catalogue.categories.to_pylist()
-    order = np.argsort(-np.asarray(catalogue.popularity), kind="stable")
-    of_order = np.asarray(catalogue.category)[order]
+    items = catalogue.items_of_categories()
     for number, name in enumerate(names):
-        best = order[of_order == number][:TITLES]
-        titles = "; ".join(catalogue.titles(best))
+        titles = "; ".join(catalogue.titles(items.of(number)[:TITLES]))
         prompt = SAYINGS.format(category=name, titles=titles, count=count)
         yield Question(prompt, (name,), None, count)
     themes = data.themes.names.to_pylist() if data.themes is not None else []

@@ -92,12 +92,11 @@ def fit_reranker_of(
     reranker = Reranker(weights, tables, interactions)
     if metrics["reranker_targets"] < MIN_TARGETS:
         return reranker, metrics
-    rows = None
     if novelty is not None and allowed is not None and has_task_head:
         rows = _rows_like_novel(batch.requests, allowed)
-    if rows is not None and allowed is not None:
-        weights = fit_novel(weights, *_as_if_novel(recommender, batch, rows, tables, allowed))
-        reranker = Reranker(weights, tables, interactions, novelty)
+        if rows is not None:
+            weights = fit_novel(weights, *_as_if_novel(recommender, batch, rows, tables, allowed))
+            reranker = Reranker(weights, tables, interactions, novelty)
     weights = _calibrated(recommender.with_reranker(reranker), batch, weights)
     return dataclasses.replace(reranker, weights=weights), metrics | fitted_values(weights)
 

@@ -134,10 +134,8 @@ class FeatureTables:
         self, requests: Requests, histories: Histories, candidates: Int32[np.ndarray, "N C"]
     ) -> list[Float32[np.ndarray, "N C"]]:
         """HISTORY_FEATURES and TRENDING_FEATURES of some items; any value for item -1."""
-        features, table = self.features(requests, histories)
-        of_history = values_at(features, candidates)
-        of_trending = table[features.row[:, None], np.maximum(candidates, 0)]
-        return list(np.moveaxis(np.concatenate([of_history, of_trending], axis=-1), -1, 0))
+        values = feature_values(*self.features(requests, histories), candidates)
+        return list(np.moveaxis(values, -1, 0))
 
     def over(
         self, num_items: int, embedding_neighbours: sparse.csr_matrix | None = None
@@ -157,6 +155,16 @@ class FeatureTables:
     def load(cls, folder: Path) -> FeatureTables:
         """The tables that `save` wrote. An error of DAMAGE if a file is missing or damaged."""
         return cls(Relations.load(folder), RepeatModel.load(folder), TrendingCounts.load(folder))
+
+
+def feature_values(
+    features: ItemFeatures,
+    trending: Float16[np.ndarray, "T I G"],
+    candidates: Int32[np.ndarray, "N C"],
+) -> Float32[np.ndarray, "N C F+G"]:
+    """The values of `FeatureTables.features` of some items; any value for item -1."""
+    of_trending = trending[features.row[:, None], np.maximum(candidates, 0)]
+    return np.concatenate([values_at(features, candidates), of_trending], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)

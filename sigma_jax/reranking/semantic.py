@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 
 from sigma_jax.data.vectors import unit_rows
 from sigma_jax.index.device_index import exact_einsum
+from sigma_jax.schema import Links
 
 TEXTS_OF_GROUP = 16  # that stand for a group
 TEXTS_OF_KNOWLEDGE = 64  # that stand for a group besides, the strongest
@@ -66,17 +67,19 @@ class SemanticArrays:
             each speaks of. A group has the first TEXTS_OF_KNOWLEDGE of them.
         """
         group = np.asarray(group, np.int32) + 1
-        said, group_of_said = knowledge if knowledge is not None else (None, np.zeros(0, int))
+        width = vectors.shape[1]
+        said, spoken_of = knowledge or (np.zeros((0, width), np.float32), np.zeros(0, np.int32))
+        num_groups = int(max(group.max(), spoken_of.max(initial=-1) + 1)) + 1
+        said_of = Links.from_edges(spoken_of + 1, np.arange(len(said)), num_groups)
         order = np.argsort(group, kind="stable")
         starts = np.flatnonzero(np.diff(group[order], prepend=-1))
         texts, group_of_text = [], []
         for items in np.split(order, starts[1:]):
             step = -(-len(items) // ITEMS_READ)
             of_group = unit_rows(np.asarray(vectors[items[::step]], np.float32))
-            texts.append(of_group[distant_rows(of_group, TEXTS_OF_GROUP)])
-            rows = np.flatnonzero(group_of_said + 1 == group[items[0]])[:TEXTS_OF_KNOWLEDGE]
-            if said is not None and len(rows):
-                texts[-1] = np.concatenate([texts[-1], np.asarray(said[rows], np.float32)])
+            of_group = of_group[distant_rows(of_group, TEXTS_OF_GROUP)]
+            rows = said_of.of(group[items[0]])[:TEXTS_OF_KNOWLEDGE]
+            texts.append(np.concatenate([of_group, said[rows]]))
             group_of_text += [group[items[0]]] * len(texts[-1])
         return cls(
             vectors,
@@ -84,7 +87,7 @@ class SemanticArrays:
             jnp.asarray(np.concatenate(texts)),
             jnp.asarray(group_of_text, jnp.int32),
             jnp.asarray(group),
-            int(group.max()) + 1,
+            num_groups,
         )
 
     def scores(

@@ -36,7 +36,7 @@ def examples(count: int, seed: int = 0, swapped: float = 0.0, has_interaction: b
 
 
 def added(network: Interactions, of) -> np.ndarray:
-    """What the network adds in the requests of some examples."""
+    """The additions of the network in the requests of some examples."""
     return np.asarray(network.added(of.inputs, of.shares))
 
 

@@ -69,12 +69,9 @@ def _plain(name: str) -> str:
 
 def items_of_knowledge(knowledge: Knowledge, catalogue: Catalogue, count: int) -> Links:
     """The items that each text speaks of: one, or the `count` most popular ones of a category."""
-    order = np.argsort(-np.asarray(catalogue.popularity), kind="stable").astype(np.int32)
-    of_category = Links.from_edges(
-        np.asarray(catalogue.category)[order] + 1, order, len(catalogue.categories) + 1
-    )
+    of_category = catalogue.items_of_categories()
     targets = [
-        np.array([item], np.int32) if item >= 0 else of_category.of(category + 1)[:count]
+        np.array([item], np.int32) if item >= 0 else of_category.of(category)[:count]
         for item, category in zip(knowledge.item, knowledge.category, strict=True)
     ]
     rows = np.repeat(np.arange(len(targets)), list(map(len, targets)))

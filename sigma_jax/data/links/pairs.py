@@ -5,6 +5,7 @@
 | search | a query and its most clicked items |
 | visual | items whose visual vectors are nearest neighbours by cosine |
 | theme | the name of a theme and its strongest items |
+| knowledge | a text of the table `knowledge` and its items, or the most popular of its category |
 | co_occurrence | items of one session; with single-item sessions, neighbours in a history |
 
 A hash of both ends holds out a share of the pairs: the same pairs on every run and machine.
@@ -38,8 +39,8 @@ def link_pairs(
     """Pairs of each text with its first `per_text` items; None if there are none.
 
     Args:
-      view: "search" or "theme".
-      texts: queries or names of themes, string.
+      view: "search", "theme" or "knowledge".
+      texts: queries, names of themes, or knowledge; string.
       links: text -> items, strongest first.
       per_text: most items of a text.
       config: max_pairs keeps the strongest items of every text before it drops any text.

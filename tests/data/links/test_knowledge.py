@@ -50,7 +50,7 @@ def test_rows_speak_of_items_and_categories_strongest_first(tmp_path, tiny_confi
     assert categories[0] == categories[1] and categories[2] is None
     assert "cat" in categories[1].lower() and "pain" in categories[3].lower()
     assert known.of_category(known.category[1]) == texts[:2]
-    assert card["knowledge"] == 4 and card["knowledge_of_nothing"] == 1
+    assert card["knowledge"] == 4 and card["unmatched_knowledge"] == 1
     assert "1 rows of knowledge speak of" in (tmp_path / "out" / "card.md").read_text()
     # Two of them speak of their item alone, and the others of the most popular of the category.
     links = items_of_knowledge(known, data.catalogue, 1)
@@ -68,7 +68,7 @@ def test_rows_speak_of_items_and_categories_strongest_first(tmp_path, tiny_confi
 def test_knowledge_of_nothing_in_the_catalogue_is_none(tmp_path, tiny_config):
     rows = [{"text": "i want to fly", "category": "aeroplanes"}]
     data, card = prepared(tmp_path, tiny_config, rows)
-    assert data.knowledge is None and card["knowledge_of_nothing"] == 1
+    assert data.knowledge is None and card["unmatched_knowledge"] == 1
     assert "knowledge" not in data.pairs
 
 
