@@ -5,7 +5,10 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_ranker import batch, make_ranker, variants
+from small_recommender import CONFIG, NUM_ITEMS, recommender
 
+from sigma_jax.recommender.ranking import rank
 from sigma_jax.reranking.features import ItemFeatures, RankingInputs
 from sigma_jax.reranking.history.relations import PADDING
 from sigma_jax.reranking.interactions import (
@@ -144,3 +147,34 @@ def test_an_extreme_input_is_bounded(scale):
     far = np.full((1, 1, 3), scale * 100, np.float32)
     same = network.added(far, np.eye(2, dtype=np.float32)[:1])
     np.testing.assert_allclose(same, network.added(2 * far, np.eye(2, dtype=np.float32)[:1]))
+
+
+@pytest.mark.parametrize("depth", [5, 60])
+def test_the_best_items_of_the_sum_are_ranked_anew(monkeypatch, depth):
+    """By hand: the sum ranks; then the network ranks its first items, however short the list is."""
+    monkeypatch.setattr("sigma_jax.recommender.ranking.DEPTH", depth)
+    rank.clear_cache()
+    ranker = make_ranker(*recommender(has_item_head=True), 0, CONFIG)
+    rng = np.random.default_rng(0)
+    items = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (3, 1))
+    values = rng.random((3, NUM_ITEMS, 2)).astype(np.float32)
+    weights = np.array([[0.5, -0.3]], np.float32)
+    network = dataclasses.replace(network_of(3), of_task=np.zeros((1, 16), np.float32))
+    network = dataclasses.replace(network, strength=np.ones(1, np.float32))
+    plain = RankingInputs(features=ItemFeatures(items, values), weights=weights)
+    inputs = [RankingInputs(), plain, dataclasses.replace(plain, interactions=network)]
+    alone, by_sum, _ = variants(ranker, batch(), NUM_ITEMS, inputs)
+    count = min(depth, NUM_ITEMS)
+    best = by_sum.items[:, :count]
+    log_p = np.array(
+        [dict(zip(*row, strict=True)) for row in zip(alone.items, alone.log_probs, strict=True)]
+    )
+    of_network = np.array([[row[i] for i in of] for row, of in zip(log_p, best, strict=True)])
+    taken = np.take_along_axis(values, best[..., None], axis=1)
+    read = np.concatenate([of_network[..., None], taken], axis=-1).astype(np.float32)
+    scores = by_sum.log_probs[:, :count] + network.added(read, np.ones((3, 1), np.float32))
+    expected = np.take_along_axis(best, np.argsort(-np.asarray(scores), axis=1), axis=1)
+    [found] = variants(ranker, batch(), 4, inputs[2:])
+    np.testing.assert_array_equal(found.items, expected[:, :4])
+    assert (found.items != by_sum.items[:, :4]).any()
+    rank.clear_cache()
