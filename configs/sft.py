@@ -17,7 +17,7 @@ The command also runs each earlier stage that is missing. Presets:
 
 from ml_collections import ConfigDict
 
-from sigma_jax.configs import common, data, grounding, letter, teacher, tokenizer
+from sigma_jax.configs import common, data, grounding, grounding_head, letter, teacher, tokenizer
 
 TASK_WEIGHTS = {
     "JustForYou": 3.0,
@@ -281,6 +281,7 @@ def get_config(preset: str = "local") -> ConfigDict:
     upstream = {
         "teacher": teacher.stage_fields(preset),
         "grounding": grounding.stage_fields(preset),
+        "grounding_head": grounding_head.stage_fields(preset),
         "tokenizer": tokenizer.stage_fields(preset),
     }
     config = common.run_config(

@@ -7,7 +7,7 @@
 
 from ml_collections import ConfigDict
 
-from sigma_jax.configs import common, data, grounding, teacher
+from sigma_jax.configs import common, data, grounding, grounding_head, teacher
 
 BASE = {
     "method": "rqvae",
@@ -68,6 +68,7 @@ def get_config(preset: str = "local") -> ConfigDict:
     upstream = {
         "teacher": teacher.stage_fields(preset),
         "grounding": grounding.stage_fields(preset),
+        "grounding_head": grounding_head.stage_fields(preset),
     }
     config = common.run_config(
         "tokenizer", preset, stage_fields(preset), data.data_fields(preset), upstream

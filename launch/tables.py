@@ -260,6 +260,17 @@ def sentences() -> Rows:
     return rows + [[title, f"{100 * found[name]:.1f}"] for title, name in names.items()]
 
 
+def wishes() -> Rows:
+    """Sentences taken apart and as they stand (launch/benchmarks/wishes.py)."""
+    found = result_of("wishes")
+    head = [f"{found['sentences']} sentences, per cent", "excluded items in the first ten"]
+    rows = [[*head, "named things that the first ten hold"]]
+    for name, shares in found.items():
+        if isinstance(shares, dict) and "excluded" in shares:
+            rows.append([name, *(f"{100 * shares[part]:.1f}" for part in ("excluded", "named"))])
+    return rows
+
+
 def demo_record() -> dict[str, Any]:
     """The record of the demo."""
     record = read_results(Run("Complete Journey", "SIGMA", 0), RESULTS / "demo")
@@ -493,6 +504,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "demo": demo,
     "following": following,
     "sentences": sentences,
+    "wishes": wishes,
     "summary": summary,
     **{
         f"amazon-{data}": functools.partial(equal_methods, "amazon", data, COLUMNS)

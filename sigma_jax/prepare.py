@@ -386,10 +386,10 @@ def _encode_texts(
     if (folder / "text_vectors.npy").exists():
         logging.info("data: the source brings text vectors, so data.text_encoder is not used")
         return {}, knowledge
-    encode = load_encoder(config.text_encoder).encode
-    width = sentences.save_text_vectors(encode, catalogue, folder)
+    encoder = load_encoder(config.text_encoder)
+    width = sentences.save_text_vectors(encoder.encode_items, catalogue, folder)
     if knowledge is not None:
-        encoded = vectors.unit_rows(encode(knowledge.texts.to_pylist()))
+        encoded = vectors.unit_rows(encoder.encode_queries(knowledge.texts.to_pylist()))
         knowledge = dataclasses.replace(knowledge, vectors=encoded)
     return {"text_vectors": width}, knowledge
 

@@ -47,6 +47,12 @@ def _grounding() -> tuple[type, type]:
     return GroundingConfig, GroundingTask
 
 
+def _grounding_head() -> tuple[type, type]:
+    from sigma_jax.grounding.head_task import GroundingHeadConfig, GroundingHeadTask
+
+    return GroundingHeadConfig, GroundingHeadTask
+
+
 def _tokenizer() -> tuple[type, type]:
     from sigma_jax.tokenizer.task import TokenizerConfig, TokenizerTask
 
@@ -84,6 +90,15 @@ def _skip_grounding(workdir: Path) -> str | None:
     return None
 
 
+def _skip_grounding_head(workdir: Path) -> str | None:
+    metrics = artifacts.read_manifest(workdir, "data").metrics
+    if not metrics["sentence_encoder"]:
+        return "no sentence encoder made the text vectors"
+    if not any(metrics["pairs"].values()):
+        return "the data has no relevance pairs"
+    return None
+
+
 # In the order in which they run.
 STAGES: dict[str, Stage] = {
     "teacher": Stage(needs=(), classes=_teacher, skip_reason=_skip_teacher),
@@ -93,9 +108,12 @@ STAGES: dict[str, Stage] = {
         check=_check_grounding,
         skip_reason=_skip_grounding,
     ),
-    "tokenizer": Stage(needs=("teacher", "grounding"), classes=_tokenizer),
+    "grounding_head": Stage(
+        needs=("teacher",), classes=_grounding_head, skip_reason=_skip_grounding_head
+    ),
+    "tokenizer": Stage(needs=("teacher", "grounding", "grounding_head"), classes=_tokenizer),
     "sft": Stage(
-        needs=("teacher", "grounding", "tokenizer"),
+        needs=("teacher", "grounding", "grounding_head", "tokenizer"),
         classes=_sft,
         check=_check_sft,
         finish_fields=("reranker",),

@@ -40,6 +40,8 @@ def tiny_run(tables: Path, **changes) -> ConfigDict:
         "upstream.grounding.backbone.width": 16,
         "upstream.grounding.backbone.mlp_width": 32,
         "upstream.grounding.backbone.head_dim": 8,
+        "upstream.grounding_head.train.steps": 4,
+        "upstream.grounding_head.train.checkpoint_every": 2,
         "upstream.tokenizer.train.steps": 6,
         "upstream.tokenizer.train.checkpoint_every": 3,
         "upstream.tokenizer.model.levels": 3,

@@ -14,6 +14,7 @@ from sigma_jax.configs.benchmark import demo
 METHODS = {
     "SIGMA": {},
     "no pre-trained encoder": {"data.text_encoder": ""},
+    "no grounding": {"upstream.grounding_head.head.weight": 0.0},
     "no instruction vectors": {"prompt.layout.instruction": "tokens"},
     "no rhythm features": {"reranker.has_repeat_model": False},
     "no interactions": {"reranker.has_interactions": False},

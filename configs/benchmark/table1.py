@@ -19,7 +19,7 @@ METHODS = {
     "SIGMA (SID1 ID -> SID1 ID)": SID1,
     "SIGMA (SID4 ID -> SID1 ID)": SID4,
     "SIGMA (SID4 ID -> SID2 ID)": SID4 | {"prompt.layout.sid_generated": 2},
-    "- semantic grounding": {"upstream.grounding.train.steps": 0},
+    "- semantic grounding": {"upstream.grounding_head.head.weight": 0.0},
     "- APF (first prefix only)": {
         "evaluation.generation.fusion": "first_prefix",
     },

@@ -26,7 +26,7 @@ import numpy as np
 
 from launch.benchmarks.result import write_result
 from sigma_jax.data.vectors import unit_rows
-from sigma_jax.encoders.instructions import encoder_of_workdir
+from sigma_jax.encoders.instructions import plain_encoder_of
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.recommender.workdir import OpenWorkdir, load_workdir
 from sigma_jax.schema import Catalogue, RequestBatch, Requests
@@ -92,12 +92,12 @@ def answers(opened: OpenWorkdir, texts: list[str], user: int) -> np.ndarray:
 
 def by_encoder(workdir: Path, catalogue: Catalogue, texts: list[str]) -> np.ndarray:
     """The items nearest to each sentence by the plain encoder."""
-    encode = encoder_of_workdir(workdir)
+    encoder = plain_encoder_of(workdir)
     names = [*catalogue.categories.to_pylist(), ""]
     of_items = [names[number] for number in np.asarray(catalogue.category).tolist()]
     titles = catalogue.table["title"].to_pylist()
     items = [f"{title}, {name}" for title, name in zip(titles, of_items, strict=True)]
-    cosines = unit_rows(encode(texts)) @ unit_rows(encode(items)).T
+    cosines = unit_rows(encoder.encode_queries(texts)) @ unit_rows(encoder.encode_items(items)).T
     return np.argsort(-cosines, axis=1, kind="stable")[:, :COUNT]
 
 

@@ -18,11 +18,16 @@ from sigma_jax.data.tables import as_id
 from sigma_jax.schema import load_item_vectors
 
 ROWS_AT_ONCE = 65_536
-# Kind -> the file of the user's vectors in a workdir, and the file that a stage makes otherwise.
+# Kind -> files in a workdir, of which the first that exists is read. Vectors of the user replace
+# those of a stage; those of a sentence encoder stand in data/ too, and are read with their head.
 VECTOR_FILES = {
-    "text": ("data/text_vectors.npy", "grounding/text_vectors.npy"),
+    "text": (
+        "grounding_head/text_vectors.npy",
+        "data/text_vectors.npy",
+        "grounding/text_vectors.npy",
+    ),
     "id": ("data/id_vectors.npy", "teacher/id_vectors.npy"),
-    "image": ("data/visual_vectors.npy", None),
+    "image": ("data/visual_vectors.npy",),
 }
 
 
@@ -40,11 +45,13 @@ def item_vectors(workdir: Path, count: int | None = None) -> dict[str, Float32[n
         which means that they belong to another catalogue.
     """
     found = {}
-    for name, (given, made) in VECTOR_FILES.items():
-        if (workdir / given).exists():
-            found[name] = load_item_vectors(workdir / given)
-        elif made and (workdir / made).parent.exists():
-            found[name] = load_item_vectors(workdir / made)
+    for name, files in VECTOR_FILES.items():
+        for path in (workdir / file for file in files):
+            # A stage that left its folder made the vectors; data/ has them for some sources only.
+            is_there = path.exists() if path.parent.name == "data" else path.parent.exists()
+            if is_there:
+                found[name] = load_item_vectors(path)
+                break
     for name, rows in found.items():
         count = len(rows) if count is None else count
         if len(rows) != count:

@@ -41,6 +41,8 @@ POOLING_NAMES = {
     "pooling_mode_lasttoken": "last",
     "pooling_mode_max_tokens": "max",
 }
+# Names of prompts for texts to search with, and for texts to be found.
+QUERY_PROMPTS, ITEM_PROMPTS = ("query",), ("document", "passage")
 DENSE_ACTIVATIONS = {"Identity": lambda x: x, "Tanh": jnp.tanh}
 BATCH_TOKENS = 4_096  # of a batch, padding included
 STEP = 1 / 8  # of a text's length, at most, is padding that its batch needs for few programs
@@ -185,6 +187,18 @@ class SentenceEncoder:
                 vectors = np.zeros((len(tokens), found.shape[1]), np.float32)
             vectors[rows] = found
         return np.zeros((0, self.width), np.float32) if vectors is None else vectors[place]
+
+    def encode_queries(self, texts: Sequence[str]) -> Float32[np.ndarray, "N E"]:
+        """The vectors of instructions, queries and themes, with the model's prompt for queries."""
+        return self.encode(texts, self._prompt_of(QUERY_PROMPTS))
+
+    def encode_items(self, texts: Sequence[str]) -> Float32[np.ndarray, "N E"]:
+        """The vectors of items' texts, with the model's prompt for documents."""
+        return self.encode(texts, self._prompt_of(ITEM_PROMPTS))
+
+    def _prompt_of(self, names: Sequence[str]) -> str:
+        """The first of `names` that the model has; "" if it has none."""
+        return next((name for name in names if name in self.prompts), "")
 
     def _vectors(self, tokens: Sequence[Sequence[int]]) -> Float32[np.ndarray, "n E"]:
         """The vectors of one batch, which is padded to a shape of few."""

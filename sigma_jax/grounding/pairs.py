@@ -4,16 +4,55 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
 
 import grain
 import numpy as np
-from jaxtyping import Float32, Int64
+from absl import logging
+from jaxtyping import Float32, Int32, Int64
 
-from sigma_jax.grounding.texts import TokenTable
-from sigma_jax.schema import VIEWS, PreparedData, RelevancePairs
+from sigma_jax.schema import VIEWS, PreparedData, RelevancePairs, load_item_vectors
 
 Batch = dict[str, np.ndarray]
 FOREVER = 2**40  # number of steps of the dataset; no run is that long
+
+
+class TextTable(Protocol):
+    """All texts as inputs of a model: first those of the items, then the left texts of views."""
+
+    @property
+    def key(self) -> Int32[np.ndarray, " texts"]:
+        """The key of each text; equal texts share one."""
+
+    @property
+    def first_row(self) -> dict[str, int]:
+        """View -> row of its first left text."""
+
+    def inputs(self, rows: Int64[np.ndarray, " B"]) -> Batch:
+        """Arrays [B, ...] for the texts `rows`."""
+
+
+def id_vectors_of(data: PreparedData, workdir: Path) -> Float32[np.ndarray, "I D"] | None:
+    """The ID vectors of the data or of the stage `teacher`; None, which is logged, without any.
+
+    ValueError if they are of another number of items.
+    """
+    teacher = workdir / "teacher" / "id_vectors.npy"
+    vectors = data.id_vectors
+    if vectors is None and teacher.exists():
+        vectors = load_item_vectors(teacher)
+    if vectors is None:
+        logging.warning(
+            "grounding: no distillation (Eq. 3), because neither the data nor a teacher has ID "
+            "vectors"
+        )
+    elif len(vectors) != len(data.catalogue):
+        raise ValueError(
+            f"there are {len(vectors)} ID vectors for {len(data.catalogue)} items; "
+            "run the teacher or `sigma_jax.prepare` again."
+        )
+    return vectors
 
 
 def check_mixture(views: Mapping[str, float]) -> None:
@@ -47,7 +86,7 @@ def mixture(views: Mapping[str, float], data: PreparedData) -> dict[str, float]:
     return {view: weight / total for view, weight in usable.items()}
 
 
-def left_rows(pairs: RelevancePairs, table: TokenTable, chosen: np.ndarray) -> np.ndarray:
+def left_rows(pairs: RelevancePairs, table: TextTable, chosen: np.ndarray) -> np.ndarray:
     """Rows of `table` of the left sides of the `chosen` pairs."""
     offset = table.first_row.get(pairs.view, 0) if pairs.left_texts is not None else 0
     return pairs.left[chosen].astype(np.int64) + offset
@@ -58,7 +97,7 @@ class PairBatches:
     """Batches of B = `pairs` pairs: 2B rows, first the left sides, then the right sides."""
 
     data: PreparedData
-    table: TokenTable
+    table: TextTable
     shares: dict[str, float]
     id_vectors: Float32[np.ndarray, "I D"] | None
     pairs: int
@@ -90,18 +129,16 @@ class PairBatches:
     def batch(self, step: int, rows: Int64[np.ndarray, " n"] | None = None) -> Batch:
         """The batch of a step, or `rows` of it.
 
-        Arrays: tokens [2B, T], length, key and view [2B]; with ID vectors also id_vectors [2B, D]
-        and has_id [2B]. Equal texts have one key. A row without ID vector (a query, a theme, an
-        item whose vector is zero) has zeros.
+        Arrays: those of `TextTable.inputs`, key and view [2B]; with ID vectors also id_vectors
+        [2B, D] and has_id [2B]. Equal texts have one key. A row without ID vector (a query, a
+        theme, an item whose vector is zero) has zeros.
         """
         view, left, right = self.draw(int(step))
         view, texts = np.concatenate([view, view]), np.concatenate([left, right])
         if rows is not None:
             view, texts = view[rows], texts[rows]
-        tokens, lengths = self.table.batch(texts)
         batch = {
-            "tokens": tokens,
-            "length": lengths,
+            **self.table.inputs(texts),
             "key": np.asarray(self.table.key[texts]),
             "view": view,
         }
@@ -114,7 +151,7 @@ class PairBatches:
 
 
 def held_out(
-    pairs: RelevancePairs, table: TokenTable, count: int, seed: int
+    pairs: RelevancePairs, table: TextTable, count: int, seed: int
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """Left rows and right items of at most `count` held-out pairs, drawn by `seed`."""
     chosen = np.flatnonzero(pairs.is_heldout)

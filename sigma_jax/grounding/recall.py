@@ -2,13 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
+
+from sigma_jax.grounding.loss import RelevanceConfig
+from sigma_jax.grounding.pairs import TextTable, held_out
+from sigma_jax.schema import PreparedData
 
 # Cosines this close are a tie, because equal texts get equal vectors up to rounding.
 TIE = 1e-6
 CUTOFFS = (1, 10, 100)
 CHUNK = 256  # left sides scored at a time
+
+
+def held_out_recalls(
+    data: PreparedData,
+    table: TextTable,
+    vectors_of: Callable[[Int64[np.ndarray, " n"]], Float32[np.ndarray, "n D"]],
+    config: RelevanceConfig,
+    seed: int,
+) -> dict[str, float]:
+    """`recall_K/VIEW` of held-out pairs, and `candidates`, the number of ranked items.
+
+    Other right items of the same left side are ranked too, so recall@1 of a query with many items
+    cannot reach 1. {} without held-out pairs.
+
+    Args:
+      vectors_of: rows of `table` to their vectors, unit length.
+    """
+    chosen = {
+        view: held_out(pairs, table, config.eval_pairs, seed)
+        for view, pairs in data.pairs.items()
+        if pairs.is_heldout.any()
+    }
+    if not chosen:
+        return {}
+    right = np.concatenate([items for _, items in chosen.values()])
+    candidates = candidate_items(right, len(data.catalogue), config.eval_candidates, seed)
+    vectors = vectors_of(candidates)
+    metrics = {"candidates": float(len(candidates))}
+    for view, (left, right) in chosen.items():
+        distinct, inverse = np.unique(left, return_inverse=True)
+        recall = recalls(
+            vectors_of(distinct)[inverse],
+            vectors,
+            np.searchsorted(candidates, right),
+            rows_of(left, candidates),
+        )
+        metrics |= {f"recall_{k}/{view}": float(hit.mean()) for k, hit in recall.items()}
+    return metrics
+
+
+def rows_of(items: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Row of each of `items` in the sorted `candidates`; -1 if it is not there."""
+    row = np.minimum(np.searchsorted(candidates, items), len(candidates) - 1)
+    return np.where(candidates[row] == items, row, -1)
 
 
 def candidate_items(

@@ -18,50 +18,33 @@ from jaxtyping import Array, Float, Int64
 
 from sigma_jax import losses
 from sigma_jax.grounding.encode import BatchEncoder, save_encoder
-from sigma_jax.grounding.pairs import PairBatches, check_mixture, held_out, mixture
-from sigma_jax.grounding.recall import candidate_items, recalls
+from sigma_jax.grounding.loss import RelevanceConfig, relevance_loss
+from sigma_jax.grounding.pairs import PairBatches, id_vectors_of, mixture
+from sigma_jax.grounding.recall import held_out_recalls
 from sigma_jax.grounding.texts import load_tokenizer, token_table
 from sigma_jax.models.backbone import BackboneConfig, make_backbone
 from sigma_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from sigma_jax.runtime import hosts
-from sigma_jax.runtime.config import OptimizerConfig, TrainConfig, check_at_least
-from sigma_jax.schema import PreparedData, load_item_vectors
+from sigma_jax.runtime.config import check_at_least
+from sigma_jax.schema import PreparedData
 
 
 @dataclasses.dataclass(frozen=True)
-class GroundingConfig:
+class GroundingConfig(RelevanceConfig):
     """Fields of configs/grounding.py."""
 
-    optimizer: OptimizerConfig
-    train: TrainConfig  # batch_size counts pairs: 2 * batch_size texts
     backbone: BackboneConfig
     encoder: TextEncoderConfig
     max_tokens: int  # of a text
     token_quantile: float  # share of texts that fit into the static length of a batch
     query_instruction: str  # stands before queries and themes
-    mixture: dict[str, float]  # view -> weight; views without pairs are left out
-    temperature: float  # tau of Eq. 1
-    id_temperature: float  # tau of P_ID in Eq. 3
-    kd_weight: float  # weight of Eq. 3; Eq. 2 has weight 1; 0: no distillation
-    masks_false_negatives: bool  # losses.contrastive_loss with keys; False: as in the paper
-    encode_rows: int  # texts encoded at a time within a step; 0: all at once
-    loss_rows: int  # rows of the [2B, 2B] matrices computed at a time
-    eval_pairs: int  # most held-out pairs of a view in a report
-    eval_candidates: int  # most items ranked in a report; 0: all
+    encode_rows: int  # texts encoded at a time within a step, to save memory; 0: all at once
     eval_batch_size: int  # texts encoded at a time outside of training
 
     def __post_init__(self):
-        check_mixture(self.mixture)
-        if self.train.accumulate > 1:
-            raise ValueError(
-                f"train.accumulate={self.train.accumulate} would separate anchors from negatives; "
-                "use 1, and encode_rows to save memory."
-            )
-        check_at_least(1, self, "max_tokens", "loss_rows", "eval_pairs", "eval_batch_size")
-        check_at_least(0, self, "kd_weight", "encode_rows", "eval_candidates")
-        for name in ("temperature", "id_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}; use more than 0, such as 0.05.")
+        super().__post_init__()
+        check_at_least(1, self, "max_tokens", "eval_batch_size")
+        check_at_least(0, self, "encode_rows")
         if not 0 < self.token_quantile <= 1:
             raise ValueError(f"token_quantile={self.token_quantile}; use a share, such as 0.99.")
 
@@ -86,7 +69,7 @@ class GroundingTask:
             config.token_quantile,
             config.query_instruction,
         )
-        self.id_vectors = self._id_vectors(workdir / "teacher" / "id_vectors.npy")
+        self.id_vectors = id_vectors_of(self.data, workdir) if config.kd_weight else None
         shares = mixture(config.mixture, self.data)
         pairs = config.train.batch_size
         self.pairs = PairBatches(self.data, self.table, shares, self.id_vectors, pairs, seed)
@@ -99,24 +82,6 @@ class GroundingTask:
             parts,
             "off" if self.id_vectors is None else "on",
         )
-
-    def _id_vectors(self, teacher: Path) -> np.ndarray | None:
-        if not self.config.kd_weight:
-            return None
-        vectors = self.data.id_vectors
-        if vectors is None and teacher.exists():
-            vectors = load_item_vectors(teacher)
-        if vectors is None:
-            logging.warning(
-                "grounding: no distillation (Eq. 3), because neither the data nor a teacher has ID "
-                "vectors"
-            )
-        elif len(vectors) != len(self.data.catalogue):
-            raise ValueError(
-                f"there are {len(vectors)} ID vectors for {len(self.data.catalogue)} items; "
-                "run the teacher or `sigma_jax.prepare` again."
-            )
-        return vectors
 
     def batches(self, rows: Int64[np.ndarray, " n"] | None = None) -> grain.MapDataset:
         """Element s is the batch of step s (`PairBatches.batch`), or `rows` of it."""
@@ -150,34 +115,13 @@ class GroundingTask:
         return grounding_loss(self.config, model, tables, batch, key)
 
     def report(self, model: TextEncoder, tables: dict) -> dict[str, float]:
-        """`recall_K/VIEW` of held-out pairs, and `candidates`, the number of ranked items.
-
-        Other right items of the same left side are ranked too, so recall@1 of a query with many
-        items cannot reach 1.
-        """
+        """`recall_K/VIEW` of held-out pairs, and `candidates`, the number of ranked items."""
         encoder = BatchEncoder(model, self.config.eval_batch_size, self.mesh)
-        chosen = {
-            view: held_out(pairs, self.table, self.config.eval_pairs, self.seed)
-            for view, pairs in self.data.pairs.items()
-            if pairs.is_heldout.any()
-        }
-        if not chosen:
-            return {}
-        right = np.concatenate([items for _, items in chosen.values()])
-        items = len(self.data.catalogue)
-        candidates = candidate_items(right, items, self.config.eval_candidates, self.seed)
-        vectors = encoder.rows(self.table, candidates)
-        metrics = {"candidates": float(len(candidates))}
-        for view, (left, right) in chosen.items():
-            distinct, inverse = np.unique(left, return_inverse=True)
-            recall = recalls(
-                encoder.rows(self.table, distinct)[inverse],
-                vectors,
-                np.searchsorted(candidates, right),
-                rows_of(left, candidates),
-            )
-            metrics |= {f"recall_{k}/{view}": float(hit.mean()) for k, hit in recall.items()}
-        return metrics
+
+        def vectors_of(rows: np.ndarray) -> np.ndarray:
+            return encoder.rows(self.table, rows)
+
+        return held_out_recalls(self.data, self.table, vectors_of, self.config, self.seed)
 
     def finalize_on_all_hosts(self, model: TextEncoder, mesh: Mesh) -> None:
         """Encodes all items on the devices of all processes; the first process writes them."""
@@ -262,27 +206,4 @@ def grounding_loss(
     rows = (batch["tokens"], batch["length"], jnp.arange(count))
     # Chunks recompute their activations: memory for one chunk, negatives from all chunks.
     vectors = losses.map_row_chunks(encode, rows, config.encode_rows or count)
-    keys = batch["key"] if config.masks_false_negatives else None
-    contrast, accuracy = losses.contrastive_loss(
-        vectors, config.temperature, keys, config.loss_rows
-    )
-    metrics = {"contrastive": contrast, "in_batch_accuracy": accuracy}
-    if "id_vectors" not in batch:
-        return contrast, metrics
-    distillation = losses.distillation_loss(
-        vectors,
-        batch["id_vectors"],
-        config.temperature,
-        config.id_temperature,
-        batch["has_id"],
-        keys,
-        config.loss_rows,
-    )
-    loss = contrast + config.kd_weight * distillation
-    return loss, {**metrics, "distillation": distillation}
-
-
-def rows_of(items: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Row of each of `items` in the sorted `candidates`; -1 if it is not there."""
-    row = np.minimum(np.searchsorted(candidates, items), len(candidates) - 1)
-    return np.where(candidates[row] == items, row, -1)
+    return relevance_loss(config, vectors, batch)

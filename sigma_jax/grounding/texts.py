@@ -73,6 +73,11 @@ class TokenTable:
         """Tokens [B, T] and lengths [B] of `rows`."""
         return padded(self.offsets, self.tokens, rows, self.length)
 
+    def inputs(self, rows: Int64[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """{"tokens": [B, T], "length": [B]} of `rows`, for `PairBatches`."""
+        tokens, lengths = self.batch(rows)
+        return {"tokens": tokens, "length": lengths}
+
 
 def token_table(
     data: PreparedData, cache: Path, max_tokens: int, quantile: float, instruction: str
@@ -99,10 +104,10 @@ def token_table(
     truncated = float(np.mean((lengths > length) | (lengths == max_tokens)))
     tokens = np.memmap(folder / "tokens.int32", np.int32, "r")
     key = read_npy(folder / "key.npy", 1)
-    return TokenTable(offsets, tokens, key, _first_rows(data), length, truncated)
+    return TokenTable(offsets, tokens, key, first_rows(data), length, truncated)
 
 
-def _first_rows(data: PreparedData) -> dict[str, int]:
+def first_rows(data: PreparedData) -> dict[str, int]:
     """Row of the first left text of each view that has left texts."""
     row, first = len(data.catalogue), {}
     for view, pairs in data.pairs.items():
@@ -115,7 +120,7 @@ def _texts(data: PreparedData, instruction: str) -> Iterator[list[str]]:
     """All texts in the order of the rows, CHUNK at a time."""
     for start in range(0, len(data.catalogue), CHUNK):
         yield data.catalogue.table["text"].slice(start, CHUNK).to_pylist()
-    for view in _first_rows(data):
+    for view in first_rows(data):
         texts = data.pairs[view].left_texts
         for start in range(0, len(texts), CHUNK):
             yield [instruction + text for text in texts.slice(start, CHUNK).to_pylist()]

@@ -28,6 +28,7 @@ from sigma_jax.models.weights import load_weights, save_weights
 from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.recommender.build import build_network, frozen_tables
 from sigma_jax.recommender.spec import RecommenderSpec
+from sigma_jax.recommender.wishes import WishReader
 from sigma_jax.reranking.lexical import LexicalTable
 from sigma_jax.reranking.reranker import Reranker
 from sigma_jax.runtime.artifacts import read_manifest
@@ -58,6 +59,7 @@ class RecommenderParts:
     group: Int32[np.ndarray, " I"] | None  # of each item, for reranking/semantic.py
     # Vectors of what people say, and the group that each speaks of.
     knowledge: tuple[Float32[np.ndarray, "K E"], Int32[np.ndarray, " K"]] | None = None
+    wishes: WishReader | None = None  # where instructions are taken apart
 
     @classmethod
     def load(
@@ -98,7 +100,8 @@ class RecommenderParts:
             lexical,
             encoder,
             item_groups(data.catalogue, semantic_ids),
-            knowledge_of_groups(data, semantic_ids),
+            knowledge_of_groups(data, semantic_ids, encoder),
+            wish_reader(data.catalogue, spec, reranker, encoder),
         )
 
     @classmethod
@@ -141,14 +144,29 @@ def item_groups(catalogue: Catalogue, semantic_ids: SemanticIds) -> Int32[np.nda
 
 
 def knowledge_of_groups(
-    data: PreparedData, semantic_ids: SemanticIds
+    data: PreparedData, semantic_ids: SemanticIds, encoder: InstructionEncoder | None
 ) -> tuple[Float32[np.ndarray, "K E"], Int32[np.ndarray, " K"]] | None:
     """Vectors of what people say and the group that each speaks of; None without such vectors."""
     knowledge = data.knowledge
-    if knowledge is None or knowledge.vectors is None:
+    if knowledge is None or knowledge.vectors is None or encoder is None:
         return None
     of_items = item_groups(data.catalogue, semantic_ids)[np.maximum(knowledge.item, 0)]
-    return knowledge.vectors, np.where(knowledge.item >= 0, of_items, knowledge.category)
+    vectors = encoder.grounded(knowledge.vectors)
+    return vectors, np.where(knowledge.item >= 0, of_items, knowledge.category)
+
+
+def wish_reader(
+    catalogue: Catalogue,
+    spec: RecommenderSpec,
+    reranker: Reranker | None,
+    encoder: InstructionEncoder | None,
+) -> WishReader | None:
+    """The reader of wishes; None for a network without instructions."""
+    if not spec.has_instructions:
+        return None
+    novelty = None if reranker is None else reranker.novelty
+    things = () if novelty is None else novelty.things
+    return WishReader(catalogue, things, instructions.around_slots(spec.wordings), encoder)
 
 
 def lexical_table(data: PreparedData, spec: RecommenderSpec) -> LexicalTable | None:

@@ -27,6 +27,7 @@ from sigma_jax.prompts.inference import make_prompts
 from sigma_jax.recommender.parts import RecommenderParts
 from sigma_jax.recommender.ranking import Ranker, Recommendations, Variant
 from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION
+from sigma_jax.recommender.wish_lists import recommend_wishes
 from sigma_jax.reranking.features import RankingInputs
 from sigma_jax.reranking.instruction import (
     InstructionInputs,
@@ -118,12 +119,30 @@ class Recommender:
     ) -> Recommendations:
         """The best items for each request, NumPy arrays; inactive items never.
 
-        A list ends with items -1 if fewer than `options.count` are found.
+        A list ends with items -1 if fewer than `options.count` are found. Instructions that
+        exclude something, or name several things or a price, are taken apart (wishes.py).
 
         Args:
           is_allowed: False for further items to leave out, such as those out of stock. ValueError
             if no active item is left.
         """
+
+        def recommend(part: RequestBatch, count: int) -> Recommendations:
+            changed = dataclasses.replace(options, count=count)
+            return self._recommend_as_read(part, changed, is_allowed)
+
+        if self.parts.wishes is None:
+            return recommend(batch, options.count)
+        items = len(self.parts.semantic_ids.codes)
+        return recommend_wishes(batch, self.parts.wishes, recommend, options.count, items)
+
+    def _recommend_as_read(
+        self,
+        batch: RequestBatch,
+        options: RecommendOptions,
+        is_allowed: Bool[np.ndarray, " I"] | None,
+    ) -> Recommendations:
+        """`recommend` for instructions that are read as they stand."""
         if self.parts.reranker is None or not options.reranks:
             return self.recommend_variants(batch, [options], is_allowed)[0]
         # Requests of many days are answered in parts, each with its own trending table.

@@ -11,6 +11,7 @@ model/                   manifest.json and the files that no item changes:
   tokenizer/             codebooks and encoder: vectors to SIDs
   encoder/               texts to vectors, from the stage grounding
   sentence_encoder/      a copy of the model of data.text_encoder
+  grounding_head/        the head that was trained beside it
   knowledge.arrow, knowledge_vectors.npy    what people say, where the data has it
   items.json             how columns of an item become its text, the mean text vector, and the
                          slot values that instructions may ask for
@@ -32,7 +33,8 @@ from orbax.checkpoint import v1 as ocp
 from sigma_jax.data.config import TextConfig
 from sigma_jax.data.vectors import item_vectors
 from sigma_jax.encoders.find import find_encoder
-from sigma_jax.encoders.instructions import encoder_in
+from sigma_jax.encoders.grounding_head import GroundedVectors
+from sigma_jax.encoders.instructions import ENCODER, HEAD, encoder_in
 from sigma_jax.generation.generator import all_item_vectors, prefix_depth
 from sigma_jax.index.host_index import HostIndex
 from sigma_jax.index.scann_searcher import HAS_SCANN
@@ -113,7 +115,10 @@ def _write_model(
             shutil.copy(workdir / "grounding" / name, folder / "encoder")
         shutil.copytree(workdir / "grounding" / "backbone", folder / "encoder" / "backbone")
     if sentence_encoder:
-        shutil.copytree(find_encoder(sentence_encoder), folder / "sentence_encoder")
+        shutil.copytree(find_encoder(sentence_encoder), folder / ENCODER)
+    if head := GroundedVectors.load(workdir / HEAD):
+        (folder / HEAD).mkdir()
+        head.save(folder / HEAD)
     if data.knowledge is not None:
         data.knowledge.save(folder)
     items = _items_json(workdir, data, parts)
@@ -343,7 +348,7 @@ class Bundle:
             vectors | shapes,
             reranker,
             version.lexical,
-            encoder_in(folder / "sentence_encoder") if spec.has_instructions else None,
+            encoder_in(folder) if spec.has_instructions else None,
             rows,
         )
         # Beam search reads the trie instead of the codes of items.

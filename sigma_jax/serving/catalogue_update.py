@@ -27,7 +27,7 @@ from sigma_jax.data import database, sentences, text
 from sigma_jax.data.sources.files import open_table
 from sigma_jax.data.tables import Checker, Tables, as_text
 from sigma_jax.data.vectors import join_vectors, unit_rows
-from sigma_jax.encoders.sentence_encoder import SentenceEncoder
+from sigma_jax.encoders.instructions import encoder_in
 from sigma_jax.generation.generator import all_item_vectors
 from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.index.scann_searcher import top_rows
@@ -272,18 +272,20 @@ def text_encoder(
     if (folder / "encoder").exists():
         encode_texts = load_encoder(folder / "encoder")
         return lambda items: encode_texts(items["text"].to_pylist())
-    if not (folder / "sentence_encoder").exists():
+    encoder = encoder_in(folder)
+    if encoder is None:
         raise ValueError(
             "the training got its text vectors from a file; give those of the new items as "
             "--text_vectors."
         )
-    encode = SentenceEncoder.load(folder / "sentence_encoder").encode
+    encode = encoder.encoder.encode_items
     has_categories = len(before.catalogue.categories) > 0
 
     def vectors(items: pa.Table) -> Float32[np.ndarray, "n D"]:
         columns = {name: items[name].to_pylist() for name in ("text", "title", "category")}
         categories = columns["category"] if has_categories else None
-        return sentences.text_vectors(encode, columns["text"], columns["title"], categories)
+        plain = sentences.text_vectors(encode, columns["text"], columns["title"], categories)
+        return encoder.grounded(plain)
 
     return vectors
 

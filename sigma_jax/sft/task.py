@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, Int64
 from sigma_jax import metrics
 from sigma_jax.data.pipeline import open_shards
 from sigma_jax.data.vectors import item_vectors
-from sigma_jax.encoders.instructions import InstructionEncoder, encoder_of_workdir
+from sigma_jax.encoders.instructions import HEAD, InstructionEncoder, encoder_of_workdir
 from sigma_jax.generation.generator import all_item_vectors
 from sigma_jax.generation.head_weights import (
     HEAD_WEIGHTS,
@@ -63,8 +63,7 @@ from sigma_jax.reranking.lexical import LexicalTable
 from sigma_jax.reranking.novelty import Novelty
 from sigma_jax.reranking.reranker import FeatureTables, Reranker
 from sigma_jax.runtime import hosts
-from sigma_jax.runtime.artifacts import Recipe, is_current, write_artifact
-from sigma_jax.runtime.files import read_json
+from sigma_jax.runtime.artifacts import Recipe, is_current, read_manifest, write_artifact
 from sigma_jax.schema import TASKS, PreparedData, RequestBatch, Requests, SemanticIds
 from sigma_jax.sft.config import SftConfig
 from sigma_jax.sft.loss import recommender_loss
@@ -145,8 +144,9 @@ class SftTask:
         def write(folder: Path) -> dict[str, int]:
             return write_pool(self.data, prompt, self.encoder, folder, self.seed)
 
+        needs = ("data",) if self.encoder.head is None else ("data", HEAD)
         settings = pool_settings(prompt)
-        folder = make_side_artifact(self.workdir, POOL, settings, self.data, self.seed, write)
+        folder = make_side_artifact(self.workdir, POOL, settings, needs, self.seed, write)
         return InstructionPool.load(folder)
 
     @property
@@ -268,7 +268,7 @@ class SftTask:
             lexical,
             self.encoder,
             item_groups(self.data.catalogue, self.semantic_ids),
-            knowledge_of_groups(self.data, self.semantic_ids),
+            knowledge_of_groups(self.data, self.semantic_ids, self.encoder),
         )
 
     @functools.cached_property
@@ -452,14 +452,15 @@ def write_record_shards(
     def write(folder: Path) -> dict[str, int]:
         return write_records(data, prompt, folder, seed)
 
-    return make_side_artifact(workdir, name, record_settings(prompt), data, seed, write)
+    settings = record_settings(prompt)
+    return make_side_artifact(workdir, name, settings, ("data",), seed, write)
 
 
 def make_side_artifact(
     workdir: Path,
     name: str,
     settings: Mapping[str, Any],
-    data: PreparedData,
+    needs: Sequence[str],
     seed: int,
     write: Callable[[Path], dict[str, int]],
 ) -> Path:
@@ -468,10 +469,11 @@ def make_side_artifact(
     ValueError if the folder holds an artifact of other settings.
 
     Args:
-      settings: those that decide its content, besides the data and the seed.
+      settings: those that decide its content, besides the seed and the artifacts that it needs.
+      needs: the artifacts that it is made from, such as "data".
       write: fills a folder, and returns metrics of the manifest.
     """
-    inputs = {"data": read_json(data.folder / "manifest.json")["fingerprint"]}
+    inputs = {name: read_manifest(workdir, name).fingerprint for name in needs}
     recipe = Recipe(settings, inputs, seed)
 
     def make() -> None:

@@ -25,6 +25,12 @@ def test_vectors_of_the_user_replace_those_of_a_stage(tmp_path):
     np.testing.assert_array_equal(item_vectors(tmp_path)["text"], given)
 
 
+def test_vectors_of_an_encoder_are_read_with_their_head(tmp_path):
+    save(tmp_path, "data/text_vectors.npy", 5)
+    with_head = save(tmp_path, "grounding_head/text_vectors.npy", 5, width=6)
+    np.testing.assert_array_equal(item_vectors(tmp_path)["text"], with_head)
+
+
 def test_vectors_of_another_catalogue_are_refused(tmp_path):
     save(tmp_path, "grounding/text_vectors.npy", 5)
     save(tmp_path, "teacher/id_vectors.npy", 4)

@@ -39,6 +39,17 @@ def test_vectors_are_those_of_sentence_transformers(name):
     assert encoder.width == expected["plain"].shape[1]
 
 
+def test_queries_and_items_get_the_prompts_of_the_model(folder):
+    plain = SentenceEncoder.load(folder)
+    np.testing.assert_array_equal(plain.encode_queries(TEXTS), plain.encode(TEXTS))
+    prompts = {"query": "search query: ", "passage": "a text: "}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    encoder = SentenceEncoder.load(folder)
+    for found, prompt in ((encoder.encode_queries, "query"), (encoder.encode_items, "passage")):
+        texts = [prompts[prompt] + text for text in TEXTS]
+        np.testing.assert_array_equal(found(TEXTS), plain.encode(texts))
+
+
 def test_order_and_number_of_texts_change_no_vector(monkeypatch):
     monkeypatch.setattr(sentence_encoder, "BATCH_TOKENS", 32)
     encoder = SentenceEncoder.load(GOLDEN / "encoder_bert")

@@ -11,6 +11,7 @@ from small_export import new_items, only, users_of, write_rows
 from tiny_run import tiny_run
 
 from sigma_jax import train
+from sigma_jax.data.vectors import item_vectors, unit_rows
 from sigma_jax.models.item_encoder import INSTRUCTION
 from sigma_jax.recommender.parts import RecommenderParts
 from sigma_jax.recommender.recommender import (
@@ -22,6 +23,7 @@ from sigma_jax.recommender.workdir import load_workdir
 from sigma_jax.reranking.novelty import Novelty
 from sigma_jax.reranking.reranker import FEATURES
 from sigma_jax.reranking.semantic import SemanticArrays
+from sigma_jax.runtime.artifacts import read_manifest
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import TASKS, PreparedData
@@ -57,6 +59,11 @@ def export_of(spoken, tmp_path_factory):
 def test_the_encoder_replaces_grounding_and_prompts_hold_vectors(spoken):
     assert not (spoken / "grounding").exists()
     data = PreparedData.load(spoken / "data")
+    vectors, plain = item_vectors(spoken)["text"], data.text_vectors
+    width = plain.shape[1]
+    assert vectors.shape[1] == width + 64
+    np.testing.assert_allclose(unit_rows(vectors[:, :width]), unit_rows(plain), atol=1e-6)
+    assert read_manifest(spoken, "instructions").inputs.keys() == {"data", "grounding_head"}
     parts = RecommenderParts.of_workdir(spoken, data)
     assert parts.spec.layout.has_instruction_vectors and parts.reranker.novelty is not None
     assert len(parts.reranker.weights.calibration) == len(parts.reranker.weights.of["ease"])
@@ -66,6 +73,7 @@ def test_the_encoder_replaces_grounding_and_prompts_hold_vectors(spoken):
     prompts = opened.recommender.prompts(batch)
     assert (prompts.items <= INSTRUCTION).sum(axis=1).tolist() == [1, 1, 1]
     expected = parts.encoder(batch.requests.instruction)
+    assert expected.shape[1] == vectors.shape[1]
     np.testing.assert_allclose(prompts.instructions[:, 0], expected, atol=1e-6)
 
 
@@ -114,6 +122,7 @@ def test_the_export_answers_as_the_workdir_wherever_the_encoder_was(spoken, expo
     np.testing.assert_array_equal(found.items, expected.items)
     np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-3)
     assert (export_of / "model" / "sentence_encoder" / "modules.json").exists()
+    assert (export_of / "model" / "grounding_head" / "weights.safetensors").exists()
 
 
 def test_what_people_say_goes_with_the_export(spoken, export_of):
