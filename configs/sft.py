@@ -125,7 +125,7 @@ BASE = {
         "has_interactions": True,
     },
     "refits": False,
-    "report_requests": 50,
+    "report_requests": 0,  # the evaluation follows within minutes
     "report_beams": 16,
 }
 
@@ -137,6 +137,7 @@ PAPER_SETTINGS = {
     "prompt.layout.row_tokens": 256,
     "prompt.packing.row_targets": 4,
     "num_negatives": 100_000,
+    "report_requests": 50,
 }
 
 QWEN3_4B = {

@@ -71,6 +71,7 @@ from sigma_jax.sft.negatives import negative_tables
 from sigma_jax.tasks.constraints import Constraints, allowed_items
 from sigma_jax.tasks.requests import sample_requests
 
+HEAD_REQUESTS = 1_500  # at most, that two numbers are fitted on
 POOL = "instructions"  # artifact: the instructions of training with their sentence vectors
 
 
@@ -289,6 +290,8 @@ class SftTask:
         prompt = self.config.prompt
         if not self.config.model.has_item_head or not prompt.layout.sid_generated:
             return None
+        step = -(-len(batch) // HEAD_REQUESTS)
+        batch = batch.take(np.arange(0, len(batch), step))
         fitted = fit_head_weights(
             model,
             tables,

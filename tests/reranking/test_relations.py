@@ -169,6 +169,16 @@ def test_ease_is_the_linear_model_that_predicts_each_item_from_the_others(
     np.testing.assert_allclose(found.toarray(), np.maximum(expected, 0), atol=1e-4)
 
 
+@pytest.mark.parametrize("users, items", [(4, 9), (9, 4), (5, 5)])
+def test_both_ways_to_the_inverse_of_ease(users, items):
+    has = (np.random.default_rng(users).random((users, items)) < 0.4).astype(np.float32)
+    expected = np.linalg.inv(has.T @ has + 1.5 * np.eye(items))
+    rows, diagonal = ease._inverse(sparse.csr_matrix(has), 1.5)
+    for part in (slice(0, 3), slice(2, 4)):
+        np.testing.assert_allclose(rows(part), expected[part], atol=1e-5)
+    np.testing.assert_allclose(diagonal, np.diag(expected), atol=1e-5)
+
+
 def test_ease_of_too_many_items_keeps_those_with_the_most_users(histories, monkeypatch):
     monkeypatch.setattr(ease, "MAX_EASE_ITEMS", 5)
     users = user_rows(histories).sum(axis=0)

@@ -5,9 +5,12 @@ Axes: I items.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sparse
+from jaxtyping import Float32
 
 from sigma_jax.histories import training_rows
 from sigma_jax.schema import PreparedData
@@ -15,7 +18,9 @@ from sigma_jax.schema import PreparedData
 ROWS_A_STEP = 4_096  # rows of the item-item matrix read at a time
 
 
-MAX_EASE_ITEMS = 16_384  # the most popular items; memory holds three square matrices of them
+# Of the most popular items. If there are fewer users than items, memory holds a matrix of both;
+# otherwise two square matrices of the items.
+MAX_EASE_ITEMS = 16_384
 
 
 def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
@@ -26,7 +31,9 @@ def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
         B = -P / diag(P) with 0 in the diagonal,    P = (X^T X + lambda)^-1
 
     X tells which users have which items in training rows. lambda is the mean number of users of an
-    item.
+    item. With fewer users than items P is found by the smaller inverse (Woodbury):
+
+        lambda P = 1 - X^T (X X^T + lambda)^-1 X
     """
     users = data.histories.num_users
     starts, ends = data.histories.offsets[:-1], data.histories.valid_start
@@ -41,17 +48,14 @@ def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
         return sparse.csr_matrix((total, total), dtype=np.float32)
     kept = np.sort(kept[np.argsort(-count_users[kept], kind="stable")[:MAX_EASE_ITEMS]])
     has = has[:, kept]
-    inverse = (has.T @ has).toarray()
-    inverse[np.diag_indices(len(kept))] += count_users[kept].mean()
-    inverse = scipy.linalg.inv(inverse, overwrite_a=True, check_finite=False)
-    scale = np.diag(inverse).copy()
+    rows_of_inverse, scale = _inverse(has, float(count_users[kept].mean()))
     count = min(count, len(kept) - 1)
     rows, columns, values = [], [], []
     for first in range(0, len(kept), ROWS_A_STEP):
-        part = -inverse[first : first + ROWS_A_STEP] / scale
+        part = rows_of_inverse(slice(first, first + ROWS_A_STEP)) / -scale
         here = np.arange(len(part))
         part[here, first + here] = 0
-        best = np.argpartition(-part, count - 1, axis=1)[:, :count]
+        best = np.argpartition(part, -count, axis=1)[:, -count:]
         rows.append(np.repeat(kept[first + here], count))
         columns.append(kept[best].reshape(-1))
         values.append(np.take_along_axis(part, best, axis=1).reshape(-1))
@@ -59,3 +63,36 @@ def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
     is_positive = values > 0
     entries = (values[is_positive], (rows[is_positive], columns[is_positive]))
     return sparse.csr_matrix(entries, shape=(total, total))
+
+
+def _inverse(
+    has: sparse.csr_matrix, ridge: float
+) -> tuple[Callable[[slice], Float32[np.ndarray, "n I"]], Float32[np.ndarray, " I"]]:
+    """P as (a function that gives some of its rows, its diagonal).
+
+    Args:
+      has: X, float32 [users, I].
+      ridge: lambda.
+    """
+    users, items = has.shape
+    if users < items:
+        weighted = _inverted((has @ has.T).toarray(), ridge) @ has  # [users, I]
+        transposed = has.T.tocsr()
+
+        def rows(part: slice) -> Float32[np.ndarray, "n I"]:
+            found = transposed[part] @ weighted
+            found *= np.float32(-1 / ridge)
+            here = np.arange(len(found))
+            found[here, part.start + here] += np.float32(1 / ridge)
+            return found
+
+        explained = np.asarray(has.multiply(weighted).sum(axis=0)).reshape(-1)
+        return rows, ((1 - explained) / ridge).astype(np.float32)
+    inverse = _inverted((has.T @ has).toarray(), ridge)
+    return inverse.__getitem__, np.diag(inverse).copy()
+
+
+def _inverted(gram: Float32[np.ndarray, "n n"], ridge: float) -> Float32[np.ndarray, "n n"]:
+    """(gram + ridge)^-1 of a symmetric matrix, whose memory it takes."""
+    gram[np.diag_indices(len(gram))] += ridge
+    return scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
