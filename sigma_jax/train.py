@@ -111,6 +111,8 @@ def train(
     """
     check_config(config, mesh)
     fingerprints = {"data": hosts.by_first(lambda: prepare_data(config, workdir, only, pool))}
+    if find_stage(config.stage).is_recommender and not only:
+        hosts.by_first(functools.partial(show_first_look, config, workdir))
     missing = []
     for stage in stages_of(config):
         spec = find_stage(stage)
@@ -139,6 +141,15 @@ def train(
                 run_stage(stage, fields, recipe, config, workdir, mesh)
             release_memory()
             hosts.by_first(functools.partial(pool.give, workdir, stage, recipe))
+
+
+def show_first_look(config: ConfigDict, workdir: Path) -> None:
+    """Prints baselines and lists of the encoder, where no stage of the run is trained yet."""
+    from sigma_jax.evaluation.first_look import first_look
+
+    if any((workdir / stage).exists() for stage in stages_of(config)):
+        return
+    print(first_look(workdir, config.seed), flush=True)
 
 
 def prepare_data(config: ConfigDict, workdir: Path, only: bool, pool: Pool) -> str:
