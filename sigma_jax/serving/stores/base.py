@@ -1,0 +1,191 @@
+"""What a store keeps for a service, and the functions that each kind of store has.
+
+A service writes users, events and the state of items. Events put their user into a queue. A worker
+takes users from the queue, computes their lists, and stores the lists: the U2I index of section 3.3
+of SIGMA. Readers get a list by user and name.
+
+All rows belong to a tenant. A tenant never sees rows of another.
+
+- An event with an `event_id` that is there already is not stored again: callers may repeat calls.
+- A user who is taken has a lease. If the worker dies, the lease ends, and another takes the user.
+- A list never replaces one that knows newer events.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+MOST_EVENTS = 2_000  # of a user that a store keeps at least, the newest
+LEASE_SECONDS = 60.0  # a worker that has not finished a user by then is taken for dead
+# Scheme of a URL -> module and class.
+STORES = {
+    "sqlite": ("sigma_jax.serving.stores.sqlite", "SqliteStore"),
+    "redis": ("sigma_jax.serving.stores.redis", "RedisStore"),
+    "rediss": ("sigma_jax.serving.stores.redis", "RedisStore"),
+}
+
+
+class StoreError(Exception):
+    """The store does not answer, or is full. The call may be repeated."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something that a user did with an item."""
+
+    user_id: str
+    item_id: str
+    time: int  # unix seconds
+    kind: str = ""  # "view", "purchase"; "" where a log has one kind
+    event_id: str = ""  # "" where the caller has none: then a repeated call stores it twice
+    session_id: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredList:
+    """A list of the U2I index."""
+
+    items: tuple[dict[str, Any], ...]  # as in recommender/results.py, best first
+    made: float  # unix seconds
+    model: str  # fingerprint of the recommender
+    version: str  # of the catalogue
+    newest: int  # number of the user's newest event that it knows; 0 for none
+
+    def to_json(self) -> str:
+        """The list as a store writes it."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> StoredList:
+        """The list of `to_json`."""
+        fields = json.loads(text)
+        return cls(**fields | {"items": tuple(fields["items"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemState:
+    """What changes about an item by the minute. Such items are left out at once."""
+
+    is_hidden: bool = False
+    stock: int | None = None  # None: not counted; 0: out of stock
+    expires: float | None = None  # unix seconds; None: never
+
+    def is_shown(self, now: float) -> bool:
+        """Whether the item may be recommended at `now`, unix seconds."""
+        is_over = self.expires is not None and now >= self.expires
+        return not (self.is_hidden or self.stock == 0 or is_over)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A user whose lists are out of date, leased to a worker."""
+
+    user_id: str
+    newest: int  # number of the newest event
+    since: float  # unix seconds: when the oldest event that no list knows came in
+    receipt: str  # what `done` needs
+
+
+@dataclasses.dataclass(frozen=True)
+class Queue:
+    """The users that wait."""
+
+    size: int
+    oldest: float | None  # unix seconds; None for an empty queue
+
+
+class TenantStore(Protocol):
+    """The rows of one tenant. Every method raises StoreError if the store does not answer."""
+
+    def put_users(self, profiles: Mapping[str, Mapping[str, Any]]) -> None:
+        """Creates users, or replaces their profiles: user id -> columns."""
+
+    def user(self, user_id: str) -> dict[str, Any] | None:
+        """The profile of a user; None for an unknown one."""
+
+    def users(self, after: str, count: int) -> list[str]:
+        """At most `count` user ids behind `after`, ascending."""
+
+    def delete_user(self, user_id: str) -> bool:
+        """Deletes a user with events and lists; whether there was one."""
+
+    def add_events(self, events: Sequence[Event]) -> int:
+        """Stores events and puts their users into the queue. Returns how many were new."""
+
+    def events(self, user_id: str, count: int) -> tuple[list[Event], int]:
+        """(the newest `count` events by time, oldest first; the number of the newest one or 0)."""
+
+    def take(self, worker: str, count: int, lease: float = LEASE_SECONDS) -> list[Work]:
+        """At most `count` users from the queue, those who wait longest first."""
+
+    def done(self, works: Sequence[Work]) -> None:
+        """Takes users out of the queue, except those with events since they were taken."""
+
+    def queue(self) -> Queue:
+        """How many users wait, those who are taken included. Some stores count their events."""
+
+    def put_lists(self, user_id: str, lists: Mapping[str, StoredList], keep_seconds: float) -> None:
+        """Stores lists by name; they vanish after `keep_seconds`."""
+
+    def list_of(self, user_id: str, name: str) -> StoredList | None:
+        """A list; None if there is none."""
+
+    def count_lists(self) -> int:
+        """The number of users with lists, roughly."""
+
+    def put_states(self, states: Mapping[str, ItemState]) -> None:
+        """Replaces the states of some items."""
+
+    def states(self) -> dict[str, ItemState]:
+        """The states of all items that have one."""
+
+    def put_document(self, kind: str, name: str, content: Any, keep_seconds: float = 0.0) -> None:
+        """Stores JSON under a kind ("rule", "job") and a name; 0 seconds keep it for good."""
+
+    def document(self, kind: str, name: str) -> Any:
+        """The JSON of a document; None if there is none."""
+
+    def documents(self, kind: str) -> dict[str, Any]:
+        """All documents of a kind by name."""
+
+    def delete_document(self, kind: str, name: str) -> bool:
+        """Deletes a document; whether there was one."""
+
+
+class Store(Protocol):
+    """A store of all tenants."""
+
+    def tenant(self, name: str) -> TenantStore:
+        """The rows of one tenant."""
+
+    def check(self) -> None:
+        """Writes and reads a row. StoreError if that fails."""
+
+    def close(self) -> None:
+        """Ends all connections."""
+
+
+def open_store(url: str) -> Store:
+    """The store at a URL: `sqlite:///FILE`, `redis://HOST:PORT/NUMBER`, or a path of a file.
+
+    Raises:
+      ValueError: the URL is of no known kind, or a package is missing.
+      StoreError: the store does not answer.
+    """
+    scheme, found, _ = url.partition("://")
+    if not found:
+        scheme, url = "sqlite", f"sqlite:///{url}"
+    if scheme not in STORES:
+        raise ValueError(f"store {url!r} is of no known kind; use {', '.join(sorted(STORES))}.")
+    module, name = STORES[scheme]
+    try:
+        made: Store = getattr(importlib.import_module(module), name)(url)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"store {url!r} needs the package {error.name}; install the extra serve."
+        ) from error
+    return made

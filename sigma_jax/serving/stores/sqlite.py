@@ -1,0 +1,312 @@
+"""A store in one SQLite file, for one machine: several processes read and write it (WAL mode)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sigma_jax.serving.stores.base import (
+    LEASE_SECONDS,
+    Event,
+    ItemState,
+    Queue,
+    StoredList,
+    StoreError,
+    Work,
+)
+
+BUSY_SECONDS = 5.0  # a writer waits so long for another
+TABLES = """
+CREATE TABLE IF NOT EXISTS users (
+    tenant TEXT, user TEXT, profile TEXT NOT NULL, PRIMARY KEY (tenant, user)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL, user TEXT NOT NULL,
+    item TEXT NOT NULL, time INTEGER NOT NULL, kind TEXT NOT NULL, session TEXT NOT NULL,
+    event_id TEXT);
+CREATE INDEX IF NOT EXISTS events_of_user ON events (tenant, user, time, number);
+CREATE UNIQUE INDEX IF NOT EXISTS event_ids ON events (tenant, event_id)
+    WHERE event_id IS NOT NULL;
+CREATE TABLE IF NOT EXISTS waiting (
+    tenant TEXT, user TEXT, newest INTEGER NOT NULL, since REAL NOT NULL,
+    leased_until REAL NOT NULL, PRIMARY KEY (tenant, user)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS waiting_since ON waiting (tenant, since);
+CREATE TABLE IF NOT EXISTS lists (
+    tenant TEXT, user TEXT, name TEXT, content TEXT NOT NULL, newest INTEGER NOT NULL,
+    expires REAL NOT NULL, PRIMARY KEY (tenant, user, name)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS lists_expire ON lists (expires);
+CREATE TABLE IF NOT EXISTS states (
+    tenant TEXT, item TEXT, content TEXT NOT NULL, PRIMARY KEY (tenant, item)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS documents (
+    tenant TEXT, kind TEXT, name TEXT, content TEXT NOT NULL, expires REAL,
+    PRIMARY KEY (tenant, kind, name)) WITHOUT ROWID;
+"""
+
+
+class SqliteStore:
+    """All tenants in one file. Each thread has a connection of its own."""
+
+    def __init__(self, url: str):
+        """Opens or creates the file of `sqlite:///FILE`. StoreError if that fails."""
+        self.path = Path(url.removeprefix("sqlite:///"))
+        self._threads = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.transaction() as con:
+            con.execute("SELECT 1")
+
+    def tenant(self, name: str) -> SqliteTenant:
+        """The rows of one tenant."""
+        return SqliteTenant(self, name)
+
+    def check(self) -> None:
+        """Writes and reads a row. StoreError if that fails."""
+        tenant = self.tenant("\0check")
+        tenant.put_document("check", "time", time.time())
+        tenant.document("check", "time")
+
+    def close(self) -> None:
+        """Ends all connections."""
+        with self._lock:
+            for con in self._connections:
+                con.close()
+            self._connections.clear()
+        self._threads = threading.local()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one statement. Errors become StoreError."""
+        with _as_store_error(self.path):
+            yield self._connection()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A connection whose changes are all made, or none of them. Errors become StoreError."""
+        with _as_store_error(self.path):
+            con = self._connection()
+            con.execute("BEGIN IMMEDIATE")
+            try:
+                yield con
+            except BaseException:
+                con.rollback()
+                raise
+            con.commit()
+
+    def _connection(self) -> sqlite3.Connection:
+        con: sqlite3.Connection | None = getattr(self._threads, "con", None)
+        if con is None:
+            con = sqlite3.connect(
+                self.path, BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            con.execute("PRAGMA journal_mode=WAL")
+            con.execute("PRAGMA synchronous=FULL")  # an answered call outlives a loss of power
+            con.executescript(TABLES)
+            self._threads.con = con
+            with self._lock:
+                self._connections.append(con)
+        return con
+
+
+@dataclasses.dataclass(frozen=True)
+class SqliteTenant:
+    """The rows of one tenant; TenantStore has the functions."""
+
+    store: SqliteStore
+    name: str
+
+    def put_users(self, profiles: Mapping[str, Mapping[str, Any]]) -> None:
+        """Creates users, or replaces their profiles."""
+        rows = [(self.name, user, _json(profile)) for user, profile in profiles.items()]
+        with self.store.transaction() as con:
+            con.executemany("INSERT OR REPLACE INTO users VALUES (?, ?, ?)", rows)
+
+    def user(self, user_id: str) -> dict[str, Any] | None:
+        """The profile of a user; None for an unknown one."""
+        sql = "SELECT profile FROM users WHERE tenant = ? AND user = ?"
+        row = self._one(sql, user_id)
+        return None if row is None else json.loads(row[0])
+
+    def users(self, after: str, count: int) -> list[str]:
+        """At most `count` user ids behind `after`, ascending."""
+        sql = "SELECT user FROM users WHERE tenant = ? AND user > ? ORDER BY user LIMIT ?"
+        return [row[0] for row in self._all(sql, after, count)]
+
+    def delete_user(self, user_id: str) -> bool:
+        """Deletes a user with events and lists; whether there was one."""
+        with self.store.transaction() as con:
+            found = 0
+            for table in ("users", "events", "waiting", "lists"):
+                sql = f"DELETE FROM {table} WHERE tenant = ? AND user = ?"
+                found += con.execute(sql, (self.name, user_id)).rowcount
+        return found > 0
+
+    def add_events(self, events: Sequence[Event]) -> int:
+        """Stores events and puts their users into the queue. Returns how many were new."""
+        stored, now = 0, time.time()
+        with self.store.transaction() as con:
+            for event in events:
+                row = con.execute(
+                    "INSERT INTO events (tenant, user, item, time, kind, session, event_id) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING number",
+                    (
+                        self.name,
+                        event.user_id,
+                        event.item_id,
+                        event.time,
+                        event.kind,
+                        event.session_id,
+                        event.event_id or None,
+                    ),
+                ).fetchone()
+                if row is None:
+                    continue
+                stored += 1
+                con.execute(
+                    "INSERT INTO waiting VALUES (?, ?, ?, ?, 0) ON CONFLICT DO UPDATE "
+                    "SET newest = excluded.newest",
+                    (self.name, event.user_id, row[0], now),
+                )
+        return stored
+
+    def events(self, user_id: str, count: int) -> tuple[list[Event], int]:
+        """(the newest `count` events by time, oldest first; the number of the newest one or 0)."""
+        sql = (
+            "SELECT item, time, kind, event_id, session, number FROM events "
+            "WHERE tenant = ? AND user = ? ORDER BY time DESC, number DESC LIMIT ?"
+        )
+        rows = self._all(sql, user_id, count)
+        found = [
+            Event(user_id, item, when, kind, event_id or "", session)
+            for item, when, kind, event_id, session, _ in reversed(rows)
+        ]
+        return found, max((row[-1] for row in rows), default=0)
+
+    def take(self, worker: str, count: int, lease: float = LEASE_SECONDS) -> list[Work]:
+        """At most `count` users from the queue, those who wait longest first."""
+        now = time.time()
+        with self.store.transaction() as con:
+            rows = con.execute(
+                "SELECT user, newest, since FROM waiting WHERE tenant = ? AND leased_until <= ? "
+                "ORDER BY since LIMIT ?",
+                (self.name, now, count),
+            ).fetchall()
+            con.executemany(
+                "UPDATE waiting SET leased_until = ? WHERE tenant = ? AND user = ?",
+                [(now + lease, self.name, user) for user, _, _ in rows],
+            )
+        return [Work(user, newest, since, str(now + lease)) for user, newest, since in rows]
+
+    def done(self, works: Sequence[Work]) -> None:
+        """Takes users out of the queue, except those with events since they were taken."""
+        now = time.time()
+        with self.store.transaction() as con:
+            for work in works:
+                key = (self.name, work.user_id, float(work.receipt))
+                where = "WHERE tenant = ? AND user = ? AND leased_until = ?"
+                con.execute(f"DELETE FROM waiting {where} AND newest <= ?", (*key, work.newest))
+                con.execute(f"UPDATE waiting SET leased_until = 0, since = ? {where}", (now, *key))
+
+    def queue(self) -> Queue:
+        """How many users wait, those who are taken included."""
+        row = self._one("SELECT COUNT(*), MIN(since) FROM waiting WHERE tenant = ?")
+        return Queue(*row) if row else Queue(0, None)
+
+    def put_lists(self, user_id: str, lists: Mapping[str, StoredList], keep_seconds: float) -> None:
+        """Stores lists by name; they vanish after `keep_seconds`."""
+        now = time.time()
+        with self.store.transaction() as con:
+            con.execute("DELETE FROM lists WHERE expires < ?", (now,))
+            con.executemany(
+                "INSERT INTO lists VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "content = excluded.content, newest = excluded.newest, expires = excluded.expires "
+                "WHERE excluded.newest >= lists.newest",
+                [
+                    (self.name, user_id, name, one.to_json(), one.newest, now + keep_seconds)
+                    for name, one in lists.items()
+                ],
+            )
+
+    def list_of(self, user_id: str, name: str) -> StoredList | None:
+        """A list; None if there is none."""
+        sql = "SELECT content FROM lists WHERE tenant = ? AND user = ? AND name = ? AND expires > ?"
+        row = self._one(sql, user_id, name, time.time())
+        return None if row is None else StoredList.from_json(row[0])
+
+    def count_lists(self) -> int:
+        """The number of users with lists."""
+        row = self._one("SELECT COUNT(DISTINCT user) FROM lists WHERE tenant = ?")
+        return int(row[0]) if row else 0
+
+    def put_states(self, states: Mapping[str, ItemState]) -> None:
+        """Replaces the states of some items."""
+        rows = [
+            (self.name, item, _json(dataclasses.asdict(state))) for item, state in states.items()
+        ]
+        with self.store.transaction() as con:
+            con.executemany("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", rows)
+
+    def states(self) -> dict[str, ItemState]:
+        """The states of all items that have one."""
+        rows = self._all("SELECT item, content FROM states WHERE tenant = ?")
+        return {item: ItemState(**json.loads(content)) for item, content in rows}
+
+    def put_document(self, kind: str, name: str, content: Any, keep_seconds: float = 0.0) -> None:
+        """Stores JSON under a kind and a name; 0 seconds keep it for good."""
+        expires = time.time() + keep_seconds if keep_seconds else None
+        with self.store.transaction() as con:
+            con.execute("DELETE FROM documents WHERE expires < ?", (time.time(),))
+            con.execute(
+                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?)",
+                (self.name, kind, name, _json(content), expires),
+            )
+
+    def document(self, kind: str, name: str) -> Any:
+        """The JSON of a document; None if there is none."""
+        sql = (
+            "SELECT content FROM documents WHERE tenant = ? AND kind = ? AND name = ? "
+            "AND (expires IS NULL OR expires > ?)"
+        )
+        row = self._one(sql, kind, name, time.time())
+        return None if row is None else json.loads(row[0])
+
+    def documents(self, kind: str) -> dict[str, Any]:
+        """All documents of a kind by name."""
+        sql = (
+            "SELECT name, content FROM documents WHERE tenant = ? AND kind = ? "
+            "AND (expires IS NULL OR expires > ?) ORDER BY name"
+        )
+        rows = self._all(sql, kind, time.time())
+        return {name: json.loads(content) for name, content in rows}
+
+    def delete_document(self, kind: str, name: str) -> bool:
+        """Deletes a document; whether there was one."""
+        sql = "DELETE FROM documents WHERE tenant = ? AND kind = ? AND name = ?"
+        with self.store.transaction() as con:
+            return con.execute(sql, (self.name, kind, name)).rowcount > 0
+
+    def _one(self, sql: str, *values: Any) -> Any:
+        with self.store.reading() as con:
+            return con.execute(sql, (self.name, *values)).fetchone()
+
+    def _all(self, sql: str, *values: Any) -> list[Any]:
+        with self.store.reading() as con:
+            return con.execute(sql, (self.name, *values)).fetchall()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def _as_store_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:  # busy, full, damaged
+        raise StoreError(f"{path}: {error}") from error

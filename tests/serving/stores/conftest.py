@@ -1,0 +1,65 @@
+"""Stores under test: a SQLite file and a real Redis server. All tests run on both."""
+
+import shutil
+import socket
+import subprocess
+import time
+
+import pytest
+
+from sigma_jax.serving.stores.base import StoreError, open_store
+
+
+def free_port() -> int:
+    """A port that nobody listens to."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def start_redis(folder, port, *options):
+    """A Redis server on a port of this machine, which writes each change to a file."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    command += ["--appendonly", "yes", "--appendfsync", "always", "--save", "", *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    for _ in range(100):
+        try:
+            open_store(f"redis://127.0.0.1:{port}/0").close()
+            return process
+        except StoreError:
+            time.sleep(0.05)
+    raise TimeoutError("redis-server does not answer")
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory):
+    port = free_port()
+    process = start_redis(tmp_path_factory.mktemp("redis"), port)
+    yield f"redis://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request, tmp_path):
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    redis_url = request.getfixturevalue("redis_url")
+    import redis
+
+    redis.Redis.from_url(redis_url).flushall()
+    return f"{redis_url}/0"
+
+
+@pytest.fixture
+def store(url):
+    store = open_store(url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def shop(store):
+    return store.tenant("shop")
