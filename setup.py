@@ -43,18 +43,28 @@ DOCS = [
     "sphinx-book-theme>=1.4,<2",
     "sphinx-copybutton>=0.5.2",
 ]
+SERVE = [
+    "fastapi>=0.120,<1",
+    "httptools>=0.6",
+    "prometheus-client>=0.22",
+    "redis>=6,<9",
+    "uvicorn>=0.35,<1",
+]
 EXTRAS = {
     "demo": DEMO,
     "tpu": TPU,
     "cuda": CUDA,
     "docs": DOCS,
+    "serve": SERVE,  # python -m sigma_jax.serve
     "knowledge": ["openai>=2,<4"],  # python -m sigma_jax.knowledge with an endpoint
     "mutation": ["cosmic-ray>=8.3,<9"],  # launch/mutation.py
     "dev": [
         *DEMO,
         *TPU,
         *DOCS,
+        *SERVE,
         "filelock>=3.12",
+        "httpx>=0.27",  # FastAPI's client of tests
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # the notebook is run as a test
         "mypy>=2.4,<3",
@@ -79,6 +89,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["sigma_jax", "sigma_jax.*"]), *CONFIGS],
     package_dir={"sigma_jax.configs": "configs"},
+    package_data={"sigma_jax.serving.api": ["page/*"]},
     entry_points={"console_scripts": ["sigma = sigma_jax.__main__:main"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,

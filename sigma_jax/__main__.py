@@ -22,6 +22,7 @@ COMMANDS = (
     "export",
     "catalogue",
     "benchmark",
+    "serve",
     "knowledge",
     "preflight",
 )

@@ -47,6 +47,7 @@ FLOORS = (
         "catalogue",
         "preflight",
         "knowledge",
+        "serve",
     ),
     ("api", "__main__"),
 )

@@ -62,7 +62,8 @@ class ItemIndex:
         self._hashes = hashes[self._order]
         self._known: dict[str, int] = {}  # a few items have most of the events
 
-    def _find(self, name: str) -> int | None:
+    def find(self, name: str) -> int | None:
+        """The number of an item; None if it is unknown."""
         key = np.int64(hash(name))
         first = int(np.searchsorted(self._hashes, key))
         last = int(np.searchsorted(self._hashes, key, "right"))
@@ -74,7 +75,7 @@ class ItemIndex:
         name = as_text(item_id)
         number = self._known.get(name)
         if number is None:
-            number = self._find(name)
+            number = self.find(name)
         if number is None:
             raise ValueError(
                 f"{where}: item {item_id!r} is not in the catalogue; leave it out or add it with "

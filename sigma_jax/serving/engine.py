@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,15 @@ class CatalogueSnapshot:
         options = dataclasses.replace(options, count=count)
         return self.recommender.recommend(batch, options, is_allowed)
 
+    def without(self, hidden: Collection[str]) -> Bool[np.ndarray, " I"] | None:
+        """Whether each item is none of `hidden` (item ids); None if the catalogue has none."""
+        numbers = [n for name in hidden if (n := self.parser.item_index.find(name)) is not None]
+        if not numbers:
+            return None
+        is_allowed = np.ones(len(self.version.is_active), bool)
+        is_allowed[numbers] = False
+        return is_allowed
+
     def rows(self, batch: RequestBatch, recommended: Recommendations) -> list[dict[str, Any]]:
         """The answers as rows of a file (recommender/results.py)."""
         return rows_of(batch, recommended, self.version.catalogue, self.name)
@@ -144,20 +153,40 @@ class RecommendationEngine:
         self.current = CatalogueSnapshot.load(Bundle.open(folder), "", settings)
 
     def recommend(
-        self, rows: Sequence[Mapping[str, Any]], options: RecommendOptions = RecommendOptions()
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        options: RecommendOptions = RecommendOptions(),
+        hidden: Collection[str] = (),
     ) -> list[dict[str, Any]]:
         """The answers to rows of a users' file, as the command `sigma_jax.recommend` writes them.
 
         One version parses and answers all rows. ValueError as in RequestParser.parse.
+
+        Args:
+          hidden: ids of items to leave out, such as those out of stock.
         """
         if not rows:
             return []
-        request = _Request(tuple(map(dict, rows)), options)
+        request = _Request(tuple(map(dict, rows)), options, frozenset(hidden))
         answer = request.answered_by(self.current)
         batch_size = self.current.recommender.generator.config.batch_size
         first = dataclasses.replace(request, rows=request.rows[:batch_size])
         self._recent[power_of_two(len(first.rows))] = first  # one for each size that is compiled
         return answer
+
+    def answer_each(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        options: RecommendOptions = RecommendOptions(),
+        hidden: Collection[str] = (),
+    ) -> list[dict[str, Any] | ValueError]:
+        """`recommend`, with the error in place of the answer for a row that cannot be answered."""
+        try:
+            return list(self.recommend(rows, options, hidden))
+        except ValueError as error:
+            if len(rows) == 1:
+                return [error]
+        return [answer for row in rows for answer in self.answer_each([row], options, hidden)]
 
     def refresh(self) -> bool:
         """Puts the active version in place; False if it is in place already."""
@@ -179,7 +208,9 @@ class _Request:
 
     rows: tuple[dict[str, Any], ...]
     options: RecommendOptions
+    hidden: frozenset[str]
 
     def answered_by(self, snapshot: CatalogueSnapshot) -> list[dict[str, Any]]:
         batch = snapshot.parser.parse(self.rows)
-        return snapshot.rows(batch, snapshot.recommend(batch, self.options))
+        is_allowed = snapshot.without(self.hidden)
+        return snapshot.rows(batch, snapshot.recommend(batch, self.options, is_allowed))

@@ -130,7 +130,7 @@ class RedisTenant:
         """Adds ADD_EVENT for one event to a pipeline."""
         content = {name: getattr(event, name) for name in IN_CONTENT}
         keys = ("event", event.event_id), ("events", event.user_id), ("stream",), ("number",)
-        values = [
+        values: list[Any] = [
             int(bool(event.event_id)),
             REMEMBER_SECONDS,
             event.time,

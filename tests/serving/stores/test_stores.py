@@ -190,9 +190,9 @@ def test_many_writers_lose_nothing(url):
 
 
 def test_stores_that_cannot_be_opened(tmp_path):
-    with pytest.raises(ValueError, match="is of no known kind; use redis, rediss, sqlite"):
+    with pytest.raises(ValueError, match=r"is of no known kind; use redis, rediss, sqlite"):
         open_store("mysql://here")
-    with pytest.raises(StoreError, match="redis: .*refused"):
+    with pytest.raises(StoreError, match=r"redis: .*refused"):
         open_store("redis://127.0.0.1:1/0")
     (tmp_path / "text.db").write_text("this is no database, but long enough to be read " * 99)
     with pytest.raises(StoreError, match=r"text.db: file is not a database"):

@@ -1,0 +1,212 @@
+"""Serves recommendations: an HTTP API, a nearline worker and a page, on this machine.
+
+    python -m sigma_jax.serve --export=exports/demo
+
+Then open http://127.0.0.1:8000. Everything is kept in one SQLite file. On several machines, each
+process has a role and all share a Redis or Valkey server:
+
+    python -m sigma_jax.serve --export=exports/demo --role=api --store=redis://HOST:6379/0
+    python -m sigma_jax.serve --export=exports/demo --role=worker --store=redis://HOST:6379/0
+
+Other machines may call only with keys: --host=0.0.0.0 needs --keys=FILE. --new_key=NAME prints a
+key and its line for that file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+
+from sigma_jax.runtime import cli
+from sigma_jax.runtime.files import read_json
+
+FLAGS = flags.FLAGS
+ROLES = ("all", "api", "worker")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+TENANT = "default"  # of an export without a name
+RESTART_SECONDS = 2.0  # before a worker that ended is started again
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_list("export", [], "Folder of an export; several as TENANT=FOLDER,TENANT=FOLDER.")
+    flags.DEFINE_string("store", "runs/service/store.db", "A SQLite file, or redis://HOST:PORT/N.")
+    flags.DEFINE_enum("role", "all", ROLES, "all: the API here, and a worker beside it.")
+    flags.DEFINE_string("host", "127.0.0.1", "The address that the API listens to.")
+    flags.DEFINE_integer("port", 8000, "The port that the API listens to.", 0, 65535)
+    flags.DEFINE_string("keys", None, "A file of keys. None: anyone on this machine may call.")
+    flags.DEFINE_string("new_key", None, "Print a new key of this name, and nothing else.")
+    flags.DEFINE_list("scopes", ["read", "write", "admin"], "Of --new_key.")
+    flags.DEFINE_string("tenant", TENANT, "Of --new_key.")
+    flags.DEFINE_string("lists", None, "A JSON file: names of lists and their instructions.")
+    flags.DEFINE_float("period", 60.0, "Seconds that a user with new events waits at most.", 0.01)
+    flags.DEFINE_integer("users_at_once", 64, "So many waiting users begin a batch at once.", 1)
+    flags.DEFINE_integer("list_items", 100, "Items of a list.", 1)
+    flags.DEFINE_float("calls_a_second", 0.0, "Of a caller; more are refused. 0: no limit.", 0.0)
+    flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the roles of this process until it is stopped."""
+    if len(argv) > 1:
+        raise ValueError(f"{argv[1]!r} is no flag; flags begin with --.")
+    if FLAGS.new_key:
+        print_key()
+        return
+    exports = exports_of(FLAGS.export)
+    check_host(FLAGS.host, FLAGS.keys)
+    settings = nearline_settings()  # a mistake is said before anything is loaded
+    if FLAGS.compilation_cache:
+        cli.use_compilation_cache()
+    if FLAGS.role == "worker":
+        run_workers(exports, settings)
+        return
+    with worker_beside() if FLAGS.role == "all" else contextlib.nullcontext():
+        run_api(exports)
+
+
+def print_key() -> None:
+    """Prints a new key, and its line for a file of keys."""
+    from sigma_jax.serving.api.keys import SCOPES, new_key
+
+    if unknown := set(FLAGS.scopes) - set(SCOPES):
+        raise ValueError(f"--scopes names {sorted(unknown)}; use some of {', '.join(SCOPES)}.")
+    key, line = new_key(FLAGS.tenant, FLAGS.new_key, FLAGS.scopes)
+    print(f"key, shown only now: {key}\nline for the file of --keys: {line}")
+
+
+def exports_of(given: Sequence[str]) -> dict[str, Path]:
+    """Tenant -> folder of its export. ValueError if there is none, or a name comes twice."""
+    found: dict[str, Path] = {}
+    for one in given:
+        name, has_name, folder = one.rpartition("=")
+        name = name if has_name else TENANT
+        if name in found:
+            raise ValueError(f"--export names the tenant {name!r} twice; give each one folder.")
+        found[name] = Path(folder)
+    if not found:
+        raise ValueError("--export is missing; write one with `python -m sigma_jax.export`.")
+    return found
+
+
+def check_host(host: str, keys: str | None) -> None:
+    """ValueError if other machines could call without a key."""
+    if host not in LOOPBACK and not keys:
+        raise ValueError(
+            f"--host={host} lets other machines call; give --keys=FILE (--new_key=NAME makes one)."
+        )
+
+
+def nearline_settings() -> Any:
+    """The settings of the worker, from the flags. ValueError for a file that is wrong."""
+    from sigma_jax.serving.nearline import NearlineSettings
+
+    fields: dict[str, Any] = {}
+    if FLAGS.lists:
+        lists = read_json(Path(FLAGS.lists))
+        if not isinstance(lists, dict) or not all(isinstance(v, str) for v in lists.values()):
+            raise ValueError(f'{FLAGS.lists} is no object such as {{"home": "surprise me"}}.')
+        fields["lists"] = lists
+    return NearlineSettings(
+        count=FLAGS.list_items,
+        users_at_once=FLAGS.users_at_once,
+        period=FLAGS.period,
+        **fields,
+    )
+
+
+def run_workers(exports: dict[str, Path], settings: Any) -> None:
+    """Computes lists until the process is told to stop; a thread for each tenant."""
+    from sigma_jax.serving.bundle import MANIFEST
+    from sigma_jax.serving.engine import RecommendationEngine
+    from sigma_jax.serving.nearline import NearlineWorker
+    from sigma_jax.serving.stores.base import open_store
+
+    store, stop = open_store(FLAGS.store), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    threads = []
+    for tenant, folder in exports.items():
+        engine = RecommendationEngine(folder)
+        model = read_json(folder / MANIFEST)["fingerprints"]["sft"]
+        name = f"{socket.gethostname()}-{os.getpid()}"
+        worker = NearlineWorker(engine, store.tenant(tenant), model, name, settings)
+        threads.append(threading.Thread(target=worker.run, args=(stop,), name=tenant))
+    for thread in threads:
+        thread.start()
+    logging.info("worker: ready")
+    for thread in threads:
+        thread.join()
+    store.close()
+
+
+@contextlib.contextmanager
+def worker_beside() -> Iterator[None]:
+    """A worker in a process of its own, which is started again whenever it ends."""
+    arguments = [one for one in sys.argv[1:] if not one.startswith("--role")]
+    command = [sys.executable, "-m", "sigma_jax.serve", *arguments, "--role=worker"]
+    stop = threading.Event()
+    running: list[subprocess.Popen[bytes]] = []
+
+    def keep() -> None:
+        while not stop.is_set():
+            running[:] = [subprocess.Popen(command)]
+            code = running[0].wait()
+            if not stop.is_set():
+                logging.warning("worker: ended with status %d; it is started again", code)
+                stop.wait(RESTART_SECONDS)
+
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for process in running:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+
+
+def run_api(exports: dict[str, Path]) -> None:
+    """Answers calls until the process is told to stop."""
+    import uvicorn
+
+    from sigma_jax.serving.api.app import create_app
+    from sigma_jax.serving.api.context import Tenant
+    from sigma_jax.serving.api.keys import Keys
+    from sigma_jax.serving.api.models import Ask
+    from sigma_jax.serving.api.service import TenantService
+    from sigma_jax.serving.engine import RecommendationEngine
+    from sigma_jax.serving.stores.base import open_store
+
+    began = time.monotonic()
+    keys = Keys.of_file(Path(FLAGS.keys)) if FLAGS.keys else Keys({}, next(iter(exports)))
+    store, tenants = open_store(FLAGS.store), {}
+    for name, folder in exports.items():
+        service = TenantService(RecommendationEngine(folder), store.tenant(name))
+        service.compute([Ask()])  # compiles
+        tenants[name] = Tenant.of(name, folder, service)
+    app = create_app(tenants, store, keys, FLAGS.calls_a_second)
+    logging.info(
+        "api: ready after %.0f s at http://%s:%d", time.monotonic() - began, FLAGS.host, FLAGS.port
+    )
+    uvicorn.run(app, host=FLAGS.host, port=FLAGS.port, log_level="warning", access_log=False)
+    store.close()
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run_command(main)

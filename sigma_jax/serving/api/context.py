@@ -1,0 +1,106 @@
+"""What the routes share: the tenants, who calls, how often."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
+
+from sigma_jax.serving.api.batcher import Batcher
+from sigma_jax.serving.api.keys import Caller, Keys
+from sigma_jax.serving.api.metrics import Metrics
+from sigma_jax.serving.api.models import Answer
+from sigma_jax.serving.api.service import TenantService
+from sigma_jax.serving.stores.base import Store
+
+REQUESTS_AT_ONCE = 32  # that are computed together
+BURST_SECONDS = 2.0  # a caller may use the calls of this time at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Tenant:
+    """One tenant of the service."""
+
+    name: str
+    folder: Path  # of its export
+    service: TenantService
+    batcher: Batcher[Answer]
+
+    @classmethod
+    def of(cls, name: str, folder: Path, service: TenantService) -> Tenant:
+        """A tenant with a thread of its own for computing."""
+        return cls(name, folder, service, Batcher(service.compute, REQUESTS_AT_ONCE))
+
+
+class Context:
+    """The state of the application."""
+
+    def __init__(
+        self,
+        tenants: dict[str, Tenant],
+        store: Store,
+        keys: Keys,
+        metrics: Metrics,
+        calls_a_second: float,
+    ):
+        self.tenants, self.store, self.keys, self.metrics = tenants, store, keys, metrics
+        self.is_draining = False
+        self.jobs: set[asyncio.Task[Any]] = set()
+        self._rate = calls_a_second
+        self._left: dict[str, tuple[float, float]] = {}  # caller -> (calls left, when)
+
+    def check_rate(self, caller: str) -> None:
+        """HTTPException 429 if a caller calls too often."""
+        if not self._rate:
+            return
+        most, now = max(self._rate * BURST_SECONDS, 1.0), time.monotonic()
+        left, then = self._left.get(caller, (most, now))
+        left = min(left + (now - then) * self._rate, most) - 1
+        if left < 0:
+            raise HTTPException(
+                429, f"more than {self._rate:g} calls a second", {"Retry-After": "1"}
+            )
+        self._left[caller] = (left, now)
+
+
+def context_of(request: Request) -> Context:
+    """The state of the application that got a request."""
+    found: Context = request.app.state.context
+    return found
+
+
+def key_of(request: Request) -> str:
+    """The key of a request: `Authorization: Bearer KEY`, or `X-API-Key: KEY`; "" for none."""
+    kind, _, key = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer":
+        return key.strip()
+    return request.headers.get("x-api-key", "").strip()
+
+
+def allowed(scope: str) -> Callable[[Request], Tenant]:
+    """A dependency: the tenant of a caller who has `scope`."""
+
+    def tenant(request: Request) -> Tenant:
+        context = context_of(request)
+        caller: Caller | None = context.keys.caller(key_of(request))
+        if caller is None or caller.tenant not in context.tenants:
+            raise HTTPException(
+                401, "the key is missing or unknown", {"WWW-Authenticate": "Bearer"}
+            )
+        if not caller.may(scope):
+            raise HTTPException(403, f"the key lacks the scope {scope}")
+        context.check_rate(f"{caller.tenant}/{caller.name}")
+        return context.tenants[caller.tenant]
+
+    return tenant
+
+
+Reader = Annotated[Tenant, Depends(allowed("read"))]
+Writer = Annotated[Tenant, Depends(allowed("write"))]
+Admin = Annotated[Tenant, Depends(allowed("admin"))]

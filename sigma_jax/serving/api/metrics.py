@@ -1,0 +1,90 @@
+"""Metrics of a service, as Prometheus reads them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+
+from sigma_jax.serving.nearline import REPORT
+from sigma_jax.serving.stores.base import StoreError, TenantStore
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+# Gauge -> (what it says, the field of a worker's report).
+OF_WORKERS = {
+    "sigma_worker_users": ("Users whose lists were computed.", "users"),
+    "sigma_worker_shed": ("Users who were left out, since too many waited.", "shed"),
+    "sigma_worker_failed": ("Lists that could not be computed.", "failed"),
+    "sigma_worker_compute_seconds": ("Seconds of computing.", "seconds"),
+    "sigma_worker_batch_users": ("Users of the last batch.", "last_batch"),
+    "sigma_staleness_seconds": ("From an event to its list, the longest of a batch.", "staleness"),
+}
+
+
+class Metrics:
+    """Counters of this process, and gauges that are read from the store when they are asked for."""
+
+    def __init__(self, stores: Mapping[str, TenantStore]):
+        """Args:
+        stores: tenant -> its rows.
+        """
+        self.registry = CollectorRegistry()
+        self.latency = Histogram(
+            "sigma_request_seconds",
+            "Time of a request.",
+            ("method", "route", "status"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.answers = Counter(
+            "sigma_answers",
+            "Answers by where they came from.",
+            ("tenant", "source"),
+            registry=self.registry,
+        )
+        self.late = Counter(
+            "sigma_late_answers",
+            "Requests whose deadline passed, answered by the index.",
+            ("tenant",),
+            registry=self.registry,
+        )
+        self.batch_sizes = Histogram(
+            "sigma_compute_batch_requests",
+            "Requests that were computed together.",
+            buckets=SIZES,
+            registry=self.registry,
+        )
+        self._stores = stores
+        self.registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """The gauges of queue, index and workers."""
+        size = GaugeMetricFamily("sigma_queue_size", "Users who wait.", labels=["tenant"])
+        oldest = GaugeMetricFamily(
+            "sigma_queue_oldest_seconds", "How long the first of them waits.", labels=["tenant"]
+        )
+        listed = GaugeMetricFamily("sigma_index_users", "Users with lists.", labels=["tenant"])
+        answers = GaugeMetricFamily(
+            "sigma_store_up", "Whether the store answers.", labels=["tenant"]
+        )
+        workers = {
+            name: GaugeMetricFamily(name, text, labels=["tenant", "worker"])
+            for name, (text, _) in OF_WORKERS.items()
+        }
+        for tenant, store in self._stores.items():
+            try:
+                queue = store.queue()
+                size.add_metric([tenant], queue.size)
+                waits = time.time() - queue.oldest if queue.oldest is not None else 0.0
+                oldest.add_metric([tenant], max(waits, 0.0))
+                listed.add_metric([tenant], store.count_lists())
+                for worker, report in store.documents(REPORT).items():
+                    for name, (_, field) in OF_WORKERS.items():
+                        workers[name].add_metric([tenant, worker], report[field])
+                answers.add_metric([tenant], 1.0)
+            except StoreError:
+                answers.add_metric([tenant], 0.0)
+        return [size, oldest, listed, answers, *workers.values()]

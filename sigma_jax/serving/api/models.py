@@ -1,0 +1,194 @@
+"""Bodies of requests and answers, checked by pydantic. OpenAPI describes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+MOST_COUNT = 100  # items of an answer
+LONGEST_ID, LONGEST_INSTRUCTION = 256, 100_000
+LATEST = 253_402_300_799  # the end of the year 9999, unix seconds
+
+
+def plain_text(text: str) -> str:
+    """ValueError for a lone surrogate or a NUL, which stores and files do not hold."""
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("it holds a character that is no text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(plain_text)]
+Id = Annotated[Text, Field(min_length=1, max_length=LONGEST_ID)]
+Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
+Seen = Literal["show", "hide", "own"]
+Profile = dict[Id, str | int | float | bool | None]
+
+
+class Strict(BaseModel):
+    """A body without unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class EventIn(Strict):
+    """Something that a user did with an item."""
+
+    user_id: Id
+    item_id: Id
+    timestamp: int = Field(default=0, ge=0, le=LATEST, description="Unix seconds; 0: now.")
+    event: Annotated[Text, Field(max_length=LONGEST_ID)] = Field(
+        default="", description="Its kind, such as view or purchase."
+    )
+    event_id: Annotated[Text, Field(max_length=LONGEST_ID)] = Field(
+        default="", description="A repeated event with the same id is stored once."
+    )
+    session_id: Annotated[Text, Field(max_length=LONGEST_ID)] = ""
+
+
+class Events(Strict):
+    """Events that are stored together."""
+
+    events: Annotated[list[EventIn], Field(min_length=1, max_length=10_000)]
+
+
+class Stored(Strict):
+    """How many rows were stored; repeated ones are not counted."""
+
+    stored: int
+
+
+class UserIn(Strict):
+    """The profile of a user: columns as in the training."""
+
+    profile: Profile = Field(default_factory=dict, max_length=100)
+
+
+class User(Strict):
+    """A user."""
+
+    user_id: str
+    profile: dict[str, Any]
+
+
+class UserIds(Strict):
+    """A page of user ids; `after` of the next page is the last one."""
+
+    user_ids: list[str]
+
+
+class EventOut(Strict):
+    """A stored event."""
+
+    item_id: str
+    timestamp: int
+    event: str
+    event_id: str
+    session_id: str
+
+
+class EventsOut(Strict):
+    """The newest events of a user, oldest first."""
+
+    user_id: str
+    events: list[EventOut]
+
+
+class State(Strict):
+    """What changes about an item by the minute; it acts at once."""
+
+    hidden: bool = False
+    stock: int | None = Field(default=None, ge=0, le=2**31, description="0: out of stock.")
+    expires: float | None = Field(default=None, ge=0, le=LATEST, description="Unix seconds.")
+
+
+class Item(Strict):
+    """A recommended item."""
+
+    item_id: str
+    title: str
+    probability: float | None = Field(description="That the user takes it; null: not estimated.")
+    reasons: list[str] = Field(default_factory=list, description="With explain=true.")
+    details: dict[str, Any] = Field(default_factory=dict, description="With explain=true.")
+
+
+class Answer(Strict):
+    """A list of items."""
+
+    user_id: str
+    instruction: str
+    source: Literal["index", "computed", "popular", "similar"]
+    version: str = Field(description="Of the catalogue.")
+    age_seconds: float = Field(description="Since the list was computed.")
+    items: list[Item]
+
+
+class Ask(Strict):
+    """A request that is computed at once."""
+
+    user_id: Annotated[Text, Field(max_length=LONGEST_ID)] = Field(
+        default="", description="Empty: an unknown user."
+    )
+    instruction: Annotated[Text, Field(max_length=LONGEST_INSTRUCTION)] = ""
+    count: Count = 10
+    categories: list[Id] = Field(default_factory=list, max_length=100)
+    exclude: list[Id] = Field(default_factory=list, max_length=1_000)
+    seen: Seen = "show"
+    explain: bool = False
+    deadline_ms: int = Field(
+        default=2_000, ge=1, le=60_000, description="Then the index answers instead."
+    )
+
+
+class Batch(Strict):
+    """Requests that are answered when there is time."""
+
+    requests: Annotated[list[Ask], Field(min_length=1, max_length=1_000)]
+
+
+class Job(Strict):
+    """A batch of requests and, when it is done, the answers."""
+
+    job_id: str
+    state: Literal["waiting", "running", "done", "failed"]
+    answers: list[Answer] = Field(default_factory=list)
+    error: str = ""
+
+
+class Rule(Strict):
+    """What a shop wants regardless of the model. Rules act at once, in the order of their names."""
+
+    kind: Literal["pin", "boost", "bury", "at_most"]
+    items: list[Id] = Field(default_factory=list, max_length=1_000)
+    categories: list[Id] = Field(default_factory=list, max_length=100)
+    place: int = Field(default=1, ge=1, le=MOST_COUNT, description="pin: the place of the first.")
+    factor: float = Field(default=2.0, gt=0, le=1e6, description="boost, bury: of probabilities.")
+    count: int = Field(default=1, ge=0, le=MOST_COUNT, description="at_most: items a category.")
+
+
+class Version(Strict):
+    """A version of the catalogue."""
+
+    name: str
+    is_active: bool
+    comment: str
+
+
+class Versions(Strict):
+    """All versions, oldest first."""
+
+    versions: list[Version]
+
+
+class NewItems(Strict):
+    """Items for a new version of the catalogue: columns as in the training."""
+
+    items: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=10_000)]
+    comment: Annotated[Text, Field(max_length=200)] = ""
+
+
+class Error(Strict):
+    """What went wrong, for every status from 400."""
+
+    error: str
+    where: str = ""

@@ -1,0 +1,96 @@
+"""What a shop wants regardless of the model: pin, boost, bury, at most n items of a category.
+
+Filters come first, then boost and bury, then at_most, then pin. Rules of one kind act in the order
+of their names. Each says in the item's reasons what it did.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sigma_jax.serving.api.models import Rule
+
+CategoryOf = Callable[[str], str]  # item id -> name of its category; "" for none
+Ranked = dict[str, Any]  # an item with item_id, title, probability and reasons
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """The rules of a tenant, by name."""
+
+    by_name: Mapping[str, Rule]
+
+    def apply(
+        self, items: Sequence[Ranked], category_of: CategoryOf, find: Callable[[str], Ranked | None]
+    ) -> list[Ranked]:
+        """The items in a new order, some left out, some put in.
+
+        Args:
+          find: an item of the catalogue that may be shown, by its id; None without one.
+        """
+        ranked = [{**item, "reasons": list(item.get("reasons", ()))} for item in items]
+        for name, rule in sorted(self.by_name.items()):
+            if rule.kind in ("boost", "bury"):
+                ranked = _weighted(ranked, name, rule, category_of)
+        for name, rule in sorted(self.by_name.items()):
+            if rule.kind == "at_most":
+                ranked = _limited(ranked, name, rule, category_of)
+        for name, rule in sorted(self.by_name.items()):
+            if rule.kind == "pin":
+                ranked = _pinned(ranked, name, rule, find)
+        return ranked
+
+
+def _concerns(rule: Rule, item: Ranked, category_of: CategoryOf) -> bool:
+    """Whether a rule names an item or its category. A rule without names concerns all items."""
+    if not rule.items and not rule.categories:
+        return True
+    if item["item_id"] in rule.items:
+        return True
+    return bool(rule.categories) and category_of(item["item_id"]) in rule.categories
+
+
+def _weighted(
+    items: Sequence[Ranked], name: str, rule: Rule, category_of: CategoryOf
+) -> list[Ranked]:
+    """The items by their probability, that of concerned ones times or divided by the factor."""
+    factor = rule.factor if rule.kind == "boost" else 1 / rule.factor
+    scored = []
+    for place, item in enumerate(items):
+        weight = item["probability"] if item["probability"] is not None else 1 / (place + 1)
+        if _concerns(rule, item, category_of):
+            weight *= factor
+            item = {**item, "reasons": [*item["reasons"], f"{rule.kind} x{factor:g} ({name})"]}
+        scored.append((-weight, place, item))
+    return [item for _, _, item in sorted(scored, key=lambda one: one[:2])]
+
+
+def _limited(
+    items: Sequence[Ranked], name: str, rule: Rule, category_of: CategoryOf
+) -> list[Ranked]:
+    """The items with at most `rule.count` of each concerned category."""
+    counts: Counter[str] = Counter()
+    kept = []
+    for item in items:
+        category = category_of(item["item_id"])
+        if category and _concerns(rule, item, category_of):
+            counts[category] += 1
+            if counts[category] > rule.count:
+                continue
+        kept.append(item)
+    return kept
+
+
+def _pinned(
+    items: Sequence[Ranked], name: str, rule: Rule, find: Callable[[str], Ranked | None]
+) -> list[Ranked]:
+    """The items with the pinned ones from place `rule.place` on."""
+    pinned = [found for item in rule.items if (found := find(item)) is not None]
+    names = {item["item_id"] for item in pinned}
+    kept = [item for item in items if item["item_id"] not in names]
+    pinned = [{**item, "reasons": [f"pinned ({name})"]} for item in pinned]
+    first = rule.place - 1
+    return [*kept[:first], *pinned, *kept[first:]]

@@ -1,0 +1,315 @@
+"""The routes of the service: what they answer, and what they say to wrong calls."""
+
+import json
+import time
+
+import pytest
+
+EVENTS = [
+    {"user_id": "ann", "item_id": "i1", "timestamp": 1_699_000_000, "event_id": "e1"},
+    {"user_id": "ann", "item_id": "i2", "timestamp": 1_699_000_100, "event": "view"},
+    {"user_id": "bob", "item_id": "i3"},
+]
+
+
+def ids(answer):
+    return [item["item_id"] for item in answer.json()["items"]]
+
+
+@pytest.fixture
+def items(engine):
+    return engine.current.version.catalogue.table["item_id"].to_pylist()
+
+
+@pytest.fixture
+def listed(client, worker, items):
+    """A client of a service whose worker has computed the lists of ann."""
+    events = [{"user_id": "ann", "item_id": item} for item in items[:3]]
+    assert client.post("/v1/events", json={"events": events}).json() == {"stored": 3}
+    time.sleep(0.02)
+    assert worker.is_due() and worker.run_once() == 1
+    return client
+
+
+def test_users(client):
+    assert client.get("/v1/users/ann").status_code == 404
+    body = {"profile": {"city": "Łódź", "age": 3}}
+    assert client.put("/v1/users/ann", json=body).json() == {"user_id": "ann", **body}
+    lines = b'{"user_id": "bob", "profile": {}}\n\n{"user_id": "c y/1", "profile": {"a": null}}\n'
+    assert client.post("/v1/users/bulk", content=lines).json() == {"stored": 2}
+    assert client.get("/v1/users").json() == {"user_ids": ["ann", "bob", "c y/1"]}
+    assert client.get("/v1/users", params={"after": "ann", "count": 1}).json()["user_ids"] == [
+        "bob"
+    ]
+    assert client.get("/v1/users/ann").json()["profile"] == body["profile"]
+    assert client.delete("/v1/users/ann").status_code == 204
+    assert client.delete("/v1/users/ann").status_code == 404
+
+
+def test_events(client):
+    assert client.post("/v1/events", json={"events": EVENTS}).json() == {"stored": 3}
+    assert client.post("/v1/events", json={"events": EVENTS[:1]}).json() == {"stored": 0}
+    lines = "\n".join(map(json.dumps, EVENTS[:1] + [EVENTS[0] | {"event_id": "e9"}]))
+    assert client.post("/v1/events/bulk", content=lines).json() == {"stored": 1}
+    found = client.get("/v1/users/ann/events").json()["events"]
+    assert [one["item_id"] for one in found] == ["i1", "i1", "i2"]
+    assert found[-1] == {
+        "item_id": "i2",
+        "timestamp": 1_699_000_100,
+        "event": "view",
+        "event_id": "",
+        "session_id": "",
+    }
+    [of_bob] = client.get("/v1/users/bob/events").json()["events"]
+    assert abs(of_bob["timestamp"] - time.time()) < 60
+
+
+def test_a_user_with_events_gets_a_list_of_the_index(listed, worker):
+    answer = listed.get("/v1/users/ann/recommendations", params={"count": 5})
+    body = answer.json()
+    assert answer.status_code == 200 and body["source"] == "index" and len(body["items"]) == 5
+    assert 0 <= body["age_seconds"] < 60 and body["version"] == "0001"
+    probabilities = [item["probability"] for item in body["items"]]
+    assert probabilities == sorted(probabilities, reverse=True) and probabilities[0] > 0
+    assert body["items"][0]["reasons"] == [] and body["items"][0]["details"] == {}
+    explained = listed.get("/v1/users/ann/recommendations", params={"explain": True}).json()
+    assert set(explained["items"][0]["details"]) == {"prefix", "cosine"}
+    assert worker.run_once() == 0 and worker.totals.users == 1
+    missing = listed.get("/v1/users/ann/recommendations", params={"task": "other"}).json()
+    assert missing["source"] == "popular"
+
+
+def test_an_unknown_user_gets_popular_items(client, engine, items):
+    answer = client.get("/v1/users/nobody/recommendations", params={"count": 7})
+    popularity = engine.current.version.catalogue.popularity
+    assert answer.json()["source"] == "popular" and len(ids(answer)) == 7
+    shown = [int(popularity[items.index(item)]) for item in ids(answer)]
+    assert shown == sorted(popularity.tolist(), reverse=True)[:7]
+    assert ids(client.get("/v1/popular", params={"count": 7})) == ids(answer)
+
+
+def test_filters(listed, engine, items):
+    def get(**params):
+        return listed.get("/v1/users/ann/recommendations", params={"count": 20} | params)
+
+    everything = ids(get())
+    assert ids(get(exclude=everything[:2])) == everything[2:]
+    own = set(items[:3])
+    assert ids(get(seen="own")) == [item for item in everything if item in own]
+    assert ids(get(seen="hide")) == [item for item in everything if item not in own]
+    catalogue = engine.current.version.catalogue
+    names = catalogue.categories.to_pylist()
+    category = names[catalogue.category[items.index(everything[0])]]
+    found = ids(get(categories=[category]))
+    assert found and found == [
+        item for item in everything if names[catalogue.category[items.index(item)]] == category
+    ]
+
+
+def test_hidden_items_vanish_at_once(listed):
+    first, second, third, *_ = before = ids(listed.get("/v1/users/ann/recommendations"))
+    assert listed.put(f"/v1/items/{first}/state", json={"hidden": True}).status_code == 200
+    listed.put(f"/v1/items/{second}/state", json={"stock": 0})
+    listed.put(f"/v1/items/{third}/state", json={"expires": time.time() - 1})
+    after = ids(listed.get("/v1/users/ann/recommendations"))
+    assert after[:7] == before[3:]
+    computed = ids(listed.post("/v1/recommendations", json={"user_id": "ann", "count": 50}))
+    assert computed and not {first, second, third} & set(computed)
+    assert listed.get(f"/v1/items/{second}/state").json() == {
+        "hidden": False,
+        "stock": 0,
+        "expires": None,
+    }
+    listed.put(f"/v1/items/{first}/state", json={})
+    assert first in ids(listed.get("/v1/users/ann/recommendations"))
+
+
+def test_an_instruction_is_answered_at_once(listed, engine, items):
+    answer = listed.post("/v1/recommendations", json={"user_id": "ann", "instruction": "soap"})
+    assert answer.json()["source"] == "computed" and answer.json()["instruction"] == "soap"
+    row = {"user_id": "ann", "instruction": "soap", "timestamp": 1_700_000_000}
+    history = listed.get("/v1/users/ann/events").json()["events"]
+    row["history"] = [{"item_id": e["item_id"], "timestamp": e["timestamp"]} for e in history]
+    row["timestamp"] = max(1_700_000_000, *(event["timestamp"] for event in history))
+    [expected] = engine.recommend([row])
+    assert ids(answer) == [item["item_id"] for item in expected["items"]]
+    anyone = listed.post("/v1/recommendations", json={"count": 3}).json()
+    assert anyone["user_id"] == "" and len(anyone["items"]) == 3
+
+
+def test_a_late_answer_comes_from_the_index(listed, service, app, monkeypatch):
+    compute = service.compute
+    app.state.context.tenants["shop"].batcher._compute = lambda asks: (
+        time.sleep(0.3) or compute(asks)
+    )
+    body = {"user_id": "ann", "deadline_ms": 20}
+    assert listed.post("/v1/recommendations", json=body).json()["source"] == "index"
+    text = listed.get("/metrics").text
+    assert 'sigma_late_answers_total{tenant="shop"} 1.0' in text
+
+
+def test_similar_items(client, engine, items):
+    version = engine.current.version
+    answer = client.get(f"/v1/items/{items[4]}/similar", params={"count": 6})
+    cosines = version.fused @ version.fused[4]
+    cosines[4] = -2
+    assert ids(answer) == [items[n] for n in (-cosines).argsort(kind="stable")[:6]]
+    assert answer.json()["items"][0]["probability"] is None
+    assert client.get("/v1/items/none/similar").status_code == 404
+
+
+def test_jobs(client):
+    asks = [{"instruction": "tea"}, {"user_id": "ann", "count": 2}]
+    job = client.post("/v1/jobs", json={"requests": asks})
+    assert job.status_code == 202
+    for _ in range(200):
+        found = client.get(f"/v1/jobs/{job.json()['job_id']}").json()
+        if found["state"] == "done":
+            break
+        time.sleep(0.05)
+    assert [len(answer["items"]) for answer in found["answers"]] == [10, 2]
+    assert client.get("/v1/jobs/none").status_code == 404
+
+
+def test_rules(listed, items):
+    def get():
+        return listed.get("/v1/users/ann/recommendations", params={"explain": True})
+
+    first, second, *_ = before = ids(get())
+    pinned = next(item for item in items if item not in before)
+    listed.put("/v1/rules/a pin", json={"kind": "pin", "items": [pinned, "unknown"], "place": 2})
+    assert ids(get())[:3] == [first, pinned, second]
+    assert get().json()["items"][1]["reasons"] == ["pinned (a pin)"]
+    listed.put("/v1/rules/bury", json={"kind": "bury", "items": [first], "factor": 1e6})
+    assert ids(get())[:2] == [second, pinned]
+    assert set(listed.get("/v1/rules").json()) == {"a pin", "bury"}
+    assert listed.delete("/v1/rules/bury").status_code == 204
+    assert listed.delete("/v1/rules/bury").status_code == 404
+    assert ids(get())[0] == first
+
+
+def test_operations(client):
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").status_code == 200
+    text = client.get("/metrics").text
+    assert "sigma_request_seconds_bucket" in text and 'sigma_store_up{tenant="shop"} 1.0' in text
+    assert client.post("/v1/drain").json() == {"status": "draining"}
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/v1/popular").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "method, path, body, status, where",
+    [
+        ("POST", "/v1/events", {"events": []}, 422, "body.events"),
+        ("POST", "/v1/events", {"events": [{"user_id": "a"}]}, 422, "body.events.0.item_id"),
+        (
+            "POST",
+            "/v1/events",
+            {"events": [{"user_id": "", "item_id": "i"}]},
+            422,
+            "body.events.0.user_id",
+        ),
+        (
+            "POST",
+            "/v1/events",
+            {"events": [{"user_id": "a\0", "item_id": "i"}]},
+            422,
+            "body.events.0.user_id",
+        ),
+        (
+            "POST",
+            "/v1/events",
+            {"events": [EVENTS[0] | {"price": 2}]},
+            422,
+            "body.events.0.price",
+        ),
+        (
+            "POST",
+            "/v1/events",
+            {"events": [EVENTS[0] | {"timestamp": -1}]},
+            422,
+            "body.events.0.timestamp",
+        ),
+        ("POST", "/v1/recommendations", {"count": 0}, 422, "body.count"),
+        ("POST", "/v1/recommendations", {"seen": "maybe"}, 422, "body.seen"),
+        ("POST", "/v1/recommendations", {"instruction": "x" * 100_001}, 422, "body.instruction"),
+        ("PUT", "/v1/items/i/state", {"stock": -1}, 422, "body.stock"),
+        ("PUT", "/v1/rules/r", {"kind": "delete"}, 422, "body.kind"),
+        ("GET", "/v1/users/a/recommendations?count=1000", None, 422, "query.count"),
+        ("GET", "/v1/nothing", None, 404, ""),
+        ("DELETE", "/v1/popular", None, 405, ""),
+    ],
+)
+def test_wrong_calls_get_one_clear_line(client, method, path, body, status, where):
+    answer = client.request(method, path, json=body)
+    assert answer.status_code == status
+    assert answer.json()["where"] == where and answer.json()["error"]
+
+
+def test_bodies_that_are_no_json(client):
+    for content in (b"{", b"\xff\xfe", b"[]", b'"text"', b'{"events": NaN}'):
+        answer = client.post("/v1/events", content=content)
+        assert 400 <= answer.status_code < 500 and answer.json()["error"], content
+    answer = client.post("/v1/events/bulk", content=b'{"user_id": "a", "item_id": "b"}\n{')
+    assert answer.status_code == 422 and answer.json()["error"].startswith("line 2: ")
+    assert client.post("/v1/events/bulk", content=b"").status_code == 422
+    assert client.get("/v1/users/a/events").json()["events"] == []
+
+
+def test_a_body_that_is_too_long(client):
+    answer = client.post("/v1/events/bulk", content=b"x" * (8 * 2**20 + 1))
+    assert answer.status_code == 413 and "more than 8388608 bytes" in answer.json()["error"]
+
+    def parts():
+        for _ in range(9):
+            yield b"x" * 2**20
+
+    assert client.post("/v1/events/bulk", content=parts()).status_code == 413
+
+
+def test_a_store_that_fails_is_a_503(client, store, monkeypatch):
+    store.path.unlink()
+    store.close()
+    store.path.mkdir()
+    answer = client.get("/v1/users")
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+    assert "store.db" not in answer.text
+    assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 200
+    assert 'sigma_store_up{tenant="shop"} 0.0' in client.get("/metrics").text
+
+
+def test_an_error_of_the_service_shows_no_trace(client, service, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(service, "popular", fail)
+    answer = client.get("/v1/popular")
+    assert answer.status_code == 500 and "secret" not in answer.text
+
+
+def test_scopes(keyed):
+    def status(method, path, key, **body):
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return keyed.request(method, path, headers=headers, **body).status_code
+
+    event = {"events": EVENTS[2:]}
+    rule = {"kind": "pin"}
+    assert status("GET", "/v1/popular", "") == 401
+    assert status("GET", "/v1/popular", "unknown") == 401
+    assert status("GET", "/v1/popular", "other") == 401  # of a tenant that is not here
+    assert status("GET", "/v1/popular", "read") == 200
+    assert status("POST", "/v1/events", "read", json=event) == 403
+    assert status("POST", "/v1/events", "write", json=event) == 200
+    assert status("PUT", "/v1/rules/r", "write", json=rule) == 403
+    assert status("PUT", "/v1/rules/r", "admin", json=rule) == 200
+    assert status("GET", "/v1/popular", "admin") == 200
+    assert keyed.get("/v1/popular", headers={"X-API-Key": "read"}).status_code == 200
+    assert keyed.get("/healthz").status_code == 200
+
+
+def test_too_many_calls_of_a_caller(keyed):
+    headers = {"X-API-Key": "read"}
+    codes = [keyed.get("/v1/rules", headers=headers).status_code for _ in range(20)]
+    assert codes[:10] == [200] * 10 and 429 in codes
+    assert keyed.get("/v1/rules", headers={"X-API-Key": "write"}).status_code == 200
