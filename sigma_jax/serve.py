@@ -15,6 +15,7 @@ key and its line for that file.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -112,18 +113,24 @@ def nearline_settings() -> Any:
     """The settings of the worker, from the flags. ValueError for a file that is wrong."""
     from sigma_jax.serving.nearline import NearlineSettings
 
-    fields: dict[str, Any] = {}
-    if FLAGS.lists:
-        lists = read_json(Path(FLAGS.lists))
-        if not isinstance(lists, dict) or not all(isinstance(v, str) for v in lists.values()):
-            raise ValueError(f'{FLAGS.lists} is no object such as {{"home": "surprise me"}}.')
-        fields["lists"] = lists
+    fields: dict[str, Any] = {"lists": read_lists(Path(FLAGS.lists))} if FLAGS.lists else {}
     return NearlineSettings(
         count=FLAGS.list_items,
         users_at_once=FLAGS.users_at_once,
         period=FLAGS.period,
         **fields,
     )
+
+
+def read_lists(path: Path) -> dict[str, str]:
+    """The instruction of each list in a JSON file. ValueError for a file of another kind."""
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); give a JSON file.") from error
+    if not isinstance(lists, dict) or not all(isinstance(text, str) for text in lists.values()):
+        raise ValueError(f'{path} is no object such as {{"home": "recommend something for me"}}.')
+    return lists
 
 
 def run_workers(exports: dict[str, Path], settings: Any) -> None:
@@ -187,7 +194,6 @@ def run_api(exports: dict[str, Path]) -> None:
     from sigma_jax.serving.api.app import create_app
     from sigma_jax.serving.api.context import Tenant
     from sigma_jax.serving.api.keys import Keys
-    from sigma_jax.serving.api.models import Ask
     from sigma_jax.serving.api.service import TenantService
     from sigma_jax.serving.engine import RecommendationEngine
     from sigma_jax.serving.stores.base import open_store
@@ -197,7 +203,7 @@ def run_api(exports: dict[str, Path]) -> None:
     store, tenants = open_store(FLAGS.store), {}
     for name, folder in exports.items():
         service = TenantService(RecommendationEngine(folder), store.tenant(name))
-        service.compute([Ask()])  # compiles
+        service.warm()
         tenants[name] = Tenant.of(name, folder, service)
     app = create_app(tenants, store, keys, FLAGS.calls_a_second)
     logging.info(

@@ -45,6 +45,7 @@ POOLING_NAMES = {
 QUERY_PROMPTS, ITEM_PROMPTS = ("query",), ("document", "passage")
 DENSE_ACTIVATIONS = {"Identity": lambda x: x, "Tanh": jnp.tanh}
 BATCH_TOKENS = 4_096  # of a batch, padding included
+FEW = (1, 8)  # sizes of batches of a few texts
 STEP = 1 / 8  # of a text's length, at most, is padding that its batch needs for few programs
 
 
@@ -203,7 +204,7 @@ class SentenceEncoder:
     def _vectors(self, tokens: Sequence[Sequence[int]]) -> Float32[np.ndarray, "n E"]:
         """The vectors of one batch, which is padded to a shape of few."""
         length = padded_length(max(map(len, tokens)))
-        count = batch_size(length)
+        count = padded_count(len(tokens), length)
         ids, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
         for row, of_text in enumerate(tokens):
             ids[row, : len(of_text)] = of_text
@@ -223,6 +224,12 @@ def padded_length(length: int) -> int:
 def batch_size(length: int) -> int:
     """Texts of a batch of texts that are padded to `length` tokens."""
     return max(BATCH_TOKENS // length, 1)
+
+
+def padded_count(texts: int, length: int) -> int:
+    """Rows of a batch of `texts` texts: one of few sizes, so that one sentence is read at once."""
+    full = batch_size(length)
+    return next((size for size in FEW if texts <= size < full), full)
 
 
 def batches(order: Int[np.ndarray, " N"], lengths: Sequence[int]) -> list[Int[np.ndarray, " n"]]:

@@ -12,7 +12,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sigma_jax.encoders import sentence_encoder
-from sigma_jax.encoders.sentence_encoder import SentenceEncoder, batch_size, batches, padded_length
+from sigma_jax.encoders.sentence_encoder import (
+    SentenceEncoder,
+    batch_size,
+    batches,
+    padded_count,
+    padded_length,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ("encoder_bert", "encoder_dense", "encoder_roberta", "encoder_qwen3")
@@ -68,6 +74,13 @@ def test_batches_hold_texts_of_like_length(monkeypatch):
     assert [batch.tolist() for batch in found] == [[2], [1], [4, 3], [5, 0]]
     assert [padded_length(n) for n in (1, 8, 17, 41, 513)] == [1, 8, 18, 44, 576]
     assert batch_size(8) == 2 and batch_size(10**6) == 1
+
+
+def test_few_texts_are_read_in_a_small_batch():
+    full = batch_size(8)
+    assert [padded_count(n, 8) for n in (1, 2, 8, 9, full)] == [1, 8, 8, full, full]
+    longest = 4_096
+    assert batch_size(longest) == 1 and padded_count(1, longest) == 1
 
 
 def test_equal_texts_are_encoded_once(folder, monkeypatch):

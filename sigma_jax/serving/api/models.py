@@ -81,6 +81,7 @@ class EventOut(Strict):
     """A stored event."""
 
     item_id: str
+    title: str = Field(description="Empty for an item that the catalogue does not have.")
     timestamp: int
     event: str
     event_id: str

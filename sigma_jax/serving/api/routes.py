@@ -163,6 +163,7 @@ def get_events(
     rows = [
         EventOut(
             item_id=one.item_id,
+            title=tenant.service.title_of(one.item_id),
             timestamp=one.time,
             event=one.kind,
             event_id=one.event_id,

@@ -22,6 +22,8 @@ POPULAR = 1_000  # most popular items that stand in for a list
 FRESH_SECONDS = 1.0  # states and rules are read again after it; changes by this process at once
 EVENTS = 1_000  # newest events of a user that requests and `seen` read
 RULE = "rule"  # kind of documents
+WARM_WORDS = 20  # of the longest sentence that a service warms up with
+WARM_STEP = 8  # events between two histories that a service warms up with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +128,36 @@ class TenantService:
         number = self.engine.current.parser.item_index.find(item_id)
         category = -1 if number is None else int(catalogue.category[number])
         return "" if category < 0 else str(catalogue.categories[category].as_py())
+
+    def title_of(self, item_id: str) -> str:
+        """The title of an item; "" for an unknown one."""
+        snapshot = self.engine.current
+        number = snapshot.parser.item_index.find(item_id)
+        return "" if number is None else snapshot.version.catalogue.titles(np.array([number]))[0]
+
+    def warm(self) -> None:
+        """Answers made-up requests, so that later ones find their programs compiled.
+
+        Programs depend on the length of a prompt and of an instruction, and on whether the
+        instruction is novel.
+        """
+        encoder = self.engine.current.recommender.parts.encoder
+        if encoder is not None:
+            for words in range(1, WARM_WORDS + 1):
+                encoder.encoder.encode_queries(["word " * words])
+        popular = [item["item_id"] for item in self._popular_items()]
+        categories = self.engine.current.version.catalogue.categories.to_pylist()
+        instructions = (
+            ["", f"something like {categories[0]} on a rainy day"] if categories else [""]
+        )
+        longest = self.engine.current.recommender.spec.layout.history_length
+        for events in range(0, longest + WARM_STEP, WARM_STEP):
+            history = [
+                {"item_id": item, "timestamp": 1 + n} for n, item in enumerate(popular[:events])
+            ]
+            for instruction in instructions:
+                row = {"user_id": "anyone", "history": history, "instruction": instruction}
+                self.engine.answer_each([row], RecommendOptions(COMPUTED))
 
     def forget_settings(self) -> None:
         """Reads states and rules again at the next request: they have changed."""

@@ -55,6 +55,7 @@ def test_events(client):
     assert [one["item_id"] for one in found] == ["i1", "i1", "i2"]
     assert found[-1] == {
         "item_id": "i2",
+        "title": "",
         "timestamp": 1_699_000_100,
         "event": "view",
         "event_id": "",

@@ -1,0 +1,135 @@
+"""The command `serve`: real processes on loopback, killed and started again."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from sigma_jax.schema import Catalogue
+from sigma_jax.serving.api.keys import Keys, sha256
+
+START_SECONDS = 240  # of two processes that compile, on a busy machine
+
+
+@pytest.fixture
+def free_port():
+    """A port that nobody listens to."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def call(port, path, body=None):
+    content = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", content, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def run(folder, *words):
+    """The command in `folder`, until it ends."""
+    command = [sys.executable, "-m", "sigma_jax.serve", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def wait_for(what, seconds=START_SECONDS):
+    """The first true value of `what`; errors of a connection count as false."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if found := what():
+                return found
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise TimeoutError(what)
+
+
+def children(pid):
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+@pytest.mark.slow
+def test_events_become_lists_and_a_killed_worker_is_started_again(exported, tmp_path, free_port):
+    command = [sys.executable, "-m", "sigma_jax.serve", f"--export={exported}"]
+    command += [f"--store={tmp_path / 'store.db'}", f"--port={free_port}", "--period=0.2"]
+    (tmp_path / "lists.json").write_text('{"home": "recommend something", "tea": "tea"}')
+    command += [f"--lists={tmp_path / 'lists.json'}"]
+    item = Catalogue.load(Path(exported) / "catalogue" / "0001").table["item_id"][3].as_py()
+    service = subprocess.Popen(command)
+    try:
+        wait_for(lambda: call(free_port, "/readyz"))
+
+        def listed(user, task="home"):
+            path = f"/v1/users/{user}/recommendations?task={task}&count=4"
+            answer = call(free_port, path)
+            return answer if answer["source"] == "index" else None
+
+        events = [{"user_id": "ann", "item_id": item}]
+        assert call(free_port, "/v1/events", {"events": events}) == {"stored": 1}
+        assert len(wait_for(lambda: listed("ann"))["items"]) == 4
+        assert len(listed("ann", "tea")["items"]) == 4
+        [worker] = children(service.pid)
+        os.kill(worker, signal.SIGKILL)
+        assert call(free_port, "/v1/events", {"events": [events[0] | {"user_id": "bob"}]})
+        assert wait_for(lambda: listed("bob"))
+        assert children(service.pid) != [worker]
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(30) is not None
+        assert wait_for(lambda: not children(service.pid), 10)
+    finally:
+        for pid in [*children(service.pid), service.pid]:
+            with subprocess.Popen(["kill", "-9", str(pid)], stderr=subprocess.DEVNULL):
+                pass
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "--export is missing"),
+        (["--export=a=x,a=y"], "--export names the tenant 'a' twice"),
+        (["--export=x", "--host=0.0.0.0"], "lets other machines call; give --keys=FILE"),
+        (["--export=x", "--lists=lists.json"], "lists.json is no object such as"),
+        (["--export=x", "extra"], "'extra' is no flag"),
+        (["--new_key=shop", "--scopes=all"], "--scopes names ['all']; use some of read"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(tmp_path, arguments, message):
+    (tmp_path / "lists.json").write_text('["home"]')
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
+
+
+def test_a_new_key_opens_what_its_line_says(tmp_path):
+    done = run(tmp_path, "--new_key=web", "--tenant=shop", "--scopes=read")
+    first, second = done.stdout.splitlines()
+    key, line = first.split(": ")[1], second.split(": ", 1)[1]
+    assert json.loads(line)["sha256"] == sha256(key) and key not in line
+    (tmp_path / "keys").write_text(line + "\n\n")
+    keys = Keys.of_file(tmp_path / "keys")
+    caller = keys.caller(key)
+    assert caller.tenant == "shop" and caller.may("read") and not caller.may("write")
+    assert keys.caller("") is None and keys.caller(key + "x") is None and keys.tenants == {"shop"}
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"sha256": "ab", "tenant": "t", "scopes": ["read"]}'])
+def test_a_damaged_file_of_keys_is_refused(tmp_path, line):
+    (tmp_path / "keys").write_text(line)
+    with pytest.raises(ValueError, match="keys: line 1"):
+        Keys.of_file(tmp_path / "keys")
+    (tmp_path / "keys").write_text("")
+    with pytest.raises(ValueError, match="holds no key"):
+        Keys.of_file(tmp_path / "keys")
+    with pytest.raises(ValueError, match="cannot be read"):
+        Keys.of_file(tmp_path / "nowhere")
