@@ -24,7 +24,7 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 CI = (ROOT / ".ci" / "run").read_text()
 CHECKS = ("ruff", "mypy", "pytest", "sphinx-build")  # .ci/run has them
 # Programs that are not of this project. Their words are not checked.
-OTHERS = ("cd", "export", "git", "python3.11", "source", "tensorboard")
+OTHERS = ("cd", "curl", "export", "git", "python3.11", "source", "tensorboard")
 # Commands that cost a second or two.
 RUN = (
     "sigma --help",
@@ -40,6 +40,7 @@ EXECUTED_ELSEWHERE = {
     "python -m sigma_jax.evaluate": "tests/test_commands.py",
     "python -m sigma_jax.preflight": "tests/test_preflight.py",
     "python -m sigma_jax.knowledge": "tests/test_knowledge.py",
+    "python -m sigma_jax.serve": "tests/test_serve.py",
     "launch/tpu_vm.sh": "tests/test_tpu_vm.py",
 }
 
