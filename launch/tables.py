@@ -271,6 +271,34 @@ def wishes() -> Rows:
     return rows
 
 
+def incremental() -> Rows:
+    """The cost of new behaviour with kept keys (launch/benchmarks/incremental.py)."""
+    found = result_of("incremental")
+    rows = [["network", "tokens", "with kept keys", "ms", "with kept keys ", "ratio of times"]]
+    for name, title in (("cost", "of the demo"), ("cost_large", "8 layers of width 512")):
+        one = found[name]
+        seconds = one["seconds_whole"], one["seconds_kept"]
+        rows.append(
+            [
+                title,
+                f"{one['columns_whole']:.0f}",
+                f"{one['columns_kept']:.0f}",
+                *(f"{1000 * value:.1f}" for value in seconds),
+                f"{seconds[0] / seconds[1]:.1f}",
+            ]
+        )
+    return rows
+
+
+def window() -> Rows:
+    """HR@10 by the step of a prompt's window (launch/benchmarks/incremental.py)."""
+    rows = [["window moves by", "HR@10 of JustForYou, per cent"]]
+    for one in result_of("incremental")["price"]:
+        shown_rate = f"{100 * one['hr_10']:.1f} ± {100 * one['error']:.1f}"
+        rows.append([f"{one['step']} interactions", shown_rate])
+    return rows
+
+
 def demo_record() -> dict[str, Any]:
     """The record of the demo."""
     record = read_results(Run("Complete Journey", "SIGMA", 0), RESULTS / "demo")
@@ -505,6 +533,8 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "following": following,
     "sentences": sentences,
     "wishes": wishes,
+    "incremental": incremental,
+    "window": window,
     "summary": summary,
     **{
         f"amazon-{data}": functools.partial(equal_methods, "amazon", data, COLUMNS)

@@ -54,6 +54,9 @@ def define_flags() -> None:
     flags.DEFINE_float("period", 60.0, "Seconds that a user with new events waits at most.", 0.01)
     flags.DEFINE_integer("users_at_once", 64, "So many waiting users begin a batch at once.", 1)
     flags.DEFINE_integer("list_items", 100, "Items of a list.", 1)
+    flags.DEFINE_float("kept_gb", 1.0, "Memory for keys and values of users' histories.", 0.0)
+    flags.DEFINE_string("spill", None, "A folder for those that memory has no room for.")
+    flags.DEFINE_integer("window_step", 16, "Rows by which a long history's window moves.", 1)
     flags.DEFINE_float("calls_a_second", 0.0, "Of a caller; more are refused. 0: no limit.", 0.0)
     flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 
@@ -122,6 +125,17 @@ def nearline_settings() -> Any:
     )
 
 
+def snapshot_settings() -> Any:
+    """How exports are opened, from the flags."""
+    from sigma_jax.serving.engine import SnapshotSettings
+
+    return SnapshotSettings(
+        kept_bytes=int(FLAGS.kept_gb * 1e9),
+        spill=Path(FLAGS.spill) if FLAGS.spill else None,
+        window_step=FLAGS.window_step,
+    )
+
+
 def read_lists(path: Path) -> dict[str, str]:
     """The instruction of each list in a JSON file. ValueError for a file of another kind."""
     try:
@@ -145,7 +159,7 @@ def run_workers(exports: dict[str, Path], settings: Any) -> None:
         signal.signal(number, lambda *_: stop.set())
     threads = []
     for tenant, folder in exports.items():
-        engine = RecommendationEngine(folder)
+        engine = RecommendationEngine(folder, snapshot_settings())
         model = read_json(folder / MANIFEST)["fingerprints"]["sft"]
         name = f"{socket.gethostname()}-{os.getpid()}"
         worker = NearlineWorker(engine, store.tenant(tenant), model, name, settings)
@@ -202,7 +216,8 @@ def run_api(exports: dict[str, Path]) -> None:
     keys = Keys.of_file(Path(FLAGS.keys)) if FLAGS.keys else Keys({}, next(iter(exports)))
     store, tenants = open_store(FLAGS.store), {}
     for name, folder in exports.items():
-        service = TenantService(RecommendationEngine(folder), store.tenant(name))
+        engine = RecommendationEngine(folder, snapshot_settings())
+        service = TenantService(engine, store.tenant(name))
         service.warm()
         tenants[name] = Tenant.of(name, folder, service)
     app = create_app(tenants, store, keys, FLAGS.calls_a_second)

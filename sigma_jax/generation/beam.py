@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,22 @@ from sigma_jax.models.qwen3 import causal_mask
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Past:
+    """Rotated keys and values of the first P columns of a batch of prompts (contexts.py)."""
+
+    keys: Float[Array, "layers B P K H"]
+    values: Float[Array, "layers B P K H"]
+
+    @property
+    def columns(self) -> int:
+        """P."""
+        return self.keys.shape[2]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Prompts:
-    """A batch of prompts, padded on the right."""
+    """A batch of prompts, padded on the right; with a past, its columns are padded too."""
 
     tokens: Int[Array, "B T"]
     items: Int[Array, "B T"]  # the items at the item slots, else -1
@@ -41,6 +56,8 @@ class Prompts:
     lengths: Int[Array, " B"]  # tokens of each prompt
     # The sentence vector of each instruction, where the network reads them.
     instructions: Float[Array, "B 1 E"] | None = None
+    past: Past | None = None  # the network reads only the columns behind it
+    last: Int[Array, " B"] | None = None  # column of each prompt's last token; None: lengths - 1
 
     def with_instructions(self, tables: Tables) -> Tables:
         """`tables` with the vectors of the instructions, as the network reads them."""
@@ -119,7 +136,12 @@ class BeamState:
     ancestors: Bool[Array, "B M R"]  # whether a beam descends from each of R rows
 
 
-def beam_search(
+def beam_search(*arguments: Any, **options: Any) -> Beams:
+    """The beams of `search_and_keep`."""
+    return search_and_keep(*arguments, **options)[0]
+
+
+def search_and_keep(
     model: RecommenderNetwork,
     tables: Tables,
     prompts: Prompts,
@@ -129,8 +151,8 @@ def beam_search(
     prefix_scorer: Scorer | None = None,
     active: ActiveItems | None = None,
     margin: float = math.inf,
-) -> Beams:
-    """The likeliest prefixes, and the query of each (Eq. 6-8 of SIGMA).
+) -> tuple[Beams, Past]:
+    """The likeliest prefixes, the query of each (Eq. 6-8 of SIGMA), and the keys of new columns.
 
     Scores are exact log-probabilities. They equal those of paths that are scored one by one. Every
     prefix is a path of the trie, so at least one item has it. A trie of depth 0 gives one beam, the
@@ -150,6 +172,8 @@ def beam_search(
     beam_rows = sum(map(operator.mul, widths, tokens_of))
     cache = KVCache.empty(model.backbone.config, batch, length + beam_rows)
     hidden, cache = _read_prompt(model, tables, prompts, cache)
+    first = 0 if prompts.past is None else prompts.past.columns
+    kept = Past(cache.keys[:, :, first:length], cache.values[:, :, first:length])
     state, hidden = first_state(batch), hidden[:, None]
     tasks = jnp.ones((batch, 1), jnp.float32)
     if model.config.has_task_head:
@@ -173,7 +197,7 @@ def beam_search(
         hidden, state, cache = _extend(model, tables, prompts, state, tokens, level, cache)
     queries = _queries(model, state, hidden, item_head_query, pointer_inputs, item_query)
     leaves, is_valid = leaves_of(trie, state.nodes), jnp.isfinite(state.scores)
-    return Beams(state.codes, state.scores, is_valid, leaves, queries, tasks, root)
+    return Beams(state.codes, state.scores, is_valid, leaves, queries, tasks, root), kept
 
 
 def _tokens_of_levels(depth: int, item_query: str) -> list[int]:
@@ -225,11 +249,18 @@ def _queries(
 
 def _read_prompt(model, tables, prompts: Prompts, cache: KVCache):
     """(hidden, cache): the state [B, D] at each prompt's last token, and the filled cache."""
-    mask = causal_mask(prompts.is_token.astype(jnp.int32))
-    hidden, cache = model(
-        prompts.tokens, prompts.items, prompts.positions, mask, tables, cache=cache
-    )
-    return hidden[jnp.arange(len(hidden)), prompts.lengths - 1], cache
+    mask, first = causal_mask(prompts.is_token.astype(jnp.int32)), 0
+    if prompts.past is not None:
+        first = prompts.past.columns
+        cache = KVCache(
+            cache.keys.at[:, :, :first].set(prompts.past.keys),
+            cache.values.at[:, :, :first].set(prompts.past.values),
+            jnp.int32(first),
+        )
+    columns = (prompts.tokens, prompts.items, prompts.positions, mask)
+    hidden, cache = model(*(part[:, first:] for part in columns), tables, cache=cache)
+    last = prompts.lengths - 1 if prompts.last is None else prompts.last
+    return hidden[jnp.arange(len(hidden)), last - first], cache
 
 
 def first_state(batch: int) -> BeamState:

@@ -5,6 +5,8 @@ A prompt holds neither the codes nor the query token of a target: generation add
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sigma_jax.data.sentences import Encode
@@ -19,7 +21,11 @@ LENGTH_STEP = 32  # prompts are padded to a multiple of this: few lengths, few c
 
 
 def assemble_prompts(
-    requests: Requests, histories: Histories, tables: PromptTables, length: int
+    requests: Requests,
+    histories: Histories,
+    tables: PromptTables,
+    length: int,
+    window_step: int = 1,
 ) -> dict[str, np.ndarray]:
     """Prompts of `requests`, one per row, padded at the end to `length` tokens.
 
@@ -28,6 +34,11 @@ def assemble_prompts(
     no row before `history_end`) gets profile and instruction alone. An instruction may be any text;
     it is cut after `instruction_tokens` tokens. The slot of an instruction holds row 0 of the
     vectors of its prompt.
+
+    Args:
+      window_step: the first row that a prompt shows moves by so many rows at a time. With 1 a
+        prompt always shows the last `history_length` rows. With more it shows a few less, and
+        the prompts of a growing history have a longer common beginning.
 
     Returns:
       a dict of token, item, position and segment, int32 [N, length] as in training batches, and of
@@ -45,7 +56,7 @@ def assemble_prompts(
     encoded = tables.instructions(requests.instruction)
     for row, instruction in enumerate(encoded):
         user, history_end = int(requests.user[row]), int(requests.history_end[row])
-        plan = prompt_plan(histories, tables, user, history_end, instruction)
+        plan = prompt_plan(histories, tables, user, history_end, instruction, window_step)
         fitted = fit_plan(plan, tables, length, 1)
         if fitted is None:
             raise ValueError(
@@ -67,11 +78,17 @@ def prompt_plan(
     user: int,
     history_end: int,
     instruction: np.ndarray,
+    window_step: int = 1,
 ) -> Plan:
-    """The plan of one prompt: the user's history before row `history_end`, then `instruction`."""
+    """The plan of one prompt: the user's history before row `history_end`, then `instruction`.
+
+    Worked example, history_length 6, window_step 4: a history of 5 or 6 rows is shown whole; one of
+    7 to 10 rows without its first 4 rows; one of 11 without its first 8.
+    """
     layout = tables.layout
     first = int(histories.offsets[user]) if user >= 0 else history_end
-    start = max(first, history_end - layout.history_length)
+    excess = max(history_end - first - layout.history_length, 0)
+    start = min(first + -(-excess // window_step) * window_step, history_end)
     history = np.asarray(histories.item[start:history_end], np.int32)
     if not len(instruction) and not len(history):
         # A model predicts from a token, so an empty prompt gets one.
@@ -96,18 +113,20 @@ def make_prompts(
     histories: Histories,
     tables: PromptTables,
     encode: Encode | None = None,
-) -> dict[str, np.ndarray]:
+    window_step: int = 1,
+) -> dict[str, Any]:
     """Prompts of `requests` as generation takes them, no longer than the longest needs.
 
     Args:
       encode: instructions to vectors, where the layout has a slot for them.
+      window_step: see `assemble_prompts`.
 
     Returns:
       tokens, items, positions: int32 [N, T]; is_token: bool [N, T]; lengths: int32 [N]. With
       `encode` also instructions: float32 [N, 1, E].
     """
     longest_allowed = tables.layout.row_tokens
-    prompts = assemble_prompts(requests, histories, tables, longest_allowed)
+    prompts = assemble_prompts(requests, histories, tables, longest_allowed, window_step)
     longest = int(prompts["length"].max(initial=1))
     length = min(longest_allowed, -(-longest // LENGTH_STEP) * LENGTH_STEP)
     vectors = {} if encode is None else {"instructions": encode(requests.instruction)[:, None]}

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Float32, Int
 from sigma_jax.generation import fusion
 from sigma_jax.generation.beam import Beams, Prompts
 from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.contexts import ContextCache
 from sigma_jax.generation.generator import Generator, inverse_temperature_of, take_rows
 from sigma_jax.index.candidates import Candidates
 from sigma_jax.index.device_index import DeviceIndex
@@ -143,8 +144,13 @@ class Ranker:
         generator: Generator,
         lexical: LexicalTable | None = None,
         semantic: SemanticArrays | None = None,
+        contexts: ContextCache | None = None,
     ):
+        """Args:
+        contexts: where keys and values of users' prompts are kept. None: nothing is kept.
+        """
         self.generator, self.lexical, self._semantic = generator, lexical, semantic
+        self._contexts = contexts
         self._lexical_arrays = lexical.arrays() if lexical is not None else None
         self._extra = ExtraCandidates(lexical)
 
@@ -155,16 +161,33 @@ class Ranker:
         return other
 
     def rank(
-        self, prompts: Prompts, variants: Sequence[Variant], active: ActiveItems | None = None
+        self,
+        prompts: Prompts,
+        variants: Sequence[Variant],
+        active: ActiveItems | None = None,
+        users: Sequence[str] = (),
     ) -> list[Recommendations]:
-        """The lists of each variant for N prompts. The network reads each prompt only once."""
+        """The lists of each variant for N prompts. The network reads each prompt only once.
+
+        Args:
+          users: the user of each prompt, "" for an unknown one, whose context may be kept.
+        """
         variants = self._complete(variants)
 
         def answer(rows: np.ndarray) -> list[Recommendations]:
-            beams = self.generator.beams(take_rows(prompts, rows), active)
+            beams = self._beams(prompts, rows, active, users)
             return [self._rank_batch(beams, variant, rows, active) for variant in variants]
 
         return self._by_batch(len(prompts.lengths), answer)
+
+    def _beams(
+        self, prompts: Prompts, rows: np.ndarray, active: ActiveItems | None, users: Sequence[str]
+    ) -> Beams:
+        """The beams of some prompts."""
+        if self._contexts is None or not users:
+            return self.generator.beams(take_rows(prompts, rows), active)
+        batch = jax.tree.map(lambda table: np.asarray(table)[rows], prompts)
+        return self._contexts.beams(self.generator, batch, [users[row] for row in rows], active)
 
     def _rank_batch(
         self, beams: Beams, variant: Variant, rows: np.ndarray, active: ActiveItems | None

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from sigma_jax.data.vectors import unit_rows
 from sigma_jax.generation.beam import Prompts
 from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.contexts import ContextCache
 from sigma_jax.generation.generator import Generator, prefix_depth
 from sigma_jax.histories import request_times, seen_items
 from sigma_jax.index.host_index import HostIndex
@@ -61,6 +62,8 @@ class Recommender:
         is_active: Bool[np.ndarray, " I"] | None = None,
         host_index: HostIndex | None = None,
         mesh: Mesh | None = None,
+        contexts: ContextCache | None = None,
+        window_step: int = 1,
     ):
         """A recommender of `parts`.
 
@@ -70,7 +73,11 @@ class Recommender:
           is_active: False for items that are never recommended. None: all may be.
           host_index: for `retrieval="scann"`. None: it is built.
           mesh: devices that hold equal parts of the item vectors. None: one device holds all.
+          contexts: keeps keys and values of users' prompts, so that a user's next request computes
+            new behaviour only. None: each request is computed from the beginning.
+          window_step: of prompts (prompts/inference.py); more than 1 for `contexts`.
         """
+        self._window_step, self.contexts = window_step, contexts
         self.parts, self.spec = parts, parts.spec
         if trie is None:
             ids = parts.semantic_ids
@@ -88,7 +95,7 @@ class Recommender:
         )
         self._is_active = is_active
         self._active = None if is_active is None else self.generator.mark_active(is_active)
-        self._ranker = Ranker(self.generator, parts.lexical, self._semantic_arrays())
+        self._ranker = Ranker(self.generator, parts.lexical, self._semantic_arrays(), contexts)
         self._tables_of_users = (parts.users, parts.prompt_tables)  # of the last batch
 
     def _semantic_arrays(self) -> SemanticArrays | None:
@@ -170,16 +177,18 @@ class Recommender:
         if is_allowed is not None:
             known = True if self._is_active is None else self._is_active
             active = self.generator.mark_active(known & is_allowed)
+        users = names_of(batch) if self.contexts is not None else []
         shared = self._shared_inputs(batch, variants)
         each = [self._variant(batch, options, shared) for options in variants]
         if shared is None or shared.is_novel is None or not shared.is_novel.any():
-            return self._ranker.rank(self.prompts(batch), each, active)
+            return self._ranker.rank(self.prompts(batch), each, active, users)
         answers: dict[int, Recommendations] = {}
         general = with_general_instructions(batch, shared.is_novel)
         for read, reranks in ((general, True), (batch, False)):
             places = [n for n, options in enumerate(variants) if options.reranks == reranks]
             if places:
-                ranked = self._ranker.rank(self.prompts(read), [each[n] for n in places], active)
+                some = [each[n] for n in places]
+                ranked = self._ranker.rank(self.prompts(read), some, active, users)
                 answers |= dict(zip(places, ranked, strict=True))
         return [answers[number] for number in range(len(variants))]
 
@@ -190,7 +199,13 @@ class Recommender:
             tables = self.parts.prompt_tables.with_users(batch.users)
             self._tables_of_users = (batch.users, tables)
         return Prompts(
-            **make_prompts(batch.requests, batch.histories, tables, self.parts.instruction_vectors)
+            **make_prompts(
+                batch.requests,
+                batch.histories,
+                tables,
+                self.parts.instruction_vectors,
+                self._window_step,
+            )
         )
 
     def sigma(self, options: RecommendOptions) -> str | float:
@@ -288,6 +303,12 @@ class Recommender:
     ) -> Float[np.ndarray, "N n H"]:
         """INSTRUCTION_FEATURES of some items of each request."""
         return self._ranker.instruction_scores(instruction, items)
+
+
+def names_of(batch: RequestBatch) -> list[str]:
+    """The id of the user of each request; "" for an unknown one."""
+    ids = batch.users.table["user_id"]
+    return [ids[user].as_py() if user >= 0 else "" for user in batch.requests.user.tolist()]
 
 
 def with_general_instructions(

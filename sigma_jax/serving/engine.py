@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from sigma_jax.generation.config import GenerationConfig
+from sigma_jax.generation.contexts import ContextCache
 from sigma_jax.recommender.parts import RecommenderParts
 from sigma_jax.recommender.ranking import Recommendations
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
@@ -40,6 +41,16 @@ class SnapshotSettings:
     # "exact" or "scann"; "" is "scann" where the export has such an index, else "exact".
     retrieval: str = ""
     mesh: Mesh | None = None  # devices with equal parts of the item vectors; None: one has all
+    # Memory for keys and values of users' prompts (generation/contexts.py); 0 keeps none.
+    kept_bytes: int = 0
+    spill: Path | None = None  # folder for contexts that memory has no room for
+    window_step: int = 1  # of prompts; more than 1 lets a growing history keep its beginning
+
+    def contexts(self, name: str) -> ContextCache | None:
+        """Kept contexts for the version `name` of a catalogue; None without memory for them."""
+        if not self.kept_bytes:
+            return None
+        return ContextCache(self.kept_bytes, None if self.spill is None else self.spill / name)
 
     def generation_of(self, parts: RecommenderParts, version: Version) -> GenerationConfig:
         """The settings of generation for a version.
@@ -88,6 +99,8 @@ class CatalogueSnapshot:
             version.is_active,
             version.index,
             settings.mesh,
+            settings.contexts(name),
+            settings.window_step,
         )
         parser = _parser(bundle, version, parts, settings.default_instruction)
         return cls(name, version, recommender, parser)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sigma_jax.prompts.inference import assemble_prompts
+from sigma_jax.prompts.inference import assemble_prompts, prompt_plan
 from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.schema import Requests
 from sigma_jax.tasks.requests import make_requests
@@ -78,6 +78,23 @@ def one_request(user, history_end, instruction):
     return Requests(
         np.array([user]), np.array([history_end]), np.array([0]), none, none, [instruction]
     )
+
+
+def test_a_window_that_moves_rarely(shop, tables):
+    """Worked example of prompt_plan: history_length 6, window_step 4."""
+    few = dataclasses.replace(tables, layout=dataclasses.replace(tables.layout, history_length=6))
+    user = int(np.argmax(np.diff(shop.histories.offsets)))
+    first = int(shop.histories.offsets[user])
+    words = np.array([1], np.int32)
+    dropped = []
+    for size in range(5, 12):
+        plan = prompt_plan(shop.histories, few, user, first + size, words, 4)
+        rows = shop.histories.item[first : first + size]
+        dropped.append(size - len(plan.history))
+        np.testing.assert_array_equal(plan.history, rows[size - len(plan.history) :])
+    assert dropped == [0, 0, 4, 4, 4, 4, 8]
+    by_one = prompt_plan(shop.histories, few, user, first + 11, words)
+    assert len(by_one.history) == 6
 
 
 def test_a_user_without_history_gets_profile_and_instruction(shop, tables, config):

@@ -1,0 +1,208 @@
+"""Kept contexts: keys and values of users' prompts, so that only what is new is computed.
+
+Section 3.3 of SIGMA computes a user's new behaviour with the keys and values of the past. A prompt
+begins with what changes least: profile, favourites, history. A token's keys and values depend only
+on the tokens before it. So the longest common beginning of a user's last prompt and of the new one
+needs no computation, whatever has changed behind it.
+
+Worked example, columns of two prompts of a batch, P 4, Q 3 ("-" is padding):
+
+    kept          new
+    a b c d     | e i -      user 1: history a b c d was kept; e is new, i is the instruction
+    a b - -     | c d i      user 2
+
+The results are those of computing everything, up to rounding.
+
+Axes: B prompts, T columns of a prompt, P kept and Q new columns, K key heads, H their size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int32
+
+from sigma_jax.generation.beam import Beams, Past, Prompts
+from sigma_jax.generation.generator import Generator
+from sigma_jax.index.trie import ActiveItems
+
+KEPT_STEP, NEW_STEP = 32, 8  # columns come in these steps, so that few programs are compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """The kept columns of one user, n of them."""
+
+    tokens: Int32[np.ndarray, " n"]
+    items: Int32[np.ndarray, " n"]
+    keys: Float[np.ndarray, "layers n K H"]
+    values: Float[np.ndarray, "layers n K H"]
+
+    @property
+    def bytes(self) -> int:
+        """The memory that it takes."""
+        arrays = (self.tokens, self.items, self.keys, self.values)
+        return sum(array.nbytes for array in arrays)
+
+    def common(self, tokens: np.ndarray, items: np.ndarray) -> int:
+        """The number of first columns that a prompt shares with it."""
+        size = min(len(self.tokens), len(tokens))
+        is_equal = (self.tokens[:size] == tokens[:size]) & (self.items[:size] == items[:size])
+        return size if is_equal.all() else int(is_equal.argmin())
+
+
+class ContextCache:
+    """Contexts by user, the least recently used out first. Threads may share it."""
+
+    def __init__(self, most_bytes: int, folder: Path | None = None):
+        """Args:
+        most_bytes: of memory.
+        folder: where contexts go that memory has no room for. None: they are computed again.
+        """
+        self._most, self._folder = most_bytes, folder
+        self._kept: OrderedDict[str, Context] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self.kept_columns = self.new_columns = 0  # so far
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def __len__(self) -> int:
+        """The number of contexts in memory."""
+        return len(self._kept)
+
+    def beams(
+        self,
+        generator: Generator,
+        prompts: Prompts,
+        users: Sequence[str],
+        active: ActiveItems | None = None,
+    ) -> Beams:
+        """`Generator.beams` of prompts of some users, with what is kept of them.
+
+        Args:
+          prompts: NumPy arrays without a past.
+          users: the user of each prompt; "" for one of whom nothing is kept.
+        """
+        contexts = [self._get(user) for user in users]
+        shared = [_shared(prompts, row, context) for row, context in enumerate(contexts)]
+        batch = with_past(prompts, contexts, shared)
+        beams, past = generator.beams_and_keys(batch, active)
+        keys, values = np.asarray(past.keys), np.asarray(past.values)
+        for row, user in enumerate(users):
+            size = context_size(prompts, row)
+            if user and size > shared[row]:
+                count = size - shared[row]
+                new = keys[:, row, :count], values[:, row, :count]
+                self._put(user, _extended(contexts[row], shared[row], prompts, row, size, *new))
+        self.kept_columns += sum(shared)
+        self.new_columns += int(prompts.lengths.sum()) - sum(shared)
+        return beams
+
+    def _get(self, user: str) -> Context | None:
+        with self._lock:
+            if context := self._kept.get(user):
+                self._kept.move_to_end(user)
+                return context
+        if self._folder is None or not user:
+            return None
+        try:
+            with np.load(self._path(user)) as file:
+                return Context(*(file[field.name] for field in dataclasses.fields(Context)))
+        except (OSError, ValueError, KeyError, EOFError):  # there is none, or it is damaged
+            return None
+
+    def _put(self, user: str, context: Context) -> None:
+        out: list[tuple[str, Context]] = []
+        with self._lock:
+            if old := self._kept.pop(user, None):
+                self._bytes -= old.bytes
+            self._kept[user] = context
+            self._bytes += context.bytes
+            while self._bytes > self._most and self._kept:
+                name, oldest = self._kept.popitem(last=False)
+                self._bytes -= oldest.bytes
+                out.append((name, oldest))
+        if self._folder is not None:
+            for name, oldest in out:
+                arrays = {f.name: getattr(oldest, f.name) for f in dataclasses.fields(Context)}
+                np.savez(self._path(name), **arrays)
+
+    def _path(self, user: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{hashlib.sha256(user.encode()).hexdigest()}.npz"
+
+
+def context_size(prompts: Prompts, row: int) -> int:
+    """The columns of a prompt up to its last item; those behind it change with each request."""
+    slots = np.flatnonzero(np.asarray(prompts.items[row]) >= 0)
+    return int(slots[-1]) + 1 if len(slots) else 0
+
+
+def _shared(prompts: Prompts, row: int, context: Context | None) -> int:
+    """The columns of a prompt whose keys are kept. The last token is always computed."""
+    if context is None:
+        return 0
+    size = min(context_size(prompts, row), int(prompts.lengths[row]) - 1)
+    return context.common(prompts.tokens[row, :size], prompts.items[row, :size])
+
+
+def with_past(
+    prompts: Prompts, contexts: Sequence[Context | None], shared: Sequence[int]
+) -> Prompts:
+    """The prompts, NumPy arrays, with the first `shared` columns of each as its past."""
+    most = max(shared, default=0)
+    if not most:
+        return prompts
+    kept = -(-most // KEPT_STEP) * KEPT_STEP
+    lengths = np.asarray(prompts.lengths)
+    count, rest = len(lengths), lengths - np.array(shared)
+    new = -(-int(rest.max()) // NEW_STEP) * NEW_STEP
+    columns = {
+        "tokens": np.zeros((count, kept + new), np.int32),
+        "items": np.full((count, kept + new), -1, np.int32),
+        "positions": np.zeros((count, kept + new), np.int32),
+        "is_token": np.zeros((count, kept + new), bool),
+    }
+    example = next(context for context in contexts if context is not None)
+    layers, _, heads, size = example.keys.shape
+    shape = (layers, count, kept, heads, size)
+    keys, values = np.zeros(shape, example.keys.dtype), np.zeros(shape, example.values.dtype)
+    for row, (context, common) in enumerate(zip(contexts, shared, strict=True)):
+        for name, target in columns.items():
+            source = getattr(prompts, name)[row]
+            target[row, :common] = source[:common]
+            target[row, kept : kept + rest[row]] = source[common : lengths[row]]
+        if context is not None:
+            keys[:, row, :common] = context.keys[:, :common]
+            values[:, row, :common] = context.values[:, :common]
+    return dataclasses.replace(
+        prompts,
+        **columns,
+        past=Past(jnp.asarray(keys), jnp.asarray(values)),
+        last=(kept + rest - 1).astype(np.int32),
+    )
+
+
+def _extended(
+    context: Context | None,
+    common: int,
+    prompts: Prompts,
+    row: int,
+    size: int,
+    keys: np.ndarray,
+    values: np.ndarray,
+) -> Context:
+    """The context of a prompt: `common` columns of the old one, and new ones."""
+    if context is not None and common:
+        keys = np.concatenate([context.keys[:, :common], keys], axis=1)
+        values = np.concatenate([context.values[:, :common], values], axis=1)
+    tokens, items = (np.array(part[row, :size]) for part in (prompts.tokens, prompts.items))
+    return Context(tokens, items, np.ascontiguousarray(keys), np.ascontiguousarray(values))
