@@ -70,6 +70,7 @@ EXTRAS = {
         "mypy>=2.4,<3",
         "nbclient>=0.10",
         "openai>=2,<4",
+        "playwright>=1.50",  # the page in Debian's chromium; the test is skipped without it
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.12",
