@@ -36,6 +36,7 @@ FLAGS = flags.FLAGS
 ROLES = ("all", "api", "worker")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TENANT = "default"  # of an export without a name
+PARENT = "SIGMA_SERVE_PARENT"  # variable of a worker: the process that it ends with
 RESTART_SECONDS = 2.0  # before a worker that ended is started again
 
 
@@ -157,6 +158,8 @@ def run_workers(exports: dict[str, Path], settings: Any) -> None:
     store, stop = open_store(FLAGS.store), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    if parent := int(os.environ.get(PARENT, "0")):
+        threading.Thread(target=end_with, args=(parent, stop), daemon=True).start()
     threads = []
     for tenant, folder in exports.items():
         engine = RecommendationEngine(folder, snapshot_settings())
@@ -172,17 +175,25 @@ def run_workers(exports: dict[str, Path], settings: Any) -> None:
     store.close()
 
 
+def end_with(parent: int, stop: threading.Event) -> None:
+    """Sets `stop` when the process that started this one has ended, killed or not."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    stop.set()
+
+
 @contextlib.contextmanager
 def worker_beside() -> Iterator[None]:
     """A worker in a process of its own, which is started again whenever it ends."""
-    arguments = [one for one in sys.argv[1:] if not one.startswith("--role")]
-    command = [sys.executable, "-m", "sigma_jax.serve", *arguments, "--role=worker"]
+    # The last of two flags of one name counts.
+    command = [sys.executable, "-m", "sigma_jax.serve", *sys.argv[1:], "--role=worker"]
+    environment = os.environ | {PARENT: str(os.getpid())}
     stop = threading.Event()
     running: list[subprocess.Popen[bytes]] = []
 
     def keep() -> None:
         while not stop.is_set():
-            running[:] = [subprocess.Popen(command)]
+            running[:] = [subprocess.Popen(command, env=environment)]
             code = running[0].wait()
             if not stop.is_set():
                 logging.warning("worker: ended with status %d; it is started again", code)

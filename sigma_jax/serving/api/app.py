@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -15,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,6 +29,7 @@ from sigma_jax.serving.stores.base import Store, StoreError
 
 LONGEST_BODY = 8 * 2**20  # bytes
 THREADS = 16  # that wait for the store
+REFRESH_SECONDS = 2.0  # between two looks for another active version
 PAGE = Path(__file__).parent / "page"
 
 
@@ -49,7 +52,9 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        refreshing = asyncio.create_task(_refresh(context))
         yield
+        refreshing.cancel()
         for tenant in context.tenants.values():
             tenant.batcher.close()
 
@@ -73,6 +78,17 @@ def create_app(
     _add_operations(app, context)
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return app
+
+
+async def _refresh(context: Context) -> None:
+    """Loads versions of the catalogue that other processes have activated."""
+    while True:
+        await asyncio.sleep(REFRESH_SECONDS)
+        for tenant in context.tenants.values():
+            try:
+                await run_in_threadpool(tenant.service.engine.refresh)
+            except Exception as error:  # the running version goes on
+                logging.warning("service: %s keeps its version: %s", tenant.name, error)
 
 
 def _add_operations(app: FastAPI, context: Context) -> None:

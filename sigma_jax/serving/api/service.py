@@ -118,9 +118,15 @@ class TenantService:
         snapshot = self.engine.current
         number = snapshot.parser.item_index.find(item_id)
         hidden, _ = self._settings()
-        if number is None or item_id in hidden or not snapshot.version.is_active[number]:
+        if number is None or item_id in hidden or not self.is_offered(item_id):
             return None
         return self._items(snapshot, np.array([number]))[0]
+
+    def is_offered(self, item_id: str) -> bool:
+        """Whether the catalogue has an item, and it is not removed."""
+        snapshot = self.engine.current
+        number = snapshot.parser.item_index.find(item_id)
+        return number is not None and bool(snapshot.version.is_active[number])
 
     def category_of(self, item_id: str) -> str:
         """The category of an item; "" for none."""
@@ -189,8 +195,9 @@ class TenantService:
     ) -> Answer:
         """The answer with the items that the filters and rules leave."""
         hidden, rules = self._settings()
-        kept = [item for item in items if item["item_id"] not in hidden]
-        kept = [item for item in kept if item["item_id"] not in filters.exclude]
+        kept = [item for item in items if item["item_id"] not in hidden | filters.exclude]
+        if stored is not None and stored.version != self.engine.current.name:
+            kept = [item for item in kept if self.is_offered(item["item_id"])]
         if filters.categories:
             kept = [i for i in kept if self.category_of(i["item_id"]) in filters.categories]
         if filters.seen != "show" and user_id:

@@ -1,5 +1,6 @@
 """The routes of the service: what they answer, and what they say to wrong calls."""
 
+import dataclasses
 import json
 import time
 
@@ -123,6 +124,17 @@ def test_hidden_items_vanish_at_once(listed):
     }
     listed.put(f"/v1/items/{first}/state", json={})
     assert first in ids(listed.get("/v1/users/ann/recommendations"))
+
+
+def test_items_that_a_newer_version_lacks_leave_the_lists(listed, service, engine, monkeypatch):
+    first, second, *_ = ids(listed.get("/v1/users/ann/recommendations"))
+    is_active = engine.current.version.is_active.copy()
+    is_active[engine.current.parser.item_index.find(first)] = False
+    version = dataclasses.replace(engine.current.version, is_active=is_active)
+    newer = dataclasses.replace(engine.current, name="0002", version=version)
+    monkeypatch.setattr(engine, "current", newer)
+    assert ids(listed.get("/v1/users/ann/recommendations"))[0] == second
+    assert listed.get("/v1/users/ann/recommendations").json()["version"] == "0001"
 
 
 def test_an_instruction_is_answered_at_once(listed, engine, items):
