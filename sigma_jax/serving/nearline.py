@@ -128,9 +128,7 @@ class NearlineWorker:
             return 0
         began = time.monotonic()
         found = self._lists_of(works)
-        for work in works:
-            if work.user_id in found:
-                self.store.put_lists(work.user_id, found[work.user_id], self.settings.keep_seconds)
+        self.store.put_lists(found, self.settings.keep_seconds)
         self.store.done(works)
         totals = self.totals
         totals.batches += 1

@@ -66,6 +66,9 @@ class StoredList:
         return cls(**fields | {"items": tuple(fields["items"])})
 
 
+ListsOfUsers = Mapping[str, Mapping[str, StoredList]]  # user id -> name -> list
+
+
 @dataclasses.dataclass(frozen=True)
 class ItemState:
     """What changes about an item by the minute. Such items are left out at once."""
@@ -128,8 +131,8 @@ class TenantStore(Protocol):
     def queue(self) -> Queue:
         """How many users wait, those who are taken included. Some stores count their events."""
 
-    def put_lists(self, user_id: str, lists: Mapping[str, StoredList], keep_seconds: float) -> None:
-        """Stores lists by name; they vanish after `keep_seconds`."""
+    def put_lists(self, lists: ListsOfUsers, keep_seconds: float) -> None:
+        """Stores lists by user and name; they vanish after `keep_seconds`."""
 
     def list_of(self, user_id: str, name: str) -> StoredList | None:
         """A list; None if there is none."""

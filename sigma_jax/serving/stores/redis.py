@@ -20,6 +20,7 @@ from sigma_jax.serving.stores.base import (
     MOST_EVENTS,
     Event,
     ItemState,
+    ListsOfUsers,
     Queue,
     StoredList,
     StoreError,
@@ -29,6 +30,7 @@ from sigma_jax.serving.stores.base import (
 ANSWER_SECONDS = 2.0  # a server that does not answer by then is taken for dead
 REMEMBER_SECONDS = 7 * 86_400  # event ids are remembered so long
 GROUP = "workers"
+USERS_AT_ONCE = 1_000  # whose lists are sent together
 
 # Keys: event id, history, stream, counter. Values: whether there is an id, seconds, time, user,
 # content, most events, now. Returns the number of the event, or 0 for one that was there.
@@ -186,18 +188,24 @@ class RedisTenant:
             first = self.store.client.xrange(self._key("stream"), count=1)
         return Queue(size, float(first[0][1]["since"]) if first else None)
 
-    def put_lists(self, user_id: str, lists: Mapping[str, StoredList], keep_seconds: float) -> None:
-        """Stores lists by name; they vanish after `keep_seconds`."""
-        with self._pipeline() as pipe:
-            for name, one in lists.items():
-                self.store.put_list(
-                    keys=[self._key("list", user_id, name)],
-                    args=[one.newest, one.to_json(), int(keep_seconds * 1000)],
-                    client=pipe,
-                )
-            pipe.sadd(self._key("names", user_id), *lists)
-            pipe.expire(self._key("names", user_id), int(keep_seconds) + 1)
-            pipe.pfadd(self._key("listed"), user_id)
+    def put_lists(self, lists: ListsOfUsers, keep_seconds: float) -> None:
+        """Stores lists by user and name; they vanish after `keep_seconds`."""
+        users = list(lists)
+        for start in range(0, len(users), USERS_AT_ONCE):
+            with self._pipeline() as pipe:
+                for user in users[start : start + USERS_AT_ONCE]:
+                    self._put_lists(user, lists[user], keep_seconds, pipe)
+
+    def _put_lists(
+        self, user_id: str, lists: Mapping[str, StoredList], keep_seconds: float, pipe: Any
+    ) -> None:
+        """Adds the commands for one user to a pipeline."""
+        for name, one in lists.items():
+            values: list[Any] = [one.newest, one.to_json(), int(keep_seconds * 1000)]
+            self.store.put_list([self._key("list", user_id, name)], values, pipe)
+        pipe.sadd(self._key("names", user_id), *lists)
+        pipe.expire(self._key("names", user_id), int(keep_seconds) + 1)
+        pipe.pfadd(self._key("listed"), user_id)
 
     def list_of(self, user_id: str, name: str) -> StoredList | None:
         """A list; None if there is none."""

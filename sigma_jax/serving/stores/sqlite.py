@@ -16,6 +16,7 @@ from sigma_jax.serving.stores.base import (
     LEASE_SECONDS,
     Event,
     ItemState,
+    ListsOfUsers,
     Queue,
     StoredList,
     StoreError,
@@ -218,8 +219,8 @@ class SqliteTenant:
         row = self._one("SELECT COUNT(*), MIN(since) FROM waiting WHERE tenant = ?")
         return Queue(*row) if row else Queue(0, None)
 
-    def put_lists(self, user_id: str, lists: Mapping[str, StoredList], keep_seconds: float) -> None:
-        """Stores lists by name; they vanish after `keep_seconds`."""
+    def put_lists(self, lists: ListsOfUsers, keep_seconds: float) -> None:
+        """Stores lists by user and name; they vanish after `keep_seconds`."""
         now = time.time()
         with self.store.transaction() as con:
             con.execute("DELETE FROM lists WHERE expires < ?", (now,))
@@ -227,10 +228,11 @@ class SqliteTenant:
                 "INSERT INTO lists VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                 "content = excluded.content, newest = excluded.newest, expires = excluded.expires "
                 "WHERE excluded.newest >= lists.newest",
-                [
-                    (self.name, user_id, name, one.to_json(), one.newest, now + keep_seconds)
-                    for name, one in lists.items()
-                ],
+                (
+                    (self.name, user, name, one.to_json(), one.newest, now + keep_seconds)
+                    for user, of_user in lists.items()
+                    for name, one in of_user.items()
+                ),
             )
 
     def list_of(self, user_id: str, name: str) -> StoredList | None:

@@ -24,7 +24,7 @@ def test_users(shop):
     assert shop.user("ann") == {"city": "Łódź"} and shop.user("bob") == {"age": 3}
     assert shop.users("", 2) == ["ann", "bob"] and shop.users("bob", 2) == ["cy"]
     shop.add_events([event()])
-    shop.put_lists("ann", {"home": a_list()}, 60)
+    shop.put_lists({"ann": {"home": a_list()}}, 60)
     assert shop.delete_user("ann") and not shop.delete_user("nobody")
     assert shop.user("ann") is None and shop.events("ann", 9) == ([], 0)
     assert shop.list_of("ann", "home") is None and shop.users("", 9) == ["bob", "cy"]
@@ -103,14 +103,14 @@ def test_the_work_of_a_dead_worker_is_taken_by_another(shop):
 
 def test_lists(shop):
     assert shop.list_of("ann", "home") is None and shop.count_lists() == 0
-    shop.put_lists("ann", {"home": a_list(5), "summer": a_list(5, "ice")}, 60)
+    shop.put_lists({"ann": {"home": a_list(5), "summer": a_list(5, "ice")}}, 60)
     assert shop.list_of("ann", "home") == a_list(5)
     assert shop.list_of("ann", "summer").items[0]["item_id"] == "ice"
-    shop.put_lists("ann", {"home": a_list(4, "older")}, 60)
+    shop.put_lists({"ann": {"home": a_list(4, "older")}}, 60)
     assert shop.list_of("ann", "home") == a_list(5)
-    shop.put_lists("ann", {"home": a_list(5, "again")}, 60)
+    shop.put_lists({"ann": {"home": a_list(5, "again")}}, 60)
     assert shop.list_of("ann", "home").items[0]["item_id"] == "again"
-    shop.put_lists("bob", {"home": a_list()}, 0.05)
+    shop.put_lists({"bob": {"home": a_list()}}, 0.05)
     assert shop.count_lists() == 2
     time.sleep(0.1)
     assert shop.list_of("bob", "home") is None
@@ -144,7 +144,7 @@ def test_tenants_see_nothing_of_each_other(store, shop, name):
     other = store.tenant(name)
     shop.put_users({"ann": {"a": 1}})
     shop.add_events([event(event_id="e")])
-    shop.put_lists("ann", {"home": a_list()}, 60)
+    shop.put_lists({"ann": {"home": a_list()}}, 60)
     shop.put_states({"tea": ItemState(True)})
     shop.put_document("rule", "r", 1)
     assert other.user("ann") is None and other.users("", 9) == [] and other.events("ann", 9)[1] == 0
@@ -159,7 +159,7 @@ def test_tenants_see_nothing_of_each_other(store, shop, name):
 def test_any_text_is_a_name(shop, text):
     shop.put_users({text: {"k": text}})
     shop.add_events([event(user=text, item=text, kind=text, session_id=text, event_id=text)])
-    shop.put_lists(text, {text: a_list(1, text)}, 60)
+    shop.put_lists({text: {text: a_list(1, text)}}, 60)
     shop.put_document(text, text, text)
     assert shop.user(text) == {"k": text}
     [found], _ = shop.events(text, 9)
