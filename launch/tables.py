@@ -290,6 +290,17 @@ def incremental() -> Rows:
     return rows
 
 
+def serve_load() -> Rows:
+    """Times of reads of the index by rate (launch/benchmarks/serve_load.py)."""
+    found = result_of("serve_load")
+    rows = [[f"{found['users']:,} users", "reads a second", "p50, ms", "p99, ms", "errors"]]
+    for name in ("sqlite", "redis"):
+        for one in found.get(name, ()):
+            times = (f"{one[field]:.1f}" for field in ("p50_ms", "p99_ms"))
+            rows.append([name, str(one["rate"]), *times, str(one["errors"])])
+    return rows
+
+
 def window() -> Rows:
     """HR@10 by the step of a prompt's window (launch/benchmarks/incremental.py)."""
     rows = [["window moves by", "HR@10 of JustForYou, per cent"]]
@@ -535,6 +546,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "wishes": wishes,
     "incremental": incremental,
     "window": window,
+    "serve-load": serve_load,
     "summary": summary,
     **{
         f"amazon-{data}": functools.partial(equal_methods, "amazon", data, COLUMNS)
