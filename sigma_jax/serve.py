@@ -233,7 +233,7 @@ def run_api(exports: dict[str, Path]) -> None:
         service.warm()
         tenants[name] = Tenant.of(name, folder, service)
     app = create_app(tenants, store, keys, FLAGS.calls_a_second)
-    # What is loaded stays: a collection that looks through it would hold up all calls.
+    # The garbage collector need not look through what is loaded: all calls would wait for it.
     gc.collect()
     gc.freeze()
     logging.info(

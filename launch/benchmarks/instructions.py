@@ -93,12 +93,17 @@ def answers(opened: OpenWorkdir, texts: list[str], user: int) -> np.ndarray:
 def by_encoder(workdir: Path, catalogue: Catalogue, texts: list[str]) -> np.ndarray:
     """The items nearest to each sentence by the plain encoder."""
     encoder = plain_encoder_of(workdir)
-    names = [*catalogue.categories.to_pylist(), ""]
-    of_items = [names[number] for number in np.asarray(catalogue.category).tolist()]
+    of_items = categories_of(catalogue, np.arange(len(catalogue)))
     titles = catalogue.table["title"].to_pylist()
     items = [f"{title}, {name}" for title, name in zip(titles, of_items, strict=True)]
     cosines = unit_rows(encoder.encode_queries(texts)) @ unit_rows(encoder.encode_items(items)).T
     return np.argsort(-cosines, axis=1, kind="stable")[:, :COUNT]
+
+
+def categories_of(catalogue: Catalogue, items: np.ndarray) -> list[str]:
+    """The category of each item."""
+    names = [*catalogue.categories.to_pylist(), ""]
+    return [names[number] for number in np.asarray(catalogue.category)[items].tolist()]
 
 
 def by_words(catalogue: Catalogue, texts: list[str]) -> np.ndarray:

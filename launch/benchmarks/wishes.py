@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from launch.benchmarks.instructions import answers
+from launch.benchmarks.instructions import answers, categories_of
 from launch.benchmarks.result import write_result
 from sigma_jax.recommender.recommender import Recommender
 from sigma_jax.recommender.workdir import OpenWorkdir, load_workdir
 from sigma_jax.reranking.lexical import words_of
-from sigma_jax.schema import Catalogue
 
 
 def main() -> None:
@@ -72,12 +71,6 @@ def shares_of(opened: OpenWorkdir, rows: list[dict[str, Any]], user: int) -> tup
         ]
         excluded.append(np.mean(wrong))
     return float(np.mean(excluded)), float(np.mean(held))
-
-
-def categories_of(catalogue: Catalogue, items: np.ndarray) -> list[str]:
-    """The category of each item."""
-    names = [*catalogue.categories.to_pylist(), ""]
-    return [names[number] for number in np.asarray(catalogue.category)[items].tolist()]
 
 
 if __name__ == "__main__":

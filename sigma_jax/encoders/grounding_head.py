@@ -26,6 +26,7 @@ from sigma_jax.losses import unit
 from sigma_jax.models.weights import load_weights, save_weights
 from sigma_jax.runtime.config import check_at_least
 from sigma_jax.runtime.files import read_json, write_json
+from sigma_jax.shapes import power_of_two
 
 SETTINGS, WEIGHTS = "grounding_head.json", "weights.safetensors"
 MOST_ROWS = 8_192  # that the head reads at once
@@ -81,7 +82,7 @@ class GroundedVectors:
 
     def _of_head(self, vectors: Float32[np.ndarray, "n E"]) -> Float32[np.ndarray, "n W"]:
         """g, computed for a power of two of rows, so that few programs are compiled."""
-        padding = (1 << (len(vectors) - 1).bit_length()) - len(vectors)
+        padding = power_of_two(len(vectors)) - len(vectors)
         padded = np.pad(vectors, ((0, padding), (0, 0)))
         return np.asarray(self._run(self._state, jnp.asarray(padded)))[: len(vectors)]
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.generation import fusion
-from sigma_jax.generation.beam import Beams, Past, Prompts, beam_search, search_and_keep
+from sigma_jax.generation.beam import Beams, Past, Prompts, search_and_keep
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.prefix_scores import Scorer, make_prefix_scorer
 from sigma_jax.index.candidates import Candidates, SearchInputs
@@ -141,25 +141,17 @@ class Generator:
 
     def beams(self, prompts: Prompts, active: ActiveItems | None = None) -> Beams:
         """The likeliest prefixes of active items after each prompt (Eq. 6-8), on the device."""
-        return search_beams(
-            self.graphdef,
-            self.state,
-            self.tables,
-            self.trie,
-            self.prefix_scorer,
-            prompts,
-            self.config.widths(self.trie.depth),
-            self.config.margin,
-            self.item_query,
-            active,
-            self.one_device,
-        )
+        return search_beams(*self._search_arguments(prompts, active))
 
     def beams_and_keys(
         self, prompts: Prompts, active: ActiveItems | None = None
     ) -> tuple[Beams, Past]:
         """`beams`, and the keys and values of the columns that are not in the prompts' past."""
-        return search_and_keep_keys(
+        return search_and_keep_keys(*self._search_arguments(prompts, active))
+
+    def _search_arguments(self, prompts: Prompts, active: ActiveItems | None) -> tuple[Any, ...]:
+        """The arguments of `search_and_keep_keys`."""
+        return (
             self.graphdef,
             self.state,
             self.tables,
@@ -286,36 +278,7 @@ _search = jax.jit(search, static_argnums=2)
 _all_candidates = jax.jit(all_candidates)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8, 10))
-def search_beams(
-    graphdef,
-    state,
-    tables: Tables,
-    trie: Trie,
-    prefix_scorer: Scorer | None,
-    prompts: Prompts,
-    widths: tuple[int, ...],
-    margin: float,
-    item_query: str,
-    active: ActiveItems | None,
-    one_device: Mesh | None,
-) -> Beams:
-    """`beam_search`, compiled.
-
-    Args:
-      graphdef, state: the network, split by nnx.
-      one_device: the device that holds all arrays, so that kernels may run there. None: several
-        devices hold them.
-    """
-    network = nnx.merge(graphdef, state)
-    with on_one_device(one_device):
-        return beam_search(
-            network, tables, prompts, trie, widths, item_query, prefix_scorer, active, margin
-        )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8, 10))
-def search_and_keep_keys(
+def _search_and_keep_keys(
     graphdef,
     state,
     tables: Tables,
@@ -328,12 +291,28 @@ def search_and_keep_keys(
     active: ActiveItems | None,
     one_device: Mesh | None,
 ) -> tuple[Beams, Past]:
-    """`search_and_keep`, compiled; the arguments are those of `search_beams`."""
+    """`search_and_keep` with a network that is split.
+
+    Args:
+      graphdef, state: the network, split by nnx.
+      one_device: the device that holds all arrays, so that kernels may run there. None: several
+        devices hold them.
+    """
     network = nnx.merge(graphdef, state)
     with on_one_device(one_device):
         return search_and_keep(
             network, tables, prompts, trie, widths, item_query, prefix_scorer, active, margin
         )
+
+
+_STATIC = (0, 6, 7, 8, 10)  # of the arguments of _search_and_keep_keys
+search_and_keep_keys = jax.jit(_search_and_keep_keys, static_argnums=_STATIC)
+
+
+@functools.partial(jax.jit, static_argnums=_STATIC)
+def search_beams(*arguments: Any) -> Beams:
+    """The beams of `_search_and_keep_keys`, compiled without the keys."""
+    return _search_and_keep_keys(*arguments)[0]
 
 
 def on_one_device(mesh: Mesh | None) -> contextlib.AbstractContextManager:

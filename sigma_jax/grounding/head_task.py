@@ -58,8 +58,7 @@ class GroundingHeadTask:
     @property
     def epoch_steps(self) -> float:
         """Number of steps that draw as many pairs as the views have."""
-        pairs = sum(len(self.data.pairs[view].right) for view in self.pairs.shares)
-        return pairs / self.config.train.batch_size
+        return self.pairs.epoch_steps
 
     def model(self, rngs: nnx.Rngs) -> GroundingHead:
         """The head before its first step."""

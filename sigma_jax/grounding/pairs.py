@@ -103,6 +103,11 @@ class PairBatches:
     pairs: int
     seed: int
 
+    @property
+    def epoch_steps(self) -> float:
+        """Number of steps that draw as many pairs as the views have."""
+        return sum(len(self.data.pairs[view].right) for view in self.shares) / self.pairs
+
     def dataset(self, rows: Int64[np.ndarray, " n"] | None = None) -> grain.MapDataset:
         """Element s is the batch of step s, or `rows` of it."""
         return grain.MapDataset.range(FOREVER).map(lambda step: self.batch(step, rows))

@@ -90,8 +90,7 @@ class GroundingTask:
     @property
     def epoch_steps(self) -> float:
         """Number of steps that draw as many pairs as the views have."""
-        pairs = sum(len(self.data.pairs[view].right) for view in self.pairs.shares)
-        return pairs / self.config.train.batch_size
+        return self.pairs.epoch_steps
 
     def model(self, rngs: nnx.Rngs) -> TextEncoder:
         """The text encoder before its first step."""

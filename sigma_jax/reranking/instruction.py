@@ -82,7 +82,7 @@ def answer_instructions(
 
     Args:
       graphdef, state: the network, split by nnx.
-      one_device: see `search_beams`.
+      one_device: see generation/generator.py.
     """
     network = nnx.merge(graphdef, state)
     is_item = index.sorted_items >= 0

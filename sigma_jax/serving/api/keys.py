@@ -23,7 +23,7 @@ LEAST_LENGTH = 16  # of a key that a user makes up
 
 @dataclasses.dataclass(frozen=True)
 class Caller:
-    """Who calls: the tenant, and what is allowed. A scope includes those before it in SCOPES."""
+    """A caller: the tenant and the scopes. A scope includes those before it in SCOPES."""
 
     tenant: str
     scopes: frozenset[str]
@@ -51,7 +51,7 @@ class Keys:
         return found | ({self._open_tenant} if self._open_tenant else set())
 
     def caller(self, key: str) -> Caller | None:
-        """Whose key it is; None for an unknown one."""
+        """The caller with this key; None for an unknown one."""
         if not key and self._open_tenant:
             return Caller(self._open_tenant, frozenset(SCOPES), "anyone")
         wanted = sha256(key)

@@ -96,7 +96,7 @@ class EventsOut(Strict):
 
 
 class State(Strict):
-    """What changes about an item by the minute; it acts at once."""
+    """The state of an item, which may change by the minute. It acts at once."""
 
     hidden: bool = False
     stock: int | None = Field(default=None, ge=0, le=2**31, description="0: out of stock.")
@@ -157,7 +157,7 @@ class Job(Strict):
 
 
 class Rule(Strict):
-    """What a shop wants regardless of the model. Rules act at once, in the order of their names."""
+    """A rule of a shop, whatever the model says. Rules act at once, in the order of names."""
 
     kind: Literal["pin", "boost", "bury", "at_most"]
     items: list[Id] = Field(default_factory=list, max_length=1_000)
@@ -189,7 +189,7 @@ class NewItems(Strict):
 
 
 class Error(Strict):
-    """What went wrong, for every status from 400."""
+    """An error, for every status from 400."""
 
     error: str
     where: str = ""

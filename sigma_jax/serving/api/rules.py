@@ -1,4 +1,4 @@
-"""What a shop wants regardless of the model: pin, boost, bury, at most n items of a category.
+"""Rules of a shop, whatever the model says: pin, boost, bury, at most n items of a category.
 
 Filters come first, then boost and bury, then at_most, then pin. Rules of one kind act in the order
 of their names. Each says in the item's reasons what it did.

@@ -195,7 +195,8 @@ class TenantService:
     ) -> Answer:
         """The answer with the items that the filters and rules leave."""
         hidden, rules = self._settings()
-        kept = [item for item in items if item["item_id"] not in hidden | filters.exclude]
+        left_out = hidden | filters.exclude
+        kept = [item for item in items if item["item_id"] not in left_out]
         if stored is not None and stored.version != self.engine.current.name:
             kept = [item for item in kept if self.is_offered(item["item_id"])]
         if filters.categories:

@@ -71,7 +71,7 @@ ListsOfUsers = Mapping[str, Mapping[str, StoredList]]  # user id -> name -> list
 
 @dataclasses.dataclass(frozen=True)
 class ItemState:
-    """What changes about an item by the minute. Such items are left out at once."""
+    """The state of an item, which may change by the minute. It acts at once."""
 
     is_hidden: bool = False
     stock: int | None = None  # None: not counted; 0: out of stock
