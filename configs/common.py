@@ -44,7 +44,11 @@ EVALUATED_CHANGES = {
     },
 }
 
-PRESETS = ("local", "smoke", "amazon", "files", "qwen3_0p6b", "qwen3_4b", "qwen3_4b_lora")
+# The smallest language model that a CPU can train; its name on the Hugging Face hub.
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+PRESETS = ("local", "smoke", "amazon", "files", "smollm2_135m")
+PRESETS += ("qwen3_0p6b", "qwen3_4b", "qwen3_4b_lora")
 
 
 def select(

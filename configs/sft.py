@@ -8,6 +8,9 @@ The command also runs each earlier stage that is missing. Presets:
     smoke       the same path in minutes, to see that all is installed; its metrics mean nothing
     files       over your own tables, longer than local: --config.data.path=FOLDER
     amazon      Amazon reviews: --config.data.path=FOLDER (see configs/data.py)
+    smollm2_135m  the data of `local` with SmolLM2-135M as the backbone, a night on two CPU cores;
+                --config.backbone.hf_folder=SMOLLM2 --config.data.text_tokenizer.name=SMOLLM2
+                name its folder, if the hub cannot be reached
     qwen3_0p6b  the paper's setting, Qwen3-0.6B, over your own tables: --config.data.path=FOLDER
                 --config.upstream.grounding.backbone.hf_folder=QWEN3
                 --config.data.text_tokenizer.name=QWEN3
@@ -232,6 +235,13 @@ CHANGES = {
         "prompt.packing.contexts_per_group": 0,
         "reranker.fit_requests": 8_000,
         "refits": True,
+    },
+    # The recommender starts from a language model that knows English. The sentence encoder of the
+    # data still makes the text vectors.
+    "smollm2_135m": {
+        "backbone": grounding.stage_fields("smollm2_135m").backbone,
+        "starts_from_grounding": False,
+        "prompt.layout.instruction": "both",
     },
     "qwen3_0p6b": {
         "optimizer": common.optimizer(2e-5, table_learning_rate=1e-3, warmup_steps=2_000),

@@ -8,8 +8,9 @@ time by operation, and the bytes that cross between chips. The exit status is 1 
 not fit.
 
 `--largest` also searches for the largest batch that fits. `--inference` compiles inference of the
-trained stage instead of training: `grounding` encodes texts on all chips, `sft` answers requests on
-one chip. The command supports these two stages.
+trained stage instead of training: `grounding` encodes texts on all chips, and so does
+`grounding_head` with the data's sentence encoder; `sft` answers requests on one chip. The command
+supports these stages.
 """
 
 from __future__ import annotations
@@ -123,13 +124,20 @@ def report_on_inference(
     config: ConfigDict, topology: str, chip: Chip, devices: Sequence[jax.Device]
 ) -> dict[str, Any]:
     """Prints and returns the report on one batch of inference."""
-    fields, backbone, sizes = read_sizes(config, FLAGS.items, FLAGS.vocab_size)
-    if config.stage == "grounding":
+    if config.stage == "grounding_head":
+        from sigma_jax.encoders import abstract_shapes as encoders
+        from sigma_jax.encoders.find import find_encoder
+
+        mesh = make_mesh(MeshConfig(1, -1, 1), devices)
+        work = encoders.inference(find_encoder(config.data.text_encoder), mesh)
+    elif config.stage == "grounding":
         from sigma_jax.grounding.abstract_shapes import inference as encoding
 
+        fields, backbone, _ = read_sizes(config, FLAGS.items, FLAGS.vocab_size)
         mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"), devices)
         work = encoding(fields, backbone, mesh)
     else:
+        fields, backbone, sizes = read_sizes(config, FLAGS.items, FLAGS.vocab_size)
         from sigma_jax.evaluation.evaluator import EvaluationConfig
         from sigma_jax.sft.abstract_shapes import inference
 
@@ -216,7 +224,7 @@ def read_backbone(source: BackboneConfig, config: ConfigDict, vocab_size: int) -
         from sigma_jax.models.hf import read_config
 
         sizes = read_config(
-            source.hf_folder, **{name: getattr(source, name) for name in COMPUTE_FIELDS}
+            source.folder, **{name: getattr(source, name) for name in COMPUTE_FIELDS}
         )
         return dataclasses.replace(sizes, lora=source.lora)
     if not vocab_size:

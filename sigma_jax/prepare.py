@@ -27,12 +27,8 @@ from sigma_jax.data.config import DataConfig, PairsConfig
 from sigma_jax.data.links import pairs, queries, themes
 from sigma_jax.data.links.knowledge import build_knowledge, items_of_knowledge
 from sigma_jax.data.tables import Checker, Tables
-from sigma_jax.encoders.find import (
-    DEFAULT_ENCODER,
-    EncoderMissingError,
-    find_encoder,
-    load_encoder,
-)
+from sigma_jax.encoders.find import DEFAULT_ENCODER, find_encoder, load_encoder
+from sigma_jax.models.folders import ModelMissingError
 from sigma_jax.runtime import artifacts, cli
 from sigma_jax.runtime.artifacts import UNSHARED, Manifest, Pool, Recipe
 from sigma_jax.runtime.config import to_dataclass
@@ -347,13 +343,13 @@ def usable_encoder(config: DataConfig) -> str:
     """`config.text_encoder`; "" where it is the default one and cannot be had, which is logged.
 
     Raises:
-      EncoderMissingError: another encoder cannot be had.
+      ModelMissingError: another encoder cannot be had.
     """
     if not config.text_encoder:
         return ""
     try:
         find_encoder(config.text_encoder)
-    except EncoderMissingError as error:
+    except ModelMissingError as error:
         if config.text_encoder != DEFAULT_ENCODER:
             raise
         logging.warning(

@@ -135,6 +135,10 @@ def test_inference_is_compiled_and_described(tmp_path):
     words = ["--config=configs/grounding.py:smoke", "--topology=v5e-4", "--items=5000"]
     done = run(*words, "--inference")
     assert "texts a second; the texts of all items: " in done.stdout, done.stderr
+    folder = Path(__file__).parent / "golden" / "encoder_bert"
+    words = ["--config=configs/grounding_head.py:smoke", "--topology=v5e-4", "--items=5000"]
+    done = run(*words, f"--config.data.text_encoder={folder}", "--inference")
+    assert "texts a second; the texts of all items: " in done.stdout, done.stderr
     refused = run(*words, "--inference", "--largest").stderr
     assert "error: --largest applies to training only; drop --largest or --inference." in refused
     texts = {"config": ("grounding", "x"), "topology": "v5e:2x2", "mesh": {"data": 4}}

@@ -6,7 +6,7 @@ A plain Hugging Face folder is pooled by the mean. The transformer is of the BER
 or a decoder of the Qwen3 or Llama family (qwen3.py), such as Qwen3-Embedding.
 
 Texts are sorted by length, so that a batch has little padding. Lengths come in steps, and each has
-one batch size, so that few programs are compiled.
+one batch size, so that few programs are compiled. A batch is shared by all devices of the process.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
 from sigma_jax.encoders.bert import FAMILIES, load_bert
@@ -28,6 +29,8 @@ from sigma_jax.losses import unit
 from sigma_jax.models.folders import TensorFolder, read_folder_json
 from sigma_jax.models.hf import load_backbone
 from sigma_jax.models.qwen3 import Qwen3, causal_mask
+from sigma_jax.runtime import sharding
+from sigma_jax.runtime.config import MeshConfig
 
 POOLINGS = ("mean", "cls", "last", "max")
 # Names of poolings in 1_Pooling/config.json: values of `pooling_mode`, or fields of older folders.
@@ -44,8 +47,10 @@ POOLING_NAMES = {
 # Names of prompts for texts to search with, and for texts to be found.
 QUERY_PROMPTS, ITEM_PROMPTS = ("query",), ("document", "passage")
 DENSE_ACTIVATIONS = {"Identity": lambda x: x, "Tanh": jnp.tanh}
-BATCH_TOKENS = 4_096  # of a batch, padding included
+BATCH_TOKENS = 4_096  # of a device's part of a batch, padding included
 FEW = (1, 8)  # sizes of batches of a few texts
+MOST_TOKENS = 32_768  # of a text, for a transformer without a limit
+REPLICATED_BYTES = 2**31  # a larger model is sharded over the devices
 STEP = 1 / 8  # of a text's length, at most, is padding that its batch needs for few programs
 
 
@@ -124,8 +129,9 @@ class SentenceEncoder:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(max_tokens)
+        self.mesh = sharding.make_mesh(MeshConfig(1, -1, 1), jax.local_devices())
         graph, state = nnx.split(transformer)
-        self._state = state
+        self._state = jax.device_put(state, state_shardings(state, self.mesh))
 
         @jax.jit
         def run(state: Any, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> Array:
@@ -146,20 +152,17 @@ class SentenceEncoder:
         kind = read_folder_json(first / "config.json").get("model_type")
         if kind in FAMILIES:
             transformer: nnx.Module = load_bert(first)
-            longest = transformer.config.max_tokens
+            longest = longest_text(folder, first, transformer.config.max_tokens)
         else:
             transformer = Decoder(load_backbone(first, dtype="float32", param_dtype="float32"))
-            longest = 32_768
-        settings = optional_json(folder / "sentence_bert_config.json")
-        settings = settings or optional_json(first / "sentence_bert_config.json")
-        of_tokenizer = optional_json(first / "tokenizer_config.json").get("model_max_length")
-        asked = settings.get("max_seq_length") or of_tokenizer or longest
+            longest = longest_text(folder, first)
+        settings = sentence_settings(folder, first)
         prompts = optional_json(folder / "config_sentence_transformers.json").get("prompts") or {}
         return cls(
             transformer,
             read_head(folder, modules[1:]),
             load_tokenizer(first, bool(settings.get("do_lower_case"))),
-            min(int(asked), longest),
+            longest,
             prompts,
         )
 
@@ -182,7 +185,7 @@ class SentenceEncoder:
         lengths = [max(len(ids), 1) for ids in tokens]
         order = np.argsort(lengths, kind="stable")[::-1]
         vectors: Float32[np.ndarray, "N E"] | None = None
-        for rows in batches(order, lengths):
+        for rows in batches(order, lengths, self.mesh.size):
             found = self._vectors([tokens[row] for row in rows])
             if vectors is None:
                 vectors = np.zeros((len(tokens), found.shape[1]), np.float32)
@@ -204,12 +207,21 @@ class SentenceEncoder:
     def _vectors(self, tokens: Sequence[Sequence[int]]) -> Float32[np.ndarray, "n E"]:
         """The vectors of one batch, which is padded to a shape of few."""
         length = padded_length(max(map(len, tokens)))
-        count = padded_count(len(tokens), length)
+        count = padded_count(len(tokens), length, self.mesh.size)
         ids, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
         for row, of_text in enumerate(tokens):
             ids[row, : len(of_text)] = of_text
             lengths[row] = max(len(of_text), 1)
-        return np.asarray(self._run(self._state, ids, lengths))[: len(tokens)]
+        batch = sharding.place_batch({"tokens": ids, "lengths": lengths}, self.mesh)
+        return np.asarray(self._run(self._state, **batch))[: len(tokens)]
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """A sharding for each array of `state`: replicated, or by parts where the model is large."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    if size <= REPLICATED_BYTES:
+        return jax.tree.map(lambda _: sharding.replicated(mesh), state)
+    return jax.tree.map(lambda leaf: sharding.table_sharding(leaf.shape, mesh), state)
 
 
 def padded_length(length: int) -> int:
@@ -221,25 +233,31 @@ def padded_length(length: int) -> int:
     return -(-length // unit) * unit
 
 
-def batch_size(length: int) -> int:
-    """Texts of a batch of texts that are padded to `length` tokens."""
-    return max(BATCH_TOKENS // length, 1)
+def batch_size(length: int, devices: int = 1) -> int:
+    """Texts of a batch of texts that are padded to `length` tokens, a multiple of `devices`."""
+    return max(BATCH_TOKENS // length, 1) * devices
 
 
-def padded_count(texts: int, length: int) -> int:
-    """Rows of a batch of `texts` texts: one of few sizes, so that one sentence is read at once."""
-    full = batch_size(length)
-    return next((size for size in FEW if texts <= size < full), full)
+def padded_count(texts: int, length: int, devices: int = 1) -> int:
+    """Rows of a batch of `texts` texts: one of few sizes, so that one sentence is read at once.
+
+    All sizes are multiples of `devices`.
+    """
+    full = batch_size(length, devices)
+    few = (-(-size // devices) * devices for size in FEW)
+    return next((size for size in few if texts <= size < full), full)
 
 
-def batches(order: Int[np.ndarray, " N"], lengths: Sequence[int]) -> list[Int[np.ndarray, " n"]]:
+def batches(
+    order: Int[np.ndarray, " N"], lengths: Sequence[int], devices: int = 1
+) -> list[Int[np.ndarray, " n"]]:
     """Batches of row numbers in the given order, which descends by length.
 
     The longest text of a batch decides on its size. Only the last batch may have free places.
     """
     found, first = [], 0
     while first < len(order):
-        size = batch_size(padded_length(lengths[order[first]]))
+        size = batch_size(padded_length(lengths[order[first]]), devices)
         found.append(order[first : first + size])
         first += size
     return found
@@ -259,6 +277,19 @@ def read_modules(folder: Path) -> list[dict[str, Any]]:
     if not modules or modules[0]["type"] != "Transformer":
         raise ValueError(f"{path}: the first module is no transformer; download it again.")
     return modules
+
+
+def sentence_settings(folder: Path, first: Path) -> dict[str, Any]:
+    """The fields of sentence_bert_config.json of a folder whose transformer is in `first`."""
+    settings = optional_json(folder / "sentence_bert_config.json")
+    return settings or optional_json(first / "sentence_bert_config.json")
+
+
+def longest_text(folder: Path, first: Path, most: int = MOST_TOKENS) -> int:
+    """Tokens of the longest text, which the settings of a folder may lower; at most `most`."""
+    of_tokenizer = optional_json(first / "tokenizer_config.json").get("model_max_length")
+    asked = sentence_settings(folder, first).get("max_seq_length") or of_tokenizer or most
+    return min(int(asked), most)
 
 
 def read_head(folder: Path, modules: Sequence[Mapping[str, Any]]) -> Head:

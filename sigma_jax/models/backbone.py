@@ -9,6 +9,7 @@ from pathlib import Path
 from flax import nnx
 
 from sigma_jax.models.config import LoraConfig, Qwen3Config
+from sigma_jax.models.folders import find_model
 from sigma_jax.models.linear import is_frozen_by_lora
 from sigma_jax.models.qwen3 import Qwen3
 
@@ -17,7 +18,9 @@ from sigma_jax.models.qwen3 import Qwen3
 class BackboneConfig:
     """Source and arithmetic of the backbone. ValueError if the sizes do not fit together."""
 
-    hf_folder: str  # config.json + safetensors; "" starts from scratch with the sizes below
+    # A folder with config.json and safetensors, or its name on the Hugging Face hub; "" starts from
+    # scratch with the sizes below.
+    hf_folder: str
     width: int  # of hidden states
     num_layers: int  # transformer blocks
     num_heads: int  # query heads
@@ -58,6 +61,11 @@ class BackboneConfig:
             )
 
     @property
+    def folder(self) -> Path:
+        """The folder of the pre-trained model. ModelMissingError if there is none."""
+        return find_model(self.hf_folder, "backbone.hf_folder")
+
+    @property
     def lora(self) -> LoraConfig | None:
         """The low-rank additions; None for none."""
         return LoraConfig(self.lora_rank, self.lora_alpha) if self.lora_rank else None
@@ -90,16 +98,16 @@ def make_backbone(
     From scratch it has exactly `vocab_size` rows.
 
     Raises:
-      ValueError: the tokenizer has more ids than the folder's table has rows; `tokenizer_folder`
-        and the folder give different ids to a word; or only low-rank additions are to be trained
-        and there is no folder.
+      ValueError: there is no such folder; the tokenizer has more ids than the folder's table has
+        rows; `tokenizer_folder` and the folder give different ids to a word; or only low-rank
+        additions are to be trained and there is no folder.
     """
     if not config.hf_folder:
         config.check_start()
         return Qwen3(config.scratch(vocab_size), rngs=rngs)
     from sigma_jax.models.hf import load_backbone
 
-    folder = Path(config.hf_folder)
+    folder = config.folder
     backbone = load_backbone(folder, **{name: getattr(config, name) for name in COMPUTE_FIELDS})
     rows = backbone.config.vocab_size
     if vocab_size > rows:

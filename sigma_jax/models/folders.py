@@ -1,4 +1,4 @@
-"""Hugging Face folders: JSON files and tensors, read one at a time."""
+"""Hugging Face folders, on disk or on the hub: JSON files and tensors, read one at a time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-STORED_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+HUB_FILES = ("*.json", "*.safetensors", "*/config.json", "*/*.safetensors")  # of a hub's folder
+
+STORED_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+class ModelMissingError(ValueError):
+    """The model is no folder, and the hub does not give it."""
+
+
+def find_model(name: str, setting: str) -> Path:
+    """The folder of the model `name`: a folder, or a name on the Hugging Face hub.
+
+    Args:
+      setting: the config field that names the model, for errors.
+
+    Raises:
+      ModelMissingError: `name` is no folder, and cannot be had from the hub.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # of the hub, the network or the disk
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelMissingError(
+            f"{setting}={name!r} is no folder and cannot be had from the Hugging Face hub "
+            f"({reason}); give the folder of a model."
+        ) from error
 
 
 def read_folder_json(path: Path, kind: type = dict) -> Any:

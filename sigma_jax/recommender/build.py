@@ -28,7 +28,7 @@ def text_vocabulary(backbone: BackboneConfig, data: PreparedData) -> int:
     if not backbone.hf_folder:
         return len(load_text_tokenizer(data))
     return read_config(
-        backbone.hf_folder, **{name: getattr(backbone, name) for name in COMPUTE_FIELDS}
+        backbone.folder, **{name: getattr(backbone, name) for name in COMPUTE_FIELDS}
     ).vocab_size
 
 

@@ -5,10 +5,13 @@ golden/make_encoder_golden.py made the folders encoder_* and their vectors.
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import environment
 from safetensors.numpy import load_file, save_file
 
 from sigma_jax.encoders import sentence_encoder
@@ -54,6 +57,15 @@ def test_queries_and_items_get_the_prompts_of_the_model(folder):
     for found, prompt in ((encoder.encode_queries, "query"), (encoder.encode_items, "passage")):
         texts = [prompts[prompt] + text for text in TEXTS]
         np.testing.assert_array_equal(found(TEXTS), plain.encode(texts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["replicated", "sharded"])
+def test_four_devices_give_the_vectors_of_one(weights):
+    script = Path(__file__).with_name("sharded_encoder.py")
+    words = [sys.executable, script, GOLDEN / "encoder_bert", weights]
+    run = subprocess.run(words, env=environment(4), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_order_and_number_of_texts_change_no_vector(monkeypatch):

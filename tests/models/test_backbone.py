@@ -43,6 +43,27 @@ def test_from_a_folder_it_has_the_weights_of_the_folder_and_the_arithmetic_of_th
     assert (loaded.config.width, loaded.config.dtype) == (16, "bfloat16")
 
 
+def test_a_folder_may_be_a_name_on_the_hub(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(folder)
+    )
+    config = dataclasses.replace(SCRATCH, hf_folder="someone/tiny-model")
+    assert make_backbone(config, 30, nnx.Rngs(0)).config.width == 16
+    assert asked == ["someone/tiny-model"]
+
+
+def test_a_name_that_the_hub_does_not_give_is_refused_in_one_line(monkeypatch):
+    def unreachable(name, **_):
+        raise OSError("no route to host\nmore lines")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    config = dataclasses.replace(SCRATCH, hf_folder="someone/tiny-model")
+    message = r"backbone.hf_folder='someone/tiny-model' .* \(no route to host\); give the folder"
+    with pytest.raises(ValueError, match=message):
+        make_backbone(config, 30, nnx.Rngs(0))
+
+
 def test_a_tokenizer_that_does_not_match_is_refused(folder, tmp_path):
     config = dataclasses.replace(SCRATCH, hf_folder=str(folder))
     with pytest.raises(ValueError, match=r"has 41 tokens but the backbone .* has 40; prepare"):
