@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -58,7 +59,7 @@ def create_app(
         for tenant in context.tenants.values():
             tenant.batcher.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its pages /docs and /redoc need no network
         title="sigma_jax",
         version="1",
         description="Recommendations of a trained SIGMA, users, events, items and rules.",
@@ -95,17 +96,19 @@ def _add_operations(app: FastAPI, context: Context) -> None:
     """Health, readiness and metrics."""
 
     @app.get("/healthz", tags=["operations"])
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:  # async: threads may all wait for the store
         """Whether the process runs."""
         return {"status": "ok"}
 
     @app.get("/readyz", tags=["operations"])
-    def ready() -> Response:
-        """Whether requests should be sent here."""
+    def ready() -> dict[str, str]:
+        """Whether requests should be sent here. A store that can only be read is ready."""
         if context.is_draining:
-            return JSONResponse({"error": "draining", "where": ""}, 503)
-        context.store.check()
-        return JSONResponse({"status": "ready"})
+            raise HTTPException(503, "draining")
+        if why := context.store.check():
+            logging.warning("service: the store takes no writes: %s", why)
+            return {"status": "ready to read, not to write"}
+        return {"status": "ready"}
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
     def metrics() -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +51,7 @@ class Context:
     ):
         self.tenants, self.store, self.keys, self.metrics = tenants, store, keys, metrics
         self.is_draining = False
-        self.jobs: set[asyncio.Task[Any]] = set()
+        self.jobs: dict[tuple[str, str], asyncio.Task[None]] = {}  # (tenant, id) -> its run
         self._rate = calls_a_second
         self._left: dict[str, tuple[float, float]] = {}  # caller -> (calls left, when)
 
@@ -83,10 +83,10 @@ def key_of(request: Request) -> str:
     return request.headers.get("x-api-key", "").strip()
 
 
-def allowed(scope: str) -> Callable[[Request], Tenant]:
+def allowed(scope: str) -> Callable[[Request], Coroutine[Any, Any, Tenant]]:
     """A dependency: the tenant of a caller who has `scope`."""
 
-    def tenant(request: Request) -> Tenant:
+    async def tenant(request: Request) -> Tenant:  # async: it needs no thread
         context = context_of(request)
         caller: Caller | None = context.keys.caller(key_of(request))
         if caller is None or caller.tenant not in context.tenants:
