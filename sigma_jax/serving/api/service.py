@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 from absl import logging
 
 from sigma_jax.recommender.recommender import RecommendOptions
