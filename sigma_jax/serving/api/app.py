@@ -26,6 +26,7 @@ from sigma_jax.serving.api.batcher import TooBusyError
 from sigma_jax.serving.api.context import Context, Tenant
 from sigma_jax.serving.api.keys import Keys
 from sigma_jax.serving.api.metrics import Metrics
+from sigma_jax.serving.api.reads import IndexReads
 from sigma_jax.serving.stores.base import Store, StoreError
 
 LONGEST_BODY = 8 * 2**20  # bytes
@@ -58,6 +59,7 @@ def create_app(
         refreshing.cancel()
         for tenant in context.tenants.values():
             tenant.batcher.close()
+            tenant.reads.close()
 
     app = FastAPIOffline(  # its pages /docs and /redoc need no network
         title="sigma_jax",
@@ -71,6 +73,7 @@ def create_app(
     )
     app.state.context = context
     app.add_middleware(BodyLimit, longest=LONGEST_BODY)
+    app.add_middleware(IndexReads, on_error=_on_error)
     app.add_middleware(Measured, context=context)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
@@ -204,6 +207,13 @@ async def _on_busy(request: Request, error: Exception) -> Response:
 async def _on_any(request: Request, error: Exception) -> Response:
     logging.exception("service: %s %s failed", request.method, request.url.path, exc_info=error)
     return _error(500, "an error of the service; its log says more")
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    """The response of the handler for an error."""
+    handler = next(handler for kind, handler in HANDLERS.items() if isinstance(error, kind))
+    response: Response = await handler(request, error)
+    return response
 
 
 HANDLERS: dict[Any, Any] = {

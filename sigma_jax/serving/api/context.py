@@ -20,6 +20,7 @@ from sigma_jax.serving.api.service import TenantService
 from sigma_jax.serving.stores.base import Store
 
 REQUESTS_AT_ONCE = 32  # that are computed together
+READS_AT_ONCE = 32  # lists that are read together
 BURST_SECONDS = 2.0  # a caller may use the calls of this time at once
 
 
@@ -30,12 +31,15 @@ class Tenant:
     name: str
     folder: Path  # of its export
     service: TenantService
-    batcher: Batcher[Answer]
+    batcher: Batcher[Answer]  # of instructions
+    reads: Batcher[Answer]  # of the index
 
     @classmethod
     def of(cls, name: str, folder: Path, service: TenantService) -> Tenant:
-        """A tenant with a thread of its own for computing."""
-        return cls(name, folder, service, Batcher(service.compute, REQUESTS_AT_ONCE))
+        """A tenant with a thread of its own for computing, and one for reading."""
+        computing = Batcher(service.compute, REQUESTS_AT_ONCE)
+        reading = Batcher(service.recommendations_of, READS_AT_ONCE)
+        return cls(name, folder, service, computing, reading)
 
 
 class Context:

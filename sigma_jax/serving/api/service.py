@@ -44,6 +44,15 @@ class Filters:
         return cls(ask.count, frozenset(ask.categories), exclude, ask.seen, ask.explain)
 
 
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A read of a user's list."""
+
+    user_id: str
+    name: str  # of the list
+    filters: Filters
+
+
 class TenantService:
     """One tenant: an export, and rows in a store. All methods may run in several threads."""
 
@@ -66,23 +75,37 @@ class TenantService:
     def recommendations(self, user_id: str, name: str, filters: Filters) -> Answer:
         """A list of the index; the most popular items for users without one.
 
+        StoreError as in `recommendations_of`.
+        """
+        [answer] = self.recommendations_of([Read(user_id, name, filters)])
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
+
+    def recommendations_of(self, reads: Sequence[Read]) -> list[Answer | StoreError]:
+        """The answers to reads of the index, whose lists are read together.
+
         Where the store does not answer, those who may see all items get the most popular ones.
         Others get StoreError: nobody knows what they had.
         """
         try:
-            stored = self.store.list_of(user_id, name)
+            lists = self.store.lists_of([(read.user_id, read.name) for read in reads])
         except StoreError as error:
-            if filters.seen != "show":
-                raise
-            logging.warning("service: popular items instead of a list: %s", error)
-            stored = None
-        return self.indexed(user_id, stored, filters)
+            logging.warning("service: popular items instead of lists: %s", error)
+            lists = [None] * len(reads)
+        answers: list[Answer | StoreError] = []
+        for read, stored in zip(reads, lists, strict=True):
+            try:
+                answers.append(self._indexed(read, stored))
+            except StoreError as error:
+                answers.append(error)
+        return answers
 
-    def indexed(self, user_id: str, stored: StoredList | None, filters: Filters) -> Answer:
+    def _indexed(self, read: Read, stored: StoredList | None) -> Answer:
         """The answer from a list of the index; the most popular items without one."""
         if stored is None:
-            return self.popular(user_id, filters)
-        return self._answer(user_id, "", "index", stored.items, filters, stored)
+            return self.popular(read.user_id, read.filters)
+        return self._answer(read.user_id, "", "index", stored.items, read.filters, stored)
 
     def compute(self, asks: Sequence[Ask]) -> list[Answer | ValueError]:
         """The answers to requests, computed now; an error where one cannot be answered."""
