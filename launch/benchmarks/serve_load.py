@@ -55,7 +55,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     arguments.workdir.mkdir(parents=True, exist_ok=True)
-    stores = {"sqlite": contextlib.nullcontext(str(arguments.workdir / "store.db"))}
+    stores: dict[str, contextlib.AbstractContextManager[str]] = {}
+    stores["sqlite"] = contextlib.nullcontext(str(arguments.workdir / "store.db"))
     if shutil.which("redis-server"):
         stores["redis"] = redis_server(arguments.workdir)
     rates = RATES if arguments.rate is None else (arguments.rate,)
