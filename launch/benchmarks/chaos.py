@@ -79,12 +79,12 @@ class Part:
         check: gets the process id; raises OSError or StoreError until the process answers.
         """
         self.name, self._command, self._check = name, command, check
-        self._process = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Starts it, and waits until it answers. TimeoutError if it does not."""
         process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        self._process: subprocess.Popen[bytes] | None = process
+        self._process = process
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until:
             with contextlib.suppress(OSError, StoreError):
@@ -299,9 +299,9 @@ def judged(store: Store, calls: dict[str, Any], down: Sequence[tuple[str, float,
         for began, ended, why, what in calls["errors"]
         if not any(first <= ended and began <= last for first, last in excused)
     ]
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
     for name, began, ended in down:
-        seconds[name] += ended - began
+        seconds[name] = seconds.get(name, 0.0) + ended - began
     return Report(
         kills=dict(Counter(name for name, _, _ in down)),
         down_seconds={name: round(value, 1) for name, value in seconds.items()},
