@@ -226,6 +226,7 @@ def run_api(exports: dict[str, Path]) -> None:
     from sigma_jax.serving.api.context import Tenant
     from sigma_jax.serving.api.keys import Keys
     from sigma_jax.serving.api.service import TenantService
+    from sigma_jax.serving.api.wire import TimedProtocol
     from sigma_jax.serving.engine import RecommendationEngine
     from sigma_jax.serving.stores.base import open_store
 
@@ -245,7 +246,14 @@ def run_api(exports: dict[str, Path]) -> None:
     logging.info(
         "api: ready after %.0f s at http://%s:%d", time.monotonic() - began, FLAGS.host, FLAGS.port
     )
-    uvicorn.run(app, host=FLAGS.host, port=FLAGS.port, log_level="warning", access_log=False)
+    uvicorn.run(
+        app,
+        host=FLAGS.host,
+        port=FLAGS.port,
+        http=TimedProtocol,
+        log_level="warning",
+        access_log=False,
+    )
     store.close()
 
 

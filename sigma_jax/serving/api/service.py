@@ -91,7 +91,8 @@ class TenantService:
         try:
             lists = self.store.lists_of([(read.user_id, read.name) for read in reads])
         except StoreError as error:
-            logging.warning("service: popular items instead of lists: %s", error)
+            text = "service: popular items instead of lists: %s"
+            logging.log_every_n_seconds(logging.WARNING, text, 1.0, error)
             lists = [None] * len(reads)
         answers: list[Answer | StoreError] = []
         for read, stored in zip(reads, lists, strict=True):

@@ -44,7 +44,7 @@ def redis_url(tmp_path_factory):
 
 @pytest.fixture
 def own_redis():
-    """The function `own_redis(folder, *options, port)`: (URL, process) of a server for this test."""
+    """The function `own_redis(folder, *options, port)`: (URL, process) of a new server."""
     running = []
 
     def start(folder, *options, port=None):
