@@ -19,28 +19,24 @@ CLOSE = {"Connection": "close"}  # the rest of a refused body is not read
 class BodyLimit:
     """Refuses bodies that are too long before they are read, and those that come too slowly."""
 
-    def __init__(self, app: ASGIApp, longest: int = LONGEST_BODY, seconds: float = BODY_SECONDS):
-        """Args:
-        longest: bytes of a body.
-        seconds: in which a body has to come.
-        """
-        self.app, self.longest, self.seconds = app, longest, seconds
+    def __init__(self, app: ASGIApp):
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, with limits on what can be received."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        too_long = f"the body has more than {self.longest} bytes"
+        too_long = f"the body has more than {LONGEST_BODY} bytes"
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self.longest:
+        if length.isdigit() and int(length) > LONGEST_BODY:
             await JSONResponse({"error": too_long, "where": "body"}, 413, CLOSE)(
                 scope, receive, send
             )
             return
         received, is_whole = 0, False
         loop = asyncio.get_running_loop()
-        end = loop.time() + self.seconds
+        end = loop.time() + BODY_SECONDS
 
         async def limited() -> Message:
             nonlocal received, is_whole
@@ -50,11 +46,11 @@ class BodyLimit:
                 async with asyncio.timeout_at(end):
                     message = await receive()
             except TimeoutError:
-                text = f"the body did not come within {self.seconds:g} s"
+                text = f"the body did not come within {BODY_SECONDS:g} s"
                 raise HTTPException(408, text, CLOSE) from None
             received += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
-            if received > self.longest:
+            if received > LONGEST_BODY:
                 raise HTTPException(413, too_long, CLOSE)
             return message
 
