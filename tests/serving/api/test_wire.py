@@ -3,31 +3,20 @@
 import contextlib
 import json
 import socket
-import threading
 import time
 
 import pytest
-import uvicorn
 
 from sigma_jax.serving.api import wire
 
 MANY = 64 * 2**20  # bytes; more than any buffer between client and service
 
 
-@pytest.fixture
-def port(app, monkeypatch):
-    """The port of the service, whose patience is short."""
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """A service that waits for half a second at most."""
     monkeypatch.setattr(wire, "HEAD_SECONDS", 0.5)
     monkeypatch.setattr(wire, "BODY_SECONDS", 0.5)
-    config = uvicorn.Config(app, port=0, http=wire.TimedProtocol, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join(20)
 
 
 @contextlib.contextmanager
