@@ -10,7 +10,8 @@ from sigma_jax.serving.api.service import Filters
 from sigma_jax.serving.stores.base import StoredList, StoreError
 
 USERS = ["ann", "bob", "no list", "a%b", "ü ñ", "x" * 256]
-QUERIES = ["", "count=1", "count=100", "count=07", "explain=true", "explain=1", "task=tea", "task="]
+QUERIES = ["", "count=1", "count=100", "count=07", "explain=true", "explain=1", "task=tea"]
+QUERIES += ["task=", "count=0"]
 QUERIES += [
     "count=3&count=2",
     "count=2&explain=false&task=home",
@@ -19,6 +20,7 @@ QUERIES += [
     "count=0",
 ]
 QUERIES += ["count=%32", "task=a%20b", "other=1", "&count=2", "count=2&task=none&explain=true"]
+EXPLAINED = Filters(10, explain=True)
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_both_ways_answer_the_same(filled, monkeypatch):
     [
         ("/v1/users/ann/recommendations", b"", ("ann", "home", Filters(10))),
         ("/v1/users/ann/recommendations", b"count=100&task=tea", ("ann", "tea", Filters(100))),
-        ("/v1/users/a b/recommendations", b"explain=true", ("a b", "home", Filters(10, explain=True))),
+        ("/v1/users/a b/recommendations", b"explain=true", ("a b", "home", EXPLAINED)),
         ("/v1/users/a/b/recommendations", b"", None),
         ("/v1/users//recommendations", b"", None),
         ("/v1/users/recommendations", b"", None),
@@ -75,7 +77,7 @@ def test_both_ways_answer_the_same(filled, monkeypatch):
         ("/v1/users/ann/recommendations", b"count=5&", None),
         ("/v1/users/ann/events", b"", None),
     ],
-)  # fmt: skip
+)
 def test_what_a_plain_read_is(path, query, expected):
     scope = {"type": "http", "method": "GET", "path": path, "query_string": query}
     read = reads.read_of(scope)
