@@ -1,6 +1,7 @@
 """The routes of the service: what they answer, and what they say to wrong calls."""
 
 import dataclasses
+import errno
 import json
 import re
 import time
@@ -372,3 +373,12 @@ def test_the_description_needs_no_network(client):
         for link in re.findall(r'(?:src|href)="([^"]+)"', page):
             assert link.startswith("/") and client.get(link).status_code == 200, link
     assert "swagger-ui-bundle.js" in client.get("/docs").text
+
+
+def test_a_full_disk_is_said(client, service, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(service, "popular", fail)
+    answer = client.get("/v1/popular")
+    assert answer.status_code == 507 and "disk of the service is full" in answer.json()["error"]
