@@ -45,10 +45,14 @@ DOCS = [
 ]
 SERVE = [
     "fastapi>=0.120,<1",
+    "fastapi-offline>=1.7,<2",  # /docs without the network
+    "hiredis>=3",  # redis reads answers by it
     "httptools>=0.6",
+    "orjson>=3.10",
     "prometheus-client>=0.22",
     "redis>=6,<9",
     "uvicorn>=0.35,<1",
+    'uvloop>=0.21; sys_platform != "win32"',
 ]
 EXTRAS = {
     "demo": DEMO,
@@ -74,6 +78,7 @@ EXTRAS = {
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.12",
+        "schemathesis>=4,<5",  # calls of the API from its own description
         "setuptools>=77",  # builds the wheel in a test
     ],
 }

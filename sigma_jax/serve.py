@@ -39,6 +39,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TENANT = "default"  # of an export without a name
 PARENT = "SIGMA_SERVE_PARENT"  # variable of a worker: the process that it ends with
 RESTART_SECONDS = 2.0  # before a worker that ended is started again
+# A thread that computes lets others run after so long. With Python's 5 ms, reads of the index would
+# wait for requests that are computed.
+SWITCH_SECONDS = 0.0005
 
 
 def define_flags() -> None:
@@ -54,6 +57,7 @@ def define_flags() -> None:
     flags.DEFINE_string("tenant", TENANT, "Of --new_key.")
     flags.DEFINE_string("lists", None, "A JSON file: names of lists and their instructions.")
     flags.DEFINE_float("period", 60.0, "Seconds that a user with new events waits at most.", 0.01)
+    flags.DEFINE_float("lease", 60.0, "Seconds after which another worker takes a user.", 0.1)
     flags.DEFINE_integer("users_at_once", 64, "So many waiting users begin a batch at once.", 1)
     flags.DEFINE_integer("list_items", 100, "Items of a list.", 1)
     flags.DEFINE_float("kept_gb", 1.0, "Memory for keys and values of users' histories.", 0.0)
@@ -123,6 +127,7 @@ def nearline_settings() -> Any:
         count=FLAGS.list_items,
         users_at_once=FLAGS.users_at_once,
         period=FLAGS.period,
+        lease=FLAGS.lease,
         **fields,
     )
 
@@ -221,6 +226,7 @@ def run_api(exports: dict[str, Path]) -> None:
     from sigma_jax.serving.api.context import Tenant
     from sigma_jax.serving.api.keys import Keys
     from sigma_jax.serving.api.service import TenantService
+    from sigma_jax.serving.api.wire import TimedProtocol
     from sigma_jax.serving.engine import RecommendationEngine
     from sigma_jax.serving.stores.base import open_store
 
@@ -236,10 +242,18 @@ def run_api(exports: dict[str, Path]) -> None:
     # The garbage collector need not look through what is loaded: all calls would wait for it.
     gc.collect()
     gc.freeze()
+    sys.setswitchinterval(SWITCH_SECONDS)
     logging.info(
         "api: ready after %.0f s at http://%s:%d", time.monotonic() - began, FLAGS.host, FLAGS.port
     )
-    uvicorn.run(app, host=FLAGS.host, port=FLAGS.port, log_level="warning", access_log=False)
+    uvicorn.run(
+        app,
+        host=FLAGS.host,
+        port=FLAGS.port,
+        http=TimedProtocol,
+        log_level="warning",
+        access_log=False,
+    )
     store.close()
 
 

@@ -4,27 +4,31 @@
 
 An index of many users is filled. Then a service answers reads at a fixed rate over loopback, from
 another process. A read that begins late, because others hold up the line, counts from the time at
-which it was due. The rates rise until p99 is above the limit. Redis is measured if `redis-server`
-is installed.
+which it was due. The rates rise until p99 is above the limit; --rate measures one. `sent late` says
+how much of a time is the reader's own: from when a read was due until it was sent. Redis is
+measured if `redis-server` is installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import gc
 import random
+import re
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 from launch.benchmarks.result import write_result
 from sigma_jax.serving.stores.base import Store, StoredList, StoreError, open_store
@@ -33,7 +37,8 @@ PORT, REDIS_PORT = 8_631, 8_632
 RATES = (100, 200, 400, 600, 800, 1_000, 1_200)
 CONNECTIONS = 64
 LIMIT_MS = 10.0
-ITEMS = 10  # of a list
+ANSWER_SECONDS = 60.0  # for reads that still wait at the end
+LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 AT_ONCE = 10_000  # users whose lists are stored together
 
 
@@ -44,19 +49,24 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/serve_load"))
     parser.add_argument("--users", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--rate", type=int, help="reads a second; default: rising rates")
+    parser.add_argument("--items", type=int, default=10, help="of a list")
+    parser.add_argument("--stores", nargs="+", choices=("sqlite", "redis"))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     arguments.workdir.mkdir(parents=True, exist_ok=True)
-    stores = {"sqlite": contextlib.nullcontext(str(arguments.workdir / "store.db"))}
+    stores: dict[str, contextlib.AbstractContextManager[str]] = {}
+    stores["sqlite"] = contextlib.nullcontext(str(arguments.workdir / "store.db"))
     if shutil.which("redis-server"):
         stores["redis"] = redis_server(arguments.workdir)
-    result: dict[str, Any] = {"users": arguments.users}
-    for name, running in stores.items():
-        with running as url:
-            seconds = fill(url, arguments.users)
+    rates = RATES if arguments.rate is None else (arguments.rate,)
+    result: dict[str, Any] = {"users": arguments.users, "items": arguments.items}
+    for name in arguments.stores or stores:
+        with stores[name] as url:
+            seconds = fill(url, arguments.users, arguments.items)
             print(f"{name}: {arguments.users} lists stored in {seconds:.0f} s", flush=True)
             with service(arguments.export, url):
-                result[name] = list(rising(arguments.users, arguments.seconds, name))
+                result[name] = list(rising(arguments.users, arguments.seconds, rates, name))
     if arguments.output:
         write_result(arguments.output, result)
 
@@ -74,8 +84,8 @@ def redis_server(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-def fill(url: str, users: int) -> float:
-    """Stores a list for each user. Returns the seconds that it took."""
+def fill(url: str, users: int, count: int) -> float:
+    """Stores a list of `count` items for each user. Returns the seconds that it took."""
     store, began = opened(url), time.monotonic()
     items = tuple(
         {
@@ -85,7 +95,7 @@ def fill(url: str, users: int) -> float:
             "prefix": n + 1,
             "cosine": 0.5,
         }
-        for n in range(ITEMS)
+        for n in range(count)
     )
     tenant, one = store.tenant("default"), StoredList(items, time.time(), "model", "0001", 0)
     for start in range(0, users, AT_ONCE):
@@ -121,17 +131,18 @@ def service(export: Path, url: str) -> Iterator[None]:
         process.wait(30)
 
 
-def rising(users: int, seconds: float, name: str) -> Iterator[dict[str, Any]]:
+def rising(users: int, seconds: float, rates: Sequence[int], name: str) -> Iterator[dict[str, Any]]:
     """Measures at rising rates, until p99 is above the limit."""
     gc.disable()  # a pause of this process would count as one of the service
-    asyncio.run(load(users, 50, 3.0))  # warms
-    for rate in RATES:
-        times, errors = asyncio.run(load(users, rate, seconds))
+    uvloop.run(load(users, 50, 3.0))  # warms
+    for rate in rates:
+        times, sent, errors = uvloop.run(load(users, rate, seconds))
         p50, p99 = np.percentile(times, [50, 99])
         row = {"rate": rate, "p50_ms": float(p50), "p99_ms": float(p99), "errors": errors}
+        row |= {"seconds": seconds, "sent_late_p99_ms": float(np.percentile(sent, 99))}
         print(
             f"{name}: {rate} reads a second for {seconds:.0f} s: p50 {p50:.1f} ms, "
-            f"p99 {p99:.1f} ms, {errors} errors",
+            f"p99 {p99:.1f} ms, {errors} errors; p99 sent late {row['sent_late_p99_ms']:.1f} ms",
             flush=True,
         )
         yield row
@@ -139,40 +150,80 @@ def rising(users: int, seconds: float, name: str) -> Iterator[dict[str, Any]]:
             return
 
 
-async def load(users: int, rate: float, seconds: float) -> tuple[np.ndarray, int]:
-    """(milliseconds of each read since it was due, number of errors)."""
+class Reader(asyncio.Protocol):
+    """A connection that sends one read at a time and notes when its answer has come."""
+
+    def __init__(self, on_answer: Callable[[Reader, int, bool], None]):
+        """Args:
+        on_answer: gets the connection, the number of the read, and whether it came from the index.
+        """
+        self._on_answer, self._received, self._number = on_answer, b"", 0
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def read(self, number: int, request: bytes) -> None:
+        """Sends a read."""
+        self._received, self._number = b"", number
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, found, body = self._received.partition(b"\r\n\r\n")
+        if found and len(body) >= int(LENGTH.search(head)[1]):
+            is_listed = b" 200 " in head[:20] and b'"source":"index"' in body
+            self._on_answer(self, self._number, is_listed)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._transport.close()
+
+
+async def load(users: int, rate: float, seconds: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """(milliseconds of each read since it was due, until it was sent, number of errors)."""
     count, chance = int(rate * seconds), random.Random(0)
-    names = [f"user%20{chance.randrange(users)}" for _ in range(count)]
-    times, errors = np.zeros(count), 0
-    free: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+    path = "/v1/users/user%20{}/recommendations"
+    line = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    requests = [line.format(chance.randrange(users)).encode() for _ in range(count)]
+    times, sent, errors, answered = np.full(count, np.inf), np.zeros(count), 0, 0
+    free: list[Reader] = []
+    waiting: collections.deque[int] = collections.deque()
+    everything, clock = asyncio.Event(), time.perf_counter
+
+    def send(reader: Reader, number: int) -> None:
+        sent[number] = 1000 * (clock() - began - number / rate)
+        reader.read(number, requests[number])
+
+    def note(reader: Reader, number: int, is_listed: bool) -> None:
+        nonlocal errors, answered
+        times[number] = 1000 * (clock() - began - number / rate)
+        errors, answered = errors + (not is_listed), answered + 1
+        if waiting:
+            send(reader, waiting.popleft())
+        else:
+            free.append(reader)
+        if answered == count:
+            everything.set()
+
+    loop = asyncio.get_running_loop()
     for _ in range(CONNECTIONS):
-        free.put_nowait(await asyncio.open_connection("127.0.0.1", PORT))
-    began = time.perf_counter()
-
-    async def read(number: int) -> None:
-        nonlocal errors
-        due = began + number / rate
-        reader, writer = await free.get()
-        path = f"/v1/users/{names[number]}/recommendations"
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-        body = await reader.readexactly(length)
-        if b" 200 " not in head[:20] or b'"source":"index"' not in body:
-            errors += 1
-        times[number] = 1000 * (time.perf_counter() - due)
-        free.put_nowait((reader, writer))
-
-    tasks = []
+        _, reader = await loop.create_connection(lambda: Reader(note), "127.0.0.1", PORT)
+        free.append(reader)
+    began = clock()
     for number in range(count):
-        delay = began + number / rate - time.perf_counter()
-        if delay > 0:
+        if (delay := began + number / rate - clock()) > 0:
             await asyncio.sleep(delay)
-        tasks.append(asyncio.create_task(read(number)))
-    await asyncio.gather(*tasks)
-    while not free.empty():
-        free.get_nowait()[1].close()
-    return times, errors
+        elif number % 32 == 0:
+            await asyncio.sleep(0)  # lets answers in
+        if free:
+            send(free.pop(), number)
+        else:
+            waiting.append(number)
+    await asyncio.wait_for(everything.wait(), ANSWER_SECONDS)
+    for reader in free:
+        reader.close()
+    return times, sent, errors
 
 
 if __name__ == "__main__":

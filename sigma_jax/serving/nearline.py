@@ -29,6 +29,7 @@ from sigma_jax.serving.stores.base import (
     StoreError,
     TenantStore,
     Work,
+    steady_time,
 )
 
 HOME = "home"  # the list of a user without an instruction
@@ -100,14 +101,18 @@ class NearlineWorker:
         self.settings, self.totals = settings, Totals()
 
     def run(self, stop: threading.Event) -> None:
-        """Works until `stop` is set. Errors of the store are logged, and the work is repeated."""
+        """Works until `stop` is set. Errors are logged, and the work is repeated."""
         while not stop.is_set():
             try:
-                self.engine.refresh()
+                self._refresh()
                 worked = self.run_once() if self.is_due() else 0
                 self.report()
             except StoreError as error:
                 logging.warning("worker %s: %s", self.name, error)
+                stop.wait(RETRY_SECONDS)
+                continue
+            except Exception:  # the users of the batch are taken again when their lease ends
+                logging.exception("worker %s: a batch failed", self.name)
                 stop.wait(RETRY_SECONDS)
                 continue
             if not worked:
@@ -118,7 +123,10 @@ class NearlineWorker:
         queue = self.store.queue()
         if queue.size >= self.settings.users_at_once:
             return True
-        return queue.oldest is not None and time.time() - queue.oldest >= self.settings.period
+        if queue.oldest is None:
+            return False
+        # An event from the future is of a clock that was ahead.
+        return abs(steady_time() - queue.oldest) >= self.settings.period
 
     def run_once(self) -> int:
         """Computes and stores the lists of one batch. Returns its number of users."""
@@ -136,13 +144,20 @@ class NearlineWorker:
         totals.last_batch = len(works)
         totals.lists += sum(map(len, found.values()))
         totals.seconds += time.monotonic() - began
-        totals.staleness = time.time() - min(work.since for work in works)
+        totals.staleness = max(steady_time() - min(work.since for work in works), 0.0)
         return len(works)
 
     def report(self) -> None:
         """Stores what the worker has done, for those who watch the service."""
         content = {"time": time.time(), **dataclasses.asdict(self.totals)}
         self.store.put_document(REPORT, self.name, content, REPORT_SECONDS)
+
+    def _refresh(self) -> None:
+        """Loads the active version. If that fails, the running one goes on."""
+        try:
+            self.engine.refresh()
+        except Exception as error:
+            logging.warning("worker %s keeps its version: %s", self.name, error)
 
     def _lists_of(self, works: Sequence[Work]) -> dict[str, dict[str, StoredList]]:
         """The new lists by user and name."""
@@ -151,8 +166,11 @@ class NearlineWorker:
         requests, owners = [], []
         for work in works:
             events, _ = self.store.events(work.user_id, self.settings.events)
-            profile = self.store.user(work.user_id) or {}
-            row = request_row(self.engine, work.user_id, profile, events, int(self._clock()))
+            profile = self.store.user(work.user_id)
+            if not events and profile is None:  # the user was deleted
+                continue
+            now_of_request = int(self._clock())
+            row = request_row(self.engine, work.user_id, profile or {}, events, now_of_request)
             for name, instruction in self.settings.lists.items():
                 requests.append(row | {"instruction": instruction})
                 owners.append((work, name))

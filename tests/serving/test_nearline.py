@@ -180,3 +180,47 @@ def test_a_worker_goes_on_after_errors_of_the_store(engine, shop, items, monkeyp
 def test_settings_that_make_no_sense(fields, message):
     with pytest.raises(ValueError, match=message):
         NearlineSettings(**fields)
+
+
+def test_a_batch_that_fails_ends_no_worker(engine, shop, items, monkeypatch):
+    monkeypatch.setattr(nearline, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(nearline, "POLL_SECONDS", 0.02)
+    failures = iter([RuntimeError("out of memory"), OSError("disk full")])
+    recommend = engine.recommend
+
+    def failing(*arguments):
+        if error := next(failures, None):
+            raise error
+        return recommend(*arguments)
+
+    def damaged():
+        raise ValueError("the new version is damaged")
+
+    monkeypatch.setattr(engine, "recommend", failing)
+    monkeypatch.setattr(engine, "refresh", damaged)  # the running version goes on
+    worker, stop = worker_of(engine, shop, lease=0.1), threading.Event()
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    shop.add_events(bought("ann", items[:1]))
+    thread.start()
+    for _ in range(500):
+        if shop.list_of("ann", HOME) is not None:
+            break
+        time.sleep(0.02)
+    stop.set()
+    thread.join(10)
+    assert shop.list_of("ann", HOME) is not None and next(failures, None) is None
+
+
+def test_a_deleted_user_gets_no_list(engine, shop, items):
+    worker = worker_of(engine, shop)
+    shop.add_events(bought("ann", items[:1]) + bought("bob", items[:1]))
+    take = shop.take
+
+    def deleting(*arguments):
+        works = take(*arguments)
+        shop.delete_user("ann")
+        return works
+
+    object.__setattr__(shop, "take", deleting)
+    worker.run_once()
+    assert shop.list_of("ann", HOME) is None and shop.list_of("bob", HOME) is not None

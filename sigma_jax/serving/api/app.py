@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -25,11 +27,13 @@ from sigma_jax.serving.api.batcher import TooBusyError
 from sigma_jax.serving.api.context import Context, Tenant
 from sigma_jax.serving.api.keys import Keys
 from sigma_jax.serving.api.metrics import Metrics
+from sigma_jax.serving.api.reads import IndexReads
+from sigma_jax.serving.api.wire import BodyLimit
 from sigma_jax.serving.stores.base import Store, StoreError
 
-LONGEST_BODY = 8 * 2**20  # bytes
 THREADS = 16  # that wait for the store
 REFRESH_SECONDS = 2.0  # between two looks for another active version
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a limit of files
 PAGE = Path(__file__).parent / "page"
 
 
@@ -57,19 +61,21 @@ def create_app(
         refreshing.cancel()
         for tenant in context.tenants.values():
             tenant.batcher.close()
+            tenant.reads.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its pages /docs and /redoc need no network
         title="sigma_jax",
         version="1",
         description="Recommendations of a trained SIGMA, users, events, items and rules.",
         lifespan=lifespan,
         responses={
             status: {"model": routes.Error}
-            for status in (400, 401, 403, 404, 413, 422, 429, 500, 503)
+            for status in (400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 507)
         },
     )
     app.state.context = context
-    app.add_middleware(BodyLimit, longest=LONGEST_BODY)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(IndexReads, on_error=_on_error)
     app.add_middleware(Measured, context=context)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
@@ -95,17 +101,20 @@ def _add_operations(app: FastAPI, context: Context) -> None:
     """Health, readiness and metrics."""
 
     @app.get("/healthz", tags=["operations"])
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:  # async: threads may all wait for the store
         """Whether the process runs."""
         return {"status": "ok"}
 
     @app.get("/readyz", tags=["operations"])
-    def ready() -> Response:
-        """Whether requests should be sent here."""
+    def ready() -> dict[str, str]:
+        """Whether requests should be sent here. A store that can only be read is ready."""
         if context.is_draining:
-            return JSONResponse({"error": "draining", "where": ""}, 503)
-        context.store.check()
-        return JSONResponse({"status": "ready"})
+            raise HTTPException(503, "draining")
+        if why := context.store.check():
+            text = "service: the store takes no writes: %s"
+            logging.log_every_n_seconds(logging.WARNING, text, 1.0, why)
+            return {"status": "ready to read, not to write"}
+        return {"status": "ready"}
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
     def metrics() -> Response:
@@ -139,36 +148,6 @@ class Measured:
             self.latency.labels(*labels).observe(time.perf_counter() - began)
 
 
-class BodyLimit:
-    """Refuses bodies that are too long, before they are read."""
-
-    def __init__(self, app: ASGIApp, longest: int):
-        self.app, self.longest = app, longest
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, with a limit on what can be received."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.longest:
-                raise HTTPException(413, f"the body has more than {self.longest} bytes")
-            return message
-
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self.longest:
-            error = {"error": f"the body has more than {self.longest} bytes", "where": ""}
-            await JSONResponse(error, 413)(scope, receive, send)
-            return
-        await self.app(scope, limited, send)
-
-
 def _error(status: int, text: str, where: str = "", headers: Any = None) -> JSONResponse:
     return JSONResponse({"error": text, "where": where}, status, headers)
 
@@ -177,7 +156,8 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(map(str, first.get("loc", ())))
-    return _error(422, str(first.get("msg", "the request is wrong"))[:500], where[:500])
+    text = str(first.get("msg", "the request is wrong")).removeprefix("Value error, ")
+    return _error(422, text[:500], where[:500])
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -190,8 +170,16 @@ async def _on_value(request: Request, error: Exception) -> Response:
 
 
 async def _on_store(request: Request, error: Exception) -> Response:
-    logging.warning("service: %s", error)
+    logging.log_every_n_seconds(logging.WARNING, "service: %s", 1.0, error)
     return _error(503, "the store does not answer; try again", headers={"Retry-After": "1"})
+
+
+async def _on_full_disk(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    if error.errno not in FULL:
+        return await _on_any(request, error)
+    logging.warning("service: %s %s: %s", request.method, request.url.path, error)
+    return _error(507, "the disk of the service is full; nothing was changed")
 
 
 async def _on_busy(request: Request, error: Exception) -> Response:
@@ -203,11 +191,19 @@ async def _on_any(request: Request, error: Exception) -> Response:
     return _error(500, "an error of the service; its log says more")
 
 
+async def _on_error(request: Request, error: Exception) -> Response:
+    """The response of the handler for an error."""
+    handler = next(handler for kind, handler in HANDLERS.items() if isinstance(error, kind))
+    response: Response = await handler(request, error)
+    return response
+
+
 HANDLERS: dict[Any, Any] = {
     RequestValidationError: _on_validation,
     HTTPException: _on_http,
     ValueError: _on_value,
     StoreError: _on_store,
     TooBusyError: _on_busy,
+    OSError: _on_full_disk,
     Exception: _on_any,
 }

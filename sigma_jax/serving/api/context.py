@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from sigma_jax.serving.api.service import TenantService
 from sigma_jax.serving.stores.base import Store
 
 REQUESTS_AT_ONCE = 32  # that are computed together
+READS_AT_ONCE = 32  # lists that are read together
 BURST_SECONDS = 2.0  # a caller may use the calls of this time at once
 
 
@@ -30,12 +31,15 @@ class Tenant:
     name: str
     folder: Path  # of its export
     service: TenantService
-    batcher: Batcher[Answer]
+    batcher: Batcher[Answer]  # of instructions
+    reads: Batcher[Answer]  # of the index
 
     @classmethod
     def of(cls, name: str, folder: Path, service: TenantService) -> Tenant:
-        """A tenant with a thread of its own for computing."""
-        return cls(name, folder, service, Batcher(service.compute, REQUESTS_AT_ONCE))
+        """A tenant with a thread of its own for computing, and one for reading."""
+        computing = Batcher(service.compute, REQUESTS_AT_ONCE)
+        reading = Batcher(service.recommendations_of, READS_AT_ONCE)
+        return cls(name, folder, service, computing, reading)
 
 
 class Context:
@@ -51,7 +55,7 @@ class Context:
     ):
         self.tenants, self.store, self.keys, self.metrics = tenants, store, keys, metrics
         self.is_draining = False
-        self.jobs: set[asyncio.Task[Any]] = set()
+        self.jobs: dict[tuple[str, str], asyncio.Task[None]] = {}  # (tenant, id) -> its run
         self._rate = calls_a_second
         self._left: dict[str, tuple[float, float]] = {}  # caller -> (calls left, when)
 
@@ -83,10 +87,10 @@ def key_of(request: Request) -> str:
     return request.headers.get("x-api-key", "").strip()
 
 
-def allowed(scope: str) -> Callable[[Request], Tenant]:
+def allowed(scope: str) -> Callable[[Request], Coroutine[Any, Any, Tenant]]:
     """A dependency: the tenant of a caller who has `scope`."""
 
-    def tenant(request: Request) -> Tenant:
+    async def tenant(request: Request) -> Tenant:  # async: it needs no thread
         context = context_of(request)
         caller: Caller | None = context.keys.caller(key_of(request))
         if caller is None or caller.tenant not in context.tenants:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from sigma_jax.serving.nearline import REPORT
-from sigma_jax.serving.stores.base import StoreError, TenantStore
+from sigma_jax.serving.stores.base import StoreError, TenantStore, steady_time
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -78,7 +77,7 @@ class Metrics:
             try:
                 queue = store.queue()
                 size.add_metric([tenant], queue.size)
-                waits = time.time() - queue.oldest if queue.oldest is not None else 0.0
+                waits = steady_time() - queue.oldest if queue.oldest is not None else 0.0
                 oldest.add_metric([tenant], max(waits, 0.0))
                 listed.add_metric([tenant], store.count_lists())
                 for worker, report in store.documents(REPORT).items():

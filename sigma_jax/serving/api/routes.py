@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
+from absl import logging
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from sigma_jax.serving.api.batcher import TooBusyError
 from sigma_jax.serving.api.context import Context, Reader, Tenant, Writer, context_of
 from sigma_jax.serving.api.models import (
     LONGEST_ID,
@@ -35,11 +38,15 @@ from sigma_jax.serving.api.models import (
 )
 from sigma_jax.serving.api.service import Filters
 from sigma_jax.serving.nearline import HOME
-from sigma_jax.serving.stores.base import Event
+from sigma_jax.serving.stores.base import Event, StoreError
 
 __all__ = ["Error", "router"]
 
-JOB, JOB_SECONDS = "job", 86_400.0  # kind of documents, and how long answers are kept
+# Kinds of documents: jobs with their answers, their requests, and which of them run now.
+JOB, JOB_REQUESTS, JOB_RUN = "job", "job requests", "job run"
+JOB_SECONDS = 86_400.0  # answers are kept for so long
+RUN_SECONDS = 30.0  # a job whose process has not told that it runs for so long is begun again
+MOST_JOBS = 1_000  # that run in one process; more are refused
 MOST_LINES = 10_000  # of a bulk call
 router = APIRouter(prefix="/v1")
 PathId = Annotated[Id, Path()]
@@ -191,20 +198,33 @@ async def bulk_events(tenant: Writer, request: Request) -> Stored:
 async def submit(request: Request, tenant: Reader, body: Batch) -> Job:
     """Takes requests that need no answer now. Poll the job until its state is done."""
     context, job = context_of(request), Job(job_id=uuid.uuid4().hex, state="waiting")
-    await run_in_threadpool(put_job, tenant, job)
-    task = asyncio.create_task(run_job(tenant, job, body.requests))
-    context.jobs.add(task)
-    task.add_done_callback(context.jobs.discard)
+    if len(context.jobs) >= MOST_JOBS:
+        raise TooBusyError(f"{len(context.jobs)} jobs wait")
+    await run_in_threadpool(put_job, tenant, job, body)
+    start_job(context, tenant, job, body.requests)
     return job
 
 
 @router.get("/jobs/{job_id}", tags=["jobs"])
-def poll(tenant: Reader, job_id: PathId) -> Job:
-    """The state of a job, and its answers when it is done. They are kept for a day."""
-    content = tenant.service.store.document(JOB, job_id)
+async def poll(request: Request, tenant: Reader, job_id: PathId) -> Job:
+    """The state of a job, and its answers when it is done. They are kept for a day.
+
+    If the process that ran the job has ended, this one begins it again.
+    """
+    context, store = context_of(request), tenant.service.store
+    content = await run_in_threadpool(store.document, JOB, job_id)
     if content is None:
         raise HTTPException(404, f"there is no job {job_id!r}")
-    return Job(**content)
+    job = Job(**content)
+    if job.state not in ("waiting", "running") or (tenant.name, job_id) in context.jobs:
+        return job
+    if await run_in_threadpool(store.document, JOB_RUN, job_id) is None:
+        asked = await run_in_threadpool(store.document, JOB_REQUESTS, job_id)
+        # It may have been done since the job was read.
+        job = Job(**await run_in_threadpool(store.document, JOB, job_id))
+        if job.state in ("waiting", "running") and asked is not None:
+            start_job(context, tenant, job, Batch(**asked).requests)
+    return job
 
 
 def counted(context: Context, tenant: Tenant, answer: Answer) -> Answer:
@@ -248,19 +268,46 @@ async def lines_of(request: Request, model: type[Row]) -> list[Row]:
     return rows
 
 
+def start_job(context: Context, tenant: Tenant, job: Job, asks: Sequence[Ask]) -> None:
+    """Begins a job in this process. If the store fails meanwhile, a later poll begins it again."""
+    key = (tenant.name, job.job_id)
+    if key in context.jobs:
+        return
+
+    def end(task: asyncio.Task[None]) -> None:
+        del context.jobs[key]
+        if not task.cancelled() and (error := task.exception()):
+            logging.warning("service: job %s has stopped: %s", job.job_id, error)
+
+    task = asyncio.create_task(run_job(tenant, job, asks))
+    context.jobs[key] = task
+    task.add_done_callback(end)
+
+
 async def run_job(tenant: Tenant, job: Job, asks: Sequence[Ask]) -> None:
     """Answers the requests of a job one after another, so that others come between them."""
-    await run_in_threadpool(put_job, tenant, job.model_copy(update={"state": "running"}))
     answers: list[Answer] = []
     changes: dict[str, Any] = {"state": "done", "answers": answers}
+    put, told = tenant.service.store.put_document, -RUN_SECONDS
+    job = job.model_copy(update={"state": "running"})
+    await run_in_threadpool(put_job, tenant, job)
     try:
         for one in asks:
+            if time.monotonic() - told > RUN_SECONDS / 3:
+                await run_in_threadpool(put, JOB_RUN, job.job_id, os.getpid(), RUN_SECONDS)
+                told = time.monotonic()
             answers.append(await tenant.batcher.submit(one))
+    except StoreError:  # the job goes on when the store answers again
+        raise
     except Exception as error:
         changes = {"state": "failed", "answers": answers, "error": str(error)[:500]}
     await run_in_threadpool(put_job, tenant, job.model_copy(update=changes))
+    await run_in_threadpool(tenant.service.store.delete_document, JOB_REQUESTS, job.job_id)
 
 
-def put_job(tenant: Tenant, job: Job) -> None:
-    """Stores the state of a job."""
-    tenant.service.store.put_document(JOB, job.job_id, job.model_dump(), JOB_SECONDS)
+def put_job(tenant: Tenant, job: Job, asked: Batch | None = None) -> None:
+    """Stores the state of a job, and its requests where they are given."""
+    store = tenant.service.store
+    if asked is not None:
+        store.put_document(JOB_REQUESTS, job.job_id, asked.model_dump(), JOB_SECONDS)
+    store.put_document(JOB, job.job_id, job.model_dump(), JOB_SECONDS)

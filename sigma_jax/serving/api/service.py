@@ -9,18 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.serving.api.models import Answer, Ask, Item, Rule, Seen
 from sigma_jax.serving.api.rules import Ranked, Rules
 from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine
 from sigma_jax.serving.nearline import request_row
-from sigma_jax.serving.stores.base import StoredList, TenantStore
+from sigma_jax.serving.stores.base import StoredList, StoreError, TenantStore
 
 COMPUTED = 100  # items of a computed list, of which filters leave some; one number, one program
 POPULAR = 1_000  # most popular items that stand in for a list
 FRESH_SECONDS = 1.0  # states and rules are read again after it; changes by this process at once
-EVENTS = 1_000  # newest events of a user that requests and `seen` read
+EVENTS = 1_000  # newest events of a user that requests read
 RULE = "rule"  # kind of documents
 WARM_WORDS = 20  # of the longest sentence that a service warms up with
 WARM_STEP = 8  # events between two histories that a service warms up with
@@ -43,6 +44,15 @@ class Filters:
         return cls(ask.count, frozenset(ask.categories), exclude, ask.seen, ask.explain)
 
 
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A read of a user's list."""
+
+    user_id: str
+    name: str  # of the list
+    filters: Filters
+
+
 class TenantService:
     """One tenant: an export, and rows in a store. All methods may run in several threads."""
 
@@ -57,17 +67,46 @@ class TenantService:
         """
         self.engine, self.store, self.clock = engine, store, clock
         self._lock = threading.Lock()
-        self._read_at = -np.inf
+        self._read_at, self._is_read = -np.inf, False
         self._hidden: frozenset[str] = frozenset()
         self._rules = Rules({})
         self._popular: tuple[str, list[Ranked]] = ("", [])
 
     def recommendations(self, user_id: str, name: str, filters: Filters) -> Answer:
-        """A list of the index; the most popular items for users without one."""
-        stored = self.store.list_of(user_id, name)
+        """A list of the index; the most popular items for users without one.
+
+        StoreError as in `recommendations_of`.
+        """
+        [answer] = self.recommendations_of([Read(user_id, name, filters)])
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
+
+    def recommendations_of(self, reads: Sequence[Read]) -> list[Answer | StoreError]:
+        """The answers to reads of the index, whose lists are read together.
+
+        Where the store does not answer, those who may see all items get the most popular ones.
+        Others get StoreError: nobody knows what they had.
+        """
+        try:
+            lists = self.store.lists_of([(read.user_id, read.name) for read in reads])
+        except StoreError as error:
+            text = "service: popular items instead of lists: %s"
+            logging.log_every_n_seconds(logging.WARNING, text, 1.0, error)
+            lists = [None] * len(reads)
+        answers: list[Answer | StoreError] = []
+        for read, stored in zip(reads, lists, strict=True):
+            try:
+                answers.append(self._indexed(read, stored))
+            except StoreError as error:
+                answers.append(error)
+        return answers
+
+    def _indexed(self, read: Read, stored: StoredList | None) -> Answer:
+        """The answer from a list of the index; the most popular items without one."""
         if stored is None:
-            return self.popular(user_id, filters)
-        return self._answer(user_id, "", "index", stored.items, filters, stored)
+            return self.popular(read.user_id, read.filters)
+        return self._answer(read.user_id, "", "index", stored.items, read.filters, stored)
 
     def compute(self, asks: Sequence[Ask]) -> list[Answer | ValueError]:
         """The answers to requests, computed now; an error where one cannot be answered."""
@@ -171,18 +210,26 @@ class TenantService:
             self._read_at = -np.inf
 
     def _settings(self) -> tuple[frozenset[str], Rules]:
-        """(ids of items that are not shown now, the rules), at most FRESH_SECONDS old."""
+        """(ids of items that are not shown now, the rules), at most FRESH_SECONDS old.
+
+        Where the store does not answer, the last known ones. StoreError if there are none.
+        """
         now = time.monotonic()
         with self._lock:
             if now - self._read_at > FRESH_SECONDS:
-                states, at = self.store.states(), time.time()
-                self._hidden = frozenset(
-                    item for item, state in states.items() if not state.is_shown(at)
-                )
-                rules = self.store.documents(RULE)
-                self._rules = Rules({name: Rule(**fields) for name, fields in rules.items()})
-                self._read_at = now
+                try:
+                    self._read_settings()
+                except StoreError as error:
+                    if not self._is_read:
+                        raise
+                    logging.warning("service: hidden items and rules stay as they were: %s", error)
+                self._read_at, self._is_read = now, True
             return self._hidden, self._rules
+
+    def _read_settings(self) -> None:
+        states, rules, at = self.store.states(), self.store.documents(RULE), time.time()
+        self._hidden = frozenset(item for item, state in states.items() if not state.is_shown(at))
+        self._rules = Rules({name: Rule(**fields) for name, fields in rules.items()})
 
     def _answer(
         self,
@@ -202,7 +249,7 @@ class TenantService:
         if filters.categories:
             kept = [i for i in kept if self.category_of(i["item_id"]) in filters.categories]
         if filters.seen != "show" and user_id:
-            own = {event.item_id for event in self.store.events(user_id, EVENTS)[0]}
+            own = self.store.seen_items(user_id)
             kept = [i for i in kept if (i["item_id"] in own) == (filters.seen == "own")]
         ranked: Sequence[Mapping[str, Any]] = kept
         if rules.by_name:

@@ -16,8 +16,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import orjson
 
 MOST_EVENTS = 2_000  # of a user that a store keeps at least, the newest
 LEASE_SECONDS = 60.0  # a worker that has not finished a user by then is taken for dead
@@ -27,6 +30,17 @@ STORES = {
     "redis": ("sigma_jax.serving.stores.redis", "RedisStore"),
     "rediss": ("sigma_jax.serving.stores.redis", "RedisStore"),
 }
+
+
+_STARTED = time.time(), time.monotonic()
+
+
+def steady_time() -> float:
+    """Unix seconds that a jump of the machine's clock does not change while this process runs.
+
+    Leases, waiting times and ends of lists are measured by it.
+    """
+    return _STARTED[0] + time.monotonic() - _STARTED[1]
 
 
 class StoreError(Exception):
@@ -62,8 +76,9 @@ class StoredList:
     @classmethod
     def from_json(cls, text: str) -> StoredList:
         """The list of `to_json`."""
-        fields = json.loads(text)
-        return cls(**fields | {"items": tuple(fields["items"])})
+        fields = orjson.loads(text)
+        fields["items"] = tuple(fields["items"])
+        return cls(**fields)
 
 
 ListsOfUsers = Mapping[str, Mapping[str, StoredList]]  # user id -> name -> list
@@ -97,8 +112,8 @@ class Work:
 class Queue:
     """The users that wait."""
 
-    size: int
-    oldest: float | None  # unix seconds; None for an empty queue
+    size: int  # users, each counted once
+    oldest: float | None  # unix seconds of the oldest event; None for an empty queue
 
 
 class TenantStore(Protocol):
@@ -122,6 +137,9 @@ class TenantStore(Protocol):
     def events(self, user_id: str, count: int) -> tuple[list[Event], int]:
         """(the newest `count` events by time, oldest first; the number of the newest one or 0)."""
 
+    def seen_items(self, user_id: str) -> set[str]:
+        """The ids of all items of a user's events, however old."""
+
     def take(self, worker: str, count: int, lease: float = LEASE_SECONDS) -> list[Work]:
         """At most `count` users from the queue, those who wait longest first."""
 
@@ -129,13 +147,16 @@ class TenantStore(Protocol):
         """Takes users out of the queue, except those with events since they were taken."""
 
     def queue(self) -> Queue:
-        """How many users wait, those who are taken included. Some stores count their events."""
+        """How many users wait, those who are taken included."""
 
     def put_lists(self, lists: ListsOfUsers, keep_seconds: float) -> None:
         """Stores lists by user and name; they vanish after `keep_seconds`."""
 
     def list_of(self, user_id: str, name: str) -> StoredList | None:
         """A list; None if there is none."""
+
+    def lists_of(self, wanted: Sequence[tuple[str, str]]) -> list[StoredList | None]:
+        """The lists of some (user id, name), read together; None where there is none."""
 
     def count_lists(self) -> int:
         """The number of users with lists, roughly."""
@@ -165,8 +186,11 @@ class Store(Protocol):
     def tenant(self, name: str) -> TenantStore:
         """The rows of one tenant."""
 
-    def check(self) -> None:
-        """Writes and reads a row. StoreError if that fails."""
+    def check(self) -> str:
+        """Reads a row, and writes one. Returns why none can be written; "" if one can.
+
+        StoreError if none can be read.
+        """
 
     def close(self) -> None:
         """Ends all connections."""

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from sigma_jax.serving.stores.base import (
     LEASE_SECONDS,
@@ -25,22 +27,37 @@ from sigma_jax.serving.stores.base import (
     StoredList,
     StoreError,
     Work,
+    steady_time,
 )
 
 ANSWER_SECONDS = 2.0  # a server that does not answer by then is taken for dead
+DOWN_SECONDS = 1.0  # after it, calls fail at once for so long; then one call tries again
 REMEMBER_SECONDS = 7 * 86_400  # event ids are remembered so long
 GROUP = "workers"
 USERS_AT_ONCE = 1_000  # whose lists are sent together
+ENTRIES_AT_ONCE = 1_000  # of the stream that a script takes out together
 
-# Keys: event id, history, stream, counter. Values: whether there is an id, seconds, time, user,
-# content, most events, now. Returns the number of the event, or 0 for one that was there.
+# Keys: event id, history, stream, counter, items of the user, entries of each waiting user.
+# Values: whether there is an id, seconds, time, user, content, most events, now, item.
+# Returns the number of the event, or 0 for one that was there.
 ADD_EVENT = """
 if ARGV[1] == '1' and not redis.call('SET', KEYS[1], 1, 'NX', 'EX', ARGV[2]) then return 0 end
 local number = redis.call('INCR', KEYS[4])
 redis.call('ZADD', KEYS[2], ARGV[3], string.format('%016d', number) .. ARGV[5])
 redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - ARGV[6])
 redis.call('XADD', KEYS[3], '*', 'user', ARGV[4], 'number', number, 'since', ARGV[7])
+redis.call('SADD', KEYS[5], ARGV[8])
+redis.call('HINCRBY', KEYS[6], ARGV[4], 1)
 return number
+"""
+# Keys: stream, entries of each waiting user. Values: group, user, entries of the stream.
+DONE = """
+redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 3))
+local gone = redis.call('XDEL', KEYS[1], unpack(ARGV, 3))
+if redis.call('HINCRBY', KEYS[2], ARGV[2], -gone) <= 0 then
+    redis.call('HDEL', KEYS[2], ARGV[2])
+end
+return gone
 """
 # Keys: list. Values: newest, content, seconds. An older list does not replace a newer one.
 PUT_LIST = """
@@ -63,21 +80,54 @@ class RedisStore:
             decode_responses=True,
             socket_timeout=ANSWER_SECONDS,
             socket_connect_timeout=ANSWER_SECONDS,
+            # A command without an answer may have been done: the caller decides what to repeat.
+            retry=Retry(NoBackoff(), 0),
         )
+        self._down_until = 0.0  # by time.monotonic()
         self.add_event = self.client.register_script(ADD_EVENT)
         self.put_list = self.client.register_script(PUT_LIST)
-        with as_store_error():
+        self.done = self.client.register_script(DONE)
+        with self.asking():
             self.client.ping()
 
     def tenant(self, name: str) -> RedisTenant:
         """The rows of one tenant."""
         return RedisTenant(self, name)
 
-    def check(self) -> None:
-        """Writes and reads a row. StoreError if that fails."""
+    def check(self) -> str:
+        """Reads a row, and writes one. Returns why none can be written; "" if one can.
+
+        StoreError if none can be read.
+        """
         tenant = self.tenant("\0check")
-        tenant.put_document("check", "time", time.time(), 60)
         tenant.document("check", "time")
+        try:
+            tenant.put_document("check", "time", steady_time(), 60)
+        except StoreError as error:
+            return str(error)
+        return ""
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """A context of commands whose errors become StoreError.
+
+        After a server gave no answer in time, calls fail at once for DOWN_SECONDS. Otherwise all
+        threads of a service would wait for a server that hangs.
+        """
+        now = time.monotonic()
+        if now < self._down_until:
+            raise StoreError(f"redis: no answer within {ANSWER_SECONDS:g} s a moment ago")
+        if self._down_until:  # this call tries; others fail until it knows more
+            self._down_until = now + ANSWER_SECONDS + DOWN_SECONDS
+        try:
+            yield
+            self._down_until = 0.0
+        except redis.TimeoutError as error:
+            self._down_until = time.monotonic() + DOWN_SECONDS
+            raise StoreError(f"redis: {error or 'no answer in time'}") from error
+        except redis.RedisError as error:  # it answers, or refuses at once
+            self._down_until = 0.0
+            raise StoreError(f"redis: {error or type(error).__name__}") from error
 
     def close(self) -> None:
         """Ends all connections."""
@@ -100,30 +150,31 @@ class RedisTenant:
 
     def user(self, user_id: str) -> dict[str, Any] | None:
         """The profile of a user; None for an unknown one."""
-        with as_store_error():
+        with self.store.asking():
             text = self.store.client.get(self._key("user", user_id))
         return None if text is None else json.loads(text)
 
     def users(self, after: str, count: int) -> list[str]:
         """At most `count` user ids behind `after`, ascending."""
         first = f"({after}" if after else "-"
-        with as_store_error():
+        with self.store.asking():
             return list(self.store.client.zrangebylex(self._key("users"), first, "+", 0, count))
 
     def delete_user(self, user_id: str) -> bool:
         """Deletes a user with events and lists; whether there was one."""
         names = self._key("names", user_id)
-        with as_store_error():
+        with self.store.asking():
             lists = self.store.client.smembers(names)
             keys = [self._key("list", user_id, name) for name in lists]
-            keys += [names, self._key("user", user_id), self._key("events", user_id)]
+            kinds = ("user", "events", "items")
+            keys += [names, *(self._key(kind, user_id) for kind in kinds)]
             self.store.client.zrem(self._key("users"), user_id)
             return bool(self.store.client.delete(*keys))
 
     def add_events(self, events: Sequence[Event]) -> int:
         """Stores events and puts their users into the queue. Returns how many were new."""
-        now = time.time()
-        with as_store_error(), self.store.client.pipeline() as pipe:
+        now = steady_time()
+        with self.store.asking(), self.store.client.pipeline() as pipe:
             for event in events:
                 self._add(event, now, pipe)
             return sum(number > 0 for number in pipe.execute())
@@ -131,7 +182,8 @@ class RedisTenant:
     def _add(self, event: Event, now: float, pipe: Any) -> None:
         """Adds ADD_EVENT for one event to a pipeline."""
         content = {name: getattr(event, name) for name in IN_CONTENT}
-        keys = ("event", event.event_id), ("events", event.user_id), ("stream",), ("number",)
+        keys: list[tuple[str, ...]] = [("event", event.event_id), ("events", event.user_id)]
+        keys += [("stream",), ("number",), ("items", event.user_id), ("waiting",)]
         values: list[Any] = [
             int(bool(event.event_id)),
             REMEMBER_SECONDS,
@@ -140,29 +192,39 @@ class RedisTenant:
             _json(content),
             MOST_EVENTS,
             repr(now),
+            event.item_id,
         ]
         self.store.add_event([self._key(*parts) for parts in keys], values, pipe)
 
     def events(self, user_id: str, count: int) -> tuple[list[Event], int]:
         """(the newest `count` events by time, oldest first; the number of the newest one or 0)."""
-        with as_store_error():
+        with self.store.asking():
             texts = self.store.client.zrange(self._key("events", user_id), -count, -1)
         found = [Event(user_id, **json.loads(text[NUMBER:])) for text in texts]
         return found, max((int(text[:NUMBER]) for text in texts), default=0)
 
+    def seen_items(self, user_id: str) -> set[str]:
+        """The ids of all items of a user's events, however old."""
+        with self.store.asking():
+            return set(self.store.client.smembers(self._key("items", user_id)))
+
     def take(self, worker: str, count: int, lease: float = LEASE_SECONDS) -> list[Work]:
         """At most `count` users from the queue, those who wait longest first."""
         stream, client = self._key("stream"), self.store.client
-        with as_store_error():
+        with self.store.asking():
             self._make_group()
             claimed = client.xautoclaim(stream, GROUP, worker, int(lease * 1000), count=count)
             entries = [(entry, fields) for entry, fields in claimed[1] if fields]
-            if len(entries) < count:
-                read = client.xreadgroup(GROUP, worker, {stream: ">"}, count - len(entries))
-                entries += [entry for _, found in read or [] for entry in found]
-        of_user: dict[str, list[tuple[str, dict[str, str]]]] = {}
-        for entry in entries:
-            of_user.setdefault(entry[1]["user"], []).append(entry)
+            of_user: dict[str, list[tuple[str, dict[str, str]]]] = {}
+            while True:
+                for entry in entries:
+                    of_user.setdefault(entry[1]["user"], []).append(entry)
+                if len(of_user) >= count:
+                    break
+                read = client.xreadgroup(GROUP, worker, {stream: ">"}, count - len(of_user))
+                entries = [entry for _, found in read or [] for entry in found]
+                if not entries:
+                    break
         return [
             Work(
                 user,
@@ -175,17 +237,20 @@ class RedisTenant:
 
     def done(self, works: Sequence[Work]) -> None:
         """Takes users out of the queue, except those with events since they were taken."""
-        entries = [entry for work in works for entry in work.receipt.split()]
-        if entries:
-            with self._pipeline() as pipe:
-                pipe.xack(self._key("stream"), GROUP, *entries)
-                pipe.xdel(self._key("stream"), *entries)
+        keys = [self._key("stream"), self._key("waiting")]
+        with self._pipeline() as pipe:
+            for work in works:
+                entries = work.receipt.split()
+                for start in range(0, len(entries), ENTRIES_AT_ONCE):
+                    some = entries[start : start + ENTRIES_AT_ONCE]
+                    self.store.done(keys, [GROUP, work.user_id, *some], pipe)
 
     def queue(self) -> Queue:
-        """How many events wait, those that are taken included."""
-        with as_store_error():
-            size = self.store.client.xlen(self._key("stream"))
-            first = self.store.client.xrange(self._key("stream"), count=1)
+        """How many users wait, those who are taken included."""
+        with self.store.asking(), self.store.client.pipeline() as pipe:
+            pipe.hlen(self._key("waiting"))
+            pipe.xrange(self._key("stream"), count=1)
+            size, first = pipe.execute()
         return Queue(size, float(first[0][1]["since"]) if first else None)
 
     def put_lists(self, lists: ListsOfUsers, keep_seconds: float) -> None:
@@ -209,25 +274,31 @@ class RedisTenant:
 
     def list_of(self, user_id: str, name: str) -> StoredList | None:
         """A list; None if there is none."""
-        with as_store_error():
-            text = self.store.client.get(self._key("list", user_id, name))
-        return None if text is None else StoredList.from_json(text[NUMBER:])
+        return self.lists_of([(user_id, name)])[0]
+
+    def lists_of(self, wanted: Sequence[tuple[str, str]]) -> list[StoredList | None]:
+        """The lists of some (user id, name), read together; None where there is none."""
+        if not wanted:
+            return []
+        with self.store.asking():
+            texts = self.store.client.mget([self._key("list", *one) for one in wanted])
+        return [None if text is None else StoredList.from_json(text[NUMBER:]) for text in texts]
 
     def count_lists(self) -> int:
         """The number of users who ever had lists, within a per cent."""
-        with as_store_error():
+        with self.store.asking():
             return int(self.store.client.pfcount(self._key("listed")))
 
     def put_states(self, states: Mapping[str, ItemState]) -> None:
         """Replaces the states of some items."""
         contents = {item: _json(dataclasses.asdict(state)) for item, state in states.items()}
         if contents:
-            with as_store_error():
+            with self.store.asking():
                 self.store.client.hset(self._key("states"), mapping=contents)
 
     def states(self) -> dict[str, ItemState]:
         """The states of all items that have one."""
-        with as_store_error():
+        with self.store.asking():
             found = self.store.client.hgetall(self._key("states"))
         return {item: ItemState(**json.loads(text)) for item, text in found.items()}
 
@@ -240,13 +311,13 @@ class RedisTenant:
 
     def document(self, kind: str, name: str) -> Any:
         """The JSON of a document; None if there is none."""
-        with as_store_error():
+        with self.store.asking():
             text = self.store.client.get(self._key("document", kind, name))
         return None if text is None else json.loads(text)
 
     def documents(self, kind: str) -> dict[str, Any]:
         """All documents of a kind by name."""
-        with as_store_error():
+        with self.store.asking():
             names = sorted(self.store.client.smembers(self._key("documents", kind)))
             if not names:
                 return {}
@@ -259,7 +330,7 @@ class RedisTenant:
 
     def delete_document(self, kind: str, name: str) -> bool:
         """Deletes a document; whether there was one."""
-        with as_store_error():
+        with self.store.asking():
             self.store.client.srem(self._key("documents", kind), name)
             return bool(self.store.client.delete(self._key("document", kind, name)))
 
@@ -276,18 +347,9 @@ class RedisTenant:
     @contextlib.contextmanager
     def _pipeline(self) -> Iterator[Any]:
         """Commands that are sent together and all done, or none of them."""
-        with as_store_error(), self.store.client.pipeline() as pipe:
+        with self.store.asking(), self.store.client.pipeline() as pipe:
             yield pipe
             pipe.execute()
-
-
-@contextlib.contextmanager
-def as_store_error() -> Iterator[None]:
-    """Errors of Redis become StoreError."""
-    try:
-        yield
-    except redis.RedisError as error:
-        raise StoreError(f"redis: {error or type(error).__name__}") from error
 
 
 def _json(value: Any) -> str:

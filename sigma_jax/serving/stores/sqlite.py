@@ -7,7 +7,6 @@ import dataclasses
 import json
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from sigma_jax.serving.stores.base import (
     StoredList,
     StoreError,
     Work,
+    steady_time,
 )
 
 BUSY_SECONDS = 5.0  # a writer waits so long for another
@@ -67,11 +67,18 @@ class SqliteStore:
         """The rows of one tenant."""
         return SqliteTenant(self, name)
 
-    def check(self) -> None:
-        """Writes and reads a row. StoreError if that fails."""
+    def check(self) -> str:
+        """Reads a row, and writes one. Returns why none can be written; "" if one can.
+
+        StoreError if none can be read.
+        """
         tenant = self.tenant("\0check")
-        tenant.put_document("check", "time", time.time())
         tenant.document("check", "time")
+        try:
+            tenant.put_document("check", "time", steady_time())
+        except StoreError as error:
+            return str(error)
+        return ""
 
     def close(self) -> None:
         """Ends all connections."""
@@ -95,10 +102,10 @@ class SqliteStore:
             con.execute("BEGIN IMMEDIATE")
             try:
                 yield con
+                con.commit()  # fails where the disk is full: then the transaction is still open
             except BaseException:
                 con.rollback()
                 raise
-            con.commit()
 
     def _connection(self) -> sqlite3.Connection:
         con: sqlite3.Connection | None = getattr(self._threads, "con", None)
@@ -150,7 +157,7 @@ class SqliteTenant:
 
     def add_events(self, events: Sequence[Event]) -> int:
         """Stores events and puts their users into the queue. Returns how many were new."""
-        stored, now = 0, time.time()
+        stored, now = 0, steady_time()
         with self.store.transaction() as con:
             for event in events:
                 row = con.execute(
@@ -189,14 +196,20 @@ class SqliteTenant:
         ]
         return found, max((row[-1] for row in rows), default=0)
 
+    def seen_items(self, user_id: str) -> set[str]:
+        """The ids of all items of a user's events, however old."""
+        sql = "SELECT DISTINCT item FROM events WHERE tenant = ? AND user = ?"
+        return {row[0] for row in self._all(sql, user_id)}
+
     def take(self, worker: str, count: int, lease: float = LEASE_SECONDS) -> list[Work]:
         """At most `count` users from the queue, those who wait longest first."""
-        now = time.time()
+        now = steady_time()
         with self.store.transaction() as con:
+            # A lease that ends later than one taken now is of a clock that was ahead.
             rows = con.execute(
-                "SELECT user, newest, since FROM waiting WHERE tenant = ? AND leased_until <= ? "
-                "ORDER BY since LIMIT ?",
-                (self.name, now, count),
+                "SELECT user, newest, since FROM waiting WHERE tenant = ? "
+                "AND (leased_until <= ? OR leased_until > ?) ORDER BY since LIMIT ?",
+                (self.name, now, now + max(lease, LEASE_SECONDS), count),
             ).fetchall()
             con.executemany(
                 "UPDATE waiting SET leased_until = ? WHERE tenant = ? AND user = ?",
@@ -206,7 +219,7 @@ class SqliteTenant:
 
     def done(self, works: Sequence[Work]) -> None:
         """Takes users out of the queue, except those with events since they were taken."""
-        now = time.time()
+        now = steady_time()
         with self.store.transaction() as con:
             for work in works:
                 key = (self.name, work.user_id, float(work.receipt))
@@ -221,7 +234,7 @@ class SqliteTenant:
 
     def put_lists(self, lists: ListsOfUsers, keep_seconds: float) -> None:
         """Stores lists by user and name; they vanish after `keep_seconds`."""
-        now = time.time()
+        now = steady_time()
         with self.store.transaction() as con:
             con.execute("DELETE FROM lists WHERE expires < ?", (now,))
             con.executemany(
@@ -237,9 +250,15 @@ class SqliteTenant:
 
     def list_of(self, user_id: str, name: str) -> StoredList | None:
         """A list; None if there is none."""
+        return self.lists_of([(user_id, name)])[0]
+
+    def lists_of(self, wanted: Sequence[tuple[str, str]]) -> list[StoredList | None]:
+        """The lists of some (user id, name), read together; None where there is none."""
         sql = "SELECT content FROM lists WHERE tenant = ? AND user = ? AND name = ? AND expires > ?"
-        row = self._one(sql, user_id, name, time.time())
-        return None if row is None else StoredList.from_json(row[0])
+        now = steady_time()
+        with self.store.reading() as con:
+            rows = [con.execute(sql, (self.name, *one, now)).fetchone() for one in wanted]
+        return [None if row is None else StoredList.from_json(row[0]) for row in rows]
 
     def count_lists(self) -> int:
         """The number of users with lists."""
@@ -261,9 +280,10 @@ class SqliteTenant:
 
     def put_document(self, kind: str, name: str, content: Any, keep_seconds: float = 0.0) -> None:
         """Stores JSON under a kind and a name; 0 seconds keep it for good."""
-        expires = time.time() + keep_seconds if keep_seconds else None
+        now = steady_time()
+        expires = now + keep_seconds if keep_seconds else None
         with self.store.transaction() as con:
-            con.execute("DELETE FROM documents WHERE expires < ?", (time.time(),))
+            con.execute("DELETE FROM documents WHERE expires < ?", (now,))
             con.execute(
                 "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?)",
                 (self.name, kind, name, _json(content), expires),
@@ -275,7 +295,7 @@ class SqliteTenant:
             "SELECT content FROM documents WHERE tenant = ? AND kind = ? AND name = ? "
             "AND (expires IS NULL OR expires > ?)"
         )
-        row = self._one(sql, kind, name, time.time())
+        row = self._one(sql, kind, name, steady_time())
         return None if row is None else json.loads(row[0])
 
     def documents(self, kind: str) -> dict[str, Any]:
@@ -284,7 +304,7 @@ class SqliteTenant:
             "SELECT name, content FROM documents WHERE tenant = ? AND kind = ? "
             "AND (expires IS NULL OR expires > ?) ORDER BY name"
         )
-        rows = self._all(sql, kind, time.time())
+        rows = self._all(sql, kind, steady_time())
         return {name: json.loads(content) for name, content in rows}
 
     def delete_document(self, kind: str, name: str) -> bool:

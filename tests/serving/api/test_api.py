@@ -1,10 +1,15 @@
 """The routes of the service: what they answer, and what they say to wrong calls."""
 
 import dataclasses
+import errno
 import json
+import re
 import time
 
 import pytest
+
+from sigma_jax.serving.api import routes
+from sigma_jax.serving.stores.base import Event
 
 EVENTS = [
     {"user_id": "ann", "item_id": "i1", "timestamp": 1_699_000_000, "event_id": "e1"},
@@ -326,3 +331,54 @@ def test_too_many_calls_of_a_caller(keyed):
     codes = [keyed.get("/v1/rules", headers=headers).status_code for _ in range(20)]
     assert codes[:10] == [200] * 10 and 429 in codes
     assert keyed.get("/v1/rules", headers={"X-API-Key": "write"}).status_code == 200
+
+
+def test_a_job_whose_process_died_is_begun_again(client, app, service, monkeypatch):
+    body = {"requests": [{"instruction": "tea"}]}
+    monkeypatch.setattr(routes, "start_job", lambda *_: None)  # it dies at once
+    path = f"/v1/jobs/{client.post('/v1/jobs', json=body).json()['job_id']}"
+    service.store.put_document(routes.JOB_RUN, path[9:], 1, 600)  # another process runs it
+    monkeypatch.undo()
+    assert [client.get(path).json()["state"] for _ in range(3)] == ["waiting"] * 3
+    service.store.delete_document(routes.JOB_RUN, path[9:])
+    for _ in range(200):
+        found = client.get(path).json()
+        if found["state"] == "done":
+            break
+        time.sleep(0.05)
+    assert len(found["answers"]) == 1 and len(found["answers"][0]["items"]) == 10
+    assert service.store.document(routes.JOB_REQUESTS, path[9:]) is None
+    assert not app.state.context.jobs
+
+
+def test_seen_looks_at_all_events(client, shop, worker, items):
+    shop.add_events([Event("ann", items[0], 1)])
+    old, new = items[0], items[1]
+    shop.add_events([Event("ann", new, 2 + n) for n in range(1_100)])
+    worker.run_once()
+    for path in ("/v1/users/ann/recommendations", None):
+        for seen in ("hide", "own"):
+            if path:
+                found = client.get(path, params={"seen": seen, "count": 100})
+            else:
+                ask = {"user_id": "ann", "seen": seen, "count": 100}
+                found = client.post("/v1/recommendations", json=ask)
+            assert (old in ids(found)) <= (seen == "own")
+            assert not {old, new} & set(ids(found)) or seen == "own"
+
+
+def test_the_description_needs_no_network(client):
+    for path in ("/docs", "/redoc"):
+        page = client.get(path).text
+        for link in re.findall(r'(?:src|href)="([^"]+)"', page):
+            assert link.startswith("/") and client.get(link).status_code == 200, link
+    assert "swagger-ui-bundle.js" in client.get("/docs").text
+
+
+def test_a_full_disk_is_said(client, service, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(service, "popular", fail)
+    answer = client.get("/v1/popular")
+    assert answer.status_code == 507 and "disk of the service is full" in answer.json()["error"]

@@ -42,6 +42,34 @@ def redis_url(tmp_path_factory):
     process.wait()
 
 
+@pytest.fixture
+def own_redis():
+    """The function `own_redis(folder, *options, port)`: (URL, process) of a new server."""
+    running = []
+
+    def start(folder, *options, port=None):
+        port = port or free_port()
+        running.append(start_redis(folder, port, *options))
+        return f"redis://127.0.0.1:{port}/0", running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, with room for 6 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
 @pytest.fixture(params=["sqlite", "redis"])
 def url(request, tmp_path):
     if request.param == "sqlite":
