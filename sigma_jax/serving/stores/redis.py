@@ -16,9 +16,12 @@ from typing import Any
 import redis
 
 from sigma_jax.serving.stores.base import (
+    COUNT_SECONDS,
+    HOUR,
     LEASE_SECONDS,
     MOST_EVENTS,
     Event,
+    Exposure,
     ItemState,
     ListsOfUsers,
     Queue,
@@ -32,14 +35,17 @@ REMEMBER_SECONDS = 7 * 86_400  # event ids are remembered so long
 GROUP = "workers"
 USERS_AT_ONCE = 1_000  # whose lists are sent together
 
-# Keys: event id, history, stream, counter. Values: whether there is an id, seconds, time, user,
-# content, most events, now. Returns the number of the event, or 0 for one that was there.
+# Keys: event id, history, stream, counter, counts of the hour. Values: whether there is an id,
+# seconds, time, user, content, most events, now, item, seconds of the counts. Returns the number of
+# the event, or 0 for one that was there.
 ADD_EVENT = """
 if ARGV[1] == '1' and not redis.call('SET', KEYS[1], 1, 'NX', 'EX', ARGV[2]) then return 0 end
 local number = redis.call('INCR', KEYS[4])
 redis.call('ZADD', KEYS[2], ARGV[3], string.format('%016d', number) .. ARGV[5])
 redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - ARGV[6])
 redis.call('XADD', KEYS[3], '*', 'user', ARGV[4], 'number', number, 'since', ARGV[7])
+redis.call('HINCRBY', KEYS[5], ARGV[8], 1)
+redis.call('EXPIRE', KEYS[5], ARGV[9])
 return number
 """
 # Keys: list. Values: newest, content, seconds. An older list does not replace a newer one.
@@ -111,12 +117,15 @@ class RedisTenant:
             return list(self.store.client.zrangebylex(self._key("users"), first, "+", 0, count))
 
     def delete_user(self, user_id: str) -> bool:
-        """Deletes a user with events and lists; whether there was one."""
-        names = self._key("names", user_id)
+        """Deletes a user with events, lists and exposures; whether there was one."""
+        names, shown = self._key("names", user_id), self._key("shown", user_id)
         with as_store_error():
+            for experiment in self.store.client.smembers(shown):
+                self.store.client.delete(self._key("exposures", experiment, user_id))
+                self.store.client.zrem(self._key("exposed", experiment), user_id)
             lists = self.store.client.smembers(names)
             keys = [self._key("list", user_id, name) for name in lists]
-            keys += [names, self._key("user", user_id), self._key("events", user_id)]
+            keys += [names, shown, self._key("user", user_id), self._key("events", user_id)]
             self.store.client.zrem(self._key("users"), user_id)
             return bool(self.store.client.delete(*keys))
 
@@ -131,7 +140,9 @@ class RedisTenant:
     def _add(self, event: Event, now: float, pipe: Any) -> None:
         """Adds ADD_EVENT for one event to a pipeline."""
         content = {name: getattr(event, name) for name in IN_CONTENT}
-        keys = ("event", event.event_id), ("events", event.user_id), ("stream",), ("number",)
+        hour = str(event.time // HOUR)
+        keys: list[tuple[str, ...]] = [("event", event.event_id), ("events", event.user_id)]
+        keys += [("stream",), ("number",), ("counts", hour)]
         values: list[Any] = [
             int(bool(event.event_id)),
             REMEMBER_SECONDS,
@@ -140,6 +151,8 @@ class RedisTenant:
             _json(content),
             MOST_EVENTS,
             repr(now),
+            event.item_id,
+            int(COUNT_SECONDS),
         ]
         self.store.add_event([self._key(*parts) for parts in keys], values, pipe)
 
@@ -149,6 +162,26 @@ class RedisTenant:
             texts = self.store.client.zrange(self._key("events", user_id), -count, -1)
         found = [Event(user_id, **json.loads(text[NUMBER:])) for text in texts]
         return found, max((int(text[:NUMBER]) for text in texts), default=0)
+
+    def event_counts(self, first: int, last: int) -> dict[int, dict[str, int]]:
+        """Hour -> item id -> number of events, for the hours from `first` to `last`."""
+        hours = range(first, last + 1)
+        with as_store_error(), self.store.client.pipeline(transaction=False) as pipe:
+            for hour in hours:
+                pipe.hgetall(self._key("counts", str(hour)))
+            found = zip(hours, pipe.execute(), strict=True)
+        return {
+            hour: {item: int(count) for item, count in counts.items()}
+            for hour, counts in found
+            if counts
+        }
+
+    def ask_again(self, user_ids: Sequence[str]) -> None:
+        """Puts users into the queue without an event."""
+        with self._pipeline() as pipe:
+            for user in user_ids:
+                fields = {"user": user, "number": 0, "since": repr(time.time())}
+                pipe.xadd(self._key("stream"), fields)
 
     def take(self, worker: str, count: int, lease: float = LEASE_SECONDS) -> list[Work]:
         """At most `count` users from the queue, those who wait longest first."""
@@ -217,6 +250,42 @@ class RedisTenant:
         """The number of users who ever had lists, within a per cent."""
         with as_store_error():
             return int(self.store.client.pfcount(self._key("listed")))
+
+    def add_exposures(self, exposures: Sequence[Exposure]) -> None:
+        """Stores exposures. The first one of an experiment, user, list and bucket stays."""
+        with self._pipeline() as pipe:
+            for one in exposures:
+                field = _json([one.list_name, one.bucket])
+                key = self._key("exposures", one.experiment, one.user_id)
+                pipe.hsetnx(key, field, one.to_json())
+                pipe.zadd(self._key("exposed", one.experiment), {one.user_id: 0})
+                pipe.sadd(self._key("shown", one.user_id), one.experiment)
+
+    def exposures(self, experiment: str, after: str, count: int) -> list[Exposure]:
+        """All exposures of the next `count` users behind `after`, in the order of user ids."""
+        first = f"({after}" if after else "-"
+        key = self._key("exposed", experiment)
+        with as_store_error(), self.store.client.pipeline(transaction=False) as pipe:
+            users = self.store.client.zrangebylex(key, first, "+", 0, count)
+            for user in users:
+                pipe.hgetall(self._key("exposures", experiment, user))
+            found = zip(users, pipe.execute(), strict=True)
+        return [
+            Exposure.from_json(experiment, user, *json.loads(field), text)
+            for user, contents in found
+            for field, text in sorted(contents.items())
+        ]
+
+    def delete_exposures(self, experiment: str) -> None:
+        """Deletes all exposures of an experiment."""
+        exposed = self._key("exposed", experiment)
+        with as_store_error():
+            while users := self.store.client.zrange(exposed, 0, USERS_AT_ONCE - 1):
+                with self._pipeline() as pipe:
+                    for user in users:
+                        pipe.delete(self._key("exposures", experiment, user))
+                        pipe.srem(self._key("shown", user), experiment)
+                    pipe.zrem(exposed, *users)
 
     def put_states(self, states: Mapping[str, ItemState]) -> None:
         """Replaces the states of some items."""
