@@ -271,9 +271,10 @@ class RedisTenant:
                 pipe.hgetall(self._key("exposures", experiment, user))
             found = zip(users, pipe.execute(), strict=True)
         return [
-            Exposure.from_json(experiment, user, *json.loads(field), text)
+            Exposure.from_json(experiment, user, name, bucket, text)
             for user, contents in found
-            for field, text in sorted(contents.items())
+            for field, text in contents.items()
+            for name, bucket in [json.loads(field)]
         ]
 
     def delete_exposures(self, experiment: str) -> None:
