@@ -20,11 +20,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sigma_jax.serving.api import admin, routes
+from sigma_jax.serving.api import admin, experiments, routes
 from sigma_jax.serving.api.batcher import TooBusyError
 from sigma_jax.serving.api.context import Context, Tenant
 from sigma_jax.serving.api.keys import Keys
 from sigma_jax.serving.api.metrics import Metrics
+from sigma_jax.serving.experiments.exposures import FLUSH_SECONDS
 from sigma_jax.serving.stores.base import Store, StoreError
 
 LONGEST_BODY = 8 * 2**20  # bytes
@@ -52,11 +53,13 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
-        refreshing = asyncio.create_task(_refresh(context))
+        tasks = [asyncio.create_task(_refresh(context)), asyncio.create_task(_flush(context))]
         yield
-        refreshing.cancel()
+        for task in tasks:
+            task.cancel()
         for tenant in context.tenants.values():
             tenant.batcher.close()
+            tenant.arms.exposures.flush()
 
     app = FastAPI(
         title="sigma_jax",
@@ -65,7 +68,7 @@ def create_app(
         lifespan=lifespan,
         responses={
             status: {"model": routes.Error}
-            for status in (400, 401, 403, 404, 413, 422, 429, 500, 503)
+            for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503)
         },
     )
     app.state.context = context
@@ -75,6 +78,7 @@ def create_app(
         app.add_exception_handler(kind, handler)
     app.include_router(routes.router)
     app.include_router(admin.router)
+    app.include_router(experiments.router)
     _add_operations(app, context)
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return app
@@ -86,9 +90,17 @@ async def _refresh(context: Context) -> None:
         await asyncio.sleep(REFRESH_SECONDS)
         for tenant in context.tenants.values():
             try:
-                await run_in_threadpool(tenant.service.engine.refresh)
+                await run_in_threadpool(tenant.arms.refresh)
             except Exception as error:  # the running version goes on
                 logging.warning("service: %s keeps its version: %s", tenant.name, error)
+
+
+async def _flush(context: Context) -> None:
+    """Stores the exposures of experiments that have come together."""
+    while True:
+        await asyncio.sleep(FLUSH_SECONDS)
+        for tenant in context.tenants.values():
+            await run_in_threadpool(tenant.arms.exposures.flush)
 
 
 def _add_operations(app: FastAPI, context: Context) -> None:
