@@ -22,8 +22,7 @@ from sigma_jax.schema import DAY, Histories, PreparedData
 from sigma_jax.serving.stores.base import Event, StoreError, TenantStore
 
 REPLAY = "replay"  # kind and name of the document with the clock
-SPEED = 1440.0  # a day in a minute
-DAYS = 28.0
+BEGUN = "begun"  # name of the document that says that histories are being stored
 EVENTS_BEFORE = 100  # newest events of a user that are there when the replay begins
 EVENTS_AT_ONCE = 2_000  # that are stored together
 STEP_SECONDS = 0.5  # between two looks at the clock
@@ -116,7 +115,13 @@ class LogReplay:
             self._begin()
 
     def _begin(self) -> None:
-        """Stores profiles and histories, then the clock: it starts when all is there."""
+        """Stores profiles and histories, then the clock: it starts when all is there.
+
+        ValueError for a store with users of its own, which a replay would mix up.
+        """
+        if self._store.document(REPLAY, BEGUN) is None and self._store.users("", 1):
+            raise ValueError("the store holds users of its own; give the demo another --store.")
+        self._store.put_document(REPLAY, BEGUN, True)
         users = self._data.users.table
         pairs = zip(users["user_id"].to_pylist(), users["profile"].to_pylist(), strict=True)
         self._store.put_users({user: json.loads(text or "{}") for user, text in pairs})
