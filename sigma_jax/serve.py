@@ -74,6 +74,7 @@ def define_flags() -> None:
     flags.DEFINE_string("demo", None, "A trained workdir whose log is replayed.")
     flags.DEFINE_float("demo_speed", 1440.0, "Seconds of the log in a second.", 0.0)
     flags.DEFINE_float("demo_days", 28.0, "The last days of the log are replayed.", 0.0)
+    flags.DEFINE_integer("demo_users", 500, "Users of the replay, the most active ones.", 1)
     flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 
 
@@ -87,6 +88,8 @@ def main(argv: Sequence[str]) -> None:
     exports = exports_of(FLAGS.export)
     check_host(FLAGS.host, FLAGS.keys)
     settings = nearline_settings()  # a mistake is said before anything is loaded
+    if FLAGS.demo and not Path(FLAGS.demo).is_dir():
+        raise ValueError(f"--demo={FLAGS.demo} is no folder; give a trained workdir.")
     arms = arm_exports_of(FLAGS.arm_exports, list(exports))
     if FLAGS.compilation_cache:
         cli.use_compilation_cache()
@@ -314,7 +317,8 @@ def open_replay(store: Any) -> Any:
     """The replay of --demo, whose histories are in the store."""
     from sigma_jax.serving.replay import LogReplay, read_log
 
-    replay = LogReplay(read_log(Path(FLAGS.demo)), store, FLAGS.demo_speed, FLAGS.demo_days)
+    data = read_log(Path(FLAGS.demo))
+    replay = LogReplay(data, store, FLAGS.demo_speed, FLAGS.demo_days, FLAGS.demo_users)
     if replay.clock.is_over:
         logging.warning(
             "replay: the log is over in %s; delete it or give another --store to see it again",

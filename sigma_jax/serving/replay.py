@@ -87,7 +87,9 @@ def read_log(path: Path) -> PreparedData:
 class LogReplay:
     """Sends the events of a log to a store, each at its time."""
 
-    def __init__(self, data: PreparedData, store: TenantStore, speed: float, days: float):
+    def __init__(
+        self, data: PreparedData, store: TenantStore, speed: float, days: float, users: int
+    ):
         """Begins a replay, or goes on with the one that the store has.
 
         ValueError for a log without times, and for a speed or days that make no sense.
@@ -95,6 +97,7 @@ class LogReplay:
         Args:
           speed: seconds of the log in a second.
           days: how many of the last days of the log are replayed.
+          users: so many users are replayed, those with most interactions in these days.
         """
         if not (speed > 0 and days > 0):
             raise ValueError(f"--demo_speed={speed:g}, --demo_days={days:g}; use more than 0.")
@@ -110,7 +113,11 @@ class LogReplay:
             first = max(last - days * DAY, float(time_of.min()))
             self.clock, is_new = ReplayClock(Replay(time.time(), first, last + 1, speed)), True
         rows = np.flatnonzero(time_of >= self.clock.replay.first)
-        self._rows = rows[np.argsort(time_of[rows], kind="stable")]
+        rows = rows[np.argsort(time_of[rows], kind="stable")]
+        owner = owners_of(data.histories, rows)
+        counts = np.bincount(owner, minlength=data.histories.num_users)
+        self._users = np.sort(np.argsort(-counts, kind="stable")[:users])
+        self._rows = rows[np.isin(owner, self._users)]
         if is_new:
             self._begin()
 
@@ -122,10 +129,11 @@ class LogReplay:
         if self._store.document(REPLAY, BEGUN) is None and self._store.users("", 1):
             raise ValueError("the store holds users of its own; give the demo another --store.")
         self._store.put_document(REPLAY, BEGUN, True)
-        users = self._data.users.table
+        users = self._data.users.table.take(self._users)
         pairs = zip(users["user_id"].to_pylist(), users["profile"].to_pylist(), strict=True)
         self._store.put_users({user: json.loads(text or "{}") for user, text in pairs})
-        rows = rows_before(self._data.histories, self.clock.replay.first, EVENTS_BEFORE)
+        histories, first = self._data.histories, self.clock.replay.first
+        rows = rows_before(histories, self._users, first, EVENTS_BEFORE)
         for part in parts_of(rows):
             self._store.add_events(self._events(part))
         replay = dataclasses.replace(self.clock.replay, began=time.time())
@@ -151,7 +159,7 @@ class LogReplay:
     def _events(self, rows: np.ndarray) -> list[Event]:
         """The events of some rows of the histories. Their ids are the rows' numbers."""
         histories, catalogue = self._data.histories, self._data.catalogue
-        owner = np.searchsorted(histories.offsets, rows, side="right") - 1
+        owner = owners_of(histories, rows)
         users = self._data.users.table["user_id"].take(owner).to_pylist()
         items = catalogue.ids(np.asarray(histories.item)[rows])
         columns = (histories.time[rows].tolist(), histories.session[rows].tolist())
@@ -163,13 +171,20 @@ class LogReplay:
         ]
 
 
-def rows_before(histories: Histories, first: float, most: int) -> np.ndarray:
-    """The rows of the newest `most` interactions of each user before the time `first`."""
-    is_before = np.asarray(histories.time) < first
-    counts = np.concatenate([[0], np.cumsum(is_before)])
-    starts = np.asarray(histories.offsets[:-1])
-    ends = starts + counts[histories.offsets[1:]] - counts[starts]  # rows are in order of time
-    return rows_of_ranges(np.maximum(starts, ends - most), ends)
+def owners_of(histories: Histories, rows: np.ndarray) -> np.ndarray:
+    """The user of each row [n]."""
+    return np.searchsorted(histories.offsets, rows, side="right") - 1
+
+
+def rows_before(histories: Histories, users: np.ndarray, first: float, most: int) -> np.ndarray:
+    """The rows of the newest `most` interactions of some users before the time `first`."""
+    starts = histories.offsets[users]
+    # The rows of a user are in order of time.
+    ends = [
+        start + np.searchsorted(histories.time[start:end], first)
+        for start, end in zip(starts, histories.offsets[users + 1], strict=True)
+    ]
+    return rows_of_ranges(np.maximum(starts, np.array(ends) - most), np.array(ends))
 
 
 def parts_of(rows: np.ndarray) -> Iterator[np.ndarray]:
