@@ -100,7 +100,10 @@ async def _flush(context: Context) -> None:
     while True:
         await asyncio.sleep(FLUSH_SECONDS)
         for tenant in context.tenants.values():
-            await run_in_threadpool(tenant.arms.exposures.flush)
+            try:
+                await run_in_threadpool(tenant.arms.exposures.flush)
+            except Exception as error:  # the next flush goes on
+                logging.exception("service: exposures of %s", tenant.name, exc_info=error)
 
 
 def _add_operations(app: FastAPI, context: Context) -> None:

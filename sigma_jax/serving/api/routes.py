@@ -34,6 +34,7 @@ from sigma_jax.serving.api.models import (
     UserIn,
 )
 from sigma_jax.serving.api.service import Filters
+from sigma_jax.serving.experiments.service import AD_HOC
 from sigma_jax.serving.nearline import HOME
 from sigma_jax.serving.popularity import HALF_LIFE_HOURS, LONGEST_HALF_LIFE
 from sigma_jax.serving.replay import ReplayClock
@@ -76,6 +77,8 @@ async def ask(request: Request, tenant: Reader, body: Ask) -> Answer:
     context = context_of(request)
     try:
         answer = await asyncio.wait_for(tenant.batcher.submit(body), body.deadline_ms / 1000)
+        if answer.arms and body.is_shown:
+            await run_in_threadpool(tenant.arms.expose, AD_HOC, answer)
     except TimeoutError:
         context.metrics.late.labels(tenant.name).inc()
         answer = await run_in_threadpool(
@@ -289,8 +292,7 @@ async def run_job(tenant: Tenant, job: Job, asks: Sequence[Ask]) -> None:
     changes: dict[str, Any] = {"state": "done", "answers": answers}
     try:
         for one in asks:
-            unseen = one.model_copy(update={"is_shown": False})  # perhaps nobody looks
-            answers.append(await tenant.batcher.submit(unseen))
+            answers.append(await tenant.batcher.submit(one))
     except Exception as error:
         changes = {"state": "failed", "answers": answers, "error": str(error)[:500]}
     await run_in_threadpool(put_job, tenant, job.model_copy(update=changes))

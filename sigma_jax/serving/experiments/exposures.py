@@ -30,7 +30,7 @@ class ExposureLog:
         self._store, self._lock = store, threading.Lock()
         self._waiting: dict[Key, Exposure] = {}
         self._known: collections.OrderedDict[Key, None] = collections.OrderedDict()
-        self.dropped = 0  # exposures that found no room
+        self.dropped = 0  # exposures that found no room since the last flush
 
     def add(
         self,
@@ -63,6 +63,9 @@ class ExposureLog:
         """Stores what waits, and returns how many exposures it was. After an error they wait on."""
         with self._lock:
             waiting, self._waiting = self._waiting, {}
+            dropped, self.dropped = self.dropped, 0
+        if dropped:
+            logging.warning("exposures: %d found no room, since the store is away", dropped)
         if not waiting:
             return 0
         try:

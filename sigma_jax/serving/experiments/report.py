@@ -2,7 +2,8 @@
 
 A user counts from the first exposure on. After a window the outcome is known: a hit, if the user
 took an item within the window that had been shown before. So each exposed user is one outcome,
-and it never changes. Users whose window is not over wait; users who were not exposed do not count.
+which no later look changes, if events come in before the window is over. Users whose window is not
+over wait; users who were not exposed do not count.
 """
 
 from __future__ import annotations

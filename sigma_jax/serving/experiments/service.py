@@ -27,6 +27,7 @@ from sigma_jax.serving.experiments.assignment import (
     check_together,
 )
 from sigma_jax.serving.experiments.exposures import ExposureLog
+from sigma_jax.serving.stores.base import StoreError
 
 AD_HOC = "instruction"  # list name of answers that are computed at once, in the log of exposures
 ASK_AGAIN_SECONDS = 60.0  # between two times that a user's list is computed again
@@ -69,11 +70,14 @@ class ArmService:
         if answer.arms != dict(treatment.arms):
             self._ask_again(user_id)
         elif is_shown:
-            self._expose(treatment, name, answer)
+            self.expose(name, answer)
         return answer
 
     def compute(self, asks: Sequence[Ask]) -> list[Answer | ValueError]:
-        """The answers to requests, computed now, each under its user's arms."""
+        """The answers to requests, computed now, each under its user's arms.
+
+        They are no exposures yet: an answer may come too late to be shown.
+        """
         treatments = [self._treatment(ask.user_id) for ask in asks]
         groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[int]] = {}
         for number, one in enumerate(treatments):
@@ -89,16 +93,25 @@ class ArmService:
                 with_rules(Filters.of(asks[number]), treatments[number]) for number in numbers
             ]
             found |= zip(numbers, service.compute(some, filters, options), strict=True)
-        for number, (ask, treatment) in enumerate(zip(asks, treatments, strict=True)):
+        for number, treatment in enumerate(treatments):
             answer = found[number]
-            if isinstance(answer, Answer) and treatment.arms:
+            if isinstance(answer, Answer):
                 answer.arms = dict(treatment.arms)
-                if ask.is_shown:
-                    self._expose(treatment, AD_HOC, answer)
         return [found[number] for number in range(len(asks))]
+
+    def expose(self, name: str, answer: Answer) -> None:
+        """Logs that the user of an answer sees its items, in the list `name`."""
+        if not answer.arms:
+            return
+        running = self.running.by_name
+        experiments = [running[one] for one in answer.arms if one in running]
+        items = [item.item_id for item in answer.items]
+        now = self._clock()
+        self.exposures.add(experiments, answer.arms, answer.user_id, name, items, now)
 
     def check(self, experiment: Experiment) -> None:
         """ValueError if an arm has settings that cannot be, or another experiment has them too."""
+        self.running.forget()  # another process may have started one just now
         check_together(experiment, self.running.by_name.values())
         for arm in experiment.arms:
             if arm.export and arm.export not in self.others:
@@ -140,16 +153,6 @@ class ArmService:
             return NO_TREATMENT
         return treatment
 
-    def _expose(self, treatment: Treatment, name: str, answer: Answer) -> None:
-        """Logs that the user of an answer sees its items."""
-        if not treatment.arms:
-            return
-        running = self.running.by_name
-        experiments = [running[one] for one in treatment.arms if one in running]
-        items = [item.item_id for item in answer.items]
-        now = self._clock()
-        self.exposures.add(experiments, treatment.arms, answer.user_id, name, items, now)
-
     def _ask_again(self, user_id: str) -> None:
         """Has a user's lists computed again, at most once in ASK_AGAIN_SECONDS."""
         now = time.monotonic()
@@ -160,7 +163,10 @@ class ArmService:
             self._asked.move_to_end(user_id)
             while len(self._asked) > MOST_ASKED:
                 self._asked.popitem(last=False)
-        self.service.store.ask_again([user_id])
+        try:
+            self.service.store.ask_again([user_id])
+        except StoreError as error:  # the answer is there all the same
+            logging.warning("service: a list stays out of date: %s", error)
 
 
 def with_rules(filters: Filters, treatment: Treatment) -> Filters:

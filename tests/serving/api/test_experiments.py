@@ -1,5 +1,6 @@
 """Experiments in the service: lists, rules, exports and instructions by the user's arms."""
 
+import threading
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from sigma_jax.serving.engine import RecommendationEngine, SnapshotSettings
 from sigma_jax.serving.experiments.arms import ServedExport
 from sigma_jax.serving.experiments.assignment import Arm, Experiment
 from sigma_jax.serving.nearline import NearlineSettings, NearlineWorker
+from sigma_jax.serving.stores.base import StoreError
 
 NOW = 1_700_000_000
 ARMS = [{"name": "a", "share": 0.5}, {"name": "b", "share": 0.5}]
@@ -150,6 +152,36 @@ def test_rules_and_ranking_of_an_arm(client, worker, shop, items, engine):
     assert not set(items[:3]) & set(ids(read(client, again, count=20)))
     seen = client.post("/v1/recommendations", json={"user_id": again, "count": 50}).json()
     assert not set(items[:3]) & set(ids(seen))
+
+
+def test_a_late_answer_exposes_what_was_shown(client, worker, shop, items):
+    _, treated = start(client, "lists", lists={"home": "tea"})
+    bought(client, worker, [treated], items)
+    batcher = client.tenant.batcher
+    compute, is_done = batcher._compute, threading.Event()
+
+    def late(asks):
+        time.sleep(0.3)
+        found = compute(asks)
+        is_done.set()
+        return found
+
+    batcher._compute = late
+    body = {"user_id": treated, "deadline_ms": 20}
+    assert client.post("/v1/recommendations", json=body).json()["source"] == "index"
+    assert is_done.wait(60)
+    assert [one.list_name for one in logged(client, shop, "lists")] == ["home"]
+
+
+def test_a_store_that_is_full_is_read_all_the_same(client, worker, shop, items, monkeypatch):
+    bought(client, worker, [users_of("lists")[1]], items)
+    _, treated = start(client, "lists", lists={"home": "tea"})
+
+    def fail(self, rows):
+        raise StoreError("full")
+
+    monkeypatch.setattr(type(shop), "ask_again", fail)
+    assert read(client, treated)["source"] == "index"
 
 
 def test_jobs_expose_nobody(client, shop):
