@@ -103,13 +103,13 @@ def test_events_become_lists_and_a_killed_worker_is_started_again(exported, tmp_
 def test_a_demo_changes_lists_in_the_time_of_the_log(exported, trained, tmp_path, free_port):
     """API and worker, two processes, have the clock of the replay, and an export of an arm."""
     command = [sys.executable, "-m", "sigma_jax.serve", f"--export={exported}"]
-    command += [f"--demo={trained[1]}", "--demo_speed=100000", "--demo_days=30", "--period=0.2"]
+    command += [f"--demo={trained[1]}", "--demo_speed=20000", "--demo_days=30", "--period=0.2"]
     command += [f"--arm_exports=other={exported}", f"--store={tmp_path / 'demo.db'}"]
     service = subprocess.Popen([*command, f"--port={free_port}"])
     try:
         wait_for(lambda: call(free_port, "/readyz"))
         first = call(free_port, "/v1/clock")
-        assert first["is_replay"] and first["now"] < 1_700_000_000
+        assert first["is_replay"] and not first["is_over"]
         [user, *_] = call(free_port, "/v1/users")["user_ids"]
         lists = []
 

@@ -1,8 +1,8 @@
 """A replay of a log: its last days happen again, speeded up, for a demo of the service.
 
 The histories before the replay are in the store when it begins. Then each event comes when the
-replay's clock reaches its time. The clock is a document of the store, so that API and worker, also
-after a restart, have the same one.
+replay's clock reaches its time. The clock starts when the API is ready. It is a document of the
+store, so that API and worker, also after a restart, have the same one.
 """
 
 from __future__ import annotations
@@ -33,20 +33,21 @@ WAIT_SECONDS = 0.2  # between two looks for the clock of another process
 class Replay:
     """When a replay began, and how fast it runs."""
 
-    began: float  # unix seconds of this machine
+    began: float | None  # unix seconds of this machine; None: not yet
     first: float  # unix seconds of the log
     last: float  # unix seconds of the log
     speed: float  # seconds of the log in a second
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class ReplayClock:
     """The time of a replayed log, in unix seconds. It stands still when the log is over."""
 
     replay: Replay
 
     def __call__(self) -> float:
-        passed = max(time.time() - self.replay.began, 0.0) * self.replay.speed
+        began = self.replay.began
+        passed = 0.0 if began is None else max(time.time() - began, 0.0) * self.replay.speed
         return min(self.replay.first + passed, self.replay.last)
 
     @property
@@ -111,7 +112,7 @@ class LogReplay:
         else:
             last = float(time_of.max())
             first = max(last - days * DAY, float(time_of.min()))
-            self.clock, is_new = ReplayClock(Replay(time.time(), first, last + 1, speed)), True
+            self.clock, is_new = ReplayClock(Replay(None, first, last + 1, speed)), True
         rows = np.flatnonzero(time_of >= self.clock.replay.first)
         rows = rows[np.argsort(time_of[rows], kind="stable")]
         owner = owners_of(data.histories, rows)
@@ -122,7 +123,7 @@ class LogReplay:
             self._begin()
 
     def _begin(self) -> None:
-        """Stores profiles and histories, then the clock: it starts when all is there.
+        """Stores profiles and histories.
 
         ValueError for a store with users of its own, which a replay would mix up.
         """
@@ -136,18 +137,26 @@ class LogReplay:
         rows = rows_before(histories, self._users, first, EVENTS_BEFORE)
         for part in parts_of(rows):
             self._store.add_events(self._events(part))
-        replay = dataclasses.replace(self.clock.replay, began=time.time())
-        self.clock = ReplayClock(replay)
-        self._store.put_document(REPLAY, REPLAY, dataclasses.asdict(replay))
         logging.info("replay: %d events stored, %d come", len(rows), len(self._rows))
 
+    def start(self) -> None:
+        """Starts the clock, for all processes, unless it runs."""
+        if self.clock.replay.began is None:
+            replay = dataclasses.replace(self.clock.replay, began=time.time())
+            self._store.put_document(REPLAY, REPLAY, dataclasses.asdict(replay))
+            self.clock.replay = replay
+
     def run(self, stop: threading.Event) -> None:
-        """Sends events until the log is over or `stop` is set. A repeated event is stored once."""
+        """Starts the clock, and sends events until the log is over or `stop` is set.
+
+        A repeated event is stored once.
+        """
         time_of = np.asarray(self._data.histories.time)[self._rows]
         sent = 0
         while sent < len(time_of) and not stop.is_set():
-            due = int(np.searchsorted(time_of, self.clock(), side="right"))
             try:
+                self.start()
+                due = int(np.searchsorted(time_of, self.clock(), side="right"))
                 for part in parts_of(self._rows[sent:due]):
                     self._store.add_events(self._events(part))
                     sent += len(part)
