@@ -23,6 +23,7 @@ COMMANDS = (
     "catalogue",
     "benchmark",
     "serve",
+    "experiment",
     "knowledge",
     "preflight",
 )

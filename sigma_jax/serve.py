@@ -10,6 +10,10 @@ process has a role and all share a Redis or Valkey server:
 
 Other machines may call only with keys: --host=0.0.0.0 needs --keys=FILE. --new_key=NAME prints a
 key and its line for that file.
+
+    python -m sigma_jax.serve --export=exports/demo --demo=runs/sft-local
+
+replays the last days of the log that was trained on, a day in a minute: lists change meanwhile.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,8 @@ FLAGS = flags.FLAGS
 ROLES = ("all", "api", "worker")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TENANT = "default"  # of an export without a name
+STORE, DEMO_STORE = "runs/service/store.db", "runs/service/demo.db"  # without --store
+DEMO_PERIOD = 5.0  # seconds that a user waits at most, for the lists of a demo
 PARENT = "SIGMA_SERVE_PARENT"  # variable of a worker: the process that it ends with
 RESTART_SECONDS = 2.0  # before a worker that ended is started again
 # A thread that computes lets others run after so long. With Python's 5 ms, reads of the index would
@@ -47,7 +53,11 @@ SWITCH_SECONDS = 0.0005
 def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_list("export", [], "Folder of an export; several as TENANT=FOLDER,TENANT=FOLDER.")
-    flags.DEFINE_string("store", "runs/service/store.db", "A SQLite file, or redis://HOST:PORT/N.")
+    flags.DEFINE_string(
+        "store",
+        None,
+        f"A SQLite file, or redis://HOST:PORT/N. None: {STORE}, {DEMO_STORE} for a demo.",
+    )
     flags.DEFINE_enum("role", "all", ROLES, "all: the API here, and a worker beside it.")
     flags.DEFINE_string("host", "127.0.0.1", "The address that the API listens to.")
     flags.DEFINE_integer("port", 8000, "The port that the API listens to.", 0, 65535)
@@ -64,6 +74,11 @@ def define_flags() -> None:
     flags.DEFINE_string("spill", None, "A folder for those that memory has no room for.")
     flags.DEFINE_integer("window_step", 16, "Rows by which a long history's window moves.", 1)
     flags.DEFINE_float("calls_a_second", 0.0, "Of a caller; more are refused. 0: no limit.", 0.0)
+    flags.DEFINE_list("arm_exports", [], "NAME=FOLDER or TENANT/NAME=FOLDER: for experiments.")
+    flags.DEFINE_string("demo", None, "A trained workdir whose log is replayed.")
+    flags.DEFINE_float("demo_speed", 1440.0, "Seconds of the log in a second.", 0.0)
+    flags.DEFINE_float("demo_days", 28.0, "The last days of the log are replayed.", 0.0)
+    flags.DEFINE_integer("demo_users", 500, "Users of the replay, the most active ones.", 1)
     flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 
 
@@ -77,13 +92,16 @@ def main(argv: Sequence[str]) -> None:
     exports = exports_of(FLAGS.export)
     check_host(FLAGS.host, FLAGS.keys)
     settings = nearline_settings()  # a mistake is said before anything is loaded
+    if FLAGS.demo and not Path(FLAGS.demo).is_dir():
+        raise ValueError(f"--demo={FLAGS.demo} is no folder; give a trained workdir.")
+    arms = arm_exports_of(FLAGS.arm_exports, list(exports))
     if FLAGS.compilation_cache:
         cli.use_compilation_cache()
     if FLAGS.role == "worker":
-        run_workers(exports, settings)
+        run_workers(exports, arms, settings)
         return
     with worker_beside() if FLAGS.role == "all" else contextlib.nullcontext():
-        run_api(exports)
+        run_api(exports, arms)
 
 
 def print_key() -> None:
@@ -110,6 +128,29 @@ def exports_of(given: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def arm_exports_of(given: Sequence[str], tenants: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Tenant -> name -> folder of an export for arms of experiments.
+
+    ValueError for a name without a folder, a name that comes twice, or an unknown tenant.
+    """
+    found: dict[str, dict[str, Path]] = {tenant: {} for tenant in tenants}
+    for one in given:
+        name, has_folder, folder = one.partition("=")
+        tenant, has_tenant, short = name.rpartition("/")
+        tenant = tenant if has_tenant or len(tenants) > 1 else tenants[0]
+        if not has_folder or not short or tenant not in found:
+            raise ValueError(f"--arm_exports={one}: give NAME=FOLDER, or TENANT/NAME=FOLDER.")
+        if short in found[tenant]:
+            raise ValueError(f"--arm_exports names {name!r} twice; give each one folder.")
+        found[tenant][short] = Path(folder)
+    return found
+
+
+def store_url() -> str:
+    """The store of --store; without it a demo has a file of its own."""
+    return FLAGS.store or (DEMO_STORE if FLAGS.demo else STORE)
+
+
 def check_host(host: str, keys: str | None) -> None:
     """ValueError if other machines could call without a key."""
     if host not in LOOPBACK and not keys:
@@ -126,7 +167,7 @@ def nearline_settings() -> Any:
     return NearlineSettings(
         count=FLAGS.list_items,
         users_at_once=FLAGS.users_at_once,
-        period=FLAGS.period,
+        period=DEMO_PERIOD if FLAGS.demo and not FLAGS["period"].present else FLAGS.period,
         lease=FLAGS.lease,
         **fields,
     )
@@ -154,24 +195,27 @@ def read_lists(path: Path) -> dict[str, str]:
     return lists
 
 
-def run_workers(exports: dict[str, Path], settings: Any) -> None:
+def run_workers(exports: dict[str, Path], arms: dict[str, dict[str, Path]], settings: Any) -> None:
     """Computes lists until the process is told to stop; a thread for each tenant."""
-    from sigma_jax.serving.bundle import MANIFEST
-    from sigma_jax.serving.engine import RecommendationEngine
     from sigma_jax.serving.nearline import NearlineWorker
+    from sigma_jax.serving.replay import wait_for_clock
     from sigma_jax.serving.stores.base import open_store
 
-    store, stop = open_store(FLAGS.store), threading.Event()
+    store, stop = open_store(store_url()), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if parent := int(os.environ.get(PARENT, "0")):
         threading.Thread(target=end_with, args=(parent, stop), daemon=True).start()
     threads = []
     for tenant, folder in exports.items():
-        engine = RecommendationEngine(folder, snapshot_settings())
-        model = read_json(folder / MANIFEST)["fingerprints"]["sft"]
+        served = served_export(folder)
+        others = {name: served_export(other) for name, other in arms[tenant].items()}
+        of_tenant = store.tenant(tenant)
+        clock = wait_for_clock(of_tenant, stop) if FLAGS.demo else time.time
         name = f"{socket.gethostname()}-{os.getpid()}"
-        worker = NearlineWorker(engine, store.tenant(tenant), model, name, settings)
+        worker = NearlineWorker(
+            served.engine, of_tenant, served.model, name, settings, clock, others
+        )
         threads.append(threading.Thread(target=worker.run, args=(stop,), name=tenant))
     for thread in threads:
         thread.start()
@@ -179,6 +223,16 @@ def run_workers(exports: dict[str, Path], settings: Any) -> None:
     for thread in threads:
         thread.join()
     store.close()
+
+
+def served_export(folder: Path) -> Any:
+    """The export in a folder, for a worker."""
+    from sigma_jax.serving.bundle import MANIFEST
+    from sigma_jax.serving.engine import RecommendationEngine
+    from sigma_jax.serving.experiments.arms import ServedExport
+
+    engine = RecommendationEngine(folder, snapshot_settings())
+    return ServedExport(engine, read_json(folder / MANIFEST)["fingerprints"]["sft"])
 
 
 def end_with(parent: int, stop: threading.Event) -> None:
@@ -218,26 +272,21 @@ def worker_beside() -> Iterator[None]:
             process.kill()
 
 
-def run_api(exports: dict[str, Path]) -> None:
+def run_api(exports: dict[str, Path], arms: dict[str, dict[str, Path]]) -> None:
     """Answers calls until the process is told to stop."""
     import uvicorn
 
     from sigma_jax.serving.api.app import create_app
-    from sigma_jax.serving.api.context import Tenant
     from sigma_jax.serving.api.keys import Keys
-    from sigma_jax.serving.api.service import TenantService
     from sigma_jax.serving.api.wire import TimedProtocol
-    from sigma_jax.serving.engine import RecommendationEngine
     from sigma_jax.serving.stores.base import open_store
 
     began = time.monotonic()
     keys = Keys.of_file(Path(FLAGS.keys)) if FLAGS.keys else Keys({}, next(iter(exports)))
-    store, tenants = open_store(FLAGS.store), {}
-    for name, folder in exports.items():
-        engine = RecommendationEngine(folder, snapshot_settings())
-        service = TenantService(engine, store.tenant(name))
-        service.warm()
-        tenants[name] = Tenant.of(name, folder, service)
+    store, stop = open_store(store_url()), threading.Event()
+    replay = open_replay(store.tenant(next(iter(exports)))) if FLAGS.demo else None
+    clock = replay.clock if replay else time.time
+    tenants = {name: open_tenant(name, exports[name], arms[name], store, clock) for name in exports}
     app = create_app(tenants, store, keys, FLAGS.calls_a_second)
     # The garbage collector need not look through what is loaded: all calls would wait for it.
     gc.collect()
@@ -246,6 +295,8 @@ def run_api(exports: dict[str, Path]) -> None:
     logging.info(
         "api: ready after %.0f s at http://%s:%d", time.monotonic() - began, FLAGS.host, FLAGS.port
     )
+    if replay:
+        threading.Thread(target=replay.run, args=(stop,), daemon=True).start()
     uvicorn.run(
         app,
         host=FLAGS.host,
@@ -254,7 +305,40 @@ def run_api(exports: dict[str, Path]) -> None:
         log_level="warning",
         access_log=False,
     )
+    stop.set()
     store.close()
+
+
+def open_tenant(
+    name: str, folder: Path, arms: dict[str, Path], store: Any, clock: Callable[[], float]
+) -> Any:
+    """A tenant of the API, warmed up."""
+    from sigma_jax.serving.api.context import Tenant
+    from sigma_jax.serving.api.service import TenantService
+    from sigma_jax.serving.engine import RecommendationEngine
+
+    def service(of_folder: Path) -> TenantService:
+        engine = RecommendationEngine(of_folder, snapshot_settings())
+        return TenantService(engine, store.tenant(name), clock)
+
+    others = {arm: service(other) for arm, other in arms.items()}
+    tenant = Tenant.of(name, folder, service(folder), others)
+    tenant.arms.warm()
+    return tenant
+
+
+def open_replay(store: Any) -> Any:
+    """The replay of --demo, whose histories are in the store."""
+    from sigma_jax.serving.replay import LogReplay, read_log
+
+    data = read_log(Path(FLAGS.demo))
+    replay = LogReplay(data, store, FLAGS.demo_speed, FLAGS.demo_days, FLAGS.demo_users)
+    if replay.clock.is_over:
+        logging.warning(
+            "replay: the log is over in %s; delete it or give another --store to see it again",
+            store_url(),
+        )
+    return replay
 
 
 if __name__ == "__main__":

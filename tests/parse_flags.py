@@ -14,7 +14,7 @@ from sigma_jax import __main__ as console
 from sigma_jax import benchmark
 from sigma_jax.runtime import cli
 
-POSITIONAL = {"catalogue": 1}
+POSITIONAL = {"catalogue": 1, "experiment": 1}
 
 
 def error_of(name: str, words: list[str]) -> str:
@@ -26,7 +26,7 @@ def error_of(name: str, words: list[str]) -> str:
         rest = cli._parse_flags([name, *words])[1:]
         if name == "benchmark":
             benchmark.load_suite(module.FLAGS.suite)
-        if name == "catalogue" and rest[0] not in module.ACTIONS:
+        if name in POSITIONAL and rest[0] not in module.ACTIONS:
             return f"{rest[0]} is no action"
     except ValueError as error:
         return str(error)

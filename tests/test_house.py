@@ -48,6 +48,7 @@ FLOORS = (
         "preflight",
         "knowledge",
         "serve",
+        "experiment",
     ),
     ("api", "__main__"),
 )

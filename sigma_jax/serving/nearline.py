@@ -14,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -22,6 +23,13 @@ from absl import logging
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.recommender.requests import COLUMNS, DEFAULT_INSTRUCTION
 from sigma_jax.serving.engine import RecommendationEngine
+from sigma_jax.serving.experiments.arms import ServedExport, lists_of, ranking_options
+from sigma_jax.serving.experiments.assignment import (
+    NO_TREATMENT,
+    Treatment,
+    read_experiments,
+    treatment_of,
+)
 from sigma_jax.serving.stores.base import (
     LEASE_SECONDS,
     Event,
@@ -90,13 +98,15 @@ class NearlineWorker:
         name: str,
         settings: NearlineSettings = NearlineSettings(),
         clock: Callable[[], float] = time.time,
+        others: Mapping[str, ServedExport] = types.MappingProxyType({}),
     ):
         """Args:
         model: fingerprint of the recommender, which lists carry.
         name: of this worker; no other of the tenant has it.
         clock: the time of requests, in unix seconds; a replay of a log has one of its own.
+        others: exports of arms of experiments, by name.
         """
-        self._clock = clock
+        self._clock, self._others = clock, dict(others)
         self.engine, self.store, self.model, self.name = engine, store, model, name
         self.settings, self.totals = settings, Totals()
 
@@ -153,39 +163,77 @@ class NearlineWorker:
         self.store.put_document(REPORT, self.name, content, REPORT_SECONDS)
 
     def _refresh(self) -> None:
-        """Loads the active version. If that fails, the running one goes on."""
+        """Loads the active versions. If that fails, the running ones go on."""
         try:
             self.engine.refresh()
+            for other in self._others.values():
+                other.engine.refresh()
         except Exception as error:
             logging.warning("worker %s keeps its version: %s", self.name, error)
 
     def _lists_of(self, works: Sequence[Work]) -> dict[str, dict[str, StoredList]]:
-        """The new lists by user and name."""
+        """The new lists by user and name, each under the user's arms of running experiments."""
         states, now = self.store.states(), time.time()
         hidden = [item for item, state in states.items() if not state.is_shown(now)]
-        requests, owners = [], []
+        tasks: dict[tuple[str, RecommendOptions], list[_Task]] = {}
+        running = [one for one in read_experiments(self.store).values() if one.stopped is None]
         for work in works:
-            events, _ = self.store.events(work.user_id, self.settings.events)
-            profile = self.store.user(work.user_id)
-            if not events and profile is None:  # the user was deleted
-                continue
-            now_of_request = int(self._clock())
-            row = request_row(self.engine, work.user_id, profile or {}, events, now_of_request)
-            for name, instruction in self.settings.lists.items():
-                requests.append(row | {"instruction": instruction})
-                owners.append((work, name))
+            treatment = self._known(treatment_of(running, work.user_id))
+            for key, task in self._tasks_of(work, treatment):
+                tasks.setdefault(key, []).append(task)
         found: dict[str, dict[str, StoredList]] = {}
-        options = RecommendOptions(self.settings.count)
-        answers = self.engine.answer_each(requests, options, hidden)
-        for (work, name), answer in zip(owners, answers, strict=True):
-            if isinstance(answer, ValueError):
-                logging.warning("worker %s: user %r: %s", self.name, work.user_id, answer)
-                self.totals.failed += 1
-                continue
-            found.setdefault(work.user_id, {})[name] = StoredList(
-                tuple(answer["items"]), time.time(), self.model, answer["version"], work.newest
-            )
+        for (export, options), some in tasks.items():
+            served = self._served(export)
+            answers = served.engine.answer_each([task.row for task in some], options, hidden)
+            for task, answer in zip(some, answers, strict=True):
+                if isinstance(answer, ValueError):
+                    logging.warning("worker %s: user %r: %s", self.name, task.user_id, answer)
+                    self.totals.failed += 1
+                    continue
+                found.setdefault(task.user_id, {})[task.name] = StoredList(
+                    tuple(answer["items"]),
+                    time.time(),
+                    served.model,
+                    answer["version"],
+                    task.newest,
+                    task.arms,
+                )
         return found
+
+    def _tasks_of(
+        self, work: Work, treatment: Treatment
+    ) -> Iterator[tuple[tuple[str, RecommendOptions], _Task]]:
+        """((export, options), task) for each list of a user."""
+        engine = self._served(treatment.export).engine
+        events, number = self.store.events(work.user_id, self.settings.events)
+        profile = self.store.user(work.user_id)
+        if not events and profile is None:  # the user was deleted
+            return
+        row = request_row(engine, work.user_id, profile or {}, events, int(self._clock()))
+        options = ranking_options(treatment.ranking, engine, self.settings.count)
+        newest = max(work.newest, number)  # a user who is computed again comes without a number
+        for name, instruction in lists_of(treatment, self.settings.lists).items():
+            task = _Task(
+                work.user_id, name, row | {"instruction": instruction}, newest, treatment.arms
+            )
+            yield (treatment.export, options), task
+
+    def _known(self, treatment: Treatment) -> Treatment:
+        """The treatment; none if this worker lacks its export."""
+        if not treatment.export or treatment.export in self._others:
+            return treatment
+        logging.warning(
+            "worker %s: an experiment names the export %r, which is missing; start the worker with "
+            "--arm_exports=%s=FOLDER",
+            self.name,
+            treatment.export,
+            treatment.export,
+        )
+        return NO_TREATMENT
+
+    def _served(self, export: str) -> ServedExport:
+        """The export of an arm; "" is the worker's own."""
+        return self._others[export] if export else ServedExport(self.engine, self.model)
 
     def _shed(self) -> None:
         """Takes the users who have waited longest out of a queue that is too long."""
@@ -201,6 +249,17 @@ class NearlineWorker:
             len(works),
             self.settings.most_waiting,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """One list to compute."""
+
+    user_id: str
+    name: str
+    row: dict[str, Any]
+    newest: int
+    arms: Mapping[str, str]  # experiment -> arm
 
 
 def request_row(

@@ -22,13 +22,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sigma_jax.serving.api import admin, routes
+from sigma_jax.serving.api import admin, experiments, routes
 from sigma_jax.serving.api.batcher import TooBusyError
 from sigma_jax.serving.api.context import Context, Tenant
 from sigma_jax.serving.api.keys import Keys
 from sigma_jax.serving.api.metrics import Metrics
 from sigma_jax.serving.api.reads import IndexReads
 from sigma_jax.serving.api.wire import BodyLimit
+from sigma_jax.serving.experiments.exposures import FLUSH_SECONDS
 from sigma_jax.serving.stores.base import Store, StoreError
 
 THREADS = 16  # that wait for the store
@@ -56,12 +57,14 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
-        refreshing = asyncio.create_task(_refresh(context))
+        tasks = [asyncio.create_task(_refresh(context)), asyncio.create_task(_flush(context))]
         yield
-        refreshing.cancel()
+        for task in tasks:
+            task.cancel()
         for tenant in context.tenants.values():
             tenant.batcher.close()
             tenant.reads.close()
+            tenant.arms.exposures.flush()
 
     app = FastAPIOffline(  # its pages /docs and /redoc need no network
         title="sigma_jax",
@@ -70,7 +73,7 @@ def create_app(
         lifespan=lifespan,
         responses={
             status: {"model": routes.Error}
-            for status in (400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 507)
+            for status in (400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503, 507)
         },
     )
     app.state.context = context
@@ -81,6 +84,7 @@ def create_app(
         app.add_exception_handler(kind, handler)
     app.include_router(routes.router)
     app.include_router(admin.router)
+    app.include_router(experiments.router)
     _add_operations(app, context)
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return app
@@ -92,9 +96,20 @@ async def _refresh(context: Context) -> None:
         await asyncio.sleep(REFRESH_SECONDS)
         for tenant in context.tenants.values():
             try:
-                await run_in_threadpool(tenant.service.engine.refresh)
+                await run_in_threadpool(tenant.arms.refresh)
             except Exception as error:  # the running version goes on
                 logging.warning("service: %s keeps its version: %s", tenant.name, error)
+
+
+async def _flush(context: Context) -> None:
+    """Stores the exposures of experiments that have come together."""
+    while True:
+        await asyncio.sleep(FLUSH_SECONDS)
+        for tenant in context.tenants.values():
+            try:
+                await run_in_threadpool(tenant.arms.exposures.flush)
+            except Exception as error:  # the next flush goes on
+                logging.exception("service: exposures of %s", tenant.name, exc_info=error)
 
 
 def _add_operations(app: FastAPI, context: Context) -> None:

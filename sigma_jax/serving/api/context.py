@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from sigma_jax.serving.api.keys import Caller, Keys
 from sigma_jax.serving.api.metrics import Metrics
 from sigma_jax.serving.api.models import Answer
 from sigma_jax.serving.api.service import TenantService
+from sigma_jax.serving.experiments.service import ArmService
 from sigma_jax.serving.stores.base import Store
 
 REQUESTS_AT_ONCE = 32  # that are computed together
@@ -31,15 +32,27 @@ class Tenant:
     name: str
     folder: Path  # of its export
     service: TenantService
+    arms: ArmService  # the same under experiments; routes of recommendations ask it
     batcher: Batcher[Answer]  # of instructions
     reads: Batcher[Answer]  # of the index
 
     @classmethod
-    def of(cls, name: str, folder: Path, service: TenantService) -> Tenant:
-        """A tenant with a thread of its own for computing, and one for reading."""
-        computing = Batcher(service.compute, REQUESTS_AT_ONCE)
-        reading = Batcher(service.recommendations_of, READS_AT_ONCE)
-        return cls(name, folder, service, computing, reading)
+    def of(
+        cls,
+        name: str,
+        folder: Path,
+        service: TenantService,
+        others: Mapping[str, TenantService] | None = None,
+    ) -> Tenant:
+        """A tenant with a thread of its own for computing, and one for reading.
+
+        Args:
+          others: services with exports of arms of experiments, by name.
+        """
+        arms = ArmService(service, others)
+        computing = Batcher(arms.compute, REQUESTS_AT_ONCE)
+        reading = Batcher(arms.recommendations_of, READS_AT_ONCE)
+        return cls(name, folder, service, arms, computing, reading)
 
 
 class Context:

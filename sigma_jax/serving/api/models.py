@@ -118,9 +118,12 @@ class Answer(Strict):
 
     user_id: str
     instruction: str
-    source: Literal["index", "computed", "popular", "similar"]
+    source: Literal["index", "computed", "popular", "similar", "trending"]
     version: str = Field(description="Of the catalogue.")
     age_seconds: float = Field(description="Since the list was computed.")
+    arms: dict[str, str] = Field(
+        default_factory=dict, description="Experiment: the arm whose settings made the list."
+    )
     items: list[Item]
 
 
@@ -138,6 +141,9 @@ class Ask(Strict):
     explain: bool = False
     deadline_ms: int = Field(
         default=2_000, ge=1, le=60_000, description="Then the index answers instead."
+    )
+    is_shown: bool = Field(
+        default=True, description="false: the user does not see it; no experiment counts it."
     )
 
 
@@ -186,6 +192,15 @@ class NewItems(Strict):
 
     items: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=10_000)]
     comment: Annotated[Text, Field(max_length=200)] = ""
+
+
+class Clock(Strict):
+    """The time of the service."""
+
+    now: float = Field(description="Unix seconds; of the log, where one is replayed.")
+    speed: float = Field(description="Seconds of the log in a second; 1 without a replay.")
+    is_replay: bool
+    is_over: bool = Field(description="The replayed log has ended.")
 
 
 class Error(Strict):

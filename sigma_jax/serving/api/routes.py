@@ -22,6 +22,7 @@ from sigma_jax.serving.api.models import (
     Answer,
     Ask,
     Batch,
+    Clock,
     Count,
     Error,
     EventIn,
@@ -37,7 +38,10 @@ from sigma_jax.serving.api.models import (
     UserIn,
 )
 from sigma_jax.serving.api.service import Filters
+from sigma_jax.serving.experiments.service import AD_HOC
 from sigma_jax.serving.nearline import HOME
+from sigma_jax.serving.popularity import HALF_LIFE_HOURS, LONGEST_HALF_LIFE
+from sigma_jax.serving.replay import ReplayClock
 from sigma_jax.serving.stores.base import Event, StoreError
 
 __all__ = ["Error", "router"]
@@ -65,10 +69,13 @@ def recommendations(
     exclude: Names = [],  # noqa: B006
     seen: Annotated[Seen, Query()] = "show",
     explain: bool = False,
+    is_shown: Annotated[
+        bool, Query(description="false: the user does not see it; no experiment counts it.")
+    ] = True,
 ) -> Answer:
     """A user's list from the index. Users without one get the most popular items."""
     filters = Filters(count, frozenset(categories), frozenset(exclude), seen, explain)
-    answer = tenant.service.recommendations(user_id, task, filters)
+    answer = tenant.arms.recommendations(user_id, task, filters, is_shown)
     return counted(context_of(request), tenant, answer)
 
 
@@ -78,10 +85,12 @@ async def ask(request: Request, tenant: Reader, body: Ask) -> Answer:
     context = context_of(request)
     try:
         answer = await asyncio.wait_for(tenant.batcher.submit(body), body.deadline_ms / 1000)
+        if answer.arms and body.is_shown:
+            await run_in_threadpool(tenant.arms.expose, AD_HOC, answer)
     except TimeoutError:
         context.metrics.late.labels(tenant.name).inc()
         answer = await run_in_threadpool(
-            tenant.service.recommendations, body.user_id, HOME, Filters.of(body)
+            tenant.arms.recommendations, body.user_id, HOME, Filters.of(body), body.is_shown
         )
     if tenant.batcher.sizes:
         context.metrics.batch_sizes.observe(tenant.batcher.sizes[-1])
@@ -117,6 +126,21 @@ def popular(
     """The most popular items of the training."""
     filters = Filters(count, frozenset(categories), frozenset(exclude))
     return counted(context_of(request), tenant, tenant.service.popular("", filters))
+
+
+@router.get("/trending", tags=["recommendations"])
+def trending(
+    request: Request,
+    tenant: Reader,
+    half_life_hours: Annotated[float, Query(ge=1, le=LONGEST_HALF_LIFE)] = HALF_LIFE_HOURS,
+    count: Annotated[Count, Query()] = 10,
+    categories: Names = [],  # noqa: B006
+    exclude: Names = [],  # noqa: B006
+) -> Answer:
+    """The items with most events lately. An event weighs half after each half-life."""
+    filters = Filters(count, frozenset(categories), frozenset(exclude))
+    answer = tenant.service.trending(half_life_hours, filters)
+    return counted(context_of(request), tenant, answer)
 
 
 @router.get("/users", tags=["users"])
@@ -194,6 +218,20 @@ async def bulk_events(tenant: Writer, request: Request) -> Stored:
     return Stored(stored=await run_in_threadpool(store_events, tenant, rows))
 
 
+@router.get("/clock", tags=["operations"])
+def clock(tenant: Reader) -> Clock:
+    """The time of the service. Where a log is replayed, it is the time of the log."""
+    of_service = tenant.service.clock
+    if isinstance(of_service, ReplayClock):
+        return Clock(
+            now=of_service(),
+            speed=of_service.replay.speed,
+            is_replay=True,
+            is_over=of_service.is_over,
+        )
+    return Clock(now=of_service(), speed=1.0, is_replay=False, is_over=False)
+
+
 @router.post("/jobs", tags=["jobs"], status_code=202)
 async def submit(request: Request, tenant: Reader, body: Batch) -> Job:
     """Takes requests that need no answer now. Poll the job until its state is done."""
@@ -235,7 +273,7 @@ def counted(context: Context, tenant: Tenant, answer: Answer) -> Answer:
 
 def store_events(tenant: Tenant, rows: Sequence[EventIn]) -> int:
     """Stores events, and returns how many were new."""
-    now = int(time.time())
+    now = int(tenant.service.clock())
     return tenant.service.store.add_events(
         [
             Event(

@@ -16,6 +16,7 @@ from sigma_jax.serving.api.models import Answer, Ask, Item, Rule, Seen
 from sigma_jax.serving.api.rules import Ranked, Rules
 from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine
 from sigma_jax.serving.nearline import request_row
+from sigma_jax.serving.popularity import trending_scores
 from sigma_jax.serving.stores.base import StoredList, StoreError, TenantStore
 
 COMPUTED = 100  # items of a computed list, of which filters leave some; one number, one program
@@ -23,6 +24,8 @@ POPULAR = 1_000  # most popular items that stand in for a list
 FRESH_SECONDS = 1.0  # states and rules are read again after it; changes by this process at once
 EVENTS = 1_000  # newest events of a user that requests read
 RULE = "rule"  # kind of documents
+TRENDING_SECONDS = 60.0  # trending items are computed again after it
+MOST_HALF_LIVES = 16  # whose trending items are kept
 WARM_WORDS = 20  # of the longest sentence that a service warms up with
 WARM_STEP = 8  # events between two histories that a service warms up with
 
@@ -36,6 +39,8 @@ class Filters:
     exclude: frozenset[str] = frozenset()  # item ids
     seen: Seen = "show"
     explain: bool = False
+    # Rules of the user's arms, beside those of the shop or in their place.
+    rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, ask: Ask) -> Filters:
@@ -71,6 +76,8 @@ class TenantService:
         self._hidden: frozenset[str] = frozenset()
         self._rules = Rules({})
         self._popular: tuple[str, list[Ranked]] = ("", [])
+        # Half-life -> (version, when, items).
+        self._trending: dict[float, tuple[str, float, list[Ranked]]] = {}
 
     def recommendations(self, user_id: str, name: str, filters: Filters) -> Answer:
         """A list of the index; the most popular items for users without one.
@@ -108,8 +115,18 @@ class TenantService:
             return self.popular(read.user_id, read.filters)
         return self._answer(read.user_id, "", "index", stored.items, read.filters, stored)
 
-    def compute(self, asks: Sequence[Ask]) -> list[Answer | ValueError]:
-        """The answers to requests, computed now; an error where one cannot be answered."""
+    def compute(
+        self,
+        asks: Sequence[Ask],
+        filters: Sequence[Filters] | None = None,
+        options: RecommendOptions = RecommendOptions(COMPUTED),
+    ) -> list[Answer | ValueError]:
+        """The answers to requests, computed now; an error where one cannot be answered.
+
+        Args:
+          filters: of each request; None: those that it names.
+        """
+        filters = [Filters.of(ask) for ask in asks] if filters is None else filters
         now = int(self.clock())
         rows = []
         for ask in asks:
@@ -121,20 +138,34 @@ class TenantService:
             row = request_row(self.engine, user, profile or {}, events, now)
             rows.append(row | {"instruction": ask.instruction})
         hidden, _ = self._settings()
-        found = self.engine.answer_each(rows, RecommendOptions(COMPUTED), hidden)
+        found = self.engine.answer_each(rows, options, hidden)
         answers: list[Answer | ValueError] = []
-        for ask, one in zip(asks, found, strict=True):
+        for ask, kept, one in zip(asks, filters, found, strict=True):
             if isinstance(one, ValueError):
                 answers.append(one)
                 continue
-            filters = Filters.of(ask)
-            made = self._answer(ask.user_id, one["instruction"], "computed", one["items"], filters)
+            made = self._answer(ask.user_id, one["instruction"], "computed", one["items"], kept)
             answers.append(made)
         return answers
 
     def popular(self, user_id: str, filters: Filters) -> Answer:
         """The items with most interactions in the training."""
         return self._answer(user_id, "", "popular", self._popular_items(), filters)
+
+    def trending(self, half_life_hours: float, filters: Filters) -> Answer:
+        """The items with most events lately; older events weigh less (serving/popularity.py)."""
+        now, (version, at, items) = (
+            time.monotonic(),
+            self._trending.get(half_life_hours, ("", -np.inf, [])),
+        )
+        snapshot = self.engine.current
+        if version != snapshot.name or now - at > TRENDING_SECONDS:
+            scores = trending_scores(snapshot, self.store, self.clock(), half_life_hours)
+            items = self._items(snapshot, best_active(snapshot, scores))
+            if len(self._trending) >= MOST_HALF_LIVES:
+                self._trending.clear()
+            self._trending[half_life_hours] = (snapshot.name, now, items)
+        return self._answer("", "", "trending", items, filters)
 
     def similar(self, item_id: str, filters: Filters) -> Answer:
         """The items whose vectors are nearest to that of an item. KeyError for an unknown one."""
@@ -252,6 +283,8 @@ class TenantService:
             own = self.store.seen_items(user_id)
             kept = [i for i in kept if (i["item_id"] in own) == (filters.seen == "own")]
         ranked: Sequence[Mapping[str, Any]] = kept
+        if filters.rules:
+            rules = Rules({**rules.by_name, **filters.rules})
         if rules.by_name:
             ranked = rules.apply([dict(item) for item in kept], self.category_of, self.shown_item)
         return Answer(
@@ -260,6 +293,7 @@ class TenantService:
             source=source,  # type: ignore[arg-type]
             version=stored.version if stored else self.engine.current.name,
             age_seconds=max(time.time() - stored.made, 0.0) if stored else 0.0,
+            arms=dict(stored.arms) if stored else {},
             items=[shown(item, filters.explain) for item in ranked[: filters.count]],
         )
 
@@ -268,9 +302,7 @@ class TenantService:
         name, items = self._popular
         if name != snapshot.name:
             popularity = np.asarray(snapshot.version.catalogue.popularity)
-            order = np.argsort(-popularity, kind="stable")
-            order = order[snapshot.version.is_active[order]][:POPULAR]
-            items = self._items(snapshot, order)
+            items = self._items(snapshot, best_active(snapshot, popularity))
             self._popular = (snapshot.name, items)
         return items
 
@@ -279,6 +311,12 @@ class TenantService:
         catalogue = snapshot.version.catalogue
         pairs = zip(catalogue.ids(numbers), catalogue.titles(numbers), strict=True)
         return [{"item_id": one, "title": title, "probability": None} for one, title in pairs]
+
+
+def best_active(snapshot: CatalogueSnapshot, scores: np.ndarray) -> np.ndarray:
+    """The numbers of the POPULAR best active items by their scores [I], best first."""
+    order = np.argsort(-scores, kind="stable")
+    return order[snapshot.version.is_active[order]][:POPULAR]
 
 
 def shown(item: Mapping[str, Any], explains: bool) -> Item:

@@ -23,6 +23,8 @@ from typing import Any, Protocol
 import orjson
 
 MOST_EVENTS = 2_000  # of a user that a store keeps at least, the newest
+HOUR = 3600
+COUNT_SECONDS = 60 * 86_400.0  # counts of an hour are kept so long after its last event
 LEASE_SECONDS = 60.0  # a worker that has not finished a user by then is taken for dead
 # Scheme of a URL -> module and class.
 STORES = {
@@ -68,6 +70,8 @@ class StoredList:
     model: str  # fingerprint of the recommender
     version: str  # of the catalogue
     newest: int  # number of the user's newest event that it knows; 0 for none
+    # Experiment -> arm whose settings made the list (serving/experiments).
+    arms: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """The list as a store writes it."""
@@ -82,6 +86,31 @@ class StoredList:
 
 
 ListsOfUsers = Mapping[str, Mapping[str, StoredList]]  # user id -> name -> list
+
+
+@dataclasses.dataclass(frozen=True)
+class Exposure:
+    """Items that a user in an experiment was shown."""
+
+    experiment: str
+    arm: str
+    user_id: str
+    list_name: str
+    bucket: int  # number of the time bucket
+    time: int  # unix seconds
+    items: tuple[str, ...]  # item ids, best first
+
+    def to_json(self) -> str:
+        """The columns that are no part of its key, as a store writes them."""
+        return json.dumps([self.arm, self.time, self.items], ensure_ascii=False)
+
+    @classmethod
+    def from_json(
+        cls, experiment: str, user_id: str, list_name: str, bucket: int, text: str
+    ) -> Exposure:
+        """The exposure of a key and its `to_json`."""
+        arm, time, items = json.loads(text)
+        return cls(experiment, arm, user_id, list_name, bucket, time, tuple(items))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +158,7 @@ class TenantStore(Protocol):
         """At most `count` user ids behind `after`, ascending."""
 
     def delete_user(self, user_id: str) -> bool:
-        """Deletes a user with events and lists; whether there was one."""
+        """Deletes a user with events, lists and exposures; whether there was one."""
 
     def add_events(self, events: Sequence[Event]) -> int:
         """Stores events and puts their users into the queue. Returns how many were new."""
@@ -139,6 +168,15 @@ class TenantStore(Protocol):
 
     def seen_items(self, user_id: str) -> set[str]:
         """The ids of all items of a user's events, however old."""
+
+    def event_counts(self, first: int, last: int) -> dict[int, dict[str, int]]:
+        """Hour -> item id -> number of events, for the hours from `first` to `last`.
+
+        Hours are unix seconds // HOUR. A deleted user's events stay counted.
+        """
+
+    def ask_again(self, user_ids: Sequence[str]) -> None:
+        """Puts users into the queue without an event: their lists are out of date."""
 
     def take(self, worker: str, count: int, lease: float = LEASE_SECONDS) -> list[Work]:
         """At most `count` users from the queue, those who wait longest first."""
@@ -160,6 +198,15 @@ class TenantStore(Protocol):
 
     def count_lists(self) -> int:
         """The number of users with lists, roughly."""
+
+    def add_exposures(self, exposures: Sequence[Exposure]) -> None:
+        """Stores exposures. The first one of an experiment, user, list and bucket stays."""
+
+    def exposures(self, experiment: str, after: str, count: int) -> list[Exposure]:
+        """All exposures of the next `count` users behind `after`, in the order of user ids."""
+
+    def delete_exposures(self, experiment: str) -> None:
+        """Deletes all exposures of an experiment."""
 
     def put_states(self, states: Mapping[str, ItemState]) -> None:
         """Replaces the states of some items."""

@@ -18,9 +18,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sigma_jax.serving.stores.base import (
+    COUNT_SECONDS,
+    HOUR,
     LEASE_SECONDS,
     MOST_EVENTS,
     Event,
+    Exposure,
     ItemState,
     ListsOfUsers,
     Queue,
@@ -37,9 +40,9 @@ GROUP = "workers"
 USERS_AT_ONCE = 1_000  # whose lists are sent together
 ENTRIES_AT_ONCE = 1_000  # of the stream that a script takes out together
 
-# Keys: event id, history, stream, counter, items of the user, entries of each waiting user.
-# Values: whether there is an id, seconds, time, user, content, most events, now, item.
-# Returns the number of the event, or 0 for one that was there.
+# Keys: event id, history, stream, counter, items of the user, entries of each waiting user, counts
+# of the hour. Values: whether there is an id, seconds, time, user, content, most events, now, item,
+# seconds of the counts. Returns the number of the event, or 0 for one that was there.
 ADD_EVENT = """
 if ARGV[1] == '1' and not redis.call('SET', KEYS[1], 1, 'NX', 'EX', ARGV[2]) then return 0 end
 local number = redis.call('INCR', KEYS[4])
@@ -48,6 +51,8 @@ redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - ARGV[6])
 redis.call('XADD', KEYS[3], '*', 'user', ARGV[4], 'number', number, 'since', ARGV[7])
 redis.call('SADD', KEYS[5], ARGV[8])
 redis.call('HINCRBY', KEYS[6], ARGV[4], 1)
+redis.call('HINCRBY', KEYS[7], ARGV[8], 1)
+redis.call('EXPIRE', KEYS[7], ARGV[9])
 return number
 """
 # Keys: stream, entries of each waiting user. Values: group, user, entries of the stream.
@@ -161,13 +166,16 @@ class RedisTenant:
             return list(self.store.client.zrangebylex(self._key("users"), first, "+", 0, count))
 
     def delete_user(self, user_id: str) -> bool:
-        """Deletes a user with events and lists; whether there was one."""
-        names = self._key("names", user_id)
+        """Deletes a user with events, lists and exposures; whether there was one."""
+        names, shown = self._key("names", user_id), self._key("shown", user_id)
         with self.store.asking():
+            for experiment in self.store.client.smembers(shown):
+                self.store.client.delete(self._key("exposures", experiment, user_id))
+                self.store.client.zrem(self._key("exposed", experiment), user_id)
             lists = self.store.client.smembers(names)
             keys = [self._key("list", user_id, name) for name in lists]
             kinds = ("user", "events", "items")
-            keys += [names, *(self._key(kind, user_id) for kind in kinds)]
+            keys += [names, shown, *(self._key(kind, user_id) for kind in kinds)]
             self.store.client.zrem(self._key("users"), user_id)
             return bool(self.store.client.delete(*keys))
 
@@ -182,8 +190,10 @@ class RedisTenant:
     def _add(self, event: Event, now: float, pipe: Any) -> None:
         """Adds ADD_EVENT for one event to a pipeline."""
         content = {name: getattr(event, name) for name in IN_CONTENT}
+        hour = str(event.time // HOUR)
         keys: list[tuple[str, ...]] = [("event", event.event_id), ("events", event.user_id)]
         keys += [("stream",), ("number",), ("items", event.user_id), ("waiting",)]
+        keys += [("counts", hour)]
         values: list[Any] = [
             int(bool(event.event_id)),
             REMEMBER_SECONDS,
@@ -193,6 +203,7 @@ class RedisTenant:
             MOST_EVENTS,
             repr(now),
             event.item_id,
+            int(COUNT_SECONDS),
         ]
         self.store.add_event([self._key(*parts) for parts in keys], values, pipe)
 
@@ -207,6 +218,27 @@ class RedisTenant:
         """The ids of all items of a user's events, however old."""
         with self.store.asking():
             return set(self.store.client.smembers(self._key("items", user_id)))
+
+    def event_counts(self, first: int, last: int) -> dict[int, dict[str, int]]:
+        """Hour -> item id -> number of events, for the hours from `first` to `last`."""
+        hours = range(first, last + 1)
+        with self.store.asking(), self.store.client.pipeline(transaction=False) as pipe:
+            for hour in hours:
+                pipe.hgetall(self._key("counts", str(hour)))
+            found = zip(hours, pipe.execute(), strict=True)
+        return {
+            hour: {item: int(count) for item, count in counts.items()}
+            for hour, counts in found
+            if counts
+        }
+
+    def ask_again(self, user_ids: Sequence[str]) -> None:
+        """Puts users into the queue without an event."""
+        with self._pipeline() as pipe:
+            for user in user_ids:
+                fields = {"user": user, "number": 0, "since": repr(steady_time())}
+                pipe.xadd(self._key("stream"), fields)
+                pipe.hincrby(self._key("waiting"), user, 1)
 
     def take(self, worker: str, count: int, lease: float = LEASE_SECONDS) -> list[Work]:
         """At most `count` users from the queue, those who wait longest first."""
@@ -288,6 +320,43 @@ class RedisTenant:
         """The number of users who ever had lists, within a per cent."""
         with self.store.asking():
             return int(self.store.client.pfcount(self._key("listed")))
+
+    def add_exposures(self, exposures: Sequence[Exposure]) -> None:
+        """Stores exposures. The first one of an experiment, user, list and bucket stays."""
+        with self._pipeline() as pipe:
+            for one in exposures:
+                field = _json([one.list_name, one.bucket])
+                key = self._key("exposures", one.experiment, one.user_id)
+                pipe.hsetnx(key, field, one.to_json())
+                pipe.zadd(self._key("exposed", one.experiment), {one.user_id: 0})
+                pipe.sadd(self._key("shown", one.user_id), one.experiment)
+
+    def exposures(self, experiment: str, after: str, count: int) -> list[Exposure]:
+        """All exposures of the next `count` users behind `after`, in the order of user ids."""
+        first = f"({after}" if after else "-"
+        key = self._key("exposed", experiment)
+        with self.store.asking(), self.store.client.pipeline(transaction=False) as pipe:
+            users = self.store.client.zrangebylex(key, first, "+", 0, count)
+            for user in users:
+                pipe.hgetall(self._key("exposures", experiment, user))
+            found = zip(users, pipe.execute(), strict=True)
+        return [
+            Exposure.from_json(experiment, user, name, bucket, text)
+            for user, contents in found
+            for field, text in contents.items()
+            for name, bucket in [json.loads(field)]
+        ]
+
+    def delete_exposures(self, experiment: str) -> None:
+        """Deletes all exposures of an experiment."""
+        exposed = self._key("exposed", experiment)
+        with self.store.asking():
+            while users := self.store.client.zrange(exposed, 0, USERS_AT_ONCE - 1):
+                with self._pipeline() as pipe:
+                    for user in users:
+                        pipe.delete(self._key("exposures", experiment, user))
+                        pipe.srem(self._key("shown", user), experiment)
+                    pipe.zrem(exposed, *users)
 
     def put_states(self, states: Mapping[str, ItemState]) -> None:
         """Replaces the states of some items."""

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from sigma_jax.serving.stores.base import (
+    COUNT_SECONDS,
+    HOUR,
     LEASE_SECONDS,
     Event,
+    Exposure,
     ItemState,
     ListsOfUsers,
     Queue,
@@ -34,6 +37,10 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE INDEX IF NOT EXISTS events_of_user ON events (tenant, user, time, number);
 CREATE UNIQUE INDEX IF NOT EXISTS event_ids ON events (tenant, event_id)
     WHERE event_id IS NOT NULL;
+CREATE TABLE IF NOT EXISTS counts (
+    tenant TEXT, hour INTEGER, item TEXT, count INTEGER NOT NULL, expires REAL NOT NULL,
+    PRIMARY KEY (tenant, hour, item)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS counts_expire ON counts (expires);
 CREATE TABLE IF NOT EXISTS waiting (
     tenant TEXT, user TEXT, newest INTEGER NOT NULL, since REAL NOT NULL,
     leased_until REAL NOT NULL, PRIMARY KEY (tenant, user)) WITHOUT ROWID;
@@ -42,6 +49,10 @@ CREATE TABLE IF NOT EXISTS lists (
     tenant TEXT, user TEXT, name TEXT, content TEXT NOT NULL, newest INTEGER NOT NULL,
     expires REAL NOT NULL, PRIMARY KEY (tenant, user, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS lists_expire ON lists (expires);
+CREATE TABLE IF NOT EXISTS exposures (
+    tenant TEXT, experiment TEXT, user TEXT, list TEXT, bucket INTEGER, content TEXT NOT NULL,
+    PRIMARY KEY (tenant, experiment, user, list, bucket)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS exposures_of_user ON exposures (tenant, user);
 CREATE TABLE IF NOT EXISTS states (
     tenant TEXT, item TEXT, content TEXT NOT NULL, PRIMARY KEY (tenant, item)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS documents (
@@ -147,10 +158,10 @@ class SqliteTenant:
         return [row[0] for row in self._all(sql, after, count)]
 
     def delete_user(self, user_id: str) -> bool:
-        """Deletes a user with events and lists; whether there was one."""
+        """Deletes a user with events, lists and exposures; whether there was one."""
         with self.store.transaction() as con:
             found = 0
-            for table in ("users", "events", "waiting", "lists"):
+            for table in ("users", "events", "waiting", "lists", "exposures"):
                 sql = f"DELETE FROM {table} WHERE tenant = ? AND user = ?"
                 found += con.execute(sql, (self.name, user_id)).rowcount
         return found > 0
@@ -181,6 +192,12 @@ class SqliteTenant:
                     "SET newest = excluded.newest",
                     (self.name, event.user_id, row[0], now),
                 )
+                con.execute(
+                    "INSERT INTO counts VALUES (?, ?, ?, 1, ?) ON CONFLICT DO UPDATE "
+                    "SET count = count + 1, expires = excluded.expires",
+                    (self.name, event.time // HOUR, event.item_id, now + COUNT_SECONDS),
+                )
+            con.execute("DELETE FROM counts WHERE expires < ?", (now,))
         return stored
 
     def events(self, user_id: str, count: int) -> tuple[list[Event], int]:
@@ -200,6 +217,21 @@ class SqliteTenant:
         """The ids of all items of a user's events, however old."""
         sql = "SELECT DISTINCT item FROM events WHERE tenant = ? AND user = ?"
         return {row[0] for row in self._all(sql, user_id)}
+
+    def event_counts(self, first: int, last: int) -> dict[int, dict[str, int]]:
+        """Hour -> item id -> number of events, for the hours from `first` to `last`."""
+        sql = "SELECT hour, item, count FROM counts WHERE tenant = ? AND hour BETWEEN ? AND ?"
+        found: dict[int, dict[str, int]] = {}
+        for hour, item, count in self._all(sql, first, last):
+            found.setdefault(hour, {})[item] = count
+        return found
+
+    def ask_again(self, user_ids: Sequence[str]) -> None:
+        """Puts users into the queue without an event."""
+        rows = [(self.name, user, steady_time()) for user in user_ids]
+        sql = "INSERT INTO waiting VALUES (?, ?, 0, ?, 0) ON CONFLICT DO NOTHING"
+        with self.store.transaction() as con:
+            con.executemany(sql, rows)
 
     def take(self, worker: str, count: int, lease: float = LEASE_SECONDS) -> list[Work]:
         """At most `count` users from the queue, those who wait longest first."""
@@ -264,6 +296,35 @@ class SqliteTenant:
         """The number of users with lists."""
         row = self._one("SELECT COUNT(DISTINCT user) FROM lists WHERE tenant = ?")
         return int(row[0]) if row else 0
+
+    def add_exposures(self, exposures: Sequence[Exposure]) -> None:
+        """Stores exposures. The first one of an experiment, user, list and bucket stays."""
+        rows = [
+            (self.name, one.experiment, one.user_id, one.list_name, one.bucket, one.to_json())
+            for one in exposures
+        ]
+        sql = "INSERT INTO exposures VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        with self.store.transaction() as con:
+            con.executemany(sql, rows)
+
+    def exposures(self, experiment: str, after: str, count: int) -> list[Exposure]:
+        """All exposures of the next `count` users behind `after`, in the order of user ids."""
+        where = "FROM exposures WHERE tenant = ? AND experiment = ? AND user > ?"
+        sql = f"SELECT DISTINCT user {where} ORDER BY user LIMIT ?"
+        users = [row[0] for row in self._all(sql, experiment, after, count)]
+        if not users:
+            return []
+        sql = (
+            f"SELECT user, list, bucket, content {where} AND user <= ? ORDER BY user, list, bucket"
+        )
+        rows = self._all(sql, experiment, after, users[-1])
+        return [Exposure.from_json(experiment, *row) for row in rows]
+
+    def delete_exposures(self, experiment: str) -> None:
+        """Deletes all exposures of an experiment."""
+        sql = "DELETE FROM exposures WHERE tenant = ? AND experiment = ?"
+        with self.store.transaction() as con:
+            con.execute(sql, (self.name, experiment))
 
     def put_states(self, states: Mapping[str, ItemState]) -> None:
         """Replaces the states of some items."""

@@ -5,7 +5,14 @@ import time
 
 import pytest
 
-from sigma_jax.serving.stores.base import Event, ItemState, StoredList, StoreError, open_store
+from sigma_jax.serving.stores.base import (
+    Event,
+    Exposure,
+    ItemState,
+    StoredList,
+    StoreError,
+    open_store,
+)
 
 
 def event(user="ann", item="tea", when=100, **fields):
@@ -197,3 +204,58 @@ def test_stores_that_cannot_be_opened(tmp_path):
     (tmp_path / "text.db").write_text("this is no database, but long enough to be read " * 99)
     with pytest.raises(StoreError, match=r"text.db: file is not a database"):
         open_store(str(tmp_path / "text.db"))
+
+
+def exposure(user="ann", bucket=1, when=100, **fields):
+    given = {"experiment": "beams", "arm": "a", "list_name": "home", "items": ("tea", "milk")}
+    return Exposure(user_id=user, bucket=bucket, time=when, **given | fields)
+
+
+def test_a_repeated_exposure_is_stored_once(shop):
+    first, second = exposure(), exposure(bucket=2, when=4000, items=())
+    shop.add_exposures([first, second, exposure(when=105, items=("ice",))])
+    shop.add_exposures([exposure(when=110, arm="b"), exposure("bob"), exposure(list_name="summer")])
+    shop.add_exposures([])
+    found = shop.exposures("beams", "", 1)
+    assert sorted(found, key=lambda one: (one.list_name, one.bucket)) == [
+        first,
+        second,
+        exposure(list_name="summer"),
+    ]
+    assert shop.exposures("beams", "ann", 9) == [exposure("bob")]
+    assert shop.exposures("beams", "bob", 9) == [] and shop.exposures("other", "", 9) == []
+
+
+def test_exposures_end_with_their_user_and_their_experiment(shop):
+    shop.add_exposures([exposure(), exposure("bob"), exposure(experiment="rules")])
+    assert shop.delete_user("ann")
+    assert [one.user_id for one in shop.exposures("beams", "", 9)] == ["bob"]
+    assert shop.exposures("rules", "", 9) == []
+    shop.add_exposures([exposure(experiment="rules")])
+    shop.delete_exposures("beams")
+    assert shop.exposures("beams", "", 9) == [] and len(shop.exposures("rules", "", 9)) == 1
+
+
+def test_events_are_counted_by_hour_once(shop):
+    one = event(when=7200, event_id="e1")
+    shop.add_events([one, one, event(when=7300), event(item="milk", when=10_799)])
+    shop.add_events([one, event(user="bob", when=10_800), event(when=90_000)])
+    assert shop.event_counts(2, 3) == {2: {"tea": 2, "milk": 1}, 3: {"tea": 1}}
+    assert shop.event_counts(4, 24) == {}
+
+
+def test_a_user_may_be_computed_again_without_an_event(shop):
+    shop.add_events([event()])
+    [work] = shop.take("w1", 5)
+    shop.put_lists({"ann": {"home": a_list(work.newest)}}, 60)
+    shop.done([work])
+    shop.ask_again(["ann", "bob"])
+    works = {work.user_id: work for work in shop.take("w1", 5)}
+    assert set(works) == {"ann", "bob"}
+    shop.put_lists({"ann": {"home": a_list(work.newest, "again")}}, 60)
+    assert shop.list_of("ann", "home").items[0]["item_id"] == "again"
+    shop.done(list(works.values()))
+    assert shop.queue().size == 0
+    shop.ask_again(["ann"])
+    shop.add_events([event(when=500)])  # the event counts, however the user came into the queue
+    assert max(work.newest for work in shop.take("w1", 5)) == shop.events("ann", 9)[1]

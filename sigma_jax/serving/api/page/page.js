@@ -89,13 +89,14 @@ function column() {
       count: Number(fields.count.value),
       seen: fields.seen.value,
       explain: true,
+      is_shown: false, // the user of the page is not the user of the list
       deadline_ms: 60000,
     };
     show(() => call("v1/recommendations", { method: "POST", body: JSON.stringify(body) }));
   });
   form.elements.index.addEventListener("click", () => {
     const fields = form.elements, user = encodeURIComponent(fields.user.value.trim() || "anyone");
-    const query = new URLSearchParams({ count: fields.count.value, seen: fields.seen.value, explain: "true" });
+    const query = new URLSearchParams({ count: fields.count.value, seen: fields.seen.value, explain: "true", is_shown: "false" });
     show(() => call(`v1/users/${user}/recommendations?${query}`));
   });
   return form;
@@ -135,6 +136,15 @@ async function refresh() {
   } catch (error) {
     $("health").textContent = `the service does not answer: ${error.message}`;
   }
+}
+
+/** The time of a replayed log; nothing where the service has the time of its machine. */
+async function showClock() {
+  const clock = await call("v1/clock");
+  $("clock").hidden = !clock.is_replay;
+  if (!clock.is_replay) return;
+  const when = new Date(clock.now * 1000).toISOString().slice(0, 16).replace("T", " ");
+  $("clock").textContent = `replayed log: ${when}${clock.is_over ? ", its end" : `, ${clock.speed} times as fast`}`;
 }
 
 async function showVersions() {
@@ -183,10 +193,11 @@ function start() {
     $("compare").setAttribute("aria-pressed", String(isOne));
   });
   $("rollback").addEventListener("click", () => change("v1/catalogue/rollback"));
-  const all = () => Promise.allSettled([refresh(), showVersions(), showUsers()]);
+  const all = () => Promise.allSettled([refresh(), showClock(), showVersions(), showUsers()]);
   $("key").addEventListener("change", all);
   all();
   setInterval(refresh, REFRESH_MS);
+  setInterval(() => showClock().catch(() => {}), REFRESH_MS);
 }
 
 start();

@@ -1,0 +1,224 @@
+"""The client in one file: every route of the real service, and what it does after failures."""
+
+import http.server
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from sigma_jax.serving import client as client_file
+from sigma_jax.serving.client import Client, ServiceError
+
+
+@pytest.fixture
+def address(app):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture
+def service_client(address, monkeypatch):
+    """A client that notes the method and the path of each call in `calls`."""
+    client = Client(address, timeout=60)
+    client.calls = []
+    send = client._send
+
+    def noting(method, path, content):
+        client.calls.append((method, path.partition("?")[0]))
+        return send(method, path, content)
+
+    monkeypatch.setattr(client, "_send", noting)
+    yield client
+    client.close()
+
+
+def ids(answer):
+    return [item["item_id"] for item in answer["items"]]
+
+
+def use_every_method(client, items, worker):
+    """Calls each method once and checks what it returns."""
+    client.put_user("a b?é", {"city": "Łódź"})
+    assert client.user("a b?é") == {"city": "Łódź"}
+    assert client.put_users({"bob": {}, "cy": {"n": 1}}) == 2
+    assert client.users("a b?é", 1) == ["bob"]
+    event = {"user_id": "a b?é", "item_id": items[0], "event_id": "e1"}
+    assert client.add_events([event]) == 1 and client.add_events([event]) == 0
+    assert client.add_many_events([event, {"user_id": "a b?é", "item_id": items[1]}]) == 1
+    assert [one["item_id"] for one in client.events("a b?é")] == items[:2]
+    time.sleep(0.02)
+    worker.run_once()
+    listed = client.recommendations("a b?é", count=5, seen="hide", exclude=items[2:4], explain=True)
+    assert listed["source"] == "index" and not set(items[:4]) & set(ids(listed))
+    assert listed["items"][0]["details"]
+    assert len(client.recommendations("a b?é", categories=["none"])["items"]) == 0
+    assert client.ask("a b?é", "soap", count=3, deadline_ms=60_000)["source"] == ("computed")
+    assert len(client.similar(items[0], 4)["items"]) == 4
+    assert client.popular(2)["source"] == "popular"
+    assert client.trending(12, count=2)["source"] == "trending"
+    [answer] = client.wait(client.submit([{"instruction": "tea", "count": 2}])["job_id"])
+    assert len(answer["items"]) == 2
+    client.put_item_state(items[0], hidden=True)
+    assert client.item_state(items[0])["hidden"]
+    client.put_rule("p", "pin", items=[items[5]])
+    assert set(client.rules()) == {"p"}
+    client.delete_rule("p")
+    client.delete_user("cy")
+    arms = [{"name": "a", "share": 0.5}, {"name": "b", "share": 0.5, "lists": {"home": "tea"}}]
+    assert client.start_experiment("x", arms)["stopped"] is None
+    assert set(client.experiments()) == {"x"}
+    assert client.experiment_report("x", 1, kinds=["buy"])["kinds"] == ["buy"]
+    client.stop_experiment("x")
+    client.delete_experiment("x")
+    assert not client.clock()["is_replay"]
+    assert client.is_healthy() and client.is_ready() and "sigma_queue_size" in client.metrics()
+    assert [version["name"] for version in client.versions()] == ["0001"]
+    with pytest.raises(ServiceError, match="404: there is no version"):
+        client.activate("0009")
+    with pytest.raises(ServiceError, match=r"400: .*no version was active before"):
+        client.roll_back()
+    with pytest.raises(ServiceError, match="404: there is no item"):
+        client.delete_item("none")
+    with pytest.raises(ServiceError, match=r"422: .*body\.items"):
+        client.add_items([])
+    client.drain()
+    assert not client.is_ready()
+
+
+def test_the_client_has_every_route(service_client, app, engine, worker):
+    items = engine.current.version.catalogue.table["item_id"].to_pylist()
+    use_every_method(service_client, items, worker)
+    called = set()
+    described = app.openapi()["paths"]
+    routes = {(method.upper(), path) for path, found in described.items() for method in found}
+    for method, path in service_client.calls:
+        for name, template in routes:
+            if name == method and re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
+                called.add((name, template))
+    # Fixed paths also fit a template: GET /v1/users/bulk does not exist.
+    assert called == routes
+
+
+def test_errors_say_status_message_and_place(service_client):
+    with pytest.raises(ServiceError) as caught:
+        service_client.ask(count=0)
+    assert (caught.value.status, caught.value.where) == (422, "body.count")
+    assert str(caught.value).startswith("422: ") and "(body.count)" in str(caught.value)
+    with pytest.raises(ServiceError, match=r"no answer: 127\.0\.0\.1: .*refused"):
+        Client("http://127.0.0.1:1", retries=0).users()
+    with pytest.raises(ValueError, match="use http://HOST:PORT"):
+        Client("127.0.0.1:8000")
+
+
+class Scripted(http.server.BaseHTTPRequestHandler):
+    """Answers with the statuses of a script; 0 ends the connection without an answer."""
+
+    protocol_version = "HTTP/1.1"
+
+    def handle_one(self):
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        server = self.server
+        server.calls.append((self.command, self.path, self.headers.get("authorization")))
+        status = server.script.pop(0) if server.script else 200
+        if not status:
+            self.close_connection = True
+            return
+        body = b"" if status == 204 else server.body
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if status in (429, 503):
+            self.send_header("Retry-After", "1")
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_PUT = do_DELETE = handle_one
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """A server that answers by its `script`, and the pauses that the client makes."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
+    server.script, server.calls, server.pauses = [], [], []
+    server.body = json.dumps({"user_ids": [], "stored": 1, "job_id": "j"}).encode()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr(client_file.time, "sleep", server.pauses.append)
+    server.client = Client(f"http://127.0.0.1:{server.server_port}/shop/", key="secret", retries=3)
+    yield server
+    server.client.close()
+    server.shutdown()
+    server.server_close()
+
+
+def test_harmless_calls_are_repeated(scripted):
+    scripted.script = [503, 0, 429]
+    assert scripted.client.users() == []
+    assert [call[:2] for call in scripted.calls] == [("GET", "/shop/v1/users?after=&count=100")] * 4
+    assert scripted.calls[0][2] == "Bearer secret"
+    first, lost, last = scripted.pauses
+    assert 0.5 <= first <= 1 and 0.1 <= lost <= 0.2 and 0.5 <= last <= 1  # Retry-After: 1
+    scripted.script = [503] * 9
+    with pytest.raises(ServiceError) as caught:
+        scripted.client.users()
+    assert caught.value.status == 503 and len(scripted.calls) == 8
+
+
+def test_pauses_grow(scripted):
+    scripted.script = [0, 0, 0]
+    scripted.client.users()
+    pairs = zip(scripted.pauses, (0.1, 0.2, 0.4), strict=True)
+    assert all(most / 2 <= pause <= most for pause, most in pairs)
+
+
+@pytest.mark.parametrize("status", [0, 503])
+def test_calls_that_would_count_twice_are_not_repeated(scripted, status):
+    event = {"user_id": "ann", "item_id": "tea"}
+    for call in (
+        lambda client: client.add_events([event]),
+        lambda client: client.add_many_events([event]),
+        lambda client: client.submit([{}]),
+        lambda client: client.add_items([{}]),
+        lambda client: client.roll_back(),
+    ):
+        scripted.script, scripted.calls[:] = [status], []
+        with pytest.raises(ServiceError):
+            call(scripted.client)
+        assert len(scripted.calls) == 1
+    scripted.script, scripted.calls[:] = [status], []
+    assert scripted.client.add_events([{**event, "event_id": "e1"}]) == 1
+    assert len(scripted.calls) == 2
+
+
+def test_wrong_calls_are_not_repeated(scripted):
+    scripted.script, scripted.body = [404], b"<html>"
+    with pytest.raises(ServiceError, match="404: <html>"):
+        scripted.client.users()
+    assert len(scripted.calls) == 1
+
+
+def test_the_client_needs_no_other_package():
+    code = (
+        "import sys; import sigma_jax.serving.client; "
+        "print({'jax', 'numpy', 'fastapi', 'httpx'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
