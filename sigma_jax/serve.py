@@ -239,8 +239,29 @@ def run_api(exports: dict[str, Path]) -> None:
     logging.info(
         "api: ready after %.0f s at http://%s:%d", time.monotonic() - began, FLAGS.host, FLAGS.port
     )
-    uvicorn.run(app, host=FLAGS.host, port=FLAGS.port, log_level="warning", access_log=False)
+    with warmed_beside([tenant.service for tenant in tenants.values()]):
+        uvicorn.run(app, host=FLAGS.host, port=FLAGS.port, log_level="warning", access_log=False)
     store.close()
+
+
+@contextlib.contextmanager
+def warmed_beside(services: Sequence[Any]) -> Iterator[None]:
+    """Loads the programs of all lengths of requests in a thread, while calls are answered."""
+    stop, began = threading.Event(), time.monotonic()
+
+    def warm() -> None:
+        for service in services:
+            service.warm_rest(stop)
+        if not stop.is_set():
+            logging.info("api: all programs are loaded after %.0f s more", time.monotonic() - began)
+
+    thread = threading.Thread(target=warm, daemon=True, name="warm")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 if __name__ == "__main__":

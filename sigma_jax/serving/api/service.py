@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -142,28 +143,49 @@ class TenantService:
         return "" if number is None else snapshot.version.catalogue.titles(np.array([number]))[0]
 
     def warm(self) -> None:
-        """Answers made-up requests, so that later ones find their programs compiled.
+        """Answers a made-up request of no user and one of a user with a full history.
+
+        Later requests like them find their programs loaded.
+        """
+        longest = self.engine.current.recommender.spec.layout.history_length
+        self._warm_instructions(1)
+        for events in (0, longest):
+            self._warm_history(events)
+
+    def warm_rest(self, stop: threading.Event) -> None:
+        """Answers made-up requests of all lengths, until `stop` is set.
 
         Programs depend on the length of a prompt and of an instruction, and on whether the
-        instruction is novel.
+        instruction is novel. Requests that come meanwhile are answered between them.
         """
+        longest = self.engine.current.recommender.spec.layout.history_length
+        steps: list[Callable[[], None]] = [
+            functools.partial(self._warm_instructions, words) for words in range(2, WARM_WORDS + 1)
+        ]
+        steps += [
+            functools.partial(self._warm_history, events)
+            for events in range(WARM_STEP, longest, WARM_STEP)
+        ]
+        for step in steps:
+            if stop.is_set():
+                return
+            step()
+
+    def _warm_instructions(self, words: int) -> None:
+        """Reads a sentence of so many words."""
         encoder = self.engine.current.recommender.parts.encoder
         if encoder is not None:
-            for words in range(1, WARM_WORDS + 1):
-                encoder.encoder.encode_queries(["word " * words])
+            encoder.encoder.encode_queries(["word " * words])
+
+    def _warm_history(self, events: int) -> None:
+        """Answers a user with so many events, without an instruction and with a novel one."""
         popular = [item["item_id"] for item in self._popular_items()]
+        history = [{"item_id": item, "timestamp": 1 + n} for n, item in enumerate(popular[:events])]
         categories = self.engine.current.version.catalogue.categories.to_pylist()
-        instructions = (
-            ["", f"something like {categories[0]} on a rainy day"] if categories else [""]
-        )
-        longest = self.engine.current.recommender.spec.layout.history_length
-        for events in range(0, longest + WARM_STEP, WARM_STEP):
-            history = [
-                {"item_id": item, "timestamp": 1 + n} for n, item in enumerate(popular[:events])
-            ]
-            for instruction in instructions:
-                row = {"user_id": "anyone", "history": history, "instruction": instruction}
-                self.engine.answer_each([row], RecommendOptions(COMPUTED))
+        instructions = ["", *(f"something like {name} on a rainy day" for name in categories[:1])]
+        for instruction in instructions:
+            row = {"user_id": "anyone", "history": history, "instruction": instruction}
+            self.engine.answer_each([row], RecommendOptions(COMPUTED))
 
     def forget_settings(self) -> None:
         """Reads states and rules again at the next request: they have changed."""
