@@ -1,5 +1,7 @@
 """Semantic features: cosines with texts and with the nearest text of a group, compared."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
