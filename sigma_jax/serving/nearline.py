@@ -7,6 +7,7 @@ lists that its settings name, and stores them: the U2I index. Any number of work
 - A worker that dies loses nothing: its users are taken by another when their lease ends.
 - Where more users wait than `most_waiting`, those who have waited longest are left out first. They
   keep their old lists until their next event.
+- When another model is active, lists of the old one are computed anew, while no user waits.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,13 +24,13 @@ from absl import logging
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.recommender.requests import COLUMNS, DEFAULT_INSTRUCTION
 from sigma_jax.serving.engine import RecommendationEngine
+from sigma_jax.serving.rollout import Rollout
 from sigma_jax.serving.stores.base import (
     LEASE_SECONDS,
     Event,
     StoredList,
     StoreError,
     TenantStore,
-    Work,
 )
 
 HOME = "home"  # the list of a user without an instruction
@@ -46,6 +48,7 @@ class NearlineSettings:
         default_factory=lambda: {HOME: DEFAULT_INSTRUCTION}
     )
     count: int = 100  # items of a list; readers filter them
+    explains: bool = False  # lists hold how each item came about; they take ten times the room
     users_at_once: int = 64
     period: float = 60.0  # seconds that a user waits at most before a batch begins
     keep_seconds: float = 30 * 86_400.0  # lists that are not renewed vanish
@@ -72,10 +75,27 @@ class Totals:
     lists: int = 0
     batches: int = 0
     shed: int = 0  # users who were left out
+    renewed: int = 0  # users whose lists another model had made
     failed: int = 0  # lists that could not be computed
     seconds: float = 0.0  # of computing
     last_batch: int = 0  # users
     staleness: float = 0.0  # seconds from a user's event to the list, the longest of the last batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Renewal:
+    """How far a worker has read all lists, to find those of other models."""
+
+    model: str  # that answers now
+    is_shared: bool = True  # whether it reads its share of the users, or all
+    cursor: str = ""  # of the next users
+    is_done: bool = False
+
+    def after(self, cursor: str) -> Renewal:
+        """The renewal when some users are done; `cursor` is that of the next ones, "" for none."""
+        if cursor:
+            return dataclasses.replace(self, cursor=cursor)
+        return dataclasses.replace(self, cursor="", is_shared=False, is_done=not self.is_shared)
 
 
 class NearlineWorker:
@@ -85,26 +105,27 @@ class NearlineWorker:
         self,
         engine: RecommendationEngine,
         store: TenantStore,
-        model: str,
         name: str,
         settings: NearlineSettings = NearlineSettings(),
         clock: Callable[[], float] = time.time,
+        rollout: Rollout | None = None,
     ):
         """Args:
-        model: fingerprint of the recommender, which lists carry.
         name: of this worker; no other of the tenant has it.
         clock: the time of requests, in unix seconds; a replay of a log has one of its own.
+        rollout: says which export answers. None: that of the engine.
         """
-        self._clock = clock
-        self.engine, self.store, self.model, self.name = engine, store, model, name
+        self._clock, self._rollout = clock, rollout
+        self.engine, self.store, self.name = engine, store, name
         self.settings, self.totals = settings, Totals()
+        self._renewal = Renewal("")
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set. Errors of the store are logged, and the work is repeated."""
         while not stop.is_set():
             try:
-                self.engine.refresh()
-                worked = self.run_once() if self.is_due() else 0
+                self.follow()
+                worked = self.run_once() if self.is_due() else self.renew()
                 self.report()
             except StoreError as error:
                 logging.warning("worker %s: %s", self.name, error)
@@ -112,6 +133,14 @@ class NearlineWorker:
                 continue
             if not worked:
                 stop.wait(POLL_SECONDS)
+
+    def follow(self) -> bool:
+        """Puts the active model in place; False if it is there already, or cannot be loaded."""
+        try:
+            return self._rollout.follow() if self._rollout is not None else self.engine.refresh()
+        except ValueError as error:  # a missing or damaged export
+            logging.warning("worker %s keeps its model: %s", self.name, error)
+            return False
 
     def is_due(self) -> bool:
         """Whether a batch begins now."""
@@ -127,7 +156,10 @@ class NearlineWorker:
         if not works:
             return 0
         began = time.monotonic()
-        found = self._lists_of(works)
+        newest = {work.user_id: work.newest for work in works}
+        found = self._lists_of(newest)
+        while self.follow():  # lists of a model that was replaced meanwhile are not stored
+            found = self._lists_of(newest)
         self.store.put_lists(found, self.settings.keep_seconds)
         self.store.done(works)
         totals = self.totals
@@ -139,34 +171,71 @@ class NearlineWorker:
         totals.staleness = time.time() - min(work.since for work in works)
         return len(works)
 
+    def renew(self) -> int:
+        """Computes lists anew that another model made, for some users. Returns how many it read.
+
+        When a worker starts and when the model changes, it reads all lists: first those of its
+        share of the users, then the others, where another worker may have ended.
+        """
+        model = self.engine.current.model
+        if self._renewal.model != model:
+            self._renewal = Renewal(model)
+        if self._renewal.is_done:
+            return 0
+        users, cursor = self.store.listed(self._renewal.cursor, self.settings.users_at_once)
+        newest = {}
+        for user in self._own(users) if self._renewal.is_shared else users:
+            lists = [self.store.list_of(user, name) for name in self.settings.lists]
+            old = [one for one in lists if one is not None and one.model != model]
+            if old:
+                newest[user] = max(one.newest for one in old)
+        if newest:
+            found = self._lists_of(newest)
+            if self.follow():
+                return len(users)  # begin anew
+            self.store.put_lists(found, self.settings.keep_seconds)
+            self.totals.renewed += len(newest)
+        self._renewal = self._renewal.after(cursor)
+        return len(users)
+
+    def _own(self, users: Sequence[str]) -> list[str]:
+        """The users of this worker, if all workers that report share them."""
+        workers = sorted({*self.store.documents(REPORT), self.name})
+        own = workers.index(self.name)
+        return [user for user in users if zlib.crc32(user.encode()) % len(workers) == own]
+
     def report(self) -> None:
         """Stores what the worker has done, for those who watch the service."""
         content = {"time": time.time(), **dataclasses.asdict(self.totals)}
         self.store.put_document(REPORT, self.name, content, REPORT_SECONDS)
 
-    def _lists_of(self, works: Sequence[Work]) -> dict[str, dict[str, StoredList]]:
-        """The new lists by user and name."""
+    def _lists_of(self, newest: Mapping[str, int]) -> dict[str, dict[str, StoredList]]:
+        """The new lists by user and name.
+
+        Args:
+          newest: user -> number of the newest event that the lists know.
+        """
         states, now = self.store.states(), time.time()
         hidden = [item for item, state in states.items() if not state.is_shown(now)]
         requests, owners = [], []
-        for work in works:
-            events, _ = self.store.events(work.user_id, self.settings.events)
-            profile = self.store.user(work.user_id) or {}
-            row = request_row(self.engine, work.user_id, profile, events, int(self._clock()))
+        for user in newest:
+            events, _ = self.store.events(user, self.settings.events)
+            profile = self.store.user(user) or {}
+            row = request_row(self.engine, user, profile, events, int(self._clock()))
             for name, instruction in self.settings.lists.items():
                 requests.append(row | {"instruction": instruction})
-                owners.append((work, name))
+                owners.append((user, name))
         found: dict[str, dict[str, StoredList]] = {}
-        options = RecommendOptions(self.settings.count)
+        options = RecommendOptions(self.settings.count, explains=self.settings.explains)
         answers = self.engine.answer_each(requests, options, hidden)
-        for (work, name), answer in zip(owners, answers, strict=True):
+        for (user, name), answer in zip(owners, answers, strict=True):
             if isinstance(answer, ValueError):
-                logging.warning("worker %s: user %r: %s", self.name, work.user_id, answer)
+                logging.warning("worker %s: user %r: %s", self.name, user, answer)
                 self.totals.failed += 1
                 continue
-            found.setdefault(work.user_id, {})[name] = StoredList(
-                tuple(answer["items"]), time.time(), self.model, answer["version"], work.newest
-            )
+            items, model, version = (answer[field] for field in ("items", "model", "version"))
+            made = StoredList(tuple(items), time.time(), model, version, newest[user])
+            found.setdefault(user, {})[name] = made
         return found
 
     def _shed(self) -> None:

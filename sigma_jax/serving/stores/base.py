@@ -137,6 +137,13 @@ class TenantStore(Protocol):
     def list_of(self, user_id: str, name: str) -> StoredList | None:
         """A list; None if there is none."""
 
+    def listed(self, cursor: str, count: int) -> tuple[list[str], str]:
+        """(about `count` users with lists, the cursor of the next ones; "" behind the last).
+
+        Args:
+          cursor: "" for the first users.
+        """
+
     def count_lists(self) -> int:
         """The number of users with lists, roughly."""
 

@@ -213,6 +213,15 @@ class RedisTenant:
             text = self.store.client.get(self._key("list", user_id, name))
         return None if text is None else StoredList.from_json(text[NUMBER:])
 
+    def listed(self, cursor: str, count: int) -> tuple[list[str], str]:
+        """(about `count` users with lists, the cursor of the next ones; "" behind the last)."""
+        start = self._key("names", "")[: -len("0.")]
+        pattern = start.translate({ord(sign): f"\\{sign}" for sign in "\\*?[]"}) + "*"
+        with as_store_error():
+            following, keys = self.store.client.scan(int(cursor or 0), pattern, count)
+        users = [key[len(start) :].partition(".")[2] for key in keys]
+        return users, str(following) if int(following) else ""
+
     def count_lists(self) -> int:
         """The number of users who ever had lists, within a per cent."""
         with as_store_error():
