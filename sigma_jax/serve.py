@@ -31,7 +31,6 @@ from typing import Any
 from absl import flags, logging
 
 from sigma_jax.runtime import cli
-from sigma_jax.runtime.files import read_json
 
 FLAGS = flags.FLAGS
 ROLES = ("all", "api", "worker")
@@ -56,6 +55,7 @@ def define_flags() -> None:
     flags.DEFINE_float("period", 60.0, "Seconds that a user with new events waits at most.", 0.01)
     flags.DEFINE_integer("users_at_once", 64, "So many waiting users begin a batch at once.", 1)
     flags.DEFINE_integer("list_items", 100, "Items of a list.", 1)
+    flags.DEFINE_bool("explain_lists", False, "Lists hold how each item came about.")
     flags.DEFINE_float("kept_gb", 1.0, "Memory for keys and values of users' histories.", 0.0)
     flags.DEFINE_string("spill", None, "A folder for those that memory has no room for.")
     flags.DEFINE_integer("window_step", 16, "Rows by which a long history's window moves.", 1)
@@ -121,6 +121,7 @@ def nearline_settings() -> Any:
     fields: dict[str, Any] = {"lists": read_lists(Path(FLAGS.lists))} if FLAGS.lists else {}
     return NearlineSettings(
         count=FLAGS.list_items,
+        explains=FLAGS.explain_lists,
         users_at_once=FLAGS.users_at_once,
         period=FLAGS.period,
         **fields,
@@ -151,9 +152,8 @@ def read_lists(path: Path) -> dict[str, str]:
 
 def run_workers(exports: dict[str, Path], settings: Any) -> None:
     """Computes lists until the process is told to stop; a thread for each tenant."""
-    from sigma_jax.serving.bundle import MANIFEST
-    from sigma_jax.serving.engine import RecommendationEngine
     from sigma_jax.serving.nearline import NearlineWorker
+    from sigma_jax.serving.rollout import open_active
     from sigma_jax.serving.stores.base import open_store
 
     store, stop = open_store(FLAGS.store), threading.Event()
@@ -163,10 +163,9 @@ def run_workers(exports: dict[str, Path], settings: Any) -> None:
         threading.Thread(target=end_with, args=(parent, stop), daemon=True).start()
     threads = []
     for tenant, folder in exports.items():
-        engine = RecommendationEngine(folder, snapshot_settings())
-        model = read_json(folder / MANIFEST)["fingerprints"]["sft"]
+        rollout = open_active(folder, store.tenant(tenant), snapshot_settings())
         name = f"{socket.gethostname()}-{os.getpid()}"
-        worker = NearlineWorker(engine, store.tenant(tenant), model, name, settings)
+        worker = NearlineWorker(rollout.engine, rollout.store, name, settings, rollout=rollout)
         threads.append(threading.Thread(target=worker.run, args=(stop,), name=tenant))
     for thread in threads:
         thread.start()
@@ -221,15 +220,15 @@ def run_api(exports: dict[str, Path]) -> None:
     from sigma_jax.serving.api.context import Tenant
     from sigma_jax.serving.api.keys import Keys
     from sigma_jax.serving.api.service import TenantService
-    from sigma_jax.serving.engine import RecommendationEngine
+    from sigma_jax.serving.rollout import open_active
     from sigma_jax.serving.stores.base import open_store
 
     began = time.monotonic()
     keys = Keys.of_file(Path(FLAGS.keys)) if FLAGS.keys else Keys({}, next(iter(exports)))
     store, tenants = open_store(FLAGS.store), {}
     for name, folder in exports.items():
-        engine = RecommendationEngine(folder, snapshot_settings())
-        service = TenantService(engine, store.tenant(name))
+        rollout = open_active(folder, store.tenant(name), snapshot_settings())
+        service = TenantService(rollout.engine, rollout.store)
         service.warm()
         tenants[name] = Tenant.of(name, folder, service)
     app = create_app(tenants, store, keys, FLAGS.calls_a_second)

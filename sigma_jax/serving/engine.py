@@ -186,9 +186,9 @@ class RecommendationEngine:
         return self.current.folder
 
     def at(self, snapshot: CatalogueSnapshot) -> RecommendationEngine:
-        """An engine that answers by `snapshot`; it shares all arrays with this one."""
+        """An engine that answers by `snapshot`, whatever is put in place here."""
         other = copy.copy(self)
-        other.current, other._recent = snapshot, {}
+        other.current = snapshot
         return other
 
     def recommend(

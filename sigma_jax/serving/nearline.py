@@ -217,17 +217,18 @@ class NearlineWorker:
         """
         states, now = self.store.states(), time.time()
         hidden = [item for item, state in states.items() if not state.is_shown(now)]
+        engine = self.engine.at(self.engine.current)  # one version makes all lists
         requests, owners = [], []
         for user in newest:
             events, _ = self.store.events(user, self.settings.events)
             profile = self.store.user(user) or {}
-            row = request_row(self.engine, user, profile, events, int(self._clock()))
+            row = request_row(engine, user, profile, events, int(self._clock()))
             for name, instruction in self.settings.lists.items():
                 requests.append(row | {"instruction": instruction})
                 owners.append((user, name))
         found: dict[str, dict[str, StoredList]] = {}
         options = RecommendOptions(self.settings.count, explains=self.settings.explains)
-        answers = self.engine.answer_each(requests, options, hidden)
+        answers = engine.answer_each(requests, options, hidden)
         for (user, name), answer in zip(owners, answers, strict=True):
             if isinstance(answer, ValueError):
                 logging.warning("worker %s: user %r: %s", self.name, user, answer)

@@ -14,10 +14,25 @@ from typing import Any
 
 from sigma_jax.runtime.files import read_json
 from sigma_jax.serving.bundle import MANIFEST
-from sigma_jax.serving.engine import RecommendationEngine
+from sigma_jax.serving.engine import RecommendationEngine, SnapshotSettings
 from sigma_jax.serving.stores.base import TenantStore
 
 MODEL = "model"  # kind of the document with the active export, by the name of the first one
+
+
+def open_active(
+    first: Path, store: TenantStore, settings: SnapshotSettings = SnapshotSettings()
+) -> Rollout:
+    """The rollout of a tenant, with its active export loaded.
+
+    Raises:
+      StoreError: the store does not answer.
+      ValueError: the export is missing or damaged.
+    """
+    name = first.absolute().name
+    state = store.document(MODEL, name) or {"active": name}
+    folder = first if state["active"] == name else first.absolute().parent / state["active"]
+    return Rollout(RecommendationEngine(folder, settings), first, store)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from sigma_jax.serving.api.keys import Caller, Keys
 from sigma_jax.serving.api.metrics import Metrics
 from sigma_jax.serving.api.models import Answer
 from sigma_jax.serving.api.service import TenantService
+from sigma_jax.serving.rollout import Rollout
 from sigma_jax.serving.stores.base import Store
 
 REQUESTS_AT_ONCE = 32  # that are computed together
@@ -28,14 +29,24 @@ class Tenant:
     """One tenant of the service."""
 
     name: str
-    folder: Path  # of its export
     service: TenantService
     batcher: Batcher[Answer]
+    rollout: Rollout
 
     @classmethod
     def of(cls, name: str, folder: Path, service: TenantService) -> Tenant:
-        """A tenant with a thread of its own for computing."""
-        return cls(name, folder, service, Batcher(service.compute, REQUESTS_AT_ONCE))
+        """A tenant with a thread of its own for computing.
+
+        Args:
+          folder: its first export.
+        """
+        rollout = Rollout(service.engine, folder, service.store)
+        return cls(name, service, Batcher(service.compute, REQUESTS_AT_ONCE), rollout)
+
+    @property
+    def folder(self) -> Path:
+        """The export that answers now."""
+        return self.service.engine.folder
 
 
 class Context:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import threading
@@ -12,8 +13,18 @@ from typing import Any
 import numpy as np
 
 from sigma_jax.recommender.recommender import RecommendOptions
-from sigma_jax.serving.api.models import Answer, Ask, Item, Rule, Seen
+from sigma_jax.serving.api.models import (
+    Answer,
+    Ask,
+    Beam,
+    Explanation,
+    Item,
+    Rule,
+    Seen,
+    Tree,
+)
 from sigma_jax.serving.api.rules import Ranked, Rules
+from sigma_jax.serving.api.tree import tree_of
 from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine
 from sigma_jax.serving.nearline import request_row
 from sigma_jax.serving.stores.base import StoredList, TenantStore
@@ -61,7 +72,15 @@ class TenantService:
         self._read_at = -np.inf
         self._hidden: frozenset[str] = frozenset()
         self._rules = Rules({})
-        self._popular: tuple[str, list[Ranked]] = ("", [])
+        # Of one model and version, which are read once in a while.
+        self._popular: tuple[tuple[str, str], list[Ranked]] = (("", ""), [])
+        self._tree: Tree | None = None
+
+    def at(self, snapshot: CatalogueSnapshot) -> TenantService:
+        """The service as `snapshot` answers."""
+        other = copy.copy(self)
+        other.engine = self.engine.at(snapshot)
+        return other
 
     def recommendations(self, user_id: str, name: str, filters: Filters) -> Answer:
         """A list of the index; the most popular items for users without one."""
@@ -71,7 +90,14 @@ class TenantService:
         return self._answer(user_id, "", "index", stored.items, filters, stored)
 
     def compute(self, asks: Sequence[Ask]) -> list[Answer | ValueError]:
-        """The answers to requests, computed now; an error where one cannot be answered."""
+        """The answers to requests, computed now; an error where one cannot be answered.
+
+        One version answers all of them, even if another is put in place meanwhile.
+        """
+        self._settings()  # so that they are kept for the next call too
+        return self.at(self.engine.current)._compute(asks)
+
+    def _compute(self, asks: Sequence[Ask]) -> list[Answer | ValueError]:
         now = int(self.clock())
         rows = []
         for ask in asks:
@@ -83,7 +109,8 @@ class TenantService:
             row = request_row(self.engine, user, profile or {}, events, now)
             rows.append(row | {"instruction": ask.instruction})
         hidden, _ = self._settings()
-        found = self.engine.answer_each(rows, RecommendOptions(COMPUTED), hidden)
+        options = RecommendOptions(COMPUTED, explains=any(ask.explain for ask in asks))
+        found = self.engine.answer_each(rows, options, hidden)
         answers: list[Answer | ValueError] = []
         for ask, one in zip(asks, found, strict=True):
             if isinstance(one, ValueError):
@@ -91,12 +118,21 @@ class TenantService:
                 continue
             filters = Filters.of(ask)
             made = self._answer(ask.user_id, one["instruction"], "computed", one["items"], filters)
+            if ask.explain:
+                made.beams = [Beam(**beam) for beam in one.get("beams", ())]
             answers.append(made)
         return answers
 
     def popular(self, user_id: str, filters: Filters) -> Answer:
         """The items with most interactions in the training."""
         return self._answer(user_id, "", "popular", self._popular_items(), filters)
+
+    def tree(self) -> Tree:
+        """The SID prefixes of the active version, as far as a page can draw them."""
+        snapshot, tree = self.engine.current, self._tree
+        if tree is None or (tree.model, tree.version) != (snapshot.model, snapshot.name):
+            self._tree = tree = tree_of(snapshot)
+        return tree
 
     def similar(self, item_id: str, filters: Filters) -> Answer:
         """The items whose vectors are nearest to that of an item. KeyError for an unknown one."""
@@ -162,6 +198,7 @@ class TenantService:
         steps: list[Callable[[], None]] = [
             functools.partial(self._warm_instructions, words) for words in range(2, WARM_WORDS + 1)
         ]
+        steps += [functools.partial(self._warm_history, events, True) for events in (0, longest)]
         steps += [
             functools.partial(self._warm_history, events)
             for events in range(WARM_STEP, longest, WARM_STEP)
@@ -177,7 +214,7 @@ class TenantService:
         if encoder is not None:
             encoder.encoder.encode_queries(["word " * words])
 
-    def _warm_history(self, events: int) -> None:
+    def _warm_history(self, events: int, explains: bool = False) -> None:
         """Answers a user with so many events, without an instruction and with a novel one."""
         popular = [item["item_id"] for item in self._popular_items()]
         history = [{"item_id": item, "timestamp": 1 + n} for n, item in enumerate(popular[:events])]
@@ -185,7 +222,7 @@ class TenantService:
         instructions = ["", *(f"something like {name} on a rainy day" for name in categories[:1])]
         for instruction in instructions:
             row = {"user_id": "anyone", "history": history, "instruction": instruction}
-            self.engine.answer_each([row], RecommendOptions(COMPUTED))
+            self.engine.answer_each([row], RecommendOptions(COMPUTED, explains=explains))
 
     def forget_settings(self) -> None:
         """Reads states and rules again at the next request: they have changed."""
@@ -218,8 +255,12 @@ class TenantService:
         """The answer with the items that the filters and rules leave."""
         hidden, rules = self._settings()
         left_out = hidden | filters.exclude
-        kept = [item for item in items if item["item_id"] not in left_out]
-        if stored is not None and stored.version != self.engine.current.name:
+        placed = ({**item, "place": place} for place, item in enumerate(items, 1))
+        kept = [item for item in placed if item["item_id"] not in left_out]
+        current = self.engine.current
+        made_by = (current.model, current.name)
+        if stored is not None and (stored.model, stored.version) != made_by:
+            made_by = (stored.model, stored.version)
             kept = [item for item in kept if self.is_offered(item["item_id"])]
         if filters.categories:
             kept = [i for i in kept if self.category_of(i["item_id"]) in filters.categories]
@@ -233,20 +274,21 @@ class TenantService:
             user_id=user_id,
             instruction=instruction,
             source=source,  # type: ignore[arg-type]
-            version=stored.version if stored else self.engine.current.name,
+            version=made_by[1],
+            model=made_by[0],
             age_seconds=max(time.time() - stored.made, 0.0) if stored else 0.0,
             items=[shown(item, filters.explain) for item in ranked[: filters.count]],
         )
 
     def _popular_items(self) -> list[Ranked]:
         snapshot = self.engine.current
-        name, items = self._popular
-        if name != snapshot.name:
+        made_by, items = self._popular
+        if made_by != (snapshot.model, snapshot.name):
             popularity = np.asarray(snapshot.version.catalogue.popularity)
             order = np.argsort(-popularity, kind="stable")
             order = order[snapshot.version.is_active[order]][:POPULAR]
             items = self._items(snapshot, order)
-            self._popular = (snapshot.name, items)
+            self._popular = ((snapshot.model, snapshot.name), items)
         return items
 
     def _items(self, snapshot: CatalogueSnapshot, numbers: np.ndarray) -> list[Ranked]:
@@ -263,10 +305,13 @@ def shown(item: Mapping[str, Any], explains: bool) -> Item:
         probability = round(float(probability), 6)
     reasons = list(item.get("reasons", ()))
     details = {name: item[name] for name in ("prefix", "cosine") if item.get(name) is not None}
+    steps = item.get("explanation")
+    explanation = Explanation(place=item["place"], **steps) if explains and steps else None
     return Item(
         item_id=item["item_id"],
         title=item["title"],
         probability=probability,
         reasons=reasons if explains else [],
         details=details if explains else {},
+        explanation=explanation,
     )

@@ -1,0 +1,128 @@
+"""Explained answers, the tree of prefixes, previews and models over HTTP."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from sigma_jax.serving.nearline import NearlineSettings, NearlineWorker
+from sigma_jax.serving.stores.base import Event
+
+ASK = {"user_id": "ann", "instruction": "tea", "count": 5, "explain": True}
+
+
+@pytest.fixture
+def ann(shop, engine):
+    items = engine.current.version.catalogue.table["item_id"].to_pylist()
+    shop.add_events([Event("ann", item, 1_699_000_000 + n) for n, item in enumerate(items[:4])])
+
+
+def test_an_explanation_leads_to_the_probability(client, ann, engine):
+    answer = client.post("/v1/recommendations", json=ASK).json()
+    plain = client.post("/v1/recommendations", json=ASK | {"explain": False}).json()
+    ids = [item["item_id"] for item in answer["items"]]
+    assert ids == [item["item_id"] for item in plain["items"]]
+    assert not plain["beams"] and all(item["explanation"] is None for item in plain["items"])
+    scores = [beam["score"] for beam in answer["beams"]]
+    assert scores == sorted(scores, reverse=True) and len(scores) > 1
+    constants = []
+    for place, item in enumerate(answer["items"], 1):
+        steps = item["explanation"]
+        assert steps["place"] == place
+        assert steps["probability"] == pytest.approx(item["probability"], abs=1e-5)
+        assert steps["network"] == pytest.approx(
+            np.exp(steps["beam_score"]) * steps["in_prefix"], rel=1e-4
+        )
+        of_sum = sum(feature["contribution"] for feature in steps["features"])
+        assert steps["score"] == pytest.approx(of_sum, abs=1e-4)
+        constants.append(np.log(steps["summed"]) - np.log(steps["network"]) - steps["score"])
+        if item["details"]["prefix"]:
+            beam = answer["beams"][item["details"]["prefix"] - 1]
+            assert steps["codes"] == beam["codes"]
+            assert steps["beam_score"] == pytest.approx(beam["score"], abs=1e-4)
+    np.testing.assert_allclose(constants, constants[0], atol=1e-3)
+    assert answer["model"] == engine.current.model
+
+
+def test_rules_keep_the_explanation_and_its_place(client, ann):
+    first, *_, last = client.post("/v1/recommendations", json=ASK).json()["items"]
+    rule = {"kind": "pin", "items": [last["item_id"]], "place": 1}
+    client.put("/v1/rules/top", json=rule)
+    client.put("/v1/rules/less", json={"kind": "bury", "items": [first["item_id"]]})
+    pinned, *_ = items = client.post("/v1/recommendations", json=ASK).json()["items"]
+    assert pinned["item_id"] == last["item_id"] and pinned["reasons"] == ["pinned (top)"]
+    assert pinned["explanation"]["place"] == 5
+    buried = [item for item in items if item["item_id"] == first["item_id"]]
+    assert all(item["reasons"] == ["bury x0.5 (less)"] for item in buried)
+
+
+def test_lists_of_the_index_are_explained_if_the_worker_explains(client, ann, engine, shop):
+    for explains in (False, True):
+        settings = NearlineSettings(count=5, period=0.01, explains=explains)
+        worker = NearlineWorker(engine, shop, "w", settings)
+        shop.add_events([Event("ann", "i5", 1_699_000_100)])
+        worker.run_once()
+        answer = client.get("/v1/users/ann/recommendations", params={"explain": True}).json()
+        assert answer["source"] == "index" and answer["model"] == engine.current.model
+        assert all((item["explanation"] is not None) == explains for item in answer["items"])
+
+
+def test_the_tree_has_every_prefix_and_item(client, engine):
+    tree = client.get("/v1/catalogue/tree").json()
+    version = engine.current.version
+    codes = np.asarray(version.semantic_ids.codes)[version.is_active]
+    first = [prefix for prefix in tree["prefixes"] if len(prefix["codes"]) == 1]
+    values, counts = np.unique(codes[:, 0], return_counts=True)
+    assert [prefix["codes"][0] for prefix in first] == values.tolist()
+    assert [prefix["items"] for prefix in first] == counts.tolist()
+    assert tree["depth"] == version.trie.depth and tree["items"] == len(codes)
+    names = version.catalogue.categories.to_pylist()
+    for prefix in first:
+        of_prefix = np.asarray(version.catalogue.category)[codes[:, 0] == prefix["codes"][0]]
+        assert names.index(prefix["label"]) == np.bincount(of_prefix).argmax()
+
+
+def test_a_tree_too_large_to_draw_shows_its_first_levels(engine, monkeypatch):
+    from sigma_jax.serving.api import tree
+
+    version = engine.current.version
+    monkeypatch.setattr(tree, "MOST_PREFIXES", 1)
+    assert tree.tree_of(engine.current).prefixes == []
+    monkeypatch.setattr(tree, "MOST_PREFIXES", 10_000)
+    monkeypatch.setattr(tree, "CHUNK", 7)
+    found = tree.tree_of(engine.current).prefixes
+    depth, codes = version.trie.depth, np.asarray(version.semantic_ids.codes)[version.is_active]
+    expected = {tuple(row[:level]) for row in codes.tolist() for level in range(1, depth + 1)}
+    assert {tuple(prefix.codes) for prefix in found} == expected
+
+
+def test_a_preview_answers_by_another_version(client, ann, exported, engine):
+    same = client.post("/v1/preview", json=ASK | {"version": engine.current.name}).json()
+    active = client.post("/v1/recommendations", json=ASK).json()
+    assert [item["item_id"] for item in same["items"]] == [
+        item["item_id"] for item in active["items"]
+    ]
+    assert client.post("/v1/preview", json=ASK | {"version": "9999"}).status_code == 404
+    assert client.post("/v1/preview", json=ASK | {"export": "none"}).status_code == 400
+    assert client.post("/v1/preview", json=ASK | {"export": "../x"}).status_code == 400
+
+
+def test_models_are_activated_and_rolled_back(client, keyed, exported, engine):
+    models = client.get("/v1/models").json()["models"]
+    active = [model["name"] for model in models if model["is_active"]]
+    assert active == [exported.name]
+    other = exported.parent / "rolled_out"
+    shutil.copytree(exported, other, dirs_exist_ok=True)
+    try:
+        found = client.post("/v1/models/rolled_out/activate").json()
+        assert found["is_active"] and engine.folder == other
+        assert client.post("/v1/preview", json=ASK | {"export": exported.name}).status_code == 200
+        assert client.post("/v1/models/rollback").json()["name"] == exported.name
+        assert engine.folder == exported
+    finally:
+        shutil.rmtree(other)
+    assert client.post("/v1/models/none/activate").status_code == 404
+    assert client.post("/v1/models/rollback").status_code == 400
+    headers = {"Authorization": "Bearer write"}
+    assert keyed.post("/v1/models/rollback", headers=headers).status_code == 403
+    assert keyed.post("/v1/preview", json=ASK, headers=headers).status_code == 403
