@@ -196,6 +196,19 @@ class Preview(Ask):
     )
 
 
+class Task(Strict):
+    """A kind of instruction that the model was trained on."""
+
+    name: str
+    instruction: str = Field(description="Such as `find {query} for me`, with a slot or without.")
+
+
+class Tasks(Strict):
+    """The kinds of instructions."""
+
+    tasks: list[Task]
+
+
 class Batch(Strict):
     """Requests that are answered when there is time."""
 

@@ -29,6 +29,8 @@ from sigma_jax.serving.api.models import (
     Job,
     Seen,
     Stored,
+    Task,
+    Tasks,
     User,
     UserIds,
     UserIn,
@@ -110,6 +112,13 @@ def popular(
     """The most popular items of the training."""
     filters = Filters(count, frozenset(categories), frozenset(exclude))
     return counted(context_of(request), tenant, tenant.service.popular("", filters))
+
+
+@router.get("/tasks", tags=["recommendations"])
+def list_tasks(tenant: Reader) -> Tasks:
+    """The kinds of instructions that the model knows, with an example each."""
+    wordings = tenant.service.engine.current.recommender.spec.wordings
+    return Tasks(tasks=[Task(name=name, instruction=texts[0]) for name, texts in wordings.items()])
 
 
 @router.get("/users", tags=["users"])
