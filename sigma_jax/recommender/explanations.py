@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Float32, Int
 from sigma_jax.generation.beam import Beams
 from sigma_jax.index.device_index import DeviceIndex
 from sigma_jax.reranking.features import RankingInputs
+from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
 
 
 @jax.tree_util.register_dataclass
@@ -33,6 +34,9 @@ class ItemSteps:
     network: Float[Array, "B n"]  # log p of Eq. 10
     values: Float[Array, "B n F"]  # of the features; 0 without a reranker
     weights: Float[Array, "B n F"]
+    # The mean of weight * value over all candidates of the request, by their log p of Eq. 10: what
+    # an item of the network's choice has. Features matter where an item differs from it.
+    typical: Float[Array, "B n F"]
     summed: Float[Array, "B n"]  # log p with the weighted sum of the features
     # By how much each feature changes what the interactions add to log p; 0 without interactions.
     interactions: Float[Array, "B n F"]
@@ -52,6 +56,7 @@ class Explanations:
 def explain(
     index: DeviceIndex,
     beams: Beams,
+    candidates: tuple[Int[Array, "B N"], Float32[Array, "B N"]],
     sigma: Float32[Array, " B"],
     inputs: RankingInputs,
     shares: Float32[Array, "B tasks"],
@@ -63,22 +68,33 @@ def explain(
 
     Args:
       beams: with the root as a last one, where there is a root.
+      candidates: all candidates, and log p of each by the network.
       items: -1 where there is none.
       beam: the beam that holds each item, or the root.
       steps: log p by the network, with the weighted sum, and with the interactions.
     """
     network, summed, ranked = steps
     of_beam = jnp.take_along_axis(beams.codes, beam[..., None], axis=1)
-    values, interactions = _features(index, inputs, shares, items, network)
-    weights = jnp.zeros_like(values)
+    values = _values(index, inputs, items)
+    weights = typical = interactions = jnp.zeros_like(values)
     if inputs.features is not None:
         weights = jnp.broadcast_to((shares @ inputs.weights)[:, None], values.shape)
+        others, log_probs = candidates
+        share = jax.nn.softmax(jnp.where(others >= 0, log_probs, -jnp.inf), axis=-1)
+        mean = jnp.einsum("BN,BNF->BF", share, _values(index, inputs, others))
+        typical = mean[:, None] * weights
+    if inputs.interactions is not None:
+        of_user = values[..., : -len(INSTRUCTION_FEATURES)]
+        columns = jnp.concatenate([network[..., None], of_user], axis=-1)
+        parts = inputs.interactions.parts(columns, shares)[..., 1:]
+        interactions = interactions.at[..., : parts.shape[-1]].set(parts)
     of_items = ItemSteps(
         codes=of_beam,
         sigma=jnp.broadcast_to(sigma[:, None], items.shape),
         network=network,
         values=values,
         weights=weights,
+        typical=typical,
         summed=summed,
         interactions=interactions,
         ranked=ranked,
@@ -88,26 +104,14 @@ def explain(
     return Explanations(of_items, codes, jnp.where(is_beam, beams.scores, -jnp.inf))
 
 
-def _features(
-    index: DeviceIndex,
-    inputs: RankingInputs,
-    shares: Float32[Array, "B tasks"],
-    items: Int[Array, "B n"],
-    network: Float32[Array, "B n"],
-) -> tuple[Float32[Array, "B n F"], Float32[Array, "B n F"]]:
-    """(the values of the features, the part of each in the interactions)."""
+def _values(
+    index: DeviceIndex, inputs: RankingInputs, items: Int[Array, "B n"]
+) -> Float32[Array, "B n F"]:
+    """The features of some items; none without features."""
     if inputs.features is None:
-        nothing = jnp.zeros((*items.shape, 0), jnp.float32)
-        return nothing, nothing
+        return jnp.zeros((*items.shape, 0), jnp.float32)
     products = None
     if inputs.instruction is not None and inputs.instruction.answer is not None:
         products = index.products(inputs.instruction.answer.queries, items)
     of_user = inputs.user_values(items)
-    of_instruction = inputs.instruction_values(items, products)
-    values = jnp.concatenate([of_user, of_instruction], axis=-1)
-    parts = jnp.zeros_like(values)
-    if inputs.interactions is not None:
-        columns = jnp.concatenate([network[..., None], of_user], axis=-1)
-        found = inputs.interactions.parts(columns, shares)[..., 1:]
-        parts = parts.at[..., : found.shape[-1]].set(found)
-    return values, parts
+    return jnp.concatenate([of_user, inputs.instruction_values(items, products)], axis=-1)

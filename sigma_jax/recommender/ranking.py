@@ -95,7 +95,7 @@ def rank(
     merge = fusion.best_of_sorted if candidates.is_catalogue else fusion.merge
     length = count if inputs.interactions is None else max(count, DEPTH)
     items, summed, place = merge(candidates.items, log_probs, length)
-    network = jnp.take_along_axis(network, jnp.maximum(place, 0), axis=1)
+    of_all, network = network, jnp.take_along_axis(network, jnp.maximum(place, 0), axis=1)
     ranked = summed
     if inputs.interactions is not None:
         ranked = inputs.with_interactions(items, summed, network, shares)
@@ -115,8 +115,8 @@ def rank(
 
     explanations = None
     if explains:
-        steps = network, summed, ranked
-        explanations = explain(index, beams, sigma, inputs, shares, items, beam, steps)
+        known, steps = (candidates.items, of_all), (network, summed, ranked)
+        explanations = explain(index, beams, known, sigma, inputs, shares, items, beam, steps)
     log_probs = ranked
     if inputs.calibration is not None:
         log_probs = calibrated(ranked, shares @ inputs.calibration)

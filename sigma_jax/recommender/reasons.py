@@ -69,26 +69,36 @@ def steps_of(
 
 
 def _features(steps: ItemSteps, row: int, place: int) -> list[dict[str, Any]]:
-    """The features that changed the probability of an item, those that mattered most first."""
+    """The features of an item that say something, those that mattered most first.
+
+    A feature matters where its part of the score differs from that of a typical candidate, or where
+    the interactions read it.
+    """
     found = []
-    arrays = (steps.values, steps.weights, steps.interactions)
-    columns = zip(FEATURES, *(array[row, place] for array in arrays), strict=False)
-    for name, value, weight, interaction in columns:
-        contribution = float(value) * float(weight)
-        if max(abs(contribution), abs(interaction)) < LEAST:
+    arrays = (steps.values, steps.weights, steps.typical, steps.interactions)
+    columns = zip(FEATURES, *(array[row, place].tolist() for array in arrays), strict=False)
+    for name, value, weight, typical, interaction in columns:
+        contribution = value * weight
+        if max(abs(contribution), abs(typical), abs(interaction)) < LEAST:
             continue
         found.append(
             {
                 "feature": name,
-                "words": in_words(name, float(value)),
+                "words": in_words(name, value),
                 "value": _rounded(value),
                 "weight": _rounded(weight),
                 "contribution": _rounded(contribution),
+                "typical": _rounded(typical),
                 "interaction": _rounded(interaction),
-                "factor": _rounded(np.exp(min(contribution + float(interaction), 80.0))),
+                "factor": _rounded(np.exp(np.clip(contribution - typical, -80, 80))),
             }
         )
-    return sorted(found, key=lambda one: -abs(one["contribution"] + one["interaction"]))
+    return sorted(found, key=_weight_of, reverse=True)
+
+
+def _weight_of(feature: dict[str, Any]) -> float:
+    """How much a feature mattered."""
+    return abs(feature["contribution"] - feature["typical"]) + abs(feature["interaction"])
 
 
 def in_words(feature: str, value: float) -> str:

@@ -91,6 +91,18 @@ def test_values_are_those_of_the_features(asked, found):
     np.testing.assert_allclose(found.explanations.of_items.values, expected, atol=1e-4)
 
 
+def test_a_typical_item_is_the_mean_of_all_candidates_by_the_network(asked):
+    """With a list of the whole catalogue every candidate is in the list."""
+    recommender, batch = asked
+    count = len(recommender.parts.semantic_ids.codes)
+    found = recommender.recommend(batch, RecommendOptions(count, explains=True))
+    steps = found.explanations.of_items
+    share = np.where(found.items >= 0, np.exp(steps.network), 0.0)
+    share /= share.sum(axis=1, keepdims=True)
+    expected = np.einsum("BN,BNF->BF", share, steps.values * steps.weights)
+    np.testing.assert_allclose(steps.typical[:, 0], expected, atol=1e-3)
+
+
 def test_interactions_lead_from_the_sum_to_the_rank(asked, found):
     """The part of a feature is the addition with it less the addition with 0 in its place."""
     recommender, _ = asked

@@ -8,7 +8,9 @@ from sigma_jax.recommender.reasons import beams_of, in_words, steps_of
 from sigma_jax.reranking.reranker import FEATURES
 
 
-def one_item(values: dict[str, float], weights: dict[str, float]) -> ItemSteps:
+def one_item(
+    values: dict[str, float], weights: dict[str, float], typical: dict[str, float] | None = None
+) -> ItemSteps:
     """An item in the prefix (2, 5) of P = 1/2, which has 1/4 of it."""
 
     def of(named: dict[str, float]) -> np.ndarray:
@@ -23,6 +25,7 @@ def one_item(values: dict[str, float], weights: dict[str, float]) -> ItemSteps:
         log(1 / 8),
         of(values),
         of(weights),
+        of(typical or {}),
         log(0.3),
         of({"ever": -0.4}),
         log(0.2),
@@ -30,16 +33,19 @@ def one_item(values: dict[str, float], weights: dict[str, float]) -> ItemSteps:
 
 
 def test_steps_hold_the_features_that_mattered_most_first():
-    steps = one_item({"ever": 2.0, "week": 1.0, "ease": 3.0}, {"ever": 0.1, "week": -0.5})
+    """Instructions lower all items but this one, so its 0 matters most."""
+    typical = {"semantic_match": -3.0, "week": -0.4}
+    weights = {"ever": 0.1, "week": -0.5, "semantic_match": 2.0}
+    steps = one_item({"ever": 2.0, "week": 1.0, "ease": 3.0}, weights, typical)
     found = steps_of(steps, 0, 0, float(np.log(0.5)), float(np.log(0.25)))
     assert found["codes"] == [2, 5] and found["sigma"] == 1.5
     shares = [found[name] for name in ("in_prefix", "network", "summed", "ranked", "probability")]
     np.testing.assert_allclose(shares, [0.25, 0.125, 0.3, 0.2, 0.25], rtol=1e-5)
-    assert [one["feature"] for one in found["features"]] == ["week", "ever"]
+    match, ever, week = found["features"]
+    assert [one["feature"] for one in (match, ever, week)] == ["semantic_match", "ever", "week"]
     assert found["score"] == pytest.approx(sum(one["contribution"] for one in found["features"]))
-    ever = found["features"][1]
     assert (ever["value"], ever["weight"], ever["interaction"]) == (2.0, 0.1, -0.4)
-    assert ever["factor"] == pytest.approx(np.exp(0.2 - 0.4), rel=1e-5)
+    assert match["contribution"] == 0 and match["factor"] == pytest.approx(np.exp(3), rel=1e-5)
 
 
 def test_an_item_in_no_beam_has_no_codes():

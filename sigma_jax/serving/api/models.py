@@ -111,10 +111,15 @@ class Feature(Strict):
     value: float
     weight: float = Field(description="In the weighted sum, for this instruction.")
     contribution: float = Field(description="value * weight, added to log p.")
-    interaction: float = Field(
-        description="What the small network over the features adds less to log p without it."
+    typical: float = Field(
+        description="The mean contribution of the candidates, by the network's P."
     )
-    factor: float = Field(description="The item's odds are so many times those without it.")
+    interaction: float = Field(
+        description="What the small network over the features would add less to log p without it."
+    )
+    factor: float = Field(
+        description="By the sum, its odds are so many times those of an item with a typical value."
+    )
 
 
 class Explanation(Strict):

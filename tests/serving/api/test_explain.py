@@ -8,7 +8,13 @@ import pytest
 from sigma_jax.serving.nearline import NearlineSettings, NearlineWorker
 from sigma_jax.serving.stores.base import Event
 
-ASK = {"user_id": "ann", "instruction": "tea", "count": 5, "explain": True}
+ASK = {
+    "user_id": "ann",
+    "instruction": "tea",
+    "count": 5,
+    "explain": True,
+    "deadline_ms": 60_000,
+}
 
 
 @pytest.fixture

@@ -39,21 +39,21 @@ function steps(item, labels) {
 /** A feature: its words, and a bar that goes right if it raised the probability. */
 function feature(one, widest) {
   const made = element("li"), bar = element("span", "", "swing"), filled = element("span");
-  const size = one.contribution + one.interaction;
+  const size = one.contribution - one.typical;
   filled.style.width = `${50 * Math.min(1, Math.abs(size) / widest)}%`;
   filled.className = size > 0 ? "more" : "less";
   bar.setAttribute("aria-hidden", "true");
   bar.append(filled);
   const times = one.factor >= 1 ? `×${Number(one.factor.toPrecision(2))}` : `÷${Number((1 / one.factor).toPrecision(2))}`;
   const name = element("b", one.feature.replaceAll("_", " "));
-  const parts = [`value ${one.value.toFixed(2)} × weight ${one.weight.toFixed(2)} = ${one.contribution.toFixed(2)}`];
+  const parts = [`value ${one.value.toFixed(2)} × weight ${one.weight.toFixed(2)} = ${one.contribution.toFixed(2)}, typical ${one.typical.toFixed(2)}`];
   if (Math.abs(one.interaction) >= 0.005) parts.push(`with others ${one.interaction > 0 ? "+" : ""}${one.interaction.toFixed(2)}`);
   made.append(name, element("span", ` ${times}`, "times"), bar, element("span", one.words, "words"), element("small", parts.join(", ")));
   return made;
 }
 
 function features(list) {
-  const widest = Math.max(...list.map((one) => Math.abs(one.contribution + one.interaction)), 1e-9);
+  const widest = Math.max(...list.map((one) => Math.abs(one.contribution - one.typical)), 1e-9);
   const made = element("ul", "", "features");
   made.append(...list.slice(0, SHOWN).map((one) => feature(one, widest)));
   const rest = list.slice(SHOWN);
@@ -92,7 +92,7 @@ export function card(item, place, labels, open, elsewhere) {
     const reasons = element("details", "", "reasons");
     reasons.append(element("summary", `How “${item.title}” came about`), steps({ ...item, shown: place }, labels));
     if (item.explanation.features.length) {
-      reasons.append(element("p", "Features that mattered most; × or ÷: what each does to the item's odds", "facts"), ...features(item.explanation.features));
+      reasons.append(element("p", "What sets it apart; × or ÷: its odds against those of a typical item", "facts"), ...features(item.explanation.features));
     }
     reasons.addEventListener("toggle", () => open(reasons.open ? item.explanation.codes : null));
     made.append(reasons);
