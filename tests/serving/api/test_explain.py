@@ -4,7 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
+from sigma_jax.serving.api.app import create_app
+from sigma_jax.serving.api.context import Tenant
+from sigma_jax.serving.api.keys import Keys
+from sigma_jax.serving.api.service import TenantService
+from sigma_jax.serving.engine import RecommendationEngine
 from sigma_jax.serving.nearline import NearlineSettings, NearlineWorker
 from sigma_jax.serving.stores.base import Event
 
@@ -113,22 +119,32 @@ def test_a_preview_answers_by_another_version(client, ann, exported, engine):
     assert client.post("/v1/preview", json=ASK | {"export": "../x"}).status_code == 400
 
 
-def test_models_are_activated_and_rolled_back(client, keyed, exported, engine):
-    models = client.get("/v1/models").json()["models"]
-    active = [model["name"] for model in models if model["is_active"]]
-    assert active == [exported.name]
-    other = exported.parent / "rolled_out"
-    shutil.copytree(exported, other, dirs_exist_ok=True)
-    try:
-        found = client.post("/v1/models/rolled_out/activate").json()
-        assert found["is_active"] and engine.folder == other
-        assert client.post("/v1/preview", json=ASK | {"export": exported.name}).status_code == 200
-        assert client.post("/v1/models/rollback").json()["name"] == exported.name
-        assert engine.folder == exported
-    finally:
-        shutil.rmtree(other)
-    assert client.post("/v1/models/none/activate").status_code == 404
-    assert client.post("/v1/models/rollback").status_code == 400
+@pytest.fixture
+def two_exports(exported, store, shop, tmp_path):
+    """A client of a service over the first of two exports."""
+    for name in ("one", "other"):
+        shutil.copytree(exported, tmp_path / "exports" / name)
+    first = tmp_path / "exports" / "one"
+    tenant = Tenant.of("shop", first, TenantService(RecommendationEngine(first), shop))
+    with TestClient(create_app({"shop": tenant}, store, Keys({}, "shop"))) as client:
+        yield client
+
+
+def test_models_are_activated_and_rolled_back(two_exports, keyed):
+    def active() -> list[str]:
+        models = two_exports.get("/v1/models").json()["models"]
+        assert [model["name"] for model in models] == ["one", "other"]
+        return [model["name"] for model in models if model["is_active"]]
+
+    assert active() == ["one"]
+    assert two_exports.post("/v1/preview", json=ASK | {"export": "other"}).status_code == 200
+    assert active() == ["one"]
+    assert two_exports.post("/v1/models/other/activate").json()["is_active"]
+    assert active() == ["other"] and two_exports.get("/v1/popular").status_code == 200
+    assert two_exports.post("/v1/models/rollback").json()["name"] == "one"
+    assert active() == ["one"]
+    assert two_exports.post("/v1/models/none/activate").status_code == 404
+    assert two_exports.post("/v1/models/rollback").status_code == 400
     headers = {"Authorization": "Bearer write"}
     assert keyed.post("/v1/models/rollback", headers=headers).status_code == 403
     assert keyed.post("/v1/preview", json=ASK, headers=headers).status_code == 403

@@ -36,24 +36,30 @@ function steps(item, labels) {
   return table;
 }
 
+/** How many times: ×3.1, ÷20, ×10^12. */
+function times(power) {
+  const sign = power >= 0 ? "×" : "÷", size = Math.abs(power);
+  return size < Math.log(1e4) ? `${sign}${Number(Math.exp(size).toPrecision(2))}` : `${sign}10^${Math.round(size / Math.LN10)}`;
+}
+
+/** By how much a feature moved log P, against a typical item. */
+const effect = (one) => one.contribution - one.typical + one.interaction;
+
 /** A feature: its words, and a bar that goes right if it raised the probability. */
 function feature(one, widest) {
-  const made = element("li"), bar = element("span", "", "swing"), filled = element("span");
-  const size = one.contribution - one.typical;
+  const made = element("li"), bar = element("span", "", "swing"), filled = element("span"), size = effect(one);
   filled.style.width = `${50 * Math.min(1, Math.abs(size) / widest)}%`;
   filled.className = size > 0 ? "more" : "less";
   bar.setAttribute("aria-hidden", "true");
   bar.append(filled);
-  const times = one.factor >= 1 ? `×${Number(one.factor.toPrecision(2))}` : `÷${Number((1 / one.factor).toPrecision(2))}`;
-  const name = element("b", one.feature.replaceAll("_", " "));
-  const parts = [`value ${one.value.toFixed(2)} × weight ${one.weight.toFixed(2)} = ${one.contribution.toFixed(2)}, typical ${one.typical.toFixed(2)}`];
-  if (Math.abs(one.interaction) >= 0.005) parts.push(`with others ${one.interaction > 0 ? "+" : ""}${one.interaction.toFixed(2)}`);
-  made.append(name, element("span", ` ${times}`, "times"), bar, element("span", one.words, "words"), element("small", parts.join(", ")));
+  const sum = `value ${one.value.toFixed(2)} × weight ${one.weight.toFixed(2)} = ${one.contribution.toFixed(2)}, typical ${one.typical.toFixed(2)}`;
+  const together = Math.abs(one.interaction) >= 0.005 ? `; with other features ${times(one.interaction)}` : "";
+  made.append(element("b", one.feature.replaceAll("_", " ")), element("span", times(size), "times"), bar, element("span", one.words, "words"), element("small", sum + together));
   return made;
 }
 
 function features(list) {
-  const widest = Math.max(...list.map((one) => Math.abs(one.contribution - one.typical)), 1e-9);
+  const widest = Math.max(...list.map((one) => Math.abs(effect(one))), 1e-9);
   const made = element("ul", "", "features");
   made.append(...list.slice(0, SHOWN).map((one) => feature(one, widest)));
   const rest = list.slice(SHOWN);
@@ -90,7 +96,9 @@ export function card(item, place, labels, open, elsewhere) {
   made.append(element("p", [...facts, ...item.reasons].join(" · "), "facts"));
   if (item.explanation) {
     const reasons = element("details", "", "reasons");
-    reasons.append(element("summary", `How “${item.title}” came about`), steps({ ...item, shown: place }, labels));
+    const summary = element("summary", "How it came about");
+    summary.append(element("span", `: ${item.title}`, "hidden"));
+    reasons.append(summary, steps({ ...item, shown: place }, labels));
     if (item.explanation.features.length) {
       reasons.append(element("p", "What sets it apart; × or ÷: its odds against those of a typical item", "facts"), ...features(item.explanation.features));
     }

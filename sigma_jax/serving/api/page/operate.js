@@ -82,7 +82,7 @@ export async function showVersions() {
     [one.name, one.comment], one, "version", `v1/catalogue/versions/${encodeURIComponent(one.name)}/activate`, $("versions-note"),
   )));
   $("models").replaceChildren(...models.map((one) => line(
-    [one.name, one.model.slice(0, 12), one.items.toLocaleString("en")], one, "model", `v1/models/${encodeURIComponent(one.name)}/activate`, $("models-note"),
+    [one.name, one.model.slice(0, 8), one.items.toLocaleString("en")], one, "model", `v1/models/${encodeURIComponent(one.name)}/activate`, $("models-note"),
   )));
   document.dispatchEvent(new CustomEvent("versions", { detail: { versions, models } }));
 }

@@ -3,7 +3,7 @@
 import { percent } from "./call.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const RADIUS = 170, SIZE = 420;
+const RADIUS = 182, SIZE = 420;
 const NAMED = 5; // beams with a number in the picture
 
 function shape(name, attributes) {
@@ -88,8 +88,13 @@ export function draw(tree, beams) {
     picture.append(dot);
   }
   picture.append(shape("circle", { cx: 0, cy: 0, r: 5, class: "node lit" }));
+  const named = [];
   beams.slice(0, NAMED).forEach((beam, number) => {
-    const [x, y] = at(nodes.get(beam.codes.join("-")), 17);
+    const node = nodes.get(beam.codes.join("-"));
+    let far = 16, [x, y] = at(node, far);
+    // Beams that stand side by side have their numbers one inside the other.
+    while (named.some(([a, b]) => Math.hypot(x - a, y - b) < 13) && far > -60) [x, y] = at(node, (far -= far > 0 ? 32 : 16));
+    named.push([x, y]);
     const text = shape("text", { x, y, "text-anchor": "middle", "dominant-baseline": "central" });
     text.textContent = String(number + 1);
     picture.append(text);
