@@ -19,6 +19,7 @@ RELATED = {
     "ease": "the item-item model predicts it from {} items",
 }
 LEAST = 1e-6  # of a contribution that is listed
+NOTHING = -0.005  # values above it are shown as 0.00
 
 
 def beams_of(explanations: Explanations, row: int) -> list[dict[str, Any]]:
@@ -120,11 +121,17 @@ def in_words(feature: str, value: float) -> str:
             chance = REPEAT_UNITS[feature] * np.expm1(value)
             return f"its rhythm says that the user takes it again: {100 * chance:.0f} per cent"
         case "instruction_score":
+            if value > NOTHING:
+                return "it fits the instruction alone, whoever asks"
             times = np.exp(min(-value, 80.0))
             return f"for the instruction alone it is {times:.3g} times less likely than what fits"
         case "lexical_match":
+            if value > NOTHING:
+                return "no item's text has more words of the instruction"
             return f"its text lacks words of the instruction: {value:.2f}, 0 is the best match"
         case "semantic_group_match":
+            if value > NOTHING:
+                return "its category is the nearest to the instruction"
             return f"its category is further from the instruction than the nearest: {value:.2f}"
         case _:
             nearer = "nearer to" if value > 0 else "further from"

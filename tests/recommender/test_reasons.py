@@ -70,7 +70,12 @@ def test_beams_end_where_there_are_no_more():
         ("repeat_model", np.log1p(0.34 / 0.01), "34 per cent"),
         ("covisitation_today", np.log1p(0.5 / 0.1), "today's items, strength 0.5"),
         ("instruction_score", -np.log(20), "20 times less likely"),
+        ("instruction_score", 0.0, "it fits the instruction alone"),
+        ("lexical_match", -0.4, "lacks words of the instruction: -0.40"),
+        ("lexical_match", 0.0, "no item's text has more words"),
         ("semantic_match", 0.5, "nearer to"),
+        ("semantic_group_match", -1.2, "further from the instruction than the nearest: -1.20"),
+        ("semantic_group_match", 0.0, "the nearest to the instruction"),
     ],
 )
 def test_values_in_words(feature, value, text):

@@ -1,35 +1,18 @@
 """Another model goes live beside requests, and back, and all processes agree on it."""
 
-import json
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from small_export import with_other_weights
 
-from sigma_jax.runtime.files import read_json, to_json
-from sigma_jax.serving.files import file_hashes
 from sigma_jax.serving.nearline import NearlineSettings, NearlineWorker
 from sigma_jax.serving.rollout import open_active
 from sigma_jax.serving.stores.base import Event, open_store
 
 NOW = 1_700_000_000
 ROW = {"user_id": "ann", "history": [], "instruction": "tea", "timestamp": NOW}
-
-
-def with_other_weights(export: Path, model: str) -> None:
-    """Turns an export into that of another training: its features count the other way round."""
-    path = export / "model" / "reranker" / "reranker.json"
-    content = read_json(path)
-    content["of"]["ever"] = [-5.0 for _ in content["of"]["ever"]]
-    path.write_text(json.dumps(content))
-    manifest = export / "model" / "manifest.json"
-    fields = read_json(manifest)
-    manifest.unlink()
-    manifest.write_text(to_json(fields | {"files": file_hashes(export / "model")}))
-    top = read_json(export / "manifest.json")
-    top["fingerprints"]["sft"] = model
-    (export / "manifest.json").write_text(to_json(top))
 
 
 @pytest.fixture(scope="module")

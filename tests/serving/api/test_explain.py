@@ -1,10 +1,12 @@
 """Explained answers, the tree of prefixes, previews and models over HTTP."""
 
 import shutil
+import threading
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from small_export import with_other_weights
 
 from sigma_jax.serving.api.app import create_app
 from sigma_jax.serving.api.context import Tenant
@@ -124,6 +126,7 @@ def two_exports(exported, store, shop, tmp_path):
     """A client of a service over the first of two exports."""
     for name in ("one", "other"):
         shutil.copytree(exported, tmp_path / "exports" / name)
+    with_other_weights(tmp_path / "exports" / "other", "another training")
     first = tmp_path / "exports" / "one"
     tenant = Tenant.of("shop", first, TenantService(RecommendationEngine(first), shop))
     with TestClient(create_app({"shop": tenant}, store, Keys({}, "shop"))) as client:
@@ -148,3 +151,35 @@ def test_models_are_activated_and_rolled_back(two_exports, keyed):
     headers = {"Authorization": "Bearer write"}
     assert keyed.post("/v1/models/rollback", headers=headers).status_code == 403
     assert keyed.post("/v1/preview", json=ASK, headers=headers).status_code == 403
+
+
+def test_no_call_fails_while_models_change(two_exports, ann):
+    """Each answer is that of one of the models, whole; calls go on all the time."""
+
+    def answer() -> tuple[int, str, tuple[str, ...]]:
+        found = two_exports.post("/v1/recommendations", json=ASK | {"explain": False})
+        body = found.json()
+        return found.status_code, body["model"], tuple(i["item_id"] for i in body["items"])
+
+    one = answer()
+    two_exports.post("/v1/models/other/activate")
+    other = answer()
+    assert one[0] == other[0] == 200 and other[1] == "another training" and one[2] != other[2]
+    stop, found = threading.Event(), []
+
+    def call() -> None:
+        while not stop.is_set():
+            found.append(answer())
+
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for path in ("rollback", "other/activate", "rollback"):
+        assert two_exports.post(f"/v1/models/{path}").status_code == 200
+        seen = len(found)
+        while len(found) < seen + 4 and all(thread.is_alive() for thread in threads):
+            stop.wait(0.01)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(found) == {one, other} and found[-1] == one

@@ -182,13 +182,14 @@ def test_the_tree_lights_the_beams_and_the_path_of_an_open_card(address, open_pa
 def test_two_sides(address, open_page):
     """Two instructions, two users, and two versions."""
     page = open_page(address)
-    ask(page, "tea", user="ann", count="5")
+    ask(page, "tea", user="ann", count="5").locator(".reasons summary").first.click()
     page.get_by_role("button", name="Compare two side by side").click()
     right = page.get_by_role("form", name="Right")
     assert right.get_by_label("Instruction").input_value() == "tea"
     ask(page, "soap", 1, user="bob")
     assert page.locator("h3").all_inner_texts() == ["Left", "Right"]
     assert page.get_by_text("other side").count() == 10
+    assert page.locator("details.reasons[open]").count() == 1  # what was open stays open
     right.get_by_label("Answered by").select_option("version 0002")
     ask(page, "tea", 1, user="ann")
     assert "version 0002" in right.locator(".note").inner_text()

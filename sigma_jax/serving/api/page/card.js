@@ -82,6 +82,7 @@ function features(list) {
  */
 export function card(item, place, labels, open, elsewhere) {
   const made = element("li");
+  made.dataset.item = item.item_id;
   made.append(element("b", `${place}. ${item.title}`));
   const facts = [item.item_id];
   if (item.probability !== null) {

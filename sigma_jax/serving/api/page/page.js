@@ -86,6 +86,7 @@ class Column {
       const time = `${Math.round(performance.now() - began)} ms`;
       const tree = await treeOf(this.answer);
       this.draw(tree);
+      this.cards.replaceChildren();
       columns.forEach((column) => column.list());
       const { source, items, version, age_seconds: age } = this.answer;
       const old = source === "index" ? `, ${age.toFixed(0)} s old` : "";
@@ -116,10 +117,15 @@ class Column {
   list() {
     if (!this.answer) return;
     const other = columns.find((column) => column !== this && column.answer);
+    const open = new Set([...this.cards.querySelectorAll("details[open]")].map((one) => one.parentElement.dataset.item));
     const places = other && new Map(other.answer.items.map((item, place) => [item.item_id, place + 1]));
     this.cards.replaceChildren(...this.answer.items.map((item, place) => card(
       item, place + 1, this.labels, (codes) => this.mark(codes), places && (places.get(item.item_id) ?? 0),
     )));
+    for (const one of this.cards.children) {
+      const reasons = one.querySelector("details");
+      if (reasons && open.has(one.dataset.item)) reasons.open = true;
+    }
   }
 
   async showUser() {
