@@ -243,6 +243,8 @@ class RecommendationEngine:
             if self.current.is_of(folder, name):
                 return False
             self.current, self._other = self._loaded(folder, name), self.current
+            if self._other.recommender.contexts is not None:
+                self._other.recommender.contexts.forget()  # their memory is for the active version
             return True
 
     def loaded(self, folder: Path | None = None, name: str = "") -> CatalogueSnapshot:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from small_export import with_other_weights
 
+from sigma_jax.serving.engine import SnapshotSettings
 from sigma_jax.serving.nearline import NearlineSettings, NearlineWorker
 from sigma_jax.serving.rollout import open_active
 from sigma_jax.serving.stores.base import Event, open_store
@@ -73,6 +74,18 @@ def test_requests_go_on_while_models_change(rollout):
     assert not errors
     assert set(found) == {first, second}, "each answer is that of one model, whole"
     assert found[-1] == first
+
+
+def test_a_model_that_was_replaced_keeps_no_contexts(exports, store):
+    rollout = open_active(exports / "one", store, SnapshotSettings(kept_bytes=10**8))
+    history = [{"item_id": "i1", "timestamp": NOW - 9}]
+    rollout.engine.recommend([ROW | {"history": history}])
+    contexts = rollout.engine.current.recommender.contexts
+    assert len(contexts) == 1
+    rollout.activate("other")
+    assert len(contexts) == 0
+    rollout.engine.recommend([ROW | {"history": history}])
+    assert len(rollout.engine.current.recommender.contexts) == 1
 
 
 def test_processes_agree_by_the_store(exports, store, rollout):
