@@ -48,12 +48,12 @@ def test_an_explanation_leads_to_the_probability(client, ann, engine):
             np.exp(steps["beam_score"]) * steps["in_prefix"], rel=1e-4
         )
         of_sum = sum(feature["contribution"] for feature in steps["features"])
-        assert steps["score"] == pytest.approx(of_sum, abs=1e-4)
+        assert steps["score"] == pytest.approx(of_sum, rel=1e-4, abs=1e-4)
         constants.append(np.log(steps["summed"]) - np.log(steps["network"]) - steps["score"])
         if item["details"]["prefix"]:
             beam = answer["beams"][item["details"]["prefix"] - 1]
             assert steps["codes"] == beam["codes"]
-            assert steps["beam_score"] == pytest.approx(beam["score"], abs=1e-4)
+            assert steps["beam_score"] == pytest.approx(beam["score"], rel=1e-4, abs=1e-4)
     np.testing.assert_allclose(constants, constants[0], atol=1e-3)
     assert answer["model"] == engine.current.model
 
