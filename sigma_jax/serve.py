@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import signal
@@ -103,6 +104,12 @@ def exports_of(given: Sequence[str]) -> dict[str, Path]:
         found[name] = Path(folder)
     if not found:
         raise ValueError("--export is missing; write one with `python -m sigma_jax.export`.")
+    for one, other in itertools.permutations(map(Path.absolute, found.values()), 2):
+        if one.parent == other.parent and other.name.startswith(f"{one.name}-"):
+            raise ValueError(
+                f"--export: {other} is a model of {one} too, by its name, and would be shared by "
+                "two tenants; rename it, or put it into another folder."
+            )
     return found
 
 

@@ -104,6 +104,7 @@ def test_events_become_lists_and_a_killed_worker_is_started_again(exported, tmp_
     [
         ([], "--export is missing"),
         (["--export=a=x,a=y"], "--export names the tenant 'a' twice"),
+        (["--export=a=x/shop,b=x/shop-b"], "x/shop-b is a model of "),
         (["--export=x", "--host=0.0.0.0"], "lets other machines call; give --keys=FILE"),
         (["--export=x", "--lists=lists.json"], "lists.json is no object such as"),
         (["--export=x", "extra"], "'extra' is no flag"),

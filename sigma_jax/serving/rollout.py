@@ -1,8 +1,11 @@
 """Rollout of another model: which export of several answers, agreed upon in the store.
 
-The exports that may answer stand beside the first one, in one folder. The store says which of them
-is active, so that all processes agree: each looks every few seconds, loads the active one beside
-its own, answers recent requests by it, and puts it in place. No request waits.
+The exports that may answer stand beside the first one, and their names begin with its name and a
+dash: `shop`, `shop-autumn`. So a tenant reaches no export of another one in the same folder.
+
+The store says which export is active, so that all processes agree. Each looks every few seconds,
+loads the active one beside its own, answers recent requests by it, and puts it in place. No request
+waits.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class Rollout:
     _changing: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
 
     def names(self) -> list[str]:
-        """The names of the exports beside the first one, and its own."""
+        """The names of the exports that may answer, ascending; damaged ones are left out."""
         found = (path.parent.name for path in self._root.glob(f"*/{MANIFEST}"))
         return sorted(name for name in found if self._is_export(name))
 
@@ -54,13 +57,13 @@ class Rollout:
         return read_json(self.folder(name) / MANIFEST)
 
     def folder(self, name: str) -> Path:
-        """The folder of an export. ValueError if there is none of this name."""
-        if "/" in name or not self._is_export(name):
+        """The folder of an export. ValueError if there is none that may answer by this name."""
+        if not self._is_export(name):
             raise ValueError(
-                f"{self._root} has no export {name!r}; copy it there, or use one of "
-                f"{', '.join(self.names())}."
+                f"{self._root} has no export {name!r} for {self._name}; use one of "
+                f"{', '.join(self.names())}, or copy it there as {self._name}-NAME."
             )
-        return self.first if name == self.first.absolute().name else self._root / name
+        return self.first if name == self._name else self._root / name
 
     def active(self) -> str:
         """The name of the active export, as the store says."""
@@ -101,17 +104,25 @@ class Rollout:
     def _put(self, name: str, before: list[str]) -> None:
         self.engine.loaded(self.folder(name))  # what cannot be loaded never becomes active
         content = {"active": name, "before": before}
-        self.store.put_document(MODEL, self.first.absolute().name, content)
+        self.store.put_document(MODEL, self._name, content)
         self.follow()
 
     def _state(self) -> dict[str, Any]:
-        name = self.first.absolute().name
-        return self.store.document(MODEL, name) or {"active": name, "before": []}
+        return self.store.document(MODEL, self._name) or {"active": self._name, "before": []}
 
     @property
     def _root(self) -> Path:
         return self.first.absolute().parent
 
+    @property
+    def _name(self) -> str:
+        return self.first.absolute().name
+
     def _is_export(self, name: str) -> bool:
-        folder = self._root / name
-        return (folder / MANIFEST).exists() and (folder / "catalogue").is_dir()
+        """Whether an export of this name may answer, and its manifest can be read."""
+        if "/" in name or (name != self._name and not name.startswith(f"{self._name}-")):
+            return False
+        try:
+            return "fingerprints" in read_json(self._root / name / MANIFEST)
+        except (OSError, ValueError):
+            return False

@@ -18,11 +18,11 @@ ROW = {"user_id": "ann", "history": [], "instruction": "tea", "timestamp": NOW}
 
 @pytest.fixture(scope="module")
 def exports(exported, tmp_path_factory):
-    """A folder with the exports `one` and `other`."""
+    """A folder with the exports `one` and `one-new`."""
     folder = tmp_path_factory.mktemp("exports")
-    for name in ("one", "other"):
+    for name in ("one", "one-new", "onebis"):  # the last one is of another tenant
         shutil.copytree(exported, folder / name)
-    with_other_weights(folder / "other", "another training")
+    with_other_weights(folder / "one-new", "another training")
     return folder
 
 
@@ -46,7 +46,7 @@ def answer(rollout) -> tuple[str, tuple[str, ...]]:
 
 def test_requests_go_on_while_models_change(rollout):
     first = answer(rollout)
-    rollout.activate("other")
+    rollout.activate("one-new")
     second = answer(rollout)
     rollout.rollback()
     assert first != second and second[0] == "another training" and first[1] != second[1]
@@ -63,7 +63,7 @@ def test_requests_go_on_while_models_change(rollout):
     for thread in threads:
         thread.start()
     rollout.engine._other = None  # so that the first change loads the export
-    for change in (lambda: rollout.activate("other"), rollout.rollback) * 3:
+    for change in (lambda: rollout.activate("one-new"), rollout.rollback) * 3:
         change()
         seen = len(found)
         while len(found) < seen + 6 and not errors:
@@ -82,7 +82,7 @@ def test_a_model_that_was_replaced_keeps_no_contexts(exports, store):
     rollout.engine.recommend([ROW | {"history": history}])
     contexts = rollout.engine.current.recommender.contexts
     assert len(contexts) == 1
-    rollout.activate("other")
+    rollout.activate("one-new")
     assert len(contexts) == 0
     rollout.engine.recommend([ROW | {"history": history}])
     assert len(rollout.engine.current.recommender.contexts) == 1
@@ -92,8 +92,8 @@ def test_processes_agree_by_the_store(exports, store, rollout):
     """Another process is an engine of its own on the same store."""
     other = open_active(exports / "one", store)
     assert not other.follow() and other.active() == "one"
-    rollout.activate("other")
-    assert other.active() == "other" and other.follow() and not other.follow()
+    rollout.activate("one-new")
+    assert other.active() == "one-new" and other.follow() and not other.follow()
     assert other.engine.current.model == "another training"
     assert open_active(exports / "one", store).engine.current.model == "another training"
     assert other.rollback() == "one" and rollout.follow()
@@ -101,16 +101,16 @@ def test_processes_agree_by_the_store(exports, store, rollout):
 
 
 def test_what_cannot_be_loaded_never_becomes_active(exports, store, rollout):
-    assert rollout.names() == ["one", "other"]
-    for name in ("none", "../exports", ""):
+    assert rollout.names() == ["one", "one-new"]
+    for name in ("none", "../exports", "", "onebis", "one/../one-new"):
         with pytest.raises(ValueError, match="has no export"):
             rollout.activate(name)
     with pytest.raises(ValueError, match="no model was active before one"):
         rollout.rollback()
-    damaged = Path(shutil.copytree(exports / "other", exports / "damaged"))
+    damaged = Path(shutil.copytree(exports / "one-new", exports / "one-damaged"))
     (damaged / "model" / "reranker" / "reranker.json").write_text("{}")
     with pytest.raises(ValueError, match="is damaged"):
-        rollout.activate("damaged")
+        rollout.activate("one-damaged")
     shutil.rmtree(damaged)
     assert rollout.active() == "one" and answer(rollout)[0] != "another training"
 
@@ -131,7 +131,7 @@ def test_a_worker_computes_the_lists_of_another_model_anew(exports, store, rollo
         pass
     before = store.list_of(users[0], "home")
     assert models() == [rollout.engine.current.model] * 5
-    rollout.activate("other")
+    rollout.activate("one-new")
     first.report(), second.report()
     assert first.follow() is False and second.follow()  # the first was there at once
     while first.renew() + second.renew():
@@ -152,7 +152,7 @@ def test_a_batch_of_a_model_that_was_replaced_meanwhile_is_not_stored(exports, s
     def slow(newest):
         found = lists_of(newest)
         if elsewhere.active() == "one":
-            elsewhere.activate("other")
+            elsewhere.activate("one-new")
         return found
 
     worker._lists_of = slow

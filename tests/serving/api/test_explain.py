@@ -124,9 +124,9 @@ def test_a_preview_answers_by_another_version(client, ann, exported, engine):
 @pytest.fixture
 def two_exports(exported, store, shop, tmp_path):
     """A client of a service over the first of two exports."""
-    for name in ("one", "other"):
+    for name in ("one", "one-new"):
         shutil.copytree(exported, tmp_path / "exports" / name)
-    with_other_weights(tmp_path / "exports" / "other", "another training")
+    with_other_weights(tmp_path / "exports" / "one-new", "another training")
     first = tmp_path / "exports" / "one"
     tenant = Tenant.of("shop", first, TenantService(RecommendationEngine(first), shop))
     with TestClient(create_app({"shop": tenant}, store, Keys({}, "shop"))) as client:
@@ -136,14 +136,14 @@ def two_exports(exported, store, shop, tmp_path):
 def test_models_are_activated_and_rolled_back(two_exports, keyed):
     def active() -> list[str]:
         models = two_exports.get("/v1/models").json()["models"]
-        assert [model["name"] for model in models] == ["one", "other"]
+        assert [model["name"] for model in models] == ["one", "one-new"]
         return [model["name"] for model in models if model["is_active"]]
 
     assert active() == ["one"]
-    assert two_exports.post("/v1/preview", json=ASK | {"export": "other"}).status_code == 200
+    assert two_exports.post("/v1/preview", json=ASK | {"export": "one-new"}).status_code == 200
     assert active() == ["one"]
-    assert two_exports.post("/v1/models/other/activate").json()["is_active"]
-    assert active() == ["other"] and two_exports.get("/v1/popular").status_code == 200
+    assert two_exports.post("/v1/models/one-new/activate").json()["is_active"]
+    assert active() == ["one-new"] and two_exports.get("/v1/popular").status_code == 200
     assert two_exports.post("/v1/models/rollback").json()["name"] == "one"
     assert active() == ["one"]
     assert two_exports.post("/v1/models/none/activate").status_code == 404
@@ -162,7 +162,7 @@ def test_no_call_fails_while_models_change(two_exports, ann):
         return found.status_code, body["model"], tuple(i["item_id"] for i in body["items"])
 
     one = answer()
-    two_exports.post("/v1/models/other/activate")
+    two_exports.post("/v1/models/one-new/activate")
     other = answer()
     assert one[0] == other[0] == 200 and other[1] == "another training" and one[2] != other[2]
     stop, found = threading.Event(), []
@@ -174,7 +174,7 @@ def test_no_call_fails_while_models_change(two_exports, ann):
     threads = [threading.Thread(target=call) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for path in ("rollback", "other/activate", "rollback"):
+    for path in ("rollback", "one-new/activate", "rollback"):
         assert two_exports.post(f"/v1/models/{path}").status_code == 200
         seen = len(found)
         while len(found) < seen + 4 and all(thread.is_alive() for thread in threads):
