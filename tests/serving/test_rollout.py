@@ -78,7 +78,8 @@ def test_requests_go_on_while_models_change(rollout):
 
 def test_a_model_that_was_replaced_keeps_no_contexts(exports, store):
     rollout = open_active(exports / "one", store, SnapshotSettings(kept_bytes=10**8))
-    history = [{"item_id": "i1", "timestamp": NOW - 9}]
+    item = rollout.engine.current.version.catalogue.table["item_id"][0].as_py()
+    history = [{"item_id": item, "timestamp": NOW - 9}]
     rollout.engine.recommend([ROW | {"history": history}])
     contexts = rollout.engine.current.recommender.contexts
     assert len(contexts) == 1
