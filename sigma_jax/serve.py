@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import signal
@@ -35,7 +36,6 @@ from typing import Any
 from absl import flags, logging
 
 from sigma_jax.runtime import cli
-from sigma_jax.runtime.files import read_json
 
 FLAGS = flags.FLAGS
 ROLES = ("all", "api", "worker")
@@ -70,6 +70,7 @@ def define_flags() -> None:
     flags.DEFINE_float("lease", 60.0, "Seconds after which another worker takes a user.", 0.1)
     flags.DEFINE_integer("users_at_once", 64, "So many waiting users begin a batch at once.", 1)
     flags.DEFINE_integer("list_items", 100, "Items of a list.", 1)
+    flags.DEFINE_bool("explain_lists", False, "Lists hold how each item came about.")
     flags.DEFINE_float("kept_gb", 1.0, "Memory for keys and values of users' histories.", 0.0)
     flags.DEFINE_string("spill", None, "A folder for those that memory has no room for.")
     flags.DEFINE_integer("window_step", 16, "Rows by which a long history's window moves.", 1)
@@ -125,6 +126,12 @@ def exports_of(given: Sequence[str]) -> dict[str, Path]:
         found[name] = Path(folder)
     if not found:
         raise ValueError("--export is missing; write one with `python -m sigma_jax.export`.")
+    for one, other in itertools.permutations(map(Path.absolute, found.values()), 2):
+        if one.parent == other.parent and other.name.startswith(f"{one.name}-"):
+            raise ValueError(
+                f"--export: {other} is a model of {one} too, by its name, and would be shared by "
+                "two tenants; rename it, or put it into another folder."
+            )
     return found
 
 
@@ -166,6 +173,7 @@ def nearline_settings() -> Any:
     fields: dict[str, Any] = {"lists": read_lists(Path(FLAGS.lists))} if FLAGS.lists else {}
     return NearlineSettings(
         count=FLAGS.list_items,
+        explains=FLAGS.explain_lists,
         users_at_once=FLAGS.users_at_once,
         period=DEMO_PERIOD if FLAGS.demo and not FLAGS["period"].present else FLAGS.period,
         lease=FLAGS.lease,
@@ -197,8 +205,10 @@ def read_lists(path: Path) -> dict[str, str]:
 
 def run_workers(exports: dict[str, Path], arms: dict[str, dict[str, Path]], settings: Any) -> None:
     """Computes lists until the process is told to stop; a thread for each tenant."""
+    from sigma_jax.serving.engine import RecommendationEngine
     from sigma_jax.serving.nearline import NearlineWorker
     from sigma_jax.serving.replay import wait_for_clock
+    from sigma_jax.serving.rollout import open_active
     from sigma_jax.serving.stores.base import open_store
 
     store, stop = open_store(store_url()), threading.Event()
@@ -208,13 +218,15 @@ def run_workers(exports: dict[str, Path], arms: dict[str, dict[str, Path]], sett
         threading.Thread(target=end_with, args=(parent, stop), daemon=True).start()
     threads = []
     for tenant, folder in exports.items():
-        served = served_export(folder)
-        others = {name: served_export(other) for name, other in arms[tenant].items()}
-        of_tenant = store.tenant(tenant)
-        clock = wait_for_clock(of_tenant, stop) if FLAGS.demo else time.time
+        rollout = open_active(folder, store.tenant(tenant), snapshot_settings())
+        others = {
+            name: RecommendationEngine(other, snapshot_settings())
+            for name, other in arms[tenant].items()
+        }
+        clock = wait_for_clock(rollout.store, stop) if FLAGS.demo else time.time
         name = f"{socket.gethostname()}-{os.getpid()}"
         worker = NearlineWorker(
-            served.engine, of_tenant, served.model, name, settings, clock, others
+            rollout.engine, rollout.store, name, settings, clock, others, rollout
         )
         threads.append(threading.Thread(target=worker.run, args=(stop,), name=tenant))
     for thread in threads:
@@ -223,16 +235,6 @@ def run_workers(exports: dict[str, Path], arms: dict[str, dict[str, Path]], sett
     for thread in threads:
         thread.join()
     store.close()
-
-
-def served_export(folder: Path) -> Any:
-    """The export in a folder, for a worker."""
-    from sigma_jax.serving.bundle import MANIFEST
-    from sigma_jax.serving.engine import RecommendationEngine
-    from sigma_jax.serving.experiments.arms import ServedExport
-
-    engine = RecommendationEngine(folder, snapshot_settings())
-    return ServedExport(engine, read_json(folder / MANIFEST)["fingerprints"]["sft"])
 
 
 def end_with(parent: int, stop: threading.Event) -> None:
@@ -297,14 +299,16 @@ def run_api(exports: dict[str, Path], arms: dict[str, dict[str, Path]]) -> None:
     )
     if replay:
         threading.Thread(target=replay.run, args=(stop,), daemon=True).start()
-    uvicorn.run(
-        app,
-        host=FLAGS.host,
-        port=FLAGS.port,
-        http=TimedProtocol,
-        log_level="warning",
-        access_log=False,
-    )
+    services = [one for tenant in tenants.values() for one in tenant.arms.services]
+    with warmed_beside(services):
+        uvicorn.run(
+            app,
+            host=FLAGS.host,
+            port=FLAGS.port,
+            http=TimedProtocol,
+            log_level="warning",
+            access_log=False,
+        )
     stop.set()
     store.close()
 
@@ -316,13 +320,17 @@ def open_tenant(
     from sigma_jax.serving.api.context import Tenant
     from sigma_jax.serving.api.service import TenantService
     from sigma_jax.serving.engine import RecommendationEngine
+    from sigma_jax.serving.rollout import open_active
 
-    def service(of_folder: Path) -> TenantService:
-        engine = RecommendationEngine(of_folder, snapshot_settings())
-        return TenantService(engine, store.tenant(name), clock)
-
-    others = {arm: service(other) for arm, other in arms.items()}
-    tenant = Tenant.of(name, folder, service(folder), others)
+    rollout = open_active(folder, store.tenant(name), snapshot_settings())
+    service = TenantService(rollout.engine, rollout.store, clock)
+    others = {
+        arm: TenantService(
+            RecommendationEngine(other, snapshot_settings()), store.tenant(name), clock
+        )
+        for arm, other in arms.items()
+    }
+    tenant = Tenant.of(name, folder, service, others)
     tenant.arms.warm()
     return tenant
 
@@ -339,6 +347,26 @@ def open_replay(store: Any) -> Any:
             store_url(),
         )
     return replay
+
+
+@contextlib.contextmanager
+def warmed_beside(services: Sequence[Any]) -> Iterator[None]:
+    """Loads the programs of all lengths of requests in a thread, while calls are answered."""
+    stop, began = threading.Event(), time.monotonic()
+
+    def warm() -> None:
+        for service in services:
+            service.warm_rest(stop)
+        if not stop.is_set():
+            logging.info("api: all programs are loaded after %.0f s more", time.monotonic() - began)
+
+    thread = threading.Thread(target=warm, daemon=True, name="warm")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 if __name__ == "__main__":

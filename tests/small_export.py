@@ -1,9 +1,11 @@
-"""Rows of the files that an export reads."""
+"""Rows of the files that an export reads, and an export of another training."""
 
 import json
 from pathlib import Path
 
+from sigma_jax.runtime.files import read_json, to_json
 from sigma_jax.schema import DAY, PreparedData
+from sigma_jax.serving.files import file_hashes
 
 
 def new_items(count: int = 3) -> list[dict]:
@@ -54,3 +56,18 @@ def only(batches):
     """The only element of `batches`."""
     [batch] = batches
     return batch
+
+
+def with_other_weights(export: Path, model: str) -> None:
+    """Turns an export into that of another training: its features count the other way round."""
+    path = export / "model" / "reranker" / "reranker.json"
+    content = read_json(path)
+    content["of"]["ever"] = [-5.0 for _ in content["of"]["ever"]]
+    path.write_text(json.dumps(content))
+    manifest = export / "model" / "manifest.json"
+    fields = read_json(manifest)
+    manifest.unlink()
+    manifest.write_text(to_json(fields | {"files": file_hashes(export / "model")}))
+    top = read_json(export / "manifest.json")
+    top["fingerprints"]["sft"] = model
+    (export / "manifest.json").write_text(to_json(top))

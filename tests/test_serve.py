@@ -133,6 +133,7 @@ def test_a_demo_changes_lists_in_the_time_of_the_log(exported, trained, tmp_path
     [
         ([], "--export is missing"),
         (["--export=a=x,a=y"], "--export names the tenant 'a' twice"),
+        (["--export=a=x/shop,b=x/shop-b"], "x/shop-b is a model of "),
         (["--export=x", "--host=0.0.0.0"], "lets other machines call; give --keys=FILE"),
         (["--export=x", "--lists=lists.json"], "lists.json is no object such as"),
         (["--export=x", "extra"], "'extra' is no flag"),

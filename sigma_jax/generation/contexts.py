@@ -78,6 +78,12 @@ class ContextCache:
         """The number of contexts in memory."""
         return len(self._kept)
 
+    def forget(self) -> None:
+        """Drops all contexts from memory."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
     def beams(
         self,
         generator: Generator,

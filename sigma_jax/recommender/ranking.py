@@ -24,6 +24,7 @@ from sigma_jax.generation.generator import Generator, inverse_temperature_of, ta
 from sigma_jax.index.candidates import Candidates
 from sigma_jax.index.device_index import DeviceIndex
 from sigma_jax.index.trie import ActiveItems
+from sigma_jax.recommender.explanations import Explanations, explain
 from sigma_jax.reranking.extra_candidates import ExtraCandidates
 from sigma_jax.reranking.features import RankingInputs, add_scores, calibrated
 from sigma_jax.reranking.history.relations import PADDING
@@ -54,9 +55,10 @@ class Recommendations:
     # Probability that the instruction is of each task, 0 for a novel one; one column of 1 without a
     # task head.
     tasks: Float[Array, "B tasks"]
+    explanations: Explanations | None = None  # where they are asked for
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def rank(
     index: DeviceIndex,
     beams: Beams,
@@ -64,12 +66,14 @@ def rank(
     inputs: RankingInputs,
     config: GenerationConfig,
     count: int,
+    explains: bool = False,
 ) -> Recommendations:
     """The best `count` candidates of each request by Eq. 10-11, and by `inputs` if it has features.
 
     Args:
       index: holds the vectors of the items.
       inputs: of the requests of this batch.
+      explains: whether to return the steps to each probability.
     """
     inverse_temperature = inverse_temperature_of(beams, config)
     deviation = fusion.beam_deviation(beams.scores, beams.is_valid, 0.0)
@@ -85,46 +89,60 @@ def rank(
     )
     shares = inputs.shares(beams.tasks)
     if inputs.features is not None:
-        products = None
-        if inputs.instruction is not None and inputs.instruction.answer is not None:
-            queries = inputs.instruction.answer.queries
-            if candidates.is_catalogue:
-                products = index.all_products(queries)
-            else:
-                products = index.products(queries, candidates.items)
+        products = _products(index, candidates, inputs)
         scores = inputs.scores(candidates.items, products, shares)
         log_probs = add_scores(log_probs, jnp.where(candidates.items >= 0, scores, 0.0))
     merge = fusion.best_of_sorted if candidates.is_catalogue else fusion.merge
-    if inputs.interactions is None:
-        items, best, place = merge(candidates.items, log_probs, count)
-    else:
-        items, best, place = merge(candidates.items, log_probs, max(count, DEPTH))
-        of_network = jnp.take_along_axis(network, jnp.maximum(place, 0), axis=1)
-        best = inputs.with_interactions(items, best, of_network, shares)
-        order = jnp.argsort(-best, axis=1)[:, :count]
-        items, best, place = (
-            jnp.take_along_axis(part, order, axis=1) for part in (items, best, place)
+    length = count if inputs.interactions is None else max(count, DEPTH)
+    items, summed, place = merge(candidates.items, log_probs, length)
+    of_all, network = network, jnp.take_along_axis(network, jnp.maximum(place, 0), axis=1)
+    ranked = summed
+    if inputs.interactions is not None:
+        ranked = inputs.with_interactions(items, summed, network, shares)
+        order = jnp.argsort(-ranked, axis=1)[:, :count]
+        items, place, network, summed, ranked = (
+            jnp.take_along_axis(part, order, axis=1)
+            for part in (items, place, network, summed, ranked)
         )
-    if inputs.calibration is not None:
-        best = calibrated(best, shares @ inputs.calibration)
     is_found = items >= 0
     place = jnp.maximum(place, 0)
     beam = jnp.take_along_axis(candidates.beams, place, axis=1)
     lengths = jnp.maximum(jnp.linalg.norm(beams.queries, axis=-1), 1e-9)
+    sigma = inverse_temperature * config.temperature
 
     def at(values: Array, columns: Array) -> Array:
         return jnp.where(is_found, jnp.take_along_axis(values, columns, axis=1), -jnp.inf)
 
+    explanations = None
+    if explains:
+        known, steps = (candidates.items, of_all), (network, summed, ranked)
+        explanations = explain(index, beams, known, sigma, inputs, shares, items, beam, steps)
+    log_probs = ranked
+    if inputs.calibration is not None:
+        log_probs = calibrated(ranked, shares @ inputs.calibration)
     return Recommendations(
         items=items,
-        log_probs=best,
+        log_probs=log_probs,
         beam_scores=at(beams.scores, beam),
         beams=jnp.where(is_found & (beam < num_beams), beam, -1),
         cosines=at(candidates.cosines, place) / jnp.take_along_axis(lengths, beam, axis=1),
-        sigma=inverse_temperature * config.temperature,
+        sigma=sigma,
         deviation=deviation,
         tasks=shares[:, : beams.tasks.shape[1]],
+        explanations=explanations,
     )
+
+
+def _products(
+    index: DeviceIndex, candidates: Candidates, inputs: RankingInputs
+) -> Float[Array, "B N"] | None:
+    """Products of the instruction's query and the candidates' vectors; None without a query."""
+    if inputs.instruction is None or inputs.instruction.answer is None:
+        return None
+    queries = inputs.instruction.answer.queries
+    if candidates.is_catalogue:
+        return index.all_products(queries)
+    return index.products(queries, candidates.items)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +152,7 @@ class Variant:
     count: int  # items of a list
     config: GenerationConfig  # the beams and the batch size of the generator stay
     inputs: RankingInputs = RankingInputs()  # of N requests, NumPy arrays
+    explains: bool = False  # whether the steps to each probability are returned
 
 
 class Ranker:
@@ -204,7 +223,9 @@ class Ranker:
             active,
         )
         index = self.generator.index
-        return rank(index, beams, candidates, inputs, variant.config, variant.count)
+        return rank(
+            index, beams, candidates, inputs, variant.config, variant.count, variant.explains
+        )
 
     def _complete(self, variants: Sequence[Variant]) -> list[Variant]:
         """`variants` with the extra candidates of their features, and the items' words.

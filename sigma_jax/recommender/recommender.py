@@ -48,6 +48,7 @@ class RecommendOptions:
     # Settings for these requests; beams and batch size stay those of the recommender. None: the
     # recommender's settings, with enough items of each prefix for a list of `count`.
     generation: GenerationConfig | None = None
+    explains: bool = False  # return the steps to each probability (explanations.py)
 
 
 class Recommender:
@@ -233,7 +234,7 @@ class Recommender:
         if options.exclude_seen:
             seen = seen_items(batch.histories, batch.requests)
             inputs = dataclasses.replace(inputs, seen=seen)
-        return Variant(options.count, config, inputs)
+        return Variant(options.count, config, inputs, options.explains)
 
     def _shared_inputs(
         self, batch: RequestBatch, variants: Sequence[RecommendOptions]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sigma_jax.recommender.ranking import Recommendations
+from sigma_jax.recommender.reasons import beams_of, steps_of
 from sigma_jax.schema import Catalogue, RequestBatch
 
 OUTPUTS = (".jsonl", ".parquet")
@@ -37,7 +38,10 @@ SCHEMA = pa.schema(
 def rows_of(
     batch: RequestBatch, recommended: Recommendations, catalogue: Catalogue, version: str
 ) -> list[dict[str, Any]]:
-    """A row of SCHEMA for each request; `version` is the name of the catalogue version."""
+    """A row of SCHEMA for each request; `version` is the name of the catalogue version.
+
+    Explained recommendations have the fields of reasons.py besides.
+    """
     rows = []
     for number, user in enumerate(batch.users.table["user_id"].to_pylist()):
         items = recommended.items[number]
@@ -51,15 +55,30 @@ def rows_of(
         )
         names = ITEM.names
         chosen = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=False)]
-        rows.append(
-            {
-                "user_id": user,
-                "instruction": batch.requests.instruction[number],
-                "version": version,
-                "items": chosen,
-            }
-        )
+        row = {
+            "user_id": user,
+            "instruction": batch.requests.instruction[number],
+            "version": version,
+            "items": chosen,
+        }
+        if recommended.explanations is not None:
+            _explain(row, recommended, number)
+        rows.append(row)
     return rows
+
+
+def _explain(row: dict[str, Any], recommended: Recommendations, number: int) -> None:
+    """Adds `beams` to a row and `explanation` to each of its items (reasons.py)."""
+    explanations = recommended.explanations
+    row["beams"] = beams_of(explanations, number)
+    for place, item in enumerate(row["items"]):
+        item["explanation"] = steps_of(
+            explanations.of_items,
+            number,
+            place,
+            float(recommended.beam_scores[number, place]),
+            float(recommended.log_probs[number, place]),
+        )
 
 
 def text_table(recommended: Recommendations, row: int, catalogue: Catalogue) -> str:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
+from jaxtyping import Int
 
+from sigma_jax.recommender.explanations import Explanations
 from sigma_jax.recommender.ranking import Recommendations
 from sigma_jax.recommender.wishes import Wish, WishReader
 from sigma_jax.schema import RequestBatch
@@ -42,12 +45,7 @@ def recommend_wishes(
     of_special = [wishes[texts[row]] for row in special.tolist()]
     found.append(_of_wishes(batch.take(special), of_special, reader, recommend, count, num_items))
     place = np.argsort(order)
-    return Recommendations(
-        **{
-            field.name: np.concatenate([getattr(part, field.name) for part in found])[place]
-            for field in dataclasses.fields(Recommendations)
-        }
-    )
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[place], *found)
 
 
 def _of_wishes(
@@ -80,17 +78,41 @@ def _of_wishes(
         picked = in_turns([(row, answer.items[row], wanted[row]) for row in lists], count)
         for place, (row, column) in enumerate(picked):
             rows[number, place], columns[number, place] = row, column
+    return _picked(answer, first, rows, columns)
+
+
+def _picked(
+    answer: Recommendations,
+    first: Int[np.ndarray, " N"],
+    rows: Int[np.ndarray, "N k"],
+    columns: Int[np.ndarray, "N k"],
+) -> Recommendations:
+    """The items at some places of lists; what a request has once is that of its first thing.
+
+    Args:
+      first: the list of each request's first thing.
+      rows: the list of each item.
+      columns: the place in this list; -1 for no item.
+    """
     fields = {}
     for field in dataclasses.fields(Recommendations):
         values = getattr(answer, field.name)
+        if field.name == "explanations":
+            continue
         if field.name not in OF_ITEMS:
             fields[field.name] = values[first]
             continue
         nothing = NOTHING.get(field.name, -np.inf)
-        fields[field.name] = np.where(columns >= 0, values[rows, columns], nothing).astype(
-            values.dtype
+        found = np.where(columns >= 0, values[rows, columns], nothing)
+        fields[field.name] = found.astype(values.dtype)
+    explanations = answer.explanations
+    if explanations is not None:
+        explanations = Explanations(
+            jax.tree.map(lambda values: values[rows, columns], explanations.of_items),
+            explanations.codes[first],
+            explanations.scores[first],
         )
-    return Recommendations(**fields)
+    return Recommendations(**fields, explanations=explanations)
 
 
 def in_turns(

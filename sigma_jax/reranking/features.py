@@ -115,9 +115,9 @@ class RankingInputs:
             shared = self.trending.at[rows, jnp.maximum(items, 0)].get(mode="clip")
             total += jnp.einsum("BNG,BG->BN", shared.astype(jnp.float32), of_trending)
         if self.instruction is not None:
-            scorer = InstructionScorer.make(self.instruction, self.lexical, self.semantic)
             of_instruction = weights[..., -len(INSTRUCTION_FEATURES) :]
-            total += jnp.einsum("BNH,BH->BN", scorer.scores(items, products), of_instruction)
+            values = self.instruction_values(items, products)
+            total += jnp.einsum("BNH,BH->BN", values, of_instruction)
         return total
 
     def with_interactions(
@@ -135,19 +135,36 @@ class RankingInputs:
           of_network: of these items by the network alone.
           shares: from `shares`.
         """
-        places, is_listed = find_sorted(items, self.features.items)
-        of_history = jnp.take_along_axis(self.features.values, places[..., None], axis=1)
-        parts = [of_network[..., None], jnp.where(is_listed[..., None], of_history, 0.0)]
-        if self.trending is not None:
-            rows = jnp.broadcast_to(self.features.row[:, None], items.shape)
-            parts.append(self.trending.at[rows, jnp.maximum(items, 0)].get(mode="clip"))
-        inputs = jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=-1)
+        inputs = jnp.concatenate([of_network[..., None], self.user_values(items)], axis=-1)
         added = self.interactions.added(inputs, shares)
         scored = jnp.where(jnp.isfinite(log_probs), log_probs + added, -jnp.inf)
         before, after = (
             jax.nn.logsumexp(part, axis=-1, keepdims=True) for part in (log_probs, scored)
         )
         return jnp.where(jnp.isfinite(scored), scored + before - after, -jnp.inf)
+
+    def user_values(self, items: Int32[Array, "B n"]) -> Float32[Array, "B n F+G"]:
+        """The history and trending features of some items; any value for item -1."""
+        places, is_listed = find_sorted(items, self.features.items)
+        of_history = jnp.take_along_axis(self.features.values, places[..., None], axis=1)
+        parts = [jnp.where(is_listed[..., None], of_history, 0.0)]
+        if self.trending is not None:
+            rows = jnp.broadcast_to(self.features.row[:, None], items.shape)
+            parts.append(self.trending.at[rows, jnp.maximum(items, 0)].get(mode="clip"))
+        return jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=-1)
+
+    def instruction_values(
+        self, items: Int32[Array, "B n"], products: Float[Array, "B n"] | None
+    ) -> Float32[Array, "B n H"]:
+        """INSTRUCTION_FEATURES of some items; 0 without an instruction.
+
+        Args:
+          products: as in `scores`.
+        """
+        if self.instruction is None:
+            return jnp.zeros((*items.shape, len(INSTRUCTION_FEATURES)), jnp.float32)
+        scorer = InstructionScorer.make(self.instruction, self.lexical, self.semantic)
+        return scorer.scores(items, products)
 
 
 def add_scores(

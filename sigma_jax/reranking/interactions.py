@@ -64,6 +64,20 @@ class Interactions:
         standard = jnp.clip((inputs - self.mean) / self.scale, -LIMIT, LIMIT)
         return _network(self, standard, shares) * (shares @ self.strength)[:, None]
 
+    def parts(
+        self, inputs: Float[Array, "N n X"], shares: Float32[Array, "N rows"]
+    ) -> Float32[Array, "N n X"]:
+        """By how much each input changes the addition to its item, against 0 in its place.
+
+        The parts do not sum to the addition, since inputs act together.
+        """
+        whole = self.added(inputs, shares)
+
+        def part(column: Array) -> Array:
+            return whole - self.added(inputs.at[..., column].set(0.0), shares)
+
+        return jnp.moveaxis(jax.lax.map(part, jnp.arange(inputs.shape[-1])), 0, -1)
+
     def save(self, folder: Path) -> None:
         """Writes interactions.npz."""
         np.savez(folder / "interactions.npz", **dataclasses.asdict(self))  # type: ignore[arg-type]

@@ -68,6 +68,8 @@ class SemanticArrays:
         """
         group = np.asarray(group, np.int32) + 1
         width = vectors.shape[1]
+        # On the host: on a device each group's number of items would be a program of its own.
+        rows_of_items = np.asarray(vectors)
         said, spoken_of = knowledge or (np.zeros((0, width), np.float32), np.zeros(0, np.int32))
         num_groups = int(max(group.max(), spoken_of.max(initial=-1) + 1)) + 1
         said_of = Links.from_edges(spoken_of + 1, np.arange(len(said)), num_groups)
@@ -76,7 +78,7 @@ class SemanticArrays:
         texts, group_of_text = [], []
         for items in np.split(order, starts[1:]):
             step = -(-len(items) // ITEMS_READ)
-            of_group = unit_rows(np.asarray(vectors[items[::step]], np.float32))
+            of_group = unit_rows(np.asarray(rows_of_items[items[::step]], np.float32))
             of_group = of_group[distant_rows(of_group, TEXTS_OF_GROUP)]
             rows = said_of.of(group[items[0]])[:TEXTS_OF_KNOWLEDGE]
             texts.append(np.concatenate([of_group, said[rows]]))

@@ -95,6 +95,8 @@ def use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(base / "sigma_jax" / "xla"))
+    # JAX leaves out what compiles within a second. A start runs a hundred such programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def find_field(config: ConfigDict, name: str) -> Any:

@@ -1,13 +1,14 @@
 """A recommendation engine: answers requests by an export and reloads it while requests run.
 
 A `CatalogueSnapshot` is one version of an export, ready to answer. A `RecommendationEngine` holds
-the active version and replaces it while requests run. One version answers a request from its first
-step to its last.
+the active version and replaces it while requests run, by another version or by another export. One
+version answers a request from its first step to its last.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -25,10 +26,14 @@ from sigma_jax.recommender.ranking import Recommendations
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
 from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION, ItemIndex, RequestParser
 from sigma_jax.recommender.results import rows_of
+from sigma_jax.runtime.files import read_json
 from sigma_jax.schema import RequestBatch
-from sigma_jax.serving.bundle import Bundle, read_state
+from sigma_jax.serving.bundle import MANIFEST, Bundle, read_state
 from sigma_jax.serving.catalogue_version import Version
 from sigma_jax.shapes import power_of_two
+
+MOST_RECENT = 64  # requests that warm a version, of different kinds
+HISTORY_STEP = 8  # events: histories of about one length need one program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +52,7 @@ class SnapshotSettings:
     window_step: int = 1  # of prompts; more than 1 lets a growing history keep its beginning
 
     def contexts(self, name: str) -> ContextCache | None:
-        """Kept contexts for the version `name` of a catalogue; None without memory for them."""
+        """Kept contexts for one version of one model, by name; None without memory for them."""
         if not self.kept_bytes:
             return None
         return ContextCache(self.kept_bytes, None if self.spill is None else self.spill / name)
@@ -80,6 +85,8 @@ class CatalogueSnapshot:
     version: Version
     recommender: Recommender
     parser: RequestParser
+    folder: Path  # of the export
+    model: str  # fingerprint of the training
 
     @classmethod
     def load(
@@ -91,6 +98,7 @@ class CatalogueSnapshot:
         retrieval = given.retrieval if given is not None else settings.retrieval
         version = bundle.version(name, with_index=retrieval != "exact")
         parts = bundle.parts(version)
+        model = str(read_json(bundle.folder / MANIFEST)["fingerprints"]["sft"])
         recommender = Recommender(
             parts,
             settings.generation_of(parts, version),
@@ -99,11 +107,15 @@ class CatalogueSnapshot:
             version.is_active,
             version.index,
             settings.mesh,
-            settings.contexts(name),
+            settings.contexts(f"{model[:16]}-{name}"),
             settings.window_step,
         )
         parser = _parser(bundle, version, parts, settings.default_instruction)
-        return cls(name, version, recommender, parser)
+        return cls(name, version, recommender, parser, bundle.folder, model)
+
+    def is_of(self, folder: Path, name: str) -> bool:
+        """Whether it is the version `name` of the export in `folder`."""
+        return (self.folder.absolute(), self.name) == (folder.absolute(), name)
 
     def recommend(
         self,
@@ -150,20 +162,34 @@ def _parser(
 
 
 class RecommendationEngine:
-    """Answers requests by the active version of an export, and loads new versions meanwhile.
+    """Answers requests by the active version of an export, and loads others meanwhile.
 
-    `refresh` loads the active version and puts it in place in one step. No request waits for a
-    compilation: a version answers recent requests before it goes live. Code that uses `current`
-    must read it once for parsing and answering, since item numbers differ between versions.
+    `refresh` loads a version and puts it in place in one step. No request waits for a compilation:
+    a version answers recent requests before it goes live. Code that uses `current` must read it
+    once for parsing and answering, since item numbers differ between versions.
+
+    The version that answered before stays loaded, so that going back takes no time.
     """
 
     current: CatalogueSnapshot  # the version that answers now
 
     def __init__(self, folder: Path, settings: SnapshotSettings = SnapshotSettings()):
-        self._folder, self._settings = folder, settings
-        self._refreshing = threading.Lock()
-        self._recent: dict[int, _Request] = {}  # by the size of their batch
+        self._settings = settings
+        self._loading = threading.Lock()
+        self._recent: dict[Any, _Request] = {}  # requests of each kind that compiles a program
+        self._other: CatalogueSnapshot | None = None  # loaded besides
         self.current = CatalogueSnapshot.load(Bundle.open(folder), "", settings)
+
+    @property
+    def folder(self) -> Path:
+        """The export that answers now."""
+        return self.current.folder
+
+    def at(self, snapshot: CatalogueSnapshot) -> RecommendationEngine:
+        """An engine that answers by `snapshot`, whatever is put in place here."""
+        other = copy.copy(self)
+        other.current = snapshot
+        return other
 
     def recommend(
         self,
@@ -173,7 +199,8 @@ class RecommendationEngine:
     ) -> list[dict[str, Any]]:
         """The answers to rows of a users' file, as the command `sigma_jax.recommend` writes them.
 
-        One version parses and answers all rows. ValueError as in RequestParser.parse.
+        Each has besides the field `model`, the fingerprint of the model that answered. One version
+        parses and answers all rows. ValueError as in RequestParser.parse.
 
         Args:
           hidden: ids of items to leave out, such as those out of stock.
@@ -181,10 +208,13 @@ class RecommendationEngine:
         if not rows:
             return []
         request = _Request(tuple(map(dict, rows)), options, frozenset(hidden))
-        answer = request.answered_by(self.current)
-        batch_size = self.current.recommender.generator.config.batch_size
-        first = dataclasses.replace(request, rows=request.rows[:batch_size])
-        self._recent[power_of_two(len(first.rows))] = first  # one for each size that is compiled
+        snapshot = self.current
+        answer = request.answered_by(snapshot)
+        first = request.first(snapshot.recommender.generator.config.batch_size)
+        self._recent.pop(first.kind, None)
+        self._recent[first.kind] = first
+        for old in list(self._recent)[:-MOST_RECENT]:
+            self._recent.pop(old, None)
         return answer
 
     def answer_each(
@@ -201,18 +231,51 @@ class RecommendationEngine:
                 return [error]
         return [answer for row in rows for answer in self.answer_each([row], options, hidden)]
 
-    def refresh(self) -> bool:
-        """Puts the active version in place; False if it is in place already."""
-        with self._refreshing:
-            name = read_state(self._folder)["active"]
-            if name == self.current.name:
+    def refresh(self, folder: Path | None = None) -> bool:
+        """Puts the active version of an export in place; False if it is in place already.
+
+        Args:
+          folder: of the export. None: the export that answers now.
+        """
+        with self._loading:
+            folder = folder or self.folder
+            name = read_state(folder)["active"]
+            if self.current.is_of(folder, name):
                 return False
-            new = CatalogueSnapshot.load(Bundle.open(self._folder), name, self._settings)
-            for request in tuple(self._recent.values()):
-                with contextlib.suppress(ValueError):  # an older version may lack its items
-                    request.answered_by(new)
-            self.current = new
+            self.current, self._other = self._loaded(folder, name), self.current
+            if self._other.recommender.contexts is not None:
+                self._other.recommender.contexts.forget()  # their memory is for the active version
             return True
+
+    def loaded(self, folder: Path | None = None, name: str = "") -> CatalogueSnapshot:
+        """A version, which is loaded beside the one that answers and answers recent requests.
+
+        At most one version is kept besides.
+
+        Args:
+          folder: of the export. None: the export that answers now.
+          name: of the version; "" for the active one of the export.
+
+        Raises:
+          ValueError: the export or the version is missing or damaged.
+        """
+        with self._loading:
+            folder = folder or self.folder
+            found = self._loaded(folder, name or read_state(folder)["active"])
+            if found is not self.current:
+                self._other = found
+            return found
+
+    def _loaded(self, folder: Path, name: str) -> CatalogueSnapshot:
+        for known in (self.current, self._other):
+            if known is not None and known.is_of(folder, name):
+                return known
+        self._other = None  # two versions fit into memory, three may not
+        new = CatalogueSnapshot.load(Bundle.open(folder), name, self._settings)
+        for request in tuple(self._recent.values()):
+            with contextlib.suppress(ValueError):  # another version may lack its items
+                request.answered_by(new)
+        return new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +286,20 @@ class _Request:
     options: RecommendOptions
     hidden: frozenset[str]
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Requests of different kinds may need different programs: by numbers and lengths."""
+        longest = max(len(row.get("history") or ()) for row in self.rows)
+        words = max(len(str(row.get("instruction", "")).split()) for row in self.rows)
+        lengths = (len(self.rows), longest // HISTORY_STEP + 1, words)
+        return (*map(power_of_two, lengths), self.options)
+
+    def first(self, count: int) -> _Request:
+        """The request with the first `count` rows."""
+        return dataclasses.replace(self, rows=self.rows[:count])
+
     def answered_by(self, snapshot: CatalogueSnapshot) -> list[dict[str, Any]]:
         batch = snapshot.parser.parse(self.rows)
         is_allowed = snapshot.without(self.hidden)
-        return snapshot.rows(batch, snapshot.recommend(batch, self.options, is_allowed))
+        rows = snapshot.rows(batch, snapshot.recommend(batch, self.options, is_allowed))
+        return [row | {"model": snapshot.model} for row in rows]

@@ -7,6 +7,7 @@ lists that its settings name, and stores them: the U2I index. Any number of work
 - A worker that dies loses nothing: its users are taken by another when their lease ends.
 - Where more users wait than `most_waiting`, those who have waited longest are left out first. They
   keep their old lists until their next event.
+- When another model is active, lists of the old one are computed anew, while no user waits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import dataclasses
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -23,20 +25,20 @@ from absl import logging
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.recommender.requests import COLUMNS, DEFAULT_INSTRUCTION
 from sigma_jax.serving.engine import RecommendationEngine
-from sigma_jax.serving.experiments.arms import ServedExport, lists_of, ranking_options
+from sigma_jax.serving.experiments.arms import lists_of, ranking_options
 from sigma_jax.serving.experiments.assignment import (
     NO_TREATMENT,
     Treatment,
     read_experiments,
     treatment_of,
 )
+from sigma_jax.serving.rollout import Rollout
 from sigma_jax.serving.stores.base import (
     LEASE_SECONDS,
     Event,
     StoredList,
     StoreError,
     TenantStore,
-    Work,
     steady_time,
 )
 
@@ -55,6 +57,7 @@ class NearlineSettings:
         default_factory=lambda: {HOME: DEFAULT_INSTRUCTION}
     )
     count: int = 100  # items of a list; readers filter them
+    explains: bool = False  # lists hold how each item came about; they take ten times the room
     users_at_once: int = 64
     period: float = 60.0  # seconds that a user waits at most before a batch begins
     keep_seconds: float = 30 * 86_400.0  # lists that are not renewed vanish
@@ -81,10 +84,27 @@ class Totals:
     lists: int = 0
     batches: int = 0
     shed: int = 0  # users who were left out
+    renewed: int = 0  # users whose lists another model had made
     failed: int = 0  # lists that could not be computed
     seconds: float = 0.0  # of computing
     last_batch: int = 0  # users
     staleness: float = 0.0  # seconds from a user's event to the list, the longest of the last batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Renewal:
+    """How far a worker has read all lists, to find those of other models."""
+
+    model: str  # that answers now
+    is_shared: bool = True  # whether it reads its share of the users, or all
+    cursor: str = ""  # of the next users
+    is_done: bool = False
+
+    def after(self, cursor: str) -> Renewal:
+        """The renewal when some users are done; `cursor` is that of the next ones, "" for none."""
+        if cursor:
+            return dataclasses.replace(self, cursor=cursor)
+        return dataclasses.replace(self, cursor="", is_shared=False, is_done=not self.is_shared)
 
 
 class NearlineWorker:
@@ -94,28 +114,29 @@ class NearlineWorker:
         self,
         engine: RecommendationEngine,
         store: TenantStore,
-        model: str,
         name: str,
         settings: NearlineSettings = NearlineSettings(),
         clock: Callable[[], float] = time.time,
-        others: Mapping[str, ServedExport] = types.MappingProxyType({}),
+        others: Mapping[str, RecommendationEngine] = types.MappingProxyType({}),
+        rollout: Rollout | None = None,
     ):
         """Args:
-        model: fingerprint of the recommender, which lists carry.
         name: of this worker; no other of the tenant has it.
         clock: the time of requests, in unix seconds; a replay of a log has one of its own.
         others: exports of arms of experiments, by name.
+        rollout: says which export answers. None: that of the engine.
         """
-        self._clock, self._others = clock, dict(others)
-        self.engine, self.store, self.model, self.name = engine, store, model, name
+        self._clock, self._others, self._rollout = clock, dict(others), rollout
+        self.engine, self.store, self.name = engine, store, name
         self.settings, self.totals = settings, Totals()
+        self._renewal = Renewal("")
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set. Errors are logged, and the work is repeated."""
         while not stop.is_set():
             try:
-                self._refresh()
-                worked = self.run_once() if self.is_due() else 0
+                self.follow()
+                worked = self.run_once() if self.is_due() else self.renew()
                 self.report()
             except StoreError as error:
                 logging.warning("worker %s: %s", self.name, error)
@@ -127,6 +148,18 @@ class NearlineWorker:
                 continue
             if not worked:
                 stop.wait(POLL_SECONDS)
+
+    def follow(self) -> bool:
+        """Puts the active model in place; False if it is there already, or cannot be loaded."""
+        try:
+            for other in self._others.values():
+                other.refresh()
+            return self._rollout.follow() if self._rollout is not None else self.engine.refresh()
+        except StoreError:
+            raise
+        except Exception as error:  # such as a missing or damaged export
+            logging.warning("worker %s keeps its model: %s", self.name, error)
+            return False
 
     def is_due(self) -> bool:
         """Whether a batch begins now."""
@@ -145,7 +178,10 @@ class NearlineWorker:
         if not works:
             return 0
         began = time.monotonic()
-        found = self._lists_of(works)
+        newest = {work.user_id: work.newest for work in works}
+        found = self._lists_of(newest)
+        while self.follow():  # lists of a model that was replaced meanwhile are not stored
+            found = self._lists_of(newest)
         self.store.put_lists(found, self.settings.keep_seconds)
         self.store.done(works)
         totals = self.totals
@@ -157,34 +193,69 @@ class NearlineWorker:
         totals.staleness = max(steady_time() - min(work.since for work in works), 0.0)
         return len(works)
 
+    def renew(self) -> int:
+        """Computes lists anew that another model made, for some users. Returns how many it read.
+
+        When a worker starts and when the model changes, it reads all lists: first those of its
+        share of the users, then the others, where another worker may have ended.
+        """
+        model = self.engine.current.model
+        if self._renewal.model != model:
+            self._renewal = Renewal(model)
+        if self._renewal.is_done:
+            return 0
+        users, cursor = self.store.listed(self._renewal.cursor, self.settings.users_at_once)
+        newest = {}
+        users_now = self._own(users) if self._renewal.is_shared else users
+        models = {name: engine.current.model for name, engine in self._others.items()}
+        for user, treatment in self._treatments(users_now).items():
+            wanted = models.get(treatment.export, model)
+            lists = [self.store.list_of(user, name) for name in self.settings.lists]
+            old = [one for one in lists if one is not None and one.model != wanted]
+            if old:
+                newest[user] = max(one.newest for one in old)
+        if newest:
+            found = self._lists_of(newest)
+            if self.follow():
+                return len(users)  # begin anew
+            self.store.put_lists(found, self.settings.keep_seconds)
+            self.totals.renewed += len(newest)
+        self._renewal = self._renewal.after(cursor)
+        return len(users)
+
+    def _own(self, users: Sequence[str]) -> list[str]:
+        """The users of this worker, if all workers that report share them."""
+        workers = sorted({*self.store.documents(REPORT), self.name})
+        own = workers.index(self.name)
+        return [user for user in users if zlib.crc32(user.encode()) % len(workers) == own]
+
     def report(self) -> None:
         """Stores what the worker has done, for those who watch the service."""
         content = {"time": time.time(), **dataclasses.asdict(self.totals)}
         self.store.put_document(REPORT, self.name, content, REPORT_SECONDS)
 
-    def _refresh(self) -> None:
-        """Loads the active versions. If that fails, the running ones go on."""
-        try:
-            self.engine.refresh()
-            for other in self._others.values():
-                other.engine.refresh()
-        except Exception as error:
-            logging.warning("worker %s keeps its version: %s", self.name, error)
+    def _lists_of(self, newest: Mapping[str, int]) -> dict[str, dict[str, StoredList]]:
+        """The new lists by user and name, each under the user's arms of running experiments.
 
-    def _lists_of(self, works: Sequence[Work]) -> dict[str, dict[str, StoredList]]:
-        """The new lists by user and name, each under the user's arms of running experiments."""
+        Args:
+          newest: user -> number of the newest event that the lists know.
+        """
         states, now = self.store.states(), time.time()
         hidden = [item for item, state in states.items() if not state.is_shown(now)]
         tasks: dict[tuple[str, RecommendOptions], list[_Task]] = {}
-        running = [one for one in read_experiments(self.store).values() if one.stopped is None]
-        for work in works:
-            treatment = self._known(treatment_of(running, work.user_id))
-            for key, task in self._tasks_of(work, treatment):
+        # One version of each export makes all lists.
+        engines = {
+            name: engine.at(engine.current)
+            for name, engine in {"": self.engine, **self._others}.items()
+        }
+        treatments = self._treatments(newest)
+        for user, number in newest.items():
+            engine = engines[treatments[user].export]
+            for key, task in self._tasks_of(user, number, treatments[user], engine):
                 tasks.setdefault(key, []).append(task)
         found: dict[str, dict[str, StoredList]] = {}
         for (export, options), some in tasks.items():
-            served = self._served(export)
-            answers = served.engine.answer_each([task.row for task in some], options, hidden)
+            answers = engines[export].answer_each([task.row for task in some], options, hidden)
             for task, answer in zip(some, answers, strict=True):
                 if isinstance(answer, ValueError):
                     logging.warning("worker %s: user %r: %s", self.name, task.user_id, answer)
@@ -193,7 +264,7 @@ class NearlineWorker:
                 found.setdefault(task.user_id, {})[task.name] = StoredList(
                     tuple(answer["items"]),
                     time.time(),
-                    served.model,
+                    answer["model"],
                     answer["version"],
                     task.newest,
                     task.arms,
@@ -201,22 +272,25 @@ class NearlineWorker:
         return found
 
     def _tasks_of(
-        self, work: Work, treatment: Treatment
+        self, user_id: str, newest: int, treatment: Treatment, engine: RecommendationEngine
     ) -> Iterator[tuple[tuple[str, RecommendOptions], _Task]]:
         """((export, options), task) for each list of a user."""
-        engine = self._served(treatment.export).engine
-        events, number = self.store.events(work.user_id, self.settings.events)
-        profile = self.store.user(work.user_id)
+        events, number = self.store.events(user_id, self.settings.events)
+        profile = self.store.user(user_id)
         if not events and profile is None:  # the user was deleted
             return
-        row = request_row(engine, work.user_id, profile or {}, events, int(self._clock()))
+        row = request_row(engine, user_id, profile or {}, events, int(self._clock()))
         options = ranking_options(treatment.ranking, engine, self.settings.count)
-        newest = max(work.newest, number)  # a user who is computed again comes without a number
+        options = dataclasses.replace(options, explains=self.settings.explains)
+        newest = max(newest, number)  # a user who is computed again comes without a number
         for name, instruction in lists_of(treatment, self.settings.lists).items():
-            task = _Task(
-                work.user_id, name, row | {"instruction": instruction}, newest, treatment.arms
-            )
+            task = _Task(user_id, name, row | {"instruction": instruction}, newest, treatment.arms)
             yield (treatment.export, options), task
+
+    def _treatments(self, users: Iterable[str]) -> dict[str, Treatment]:
+        """The settings of some users under the experiments that run."""
+        running = [one for one in read_experiments(self.store).values() if one.stopped is None]
+        return {user: self._known(treatment_of(running, user)) for user in users}
 
     def _known(self, treatment: Treatment) -> Treatment:
         """The treatment; none if this worker lacks its export."""
@@ -230,10 +304,6 @@ class NearlineWorker:
             treatment.export,
         )
         return NO_TREATMENT
-
-    def _served(self, export: str) -> ServedExport:
-        """The export of an arm; "" is the worker's own."""
-        return self._others[export] if export else ServedExport(self.engine, self.model)
 
     def _shed(self) -> None:
         """Takes the users who have waited longest out of a queue that is too long."""

@@ -1,5 +1,7 @@
 """Semantic features: cosines with texts and with the nearest text of a group, compared."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,3 +74,12 @@ def test_the_texts_of_a_large_group_are_unlike_one_another():
     assert len(distant_rows(np.repeat(centres[:3], 5, axis=0), TEXTS_OF_GROUP)) == 3
     arrays = SemanticArrays.make(vectors, np.zeros(480, int))
     assert len(arrays.texts) == TEXTS_OF_GROUP
+
+
+def test_groups_of_many_sizes_need_no_program_each(caplog):
+    group = np.repeat(np.arange(24), np.arange(1, 25))
+    vectors = jnp.asarray(np.random.default_rng(0).normal(size=(len(group), 4)), jnp.float32)
+    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
+        SemanticArrays.make(vectors, group)
+    compiled = [one for one in caplog.messages if one.startswith("Compiling")]
+    assert len(compiled) < 24

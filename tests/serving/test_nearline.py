@@ -34,7 +34,7 @@ def shop(tmp_path):
 
 def worker_of(engine, shop, name="w1", **settings):
     fields = {"count": 8, "period": 0.01} | settings
-    return NearlineWorker(engine, shop, "m1", name, NearlineSettings(**fields), lambda: NOW)
+    return NearlineWorker(engine, shop, name, NearlineSettings(**fields), lambda: NOW)
 
 
 def bought(user, items, first=NOW - 1000):
@@ -60,7 +60,8 @@ def test_lists_are_those_of_the_engine(engine, shop, items):
             np.testing.assert_allclose(
                 probabilities, [item["probability"] for item in expected["items"]], rtol=1e-4
             )
-            assert (found.model, found.version, found.newest) == ("m1", "0001", newest)
+            made_by = (found.model, found.version)
+            assert made_by == (engine.current.model, "0001") and found.newest == newest
             assert abs(found.made - time.time()) < 60
     assert worker.run_once() == 0 and shop.queue().size == 0
     totals = worker.totals

@@ -12,10 +12,23 @@ from starlette.exceptions import HTTPException
 
 from sigma_jax.runtime.process import locked
 from sigma_jax.serving.api.context import Admin, Reader, Tenant, Writer, context_of
-from sigma_jax.serving.api.models import Id, NewItems, Rule, State, Version, Versions
+from sigma_jax.serving.api.models import (
+    Answer,
+    Id,
+    Model,
+    Models,
+    NewItems,
+    Preview,
+    Rule,
+    State,
+    Tree,
+    Version,
+    Versions,
+)
 from sigma_jax.serving.api.service import RULE
 from sigma_jax.serving.bundle import Bundle
 from sigma_jax.serving.catalogue_update import add_items, read_items, set_active
+from sigma_jax.serving.rollout import Rollout
 from sigma_jax.serving.stores.base import ItemState
 
 router = APIRouter(prefix="/v1")
@@ -116,6 +129,59 @@ def rollback(tenant: Admin) -> Version:
         name = bundle.rollback()
     tenant.service.engine.refresh()
     return Version(name=name, is_active=True, comment=bundle.describe(name)["comment"])
+
+
+@router.get("/catalogue/tree", tags=["catalogue"])
+def get_tree(tenant: Reader) -> Tree:
+    """The SID prefixes of the active version, as far as a page can draw them."""
+    return tenant.service.tree()
+
+
+@router.post("/preview", tags=["catalogue"])
+def preview(tenant: Admin, body: Preview) -> Answer:
+    """The answer of another version or export, which is loaded beside the active one."""
+    folder = tenant.rollout.folder(body.export) if body.export else tenant.folder
+    bundle = Bundle.open(folder)
+    if body.version and body.version not in bundle.names():
+        raise HTTPException(404, f"there is no version {body.version!r}")
+    snapshot = tenant.service.engine.loaded(folder, body.version)
+    [answer] = tenant.service.at(snapshot).compute([body])
+    if isinstance(answer, ValueError):
+        raise answer
+    return answer
+
+
+@router.get("/models", tags=["models"])
+def get_models(tenant: Reader) -> Models:
+    """The exports that may answer: those beside the first one."""
+    rollout = tenant.rollout
+    return Models(models=[model_of(rollout, name) for name in rollout.names()])
+
+
+@router.post("/models/{name}/activate", tags=["models"])
+def activate_model(tenant: Admin, name: PathId) -> Model:
+    """Makes an export the active one. No request waits: it is loaded and warmed beside the old."""
+    if name not in tenant.rollout.names():
+        raise HTTPException(404, f"there is no model {name!r}")
+    tenant.rollout.activate(name)
+    return model_of(tenant.rollout, name)
+
+
+@router.post("/models/rollback", tags=["models"])
+def rollback_model(tenant: Admin) -> Model:
+    """Makes the export active that was active before. It is still loaded where it was."""
+    return model_of(tenant.rollout, tenant.rollout.rollback())
+
+
+def model_of(rollout: Rollout, name: str) -> Model:
+    """An export as the API describes it."""
+    manifest = rollout.describe(name)
+    return Model(
+        name=name,
+        model=manifest["fingerprints"]["sft"],
+        items=manifest["items"],
+        is_active=name == rollout.active(),
+    )
 
 
 @router.post("/drain", tags=["operations"])

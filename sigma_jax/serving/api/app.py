@@ -91,11 +91,12 @@ def create_app(
 
 
 async def _refresh(context: Context) -> None:
-    """Loads versions of the catalogue that other processes have activated."""
+    """Loads models, and versions of the catalogue, that other processes have activated."""
     while True:
         await asyncio.sleep(REFRESH_SECONDS)
         for tenant in context.tenants.values():
             try:
+                await run_in_threadpool(tenant.rollout.follow)
                 await run_in_threadpool(tenant.arms.refresh)
             except Exception as error:  # the running version goes on
                 logging.warning("service: %s keeps its version: %s", tenant.name, error)

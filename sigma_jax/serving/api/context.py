@@ -18,6 +18,7 @@ from sigma_jax.serving.api.metrics import Metrics
 from sigma_jax.serving.api.models import Answer
 from sigma_jax.serving.api.service import TenantService
 from sigma_jax.serving.experiments.service import ArmService
+from sigma_jax.serving.rollout import Rollout
 from sigma_jax.serving.stores.base import Store
 
 REQUESTS_AT_ONCE = 32  # that are computed together
@@ -30,11 +31,11 @@ class Tenant:
     """One tenant of the service."""
 
     name: str
-    folder: Path  # of its export
     service: TenantService
     arms: ArmService  # the same under experiments; routes of recommendations ask it
     batcher: Batcher[Answer]  # of instructions
     reads: Batcher[Answer]  # of the index
+    rollout: Rollout
 
     @classmethod
     def of(
@@ -47,12 +48,19 @@ class Tenant:
         """A tenant with a thread of its own for computing, and one for reading.
 
         Args:
+          folder: its first export.
           others: services with exports of arms of experiments, by name.
         """
         arms = ArmService(service, others)
         computing = Batcher(arms.compute, REQUESTS_AT_ONCE)
         reading = Batcher(arms.recommendations_of, READS_AT_ONCE)
-        return cls(name, folder, service, arms, computing, reading)
+        rollout = Rollout(service.engine, folder, service.store)
+        return cls(name, service, arms, computing, reading, rollout)
+
+    @property
+    def folder(self) -> Path:
+        """The export that answers now."""
+        return self.service.engine.folder
 
 
 class Context:

@@ -103,6 +103,48 @@ class State(Strict):
     expires: float | None = Field(default=None, ge=0, le=LATEST, description="Unix seconds.")
 
 
+class Feature(Strict):
+    """A reranking feature that changed the probability of an item."""
+
+    feature: str
+    words: str = Field(description="What its value says.")
+    value: float
+    weight: float = Field(description="In the weighted sum, for this instruction.")
+    contribution: float = Field(description="value * weight, added to log p.")
+    typical: float = Field(
+        description="The mean contribution of the candidates, by the network's P."
+    )
+    interaction: float = Field(
+        description="What the small network over the features would add less to log p without it."
+    )
+    factor: float = Field(
+        description="By the sum, its odds are so many times those of an item with a typical value."
+    )
+
+
+class Explanation(Strict):
+    """The steps to an item's probability, as they were computed for this answer."""
+
+    place: int = Field(description="In the list before rules and filters.")
+    codes: list[int] = Field(description="Of its SID prefix; empty for an item in no beam.")
+    beam_score: float = Field(description="Log P of the prefix (Eq. 7); 0 in no beam.")
+    sigma: float = Field(description="Of Eq. 11.")
+    in_prefix: float = Field(description="P of the item inside its prefix (Eq. 11).")
+    network: float = Field(description="P by prefix and cosine (Eq. 10).")
+    score: float = Field(description="The sum of all contributions.")
+    summed: float = Field(description="P with the weighted sum of the features.")
+    ranked: float = Field(description="P with the interactions of features.")
+    probability: float = Field(description="The calibrated P.")
+    features: list[Feature] = Field(description="Those that mattered most first.")
+
+
+class Beam(Strict):
+    """A SID prefix that beam search found."""
+
+    codes: list[int]
+    score: float = Field(description="Log P of the prefix (Eq. 7).")
+
+
 class Item(Strict):
     """A recommended item."""
 
@@ -111,6 +153,9 @@ class Item(Strict):
     probability: float | None = Field(description="That the user takes it; null: not estimated.")
     reasons: list[str] = Field(default_factory=list, description="With explain=true.")
     details: dict[str, Any] = Field(default_factory=dict, description="With explain=true.")
+    explanation: Explanation | None = Field(
+        default=None, description="With explain=true, where the list was computed with it."
+    )
 
 
 class Answer(Strict):
@@ -120,11 +165,15 @@ class Answer(Strict):
     instruction: str
     source: Literal["index", "computed", "popular", "similar", "trending"]
     version: str = Field(description="Of the catalogue.")
+    model: str = Field(default="", description="Fingerprint of the model that made the list.")
     age_seconds: float = Field(description="Since the list was computed.")
     arms: dict[str, str] = Field(
         default_factory=dict, description="Experiment: the arm whose settings made the list."
     )
     items: list[Item]
+    beams: list[Beam] = Field(
+        default_factory=list, description="With explain=true: all beams, best first."
+    )
 
 
 class Ask(Strict):
@@ -145,6 +194,30 @@ class Ask(Strict):
     is_shown: bool = Field(
         default=True, description="false: the user does not see it; no experiment counts it."
     )
+
+
+class Preview(Ask):
+    """A request that a version answers which is not active."""
+
+    version: Annotated[Text, Field(max_length=LONGEST_ID)] = Field(
+        default="", description="Of the catalogue; empty: the active one."
+    )
+    export: Annotated[Text, Field(max_length=LONGEST_ID)] = Field(
+        default="", description="Name of the export; empty: the active one."
+    )
+
+
+class Task(Strict):
+    """A kind of instruction that the model was trained on."""
+
+    name: str
+    instruction: str = Field(description="Such as `find {query} for me`, with a slot or without.")
+
+
+class Tasks(Strict):
+    """The kinds of instructions."""
+
+    tasks: list[Task]
 
 
 class Batch(Strict):
@@ -185,6 +258,39 @@ class Versions(Strict):
     """All versions, oldest first."""
 
     versions: list[Version]
+
+
+class Model(Strict):
+    """An export that may answer."""
+
+    name: str = Field(description="Of its folder.")
+    model: str = Field(description="Fingerprint of its training.")
+    items: int = Field(description="At the time of the export.")
+    is_active: bool
+
+
+class Models(Strict):
+    """The exports that may answer."""
+
+    models: list[Model]
+
+
+class Prefix(Strict):
+    """A SID prefix of the catalogue."""
+
+    codes: list[int]
+    items: int
+    label: str = Field(description="The category of most of its items, or a title.")
+
+
+class Tree(Strict):
+    """The prefixes of the first levels that are small enough to draw."""
+
+    version: str
+    model: str
+    depth: int = Field(description="Codes that beam search generates.")
+    items: int
+    prefixes: list[Prefix]
 
 
 class NewItems(Strict):

@@ -33,6 +33,8 @@ from sigma_jax.serving.api.models import (
     Job,
     Seen,
     Stored,
+    Task,
+    Tasks,
     User,
     UserIds,
     UserIn,
@@ -141,6 +143,13 @@ def trending(
     filters = Filters(count, frozenset(categories), frozenset(exclude))
     answer = tenant.service.trending(half_life_hours, filters)
     return counted(context_of(request), tenant, answer)
+
+
+@router.get("/tasks", tags=["recommendations"])
+def list_tasks(tenant: Reader) -> Tasks:
+    """The kinds of instructions that the model knows, with an example each."""
+    wordings = tenant.service.engine.current.recommender.spec.wordings
+    return Tasks(tasks=[Task(name=name, instruction=texts[0]) for name, texts in wordings.items()])
 
 
 @router.get("/users", tags=["users"])

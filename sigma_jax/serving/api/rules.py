@@ -88,9 +88,11 @@ def _pinned(
     items: Sequence[Ranked], name: str, rule: Rule, find: Callable[[str], Ranked | None]
 ) -> list[Ranked]:
     """The items with the pinned ones from place `rule.place` on."""
-    pinned = [found for item in rule.items if (found := find(item)) is not None]
+    listed = {item["item_id"]: item for item in items}
+    pinned = [found for one in rule.items if (found := listed.get(one) or find(one)) is not None]
     names = {item["item_id"] for item in pinned}
     kept = [item for item in items if item["item_id"] not in names]
-    pinned = [{**item, "reasons": [f"pinned ({name})"]} for item in pinned]
+    reason = f"pinned ({name})"
+    pinned = [{**item, "reasons": [*item.get("reasons", ()), reason]} for item in pinned]
     first = rule.place - 1
     return [*kept[:first], *pinned, *kept[first:]]

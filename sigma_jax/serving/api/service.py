@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +14,18 @@ import numpy as np
 from absl import logging
 
 from sigma_jax.recommender.recommender import RecommendOptions
-from sigma_jax.serving.api.models import Answer, Ask, Item, Rule, Seen
+from sigma_jax.serving.api.models import (
+    Answer,
+    Ask,
+    Beam,
+    Explanation,
+    Item,
+    Rule,
+    Seen,
+    Tree,
+)
 from sigma_jax.serving.api.rules import Ranked, Rules
+from sigma_jax.serving.api.tree import tree_of
 from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine
 from sigma_jax.serving.nearline import request_row
 from sigma_jax.serving.popularity import trending_scores
@@ -75,9 +87,17 @@ class TenantService:
         self._read_at, self._is_read = -np.inf, False
         self._hidden: frozenset[str] = frozenset()
         self._rules = Rules({})
-        self._popular: tuple[str, list[Ranked]] = ("", [])
-        # Half-life -> (version, when, items).
-        self._trending: dict[float, tuple[str, float, list[Ranked]]] = {}
+        # Of one model and version, which are read once in a while.
+        self._popular: tuple[tuple[str, str], list[Ranked]] = (("", ""), [])
+        # Half-life -> (model and version, when, items).
+        self._trending: dict[float, tuple[tuple[str, str], float, list[Ranked]]] = {}
+        self._tree: Tree | None = None
+
+    def at(self, snapshot: CatalogueSnapshot) -> TenantService:
+        """The service as `snapshot` answers."""
+        other = copy.copy(self)
+        other.engine = self.engine.at(snapshot)
+        return other
 
     def recommendations(self, user_id: str, name: str, filters: Filters) -> Answer:
         """A list of the index; the most popular items for users without one.
@@ -123,10 +143,18 @@ class TenantService:
     ) -> list[Answer | ValueError]:
         """The answers to requests, computed now; an error where one cannot be answered.
 
+        One version answers all of them, even if another is put in place meanwhile.
+
         Args:
           filters: of each request; None: those that it names.
         """
+        self._settings()  # so that they are kept for the next call too
         filters = [Filters.of(ask) for ask in asks] if filters is None else filters
+        return self.at(self.engine.current)._compute(asks, filters, options)
+
+    def _compute(
+        self, asks: Sequence[Ask], filters: Sequence[Filters], options: RecommendOptions
+    ) -> list[Answer | ValueError]:
         now = int(self.clock())
         rows = []
         for ask in asks:
@@ -138,6 +166,7 @@ class TenantService:
             row = request_row(self.engine, user, profile or {}, events, now)
             rows.append(row | {"instruction": ask.instruction})
         hidden, _ = self._settings()
+        options = dataclasses.replace(options, explains=any(ask.explain for ask in asks))
         found = self.engine.answer_each(rows, options, hidden)
         answers: list[Answer | ValueError] = []
         for ask, kept, one in zip(asks, filters, found, strict=True):
@@ -145,6 +174,8 @@ class TenantService:
                 answers.append(one)
                 continue
             made = self._answer(ask.user_id, one["instruction"], "computed", one["items"], kept)
+            if ask.explain:
+                made.beams = [Beam(**beam) for beam in one.get("beams", ())]
             answers.append(made)
         return answers
 
@@ -154,18 +185,23 @@ class TenantService:
 
     def trending(self, half_life_hours: float, filters: Filters) -> Answer:
         """The items with most events lately; older events weigh less (serving/popularity.py)."""
-        now, (version, at, items) = (
-            time.monotonic(),
-            self._trending.get(half_life_hours, ("", -np.inf, [])),
-        )
-        snapshot = self.engine.current
-        if version != snapshot.name or now - at > TRENDING_SECONDS:
+        now, snapshot = time.monotonic(), self.engine.current
+        made_by = snapshot.model, snapshot.name
+        known, at, items = self._trending.get(half_life_hours, (("", ""), -np.inf, []))
+        if known != made_by or now - at > TRENDING_SECONDS:
             scores = trending_scores(snapshot, self.store, self.clock(), half_life_hours)
             items = self._items(snapshot, best_active(snapshot, scores))
             if len(self._trending) >= MOST_HALF_LIVES:
                 self._trending.clear()
-            self._trending[half_life_hours] = (snapshot.name, now, items)
+            self._trending[half_life_hours] = (made_by, now, items)
         return self._answer("", "", "trending", items, filters)
+
+    def tree(self) -> Tree:
+        """The SID prefixes of the active version, as far as a page can draw them."""
+        snapshot, tree = self.engine.current, self._tree
+        if tree is None or (tree.model, tree.version) != (snapshot.model, snapshot.name):
+            self._tree = tree = tree_of(snapshot)
+        return tree
 
     def similar(self, item_id: str, filters: Filters) -> Answer:
         """The items whose vectors are nearest to that of an item. KeyError for an unknown one."""
@@ -212,28 +248,50 @@ class TenantService:
         return "" if number is None else snapshot.version.catalogue.titles(np.array([number]))[0]
 
     def warm(self) -> None:
-        """Answers made-up requests, so that later ones find their programs compiled.
+        """Answers a made-up request of no user and one of a user with a full history.
+
+        Later requests like them find their programs loaded.
+        """
+        longest = self.engine.current.recommender.spec.layout.history_length
+        self._warm_instructions(1)
+        for events in (0, longest):
+            self._warm_history(events)
+
+    def warm_rest(self, stop: threading.Event) -> None:
+        """Answers made-up requests of all lengths, until `stop` is set.
 
         Programs depend on the length of a prompt and of an instruction, and on whether the
-        instruction is novel.
+        instruction is novel. Requests that come meanwhile are answered between them.
         """
+        longest = self.engine.current.recommender.spec.layout.history_length
+        steps: list[Callable[[], None]] = [
+            functools.partial(self._warm_instructions, words) for words in range(2, WARM_WORDS + 1)
+        ]
+        steps += [functools.partial(self._warm_history, events, True) for events in (0, longest)]
+        steps += [
+            functools.partial(self._warm_history, events)
+            for events in range(WARM_STEP, longest, WARM_STEP)
+        ]
+        for step in steps:
+            if stop.is_set():
+                return
+            step()
+
+    def _warm_instructions(self, words: int) -> None:
+        """Reads a sentence of so many words."""
         encoder = self.engine.current.recommender.parts.encoder
         if encoder is not None:
-            for words in range(1, WARM_WORDS + 1):
-                encoder.encoder.encode_queries(["word " * words])
+            encoder.encoder.encode_queries(["word " * words])
+
+    def _warm_history(self, events: int, explains: bool = False) -> None:
+        """Answers a user with so many events, without an instruction and with a novel one."""
         popular = [item["item_id"] for item in self._popular_items()]
+        history = [{"item_id": item, "timestamp": 1 + n} for n, item in enumerate(popular[:events])]
         categories = self.engine.current.version.catalogue.categories.to_pylist()
-        instructions = (
-            ["", f"something like {categories[0]} on a rainy day"] if categories else [""]
-        )
-        longest = self.engine.current.recommender.spec.layout.history_length
-        for events in range(0, longest + WARM_STEP, WARM_STEP):
-            history = [
-                {"item_id": item, "timestamp": 1 + n} for n, item in enumerate(popular[:events])
-            ]
-            for instruction in instructions:
-                row = {"user_id": "anyone", "history": history, "instruction": instruction}
-                self.engine.answer_each([row], RecommendOptions(COMPUTED))
+        instructions = ["", *(f"something like {name} on a rainy day" for name in categories[:1])]
+        for instruction in instructions:
+            row = {"user_id": "anyone", "history": history, "instruction": instruction}
+            self.engine.answer_each([row], RecommendOptions(COMPUTED, explains=explains))
 
     def forget_settings(self) -> None:
         """Reads states and rules again at the next request: they have changed."""
@@ -274,8 +332,12 @@ class TenantService:
         """The answer with the items that the filters and rules leave."""
         hidden, rules = self._settings()
         left_out = hidden | filters.exclude
-        kept = [item for item in items if item["item_id"] not in left_out]
-        if stored is not None and stored.version != self.engine.current.name:
+        placed = ({**item, "place": place} for place, item in enumerate(items, 1))
+        kept = [item for item in placed if item["item_id"] not in left_out]
+        current = self.engine.current
+        made_by = (current.model, current.name)
+        if stored is not None and (stored.model, stored.version) != made_by:
+            made_by = (stored.model, stored.version)
             kept = [item for item in kept if self.is_offered(item["item_id"])]
         if filters.categories:
             kept = [i for i in kept if self.category_of(i["item_id"]) in filters.categories]
@@ -291,7 +353,8 @@ class TenantService:
             user_id=user_id,
             instruction=instruction,
             source=source,  # type: ignore[arg-type]
-            version=stored.version if stored else self.engine.current.name,
+            version=made_by[1],
+            model=made_by[0],
             age_seconds=max(time.time() - stored.made, 0.0) if stored else 0.0,
             arms=dict(stored.arms) if stored else {},
             items=[shown(item, filters.explain) for item in ranked[: filters.count]],
@@ -299,11 +362,11 @@ class TenantService:
 
     def _popular_items(self) -> list[Ranked]:
         snapshot = self.engine.current
-        name, items = self._popular
-        if name != snapshot.name:
+        made_by, items = self._popular
+        if made_by != (snapshot.model, snapshot.name):
             popularity = np.asarray(snapshot.version.catalogue.popularity)
             items = self._items(snapshot, best_active(snapshot, popularity))
-            self._popular = (snapshot.name, items)
+            self._popular = ((snapshot.model, snapshot.name), items)
         return items
 
     def _items(self, snapshot: CatalogueSnapshot, numbers: np.ndarray) -> list[Ranked]:
@@ -326,10 +389,13 @@ def shown(item: Mapping[str, Any], explains: bool) -> Item:
         probability = round(float(probability), 6)
     reasons = list(item.get("reasons", ()))
     details = {name: item[name] for name in ("prefix", "cosine") if item.get(name) is not None}
+    steps = item.get("explanation")
+    explanation = Explanation(place=item["place"], **steps) if explains and steps else None
     return Item(
         item_id=item["item_id"],
         title=item["title"],
         probability=probability,
         reasons=reasons if explains else [],
         details=details if explains else {},
+        explanation=explanation,
     )

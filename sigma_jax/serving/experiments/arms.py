@@ -15,14 +15,6 @@ OPTIONS = ("reranks", "exclude_seen")  # fields of RecommendOptions that an arm 
 GENERATION = ("temperature", "sigma", "fusion", "normaliser", "num_retrieved")
 
 
-@dataclasses.dataclass(frozen=True)
-class ServedExport:
-    """An export that a worker computes with."""
-
-    engine: RecommendationEngine
-    model: str  # fingerprint of the recommender, which lists carry
-
-
 def ranking_options(
     ranking: Mapping[str, Any], engine: RecommendationEngine, count: int
 ) -> RecommendOptions:

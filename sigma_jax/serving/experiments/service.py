@@ -145,13 +145,18 @@ class ArmService:
 
     def warm(self) -> None:
         """Answers made-up requests of all exports, so that later ones find programs compiled."""
-        for service in (self.service, *self.others.values()):
+        for service in self.services:
             service.warm()
 
     def refresh(self) -> None:
-        """Loads the active versions of all exports, where they have changed."""
-        for service in (self.service, *self.others.values()):
+        """Loads the active versions of the arms' exports, where they have changed."""
+        for service in self.others.values():
             service.engine.refresh()
+
+    @property
+    def services(self) -> list[TenantService]:
+        """The tenant's own service, and those of the arms' exports."""
+        return [self.service, *self.others.values()]
 
     def _engine_service(self, export: str) -> TenantService:
         return self.others[export] if export else self.service

@@ -196,6 +196,13 @@ class TenantStore(Protocol):
     def lists_of(self, wanted: Sequence[tuple[str, str]]) -> list[StoredList | None]:
         """The lists of some (user id, name), read together; None where there is none."""
 
+    def listed(self, cursor: str, count: int) -> tuple[list[str], str]:
+        """(about `count` users with lists, the cursor of the next ones; "" behind the last).
+
+        Args:
+          cursor: "" for the first users.
+        """
+
     def count_lists(self) -> int:
         """The number of users with lists, roughly."""
 

@@ -316,6 +316,15 @@ class RedisTenant:
             texts = self.store.client.mget([self._key("list", *one) for one in wanted])
         return [None if text is None else StoredList.from_json(text[NUMBER:]) for text in texts]
 
+    def listed(self, cursor: str, count: int) -> tuple[list[str], str]:
+        """(about `count` users with lists, the cursor of the next ones; "" behind the last)."""
+        start = self._key("names", "")[: -len("0.")]
+        pattern = start.translate({ord(sign): f"\\{sign}" for sign in "\\*?[]"}) + "*"
+        with self.store.asking():
+            following, keys = self.store.client.scan(int(cursor or 0), pattern, count)
+        users = [key[len(start) :].partition(".")[2] for key in keys]
+        return users, str(following) if int(following) else ""
+
     def count_lists(self) -> int:
         """The number of users who ever had lists, within a per cent."""
         with self.store.asking():

@@ -292,6 +292,12 @@ class SqliteTenant:
             rows = [con.execute(sql, (self.name, *one, now)).fetchone() for one in wanted]
         return [None if row is None else StoredList.from_json(row[0]) for row in rows]
 
+    def listed(self, cursor: str, count: int) -> tuple[list[str], str]:
+        """(about `count` users with lists, the cursor of the next ones; "" behind the last)."""
+        sql = "SELECT DISTINCT user FROM lists WHERE tenant = ? AND user > ? ORDER BY user LIMIT ?"
+        users = [row[0] for row in self._all(sql, cursor, count)]
+        return users, users[-1] if len(users) == count else ""
+
     def count_lists(self) -> int:
         """The number of users with lists."""
         row = self._one("SELECT COUNT(DISTINCT user) FROM lists WHERE tenant = ?")

@@ -77,7 +77,7 @@ def service(engine, shop):
 @pytest.fixture
 def worker(engine, shop):
     settings = NearlineSettings(count=20, period=0.01)
-    return NearlineWorker(engine, shop, "m1", "w1", settings, clock=lambda: NOW)
+    return NearlineWorker(engine, shop, "w1", settings, clock=lambda: NOW)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Experiments in the service: lists, rules, exports and instructions by the user's arms."""
 
+import json
+import shutil
 import threading
 import time
 
@@ -10,8 +12,8 @@ from sigma_jax.serving.api.app import create_app
 from sigma_jax.serving.api.context import Tenant
 from sigma_jax.serving.api.keys import Keys
 from sigma_jax.serving.api.service import Filters, TenantService
+from sigma_jax.serving.bundle import MANIFEST
 from sigma_jax.serving.engine import RecommendationEngine, SnapshotSettings
-from sigma_jax.serving.experiments.arms import ServedExport
 from sigma_jax.serving.experiments.assignment import Arm, Experiment
 from sigma_jax.serving.nearline import NearlineSettings, NearlineWorker
 from sigma_jax.serving.stores.base import StoreError
@@ -21,8 +23,13 @@ ARMS = [{"name": "a", "share": 0.5}, {"name": "b", "share": 0.5}]
 
 
 @pytest.fixture(scope="module")
-def other(exported):
-    return RecommendationEngine(exported, SnapshotSettings(beams=1))
+def other(exported, tmp_path_factory):
+    """Another model of the same items, with one beam."""
+    folder = shutil.copytree(exported, tmp_path_factory.mktemp("exports") / "few")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["fingerprints"]["sft"] = "m2"
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return RecommendationEngine(folder, SnapshotSettings(beams=1))
 
 
 @pytest.fixture
@@ -44,8 +51,7 @@ def client(service, other, shop, store, exported):
 @pytest.fixture
 def worker(engine, other, shop):
     settings = NearlineSettings(count=20, period=0.01)
-    others = {"few": ServedExport(other, "m2")}
-    return NearlineWorker(engine, shop, "m1", "w1", settings, lambda: NOW, others)
+    return NearlineWorker(engine, shop, "w1", settings, lambda: NOW, {"few": other})
 
 
 def users_of(name):
@@ -87,9 +93,8 @@ def logged(client, shop, name):
 def test_worker_and_api_use_the_export_of_the_arm(client, worker, shop, items, engine, other):
     control, treated = start(client, "beams", export="few")
     bought(client, worker, (control, treated), items)
-    assert shop.list_of(control, "home").model == "m1" and shop.list_of(treated, "home").model == (
-        "m2"
-    )
+    assert shop.list_of(control, "home").model == engine.current.model
+    assert shop.list_of(treated, "home").model == "m2"
     assert read(client, control)["arms"] == {"beams": "a"}
     answer = read(client, treated, count=4)
     assert answer["arms"] == {"beams": "b"} and answer["source"] == "index"
@@ -243,11 +248,10 @@ def test_a_process_without_the_export_of_an_arm_serves_its_own(
     client, engine, shop, service, exported, items
 ):
     _, treated = start(client, "beams", export="few")
-    worker = NearlineWorker(
-        engine, shop, "m1", "w9", NearlineSettings(count=9, period=0.01), lambda: NOW
-    )
+    worker = NearlineWorker(engine, shop, "w9", NearlineSettings(count=9, period=0.01), lambda: NOW)
     bought(client, worker, [treated], items)
-    assert shop.list_of(treated, "home").arms == {} and shop.list_of(treated, "home").model == "m1"
+    assert shop.list_of(treated, "home").arms == {}
+    assert shop.list_of(treated, "home").model == engine.current.model
     assert read(client, treated)["source"] == "index"
     assert logged(client, shop, "beams") == []
     lone = Tenant.of("shop", exported, service)

@@ -113,7 +113,7 @@ def test_a_clock_that_jumps_changes_nothing(shop, monkeypatch, jump):
 @pytest.mark.parametrize("jump", [DAY, -DAY])
 def test_processes_with_different_clocks_leave_no_user_behind(shop, monkeypatch, jump):
     """A worker with a clock a day ahead or behind has taken a user, and is dead."""
-    worker = NearlineWorker(None, shop, "m1", "w1", NearlineSettings(period=600.0))
+    worker = NearlineWorker(None, shop, "w1", NearlineSettings(period=600.0))
     began = base._STARTED
     monkeypatch.setattr(base, "_STARTED", (began[0] + jump, began[1]))
     shop.add_events([event(1)])

@@ -123,6 +123,21 @@ def test_lists(shop):
     assert shop.list_of("bob", "home") is None
 
 
+def test_users_with_lists_are_read_page_by_page(store, shop):
+    def listed(tenant) -> list[str]:
+        found, cursor = tenant.listed("", 3)
+        while cursor:
+            more, cursor = tenant.listed(cursor, 3)
+            found += more
+        return sorted(set(found))
+
+    users = [f"user {number}.*[{number}]" for number in range(7)]
+    shop.put_lists({user: {"home": a_list(1), "tea": a_list(1)} for user in users}, 60)
+    store.tenant("else*").put_lists({"other": {"home": a_list(1)}}, 60)
+    assert listed(shop) == users
+    assert listed(store.tenant("else*")) == ["other"] and listed(store.tenant("nobody")) == []
+
+
 def test_states_and_documents(shop):
     shop.put_states({"tea": ItemState(stock=0), "milk": ItemState(True), "ice": ItemState()})
     shop.put_states({"milk": ItemState(expires=50.0)})

@@ -1,88 +1,65 @@
-"use strict";
+/** The page: one or two columns that ask, and what operators see. */
 
-const $ = (id) => document.getElementById(id);
+import { $, call, element, post } from "./call.js";
+import { card } from "./card.js";
+import { showClock, showMetrics, showVersions, start as startOperating } from "./operate.js";
+import { draw, lines } from "./tree.js";
+
 const REFRESH_MS = 3000;
+const SOURCES = { index: "from the index", computed: "computed", popular: "popular items: there is no list of this user" };
+const state = { tasks: [], versions: [], models: [], tree: null };
+const columns = [];
 
-/** Calls the API. Throws an Error whose message says what the service said. */
-async function call(path, options = {}) {
-  const headers = { ...(options.body ? { "Content-Type": "application/json" } : {}) };
-  if ($("key").value) headers.Authorization = `Bearer ${$("key").value}`;
-  const answer = await fetch(path, { ...options, headers });
-  if (answer.status === 204) return null;
-  const text = await answer.text();
-  if (path === "metrics") return text;
-  let body;
-  try { body = JSON.parse(text); } catch { body = { error: text.slice(0, 200) }; }
-  if (!answer.ok) throw new Error(body.where ? `${body.where}: ${body.error}` : body.error);
-  return body;
+/** The tree of the catalogue that made an answer; it is read once for each version. */
+async function treeOf(answer) {
+  const fits = (tree) => tree && tree.version === answer.version && tree.model === answer.model;
+  if (!fits(state.tree)) state.tree = await call("v1/catalogue/tree");
+  return fits(state.tree) ? state.tree : { ...state.tree, prefixes: [] };
 }
 
-function element(name, text = "", className = "") {
-  const made = document.createElement(name);
-  if (text) made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
-
-function card(item, place) {
-  const made = element("li");
-  made.append(element("b", `${place}. ${item.title}`));
-  const facts = [item.item_id];
-  if (item.probability !== null) {
-    const bar = element("div", "", "bar"), filled = element("span");
-    filled.style.width = `${Math.min(100, 100 * item.probability)}%`;
-    bar.append(filled);
-    made.append(bar);
-    facts.push(`probability ${item.probability.toPrecision(3)}`);
+class Column {
+  constructor(name) {
+    this.form = $("column").content.firstElementChild.cloneNode(true);
+    this.name = name;
+    this.answer = null;
+    const find = (selector) => this.form.querySelector(selector);
+    this.note = find(".note");
+    this.cards = find(".cards");
+    this.figure = find(".tree");
+    this.fields = this.form.elements;
+    this.form.addEventListener("submit", (event) => { event.preventDefault(); this.show(() => this.compute()); });
+    this.fields.index.addEventListener("click", () => this.show(() => this.read()));
+    this.fields.user.addEventListener("change", () => this.showUser());
+    this.fields.task.addEventListener("change", () => this.chooseTask());
+    this.fill();
+    this.showUser();
   }
-  if (item.details.cosine !== undefined) facts.push(`cosine ${item.details.cosine.toFixed(3)}`);
-  if (item.details.prefix !== undefined) {
-    facts.push(item.details.prefix > 0 ? `prefix no. ${item.details.prefix} of the beams` : "in no beam");
-  }
-  made.append(element("p", [...facts, ...item.reasons].join(" · "), "facts"));
-  return made;
-}
 
-function column() {
-  const form = $("column").content.firstElementChild.cloneNode(true);
-  const note = form.querySelector(".note"), cards = form.querySelector(".cards");
-
-  async function show(request) {
-    note.className = "note";
-    note.textContent = "computing …";
-    const began = performance.now();
-    try {
-      const answer = await request();
-      cards.replaceChildren(...answer.items.map((item, place) => card(item, place + 1)));
-      const sources = { index: "from the index", computed: "computed", popular: "popular items: there is no list of this user" };
-      const age = answer.source === "index" ? `, ${answer.age_seconds.toFixed(0)} s old` : "";
-      const time = `${Math.round(performance.now() - began)} ms`;
-      note.textContent = `${answer.items.length} items, ${sources[answer.source]}${age}, version ${answer.version}, ${time}`;
-    } catch (error) {
-      note.className = "note bad";
-      note.textContent = error.message;
+  /** Fills the lists of tasks and versions. */
+  fill() {
+    const tasks = state.tasks.map((task) => new Option(task.name, task.instruction));
+    const by = [
+      ...state.versions.filter((one) => !one.is_active).map((one) => new Option(`version ${one.name}`, `version:${one.name}`)),
+      ...state.models.filter((one) => !one.is_active).map((one) => new Option(`model ${one.name}`, `export:${one.name}`)),
+    ];
+    for (const [select, options] of [[this.fields.task, tasks], [this.fields.by, by]]) {
+      const chosen = select.value;
+      select.replaceChildren(select.options[0], ...options);
+      if ([...select.options].some((option) => option.value === chosen)) select.value = chosen;
     }
-    await showUser();
   }
 
-  async function showUser() {
-    const place = form.querySelector(".user"), user = form.elements.user.value.trim();
-    if (!user) { place.replaceChildren(element("p", "Anyone: no profile, no history.")); return; }
-    const path = `v1/users/${encodeURIComponent(user)}`;
-    const profile = await call(path).then((found) => found.profile, () => ({}));
-    const events = await call(`${path}/events?count=50`).then((found) => found.events, () => []);
-    const list = element("ul");
-    for (const event of events.reverse()) {
-      const when = new Date(event.timestamp * 1000).toISOString().slice(0, 16).replace("T", " ");
-      list.append(element("li", `${when} ${event.event} ${event.title || event.item_id}`));
-    }
-    const text = Object.entries(profile).map(([name, value]) => `${name}: ${value}`).join(", ");
-    place.replaceChildren(element("p", text || "No profile."), list);
+  /** Writes the instruction of a task; a slot such as {query} is left for the user to type. */
+  chooseTask() {
+    const input = this.fields.instruction, text = this.fields.task.value;
+    const slot = text.indexOf("{");
+    input.value = text.replace(/\{\w+\}/, "");
+    input.focus();
+    if (slot >= 0) input.setSelectionRange(slot, slot);
   }
 
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    const fields = form.elements;
+  compute() {
+    const fields = this.fields, [kind, by] = fields.by.value.split(/:(.*)/);
     const body = {
       user_id: fields.user.value.trim(),
       instruction: fields.instruction.value.trim(),
@@ -92,111 +69,133 @@ function column() {
       is_shown: false, // the user of the page is not the user of the list
       deadline_ms: 60000,
     };
-    show(() => call("v1/recommendations", { method: "POST", body: JSON.stringify(body) }));
-  });
-  form.elements.index.addEventListener("click", () => {
-    const fields = form.elements, user = encodeURIComponent(fields.user.value.trim() || "anyone");
+    return kind ? post("v1/preview", { ...body, [kind]: by }) : post("v1/recommendations", body);
+  }
+
+  read() {
+    const fields = this.fields, user = encodeURIComponent(fields.user.value.trim() || "anyone");
     const query = new URLSearchParams({ count: fields.count.value, seen: fields.seen.value, explain: "true", is_shown: "false" });
-    show(() => call(`v1/users/${user}/recommendations?${query}`));
+    return call(`v1/users/${user}/recommendations?${query}`);
+  }
+
+  async show(request) {
+    this.note.className = "note";
+    this.note.textContent = "computing …";
+    const began = performance.now();
+    try {
+      this.answer = await request();
+      const time = `${Math.round(performance.now() - began)} ms`;
+      const tree = await treeOf(this.answer);
+      this.draw(tree);
+      this.cards.replaceChildren();
+      columns.forEach((column) => column.list());
+      const { source, items, version, age_seconds: age } = this.answer;
+      const old = source === "index" ? `, ${age.toFixed(0)} s old` : "";
+      this.note.textContent = `${items.length} items, ${SOURCES[source]}${old}, version ${version}, model ${this.answer.model.slice(0, 8)}, ${time}`;
+    } catch (error) {
+      this.note.className = "note bad";
+      this.note.textContent = error.message;
+      if (error.status === 401 || error.status === 403) $("key").focus();
+    }
+  }
+
+  /** Draws the tree with the beams of the answer, or with the prefixes of its items. */
+  draw(tree) {
+    const { beams } = this.answer;
+    this.figure.hidden = !beams.length;
+    this.labels = new Map(tree.prefixes.map((prefix) => [prefix.codes.join("-"), prefix.label]));
+    this.mark = () => {};
+    if (!beams.length) return;
+    const { picture, mark } = draw(tree, beams);
+    this.mark = mark;
+    this.figure.querySelector(".picture").replaceChildren(picture);
+    const drawn = tree.prefixes.length ? `${tree.prefixes.length} prefixes, ` : "only the paths of beams, ";
+    this.figure.querySelector("figcaption").textContent = `The tree of SID prefixes: ${drawn}${beams.length} beams lit. Open a card to see its path.`;
+    this.figure.querySelector(".beams").replaceChildren(...lines(beams, this.labels).map((text) => element("li", text)));
+  }
+
+  /** Shows the cards; beside another column, each says where the other one has the item. */
+  list() {
+    if (!this.answer) return;
+    const other = columns.find((column) => column !== this && column.answer);
+    const open = new Set([...this.cards.querySelectorAll("details[open]")].map((one) => one.parentElement.dataset.item));
+    const places = other && new Map(other.answer.items.map((item, place) => [item.item_id, place + 1]));
+    this.cards.replaceChildren(...this.answer.items.map((item, place) => card(
+      item, place + 1, this.labels, (codes) => this.mark(codes), places && (places.get(item.item_id) ?? 0),
+    )));
+    for (const one of this.cards.children) {
+      const reasons = one.querySelector("details");
+      if (reasons && open.has(one.dataset.item)) reasons.open = true;
+    }
+  }
+
+  async showUser() {
+    const place = this.form.querySelector(".user"), user = this.fields.user.value.trim();
+    const summary = this.form.querySelector(".who summary");
+    if (!user) {
+      summary.textContent = "The user: anyone";
+      place.replaceChildren(element("p", "Anyone: no profile, no history."));
+      return;
+    }
+    const path = `v1/users/${encodeURIComponent(user)}`;
+    const profile = await call(path).then((found) => found.profile, () => ({}));
+    const events = await call(`${path}/events?count=50`).then((found) => found.events, () => []);
+    const list = element("ul");
+    for (const event of events.reverse()) {
+      const when = new Date(event.timestamp * 1000).toISOString().slice(0, 16).replace("T", " ");
+      list.append(element("li", `${when} ${event.event} ${event.title || event.item_id}`));
+    }
+    list.tabIndex = 0;
+    list.setAttribute("aria-label", "History, newest first");
+    const text = Object.entries(profile).map(([name, value]) => `${name}: ${value}`).join(", ");
+    summary.textContent = `The user: ${events.length} events${events.length === 50 ? " or more" : ""}, ${text || "no profile"}`;
+    place.replaceChildren(element("p", text || "No profile."), list);
+  }
+}
+
+/** Adds a column that begins as the first one, or takes the second one away. */
+function compare() {
+  const isOne = columns.length === 1;
+  if (isOne) {
+    const added = new Column("Right");
+    for (const name of ["user", "task", "instruction", "count", "seen"]) added.fields[name].value = columns[0].fields[name].value;
+    columns.push(added);
+    $("columns").append(added.form);
+    added.showUser();
+    added.fields.user.focus();
+  } else columns.pop().form.remove();
+  columns.forEach((column) => {
+    column.form.querySelector("h3").textContent = isOne ? column.name : "";
+    column.form.setAttribute("aria-label", isOne ? column.name : "Question");
+    column.list();
   });
-  return form;
-}
-
-/** The sum of a metric over its labels, by its name in the text of Prometheus. */
-function total(text, name, needed = "") {
-  let sum = 0;
-  for (const line of text.split("\n")) {
-    if (line.startsWith(name) && !line.startsWith("#") && line.includes(needed)) {
-      const rest = line.slice(name.length);
-      if (rest.startsWith("{") || rest.startsWith(" ")) sum += Number(line.split(" ").pop());
-    }
-  }
-  return sum;
-}
-
-async function refresh() {
-  try {
-    const text = await call("metrics");
-    const answers = (source) => total(text, "sigma_answers_total", `source="${source}"`);
-    const seconds = total(text, "sigma_request_seconds_sum"), count = total(text, "sigma_request_seconds_count");
-    const numbers = {
-      "users with lists": total(text, "sigma_index_users"),
-      "users who wait": total(text, "sigma_queue_size"),
-      "longest wait": `${total(text, "sigma_queue_oldest_seconds").toFixed(0)} s`,
-      "event to list, last batch": `${total(text, "sigma_staleness_seconds").toFixed(1)} s`,
-      "answers: index, computed, popular": `${answers("index")}, ${answers("computed")}, ${answers("popular")}`,
-      "mean time of a call": count ? `${(1000 * seconds / count).toFixed(1)} ms` : "–",
-    };
-    $("live").replaceChildren(...Object.entries(numbers).map(([name, value]) => {
-      const pair = element("div");
-      pair.append(element("dt", name), element("dd", String(value)));
-      return pair;
-    }));
-    $("health").textContent = total(text, "sigma_store_up") ? "the service answers" : "the store does not answer";
-  } catch (error) {
-    $("health").textContent = `the service does not answer: ${error.message}`;
-  }
-}
-
-/** The time of a replayed log; nothing where the service has the time of its machine. */
-async function showClock() {
-  const clock = await call("v1/clock");
-  $("clock").hidden = !clock.is_replay;
-  if (!clock.is_replay) return;
-  const when = new Date(clock.now * 1000).toISOString().slice(0, 16).replace("T", " ");
-  $("clock").textContent = `replayed log: ${when}${clock.is_over ? ", its end" : `, ${clock.speed} times as fast`}`;
-}
-
-async function showVersions() {
-  const { versions } = await call("v1/catalogue");
-  $("versions").replaceChildren(...versions.map((version) => {
-    const row = element("tr"), cell = element("td");
-    if (version.is_active) cell.textContent = "active";
-    else {
-      const button = element("button", "Activate");
-      button.type = "button";
-      button.setAttribute("aria-label", `Activate version ${version.name}`);
-      button.addEventListener("click", () => change(`v1/catalogue/versions/${version.name}/activate`));
-      cell.append(button);
-    }
-    row.append(element("td", version.name), element("td", version.comment), cell);
-    return row;
-  }));
-}
-
-async function change(path) {
-  $("versions-note").textContent = "loading …";
-  try {
-    const version = await call(path, { method: "POST" });
-    $("versions-note").textContent = `version ${version.name} is active`;
-    await showVersions();
-  } catch (error) {
-    $("versions-note").textContent = error.message;
-  }
+  $("compare").setAttribute("aria-pressed", String(isOne));
 }
 
 async function showUsers() {
   const { user_ids } = await call("v1/users?count=200");
-  $("users").replaceChildren(...user_ids.map((user) => {
-    const option = element("option");
-    option.value = user;
-    return option;
-  }));
+  $("users").replaceChildren(...user_ids.map((user) => new Option(user, user)));
+}
+
+async function showTasks() {
+  state.tasks = (await call("v1/tasks")).tasks;
+  columns.forEach((column) => column.fill());
 }
 
 function start() {
-  $("columns").append(column());
-  $("compare").addEventListener("click", () => {
-    const isOne = $("columns").children.length === 1;
-    if (isOne) $("columns").append(column());
-    else $("columns").lastElementChild.remove();
-    $("compare").setAttribute("aria-pressed", String(isOne));
+  columns.push(new Column("Left"));
+  columns[0].form.setAttribute("aria-label", "Question");
+  $("columns").append(columns[0].form);
+  $("compare").addEventListener("click", compare);
+  document.addEventListener("versions", ({ detail }) => {
+    Object.assign(state, detail);
+    columns.forEach((column) => column.fill());
   });
-  $("rollback").addEventListener("click", () => change("v1/catalogue/rollback"));
-  const all = () => Promise.allSettled([refresh(), showClock(), showVersions(), showUsers()]);
+  startOperating();
+  const all = () => Promise.allSettled([showMetrics(), showClock(), showVersions(), showUsers(), showTasks()]);
   $("key").addEventListener("change", all);
   all();
-  setInterval(refresh, REFRESH_MS);
+  setInterval(showMetrics, REFRESH_MS);
   setInterval(() => showClock().catch(() => {}), REFRESH_MS);
 }
 
