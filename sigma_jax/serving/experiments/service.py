@@ -1,9 +1,9 @@
 """What a tenant's service answers while experiments run: each user by the user's arms.
 
 A user who reads a list counts as exposed only if the list was computed under the user's present
-arms. A list of other arms is still shown, once, and the worker computes it again. So all arms count
-their users from the first list of their own on, the control too, and after the end of an experiment
-no list of an arm stays.
+arms. A list of other arms is shown until the worker has computed it again. So all arms, the control
+too, count their users from the first list of their own on. After the end of an experiment no list
+of an arm stays.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import logging
 
@@ -37,20 +37,13 @@ MOST_ASKED = 100_000  # users who are remembered for it
 class ArmService:
     """The service of a tenant, and of the exports of arms beside it."""
 
-    def __init__(
-        self,
-        service: TenantService,
-        others: Mapping[str, TenantService] | None = None,
-        clock: Callable[[], float] | None = None,
-    ):
+    def __init__(self, service: TenantService, others: Mapping[str, TenantService] | None = None):
         """Args:
         others: services over the same store with exports of arms, by name.
-        clock: the time of exposures, in unix seconds; None: that of the service.
         """
         self.service, self.others = service, dict(others or {})
         self.running = RunningExperiments(service.store)
         self.exposures = ExposureLog(service.store)
-        self._clock = clock or service.clock
         self._lock = threading.Lock()
         self._asked: collections.OrderedDict[str, float] = collections.OrderedDict()
 
@@ -127,7 +120,7 @@ class ArmService:
         running = self.running.by_name
         experiments = [running[one] for one in answer.arms if one in running]
         items = [item.item_id for item in answer.items]
-        now = self._clock()
+        now = self.service.clock()
         self.exposures.add(experiments, answer.arms, answer.user_id, name, items, now)
 
     def check(self, experiment: Experiment) -> None:
