@@ -2,7 +2,7 @@
 
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from sigma_jax.serving.api.app import create_app
@@ -131,6 +131,7 @@ class Shops:
     derandomize=True,
     database=None,
     deadline=None,
+    phases=[Phase.generate],  # a failure is not made smaller: that takes minutes
     suppress_health_check=list(HealthCheck),
 )
 @given(steps=STEPS, number=st.uuids())
