@@ -153,3 +153,15 @@ def test_lists_are_read_together(shop):
     found = shop.lists_of(wanted)
     assert [one and one.newest for one in found] == [3, None, 2, None, 3]
     assert shop.lists_of([]) == []
+
+
+def test_a_commit_that_fails_leaves_no_open_transaction(tmp_path):
+    store = open_store(str(tmp_path / "store.db"))
+    with store.reading() as con:
+        con.execute("PRAGMA foreign_keys = ON")
+        con.execute("CREATE TABLE parent (id INTEGER PRIMARY KEY)")
+        con.execute("CREATE TABLE child (of REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
+    with pytest.raises(StoreError, match="FOREIGN KEY"), store.transaction() as con:
+        con.execute("INSERT INTO child VALUES (99)")  # the commit fails, not this
+    assert store.tenant("shop").add_events([event(1)]) == 1
+    store.close()
