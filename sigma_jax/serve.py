@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ def define_flags() -> None:
     flags.DEFINE_float("kept_gb", 1.0, "Memory for keys and values of users' histories.", 0.0)
     flags.DEFINE_string("spill", None, "A folder for those that memory has no room for.")
     flags.DEFINE_integer("window_step", 16, "Rows by which a long history's window moves.", 1)
+    flags.DEFINE_list(
+        "fewer_beams",
+        ["32:0.5", "128:0.25"],
+        "WAITING:SHARE,...: from so many waiting requests on, a share of the beams. Empty: all.",
+    )
     flags.DEFINE_float("calls_a_second", 0.0, "Of a caller; more are refused. 0: no limit.", 0.0)
     flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 
@@ -222,25 +227,37 @@ def run_api(exports: dict[str, Path]) -> None:
     from sigma_jax.serving.api.keys import Keys
     from sigma_jax.serving.api.service import TenantService
     from sigma_jax.serving.engine import RecommendationEngine
+    from sigma_jax.serving.load import FewerBeams
     from sigma_jax.serving.stores.base import open_store
 
-    began = time.monotonic()
+    began, rules = time.monotonic(), FewerBeams.read(FLAGS.fewer_beams)
     keys = Keys.of_file(Path(FLAGS.keys)) if FLAGS.keys else Keys({}, next(iter(exports)))
     store, tenants = open_store(FLAGS.store), {}
     for name, folder in exports.items():
         engine = RecommendationEngine(folder, snapshot_settings())
-        service = TenantService(engine, store.tenant(name))
+        service = TenantService(engine, store.tenant(name), fewer_beams=rules)
         service.warm()
         tenants[name] = Tenant.of(name, folder, service)
     app = create_app(tenants, store, keys, FLAGS.calls_a_second)
     # The garbage collector need not look through what is loaded: all calls would wait for it.
     gc.collect()
     gc.freeze()
+    threading.Thread(target=warm_fewer_beams, args=(tenants.values(),), daemon=True).start()
     logging.info(
         "api: ready after %.0f s at http://%s:%d", time.monotonic() - began, FLAGS.host, FLAGS.port
     )
     uvicorn.run(app, host=FLAGS.host, port=FLAGS.port, log_level="warning", access_log=False)
     store.close()
+
+
+def warm_fewer_beams(tenants: Iterable[Any]) -> None:
+    """Compiles the programs for times of high load, while the API answers."""
+    from sigma_jax.serving.api.context import REQUESTS_AT_ONCE
+
+    for tenant in tenants:
+        if tenant.service.chooser.rules:
+            tenant.service.warm_fewer_beams((REQUESTS_AT_ONCE, 1))
+            logging.info("api: %s may be answered with fewer beams", tenant.name)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_flags_fit_the_roles(flags, place):
 
 def test_ports_agree(flags):
     port = flags["kubernetes", "api"]["port"]
-    pod, container = container_of("api")
+    _, container = container_of("api")
     [named] = container["ports"]
     assert named["containerPort"] == port
     [served] = OBJECTS["Service", "api"]["spec"]["ports"]

@@ -162,7 +162,8 @@ class RecommendationEngine:
     def __init__(self, folder: Path, settings: SnapshotSettings = SnapshotSettings()):
         self._folder, self._settings = folder, settings
         self._refreshing = threading.Lock()
-        self._recent: dict[int, _Request] = {}  # by the size of their batch
+        # By the size of their batch and the share of the beams: one for each compiled program.
+        self._recent: dict[tuple[int, float], _Request] = {}
         self.current = CatalogueSnapshot.load(Bundle.open(folder), "", settings)
 
     def recommend(
@@ -184,7 +185,7 @@ class RecommendationEngine:
         answer = request.answered_by(self.current)
         batch_size = self.current.recommender.generator.config.batch_size
         first = dataclasses.replace(request, rows=request.rows[:batch_size])
-        self._recent[power_of_two(len(first.rows))] = first  # one for each size that is compiled
+        self._recent[power_of_two(len(first.rows)), options.beam_share] = first
         return answer
 
     def answer_each(
@@ -200,6 +201,11 @@ class RecommendationEngine:
             if len(rows) == 1:
                 return [error]
         return [answer for row in rows for answer in self.answer_each([row], options, hidden)]
+
+    def beams(self, share: float = 1.0) -> int:
+        """The number of beams that a `share` of them leaves; 0 where no prefix is searched."""
+        generator = self.current.recommender.generator
+        return generator.config.under_load(share).num_beams if generator.trie.depth else 0
 
     def refresh(self) -> bool:
         """Puts the active version in place; False if it is in place already."""

@@ -121,6 +121,9 @@ class Answer(Strict):
     source: Literal["index", "computed", "popular", "similar"]
     version: str = Field(description="Of the catalogue.")
     age_seconds: float = Field(description="Since the list was computed.")
+    beams: int | None = Field(
+        default=None, description="Of an answer that was computed; fewer under load."
+    )
     items: list[Item]
 
 

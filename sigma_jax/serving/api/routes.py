@@ -70,7 +70,8 @@ async def ask(request: Request, tenant: Reader, body: Ask) -> Answer:
     """The answer to an instruction, computed now. If the deadline passes, the index answers."""
     context = context_of(request)
     try:
-        answer = await asyncio.wait_for(tenant.batcher.submit(body), body.deadline_ms / 1000)
+        seconds = body.deadline_ms / 1000
+        answer = await asyncio.wait_for(tenant.batcher.submit(body, seconds), seconds)
     except TimeoutError:
         context.metrics.late.labels(tenant.name).inc()
         answer = await run_in_threadpool(
@@ -208,8 +209,10 @@ def poll(tenant: Reader, job_id: PathId) -> Job:
 
 
 def counted(context: Context, tenant: Tenant, answer: Answer) -> Answer:
-    """The answer, which is counted by its source."""
+    """The answer, which is counted by its source and its beams."""
     context.metrics.answers.labels(tenant.name, answer.source).inc()
+    if answer.beams is not None:
+        context.metrics.beams.labels(tenant.name, str(answer.beams)).inc()
     return answer
 
 

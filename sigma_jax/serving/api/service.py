@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.serving.api.models import Answer, Ask, Item, Rule, Seen
 from sigma_jax.serving.api.rules import Ranked, Rules
 from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine
+from sigma_jax.serving.load import BeamChooser, FewerBeams, Load
 from sigma_jax.serving.nearline import request_row
 from sigma_jax.serving.stores.base import StoredList, TenantStore
 
@@ -51,11 +52,14 @@ class TenantService:
         engine: RecommendationEngine,
         store: TenantStore,
         clock: Callable[[], float] = time.time,
+        fewer_beams: Sequence[FewerBeams] = (),
     ):
         """Args:
         clock: the time of requests, in unix seconds; a replay of a log has one of its own.
+        fewer_beams: rules for times of high load. None: requests always get all beams.
         """
         self.engine, self.store, self.clock = engine, store, clock
+        self.chooser = BeamChooser(fewer_beams)
         self._lock = threading.Lock()
         self._read_at = -np.inf
         self._hidden: frozenset[str] = frozenset()
@@ -69,9 +73,10 @@ class TenantService:
             return self.popular(user_id, filters)
         return self._answer(user_id, "", "index", stored.items, filters, stored)
 
-    def compute(self, asks: Sequence[Ask]) -> list[Answer | ValueError]:
+    def compute(self, asks: Sequence[Ask], load: Load = Load()) -> list[Answer | ValueError]:
         """The answers to requests, computed now; an error where one cannot be answered."""
-        now = int(self.clock())
+        began, now = time.monotonic(), int(self.clock())
+        share = self.chooser.share(len(asks), load)
         rows = []
         for ask in asks:
             user = ask.user_id or "anyone"
@@ -82,7 +87,10 @@ class TenantService:
             row = request_row(self.engine, user, profile or {}, events, now)
             rows.append(row | {"instruction": ask.instruction})
         hidden, _ = self._settings()
-        found = self.engine.answer_each(rows, RecommendOptions(COMPUTED), hidden)
+        options = RecommendOptions(COMPUTED, beam_share=share)
+        found = self.engine.answer_each(rows, options, hidden)
+        beams = self.engine.beams(share)
+        self.chooser.took(len(asks), share, time.monotonic() - began)
         answers: list[Answer | ValueError] = []
         for ask, one in zip(asks, found, strict=True):
             if isinstance(one, ValueError):
@@ -90,7 +98,7 @@ class TenantService:
                 continue
             filters = Filters.of(ask)
             made = self._answer(ask.user_id, one["instruction"], "computed", one["items"], filters)
-            answers.append(made)
+            answers.append(made.model_copy(update={"beams": beams}))
         return answers
 
     def popular(self, user_id: str, filters: Filters) -> Answer:
@@ -151,6 +159,27 @@ class TenantService:
         if encoder is not None:
             for words in range(1, WARM_WORDS + 1):
                 encoder.encoder.encode_queries(["word " * words])
+        for row in self._warm_rows():
+            self.engine.answer_each([row], RecommendOptions(COMPUTED))
+
+    def warm_fewer_beams(self, sizes: Sequence[int]) -> None:
+        """Compiles the programs of all shares of the beams, which may be used from then on.
+
+        Args:
+          sizes: of batches. Batches of other sizes always get all beams.
+        """
+        for size in sizes:
+            for share in (1.0, *(rule.share for rule in self.chooser.rules)):
+                options, rows = RecommendOptions(COMPUTED, beam_share=share), []
+                for row in self._warm_rows():
+                    rows = [row] * size
+                    self.engine.answer_each(rows, options)
+                began = time.monotonic()
+                self.engine.answer_each(rows, options)  # the longest prompts, without compiling
+                self.chooser.took(size, share, time.monotonic() - began)
+
+    def _warm_rows(self) -> Iterator[dict[str, Any]]:
+        """Requests whose prompts have all lengths, with a novel instruction and with another."""
         popular = [item["item_id"] for item in self._popular_items()]
         categories = self.engine.current.version.catalogue.categories.to_pylist()
         instructions = (
@@ -162,8 +191,7 @@ class TenantService:
                 {"item_id": item, "timestamp": 1 + n} for n, item in enumerate(popular[:events])
             ]
             for instruction in instructions:
-                row = {"user_id": "anyone", "history": history, "instruction": instruction}
-                self.engine.answer_each([row], RecommendOptions(COMPUTED))
+                yield {"user_id": "anyone", "history": history, "instruction": instruction}
 
     def forget_settings(self) -> None:
         """Reads states and rules again at the next request: they have changed."""

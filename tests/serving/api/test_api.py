@@ -6,6 +6,9 @@ import time
 
 import pytest
 
+from sigma_jax.serving.api.models import Ask
+from sigma_jax.serving.load import BeamChooser, FewerBeams, Load
+
 EVENTS = [
     {"user_id": "ann", "item_id": "i1", "timestamp": 1_699_000_000, "event_id": "e1"},
     {"user_id": "ann", "item_id": "i2", "timestamp": 1_699_000_100, "event": "view"},
@@ -152,7 +155,7 @@ def test_an_instruction_is_answered_at_once(listed, engine, items):
 
 def test_a_late_answer_comes_from_the_index(listed, service, app, monkeypatch):
     compute = service.compute
-    app.state.context.tenants["shop"].batcher._compute = lambda asks: (
+    app.state.context.tenants["shop"].batcher._compute = lambda asks, load: (
         time.sleep(0.3) or compute(asks)
     )
     body = {"user_id": "ann", "deadline_ms": 20}
@@ -326,3 +329,32 @@ def test_too_many_calls_of_a_caller(keyed):
     codes = [keyed.get("/v1/rules", headers=headers).status_code for _ in range(20)]
     assert codes[:10] == [200] * 10 and 429 in codes
     assert keyed.get("/v1/rules", headers={"X-API-Key": "write"}).status_code == 200
+
+
+def test_answers_under_load_have_fewer_beams_and_say_so(client, service, items):
+    """Of 32 beams the tiny shop has use for 8; a sixteenth searches 2 prefixes."""
+    service.chooser = BeamChooser(FewerBeams.read(["3:0.0625"]))
+    asks = [Ask(user_id="ann", instruction="tea", count=20, explain=True)]
+
+    def prefixes(answer):
+        return {item.details["prefix"] for item in answer.items} - {0}
+
+    [whole] = service.compute(asks, Load(99))  # not compiled yet
+    assert whole.beams == 32 and max(prefixes(whole)) > 2
+    service.warm_fewer_beams([1])
+    [less] = service.compute(asks, Load(3))
+    assert less.beams == 2 and 1 <= max(prefixes(less)) <= 2
+    [calm] = service.compute(asks, Load(2))
+    assert calm.beams == 32 and [i.item_id for i in calm.items] == [i.item_id for i in whole.items]
+    answer = client.post("/v1/recommendations", json={"user_id": "ann", "deadline_ms": 60_000})
+    assert answer.json()["beams"] == 8
+    assert (
+        'sigma_computed_answers_total{beams="8",tenant="shop"} 1.0' in client.get("/metrics").text
+    )
+    assert client.get("/v1/popular").json()["beams"] is None
+
+
+def test_a_new_version_is_warmed_for_all_shares_of_the_beams(service, engine):
+    service.chooser = BeamChooser(FewerBeams.read(["3:0.25"]))
+    service.warm_fewer_beams([1])
+    assert {(1, 1.0), (1, 0.25)} <= set(engine._recent)
