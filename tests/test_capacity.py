@@ -10,6 +10,7 @@ import yaml
 from launch.benchmarks import capacity
 from launch.benchmarks.capacity import Assumptions, Figures, plan
 from launch.benchmarks.result import read_result
+from sigma_jax.serving.nearline import NearlineSettings
 
 ROOT = Path(__file__).parents[1]
 FIGURES = Figures(
@@ -78,21 +79,26 @@ def test_impossible_assumptions_are_refused(name):
 
 def test_every_assumption_has_a_source_and_the_value_that_it_names():
     measured = read_result(ROOT / "launch" / "benchmarks" / "results" / "capacity.json")["log"]
-    manifests = {
-        path: list(yaml.safe_load_all((ROOT / path).read_text()))
-        for path in ("launch/kubernetes/autoscale.yaml", "launch/kubernetes/redis.yaml")
-    }
     for field in dataclasses.fields(Assumptions):
         source = field.metadata["source"]
-        kind = source.partition(" ")[0].rstrip(":;")
-        assert kind in ("measured", "assumed", "the") or kind in manifests, source
-        if kind == "measured":
-            [name] = re.findall(r"log\.(\w+)", source)
-            assert field.default == pytest.approx(measured[name], rel=0.01)
-        if kind in manifests:
-            assert f"{field.default:g}" in re.sub(r"(\d)0'", r".\1'", str(manifests[kind])) or (
-                str(int(100 * field.default)) in str(manifests[kind])
-            )
+        assert source.startswith(("measured: log.", "assumed", "the default", "launch/")), source
+        if name := re.match(r"measured: log\.(\w+)", source):
+            assert field.default == pytest.approx(measured[name[1]], rel=0.01)
+    assert Assumptions().lists == len(NearlineSettings().lists)
+    folder = ROOT / "launch" / "kubernetes"
+    scaled = yaml.safe_load_all((folder / "autoscale.yaml").read_text())
+    [api] = [one for one in scaled if one["kind"] == "HorizontalPodAutoscaler"]
+    target = api["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"]
+    assert Assumptions().utilisation == target / 100
+    assert f"- {Assumptions().redis_gb:g}gb\n" in (folder / "redis.yaml").read_text()
+
+
+def test_a_plan_without_an_estimate_of_a_chip_has_no_chips():
+    assert capacity.chip_answers([]) is None
+    report = {"stage": "sft", "preset": "qwen3_0p6b", "flags": "--inference"}
+    assert capacity.chip_answers([report | {"examples_per_second": 5.0}]) == 5.0
+    unknown = dataclasses.replace(FIGURES, chip_answers_a_second=None)
+    assert plan(10, ASSUMED, unknown).chips is None
 
 
 def test_figures_are_those_of_the_stored_results():

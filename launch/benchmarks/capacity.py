@@ -31,6 +31,7 @@ from sigma_jax.serving.stores.base import MOST_EVENTS, Event, StoredList, Tenant
 RESULTS = Path(__file__).parent / "results"
 USERS = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 400_000_000)
 DAY = 86_400
+CHIP_PRESET = "qwen3_0p6b"
 ID_DAYS = 7  # event ids are remembered so long (serving/stores/redis.py)
 SAMPLE_USERS, SAMPLE_EVENTS, SAMPLE_ITEMS = 200, 50, 100
 
@@ -67,7 +68,7 @@ class Figures:
 
     reads_a_second: float  # of an API process within LIMIT_MS
     cpu_seconds: float  # of an answer of the demo's network, all of it
-    chip_answers_a_second: float  # of a chip with the preset qwen3_0p6b
+    chip_answers_a_second: float | None  # of a chip with qwen3_0p6b; None: not estimated yet
     user_bytes: float  # in Redis: a profile
     event_bytes: float  # an event of the history
     id_bytes: float  # a remembered event id
@@ -85,8 +86,16 @@ class Figures:
         return cls(
             reads_a_second=max(rates),
             cpu_seconds=all_beams["cpu_ms"] / 1000,
-            **{name: measured[name] for name in ("chip_answers_a_second", *MEMORY)},
+            chip_answers_a_second=chip_answers(read_result(folder / "presets.json")),
+            **{name: measured[name] for name in MEMORY},
         )
+
+
+def chip_answers(reports: Sequence[dict[str, Any]]) -> float | None:
+    """Answers a second of a chip, out of the reports of presets.json; None without one."""
+    wanted = {"stage": "sft", "preset": CHIP_PRESET, "flags": "--inference"}
+    rates = [one["examples_per_second"] for one in reports if wanted.items() <= one.items()]
+    return rates[0] if rates else None
 
 
 MEMORY = ("user_bytes", "event_bytes", "id_bytes", "list_bytes", "context_bytes")
@@ -104,7 +113,7 @@ class Plan:
     answers_a_second: float  # lists and instructions: all that a network computes
     api_processes: int  # for the reads
     cores: int  # for the answers, with the demo's network
-    chips: int  # for the answers, with qwen3_0p6b
+    chips: int | None  # for the answers, with qwen3_0p6b; None: not estimated yet
     redis_gb: float
     redis_servers: int
     contexts_gb: float  # with the demo's network
@@ -142,7 +151,7 @@ def plan(users: int, assumed: Assumptions, figures: Figures) -> Plan:
         answers,
         api_processes=machines(reads, figures.reads_a_second),
         cores=machines(answers, 1 / figures.cpu_seconds),
-        chips=machines(answers, figures.chip_answers_a_second),
+        chips=machines(answers, chip) if (chip := figures.chip_answers_a_second) else None,
         redis_gb=redis / 1e9,
         redis_servers=math.ceil(redis / 1e9 / assumed.redis_gb),
         contexts_gb=contexts * figures.context_bytes / 1e9,
@@ -245,7 +254,7 @@ def context_figures() -> dict[str, float]:
     from sigma_jax.configs import sft
 
     found = {}
-    for name, preset in (("context_bytes", "local"), ("chip_context_bytes", "qwen3_0p6b")):
+    for name, preset in (("context_bytes", "local"), ("chip_context_bytes", CHIP_PRESET)):
         config = sft.get_config(preset)
         shape = config.backbone if preset == "local" else QWEN3_0P6B
         numbers = 4 if shape["dtype"] == "float32" else 2
@@ -262,7 +271,6 @@ def main() -> None:
     """Prints the plan of each number of users, or measures what it needs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", action="store_true", help="measure memory and the log")
-    parser.add_argument("--chip_answers_a_second", type=float, help="with --measure: of preflight")
     parser.add_argument("--output", type=Path)
     for field in dataclasses.fields(Assumptions):
         text = f"default {field.default:g}; {field.metadata['source']}"
@@ -270,7 +278,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         found = {**redis_figures(), **context_figures(), "log": log_figures()}
-        found["chip_answers_a_second"] = arguments.chip_answers_a_second
         for name, value in found.items():
             print(f"{name}: {value}")
         if arguments.output:

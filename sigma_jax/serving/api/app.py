@@ -65,7 +65,7 @@ def create_app(
         lifespan=lifespan,
         responses={
             status: {"model": routes.Error}
-            for status in (400, 401, 403, 404, 413, 422, 429, 500, 503)
+            for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503)
         },
     )
     app.state.context = context

@@ -1,11 +1,13 @@
 """The routes of the service: what they answer, and what they say to wrong calls."""
 
 import dataclasses
+import errno
 import json
 import time
 
 import pytest
 
+from sigma_jax.serving.api import admin
 from sigma_jax.serving.api.models import Ask
 from sigma_jax.serving.load import BeamChooser, FewerBeams, Load
 
@@ -353,3 +355,13 @@ def test_answers_under_load_have_fewer_beams_and_say_so(client, service, engine)
     assert client.get("/v1/popular").json()["beams"] is None
     # A new version of the catalogue answers these before it goes live.
     assert {(1, 1.0), (1, 0.0625)} <= set(engine._recent)
+
+
+@pytest.mark.parametrize("path", ["rollback", "versions/0001/activate", "items"])
+def test_a_read_only_export_is_not_changed_and_the_caller_is_told(client, monkeypatch, path):
+    def locked(folder):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(admin, "locked", locked)
+    answer = client.post(f"/v1/catalogue/{path}", json={"items": [{"item_id": "new"}]})
+    assert answer.status_code == 409 and "sigma_jax.catalogue" in answer.json()["error"]
