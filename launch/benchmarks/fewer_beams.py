@@ -55,6 +55,7 @@ def main() -> None:
         write_result(arguments.output, result)
 
 
+PARTS = 4  # batches that are measured in turn
 SIZES = {1: "_alone", REQUESTS_AT_ONCE: ""}  # requests computed together -> end of a field's name
 
 
@@ -84,20 +85,23 @@ def measured(
     opened: OpenWorkdir, batch: RequestBatch, size: int, rounds: int
 ) -> dict[float, tuple[float, float]]:
     """Share -> (seconds, CPU seconds) of a request among `size` that are computed together."""
+    parts = parts_of(batch, size)
     seconds: dict[float, list[tuple[float, float]]] = {share: [] for share in SHARES}
-    for number in range(rounds + 1):
-        rows = np.arange(number * size, (number + 1) * size) % len(batch.requests)
-        part = batch.take(rows)
+    for number in range(-len(parts), rounds):
         for share in SHARES:
             options = RecommendOptions(COMPUTED, beam_share=share)
-            if not number:  # compiles
-                opened.recommender.recommend(part, options)
-                continue
             began, cpu = time.perf_counter(), time.process_time()
-            opened.recommender.recommend(part, options)
-            taken = time.perf_counter() - began, time.process_time() - cpu
-            seconds[share].append(taken)
+            opened.recommender.recommend(parts[number % len(parts)], options)
+            if number >= 0:  # the first round of each part compiles
+                taken = time.perf_counter() - began, time.process_time() - cpu
+                seconds[share].append(taken)
     return {share: tuple(np.median(taken, axis=0) / size) for share, taken in seconds.items()}
+
+
+def parts_of(batch: RequestBatch, size: int) -> list[RequestBatch]:
+    """PARTS different batches of `size` requests."""
+    rows = np.arange(PARTS * size) % len(batch.requests)
+    return [batch.take(some) for some in rows.reshape(PARTS, size)]
 
 
 if __name__ == "__main__":

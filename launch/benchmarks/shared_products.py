@@ -23,7 +23,7 @@ from unittest import mock
 
 import numpy as np
 
-from launch.benchmarks.fewer_beams import SIZES, requests_of
+from launch.benchmarks.fewer_beams import SIZES, parts_of, requests_of
 from launch.benchmarks.result import write_result
 from sigma_jax.generation import generator as generation
 from sigma_jax.recommender import ranking
@@ -136,13 +136,13 @@ def times(
     """Milliseconds and CPU milliseconds of a request among `size`, both ways, in alternation."""
     ways: dict[str, Recommender] = {"shared": shared, "all_beams": plain}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        rows = np.arange(number * size, (number + 1) * size) % len(batch.requests)
+    parts = parts_of(batch, size)
+    for number in range(-len(parts), rounds):
         answers = {}
         for name, recommender in ways.items():
             began, cpu = time.perf_counter(), time.process_time()
-            answers[name] = recommender.recommend(batch.take(rows), OPTIONS)
-            if number:  # the first round compiles
+            answers[name] = recommender.recommend(parts[number % len(parts)], OPTIONS)
+            if number >= 0:  # the first round of each part compiles
                 taken[name].append((time.perf_counter() - began, time.process_time() - cpu))
         scores = [answer.log_probs for answer in answers.values()]
         np.testing.assert_allclose(*scores, atol=1e-3)
