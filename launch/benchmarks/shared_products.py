@@ -125,7 +125,7 @@ def of_program(program: Any, times: int = 1) -> Iterator[tuple[str, float]]:
 def maker(step: Any) -> str:
     """The innermost function of this package that makes a step."""
     for frame in step.source_info.traceback.frames:
-        if PACKAGE in frame.file_name and "/launch/" not in frame.file_name:
+        if PACKAGE in frame.file_name:
             return frame.function_name.rpartition("<locals>.")[2]
     return "?"
 
