@@ -242,21 +242,29 @@ def run_api(exports: dict[str, Path]) -> None:
     # The garbage collector need not look through what is loaded: all calls would wait for it.
     gc.collect()
     gc.freeze()
-    threading.Thread(target=warm_fewer_beams, args=(tenants.values(),), daemon=True).start()
+    stop = threading.Event()
+    warming = threading.Thread(target=warm_fewer_beams, args=(tenants.values(), stop))
+    warming.start()
     logging.info(
         "api: ready after %.0f s at http://%s:%d", time.monotonic() - began, FLAGS.host, FLAGS.port
     )
-    uvicorn.run(app, host=FLAGS.host, port=FLAGS.port, log_level="warning", access_log=False)
-    store.close()
+    try:
+        uvicorn.run(app, host=FLAGS.host, port=FLAGS.port, log_level="warning", access_log=False)
+    finally:
+        stop.set()
+        warming.join()  # a process that ends while a thread compiles may crash
+        store.close()
 
 
-def warm_fewer_beams(tenants: Iterable[Any]) -> None:
-    """Compiles the programs for times of high load, while the API answers."""
+def warm_fewer_beams(tenants: Iterable[Any], stop: threading.Event) -> None:
+    """Compiles the programs for times of high load, while the API answers, until `stop` is set."""
     from sigma_jax.serving.api.context import REQUESTS_AT_ONCE
 
     for tenant in tenants:
         if tenant.service.chooser.rules:
-            tenant.service.warm_fewer_beams((REQUESTS_AT_ONCE, 1))
+            for _ in tenant.service.warm_fewer_beams((REQUESTS_AT_ONCE, 1)):
+                if stop.is_set():
+                    return
             logging.info("api: %s may be answered with fewer beams", tenant.name)
 
 

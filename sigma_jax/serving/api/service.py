@@ -162,8 +162,10 @@ class TenantService:
         for row in self._warm_rows():
             self.engine.answer_each([row], RecommendOptions(COMPUTED))
 
-    def warm_fewer_beams(self, sizes: Sequence[int]) -> None:
-        """Compiles the programs of all shares of the beams, which may be used from then on.
+    def warm_fewer_beams(self, sizes: Sequence[int]) -> Iterator[None]:
+        """Compiles the programs of all shares of the beams, one at each step of the iteration.
+
+        A share may be used for batches of a size when all its programs are compiled.
 
         Args:
           sizes: of batches. Batches of other sizes always get all beams.
@@ -174,6 +176,7 @@ class TenantService:
                 for row in self._warm_rows():
                     rows = [row] * size
                     self.engine.answer_each(rows, options)
+                    yield
                 began = time.monotonic()
                 self.engine.answer_each(rows, options)  # the longest prompts, without compiling
                 self.chooser.took(size, share, time.monotonic() - began)
