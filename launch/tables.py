@@ -8,12 +8,14 @@ each name. A test holds the pages equal to what this command writes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.benchmarks import capacity
 from launch.benchmarks.result import read_result
 from sigma_jax import benchmark
 from sigma_jax.benchmarking.rows import Row, collect, collect_sweep, read_results
@@ -301,6 +303,69 @@ def serve_load() -> Rows:
     return rows
 
 
+def fewer_beams() -> Rows:
+    """HR@10 and time by the share of the beams (launch/benchmarks/fewer_beams.py)."""
+    rows = [["share", "beams", "HR@10, per cent", "ms alone", "ms among 32", "CPU ms among 32"]]
+    for one in result_of("fewer_beams"):
+        quality = f"{100 * one['hr_10']:.1f} ± {100 * one['error']:.1f}"
+        times = (f"{one[name]:.1f}" for name in ("ms_alone", "ms", "cpu_ms"))
+        rows.append([f"{one['share']:g}", str(one["beams"]), quality, *times])
+    return rows
+
+
+def shared_products() -> Rows:
+    """The matrix products of a request (launch/benchmarks/shared_products.py)."""
+    found, names = result_of("shared_products"), ("products_of_all_beams", "products")
+    by_name = {
+        name: {(one["program"], one["function"]): one["mflop"] for one in found[name]}
+        for name in names
+    }
+    keys = list(dict.fromkeys(key for rows in by_name.values() for key in rows))
+    rows = [["program", "function", "MFLOP with every query", "MFLOP with its own"]]
+    for key in keys:
+        cells = (f"{by_name[name][key]:.1f}" if key in by_name[name] else "-" for name in names)
+        rows.append([f"`{key[0]}`", f"`{key[1]}`", *cells])
+    return rows
+
+
+def shared_times() -> Rows:
+    """Times of answers with shared products (launch/benchmarks/shared_products.py)."""
+    rows = [["requests together", "ms with every query", "ms with its own", "ratio", "CPU ratio"]]
+    for one in result_of("shared_products")["times"]:
+        times = (f"{one[name]:.1f}" for name in ("ms_all_beams", "ms_shared"))
+        rows.append(
+            [f"{one['requests']:.0f}", *times, f"{one['ratio']:.2f}", f"{one['cpu_ratio']:.2f}"]
+        )
+    return rows
+
+
+def capacity_plan() -> Rows:
+    """The needs of a service by its users (launch/benchmarks/capacity.py)."""
+    figures = capacity.Figures.read()
+    head = ["users", "events a second", "reads a second", "instructions a second"]
+    head += ["API processes", "cores, demo", "chips, qwen3_0p6b", "Redis GB", "servers"]
+    rows = [[*head, "kept GB, demo", "kept GB, qwen3_0p6b"]]
+    for users in capacity.USERS:
+        one = capacity.plan(users, capacity.Assumptions(), figures)
+        rates = one.events_a_second, one.reads_a_second, one.instructions_a_second
+        machines = one.api_processes, one.cores, one.chips
+        rows.append(
+            [f"{users:,}", *(f"{value:,.0f}" if value >= 10 else f"{value:.1f}" for value in rates)]
+            + ["-" if value is None else f"{value:,}" for value in machines]
+            + [f"{one.redis_gb:,.0f}", f"{one.redis_servers:,}"]
+            + [f"{value:,.1f}" for value in (one.contexts_gb, one.chip_contexts_gb)]
+        )
+    return rows
+
+
+def assumptions() -> Rows:
+    """The assumptions of the capacity table, and where they come from."""
+    rows = [["flag", "default", "source"]]
+    for field in dataclasses.fields(capacity.Assumptions):
+        rows.append([f"`--{field.name}`", f"{field.default:g}", field.metadata["source"]])
+    return rows
+
+
 def window() -> Rows:
     """HR@10 by the step of a prompt's window (launch/benchmarks/incremental.py)."""
     rows = [["window moves by", "HR@10 of JustForYou, per cent"]]
@@ -547,6 +612,11 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "incremental": incremental,
     "window": window,
     "serve-load": serve_load,
+    "fewer-beams": fewer_beams,
+    "shared-products": shared_products,
+    "shared-times": shared_times,
+    "capacity": capacity_plan,
+    "assumptions": assumptions,
     "summary": summary,
     **{
         f"amazon-{data}": functools.partial(equal_methods, "amazon", data, COLUMNS)

@@ -74,6 +74,11 @@ def define_flags() -> None:
     flags.DEFINE_float("kept_gb", 1.0, "Memory for keys and values of users' histories.", 0.0)
     flags.DEFINE_string("spill", None, "A folder for those that memory has no room for.")
     flags.DEFINE_integer("window_step", 16, "Rows by which a long history's window moves.", 1)
+    flags.DEFINE_list(
+        "fewer_beams",
+        ["32:0.5", "128:0.25"],
+        "WAITING:SHARE,...: from so many waiting requests on, a share of the beams. Empty: all.",
+    )
     flags.DEFINE_float("calls_a_second", 0.0, "Of a caller; more are refused. 0: no limit.", 0.0)
     flags.DEFINE_list("arm_exports", [], "NAME=FOLDER or TENANT/NAME=FOLDER: for experiments.")
     flags.DEFINE_string("demo", None, "A trained workdir whose log is replayed.")
@@ -281,14 +286,17 @@ def run_api(exports: dict[str, Path], arms: dict[str, dict[str, Path]]) -> None:
     from sigma_jax.serving.api.app import create_app
     from sigma_jax.serving.api.keys import Keys
     from sigma_jax.serving.api.wire import TimedProtocol
+    from sigma_jax.serving.load import FewerBeams
     from sigma_jax.serving.stores.base import open_store
 
-    began = time.monotonic()
+    began, rules = time.monotonic(), FewerBeams.read(FLAGS.fewer_beams)
     keys = Keys.of_file(Path(FLAGS.keys)) if FLAGS.keys else Keys({}, next(iter(exports)))
     store, stop = open_store(store_url()), threading.Event()
     replay = open_replay(store.tenant(next(iter(exports)))) if FLAGS.demo else None
     clock = replay.clock if replay else time.time
-    tenants = {name: open_tenant(name, exports[name], arms[name], store, clock) for name in exports}
+    tenants = {
+        name: open_tenant(name, exports[name], arms[name], store, clock, rules) for name in exports
+    }
     app = create_app(tenants, store, keys, FLAGS.calls_a_second)
     # The garbage collector need not look through what is loaded: all calls would wait for it.
     gc.collect()
@@ -314,22 +322,25 @@ def run_api(exports: dict[str, Path], arms: dict[str, dict[str, Path]]) -> None:
 
 
 def open_tenant(
-    name: str, folder: Path, arms: dict[str, Path], store: Any, clock: Callable[[], float]
+    name: str,
+    folder: Path,
+    arms: dict[str, Path],
+    store: Any,
+    clock: Callable[[], float],
+    rules: Sequence[Any],
 ) -> Any:
-    """A tenant of the API, warmed up."""
+    """A tenant of the API, warmed up. `rules` are those of --fewer_beams."""
     from sigma_jax.serving.api.context import Tenant
     from sigma_jax.serving.api.service import TenantService
     from sigma_jax.serving.engine import RecommendationEngine
     from sigma_jax.serving.rollout import open_active
 
     rollout = open_active(folder, store.tenant(name), snapshot_settings())
-    service = TenantService(rollout.engine, rollout.store, clock)
-    others = {
-        arm: TenantService(
-            RecommendationEngine(other, snapshot_settings()), store.tenant(name), clock
-        )
-        for arm, other in arms.items()
-    }
+    service = TenantService(rollout.engine, rollout.store, clock, rules)
+    others = {}
+    for arm, other in arms.items():
+        engine = RecommendationEngine(other, snapshot_settings())
+        others[arm] = TenantService(engine, rollout.store, clock, rules)
     tenant = Tenant.of(name, folder, service, others)
     tenant.arms.warm()
     return tenant
@@ -352,11 +363,15 @@ def open_replay(store: Any) -> Any:
 @contextlib.contextmanager
 def warmed_beside(services: Sequence[Any]) -> Iterator[None]:
     """Loads the programs of all lengths of requests in a thread, while calls are answered."""
+    from sigma_jax.serving.api.context import REQUESTS_AT_ONCE
+
     stop, began = threading.Event(), time.monotonic()
 
     def warm() -> None:
         for service in services:
             service.warm_rest(stop)
+        for service in services:
+            service.warm_fewer_beams((REQUESTS_AT_ONCE, 1), stop)
         if not stop.is_set():
             logging.info("api: all programs are loaded after %.0f s more", time.monotonic() - began)
 

@@ -30,8 +30,8 @@ RUNS = [
     ("sft", "qwen3_4b_lora", "v5e-16", "", ""),
     ("sft", "qwen3_0p6b", "v5e-16", "train.accumulate=16", "--items=100000000"),
     ("grounding", "qwen3_0p6b", "v5e-16", "", "--inference"),
-    ("sft", "qwen3_0p6b", "v5e-1", "", "--inference"),
-    ("sft", "qwen3_4b", "v5e-1", "", "--inference"),
+    ("sft", "qwen3_0p6b", "v5e-4", "", "--inference"),
+    ("sft", "qwen3_4b", "v5e-4", "", "--inference"),
 ]
 NAMES = ("stage", "preset", "topology", "changes", "flags")
 KEPT = ("batch_size", "chips", "memory", "chip_memory", "fits", "compile_seconds", "seconds", "mfu")

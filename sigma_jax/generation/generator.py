@@ -25,7 +25,13 @@ from sigma_jax.generation.beam import Beams, Past, Prompts, search_and_keep
 from sigma_jax.generation.config import GenerationConfig
 from sigma_jax.generation.prefix_scores import Scorer, make_prefix_scorer
 from sigma_jax.index.candidates import Candidates, SearchInputs
-from sigma_jax.index.device_index import DeviceIndex, all_candidates, build_device_index, search
+from sigma_jax.index.device_index import (
+    ALL_CANDIDATES,
+    DeviceIndex,
+    all_candidates,
+    build_device_index,
+    search,
+)
 from sigma_jax.index.host_index import HostIndex, leaves_of_items
 from sigma_jax.index.trie import ActiveItems, Trie
 from sigma_jax.index.trie_build import active_items, build_trie, mark_active
@@ -36,7 +42,6 @@ from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import SemanticIds
 from sigma_jax.shapes import power_of_two
 
-ALL_CANDIDATES = 16_384  # items of a catalogue up to which every item is a candidate
 LEAST_LIMIT = 64  # least limit of beams and of items of a prefix: smaller limits save nothing
 
 

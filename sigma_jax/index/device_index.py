@@ -21,12 +21,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int32
 
 from sigma_jax.index.candidates import Candidates, SearchInputs, find_sorted
+from sigma_jax.index.leaf_blocks import LeafBlocks
 from sigma_jax.index.trie import Trie
 from sigma_jax.losses import unit
 
 CHUNK = 128  # rows of a range scored at a time
 ONE_PREFIX_CHUNK = 4_096  # where one prefix holds all items: all requests read the same rows
 ROWS_A_STEP = 2**18  # rows scaled to unit length at a time
+ALL_CANDIDATES = 16_384  # items of a catalogue up to which every item is a candidate
 
 # Highest precision: a TPU would round the factors to bfloat16.
 exact_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -45,6 +47,8 @@ class DeviceIndex:
     has_one_prefix: bool = dataclasses.field(metadata={"static": True})  # the trie has depth 0
     # Devices that hold equal parts of the rows. None: one device holds all.
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
+    # For all_candidates. None: a large catalogue, one prefix, or several devices.
+    blocks: LeafBlocks | None = None
 
     def products(
         self, queries: Float[Array, "B D"], items: Int32[Array, "B N"]
@@ -83,9 +87,12 @@ def build_device_index(
     row_of_item = np.zeros_like(items)
     row_of_item[items[items >= 0]] = np.flatnonzero(items >= 0)
     chunk = chunk or (CHUNK if trie.depth else ONE_PREFIX_CHUNK)
+    blocks = None
     if mesh is None:  # uncommitted arrays: JAX moves them to the device of the queries
-        rows, replicate, parts = jnp.asarray(_unit_rows(vectors, items)), jnp.asarray, 1
-        shard = replicate
+        host_rows, replicate, parts = _unit_rows(vectors, items), jnp.asarray, 1
+        rows, shard = jnp.asarray(host_rows), replicate
+        if trie.depth and len(items) <= ALL_CANDIDATES:
+            blocks = LeafBlocks.make(host_rows, np.asarray(trie.leaf_start))
     else:
         parts = mesh.size
         items = np.pad(items, (0, -len(items) % parts), constant_values=-1)
@@ -103,6 +110,7 @@ def build_device_index(
         chunk=min(chunk, len(items) // parts),
         has_one_prefix=trie.depth == 0,
         mesh=mesh,
+        blocks=blocks,
     )
 
 
@@ -167,11 +175,10 @@ def all_candidates(index: DeviceIndex, inputs: SearchInputs) -> Candidates:
     places = jnp.where(is_beam, inputs.leaves, num_leaves + 1)  # no leaf: dropped
     of_leaf = of_leaf.at[requests, places].set(jnp.arange(num_beams)[None], mode="drop")
     beams = of_leaf[:, leaf]
-
-    def read(cosines: Array, beam: Array) -> tuple[Array, None]:
-        return jnp.where(beams == beam, index.all_products(inputs.queries[:, beam]), cosines), None
-
-    cosines = jax.lax.scan(read, jnp.zeros(beams.shape), jnp.arange(num_beams))[0]
+    if index.blocks is not None:
+        cosines = index.blocks.products(inputs.queries, of_leaf)
+    else:
+        cosines = _products_of_beams(index, inputs.queries, beams)
     logits = (cosines * inputs.inverse_temperature[:, None]).T
     segments = (leaf, num_leaves + 1)
     top = jax.ops.segment_max(logits, *segments)
@@ -195,6 +202,17 @@ def all_candidates(index: DeviceIndex, inputs: SearchInputs) -> Candidates:
         nearest=0,
         is_catalogue=True,
     )
+
+
+def _products_of_beams(
+    index: DeviceIndex, queries: Float[Array, "B M D"], beams: Int32[Array, "B I"]
+) -> Float[Array, "B I"]:
+    """The product of each row and the query of its beam, from the products with all queries."""
+
+    def read(products: Array, beam: Array) -> tuple[Array, None]:
+        return jnp.where(beams == beam, index.all_products(queries[:, beam]), products), None
+
+    return jax.lax.scan(read, jnp.zeros(beams.shape), jnp.arange(queries.shape[1]))[0]
 
 
 def _extra_candidates(

@@ -174,9 +174,9 @@ class Ranker:
         self._extra = ExtraCandidates(lexical)
 
     def with_generator(self, generator: Generator) -> Ranker:
-        """The ranker with another generator; it shares all else."""
+        """The ranker with another generator and without kept contexts; it shares all else."""
         other = copy.copy(self)
-        other.generator = generator
+        other.generator, other._contexts = generator, None
         return other
 
     def rank(

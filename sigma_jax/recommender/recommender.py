@@ -49,6 +49,8 @@ class RecommendOptions:
     # recommender's settings, with enough items of each prefix for a list of `count`.
     generation: GenerationConfig | None = None
     explains: bool = False  # return the steps to each probability (explanations.py)
+    # Share of the beams (GenerationConfig.under_load); less than 1 under high load.
+    beam_share: float = 1.0
 
 
 class Recommender:
@@ -107,9 +109,13 @@ class Recommender:
         return SemanticArrays.make(texts, self.parts.group, self.parts.knowledge)
 
     def at_load(self, share: float) -> Recommender:
-        """The recommender with beams for `share` of the work; it shares all arrays."""
+        """The recommender with beams for `share` of the work; it shares all arrays.
+
+        It computes prompts from the beginning. With kept contexts prompts have so many shapes that
+        their programs could not all be compiled before a high load.
+        """
         other = copy.copy(self)
-        other.generator = self.generator.at_load(share)
+        other.contexts, other.generator = None, self.generator.at_load(share)
         other._ranker = self._ranker.with_generator(other.generator)
         return other
 
@@ -134,6 +140,9 @@ class Recommender:
           is_allowed: False for further items to leave out, such as those out of stock. ValueError
             if no active item is left.
         """
+        if options.beam_share < 1:
+            whole = dataclasses.replace(options, beam_share=1.0)
+            return self.at_load(options.beam_share).recommend(batch, whole, is_allowed)
 
         def recommend(part: RequestBatch, count: int) -> Recommendations:
             changed = dataclasses.replace(options, count=count)

@@ -50,6 +50,7 @@ class Item(TypedDict):
     probability: float | None  # that the user takes it; None: not estimated
     reasons: list[str]
     details: dict[str, Any]
+    explanation: dict[str, Any] | None  # with explain: the steps to the probability
 
 
 class Answer(TypedDict):
@@ -59,9 +60,12 @@ class Answer(TypedDict):
     instruction: str
     source: str  # index, computed, popular, similar or trending
     version: str  # of the catalogue
+    model: str  # fingerprint of the model that made the list
     age_seconds: float  # since the list was computed
     arms: dict[str, str]  # experiment -> arm whose settings made the list
+    num_beams: int | None  # of an answer that was computed; fewer under load
     items: list[Item]
+    beams: list[dict[str, Any]]  # with explain: all beams, best first
 
 
 class Job(TypedDict):
@@ -329,6 +333,43 @@ class Client:
     def roll_back(self) -> Version:
         """Makes the version active that was active before."""
         found: Version = self._call("POST", "/v1/catalogue/rollback")
+        return found
+
+    def tree(self) -> dict[str, Any]:
+        """The SID prefixes of the active version, as far as a page can draw them."""
+        found: dict[str, Any] = self._get("/v1/catalogue/tree")
+        return found
+
+    # Models.
+
+    def tasks(self) -> dict[str, str]:
+        """The kinds of instructions that the model knows, with an example each."""
+        return {one["name"]: one["instruction"] for one in self._get("/v1/tasks")["tasks"]}
+
+    def models(self) -> list[dict[str, Any]]:
+        """The exports that may answer."""
+        found: list[dict[str, Any]] = self._get("/v1/models")["models"]
+        return found
+
+    def activate_model(self, name: str) -> dict[str, Any]:
+        """Makes an export the active one; it is loaded beside the old one before."""
+        path = f"/v1/models/{quoted(name)}/activate"
+        found: dict[str, Any] = self._call("POST", path, may_repeat=True)
+        return found
+
+    def roll_back_model(self) -> dict[str, Any]:
+        """Makes the export active that was active before."""
+        found: dict[str, Any] = self._call("POST", "/v1/models/rollback")
+        return found
+
+    def preview(self, version: str = "", export: str = "", **fields: Any) -> Answer:
+        """The answer of another version of the catalogue, or of another export.
+
+        Args:
+          fields: of a request, as for `ask`.
+        """
+        body = {"version": version, "export": export, **fields}
+        found: Answer = self._call("POST", "/v1/preview", body=body, may_repeat=True)
         return found
 
     # Experiments.

@@ -231,6 +231,11 @@ class RecommendationEngine:
                 return [error]
         return [answer for row in rows for answer in self.answer_each([row], options, hidden)]
 
+    def num_beams(self, share: float = 1.0) -> int:
+        """The number of beams that a `share` of them leaves; 0 where no prefix is searched."""
+        generator = self.current.recommender.generator
+        return generator.config.under_load(share).num_beams if generator.trie.depth else 0
+
     def refresh(self, folder: Path | None = None) -> bool:
         """Puts the active version of an export in place; False if it is in place already.
 

@@ -152,7 +152,11 @@ def _catalogue(
     elif scorer is not None:
         wide = [jax.ShapeDtypeStruct((len(mean), width), jnp.float32) for mean in scorer.means]
         scorer = dataclasses.replace(scorer, means=wide, variances=wide)
-    return trie, dataclasses.replace(index, vectors=fused), scorer
+    blocks = index.blocks
+    if blocks is not None:
+        shape = (*blocks.vectors.shape[:2], width)
+        blocks = dataclasses.replace(blocks, vectors=jax.ShapeDtypeStruct(shape, jnp.float32))
+    return trie, dataclasses.replace(index, vectors=fused, blocks=blocks), scorer
 
 
 def _model(config: SftConfig, backbone: Qwen3Config, sizes: CatalogueSizes) -> RecommenderNetwork:

@@ -10,7 +10,9 @@ from sigma_jax.generation import fusion
 from sigma_jax.index import device_index
 from sigma_jax.index.candidates import SearchInputs, padded_width
 from sigma_jax.index.device_index import build_device_index
+from sigma_jax.index.leaf_blocks import BLOCK_SIZES, LeafBlocks
 from sigma_jax.index.trie_build import build_trie, mark_active
+from sigma_jax.shapes import power_of_two
 
 ITEMS, CODES, D = 60, 5, 8
 _search = jax.jit(device_index.search, static_argnums=2)
@@ -201,3 +203,43 @@ def test_arrays_of_extra_candidates_have_few_widths_and_are_at_most_half_empty()
     assert all(width >= size for size, width in enumerate(widths))
     assert len(set(widths)) == 8
     assert all(width < 2 * size for size, width in enumerate(widths) if width > 1_024)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_all_items_have_the_products_and_normalisers_of_a_product_with_every_query(world, depth):
+    codes, vectors, queries, leaves, is_valid = world
+    index = build_device_index(build_trie(codes, depth, CODES), vectors)
+    plain = dataclasses.replace(index, blocks=None)
+    active = jax.tree.map(jax.numpy.asarray, mark_active(build_trie(codes, depth, CODES), FLAGS))
+    for root in (None, np.float32([1.0, 2.0, 3.0])):
+        for more in ({}, {"excluded": np.int32([[5, -1], [0, 1], [-1, -1]])}, {"active": active}):
+            inputs = SearchInputs(
+                queries, leaves, is_valid, np.float32([1, 2, 3]), root_log_normaliser=root, **more
+            )
+            found = jax.jit(device_index.all_candidates)(index, inputs)
+            expected = jax.jit(device_index.all_candidates)(plain, inputs)
+            np.testing.assert_array_equal(found.items, expected.items)
+            np.testing.assert_array_equal(found.beams, expected.beams)
+            np.testing.assert_allclose(found.cosines, expected.cosines, atol=1e-6)
+            np.testing.assert_allclose(found.log_normaliser, expected.log_normaliser, atol=1e-5)
+
+
+FLAGS = np.arange(ITEMS) % 3 > 0
+
+
+def test_blocks_hold_every_item_once_and_little_else():
+    """Leaves of very different sizes: the padding is at most what one block size needs."""
+    rng = np.random.default_rng(0)
+    for sizes in ([1] * 40, [500, 1, 1, 0, 3], rng.integers(0, 90, 30), [7]):
+        start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+        vectors = rng.normal(size=(int(start[-1]) + 5, 4)).astype(np.float32)
+        blocks = LeafBlocks.make(vectors, start)
+        table = np.asarray(blocks.vectors).reshape(-1, 4)
+        place = np.asarray(blocks.place)[: start[-1]]
+        assert len(set(place.tolist())) == len(place)
+        np.testing.assert_array_equal(table[place], vectors[: start[-1]])
+        leaf = np.asarray(blocks.leaf)[place // blocks.vectors.shape[1]]
+        np.testing.assert_array_equal(leaf, np.repeat(np.arange(len(sizes)), sizes))
+        for rows in BLOCK_SIZES:
+            padded = power_of_two(sum(-(-int(size) // rows) for size in sizes)) * rows
+            assert len(table) <= padded

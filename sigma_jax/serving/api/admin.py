@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
@@ -115,7 +118,7 @@ def activate(tenant: Admin, name: PathId) -> Version:
     bundle = Bundle.open(tenant.folder)
     if name not in bundle.names():
         raise HTTPException(404, f"there is no version {name!r}")
-    with locked(tenant.folder):
+    with writing(tenant.folder):
         bundle.activate(name)
     tenant.service.engine.refresh()
     return Version(name=name, is_active=True, comment=bundle.describe(name)["comment"])
@@ -125,7 +128,7 @@ def activate(tenant: Admin, name: PathId) -> Version:
 def rollback(tenant: Admin) -> Version:
     """Makes the version active that was active before."""
     bundle = Bundle.open(tenant.folder)
-    with locked(tenant.folder):
+    with writing(tenant.folder):
         name = bundle.rollback()
     tenant.service.engine.refresh()
     return Version(name=name, is_active=True, comment=bundle.describe(name)["comment"])
@@ -191,10 +194,26 @@ def drain(tenant: Admin, request: Request) -> dict[str, str]:
     return {"status": "draining"}
 
 
+@contextlib.contextmanager
+def writing(folder: FilePath) -> Iterator[None]:
+    """A context that may change an export. HTTPException 409 if the export is read-only here."""
+    try:
+        with locked(folder):
+            yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        raise HTTPException(
+            409,
+            "the export is read-only for this process; change it with "
+            "`python -m sigma_jax.catalogue` where it can be written",
+        ) from error
+
+
 def changed(tenant: Tenant, change: Any, comment: str) -> Version:
     """A new active version: the active one after `change`."""
     bundle = Bundle.open(tenant.folder)
-    with locked(tenant.folder):
+    with writing(tenant.folder):
         before = bundle.version(bundle.state()["active"])
         version = change(bundle, before)
         name = bundle.add_version(version, comment)

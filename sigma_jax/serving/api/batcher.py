@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
+
+from sigma_jax.serving.load import Load
 
 T = TypeVar("T")
 MOST_WAITING = 1_000  # requests; more are refused
@@ -18,13 +21,16 @@ class TooBusyError(Exception):
 class Batcher(Generic[T]):
     """Collects requests while a batch is computed, and computes them as the next batch."""
 
-    def __init__(self, compute: Callable[[Sequence[Any]], Sequence[T | Exception]], most: int):
+    def __init__(
+        self, compute: Callable[[Sequence[Any], Load], Sequence[T | Exception]], most: int
+    ):
         """Args:
-        compute: the results of at most `most` requests, in their order.
+        compute: the results of at most `most` requests, in their order, under a load.
         """
         self._compute, self._most = compute, most
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "compute")
-        self._waiting: list[tuple[Any, asyncio.Future[T]]] = []
+        # (request, its deadline in the loop's time, where its result goes)
+        self._waiting: list[tuple[Any, float, asyncio.Future[T]]] = []
         self._runs: asyncio.Task[None] | None = None
         self.sizes: list[int] = []  # of the last batches
 
@@ -32,8 +38,11 @@ class Batcher(Generic[T]):
         """Requests that wait."""
         return len(self._waiting)
 
-    async def submit(self, request: Any) -> T:
+    async def submit(self, request: Any, seconds: float = math.inf) -> T:
         """The result of a request.
+
+        Args:
+          seconds: until its deadline. The caller ends the wait then; the batch may take less work.
 
         Raises:
           TooBusyError: too many requests wait.
@@ -41,8 +50,9 @@ class Batcher(Generic[T]):
         """
         if len(self._waiting) >= MOST_WAITING:
             raise TooBusyError(f"{len(self._waiting)} requests wait")
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._waiting.append((request, loop.time() + seconds, future))
         if self._runs is None or self._runs.done():
             self._runs = asyncio.create_task(self._run())
         return await future
@@ -51,19 +61,21 @@ class Batcher(Generic[T]):
         loop = asyncio.get_running_loop()
         while self._waiting:
             # Those whose callers have gone need no answer.
-            self._waiting = [one for one in self._waiting if not one[1].done()]
+            self._waiting = [one for one in self._waiting if not one[2].done()]
             batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
             if not batch:
                 return
             self.sizes = [*self.sizes[-99:], len(batch)]
-            requests = [request for request, _ in batch]
+            requests = [request for request, _, _ in batch]
+            left = tuple(due - loop.time() for _, due, _ in batch)
+            load = Load(len(self._waiting), left)
             try:
                 found: Sequence[T | Exception] = await loop.run_in_executor(
-                    self._thread, self._compute, requests
+                    self._thread, self._compute, requests, load
                 )
             except Exception as error:  # each caller gets it
                 found = [error] * len(batch)
-            for (_, future), result in zip(batch, found, strict=True):
+            for (_, _, future), result in zip(batch, found, strict=True):
                 if future.done():
                     continue
                 if isinstance(result, Exception):

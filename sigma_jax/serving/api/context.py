@@ -53,7 +53,7 @@ class Tenant:
         """
         arms = ArmService(service, others)
         computing = Batcher(arms.compute, REQUESTS_AT_ONCE)
-        reading = Batcher(arms.recommendations_of, READS_AT_ONCE)
+        reading = Batcher(lambda reads, _: arms.recommendations_of(reads), READS_AT_ONCE)
         rollout = Rollout(service.engine, folder, service.store)
         return cls(name, service, arms, computing, reading, rollout)
 

@@ -50,6 +50,12 @@ class Metrics:
             ("tenant",),
             registry=self.registry,
         )
+        self.num_beams = Counter(
+            "sigma_computed_answers",
+            "Answers that were computed, by their number of beams: fewer under load.",
+            ("tenant", "beams"),
+            registry=self.registry,
+        )
         self.batch_sizes = Histogram(
             "sigma_compute_batch_requests",
             "Requests that were computed together.",

@@ -170,6 +170,9 @@ class Answer(Strict):
     arms: dict[str, str] = Field(
         default_factory=dict, description="Experiment: the arm whose settings made the list."
     )
+    num_beams: int | None = Field(
+        default=None, description="Of an answer that was computed; fewer under load."
+    )
     items: list[Item]
     beams: list[Beam] = Field(
         default_factory=list, description="With explain=true: all beams, best first."

@@ -86,7 +86,8 @@ async def ask(request: Request, tenant: Reader, body: Ask) -> Answer:
     """The answer to an instruction, computed now. If the deadline passes, the index answers."""
     context = context_of(request)
     try:
-        answer = await asyncio.wait_for(tenant.batcher.submit(body), body.deadline_ms / 1000)
+        seconds = body.deadline_ms / 1000
+        answer = await asyncio.wait_for(tenant.batcher.submit(body, seconds), seconds)
         if answer.arms and body.is_shown:
             await run_in_threadpool(tenant.arms.expose, AD_HOC, answer)
     except TimeoutError:
@@ -275,8 +276,10 @@ async def poll(request: Request, tenant: Reader, job_id: PathId) -> Job:
 
 
 def counted(context: Context, tenant: Tenant, answer: Answer) -> Answer:
-    """The answer, which is counted by its source."""
+    """The answer, which is counted by its source and its beams."""
     context.metrics.answers.labels(tenant.name, answer.source).inc()
+    if answer.num_beams is not None:
+        context.metrics.num_beams.labels(tenant.name, str(answer.num_beams)).inc()
     return answer
 
 

@@ -27,6 +27,7 @@ from sigma_jax.serving.api.models import (
 from sigma_jax.serving.api.rules import Ranked, Rules
 from sigma_jax.serving.api.tree import tree_of
 from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine
+from sigma_jax.serving.load import BeamChooser, FewerBeams, Load
 from sigma_jax.serving.nearline import request_row
 from sigma_jax.serving.popularity import trending_scores
 from sigma_jax.serving.stores.base import StoredList, StoreError, TenantStore
@@ -78,11 +79,14 @@ class TenantService:
         engine: RecommendationEngine,
         store: TenantStore,
         clock: Callable[[], float] = time.time,
+        fewer_beams: Sequence[FewerBeams] = (),
     ):
         """Args:
         clock: the time of requests, in unix seconds; a replay of a log has one of its own.
+        fewer_beams: rules for times of high load. None: requests always get all beams.
         """
         self.engine, self.store, self.clock = engine, store, clock
+        self.chooser = BeamChooser(fewer_beams)
         self._lock = threading.Lock()
         self._read_at, self._is_read = -np.inf, False
         self._hidden: frozenset[str] = frozenset()
@@ -140,6 +144,7 @@ class TenantService:
         asks: Sequence[Ask],
         filters: Sequence[Filters] | None = None,
         options: RecommendOptions = RecommendOptions(COMPUTED),
+        load: Load = Load(),
     ) -> list[Answer | ValueError]:
         """The answers to requests, computed now; an error where one cannot be answered.
 
@@ -150,7 +155,13 @@ class TenantService:
         """
         self._settings()  # so that they are kept for the next call too
         filters = [Filters.of(ask) for ask in asks] if filters is None else filters
-        return self.at(self.engine.current)._compute(asks, filters, options)
+        began, share = time.monotonic(), self.chooser.share(len(asks), load)
+        options = dataclasses.replace(
+            options, explains=any(ask.explain for ask in asks), beam_share=share
+        )
+        answers = self.at(self.engine.current)._compute(asks, filters, options)
+        self.chooser.took(len(asks), share, time.monotonic() - began)
+        return answers
 
     def _compute(
         self, asks: Sequence[Ask], filters: Sequence[Filters], options: RecommendOptions
@@ -166,14 +177,15 @@ class TenantService:
             row = request_row(self.engine, user, profile or {}, events, now)
             rows.append(row | {"instruction": ask.instruction})
         hidden, _ = self._settings()
-        options = dataclasses.replace(options, explains=any(ask.explain for ask in asks))
         found = self.engine.answer_each(rows, options, hidden)
+        num_beams = self.engine.num_beams(options.beam_share)
         answers: list[Answer | ValueError] = []
         for ask, kept, one in zip(asks, filters, found, strict=True):
             if isinstance(one, ValueError):
                 answers.append(one)
                 continue
             made = self._answer(ask.user_id, one["instruction"], "computed", one["items"], kept)
+            made.num_beams = num_beams
             if ask.explain:
                 made.beams = [Beam(**beam) for beam in one.get("beams", ())]
             answers.append(made)
@@ -283,15 +295,45 @@ class TenantService:
         if encoder is not None:
             encoder.encoder.encode_queries(["word " * words])
 
+    def warm_fewer_beams(self, sizes: Sequence[int], stop: threading.Event) -> None:
+        """Compiles the programs of all shares of the beams, until `stop` is set.
+
+        A share may be used for batches of a size when all its programs are compiled.
+
+        Args:
+          sizes: of batches. Batches of other sizes always get all beams.
+        """
+        if not self.chooser.rules:
+            return
+        longest = self.engine.current.recommender.spec.layout.history_length
+        for size in sizes:
+            for share in (1.0, *(rule.share for rule in self.chooser.rules)):
+                options, rows = RecommendOptions(COMPUTED, beam_share=share), []
+                for events in range(0, longest + WARM_STEP, WARM_STEP):
+                    for row in self._warm_rows(events):
+                        if stop.is_set():
+                            return
+                        rows = [row] * size
+                        self.engine.answer_each(rows, options)
+                began = time.monotonic()
+                self.engine.answer_each(rows, options)  # the longest prompts, without compiling
+                self.chooser.took(size, share, time.monotonic() - began)
+
     def _warm_history(self, events: int, explains: bool = False) -> None:
         """Answers a user with so many events, without an instruction and with a novel one."""
+        for row in self._warm_rows(events):
+            self.engine.answer_each([row], RecommendOptions(COMPUTED, explains=explains))
+
+    def _warm_rows(self, events: int) -> list[dict[str, Any]]:
+        """Requests of a user with so many events, without an instruction and with a novel one."""
         popular = [item["item_id"] for item in self._popular_items()]
         history = [{"item_id": item, "timestamp": 1 + n} for n, item in enumerate(popular[:events])]
         categories = self.engine.current.version.catalogue.categories.to_pylist()
         instructions = ["", *(f"something like {name} on a rainy day" for name in categories[:1])]
-        for instruction in instructions:
-            row = {"user_id": "anyone", "history": history, "instruction": instruction}
-            self.engine.answer_each([row], RecommendOptions(COMPUTED, explains=explains))
+        return [
+            {"user_id": "anyone", "history": history, "instruction": instruction}
+            for instruction in instructions
+        ]
 
     def forget_settings(self) -> None:
         """Reads states and rules again at the next request: they have changed."""

@@ -27,6 +27,7 @@ from sigma_jax.serving.experiments.assignment import (
     check_together,
 )
 from sigma_jax.serving.experiments.exposures import ExposureLog
+from sigma_jax.serving.load import Load
 from sigma_jax.serving.stores.base import StoreError
 
 AD_HOC = "instruction"  # list name of answers that are computed at once, in the log of exposures
@@ -86,7 +87,7 @@ class ArmService:
                 self.expose(read.name, answer)
         return [found[number] for number in range(len(reads))]
 
-    def compute(self, asks: Sequence[Ask]) -> list[Answer | ValueError]:
+    def compute(self, asks: Sequence[Ask], load: Load = Load()) -> list[Answer | ValueError]:
         """The answers to requests, computed now, each under its user's arms.
 
         They are no exposures yet: an answer may come too late to be shown.
@@ -106,7 +107,7 @@ class ArmService:
                 filters_with_rules(Filters.of(asks[number]), treatments[number])
                 for number in numbers
             ]
-            found |= zip(numbers, service.compute(some, filters, options), strict=True)
+            found |= zip(numbers, service.compute(some, filters, options, load), strict=True)
         for number, treatment in enumerate(treatments):
             answer = found[number]
             if isinstance(answer, Answer):

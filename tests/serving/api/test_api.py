@@ -4,11 +4,14 @@ import dataclasses
 import errno
 import json
 import re
+import threading
 import time
 
 import pytest
 
-from sigma_jax.serving.api import routes
+from sigma_jax.serving.api import admin, routes
+from sigma_jax.serving.api.models import Ask
+from sigma_jax.serving.load import BeamChooser, FewerBeams, Load
 from sigma_jax.serving.stores.base import Event
 
 EVENTS = [
@@ -157,7 +160,7 @@ def test_an_instruction_is_answered_at_once(listed, engine, items):
 
 def test_a_late_answer_comes_from_the_index(listed, service, app, monkeypatch):
     compute = service.compute
-    app.state.context.tenants["shop"].batcher._compute = lambda asks: (
+    app.state.context.tenants["shop"].batcher._compute = lambda asks, load: (
         time.sleep(0.3) or compute(asks)
     )
     body = {"user_id": "ann", "deadline_ms": 20}
@@ -382,3 +385,41 @@ def test_a_full_disk_is_said(client, service, monkeypatch):
     monkeypatch.setattr(service, "popular", fail)
     answer = client.get("/v1/popular")
     assert answer.status_code == 507 and "disk of the service is full" in answer.json()["error"]
+
+
+def test_answers_under_load_have_fewer_beams_and_say_so(client, service, engine):
+    """Of 32 beams the tiny shop has use for 8; a sixteenth searches 2 prefixes."""
+    service.chooser = BeamChooser(FewerBeams.read(["3:0.0625"]))
+    asks = [Ask(user_id="ann", instruction="tea", count=20, explain=True)]
+
+    def prefixes(answer):
+        return {item.details["prefix"] for item in answer.items} - {0}
+
+    [whole] = service.compute(asks, load=Load(99))  # not compiled yet
+    assert whole.num_beams == 32 and max(prefixes(whole)) > 2
+    stop = threading.Event()
+    stop.set()
+    service.warm_fewer_beams([1], stop)
+    assert service.compute(asks, load=Load(3))[0].num_beams == 32  # not all are compiled
+    service.warm_fewer_beams([1], threading.Event())
+    [less] = service.compute(asks, load=Load(3))
+    assert less.num_beams == 2 and 1 <= max(prefixes(less)) <= 2
+    [calm] = service.compute(asks, load=Load(2))
+    assert calm.num_beams == 32 and calm.items == whole.items
+    answer = client.post("/v1/recommendations", json={"user_id": "ann", "deadline_ms": 60_000})
+    assert answer.json()["num_beams"] == 32
+    metric = 'sigma_computed_answers_total{beams="32",tenant="shop"} 1.0'
+    assert metric in client.get("/metrics").text
+    assert client.get("/v1/popular").json()["num_beams"] is None
+    # A new version of the catalogue answers these before it goes live.
+    assert {1.0, 0.0625} <= {one.options.beam_share for one in engine._recent.values()}
+
+
+@pytest.mark.parametrize("path", ["rollback", "versions/0001/activate", "items"])
+def test_a_read_only_export_is_not_changed_and_the_caller_is_told(client, monkeypatch, path):
+    def locked(folder):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(admin, "locked", locked)
+    answer = client.post(f"/v1/catalogue/{path}", json={"items": [{"item_id": "new"}]})
+    assert answer.status_code == 409 and "sigma_jax.catalogue" in answer.json()["error"]

@@ -96,6 +96,12 @@ def use_every_method(client, items, worker):
         client.delete_item("none")
     with pytest.raises(ServiceError, match=r"422: .*body\.items"):
         client.add_items([])
+    assert client.tree()["prefixes"] and "Query" in client.tasks()
+    [model] = client.models()
+    assert model["is_active"] and client.activate_model(model["name"]) == model
+    with pytest.raises(ServiceError, match=r"400: .*no model was active before"):
+        client.roll_back_model()
+    assert len(client.preview("0001", instruction="tea", count=2)["items"]) == 2
     client.drain()
     assert not client.is_ready()
 
