@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from sigma_jax.serving.api.batcher import Batcher
+from sigma_jax.serving.batcher import Batcher
 from sigma_jax.serving.load import BeamChooser, FewerBeams, Load
 
 RULES = FewerBeams.read(["2:0.5", "5:0.25"])

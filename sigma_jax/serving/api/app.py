@@ -23,12 +23,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sigma_jax.serving.api import admin, experiments, routes
-from sigma_jax.serving.api.batcher import TooBusyError
 from sigma_jax.serving.api.context import Context, Tenant
 from sigma_jax.serving.api.keys import Keys
 from sigma_jax.serving.api.metrics import Metrics
 from sigma_jax.serving.api.reads import IndexReads
 from sigma_jax.serving.api.wire import BodyLimit
+from sigma_jax.serving.batcher import TooBusyError
 from sigma_jax.serving.experiments.exposures import FLUSH_SECONDS
 from sigma_jax.serving.stores.base import Store, StoreError
 

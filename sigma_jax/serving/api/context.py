@@ -12,11 +12,11 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
-from sigma_jax.serving.api.batcher import Batcher
 from sigma_jax.serving.api.keys import Caller, Keys
 from sigma_jax.serving.api.metrics import Metrics
 from sigma_jax.serving.api.models import Answer
 from sigma_jax.serving.api.service import TenantService
+from sigma_jax.serving.batcher import Batcher
 from sigma_jax.serving.experiments.service import ArmService
 from sigma_jax.serving.rollout import Rollout
 from sigma_jax.serving.stores.base import Store

@@ -17,11 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sigma_jax.serving.api.batcher import TooBusyError
 from sigma_jax.serving.api.context import allowed, context_of
 from sigma_jax.serving.api.models import LONGEST_ID, plain_text
 from sigma_jax.serving.api.routes import HOME, counted, router
 from sigma_jax.serving.api.service import Filters, Read
+from sigma_jax.serving.batcher import TooBusyError
 from sigma_jax.serving.stores.base import StoreError
 
 ROUTE = next(

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from sigma_jax.serving.api.batcher import TooBusyError
 from sigma_jax.serving.api.context import Context, Reader, Tenant, Writer, context_of
 from sigma_jax.serving.api.models import (
     LONGEST_ID,
@@ -40,6 +39,7 @@ from sigma_jax.serving.api.models import (
     UserIn,
 )
 from sigma_jax.serving.api.service import Filters
+from sigma_jax.serving.batcher import TooBusyError
 from sigma_jax.serving.experiments.service import AD_HOC
 from sigma_jax.serving.nearline import HOME
 from sigma_jax.serving.popularity import HALF_LIFE_HOURS, LONGEST_HALF_LIFE

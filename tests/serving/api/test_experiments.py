@@ -165,9 +165,9 @@ def test_a_late_answer_exposes_what_was_shown(client, worker, shop, items):
     batcher = client.tenant.batcher
     compute, is_done = batcher._compute, threading.Event()
 
-    def late(asks):
+    def late(asks, load):
         time.sleep(0.3)
-        found = compute(asks)
+        found = compute(asks, load)
         is_done.set()
         return found
 
