@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 from absl import logging
 
-from sigma_jax.data import database
+from sigma_jax.data import database, readers
 from sigma_jax.data.tables import Tables
 from sigma_jax.schema import Catalogue, Histories, Queries, RelevancePairs, Themes
 
@@ -26,9 +27,12 @@ def checksums(files: Mapping[str, str]) -> dict[str, str]:
 
 
 def checksum(name: str) -> str:
-    """SHA-256 of a file or URL, which is read in pieces."""
+    """SHA-256 of a file or URL, which is read in pieces; of a folder, that of its parts."""
     import fsspec
 
+    if not name.endswith((".npy", ".safetensors")) and (files := readers.files_of(name)) != [name]:
+        content = "".join(f"{os.path.basename(file)} {checksum(file)} " for file in files)
+        return hashlib.sha256(content.encode()).hexdigest()
     with fsspec.open(name, "rb") if database.is_url(name) else open(name, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -148,7 +152,8 @@ def count_texts(catalogue: Catalogue) -> int:
 
 def warnings(data_card: Mapping[str, Any]) -> list[str]:
     """A line for each property of the data that may surprise its user, with the remedy."""
-    found = [
+    found = list(data_card["notes"])
+    found += [
         f"{number} rows of {table} have an unknown item_id and were dropped"
         for table, number in data_card["dropped_rows"].items()
     ]

@@ -82,7 +82,8 @@ class TextFile:
             rest += decoder.decode(block)
             # A \r at the end may be the first half of \r\n.
             kept = rest[-1:] if rest.endswith("\r") else ""
-            *whole, rest = io.StringIO(rest[: len(rest) - len(kept)], newline="").readlines() or [""]
+            complete = io.StringIO(rest[: len(rest) - len(kept)], newline="")
+            *whole, rest = complete.readlines() or [""]
             yield from whole
             if rest.endswith(("\n", "\r")):
                 yield rest
@@ -108,7 +109,8 @@ def open_text(path: str) -> TextFile:
     plain = TextFile(path, None, "utf-8")
     with _opened(plain) as file:
         head = file.read(4)
-    compression = next((name for mark, name in _COMPRESSIONS.items() if head.startswith(mark)), None)
+    found = (name for mark, name in _COMPRESSIONS.items() if head.startswith(mark))
+    compression = next(found, None)
     with _opened(TextFile(path, compression, "utf-8")) as file:
         head = file.read(1024)
     if not head:

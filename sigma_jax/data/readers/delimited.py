@@ -74,11 +74,10 @@ def read(con: ibis.BaseBackend, path: str) -> Part:
 
 def _header(text: TextFile) -> tuple[int, list[str], str]:
     """The line of the first record, its names and the delimiter. ValueError for repeated names."""
-    number, lines = 0, text.lines()
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            break
-    else:
+    lines = text.lines()
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    number, line = next(numbered, (0, ""))
+    if not number:
         raise ValueError(f"{text.path} has no rows: it is empty; add rows, or remove the file.")
     outside = "".join(line.split('"')[::2])
     delimiter = max(DELIMITERS, key=outside.count)
@@ -248,8 +247,8 @@ def _one_kind_of_end(text: TextFile) -> Iterator[str]:
             kinds.add(line.endswith("\r"))
         if len(kinds) > 1:
             raise ValueError(
-                f"{text.path}: line {number}: some lines end with a carriage return alone; save the "
-                "file with one kind of line end."
+                f"{text.path}: line {number}: some lines end with a carriage return alone; save "
+                "the file with one kind of line end."
             )
         yield line
 

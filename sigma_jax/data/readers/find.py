@@ -176,7 +176,8 @@ def _names(folder: str) -> list[str] | None:
         return sorted(os.listdir(folder))
     filesystem, inner = _filesystem(folder)
     try:
-        return sorted(name.rstrip("/").split("/")[-1] for name in filesystem.ls(inner, detail=False))
+        paths = filesystem.ls(inner, detail=False)
+        return sorted(path.rstrip("/").split("/")[-1] for path in paths)
     except (OSError, NotImplementedError):
         return None
 

@@ -3,7 +3,7 @@
 | values of a key, besides null | type |
 |---|---|
 | whole numbers of 64 bits | BIGINT |
-| whole numbers and others | DOUBLE; text if a whole number has 16 digits or more, so that none is rounded |
+| whole numbers and others | DOUBLE; text if a whole number has 16 digits, which it may round |
 | larger whole numbers | text |
 | true, false | BOOLEAN |
 | lists of values, lists of such lists | VARCHAR[], VARCHAR[][] |
@@ -42,7 +42,8 @@ def read(con: ibis.BaseBackend, path: str) -> Part:
     is_array = _first_character(text) == "["
     options = (
         f"format = '{'array' if is_array else 'newline_delimited'}', "
-        f"compression = {quoted(compression or 'uncompressed')}, maximum_object_size = {MAX_OBJECT_BYTES}"
+        f"compression = {quoted(compression or 'uncompressed')}, "
+        f"maximum_object_size = {MAX_OBJECT_BYTES}"
     )
     objects = f"read_json_objects({literal_path(file)}, {options})"
     try:

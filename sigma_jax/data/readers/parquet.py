@@ -42,9 +42,9 @@ def _expression(
     column = name_of(name)
     if kind == "BLOB":
         with database.errors_of_file(path, REMEDY):
-            (is_binary,) = con.raw_sql(
-                f"SELECT bool_or({column} IS NOT NULL AND try(decode({column})) IS NULL) FROM {source}"
-            ).fetchone()
+            is_wrong = f"{column} IS NOT NULL AND try(decode({column})) IS NULL"
+            query = f"SELECT bool_or({is_wrong}) FROM {source}"
+            (is_binary,) = con.raw_sql(query).fetchone()
         return ("BLOB", column) if is_binary else ("VARCHAR", f"decode({column})")
     scalar = kind.rstrip("[]0123456789")
     if scalar.startswith(("STRUCT", "MAP", "UNION")):
@@ -63,8 +63,8 @@ def _check_names(con: ibis.BaseBackend, path: str) -> None:
         name = rows[place][0]
         if name.lower() in seen:
             raise ValueError(
-                f"{path}: the columns {seen[name.lower()]!r} and {name!r} are the same or differ in "
-                "case only; rename or remove one."
+                f"{path}: the columns {seen[name.lower()]!r} and {name!r} are the same or differ "
+                "in case only; rename or remove one."
             )
         seen[name.lower()] = name
         open_nodes = 1

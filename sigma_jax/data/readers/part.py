@@ -82,9 +82,8 @@ def join(con: ibis.BaseBackend, parts: Sequence[Part], name: str) -> Opened:
       ValueError: names of columns differ in case only, or a part cannot be read.
     """
     _check_case(parts)
-    groups = [
-        list(group) for _, group in itertools.groupby(parts, lambda part: (part.source, part.columns))
-    ]
+    alike = itertools.groupby(parts, lambda part: (part.source, part.columns))
+    groups = [list(group) for _, group in alike]
     notes = [note for part in parts for note in part.notes]
     names = list(dict.fromkeys(column for part in parts for column in part.types))
     expressions: dict[str, list[str]] = {}
@@ -107,7 +106,8 @@ def join(con: ibis.BaseBackend, parts: Sequence[Part], name: str) -> Opened:
 def as_text_sql(expression: str, kind: str) -> str:
     """SQL of a value as text; whole numbers have no ".0", nested values are JSON."""
     if kind in LARGEST_EXACT:
-        is_whole = f"{expression} = floor({expression}) AND abs({expression}) < {LARGEST_EXACT[kind]}"
+        is_exact = f"abs({expression}) < {LARGEST_EXACT[kind]}"
+        is_whole = f"{expression} = floor({expression}) AND {is_exact}"
         whole = f"{expression}::BIGINT::VARCHAR"
         return f"CASE WHEN {is_whole} THEN {whole} ELSE {expression}::VARCHAR END"
     if kind.endswith(("]", ")")) and not kind.startswith("DECIMAL"):
@@ -125,7 +125,9 @@ def _unified(
         for group in groups
     ]
     missing = [group[0].path for group, kind in zip(groups, kinds, strict=True) if kind is None]
-    note = f"column {column!r} is missing in {missing[0]}; its rows have no value" if missing else ""
+    note = ""
+    if missing:
+        note = f"column {column!r} is missing in {missing[0]}; its rows have no value"
     target = found[0]
     if len(found) > 1:
         if set(found) <= set(_INTEGERS):
