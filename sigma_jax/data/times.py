@@ -82,11 +82,11 @@ def _seconds(value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError
     if isinstance(value, int | float | decimal.Decimal):
-        if not (DAYS[0] <= float(value) <= DAYS[1] and value == int(value)):
-            # A float would round nanoseconds to a multiple of 256.
-            scales = (int(units) for smallest, units in SCALES if abs(value) >= smallest)
-            return _in_range(math.floor(value) // next(scales, 1))
-        value = datetime.strptime(str(int(value)), "%Y%m%d")
+        number = math.floor(value)  # a float would round nanoseconds to a multiple of 256
+        if not (DAYS[0] <= number <= DAYS[1] and value == number):
+            scales = (int(units) for smallest, units in SCALES if abs(number) >= smallest)
+            return _in_range(number // next(scales, 1))
+        value = datetime.strptime(str(number), "%Y%m%d")
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     aware = value if value.tzinfo else value.replace(tzinfo=UTC)

@@ -186,7 +186,8 @@ def _malformed(text: TextFile, is_array: bool, error: duckdb.Error) -> str:
             if len(line) > MAX_OBJECT_BYTES:
                 return f"{text.path}: line {number} has over {MAX_OBJECT_BYTES} bytes; shorten it."
             try:
-                json.loads(line.strip() or "{}").__str__().encode()
+                # Written again, since Python reads half of a pair of surrogates.
+                json.dumps(json.loads(line.strip() or "{}"), ensure_ascii=False).encode()
             except (ValueError, RecursionError) as found:
                 problem = re.sub(r": line \d+ column (\d+).*", r" at character \1", str(found))
                 return (
