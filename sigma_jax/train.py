@@ -89,13 +89,13 @@ def evaluate_and_show(config: ConfigDict, workdir: Path) -> None:
     from sigma_jax.evaluation.run import evaluate, show_recommendations
 
     histories = Histories.load(workdir / "data")
-    users = histories.valid_users() if config.evaluation.split == "valid" else histories.test_users()
-    if not len(users):
+    split = config.evaluation.split
+    if not len(histories.valid_users() if split == "valid" else histories.test_users()):
         logging.warning(
             "%s is trained but not evaluated: no user has a %s target, which needs three sessions; "
             "a longer log gives one. `python -m sigma_jax.recommend` works",
             workdir,
-            config.evaluation.split,
+            split,
         )
         return
     evaluate(config, workdir)

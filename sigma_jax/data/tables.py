@@ -101,7 +101,7 @@ class Checker:
         table = self._load("interactions")
         if events:
             self._need_columns("interactions", table, ("event",))
-            table = table.filter(table["event"].isin(events))
+            table = table.filter(as_text(table["event"]).isin(events))
         columns = {name: table[name] for name in ("user_id", "item_id", "source_row")}
         columns["given"] = table["timestamp"]
         has_sessions = "session_id" in table.columns
@@ -242,6 +242,18 @@ class Checker:
         """
         table, file = getattr(self.tables, name), self.tables.names[name]
         self._need_columns(name, table, _NEEDED[name])
+        if "source_row" in table.columns:
+            raise ValueError(
+                f"{file}: a column has the name 'source_row', which numbers the rows here; rename "
+                "it."
+            )
+        if name not in ("items", "users"):  # lists in their columns are described in words
+            nested = [
+                column
+                for column in table.columns
+                if table[column].type().is_nested() and not column.endswith("_id")
+            ]
+            table = table.mutate(**{column: table[column].cast("string") for column in nested})
         table = table.mutate(source_row=ibis.row_number().cast("int64"))
         with database.errors_of_file(file, "save it as UTF-8 CSV, JSON lines or Parquet"):
             kept = database.save(self.con, f"raw_{name}", table)

@@ -50,9 +50,10 @@ def read(con: ibis.BaseBackend, path: str) -> Part:
         file is no UTF-8. The message names row and line.
     """
     text = open_text(path)
-    first, names, delimiter = _header(text)
+    is_first_line, names, delimiter = _header(text)
     shape = None
-    if first == 1 and text.encoding in ("utf-8", "utf-8-sig"):
+    # DuckDB loses all rows after a header of several lines.
+    if is_first_line and text.encoding in ("utf-8", "utf-8-sig"):
         shape = _plain_shape(text.blocks(), ord(delimiter), len(names))
     file, compression = path, text.compression
     if shape is None:
@@ -72,8 +73,11 @@ def read(con: ibis.BaseBackend, path: str) -> Part:
     )
 
 
-def _header(text: TextFile) -> tuple[int, list[str], str]:
-    """The line of the first record, its names and the delimiter. ValueError for repeated names."""
+def _header(text: TextFile) -> tuple[bool, list[str], str]:
+    """Whether the first line is the first record, its names, and the delimiter.
+
+    ValueError for repeated names.
+    """
     lines = text.lines()
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     number, line = next(numbered, (0, ""))
@@ -97,7 +101,7 @@ def _header(text: TextFile) -> tuple[int, list[str], str]:
                 f"have the names {names[places[name.casefold()] - 1]!r} and {name!r}; rename or "
                 "remove one."
             )
-    return number, names, delimiter
+    return number == reader.line_num == 1, names, delimiter
 
 
 def _chained(first: str, rest: Iterable[str]) -> Iterator[str]:
@@ -235,6 +239,8 @@ def _rewrite(text: TextFile, delimiter: str, names: list[str], target: str) -> _
             row += 1
             if len(record) != len(names):
                 raise ValueError(_ragged(text.path, row, start, record, names))
+            if not row:
+                record = [f"c{place}" for place in range(1, len(names) + 1)]
             longest = max(longest, writer.writerow(record))
     return _Shape(row, 4 * longest, False, True)
 

@@ -56,7 +56,10 @@ def read(con: ibis.BaseBackend, path: str) -> Part:
     notes = [f"{path}: a key without a name is not read"] if "" in kinds else []
     types = {name: kind for name, (kind, _) in kinds.items() if name}
     _check_case(path, types, kinds)
-    shown = ", ".join(f"{quoted(name)}: {quoted(kind)}" for name, kind in types.items())
+    shown = ", ".join(
+        f"{quoted(name)}: {quoted('JSON' if kinds[name][1] else kind)}"
+        for name, kind in types.items()
+    )
     source = f"read_json({{files}}, {options}, columns = {{{shown}}})"
     if not types:
         raise ValueError(f"{path} has no rows with a key; add rows, or remove the file.")
@@ -69,8 +72,11 @@ def _columns(
     columns = []
     for name, kind in types.items():
         expression = name_of(name)
-        if kinds[name][1]:  # 2.0 is the whole number 2, although its column is text
-            expression = f"regexp_replace({expression}, {quoted(_WHOLE_TEXT)}, '\\1')"
+        if kinds[name][1]:  # the number 2.0 is the whole number 2, although its column is text
+            text = f"{expression}->>'$'"
+            whole = f"regexp_replace({text}, {quoted(_WHOLE_TEXT)}, '\\1')"
+            is_number = f"json_type({expression}) = 'DOUBLE'"
+            expression = f"CASE WHEN {is_number} THEN {whole} ELSE {text} END"
         columns.append((name, kind, expression))
     return tuple(columns)
 
@@ -100,7 +106,7 @@ def _check_objects(con: ibis.BaseBackend, path: str, objects: str) -> int:
 
 
 def _kinds(con: ibis.BaseBackend, objects: str) -> dict[str, tuple[str, bool]]:
-    """The type of each key, in order of appearance, and whether it is numbers read as text."""
+    """The type of each key, in order of appearance, and whether it has floats read as text."""
     rows = con.raw_sql(
         f"""
         WITH entries AS (
@@ -126,7 +132,7 @@ def _kinds(con: ibis.BaseBackend, objects: str) -> dict[str, tuple[str, bool]]:
 
 
 def _kind(facts: dict[str, tuple]) -> tuple[str, bool]:
-    """The type of a column, and whether it is numbers read as text.
+    """The type of a column, and whether it has floats that are read as text.
 
     Args:
       facts: type of a value -> (has big numbers, all fit a BIGINT, structure of lists).
@@ -145,7 +151,7 @@ def _kind(facts: dict[str, tuple]) -> tuple[str, bool]:
             return "VARCHAR[]", False
         if structure.startswith("[[") and _LIST.fullmatch(structure[1:-1]):
             return "VARCHAR[][]", False
-    return "VARCHAR", False
+    return "VARCHAR", "DOUBLE" in kinds
 
 
 def _check_case(path: str, types: Mapping[str, str], kinds: Mapping) -> None:

@@ -85,6 +85,12 @@ def test_values_are_read_as_they_stand(tmp_path, read, name, end):
     assert read(tmp_path / "t.csv") == [{"a": VALUES[name], "b": "1"}]
 
 
+@pytest.mark.parametrize("name", ["b\nc", "\nb"])
+def test_a_name_may_have_a_line_break(tmp_path, read, name):
+    (tmp_path / "t.csv").write_bytes(f'a,"{name}"\r\n1,x\r\n'.encode())
+    assert read(tmp_path / "t.csv") == [{"a": "1", name.strip(): "x"}]
+
+
 def test_a_quote_inside_an_unquoted_value_is_a_character(tmp_path, read):
     (tmp_path / "t.tsv").write_text('a\tb\n15" pan\tx"y"\n')
     assert read(tmp_path / "t.tsv") == [{"a": '15" pan', "b": 'x"y"'}]
@@ -146,6 +152,6 @@ def test_the_size_of_a_block_changes_nothing(tmp_path, read, monkeypatch, block_
     for end in ("\r\n", "\n", "\r"):
         text = end.join(['a,"b"', '1,"x"', f'"{end},""☕",', "é,x"])
         (tmp_path / "t.csv").write_bytes(text.encode())
-        header, *rows = csv.reader(io.StringIO(text, newline=""))
+        _, *rows = csv.reader(io.StringIO(text, newline=""))
         found = [[row["a"], row["b"] or ""] for row in read(tmp_path / "t.csv")]
         assert found == rows
