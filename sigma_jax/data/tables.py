@@ -12,7 +12,7 @@
 `data/times.py` lists the times that are understood, besides the timestamps of Parquet.
 
 An error is a ValueError of one line: file, row, column, value, remedy. Rows count from 1, without
-the header.
+the header. A property that is no error but may surprise is a note (`data/oddities.py`).
 """
 
 from __future__ import annotations
