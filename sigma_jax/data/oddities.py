@@ -81,6 +81,7 @@ def time_notes(con: ibis.BaseBackend, file: str, table: ir.Table) -> list[str]:
             first=seconds.min(),
             days=table.count(where=is_day),
             future=table.count(where=seconds > now + FUTURE),
+            past=table.count(where=seconds < 0),
             **counts,
         ),
     )[0]
@@ -96,6 +97,8 @@ def time_notes(con: ibis.BaseBackend, file: str, table: ir.Table) -> list[str]:
         )
     if found["future"]:
         notes.append(f"{file}: {found['future']} timestamps lie in the future; check their unit")
+    if found["past"]:
+        notes.append(f"{file}: {found['past']} timestamps lie before 1970; check their unit")
     mixed = [f"{found[unit]} of {unit}" for unit in units if found[unit]]
     if len(mixed) > 1:
         notes.append(

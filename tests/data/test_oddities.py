@@ -61,6 +61,7 @@ WARNED = {
         {"interactions": with_times(int(time.time()) + 90 * 86_400, 1_700_000_000)},
         "4 timestamps lie in the future",
     ),
+    "past": ({"interactions": with_times(-5, 1_700_000_000)}, "4 timestamps lie before 1970"),
     "days of a spreadsheet": (
         {"interactions": with_times(45_000.5, 45_001)},
         "if they are days of a spreadsheet, write them as dates",

@@ -78,6 +78,9 @@ def files_of(path: str) -> list[str]:
             f"{path} holds no table; put files of one kind into it ({', '.join(SUFFIXES)}), or "
             "correct the path."
         )
+    # Spark leaves empty files for empty partitions.
+    filled = [file for file in files if database.is_url(file) or os.path.getsize(file)]
+    files = filled or files
     kinds = sorted({kind_of(file) for file in files})
     if len(kinds) > 1:
         raise ValueError(
@@ -115,10 +118,12 @@ def candidates(folder: str, name: str, suffixes: tuple[str, ...]) -> list[str]:
         file: file for file in there
     }
     found = [by_lower[name + suffix] for suffix in suffixes if name + suffix in by_lower]
-    paths = [path for path in (_join(folder, file) for file in found) if _exists(path)]
-    if suffixes == TABLE_SUFFIXES and name in there and _is_many(_join(folder, name)):
-        paths.append(_join(folder, name))
-    return paths
+    if suffixes == TABLE_SUFFIXES:  # Spark calls a folder of parts items.parquet
+        paths = [_join(folder, file) for file in found]
+        if name in there and _is_many(_join(folder, name)):
+            paths.append(_join(folder, name))
+        return paths
+    return [path for path in (_join(folder, file) for file in found) if _exists(path)]
 
 
 def similar(folder: str, name: str) -> list[str]:

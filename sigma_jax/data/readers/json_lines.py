@@ -181,6 +181,21 @@ def _first_character(text: TextFile) -> str:
     raise ValueError(f"{text.path} has no rows: it is empty; add rows, or remove the file.")
 
 
+def _error_of_array(text: TextFile) -> str:
+    """Where an array is not JSON, if it is short enough to be read at once; else ""."""
+    content = ""
+    for block in text.blocks():
+        content += block.decode("utf-8", "replace")
+        if len(content) > MAX_OBJECT_BYTES:
+            return ""
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError) as error:
+        found = re.sub(r": line (\d+) column (\d+).*", r", line \1, character \2", str(error))
+        return f"the array is not JSON ({found})"
+    return ""
+
+
 def _malformed(text: TextFile, is_array: bool, error: duckdb.Error) -> str:
     """The message about a file that DuckDB cannot read.
 
@@ -200,5 +215,7 @@ def _malformed(text: TextFile, is_array: bool, error: duckdb.Error) -> str:
                     f"{text.path}: line {number} is not JSON ({problem}): {line.strip()[:60]!r}; "
                     f"correct it ({remedy})."
                 )
+    elif found := _error_of_array(text):
+        return f"{text.path}: {found}; {remedy}."
     problem = re.sub(r' in file "[^"]*"|, at byte \d+ in line \d+', "", database.first_line(error))
     return f"{text.path} cannot be read ({problem}); {remedy}."

@@ -24,6 +24,7 @@ def test_parts_are_read_in_the_order_of_their_names(tmp_path, read):
     for number in (2, 0, 1):
         write(tmp_path / "t" / f"part-{number}.csv", f"a\n{number}\n")
     write(tmp_path / "t" / "_SUCCESS", "")
+    write(tmp_path / "t" / "part-3.csv", "")  # of an empty partition
     write(tmp_path / "t" / ".part-0.csv.crc", "x")
     assert [row["a"] for row in read(tmp_path / "t")] == ["0", "1", "2"]
 
@@ -124,7 +125,7 @@ def test_a_table_is_found_by_its_name(tmp_path):
     assert found() == ["items.jsonl.gz", "items"]
     write(tmp_path / "items.CSV", "")
     assert found() == ["items.CSV", "items.jsonl.gz", "items"]
-    write(tmp_path / "items.parquet", "")
+    write(tmp_path / "items.parquet" / "part-0.snappy.parquet", "")
     assert found() == ["items.parquet", "items.CSV", "items.jsonl.gz", "items"]
 
 

@@ -97,6 +97,8 @@ REFUSED = {
     "a key twice": ('{"a": 1}\n{"a": 1, "a": 2}\n', ": row 2 has the keys 'a' and 'a'"),
     "case in a row": ('{"Ab": 1, "aB": 2}\n', ": row 1 has the keys 'Ab' and 'aB'"),
     "case in two rows": ('{"Ab": 1}\n{"ab": 2}\n', ": the keys 'Ab' and 'ab' differ in case only"),
+    "array cut off": ('[{"a": 1},\n{"a": ', ": the array is not JSON (Expecting value, line 2"),
+    "array with a comma at the end": ('[{"a": 1},]', ": the array is not JSON ("),
     "nothing": ("", " has no rows"),
     "no keys": ("{}\n", " has no rows with a key"),
 }
