@@ -28,6 +28,7 @@ from sigma_jax.data import database, oddities
 from sigma_jax.data.times import BASIC_ISO, DAYS, FIRST, ISO, LAST, NOT_A_TIME, SCALES, YEARS
 
 TABLES = ("items", "interactions", "users", "searches", "themes", "knowledge")
+_HEADER_CANDIDATES = 100  # rows that are looked at as a second header
 KINDS = ("season", "holiday", "trend")
 _NEEDED = {
     "items": ("item_id",),
@@ -276,12 +277,16 @@ class Checker:
         names = [column for column in table.columns if column != "source_row"]
         if len(names) < 2 or not all(table[column].type().is_string() for column in names):
             return
-        first = names[0]
-        is_header = table[first].isin(names)
-        for column in names[1:]:
-            is_header = is_header & table[column].isin(names)
-        complaint = "is a name of a column; it looks like a second header: split the file there"
-        self._refuse(name, table.filter(is_header), first, first, complaint)
+        # Two columns find the candidates: all at once would be a query of thousands of terms.
+        likely = table.filter(table[names[0]].isin(names) & table[names[1]].isin(names))
+        likely = likely.order_by("source_row").limit(_HEADER_CANDIDATES)
+        for row in database.rows(self.con, likely):
+            if all(row[column] in names for column in names):
+                file, number = self._place(name, row["source_row"])
+                raise ValueError(
+                    f"{file}: row {number}: {names[0]}={row[names[0]]!r} is a name of a column; it "
+                    "looks like a second header: split the file there."
+                )
 
     def _need_columns(self, name: str, table: ir.Table, needed: tuple[str, ...]) -> None:
         missing = [column for column in needed if column not in table.columns]
