@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +29,10 @@ def checksum(name: str) -> str:
     """SHA-256 of a file or URL, which is read in pieces; of a folder, that of its parts."""
     import fsspec
 
-    if not name.endswith((".npy", ".safetensors")) and (files := readers.files_of(name)) != [name]:
-        content = "".join(f"{os.path.basename(file)} {checksum(file)} " for file in files)
+    if (files := readers.files_of(name)) != [name]:
+        # With the names of folders: those of partitions are columns.
+        start = name.split("*")[0]
+        content = "".join(f"{file.removeprefix(start)} {checksum(file)} " for file in files)
         return hashlib.sha256(content.encode()).hexdigest()
     with fsspec.open(name, "rb") if database.is_url(name) else open(name, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
