@@ -148,8 +148,10 @@ class SentenceEncoder:
             transformer: nnx.Module = load_bert(first)
             longest = transformer.config.max_tokens
         else:
-            types = {"dtype": "float32", "param_dtype": "float32"}
-            transformer = Decoder(load_backbone(first, **types, needs_head=False))
+            backbone = load_backbone(
+                first, dtype="float32", param_dtype="float32", needs_head=False
+            )
+            transformer = Decoder(backbone)
             longest = 32_768
         settings = optional_json(folder / "sentence_bert_config.json")
         settings = settings or optional_json(first / "sentence_bert_config.json")
