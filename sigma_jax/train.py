@@ -30,6 +30,7 @@ from sigma_jax.runtime.optimizer import schedule
 from sigma_jax.runtime.process import keep_freed_memory, locked, peak_memory_mb, release_memory
 from sigma_jax.runtime.sharding import local_mesh, make_mesh
 from sigma_jax.runtime.writer import clock
+from sigma_jax.schema import Histories
 from sigma_jax.stages import find_stage, stage_fields, stages_before, stages_of, task_classes
 
 # Fields of `train` that do not change the result.
@@ -81,9 +82,22 @@ def is_evaluated(config: ConfigDict) -> bool:
 
 
 def evaluate_and_show(config: ConfigDict, workdir: Path) -> None:
-    """Evaluates the stage in `workdir`, and prints a few recommendations of a recommender."""
+    """Evaluates the stage in `workdir`, and prints a few recommendations of a recommender.
+
+    It says so where the log is too short for an evaluation: no user has a target.
+    """
     from sigma_jax.evaluation.run import evaluate, show_recommendations
 
+    histories = Histories.load(workdir / "data")
+    split = config.evaluation.split
+    if not len(histories.valid_users() if split == "valid" else histories.test_users()):
+        logging.warning(
+            "%s is trained but not evaluated: no user has a %s target, which needs three sessions; "
+            "a longer log gives one. `python -m sigma_jax.recommend` works",
+            workdir,
+            split,
+        )
+        return
     evaluate(config, workdir)
     if find_stage(config.stage).is_recommender:
         show_recommendations(config, workdir)

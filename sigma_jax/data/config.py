@@ -12,8 +12,9 @@ SPLITS = ("leave_one_out", "leave_last_session_out", "by_time")
 class FilesConfig:
     """Paths or URLs of your own tables, relative to `DataConfig.path`.
 
-    "" takes the first of NAME.parquet, NAME.csv and NAME.jsonl in that folder. For vectors it takes
-    the first of NAME.npy and NAME.parquet.
+    A path is a file, a folder of parts or a glob. "" takes the first of NAME.parquet, NAME.csv,
+    NAME.tsv, NAME.txt, NAME.jsonl, NAME.ndjson, NAME.json, the text ones as .gz or .zst, and the
+    folder NAME. For vectors it takes the first of NAME.npy and NAME.parquet.
     """
 
     items: str  # required
@@ -46,7 +47,8 @@ class SplitConfig:
 class TextConfig:
     """How items and users become text."""
 
-    columns: tuple[str, ...]  # item columns in the text, in this order; () takes all
+    # Item columns in the text, in this order; () takes all but bytes and web addresses.
+    columns: tuple[str, ...]
     title_column: str  # "" takes title, name, or else the first column of the text
     category_column: str  # "" takes category_path, categories or category
     category_separator: str  # between the levels of a category path

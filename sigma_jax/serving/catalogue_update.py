@@ -24,7 +24,7 @@ import scipy.sparse as sparse
 from jaxtyping import Float32, Int64
 
 from sigma_jax.data import database, sentences, text
-from sigma_jax.data.sources.files import open_table
+from sigma_jax.data.readers import open_table
 from sigma_jax.data.tables import Checker, Tables, as_text
 from sigma_jax.data.vectors import join_vectors, unit_rows
 from sigma_jax.encoders.instructions import encoder_in
@@ -94,10 +94,10 @@ def _checked(path: str, max_chars: int):
         tempfile.TemporaryDirectory() as scratch,
         database.open_database(Path(scratch), MEMORY, 2) as con,
     ):
-        items = open_table(con, path)
+        opened = open_table(con, path)
         tables = Tables(
-            items=items,
-            interactions=items,
+            items=opened.table,
+            interactions=opened.table,
             users=None,
             searches=None,
             themes=None,
@@ -109,6 +109,7 @@ def _checked(path: str, max_chars: int):
             files={},
             has_times=False,
             has_composed_searches=False,
+            parts={"items": tuple((part.path, part.num_rows) for part in opened.parts)},
         )
         yield con, Checker(con, tables, "error", max_chars).items()
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import ibis
 
+from sigma_jax.data import readers
 from sigma_jax.data.config import DataConfig
 from sigma_jax.data.sources import amazon, complete_journey, files
 from sigma_jax.data.tables import Tables
@@ -35,9 +36,11 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
     path = _knowledge_path(config)
     if not path:
         return tables
+    opened = readers.open_table(con, path["knowledge"])
     return dataclasses.replace(
         tables,
-        knowledge=files.open_table(con, path["knowledge"]),
+        knowledge=opened.table,
+        notes=tables.notes + opened.notes,
         names=tables.names | path,
         files=tables.files | path,
     )
@@ -47,5 +50,5 @@ def _knowledge_path(config: DataConfig) -> dict[str, str]:
     """The table of knowledge that the user adds to a public data set; {} without one."""
     if not config.files.knowledge:
         return {}
-    path = files.find(config.path, "knowledge", config.files.knowledge, files.TABLE_SUFFIXES)
+    path = readers.find(config.path, "knowledge", config.files.knowledge, readers.TABLE_SUFFIXES)
     return {"knowledge": str(path)}
