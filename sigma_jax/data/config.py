@@ -26,6 +26,65 @@ class FilesConfig:
     id_vectors: str  # collaborative vectors, which replace those of the teacher
     visual_vectors: str  # image vectors
     text_vectors: str  # replace those of the stage `grounding`
+    # How files of other shapes become the tables: a YAML file; "" takes mapping.yaml, if there is
+    # one. `sigma_jax/data/mapping/spec.py` has its keys.
+    mapping: str
+
+
+@dataclasses.dataclass(frozen=True)
+class InteractionColumns:
+    """Names of columns in the file of interactions; "": as in `ColumnsConfig`."""
+
+    user_id: str
+    item_id: str
+    timestamp: str
+    event: str
+    session_id: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemColumns:
+    """Names of columns in the file of items; "": as in `ColumnsConfig`."""
+
+    item_id: str
+
+
+@dataclasses.dataclass(frozen=True)
+class UserColumns:
+    """Names of columns in the file of users; "": as in `ColumnsConfig`."""
+
+    user_id: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchColumns:
+    """Names of columns in the file of searches; "": as in `ColumnsConfig`."""
+
+    query: str
+    item_id: str
+    clicks: str
+    user_id: str
+    timestamp: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnsConfig:
+    """Names of columns in your own tables, where they are other than ours; "": ours.
+
+    A name holds for every table that has such a column; the groups are of one table.
+    """
+
+    item_id: str
+    user_id: str
+    timestamp: str
+    event: str
+    session_id: str
+    query: str
+    clicks: str
+    items: ItemColumns
+    interactions: InteractionColumns
+    users: UserColumns
+    searches: SearchColumns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +157,7 @@ class DataConfig:
     source: str  # one of SOURCES
     path: str  # folder or URL of the tables; complete_journey does not read it
     files: FilesConfig
+    columns: ColumnsConfig  # source "files" only
     use_id_vectors: bool  # use the ID vectors of the source; False trains a teacher
     # A pre-trained sentence encoder, which makes the text vectors and reads instructions: a folder,
     # or a name on the Hugging Face hub; "": none.
