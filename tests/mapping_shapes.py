@@ -167,7 +167,9 @@ SHAPES: dict[str, dict[str, str | bytes]] = {
             "14084,Almond Milk,91,16",
             '196,"Soda, ""Old""",77,7',
         ),
-        "aisles.csv": lines("aisle_id,aisle", "77,soft drinks", "91,soy lactosefree"),
+        "aisles.csv": lines(
+            "aisle_id,aisle", "77,soft drinks", "91,soy lactosefree", "92,none of it"
+        ),
         "departments.csv": lines("department_id,department", "7,beverages", "16,dairy eggs"),
     },
     "otto": {

@@ -17,7 +17,9 @@ from sigma_jax.data.times import unix_time
 
 MAX_ROWS = 5_000  # of a file that are looked at
 _MAX_WHOLE = 64 << 20  # bytes of a JSON file that is one array
-_NOT_TABLES = (".npy", ".yaml", ".yml", ".md", ".txt", ".pdf", ".html", ".png", ".jpg", ".zip")
+_NOT_TABLES = (".npy", ".yaml", ".yml", ".md", ".pdf", ".html", ".png", ".jpg")
+_PACKED = (".zip", ".tar", ".tgz", ".7z", ".rar")
+LIST = " | "  # between the elements of a list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +50,15 @@ def look_at_folder(folder: Path) -> tuple[list[FileLook], list[str]]:
     looks: list[FileLook] = []
     left_out = []
     for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.name.startswith("."):
+        if path.name.startswith("."):
             continue
-        if path.suffix in _NOT_TABLES:
+        if path.is_dir():
+            left_out.append(f"{path.name}: a folder; inspect it by itself")
+            continue
+        if path.suffix in _PACKED:
+            left_out.append(f"{path.name}: unpack it first")
+            continue
+        if path.suffix in _NOT_TABLES or path.name.lower().startswith(("readme", "license")):
             left_out.append(f"{path.name}: no table by its name")
             continue
         try:
@@ -223,5 +231,5 @@ def _fields(row: dict) -> list[tuple[str, Any]]:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(_text(part) for part in value)
+        return LIST.join(_text(part) for part in value)
     return "" if value is None else str(value)

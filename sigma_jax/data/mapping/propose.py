@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sigma_jax.data.mapping import roles
-from sigma_jax.data.mapping.look import FileLook, is_number
+from sigma_jax.data.mapping.look import LIST, FileLook, is_number
 from sigma_jax.data.mapping.roles import is_id_of, is_unique
 from sigma_jax.data.mapping.spec import ANY, NO_TIME
 
 MAX_PROPERTIES = 8  # of a long table that a proposal takes
 _LONG_TEXT = 200  # characters; a column of longer values is no profile
 _TITLES = ("title", "name")
-_NUMBERED = frozenset(roles.CATEGORY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,21 +223,19 @@ def _proposal(
     """
     samples = {}
     for ours, theirs in taken.items():
-        values = columns.get(theirs if isinstance(theirs, str) else theirs[0], [])
+        values = columns[theirs if isinstance(theirs, str) else theirs[0]]
         samples[ours] = list(dict.fromkeys(value for value in values if value))[:3]
     used = {name for part in taken.values() for name in ([part] if isinstance(part, str) else part)}
     unused = [name for name in (*look.columns, *look.nested) if name not in used]
     unused = [name for name in unused if name not in (before.get("explode"),)]
-    if look.has_header:
-        section = _opening(look) | before | {"columns": taken} | after
-    else:
-        theirs = {column: ours for ours, column in taken.items() if isinstance(column, str)}
-        own = {ours: theirs.get(column, ours) for ours, column in taken.items()}
-        own = {ours: ours for ours in own if ours in theirs.values()}
-        double = [ours for ours in taken if ours not in own]
-        own |= {ours: theirs[taken[ours]] for ours in double}
-        section = _opening(look, theirs) | before | {"columns": own} | after
-    return Proposal(look, section, samples, unused)
+    if not look.has_header:  # our names go into the header; a column with two has the first
+        ours_of: dict[str, str] = {}
+        for ours, theirs in taken.items():
+            ours_of.setdefault(str(theirs), ours)
+        taken = {ours: ours_of[str(theirs)] for ours, theirs in taken.items()}
+        section = _opening(look, ours_of) | before | {"columns": taken} | after
+        return Proposal(look, section, samples, unused)
+    return Proposal(look, _opening(look) | before | {"columns": taken} | after, samples, unused)
 
 
 def _text_columns(look: FileLook, key: str) -> dict[str, str]:
@@ -271,16 +268,26 @@ def _with_category(
     names = [
         theirs
         for theirs in taken.values()
-        if roles.has_word(theirs, roles.CATEGORY) and not is_id_of(theirs, _NUMBERED)
+        if roles.has_word(theirs, roles.CATEGORY)
+        and not roles.is_id(theirs)
+        and not _are_tags(columns[theirs])
     ]
     if not names:
         return taken
     exact = [name for name in names if name.lower() in ("categories", "category")]
-    names = exact[:1] or sorted(names, key=lambda name: len(set(columns[name])))
+    names = exact[:1] or sorted(names, key=lambda name: (len(set(columns[name])), name))
     rest = {ours: theirs for ours, theirs in taken.items() if theirs not in names}
     path = names[0] if len(names) == 1 else names
     first = {ours: rest.pop(ours) for ours in ("item_id", "title") if ours in rest}
     return first | {"category": path} | rest
+
+
+def _are_tags(values: Sequence[str]) -> bool:
+    """Whether most values are several words of a text, such as "Bars, Food": no path of a tree."""
+    given = set(filter(None, values))
+    return sum(
+        ", " in value or ("|" in value and LIST not in value) for value in given
+    ) > 0.5 * len(given)
 
 
 def _items(look: FileLook, key: str, others: Sequence[FileLook]) -> Proposal:
@@ -291,7 +298,7 @@ def _items(look: FileLook, key: str, others: Sequence[FileLook]) -> Proposal:
     taken: dict[str, str | list[str]] = {"item_id": key, **_text_columns(look, key)}
     joins = []
     for name in look.columns:
-        if name == key or not look.has_header:
+        if name == key or not (look.has_header and roles.is_id(name)):
             continue
         for other in _files_with_key(name, others, look):
             if name not in other.columns or set(other.columns) & set(columns) != {name}:

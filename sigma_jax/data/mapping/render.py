@@ -19,6 +19,8 @@ def render(proposals: Mapping[str, Proposal], left_out: Sequence[str], command: 
         f"# Proposed by {command}",
         "# from names of columns and first rows. Check each line; correct what is wrong.",
     ]
+    if any(not proposal.look.has_header for proposal in proposals.values()):
+        lines.append("# column_3 and the like have no name in the file; give them one in header.")
     for table, proposal in proposals.items():
         lines += ["", f"{table}:"]
         for key, value in proposal.section.items():
@@ -30,7 +32,9 @@ def render(proposals: Mapping[str, Proposal], left_out: Sequence[str], command: 
                 ]
             elif key == "join":
                 lines.append("  join:")
-                lines += [f"    - {_flow(part)}" for part in value]
+                for part in value:
+                    fields = [f"      {name}: {_flow(inner)}" for name, inner in part.items()]
+                    lines += ["    - " + fields[0].strip(), *fields[1:]]
             else:
                 lines.append(f"  {key}: {_flow(value)}")
         if proposal.unused and proposal.look.has_header:

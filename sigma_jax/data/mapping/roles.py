@@ -71,6 +71,12 @@ def is_id_of(name: str, kind: frozenset[str]) -> bool:
     return len(found) == 1 or found[-1] in _ID_ENDS or found[-1] in ("asin", "sku", "isbn")
 
 
+def is_id(name: str) -> bool:
+    """Whether a column of this name holds ids or numbers of some kind."""
+    found = words(name)
+    return bool(found) and (found[-1] in _ID_ENDS or (found[-1].endswith("id") and len(found) == 1))
+
+
 def has_word(name: str, kind: Iterable[str]) -> bool:
     """Whether one word of a column's name is one of `kind`."""
     return bool(set(words(name)) & set(kind))
