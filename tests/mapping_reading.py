@@ -1,5 +1,6 @@
 """Reads the tables of a folder as `prepare` does, and returns their rows."""
 
+import tempfile
 from pathlib import Path
 
 from conftest import tiny_config
@@ -11,7 +12,8 @@ from sigma_jax.data.tables import Checker
 def read_tables(folder: Path, scratch: Path, /, **changes) -> dict[str, list[dict]]:
     """Rows of items, interactions and users in their order, checked."""
     config = tiny_config(folder, **changes)
-    with database.open_database(scratch / "database", "500MB", 1) as con:
+    database_folder = Path(tempfile.mkdtemp(dir=scratch))
+    with database.open_database(database_folder, "500MB", 1) as con:
         checker = Checker(con, sources.read(con, config), "error", 1000)
         items = checker.items()
         found = {"items": items, "users": checker.users()}

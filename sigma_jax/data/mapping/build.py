@@ -43,7 +43,8 @@ def build_table(place: Place, table_name: str, section: Section) -> ir.Table:
                 "name it in columns, or remove distinct."
             )
         table = reshape.first_of_each(table, {name: table[name]})
-    if section.pivot or section.elapsed or section.joins or section.distinct:
+    steps = (section.pivot, section.explode, section.elapsed, section.joins, section.distinct)
+    if any(steps):
         # These return rows in any order. The order of the files decides between equal times.
         ordered = table.order_by(*ORDER).drop(*ORDER)
         return database.save(place.con, f"mapped_{table_name}", ordered)
@@ -124,7 +125,8 @@ def _open(
         case "python":
             name = hashlib.sha256(path.encode()).hexdigest()[:16]
             target = opening.database_folder(con) / f"python_{name}.jsonl"
-            opening.python_to_json(path, section.encoding, target)
+            if not target.exists():  # two tables may have one file
+                opening.python_to_json(path, section.encoding, target)
             path = str(target)
     wanted = None if names is None else sorted({name.partition(".")[0] for name in names})
     return opening.open_json(con, path, wanted)

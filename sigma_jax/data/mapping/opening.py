@@ -14,9 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import fsspec
 import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
 
 from sigma_jax.data import database
 
@@ -25,12 +27,17 @@ KINDS = ("text", "json", "python", "parquet")
 _DELIMITERS = ("\t", "::", ";", "|", ",")
 # Headers of RecBole's atomic files: user_id:token, rating:float, title:token_seq.
 _ATOMIC = re.compile(r"(.+):(?:token|float)(?:_seq)?")
-_REMEDY = "correct that line, or describe the file in the mapping (delimiter, quote, encoding)"
+_REMEDY = "correct it, or say delimiter, quote, header or encoding in the mapping"
+_RAGGED = re.compile(r"Line: (\d+).*Expected Number of Columns: (\d+) Found: (\d+)", re.DOTALL)
+_LINE = re.compile(r"Line: (\d+)")
 
 
 def open_bytes(path: str) -> Any:
-    """The file or URL `path`, opened to read bytes, unpacked if it is .gz or the like."""
-    return fsspec.open(path, "rb", compression="infer").open()
+    """The file or URL `path`, opened to read bytes, unpacked if it is .gz or .zst."""
+    if not path.endswith(".zst"):
+        return fsspec.open(path, "rb", compression="infer").open()
+    packed = fsspec.open(path, "rb").open()
+    return pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), "zstd")
 
 
 def first_lines(path: str, encoding: str) -> list[str]:
@@ -142,8 +149,8 @@ def open_text(
             raise ValueError(
                 f"{path}: the column {name!r} occurs twice; name each column once in header."
             )
-    with database.errors_of_file(path, _REMEDY):
-        return con.read_csv(
+    try:
+        table = con.read_csv(
             path,
             columns=dict.fromkeys(names, "VARCHAR"),
             header=not header,
@@ -154,6 +161,21 @@ def open_text(
             auto_detect=False,
             null_padding=False,
         )
+        # Reads every field once, so that a bad line is named here, with its file.
+        con.to_pyarrow(table.agg(**{name: table[name].count() for name in names}))
+        return table
+    except duckdb.Error as error:
+        raise ValueError(f"{path}: {_text_error(error)}; {_REMEDY}.") from error
+
+
+def _text_error(error: duckdb.Error) -> str:
+    """What DuckDB says of a line of delimited text, on one line."""
+    text = str(error)
+    if found := _RAGGED.search(text):
+        return f"line {found[1]} has {found[3]} fields, but the file has {found[2]} columns"
+    line = _LINE.search(text)
+    reason = next((part for part in text.splitlines() if part and not _LINE.search(part)), text)
+    return f"line {line[1]} cannot be read ({reason[:200]})" if line else database.first_line(error)
 
 
 def open_json(con: ibis.BaseBackend, path: str, wanted: Sequence[str] | None) -> ir.Table:
@@ -162,11 +184,28 @@ def open_json(con: ibis.BaseBackend, path: str, wanted: Sequence[str] | None) ->
     Args:
       wanted: columns that have to be found, however late in the file; None takes all.
     """
-    with database.errors_of_file(path, "correct that line: each holds one JSON object"):
+    try:
         names = _json_names(con, path, "20480") if wanted is not None else []
         if wanted is None or not set(wanted) <= set(names):
             names = _json_names(con, path, "-1")
-        return con.read_json(path, columns=dict.fromkeys(names, "JSON"))
+        table = con.read_json(path, columns=dict.fromkeys(names, "JSON"))
+        con.to_pyarrow(table.count())  # parses every line, as above
+        return table
+    except duckdb.Error as error:
+        where = _bad_json_line(path)
+        reason = f"line {where} is not JSON" if where else database.first_line(error)
+        raise ValueError(f"{path}: {reason}; write one JSON object a line.") from error
+
+
+def _bad_json_line(path: str) -> int | None:
+    """The first line that is not JSON; DuckDB counts from where a thread began."""
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                json.loads(line.strip() or b"{}")
+            except ValueError:
+                return number
+    return None
 
 
 def _json_names(con: ibis.BaseBackend, path: str, sample: str) -> list[str]:
