@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 
 import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
-from sigma_jax.data import database
+from sigma_jax.data import database, readers
 from sigma_jax.data.mapping import opening, reshape, values
 from sigma_jax.data.mapping.spec import NO_TIME, Join, Section
 from sigma_jax.data.mapping.values import NUMBER, ORDER, PART_ROWS, find_column, text_of
@@ -25,6 +24,7 @@ class Place:
     con: ibis.BaseBackend
     paths: dict[str, tuple[str, ...]]  # Section.place -> paths or URLs
     separator: str
+    notes: list[str]  # what may surprise the user, added while files are opened
 
 
 def build_table(place: Place, table_name: str, section: Section) -> ir.Table:
@@ -89,7 +89,7 @@ def _opened(place: Place, section: Section) -> ir.Table:
     """The rows of the files behind one another, numbered by the columns of ORDER."""
     paths = place.paths[section.place]
     names = _referenced(section) if section.columns and not section.pivot else None
-    tables = [_open(place.con, section, path, names) for path in paths]
+    tables = [_open(place, section, path, names) for path in paths]
     columns = list(dict.fromkeys(name for table in tables for name in table.columns))
     numbered = []
     for number, (path, table) in enumerate(zip(paths, tables, strict=True)):
@@ -106,9 +106,8 @@ def _opened(place: Place, section: Section) -> ir.Table:
     return ibis.union(*numbered) if len(numbered) > 1 else numbered[0]
 
 
-def _open(
-    con: ibis.BaseBackend, section: Section, path: str, names: tuple[str, ...] | None
-) -> ir.Table:
+def _open(place: Place, section: Section, path: str, names: tuple[str, ...] | None) -> ir.Table:
+    con = place.con
     if database.is_url(path):
         database.register_url(con, path)
     kind = opening.find_kind(path, section.encoding)
@@ -118,15 +117,17 @@ def _open(
         case "parquet":
             with database.errors_of_file(path, "write the file again"):
                 return con.read_parquet(path)
+        case "text" if section.is_plain_text and opening.is_plain_csv(path):
+            opened = readers.open_table(con, path)
+            place.notes.extend(opened.notes)
+            return opened.table
         case "text":
             return opening.open_text(
                 con, path, section.delimiter, section.quote, section.encoding, section.header
             )
         case "python":
-            name = hashlib.sha256(path.encode()).hexdigest()[:16]
-            target = opening.database_folder(con) / f"python_{name}.jsonl"
-            if not target.exists():  # two tables may have one file
-                opening.python_to_json(path, section.encoding, target)
+            target = database.scratch_file(con, "jsonl")
+            opening.python_to_json(path, section.encoding, target)
             path = str(target)
     wanted = None if names is None else sorted({name.partition(".")[0] for name in names})
     return opening.open_json(con, path, wanted)

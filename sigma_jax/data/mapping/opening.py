@@ -113,6 +113,13 @@ def column_names(fields: Sequence[str]) -> list[str]:
     return [field.strip().lstrip("#") or f"column_{n + 1}" for n, field in enumerate(fields)]
 
 
+def is_plain_csv(path: str) -> bool:
+    """Whether the strict reader of CSV takes a file of text: by its name and its delimiter."""
+    name = path.lower().removesuffix(".gz").removesuffix(".zst")
+    lines = first_lines(path, "utf-8") if name.endswith((".csv", ".txt")) else []
+    return bool(lines) and guess_delimiter(lines[0]) in (",", ";")
+
+
 def open_text(
     con: ibis.BaseBackend,
     path: str,
@@ -241,9 +248,3 @@ def python_to_json(path: str, encoding: str, target: Path) -> None:
     with open(target, "w", encoding="utf-8") as file:
         for row in python_rows(path, encoding):
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-
-
-def database_folder(con: ibis.BaseBackend) -> Path:
-    """The folder of the database `con`, for files that are needed as long as it is open."""
-    path = con.raw_sql("SELECT path FROM duckdb_databases() WHERE NOT internal").fetchone()[0]
-    return Path(path).parent

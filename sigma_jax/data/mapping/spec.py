@@ -106,6 +106,13 @@ class Section:
     time: str  # "": by the values
     distinct: bool
 
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether the section says nothing about how a file of text is written."""
+        is_default = self.quote is None and self.encoding == ENCODINGS[0]
+        return is_default and not self.delimiter and not self.header
+
+    @property
     def is_reshaped(self) -> bool:
         """Whether rows of the table are other than rows of the files."""
         return bool(self.pivot or self.explode or self.keep or self.distinct or len(self.files) > 1)

@@ -132,9 +132,13 @@ def unit_time(text: ir.StringValue, unit: str) -> ir.TimestampValue:
     """The time of a number of `unit` since the unit's 0, to the second; null for other texts."""
     seconds, start = UNITS[unit]
     number = as_number(text)
-    # A whole number of days or milliseconds is divided exactly.
-    scaled = number / round(1 / seconds) if seconds < 1 else number * seconds
-    return (scaled.floor() + start).try_cast("int64").as_timestamp("s")
+    if seconds >= 1:
+        scaled = (number * seconds).floor()
+    else:  # whole numbers are divided as such: a float rounds nanoseconds
+        parts = round(1 / seconds)
+        whole = text.try_cast("int64")
+        scaled = ibis.coalesce(whole // parts, (number / parts).floor())
+    return (scaled + start).try_cast("int64").as_timestamp("s")
 
 
 def refuse(

@@ -8,20 +8,20 @@ from pathlib import Path
 import fsspec
 import ibis
 
-from sigma_jax.data import database
+from sigma_jax.data import database, readers
 from sigma_jax.data.config import DataConfig
 from sigma_jax.data.mapping.build import Place, build_table
 from sigma_jax.data.mapping.spec import FILE, NO_TIME, Section, read_mapping
-from sigma_jax.data.sources import files
+from sigma_jax.data.sources.files import VECTOR_SUFFIXES
 from sigma_jax.data.tables import TABLES, Tables
 from sigma_jax.schema import VECTORS
 
 
 def find_mapping(config: DataConfig) -> str | None:
     """Path or URL of the mapping file: files.mapping, or mapping.yaml in data.path if it exists."""
-    if config.source != "files" or not config.path:
-        return None
-    return files.find(config.path, Path(FILE).stem, config.files.mapping, (".yaml", ".yml"))
+    if not config.path or not (database.is_url(config.path) or Path(config.path).is_dir()):
+        return None  # `files.paths` says so
+    return readers.find(config.path, Path(FILE).stem, config.files.mapping, (".yaml", ".yml"))
 
 
 def paths(config: DataConfig) -> dict[str, str]:
@@ -46,23 +46,26 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
       ValueError: a file, a column or a value is not as the mapping file says.
     """
     sections, path = _sections(config), find_mapping(config)
-    parts = [part for section in sections.values() for part in _parts(section)]
+    every = [part for section in sections.values() for part in _parts(section)]
     place = Place(
         con,
-        {part.place: expand(config.path, part) for part in parts},
+        {part.place: expand(config.path, part) for part in every},
         config.text.category_separator,
+        [],
     )
-    names = {}
+    names, parts = {}, {}
     tables = dict.fromkeys(TABLES)
     for table, section in sections.items():
         tables[table] = build_table(place, table, section)
         names[table] = place.paths[section.place][0]
-        if section.is_reshaped():
+        if section.is_reshaped:
             names[table] += f" (rows as {Path(path).name} makes them)"
     beside = _beside(config, sections)
     for table in beside.keys() & set(TABLES):
-        tables[table] = files.open_table(con, beside[table])
-        names[table] = beside[table]
+        opened = readers.open_table(con, beside[table])
+        tables[table], names[table] = opened.table, beside[table]
+        parts[table] = tuple((part.path, part.num_rows) for part in opened.parts)
+        place.notes.extend(opened.notes)
     return Tables(
         **tables,
         **{name: beside.get(name) for name in VECTORS},
@@ -70,6 +73,8 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         files=paths(config),
         has_times=sections["interactions"].time != NO_TIME if "interactions" in sections else True,
         has_composed_searches=False,
+        parts=parts,
+        notes=tuple(dict.fromkeys(place.notes)),
     )
 
 
@@ -123,13 +128,11 @@ def _near(pattern: str) -> str:
 
 def _beside(config: DataConfig, sections: dict[str, Section]) -> dict[str, str]:
     """Tables and vectors under their usual names that the mapping file does not name."""
-    kinds = dict.fromkeys(TABLES, files.TABLE_SUFFIXES) | dict.fromkeys(
-        VECTORS, files.VECTOR_SUFFIXES
-    )
+    kinds = dict.fromkeys(TABLES, readers.TABLE_SUFFIXES) | dict.fromkeys(VECTORS, VECTOR_SUFFIXES)
     if not config.use_id_vectors:
         del kinds["id_vectors"]
     found = {
-        name: files.find(config.path, name, getattr(config.files, name), suffixes)
+        name: readers.find(config.path, name, getattr(config.files, name), suffixes)
         for name, suffixes in kinds.items()
         if name not in sections
     }
