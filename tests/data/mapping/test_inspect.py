@@ -50,6 +50,13 @@ def test_samples_and_what_is_not_used_are_shown(tmp_path):
     assert "# links.csv: movieId, imdbId, tmdbId\n" in text
 
 
+def test_documentation_shows_what_the_command_writes(tmp_path):
+    folder = write_shape("movielens_csv", tmp_path / "files")
+    inspect_folder(folder, overwrite=False)
+    page = (ROOT / "docs" / "own_data.md").read_text()
+    assert f"```yaml\n{(folder / 'mapping.yaml').read_text()}```\n" in page
+
+
 def test_mapping_that_exists_is_replaced_only_when_told(tmp_path):
     folder = write_shape("movielens_csv", tmp_path / "files")
     (folder / "mapping.yaml").write_text("mine")
