@@ -134,10 +134,13 @@ def unit_time(text: ir.StringValue, unit: str) -> ir.TimestampValue:
     number = as_number(text)
     if seconds >= 1:
         scaled = (number * seconds).floor()
-    else:  # whole numbers are divided as such: a float rounds nanoseconds
+    else:
         parts = round(1 / seconds)
         whole = text.try_cast("int64")
-        scaled = ibis.coalesce(whole // parts, (number / parts).floor())
+        # Without its rest the number divides without a fraction; Ibis divides in floats.
+        rest = ((whole % parts) + parts) % parts
+        exact = ((whole - rest) / parts).round()
+        scaled = ibis.coalesce(exact, (number / parts).floor())
     return (scaled + start).try_cast("int64").as_timestamp("s")
 
 
