@@ -10,7 +10,7 @@ import ibis.expr.types as ir
 
 from sigma_jax.data import database, readers
 from sigma_jax.data.mapping import opening, reshape, values
-from sigma_jax.data.mapping.spec import NO_TIME, Join, Section
+from sigma_jax.data.mapping.spec import ENCODINGS, NO_TIME, Join, Section
 from sigma_jax.data.mapping.values import NUMBER, ORDER, PART_ROWS, find_column, text_of
 
 IDS = {"items": "item_id", "users": "user_id"}  # columns that `distinct` looks at
@@ -113,6 +113,11 @@ def _open(place: Place, section: Section, path: str, names: tuple[str, ...] | No
     kind = opening.find_kind(path, section.encoding)
     if kind != "text" and (section.header or section.delimiter):
         raise ValueError(f"{section.place}: {path} is {kind}; remove header and delimiter.")
+    if kind == "json" and section.encoding != ENCODINGS[0]:
+        raise ValueError(
+            f"{section.place}.encoding={section.encoding!r} is of delimited text; save {path} as "
+            "UTF-8, and remove encoding."
+        )
     match kind:
         case "parquet":
             with database.errors_of_file(path, "write the file again"):

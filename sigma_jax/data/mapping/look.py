@@ -39,11 +39,6 @@ class FileLook:
     columns: dict[str, list[str]]
     nested: dict[str, dict[str, list[str]]]  # column of lists of objects -> columns inside
 
-    @property
-    def rows(self) -> int:
-        """The number of rows that were looked at."""
-        return max((len(values) for values in self.columns.values()), default=0)
-
 
 def look_at_folder(folder: Path) -> tuple[list[FileLook], list[str]]:
     """The files in `folder`, those of one shape together, and why others are left out."""

@@ -285,9 +285,8 @@ def _with_category(
 def _are_tags(values: Sequence[str]) -> bool:
     """Whether most values are several words of a text, such as "Bars, Food": no path of a tree."""
     given = set(filter(None, values))
-    return sum(
-        ", " in value or ("|" in value and LIST not in value) for value in given
-    ) > 0.5 * len(given)
+    tags = [text for text in given if ", " in text or ("|" in text and LIST not in text)]
+    return len(tags) > 0.5 * len(given)
 
 
 def _items(look: FileLook, key: str, others: Sequence[FileLook]) -> Proposal:
@@ -303,7 +302,7 @@ def _items(look: FileLook, key: str, others: Sequence[FileLook]) -> Proposal:
         for other in _files_with_key(name, others, look):
             if name not in other.columns or set(other.columns) & set(columns) != {name}:
                 continue
-            joins.append({"file": other.names[0], "by": name})
+            joins.append({**_opening(other), "by": name})
             columns |= other.columns
             taken |= {added: added for added in other.columns if added != name}
             taken.pop(name, None)  # the number of what is joined now

@@ -50,7 +50,7 @@ UNITS = {
 NO_TIME = "none"
 ANY = "any"  # of keep: every value that is not empty
 ENCODINGS = ("utf-8", "utf-16", "latin-1")
-_KEYS = (
+KEYS = (  # of a section
     "file",
     "delimiter",
     "quote",
@@ -161,7 +161,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _section(place: str, given: Any, extra: tuple[str, ...] = ()) -> Section:
-    _check_keys(place, given, (*_KEYS, *extra), ("file",))
+    _check_keys(place, given, (*KEYS, *extra), ("file",))
     columns = {
         _text(f"{place}.columns", ours): _texts(f"{place}.columns.{ours}", theirs)
         for ours, theirs in _group(f"{place}.columns", given.get("columns", {})).items()

@@ -11,7 +11,7 @@ from mapping_reading import read_tables
 from mapping_shapes import lines
 
 from sigma_jax.data.mapping.opening import guess_delimiter
-from sigma_jax.data.mapping.spec import read_mapping
+from sigma_jax.data.mapping.spec import KEYS, UNITS, read_mapping
 
 ITEMS = "items: {file: goods.csv, columns: {item_id: id, title: label}}\n"
 LOG = "interactions: {file: log.csv, columns: {user_id: who, item_id: id, timestamp: at}}\n"
@@ -101,6 +101,12 @@ def test_wrong_mapping_is_refused_by_file_key_and_nearest_name(mapping, words):
 )
 def test_file_that_is_not_as_the_mapping_says_is_refused(folder, mapping, words):
     assert words in complaint(folder, mapping)
+
+
+def test_documentation_explains_every_key():
+    page = (Path(__file__).parents[3] / "docs" / "own_data.md").read_text()
+    assert not [key for key in KEYS if f"| `{key}` |" not in page]
+    assert not [unit for unit in UNITS if f"`{unit}`" not in page]
 
 
 def test_bad_line_is_named_by_file_and_number(folder):
