@@ -1,6 +1,7 @@
 """Turns a user's tables into WORKDIR/data, which every stage reads.
 
     python -m sigma_jax.prepare --config=configs/sft.py --workdir=runs/demo
+    python -m sigma_jax.prepare --inspect=FOLDER  # proposes a mapping of foreign files
 
 Popularity, clicks, lifts and co-occurrence count training rows only: the rows before each user's
 validation target.
@@ -26,6 +27,7 @@ from sigma_jax.data import card, database, oddities, sentences, sources, splits,
 from sigma_jax.data.config import DataConfig, PairsConfig, TextConfig
 from sigma_jax.data.links import pairs, queries, themes
 from sigma_jax.data.links.knowledge import build_knowledge, items_of_knowledge
+from sigma_jax.data.mapping.inspect import inspect_folder
 from sigma_jax.data.tables import Checker, Tables
 from sigma_jax.encoders.find import DEFAULT_ENCODER, find_encoder, load_encoder
 from sigma_jax.models.folders import ModelMissingError
@@ -504,13 +506,24 @@ def _all_texts(tables: NumberedTables, made: Texts, extra: Sequence[str]) -> Ite
 
 def define_flags() -> None:
     """Defines the flags of this command; not at import, as other commands have equal names."""
-    cli.define_config()
+    cli.define_config(is_required=False)
     flags.DEFINE_string("workdir", None, "Folder of the artifacts; runs/STAGE-PRESET by default.")
+    flags.DEFINE_string(
+        "inspect", None, "Folder of foreign files; writes a proposed mapping.yaml into it."
+    )
+    flags.DEFINE_bool("overwrite", False, "With --inspect: replace a mapping.yaml that exists.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prepares the data of --config in --workdir."""
+    """Prepares the data of --config in --workdir, or inspects the folder of --inspect."""
     del argv
+    if FLAGS.inspect is not None:
+        print(inspect_folder(Path(FLAGS.inspect), FLAGS.overwrite), end="")
+        return
+    if FLAGS.config is None:
+        raise ValueError(
+            "--config is missing; give file and preset: --config=configs/sft.py:local."
+        )
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else cli.default_workdir()
     with locked(workdir):
         prepare_workdir(FLAGS.config, workdir)
