@@ -22,10 +22,16 @@ PACKAGE = Path(__file__).parents[1]
 TRACEBACK = "SIGMA_TRACEBACK"  # 1 prints the traceback of an error
 
 
-def define_config(is_required: bool = True) -> flags.FlagHolder:
-    """Defines the flag --config=FILE.py:PRESET, which --config.FIELD=VALUE overrides."""
+def define_config(is_required: bool = True, default: str = "") -> flags.FlagHolder:
+    """Defines the flag --config=FILE.py:PRESET, which --config.FIELD=VALUE overrides.
+
+    Args:
+      default: the file that is taken without the flag, such as configs/refresh.py.
+    """
     holder = config_flags.DEFINE_config_file(
-        "config", None, "Config file and preset, such as configs/sft.py:local."
+        "config",
+        packaged_file(default) if default else None,
+        "Config file and preset, such as configs/sft.py:local.",
     )
     if is_required:
         flags.mark_flag_as_required(holder)

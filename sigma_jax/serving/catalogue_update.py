@@ -181,7 +181,7 @@ def _with_item_tables(
     )
     return dataclasses.replace(
         before,
-        catalogue=_joined(before.catalogue, items),
+        catalogue=joined_catalogue(before.catalogue, items),
         semantic_ids=semantic_ids,
         vectors=vectors,
         rows=rows,
@@ -221,7 +221,7 @@ def _check_new(before: Version, items: pa.Table) -> None:
         )
 
 
-def _joined(before: Catalogue, items: pa.Table) -> Catalogue:
+def joined_catalogue(before: Catalogue, items: pa.Table) -> Catalogue:
     """The catalogue with the new items, whose popularity is 0."""
     names = before.categories.to_pylist()
     number = {name: row for row, name in enumerate(names)}
