@@ -102,7 +102,7 @@ class Outcome:
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    cli.define_config(default=CONFIG)
+    cli.define_config()
     flags.DEFINE_string("workdir", None, "Folder of the first training.", required=True)
     flags.DEFINE_string("interactions", None, "The new rows.", required=True)
     flags.DEFINE_string("items", "", "Items that the catalogue may lack; others are skipped.")
@@ -348,4 +348,4 @@ def remove_old_counts(lineage: Lineage, name: str) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run_command(main)
+    cli.run_command(main, CONFIG)

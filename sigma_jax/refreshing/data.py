@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float32, Int64
 from sigma_jax.data import card
 from sigma_jax.data.sentences import text_vectors
 from sigma_jax.encoders.find import load_encoder
+from sigma_jax.grounding.encode import load_encoder as load_text_encoder
 from sigma_jax.hashing import splitmix64
 from sigma_jax.histories import rows_of_ranges
 from sigma_jax.refreshing.rows import NewRows
@@ -34,7 +35,7 @@ from sigma_jax.schema import (
     PreparedData,
     Users,
 )
-from sigma_jax.serving.catalogue_update import joined_catalogue, nearest_rows
+from sigma_jax.serving.catalogue_update import NEIGHBOURS, joined_catalogue, nearest_rows
 
 REPLACED = ("manifest.json", card.FILE)  # and the files of catalogue, histories, users, vectors
 LAST = 2.0**64  # above every hash
@@ -59,7 +60,7 @@ def write_data(
       judge_share: as in RefreshConfig.
 
     Raises:
-      ValueError: the new items have no vectors of any kind.
+      ValueError: given vectors have another shape, or are not finite.
     """
     histories = grown_histories(before.histories, new, judge_share, seed)
     histories.save(folder)
@@ -200,19 +201,41 @@ def _save_vectors(
             )
     if items.num_rows and encoder and "text_vectors" not in known:
         known["text_vectors"] = encoded_items(load_encoder(encoder).encode_items, items, before)
-    if items.num_rows and tables and not known:
-        raise ValueError(
-            f"new items need vectors; give --{next(iter(tables))}=FILE.npy with a row for each row "
-            "of the items."
-        )
-    kind = next((name for name in ("text_vectors", *known) if name in known), "")
-    near = nearest_rows(known[kind], tables[kind]) if items.num_rows and kind else None
+    vectors = {name: (new, tables[name]) for name, new in known.items()}
+    near = neighbours_of(items["text"].to_pylist(), vectors, before)
     for name, table in tables.items():
-        new = known.get(name)
-        if new is None:
-            mean = np.zeros((0, table.shape[1])) if near is None else table[near].mean(axis=1)
-            new = mean.astype(np.float32)
+        new = known[name] if name in known else table[near].mean(axis=1).astype(np.float32)
         append_rows(folder / f"{name}.npy", table, new)
+
+
+def neighbours_of(
+    texts: Sequence[str],
+    vectors: Mapping[str, tuple[Float32[np.ndarray, "n D"], Float32[np.ndarray, "I D"]]],
+    before: PreparedData,
+) -> Int64[np.ndarray, "n k"]:
+    """Known items near each of n new ones.
+
+    They are near by text vectors; else by the encoder of the stage `grounding`; else by any
+    vectors. Without vectors they are the most popular items.
+
+    Args:
+      texts: of the new items.
+      vectors: (of the new items, of the known ones) by the names of VECTORS.
+      before: the known data, in a trained workdir.
+    """
+    count = min(NEIGHBOURS, len(before.catalogue))
+    if not len(texts):
+        return np.zeros((0, count), np.int64)
+    grounding = before.folder.parent / "grounding"
+    if "text_vectors" in vectors:
+        return nearest_rows(*vectors["text_vectors"])
+    if grounding.exists():
+        of_known = np.load(grounding / "text_vectors.npy", mmap_mode="r")
+        return nearest_rows(load_text_encoder(grounding)(texts), of_known)
+    for pair in vectors.values():
+        return nearest_rows(*pair)
+    popular = np.argsort(-np.asarray(before.catalogue.popularity), kind="stable")
+    return np.tile(popular[:count], (len(texts), 1))
 
 
 def encoded_items(

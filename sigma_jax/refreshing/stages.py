@@ -14,27 +14,24 @@ from absl import logging
 from jaxtyping import Int64
 
 from sigma_jax.encoders.instructions import HEAD
-from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.prompts.instruction_pool import InstructionPool, pool_settings
 from sigma_jax.prompts.records import RECORDS, record_settings, write_records
 from sigma_jax.recommender.parts import BEFORE_REFIT, RERANKER, RERANKER_METRIC
 from sigma_jax.refreshing import continued
 from sigma_jax.refreshing.codes import MAP, codebook_map, write_codes
 from sigma_jax.refreshing.config import RefreshConfig
-from sigma_jax.refreshing.data import known_counts, link, training_counts
+from sigma_jax.refreshing.data import known_counts, link, neighbours_of, training_counts
 from sigma_jax.reranking.history.covisitation import count_covisits
 from sigma_jax.runtime import artifacts
 from sigma_jax.runtime.artifacts import Recipe, read_manifest, write_artifact
 from sigma_jax.runtime.config import to_dataclass
-from sigma_jax.schema import PreparedData, SemanticIds
-from sigma_jax.serving.catalogue_update import nearest_rows
+from sigma_jax.schema import VECTORS, PreparedData, SemanticIds
 from sigma_jax.sft.task import POOL, SftTask
 from sigma_jax.stages import find_stage, stages_before, task_classes
 from sigma_jax.tasks.instructions import SLOTS, slot_value_texts
 
 COUNTS = "counts"  # artifact: counts of all training rows, to which the next refresh adds
 COVISITS = "covisits.npz"
-NEIGHBOURS = 10
 LOOP = {"log_every": 10, "eval_every": 0, "checkpoint_every": 100, "keep_checkpoints": 1}
 
 # (stage, its task when it is called, its fields, recipe, workdir) -> trains and writes it.
@@ -75,22 +72,15 @@ class Refresh:
 
     @functools.cached_property
     def neighbours(self) -> Int64[np.ndarray, "n k"]:
-        """Items of `start` near each new item: by texts, or else by other vectors that are given.
-
-        Without any vectors they are the most popular items.
-        """
-        known, new = self.known_items, len(self.data.catalogue) - self.known_items
-        if not new:
-            return np.zeros((0, NEIGHBOURS), np.int64)
-        for table in (self.data.text_vectors, self.data.visual_vectors, self.data.id_vectors):
-            if table is not None:
-                return nearest_rows(np.asarray(table[known:]), table[:known])
-        if (self.start / "grounding").exists():
-            texts = self.data.catalogue.texts(np.arange(known, known + new))
-            before = np.load(self.start / "grounding" / "text_vectors.npy", mmap_mode="r")
-            return nearest_rows(load_encoder(self.start / "grounding")(texts), before)
-        popular = np.argsort(-np.asarray(self.data_before.catalogue.popularity), kind="stable")
-        return np.tile(popular[:NEIGHBOURS], (new, 1))
+        """Items of `start` near each new item (data.neighbours_of)."""
+        known, before = self.known_items, self.data_before
+        new = np.arange(known, len(self.data.catalogue))
+        vectors = {
+            name: (np.asarray(table[known:]), table[:known])
+            for name in VECTORS
+            if (table := getattr(self.data, name)) is not None
+        }
+        return neighbours_of(self.data.catalogue.texts(new), vectors, before)
 
     def steps(self, stage: str) -> int:
         """The number of steps of a stage. ValueError if the settings have none."""
