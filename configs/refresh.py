@@ -26,6 +26,7 @@ BASE = {
         "Holiday": 100,
     },
     "late_rows": "error",
+    "unknown_items": "error",
     "rebuilds_codebooks": False,
     "memory_limit": "2GB",
     "threads": 2,

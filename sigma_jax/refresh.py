@@ -201,7 +201,8 @@ def already_done(lineage: Lineage, files: NewFiles, settings: RefreshConfig) -> 
 
 def data_settings(settings: RefreshConfig) -> dict[str, Any]:
     """The settings that decide the content of the new data."""
-    return {"judge_share": settings.judge_share, "late_rows": settings.late_rows}
+    names = ("judge_share", "late_rows", "unknown_items")
+    return {name: getattr(settings, name) for name in names}
 
 
 def write_new_data(
@@ -233,7 +234,8 @@ def write_new_data(
         began = time.monotonic()
         scratch = into / SCRATCH
         with database.open_database(scratch, settings.memory_limit, settings.threads) as con:
-            rows = read_rows(con, files.interactions, items, before, log, settings.late_rows)
+            policies = settings.late_rows, settings.unknown_items
+            rows = read_rows(con, files.interactions, items, before, log, *policies)
         shutil.rmtree(scratch, ignore_errors=True)
         share = settings.judge_share
         found = write_data(before, rows, given, made.metrics, sums, share, made.seed, into)

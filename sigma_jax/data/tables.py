@@ -69,7 +69,20 @@ class Checker:
       dropped: the number of dropped rows, by table.
     """
 
-    def __init__(self, con: ibis.BaseBackend, tables: Tables, unknown_items: str, max_chars: int):
+    def __init__(
+        self,
+        con: ibis.BaseBackend,
+        tables: Tables,
+        unknown_items: str,
+        max_chars: int,
+        field: str = "data.unknown_items",
+    ):
+        """A checker of `tables`.
+
+        Args:
+          field: the config's field of `unknown_items`, for messages.
+        """
+        self.field = field
         self.con = con
         self.tables = tables
         self.unknown_items = unknown_items
@@ -306,7 +319,7 @@ class Checker:
         if self.unknown_items == "error":
             remedy = (
                 f"is not in items ({num_unknown} such rows); add the item there, or set "
-                "--config.data.unknown_items=drop to drop such rows"
+                f"--config.{self.field}=drop to drop such rows"
             )
             self._refuse(name, unknown, "item_id", "item_id", remedy)
         self.dropped[name] = num_unknown

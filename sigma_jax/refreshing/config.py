@@ -7,7 +7,7 @@ import dataclasses
 from sigma_jax.runtime.config import check_at_least
 from sigma_jax.schema import TASKS
 
-LATE_ROWS = ("error", "drop")
+CHOICES = ("error", "drop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,9 @@ class RefreshConfig:
     judge_share: float
     judge_requests: dict[str, int]  # task -> most requests of the judgement
     late_rows: str  # new rows from before the end of the known log: "error" refuses, "drop" drops
+    # New rows whose item is neither known nor among the new items: "error" refuses, "drop" drops.
+    # A first preparation that dropped such rows, or rare items, drops them always.
+    unknown_items: str
     # Train the tokenizer anew, so that every item gets a new semantic ID. False: the codebooks are
     # frozen.
     rebuilds_codebooks: bool
@@ -40,10 +43,9 @@ class RefreshConfig:
                 raise ValueError(f"{name}={getattr(self, name)} is no share; use 0 to 1.")
         if not self.judge_share:
             raise ValueError("judge_share=0 leaves no user to judge a refresh; use more than 0.")
-        if self.late_rows not in LATE_ROWS:
-            raise ValueError(
-                f"late_rows={self.late_rows!r} is unknown; use {' or '.join(LATE_ROWS)}."
-            )
+        for name in ("late_rows", "unknown_items"):
+            if (value := getattr(self, name)) not in CHOICES:
+                raise ValueError(f"{name}={value!r} is unknown; use {' or '.join(CHOICES)}.")
         if unknown := set(self.judge_requests) - set(TASKS):
             raise ValueError(
                 f"judge_requests names {sorted(unknown)}; known are {', '.join(TASKS)}."

@@ -20,15 +20,16 @@ from safetensors.numpy import load_file
 from sigma_jax.data.pipeline import mixed_forever, stack_rows, step_batches
 from sigma_jax.encoders.grounding_head import GroundedVectors
 from sigma_jax.generation.generator import all_item_vectors
+from sigma_jax.grounding.encode import load_encoder
 from sigma_jax.models.network import RecommenderNetwork
 from sigma_jax.models.weights import load_weights, named_parameters
 from sigma_jax.prompts.packing import batches
 from sigma_jax.prompts.records import NEW_RECORDS
 from sigma_jax.recommender.parts import ITEM_ROWS, RERANKER, WEIGHTS, save_network
-from sigma_jax.refreshing.data import known_counts, new_training_rows
+from sigma_jax.refreshing.data import append_rows, known_counts, link, new_training_rows
 from sigma_jax.reranking.reranker import Reranker
 from sigma_jax.runtime.task import Batch, Scalars, Tables
-from sigma_jax.schema import SemanticIds
+from sigma_jax.schema import Catalogue, SemanticIds
 from sigma_jax.sft.task import SftTask
 from sigma_jax.teacher.sasrec import Sasrec
 from sigma_jax.teacher.task import TeacherTask
@@ -296,6 +297,20 @@ def carry_head(start: Path, workdir: Path, folder: Path, known: int) -> None:
     head = GroundedVectors.load(start / "grounding_head")
     assert head is not None
     head.save(folder)
-    before = np.load(start / "grounding_head" / "text_vectors.npy", mmap_mode="r")
     plain = np.load(workdir / "data" / "text_vectors.npy", mmap_mode="r")
-    np.save(folder / "text_vectors.npy", np.concatenate([before[:known], head(plain[known:])]))
+    before = np.load(start / "grounding_head" / "text_vectors.npy", mmap_mode="r")
+    append_rows(folder / "text_vectors.npy", before[:known], head(np.asarray(plain[known:])))
+
+
+def carry_grounding(start: Path, workdir: Path, folder: Path, known: int) -> None:
+    """Writes the untrained stage `grounding`: the old encoder, and the vectors of all items.
+
+    Args: as of `carry_head`; `workdir` has the texts of all items.
+    """
+    for name in ("encoder.json", "weights.safetensors", "backbone"):
+        link(start / "grounding" / name, folder / name)
+    catalogue = Catalogue.load(workdir / "data")
+    texts = catalogue.texts(np.arange(known, len(catalogue)))
+    before = np.load(start / "grounding" / "text_vectors.npy", mmap_mode="r")
+    new = load_encoder(folder)(texts) if texts else np.zeros((0, before.shape[1]), np.float32)
+    append_rows(folder / "text_vectors.npy", before[:known], new)

@@ -231,7 +231,7 @@ def neighbours_of(
         return nearest_rows(*vectors["text_vectors"])
     if grounding.exists():
         of_known = np.load(grounding / "text_vectors.npy", mmap_mode="r")
-        return nearest_rows(load_text_encoder(grounding)(texts), of_known)
+        return nearest_rows(load_text_encoder(grounding)(list(texts)), of_known)
     for pair in vectors.values():
         return nearest_rows(*pair)
     popular = np.argsort(-np.asarray(before.catalogue.popularity), kind="stable")

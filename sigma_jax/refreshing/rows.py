@@ -91,6 +91,7 @@ def read_rows(
     before: PreparedData,
     log: LogSettings,
     late_rows: str,
+    unknown_items: str,
 ) -> NewRows:
     """The interactions of the file at `path`, after those of `before`.
 
@@ -100,7 +101,7 @@ def read_rows(
       con: a database for the work.
       items: new items, beside those of `before`.
       log: of the preparation of `before`.
-      late_rows: as in RefreshConfig.
+      late_rows, unknown_items: as in RefreshConfig.
 
     Raises:
       ValueError: a row breaks a rule of data/tables.py, is from before the end of `before`, or all
@@ -108,7 +109,7 @@ def read_rows(
     """
     all_items, known_users = _known_tables(con, before, items.items)
     # With a least count, the catalogue lacks items that the first log had.
-    may_drop = log.unknown_items == "drop" or log.min_item_count > 0
+    may_drop = "drop" in (unknown_items, log.unknown_items) or log.min_item_count > 0
     tables = _tables(con, path, all_items)
     by_id = log.has_sessions and log.split.session_gap_seconds == 0
     if by_id and "session_id" not in tables.interactions.columns:
@@ -116,7 +117,8 @@ def read_rows(
             f"{path}: column 'session_id' is missing (found: "
             f"{', '.join(tables.interactions.columns)}); add it, since the first log has it."
         )
-    checker = Checker(con, tables, "drop" if may_drop else "error", log.text.max_chars)
+    policy = "drop" if may_drop else "error"
+    checker = Checker(con, tables, policy, log.text.max_chars, "unknown_items")
     interactions = checker.interactions(all_items, log.events)
     users, user_ids = _with_new_users(con, interactions, known_users, before.histories.num_users)
     by_id = by_id or (log.has_sessions and "session_id" in tables.interactions.columns)

@@ -136,13 +136,16 @@ def run_stages(refresh: Refresh, run: RunStage) -> None:
     """
     if (refresh.start / "teacher").exists():
         _run(refresh, run, "teacher", continue_teacher)
-    if (refresh.start / "grounding").exists():
-        _run(refresh, run, "grounding", continue_grounding)
-    if (refresh.start / HEAD).exists():
-        if refresh.steps(HEAD):
-            _run(refresh, run, HEAD, continue_head)
+    for stage, continue_stage, carry in (
+        ("grounding", continue_grounding, continued.carry_grounding),
+        (HEAD, continue_head, continued.carry_head),
+    ):
+        if not (refresh.start / stage).exists():
+            continue
+        if refresh.steps(stage):
+            _run(refresh, run, stage, continue_stage)
         else:
-            _write(refresh, HEAD, lambda folder: carry_head(refresh, folder), steps=0)
+            _write(refresh, stage, functools.partial(carry_vectors, refresh, carry), steps=0)
     if refresh.settings.rebuilds_codebooks:
         fields = refresh.fields("tokenizer", 0)
         config = read_manifest(refresh.start, "tokenizer").config["train"]
@@ -214,9 +217,11 @@ def continue_head(refresh: Refresh, fields: Any) -> continued.ContinuedTask:
     return continued.continued_head(task, refresh.start)
 
 
-def carry_head(refresh: Refresh, folder: Path) -> dict[str, Any]:
-    """Writes the head of the start, and the vectors of all items; returns metrics."""
-    continued.carry_head(refresh.start, refresh.workdir, folder, refresh.known_items)
+def carry_vectors(
+    refresh: Refresh, carry: Callable[[Path, Path, Path, int], None], folder: Path
+) -> dict[str, Any]:
+    """Writes a stage that makes text vectors with its old weights, by `carry`; returns metrics."""
+    carry(refresh.start, refresh.workdir, folder, refresh.known_items)
     return {"items": len(refresh.data.catalogue)}
 
 
