@@ -42,6 +42,7 @@ from sigma_jax.refreshing.stages import COUNTS, Refresh, run_stages
 from sigma_jax.runtime import artifacts, cli
 from sigma_jax.runtime.artifacts import Recipe, check_inputs, read_manifest, write_artifact
 from sigma_jax.runtime.config import MeshConfig, to_dataclass
+from sigma_jax.runtime.files import read_json, write_json
 from sigma_jax.runtime.process import keep_freed_memory, locked
 from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.runtime.writer import clock
@@ -54,6 +55,7 @@ FLAGS = flags.FLAGS
 CONFIG = "configs/refresh.py"
 SCRATCH = ".database"
 RUN_FIELDS = ("mesh",)  # of the config, beside those of RefreshConfig
+PUBLISHED = "published.json"  # of a refresh: {export: version}
 COLUMNS = ("item_id", "text", "title", "category")  # of new items
 
 
@@ -325,15 +327,17 @@ def write_judgement(at_work: Refresh, running: str, began: float) -> None:
 def with_version(outcome: Outcome, bundle: Bundle, activates: bool) -> Outcome:
     """The outcome with its version in the export, which is activated if the refresh is accepted.
 
-    A version that was active once is left as it is: someone may have rolled it back.
+    Later calls activate nothing: someone may have rolled the version back.
     """
     found = outcome.judgement
     comment = f"refresh {outcome.name}, NDCG@10 {found['difference']:+.4f} ± {found['error']:.4f}"
     version = add_model(bundle, outcome.workdir, comment)
-    state = bundle.state()
-    was_active = version in (state["active"], *state["before"])
-    if activates and found["is_accepted"] and not was_active:
-        bundle.activate(version)
+    record, place = outcome.workdir / PUBLISHED, str(bundle.folder.resolve())
+    published = read_json(record) if record.exists() else {}
+    if place not in published:
+        if activates and found["is_accepted"]:
+            bundle.activate(version)
+        write_json(record, {**published, place: version})
     return dataclasses.replace(outcome, version=version)
 
 

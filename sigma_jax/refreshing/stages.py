@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sparse
 from absl import logging
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
-from sigma_jax.encoders.instructions import HEAD
-from sigma_jax.prompts.instruction_pool import InstructionPool, pool_settings
+from sigma_jax.data.sentences import Encode
+from sigma_jax.encoders.instructions import HEAD, encoder_of_workdir
+from sigma_jax.prompts.instruction_pool import InstructionPool, pool_settings, write_pool
 from sigma_jax.prompts.records import RECORDS, record_settings, write_records
 from sigma_jax.recommender.parts import BEFORE_REFIT, RERANKER, RERANKER_METRIC
 from sigma_jax.refreshing import continued
@@ -28,7 +29,6 @@ from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import VECTORS, PreparedData, SemanticIds
 from sigma_jax.sft.task import POOL, SftTask
 from sigma_jax.stages import find_stage, stages_before, task_classes
-from sigma_jax.tasks.instructions import SLOTS, slot_value_texts
 
 COUNTS = "counts"  # artifact: counts of all training rows, to which the next refresh adds
 COVISITS = "covisits.npz"
@@ -162,7 +162,7 @@ def run_stages(refresh: Refresh, run: RunStage) -> None:
         write_counts(refresh)
     _write_records(refresh)
     if (refresh.start / POOL).exists():
-        _link_pool(refresh)
+        _write_pool(refresh)
     _run(refresh, run, "sft", continue_sft)
 
 
@@ -313,25 +313,40 @@ def _write_records(refresh: Refresh) -> None:
     write_artifact(refresh.workdir, "records", recipe, write)
 
 
-def _link_pool(refresh: Refresh) -> None:
-    """Takes the instructions of the start where they would be the same."""
-    is_same_head = not ((refresh.start / HEAD).exists() and refresh.steps(HEAD))
-    texts = [
-        [slot_value_texts(data, task) for task in SLOTS]
-        for data in (refresh.data, refresh.data_before)
-    ]
-    if not is_same_head or texts[0] != texts[1]:
-        return  # the stage sft makes them
-    names = ("data", HEAD) if (refresh.workdir / HEAD).exists() else ("data",)
+def _write_pool(refresh: Refresh) -> None:
+    """Writes the instructions of training, where the encoder is that of the start.
+
+    Only sentences that the start lacks are encoded, such as those of a new category.
+    """
+    has_head = (refresh.start / HEAD).exists()
+    if has_head and refresh.steps(HEAD):
+        return  # all vectors change; the stage sft makes them
+    names = ("data", HEAD) if has_head else ("data",)
     inputs = {name: read_manifest(refresh.workdir, name).fingerprint for name in names}
-    recipe = Recipe(pool_settings(refresh.fields("sft", 0).prompt), inputs, refresh.seed)
+    prompt = refresh.fields("sft", 0).prompt
+    recipe = Recipe(pool_settings(prompt), inputs, refresh.seed)
     if artifacts.is_current(refresh.workdir, POOL, recipe):
         return
+    pool, encoder = InstructionPool.load(refresh.start / POOL), encoder_of_workdir(refresh.workdir)
+    assert encoder is not None
+    encode = reusing(pool, encoder)
+    write_artifact(
+        refresh.workdir,
+        POOL,
+        recipe,
+        lambda folder: write_pool(refresh.data, prompt, encode, folder, refresh.seed),
+    )
 
-    def write(folder: Path) -> dict[str, Any]:
-        for path in (refresh.start / POOL).iterdir():
-            if path.name != artifacts.MANIFEST:
-                link(path, folder / path.name)
-        return {"instructions": len(InstructionPool.load(folder).texts)}
 
-    write_artifact(refresh.workdir, POOL, recipe, write)
+def reusing(pool: InstructionPool, encode: Encode) -> Encode:
+    """The function `encode`, with the vectors of the sentences that `pool` has."""
+    place = {text: row for row, text in enumerate(pool.texts.to_pylist())}
+
+    def vectors(texts: Sequence[str]) -> Float32[np.ndarray, "N D"]:
+        rows = np.array([place.get(text, -1) for text in texts], np.int64)
+        found = np.array(pool.vectors[np.maximum(rows, 0)], np.float32)
+        if (rows < 0).any():
+            found[rows < 0] = encode([text for text in texts if text not in place])
+        return found
+
+    return vectors
