@@ -11,19 +11,20 @@ from ml_collections import ConfigDict
 from sigma_jax.configs import common
 
 BASE = {
-    # On the demo, 40 steps of `sft` read the new rows of a day about three times.
-    "steps": {"teacher": 40, "grounding": 0, "grounding_head": 0, "sft": 40},
+    # A step of `sft` reads 16 contexts on the demo, half of them with new rows: 30 steps see most
+    # of the users of a day once.
+    "steps": {"teacher": 20, "grounding": 0, "grounding_head": 0, "sft": 30},
     "rate_share": 0.2,
     "new_share": 0.5,
     "judge_share": 0.5,
     "judge_requests": {
-        "JustForYou": 300,
-        "Query": 100,
-        "Category": 100,
-        "Longtail": 100,
-        "Discover": 100,
-        "Season": 100,
-        "Holiday": 100,
+        "JustForYou": 200,
+        "Query": 60,
+        "Category": 60,
+        "Longtail": 60,
+        "Discover": 60,
+        "Season": 60,
+        "Holiday": 60,
     },
     "late_rows": "error",
     "unknown_items": "error",
