@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 
 from sigma_jax.data import card, database
 from sigma_jax.data.vectors import load_npy
+from sigma_jax.refreshing.codes import Drift
 from sigma_jax.refreshing.config import RefreshConfig
 from sigma_jax.refreshing.data import write_data
 from sigma_jax.refreshing.judge import judge
@@ -95,6 +96,8 @@ class Outcome:
             f"{found['difference']:+.4f} with standard error {found['error']:.4f}, on "
             f"{found['requests']} requests of the newest day",
         ]
+        if drift := read_manifest(self.workdir, "tokenizer").metrics.get("drift"):
+            lines += Drift(**drift).lines
         verdict = (
             "accepted" if found["is_accepted"] else "not accepted: worse by more than the error"
         )

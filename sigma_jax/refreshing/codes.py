@@ -31,6 +31,7 @@ class Drift:
     # Squared distance of a vector to the decoding of its codes over the variance of old vectors.
     error_of_old: float
     error_of_new: float
+    high_error_of_old: float  # the error that a tenth of the old items exceed
     collisions_of_old: float  # share of the old items that share their SID with another old item
     collisions_of_new: float  # share of the new items whose SID an old item has
     # Total variation distance of the codes of new and old items at each level, 0 to 1. Few new
@@ -39,14 +40,26 @@ class Drift:
     expected_distance: tuple[float, ...]  # of as many old items drawn at random
 
     @property
-    def warnings(self) -> list[str]:
-        """Reasons to train the codebooks anew."""
-        if self.new_items and self.error_of_new > 1.5 * self.error_of_old:
-            return [
-                f"the codebooks fit new items worse (error {self.error_of_new:.3f}) than old ones "
-                f"({self.error_of_old:.3f}); consider --config.rebuilds_codebooks=True"
-            ]
-        return []
+    def is_large(self) -> bool:
+        """Whether the codebooks fit new items worse than most old ones."""
+        return self.new_items > 0 and self.error_of_new > self.high_error_of_old
+
+    @property
+    def lines(self) -> list[str]:
+        """Lines about the drift for people; none without new items."""
+        if not self.new_items:
+            return []
+        lines = [
+            f"semantic IDs of {self.new_items} new items: error {self.error_of_new:.3f}, of old "
+            f"items {self.error_of_old:.3f}; {self.collisions_of_new:.0%} share their SID with an "
+            f"old item, {self.collisions_of_old:.0%} of the old ones do"
+        ]
+        if self.is_large:
+            lines.append(
+                "warning: the codebooks fit new items worse than 9 of 10 old ones; consider "
+                "--config.rebuilds_codebooks=True"
+            )
+        return lines
 
 
 def write_codes(
@@ -93,10 +106,12 @@ def measure(
     sids, counts = np.unique(codes[:known], axis=0, return_counts=True)
     known_sids = {row.tobytes() for row in sids}
     drawn = codes[rng.integers(0, known, new)]
+    errors = squared_errors(model, of_old, codes[old]) / max(variance, 1e-12)
     return Drift(
         new,
-        float(squared_errors(model, of_old, codes[old]).mean()) / max(variance, 1e-12),
+        float(errors.mean()),
         error_of_new / max(variance, 1e-12),
+        float(np.quantile(errors, 0.9)),
         float(counts[counts > 1].sum() / known),
         float(np.mean([row.tobytes() in known_sids for row in new_codes])) if new else 0.0,
         code_distances(codes[:known], new_codes, size),
