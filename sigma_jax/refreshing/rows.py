@@ -108,21 +108,10 @@ def read_rows(
         rows are known.
     """
     all_items, known_users = _known_tables(con, before, items.items)
-    # With a least count, the catalogue lacks items that the first log had.
-    may_drop = "drop" in (unknown_items, log.unknown_items) or log.min_item_count > 0
-    tables = _tables(con, path, all_items)
-    by_id = log.has_sessions and log.split.session_gap_seconds == 0
-    if by_id and "session_id" not in tables.interactions.columns:
-        raise ValueError(
-            f"{path}: column 'session_id' is missing (found: "
-            f"{', '.join(tables.interactions.columns)}); add it, since the first log has it."
-        )
-    policy = "drop" if may_drop else "error"
-    checker = Checker(con, tables, policy, log.text.max_chars, "unknown_items")
-    interactions = checker.interactions(all_items, log.events)
+    interactions, dropped = _checked(con, path, all_items, log, unknown_items)
     users, user_ids = _with_new_users(con, interactions, known_users, before.histories.num_users)
-    by_id = by_id or (log.has_sessions and "session_id" in tables.interactions.columns)
-    events = splits.number_events(con, interactions, all_items, users, by_id)
+    has_ids = bool(con.to_pyarrow(interactions["session_id"].notnull().any()).as_py())
+    events = splits.number_events(con, interactions, all_items, users, has_ids and log.has_sessions)
     events = database.save(con, "numbered", events)
     events, counts = _without_known(con, path, events, before, log.has_sessions, late_rows)
     num_rows = database.count(con, events)
@@ -142,9 +131,28 @@ def read_rows(
         "new_items": items.items.num_rows,
         "known_items": items.known,
         "known_items_with_another_text": items.changed,
-        "rows_of_unknown_items": checker.dropped.get("interactions", 0),
+        "rows_of_unknown_items": dropped,
     }
     return NewRows(user_ids, items.items, **columns, counts=counts)
+
+
+def _checked(
+    con: ibis.BaseBackend, path: str, items: ir.Table, log: LogSettings, unknown_items: str
+) -> tuple[ir.Table, int]:
+    """The checked interactions of a file, and the number of rows with unknown items."""
+    # With a least count, the catalogue lacks items that the first log had.
+    may_drop = "drop" in (unknown_items, log.unknown_items) or log.min_item_count > 0
+    tables = _tables(con, path, items)
+    columns = tables.interactions.columns
+    is_by_id = log.has_sessions and log.split.session_gap_seconds == 0
+    if is_by_id and "session_id" not in columns:
+        raise ValueError(
+            f"{path}: column 'session_id' is missing (found: {', '.join(columns)}); add it, since "
+            "the first log has it."
+        )
+    policy = "drop" if may_drop else "error"
+    checker = Checker(con, tables, policy, log.text.max_chars, "unknown_items")
+    return checker.interactions(items, log.events), checker.dropped.get("interactions", 0)
 
 
 def _known_tables(
