@@ -84,6 +84,13 @@ def first(place):
     return refresh(config_of(), place / "run", files_of(place, 0), place / "export")
 
 
+@pytest.fixture(scope="module")
+def second(place, first):
+    """The outcome of the second day, without the export; `copy` is `run` before it."""
+    shutil.copytree(place / "run", place / "copy")
+    return refresh(config_of(), place / "run", files_of(place, 1))
+
+
 def test_a_refresh_is_a_workdir_that_recommends_new_items(place, first):
     before, after = (
         PreparedData.load(folder / "data") for folder in (place / "run", first.workdir)
@@ -142,34 +149,35 @@ class Killed(Exception):
     """A kill at a chosen moment."""
 
 
-def test_a_killed_refresh_continues_to_the_same_result(place, first, monkeypatch, tmp_path):
+def test_a_killed_refresh_continues_to_the_same_result(place, second, monkeypatch):
     """The second day is killed after its data, after its stages, and is then finished."""
-    shutil.copytree(place / "run", tmp_path / "run")
-    whole = refresh(config_of(), place / "run", files_of(place, 1))
+    copy = place / "copy"
     for name in ("run_stages", "write_judgement"):
         with monkeypatch.context() as patch:
             patch.setattr(command, name, lambda *_: (_ for _ in ()).throw(Killed))
             with pytest.raises(Killed):
-                refresh(config_of(), tmp_path / "run", files_of(place, 1))
-        assert Lineage(tmp_path / "run").finished == ["0000", "0001"]
+                refresh(config_of(), copy, files_of(place, 1))
+        assert Lineage(copy).finished == ["0000", "0001"]
     with pytest.raises(ValueError, match="was made from another input 'interactions'"):
-        refresh(config_of(), tmp_path / "run", files_of(place, 2))
-    continued = refresh(config_of(), tmp_path / "run", files_of(place, 1))
+        refresh(config_of(), copy, files_of(place, 2))
+    continued = refresh(config_of(), copy, files_of(place, 1))
     for file in ("sft/weights.safetensors", "data/history_item.npy", "counts/covisits.npz"):
-        assert (continued.workdir / file).read_bytes() == (whole.workdir / file).read_bytes()
+        assert (continued.workdir / file).read_bytes() == (second.workdir / file).read_bytes()
     names = ("ndcg", "ndcg_before", "difference", "error")
-    assert [continued.judgement[n] for n in names] == [whole.judgement[n] for n in names]
+    assert [continued.judgement[n] for n in names] == [second.judgement[n] for n in names]
 
 
-def test_the_next_day_starts_from_the_newest_data_and_the_running_recommender(place, first):
+def test_the_next_day_starts_from_the_newest_data_and_the_running_recommender(place, first, second):
     """After a rollback of the export the first recommender runs; no row of day 0 is lost."""
     before = PreparedData.load(first.workdir / "data").histories
     lineage = Lineage(place / "run")
+    Bundle.open(place / "export").activate("0001")
     bundle = Bundle.open(place / "export")
     assert lineage.running(bundle) == "0000"
     assert lineage.running(bundle, "0001") == "0001"
     with pytest.raises(ValueError, match=r"--start=7: .* use one of 0000, 0001"):
         lineage.running(None, "7")
-    data = PreparedData.load(lineage.folder("0002") / "data").histories
-    assert len(data.item) == len(before.item) + 37
+    data = PreparedData.load(second.workdir / "data").histories
+    rows = read_manifest(second.workdir, "data").metrics["refresh"]["rows"]
+    assert second.name == "0002" and len(data.item) == len(before.item) + rows
     assert len(training_rows(data)) > len(training_rows(before))
