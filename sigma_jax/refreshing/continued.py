@@ -305,7 +305,10 @@ def carry_head(start: Path, workdir: Path, folder: Path, known: int) -> None:
 def carry_grounding(start: Path, workdir: Path, folder: Path, known: int) -> None:
     """Writes the untrained stage `grounding`: the old encoder, and the vectors of all items.
 
-    Args: as of `carry_head`; `workdir` has the texts of all items.
+    Args:
+      start: a workdir whose encoder is taken, with the vectors of its `known` items.
+      workdir: has the texts of all items.
+      folder: of the artifact.
     """
     for name in ("encoder.json", "weights.safetensors", "backbone"):
         link(start / "grounding" / name, folder / name)
