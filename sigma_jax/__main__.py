@@ -25,6 +25,7 @@ COMMANDS = (
     "serve",
     "knowledge",
     "preflight",
+    "refresh",
 )
 
 

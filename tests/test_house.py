@@ -37,6 +37,7 @@ FLOORS = (
     ("evaluation",),
     ("benchmarking",),
     ("serving",),
+    ("refreshing",),
     (
         "prepare",
         "train",
@@ -48,6 +49,7 @@ FLOORS = (
         "preflight",
         "knowledge",
         "serve",
+        "refresh",
     ),
     ("api", "__main__"),
 )

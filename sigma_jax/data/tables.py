@@ -70,7 +70,20 @@ class Checker:
       notes: properties that may surprise the user, a sentence each.
     """
 
-    def __init__(self, con: ibis.BaseBackend, tables: Tables, unknown_items: str, max_chars: int):
+    def __init__(
+        self,
+        con: ibis.BaseBackend,
+        tables: Tables,
+        unknown_items: str,
+        max_chars: int,
+        field: str = "data.unknown_items",
+    ):
+        """A checker of `tables`.
+
+        Args:
+          field: the config's field of `unknown_items`, for messages.
+        """
+        self.field = field
         self.con = con
         self.tables = tables
         self.unknown_items = unknown_items
@@ -374,7 +387,7 @@ class Checker:
             hint = f", but {similar!r} is: write both the same way" if similar else ""
             remedy = (
                 f"is not in items ({num_unknown} such rows){hint}; add the item there, or set "
-                "--config.data.unknown_items=drop to drop such rows"
+                f"--config.{self.field}=drop to drop such rows"
             )
             self._refuse(name, unknown, "item_id", "item_id", remedy)
         self.dropped[name] = num_unknown

@@ -87,6 +87,7 @@ class CatalogueSnapshot:
     ) -> CatalogueSnapshot:
         """The version `name`, or the active one. ValueError if the export is damaged."""
         name = name or bundle.state()["active"]
+        bundle = bundle.at(name)
         given = settings.generation
         retrieval = given.retrieval if given is not None else settings.retrieval
         version = bundle.version(name, with_index=retrieval != "exact")

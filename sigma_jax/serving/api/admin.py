@@ -127,8 +127,8 @@ def drain(tenant: Admin, request: Request) -> dict[str, str]:
 
 def changed(tenant: Tenant, change: Any, comment: str) -> Version:
     """A new active version: the active one after `change`."""
-    bundle = Bundle.open(tenant.folder)
     with locked(tenant.folder):
+        bundle = Bundle.open(tenant.folder)
         before = bundle.version(bundle.state()["active"])
         version = change(bundle, before)
         name = bundle.add_version(version, comment)
