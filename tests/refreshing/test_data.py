@@ -80,7 +80,12 @@ def grown(request, tmp_path_factory):
     )
     new = new_rows(rows, ["n0", "n1"], ["new"])
     folder = tmp_path_factory.mktemp("after")
-    metrics = {"items_in_source": 1, "interactions_in_source": 1, "sentence_encoder": ""}
+    metrics = {
+        "items_in_source": 1,
+        "notes": [],
+        "interactions_in_source": 1,
+        "sentence_encoder": "",
+    }
     card = {"first_time": 0, "dropped_rows": {}, "pairs": {}, "unavailable": {}}
     card |= {"unmatched_knowledge": 0, "items_with_truncated_text": 0}
     card |= {"sessions_hold_several_items": request.param}
