@@ -22,6 +22,7 @@ REQUIRED = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<1",
     "packaging>=23",
+    "pyyaml>=6",  # mapping files
     "pyarrow>=18",
     "safetensors>=0.8",  # reads bfloat16 without torch
     'scann>=1.4,<2; sys_platform == "linux"',  # elsewhere every prefix is searched by a product

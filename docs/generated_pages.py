@@ -22,9 +22,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import sigma_jax
-from sigma_jax.configs import sft
+from sigma_jax.configs import refresh, sft
 from sigma_jax.data.config import DataConfig
 from sigma_jax.evaluation.evaluator import EvaluationConfig
+from sigma_jax.refreshing.config import RefreshConfig
 from sigma_jax.runtime.config import MeshConfig
 from sigma_jax.stages import STAGES, task_classes
 
@@ -123,6 +124,8 @@ def configuration_page() -> str:
         parts += _section(f"stage {stage}", task_classes(stage)[0], path, configs)
     parts += _section("evaluation", EvaluationConfig, "evaluation", configs)
     parts += _section("mesh", MeshConfig, "mesh", configs)
+    refreshes = {preset: refresh.get_config(preset) for preset in ("local", "smoke")}
+    parts += _section("refresh (configs/refresh.py)", RefreshConfig, "", refreshes)
     return "\n".join(parts)
 
 

@@ -273,6 +273,35 @@ def wishes() -> Rows:
     return rows
 
 
+def refresh_days() -> Rows:
+    """A refresh each day against a training each day (launch/benchmarks/refresh_days.py)."""
+    rows = [
+        [
+            "day",
+            "NDCG@10 refreshed",
+            "trained anew",
+            "difference",
+            "first training",
+            "seconds of a refresh",
+            "of a training",
+        ]
+    ]
+    for day in result_of("refresh_days")["days"]:
+        one = day["refresh"]
+        rows.append(
+            [
+                day["date"],
+                f"{one['ndcg']:.4f}",
+                f"{one['ndcg_before']:.4f}",
+                f"{one['difference']:+.4f} ± {one['error']:.4f}",
+                f"{day['first']['ndcg']:.4f}",
+                f"{day['refresh_seconds']:.0f}",
+                f"{day['training_seconds']:.0f}",
+            ]
+        )
+    return rows
+
+
 def incremental() -> Rows:
     """The cost of new behaviour with kept keys (launch/benchmarks/incremental.py)."""
     found = result_of("incremental")
@@ -610,6 +639,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "sentences": sentences,
     "wishes": wishes,
     "incremental": incremental,
+    "refresh_days": refresh_days,
     "window": window,
     "serve-load": serve_load,
     "fewer-beams": fewer_beams,

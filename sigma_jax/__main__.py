@@ -26,6 +26,7 @@ COMMANDS = (
     "experiment",
     "knowledge",
     "preflight",
+    "refresh",
 )
 
 

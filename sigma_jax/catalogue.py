@@ -72,6 +72,7 @@ def change(bundle: Bundle, action: str) -> str:
     if not FLAGS.items:
         raise ValueError(f"{action} needs --items=FILE.")
     base = FLAGS.version or bundle.state()["active"]
+    bundle = bundle.at(base)
     before = bundle.version(base)
     if action == "add":
         items = read_items(FLAGS.items, bundle)

@@ -1,6 +1,7 @@
 """Turns a user's tables into WORKDIR/data, which every stage reads.
 
     python -m sigma_jax.prepare --config=configs/sft.py --workdir=runs/demo
+    python -m sigma_jax.prepare --inspect=FOLDER  # proposes a mapping of foreign files
 
 Popularity, clicks, lifts and co-occurrence count training rows only: the rows before each user's
 validation target.
@@ -22,10 +23,11 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from sigma_jax.data import card, database, sentences, sources, splits, text, vectors
-from sigma_jax.data.config import DataConfig, PairsConfig
+from sigma_jax.data import card, database, oddities, sentences, sources, splits, text, vectors
+from sigma_jax.data.config import DataConfig, PairsConfig, TextConfig
 from sigma_jax.data.links import pairs, queries, themes
 from sigma_jax.data.links.knowledge import build_knowledge, items_of_knowledge
+from sigma_jax.data.mapping.inspect import inspect_folder
 from sigma_jax.data.tables import Checker, Tables
 from sigma_jax.encoders.find import DEFAULT_ENCODER, find_encoder, load_encoder
 from sigma_jax.models.folders import ModelMissingError
@@ -101,6 +103,7 @@ class NumberedTables:
     training: ir.Table  # the training rows of `events`
     has_sessions: bool  # whether a session can hold several interactions
     dropped: dict[str, int]  # table -> number of rows with an unknown item_id
+    notes: tuple[str, ...]  # what may surprise the user, for the data card
 
 
 def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> NumberedTables:
@@ -114,7 +117,11 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
     given_themes = checker.themes(source_items)
     given_knowledge = checker.knowledge(source_items)
 
-    item_texts = database.save(con, "item_texts", text.item_texts(source_items, config.text))
+    notes = [*source.notes, *checker.notes]
+    notes += _odd_tables(con, source, source_items, source_users, interactions)
+    described, left_out = _describing_columns(con, source, source_items, config.text)
+    notes += left_out + text.category_notes(con, source.names["items"], described, config.text)
+    item_texts = database.save(con, "item_texts", text.item_texts(described, config.text))
     profiles = None if source_users is None else text.user_texts(source_users, config.text)
     users = splits.number_users(con, interactions, profiles)
     items, events, row_counts, has_sessions = split_log(
@@ -141,7 +148,45 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
         training=database.save(con, "training", splits.training_events(events, row_counts)),
         has_sessions=has_sessions,
         dropped=checker.dropped,
+        notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _odd_tables(
+    con: ibis.BaseBackend,
+    source: Tables,
+    items: ir.Table,
+    users: ir.Table | None,
+    interactions: ir.Table,
+) -> list[str]:
+    """Notes on the checked tables, for the data card."""
+    names = source.names
+    notes = oddities.missing_words(con, names["items"], items.drop("item_id"))
+    notes += oddities.dominant_item(con, names["interactions"], interactions)
+    if users is not None:
+        notes += oddities.missing_words(con, names["users"], users.drop("user_id"))
+        files = names["users"], names["interactions"]
+        notes += oddities.user_notes(con, files, users, interactions)
+    return notes
+
+
+def _describing_columns(
+    con: ibis.BaseBackend, source: Tables, items: ir.Table, config: TextConfig
+) -> tuple[ir.Table, list[str]]:
+    """`items` without columns that say nothing in words, and a note on each of these.
+
+    Columns that the settings name stay.
+    """
+    named = {*config.columns, config.title_column, config.category_column}
+    left_out = {} if config.columns else oddities.not_for_text(con, items)
+    left_out = {name: reason for name, reason in left_out.items() if name not in named}
+    notes = [
+        f"{source.names['items']}: column {name!r} {reason} and is no part of the texts; "
+        "--config.data.text.columns can name it"
+        for name, reason in left_out.items()
+        if name != "item_id"
+    ]
+    return items.drop(*(name for name in left_out if name != "item_id")), notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +241,7 @@ def _prepare(
             con, catalogue, histories, tables.interactions, tables.item_texts, tables.has_sessions
         ),
         "dropped_rows": tables.dropped,
+        "notes": list(tables.notes),
         "split": {"kind": config.split.kind, **card.split_statistics(histories)},
         "items_with_text": card.count_texts(catalogue),
         "queries": len(made_queries.texts) if made_queries else 0,
@@ -460,13 +506,24 @@ def _all_texts(tables: NumberedTables, made: Texts, extra: Sequence[str]) -> Ite
 
 def define_flags() -> None:
     """Defines the flags of this command; not at import, as other commands have equal names."""
-    cli.define_config()
+    cli.define_config(is_required=False)
     flags.DEFINE_string("workdir", None, "Folder of the artifacts; runs/STAGE-PRESET by default.")
+    flags.DEFINE_string(
+        "inspect", None, "Folder of foreign files; writes a proposed mapping.yaml into it."
+    )
+    flags.DEFINE_bool("overwrite", False, "With --inspect: replace a mapping.yaml that exists.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prepares the data of --config in --workdir."""
+    """Prepares the data of --config in --workdir, or inspects the folder of --inspect."""
     del argv
+    if FLAGS.inspect is not None:
+        print(inspect_folder(Path(FLAGS.inspect), FLAGS.overwrite), end="")
+        return
+    if FLAGS.config is None:
+        raise ValueError(
+            "--config is missing; give file and preset: --config=configs/sft.py:local."
+        )
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else cli.default_workdir()
     with locked(workdir):
         prepare_workdir(FLAGS.config, workdir)

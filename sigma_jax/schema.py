@@ -221,6 +221,12 @@ class Histories:
         """The users with a test target, ascending."""
         return np.flatnonzero(self.test_start < self.offsets[1:])
 
+    def has_training_order(self) -> bool:
+        """Whether a user has two sessions in training, so that there is a next one to predict."""
+        starts, ends = self.offsets[:-1], self.valid_start
+        users = np.flatnonzero(ends > starts)
+        return bool((self.session[ends[users] - 1] > self.session[starts[users]]).any())
+
     def session_end(self, start: int, user: int | np.integer) -> int:
         """The row after the session of `user` that starts at row `start`."""
         rows = self.session[start : self.offsets[user + 1]]

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sigma_jax.runtime import artifacts
+from sigma_jax.schema import Histories
 
 # Fields of a config file that belong to the run; all others belong to its stage.
 RUN_FIELDS = ("stage", "seed", "mesh", "data", "upstream", "evaluation")
@@ -79,6 +80,8 @@ def _check_sft(fields: Any, config: ConfigDict) -> None:
 def _skip_teacher(workdir: Path) -> str | None:
     if (workdir / "data" / "id_vectors.npy").exists():
         return "the data brings ID vectors"
+    if not Histories.load(workdir / "data").has_training_order():
+        return "no user has two sessions in training"
     return None
 
 

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from sigma_jax.runtime.fit import fit
 from sigma_jax.runtime.optimizer import schedule
 from sigma_jax.runtime.process import keep_freed_memory, locked, peak_memory_mb, release_memory
 from sigma_jax.runtime.sharding import local_mesh, make_mesh
+from sigma_jax.runtime.task import Task
 from sigma_jax.runtime.writer import clock
+from sigma_jax.schema import Histories
 from sigma_jax.stages import find_stage, stage_fields, stages_before, stages_of, task_classes
 
 # Fields of `train` that do not change the result.
@@ -81,9 +83,22 @@ def is_evaluated(config: ConfigDict) -> bool:
 
 
 def evaluate_and_show(config: ConfigDict, workdir: Path) -> None:
-    """Evaluates the stage in `workdir`, and prints a few recommendations of a recommender."""
+    """Evaluates the stage in `workdir`, and prints a few recommendations of a recommender.
+
+    It says so where the log is too short for an evaluation: no user has a target.
+    """
     from sigma_jax.evaluation.run import evaluate, show_recommendations
 
+    histories = Histories.load(workdir / "data")
+    split = config.evaluation.split
+    if not len(histories.valid_users() if split == "valid" else histories.test_users()):
+        logging.warning(
+            "%s is trained but not evaluated: no user has a %s target, which needs three sessions; "
+            "a longer log gives one. `python -m sigma_jax.recommend` works",
+            workdir,
+            split,
+        )
+        return
     evaluate(config, workdir)
     if find_stage(config.stage).is_recommender:
         show_recommendations(config, workdir)
@@ -138,7 +153,10 @@ def train(
             )
         else:
             with named_fields(stage, config):
-                run_stage(stage, fields, recipe, config, workdir, mesh)
+                task = functools.partial(
+                    task_classes(stage)[1], fields, workdir, config.seed, local_mesh(mesh)
+                )
+                run_stage(stage, task, fields, recipe, workdir, mesh)
             release_memory()
             hosts.by_first(functools.partial(pool.give, workdir, stage, recipe))
 
@@ -165,13 +183,23 @@ def prepare_data(config: ConfigDict, workdir: Path, only: bool, pool: Pool) -> s
 
 
 def run_stage(
-    stage: str, fields: Any, recipe: Recipe, config: ConfigDict, workdir: Path, mesh: Mesh
+    stage: str,
+    make_task: Callable[[], Task],
+    fields: Any,
+    recipe: Recipe,
+    workdir: Path,
+    mesh: Mesh,
 ) -> None:
-    """Trains one stage, and its refit if it has one, and writes its artifact."""
+    """Trains one stage, and its refit if it has one, and writes its artifact.
+
+    Args:
+      fields: the stage's config, with `train` and `optimizer` of this training.
+      recipe: of the artifact.
+    """
     start = time.monotonic()
-    task = task_classes(stage)[1](fields, workdir, config.seed, local_mesh(mesh))
+    task, seed = make_task(), recipe.seed
     folder = workdir / artifacts.TRAIN / stage
-    model, tables, fit_metrics = fit(task, fields, recipe, folder, mesh, config.seed, stage)
+    model, tables, fit_metrics = fit(task, fields, recipe, folder, mesh, seed, stage)
     trained = [(task, model, tables)]
     refit = task.refit()
     if refit is not None:
@@ -180,7 +208,7 @@ def run_stage(
         loop = dataclasses.replace(fields.train, keep_best="", eval_every=0, patience=0)
         fields = dataclasses.replace(fields, train=loop)
         name = f"{stage}, refit"
-        refitted = fit(refit, fields, recipe, folder / "refit", mesh, config.seed, name, share)
+        refitted = fit(refit, fields, recipe, folder / "refit", mesh, seed, name, share)
         trained.append((refit, *refitted[:2]))
 
     def write(folder: Path) -> dict[str, Any]:

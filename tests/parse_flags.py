@@ -23,7 +23,7 @@ def error_of(name: str, words: list[str]) -> str:
     module.define_flags()
     sys.argv = [name, *words]  # the flag --config looks here for the fields over it
     try:
-        rest = cli._parse_flags([name, *words])[1:]
+        rest = cli._parse_flags([name, *words], getattr(module, "CONFIG", ""))[1:]
         if name == "benchmark":
             benchmark.load_suite(module.FLAGS.suite)
         if name in POSITIONAL and rest[0] not in module.ACTIONS:

@@ -42,6 +42,7 @@ EXECUTED_ELSEWHERE = {
     "python -m sigma_jax.knowledge": "tests/test_knowledge.py",
     "python -m sigma_jax.serve": "tests/test_serve.py",
     "python -m sigma_jax.experiment": "tests/serving/experiments/test_report.py",
+    "python -m sigma_jax.refresh": "tests/refreshing/test_refresh.py",
     "launch/tpu_vm.sh": "tests/test_tpu_vm.py",
 }
 

@@ -37,6 +37,7 @@ FLOORS = (
     ("evaluation",),
     ("benchmarking",),
     ("serving",),
+    ("refreshing",),
     (
         "prepare",
         "train",
@@ -49,6 +50,7 @@ FLOORS = (
         "knowledge",
         "serve",
         "experiment",
+        "refresh",
     ),
     ("api", "__main__"),
 )

@@ -164,3 +164,25 @@ def test_failed_run_leaves_nothing_and_exits_with_one_line(tmp_path, tables_fold
     assert len(errors) == 1 and "item_id='nothing' is not in items" in errors[0]
     assert "Traceback" not in done.stderr
     assert [path.name for path in workdir.iterdir()] == [".lock"]
+
+
+def test_mapped_files_are_prepared_and_another_mapping_is_another_input(config, tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "goods.csv").write_text("code,label\n1,tea pot\n2,cup\n")
+    lines = [f"u,{item},{1_700_000_000 + time}" for time, item in enumerate((1, 2, 1, 2))]
+    (folder / "log.csv").write_text("\n".join(["who,code,at", *lines]) + "\n")
+    mapping = (
+        "items: {file: goods.csv, columns: {item_id: code, title: label}}\n"
+        "interactions: {file: log.csv, columns: {user_id: who, item_id: code, timestamp: at}}\n"
+    )
+    (folder / "mapping.yaml").write_text(mapping)
+    config.data = data_fields("files")
+    config.data.path, config.data.text_encoder = str(folder), ""
+    config.data.memory_limit, config.data.threads = "500MB", 1
+    card = prepare_workdir(config, tmp_path).metrics
+    assert card["items"] == 2 and set(card["files"]) == {"mapping", "items", "interactions"}
+    assert PreparedData.load(tmp_path / "data").catalogue.titles([0, 1]) == ["tea pot", "cup"]
+    (folder / "mapping.yaml").write_text(mapping.replace(", title: label", ""))
+    with pytest.raises(ValueError, match=r"made from another input 'mapping'"):
+        prepare_workdir(config, tmp_path)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 from absl import logging
 
-from sigma_jax.data import database
+from sigma_jax.data import database, readers
 from sigma_jax.data.tables import Tables
 from sigma_jax.schema import Catalogue, Histories, Queries, RelevancePairs, Themes
 
@@ -26,9 +26,14 @@ def checksums(files: Mapping[str, str]) -> dict[str, str]:
 
 
 def checksum(name: str) -> str:
-    """SHA-256 of a file or URL, which is read in pieces."""
+    """SHA-256 of a file or URL, which is read in pieces; of a folder, that of its parts."""
     import fsspec
 
+    if (files := readers.files_of(name)) != [name]:
+        # With the names of folders: those of partitions are columns.
+        start = name.split("*")[0]
+        content = "".join(f"{file.removeprefix(start)} {checksum(file)} " for file in files)
+        return hashlib.sha256(content.encode()).hexdigest()
     with fsspec.open(name, "rb") if database.is_url(name) else open(name, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -148,7 +153,8 @@ def count_texts(catalogue: Catalogue) -> int:
 
 def warnings(data_card: Mapping[str, Any]) -> list[str]:
     """A line for each property of the data that may surprise its user, with the remedy."""
-    found = [
+    found = list(data_card["notes"])
+    found += [
         f"{number} rows of {table} have an unknown item_id and were dropped"
         for table, number in data_card["dropped_rows"].items()
     ]

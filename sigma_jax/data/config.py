@@ -12,8 +12,9 @@ SPLITS = ("leave_one_out", "leave_last_session_out", "by_time")
 class FilesConfig:
     """Paths or URLs of your own tables, relative to `DataConfig.path`.
 
-    "" takes the first of NAME.parquet, NAME.csv and NAME.jsonl in that folder. For vectors it takes
-    the first of NAME.npy and NAME.parquet.
+    A path is a file, a folder of parts or a glob. "" takes the first of NAME.parquet, NAME.csv,
+    NAME.tsv, NAME.txt, NAME.jsonl, NAME.ndjson, NAME.json, the text ones as .gz or .zst, and the
+    folder NAME. For vectors it takes the first of NAME.npy and NAME.parquet.
     """
 
     items: str  # required
@@ -25,6 +26,66 @@ class FilesConfig:
     id_vectors: str  # collaborative vectors, which replace those of the teacher
     visual_vectors: str  # image vectors
     text_vectors: str  # replace those of the stage `grounding`
+    # How files of other shapes become the tables: a YAML file; "" takes mapping.yaml, if there is
+    # one. `sigma_jax/data/mapping/spec.py` has its keys.
+    mapping: str
+
+
+@dataclasses.dataclass(frozen=True)
+class InteractionColumns:
+    """Names of columns in the file of interactions; "" takes that of `ColumnsConfig`."""
+
+    user_id: str  # name of this column in the file of interactions; "": by the shared setting
+    item_id: str  # the same
+    timestamp: str  # the same
+    event: str  # the same
+    session_id: str  # the same
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemColumns:
+    """Names of columns in the file of items; "" takes that of `ColumnsConfig`."""
+
+    item_id: str  # name of this column in the file of items; "": by the shared setting
+
+
+@dataclasses.dataclass(frozen=True)
+class UserColumns:
+    """Names of columns in the file of users; "" takes that of `ColumnsConfig`."""
+
+    user_id: str  # name of this column in the file of users; "": by the shared setting
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchColumns:
+    """Names of columns in the file of searches; "" takes that of `ColumnsConfig`."""
+
+    query: str  # name of this column in the file of searches; "": by the shared setting
+    item_id: str  # the same
+    clicks: str  # the same
+    user_id: str  # the same
+    timestamp: str  # the same
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnsConfig:
+    """Names of columns in your own tables, where they are other than ours.
+
+    A shared name, such as `columns.item_id`, holds for every table that has such a column. A group,
+    such as `columns.items`, holds for one table.
+    """
+
+    item_id: str  # name of this column in your tables; "": item_id
+    user_id: str  # name of this column in your tables; "": user_id
+    timestamp: str  # name of this column in your tables; "": timestamp
+    event: str  # name of this column in your tables; "": event
+    session_id: str  # name of this column in your tables; "": session_id
+    query: str  # name of this column in your tables; "": query
+    clicks: str  # name of this column in your tables; "": clicks
+    items: ItemColumns
+    interactions: InteractionColumns
+    users: UserColumns
+    searches: SearchColumns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +107,8 @@ class SplitConfig:
 class TextConfig:
     """How items and users become text."""
 
-    columns: tuple[str, ...]  # item columns in the text, in this order; () takes all
+    # Item columns in the text, in this order; () takes all but bytes and web addresses.
+    columns: tuple[str, ...]
     title_column: str  # "" takes title, name, or else the first column of the text
     category_column: str  # "" takes category_path, categories or category
     category_separator: str  # between the levels of a category path
@@ -96,6 +158,7 @@ class DataConfig:
     source: str  # one of SOURCES
     path: str  # folder or URL of the tables; complete_journey does not read it
     files: FilesConfig
+    columns: ColumnsConfig
     use_id_vectors: bool  # use the ID vectors of the source; False trains a teacher
     # A pre-trained sentence encoder, which makes the text vectors and reads instructions: a folder,
     # or a name on the Hugging Face hub; "": none.

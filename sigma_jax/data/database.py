@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -51,7 +52,7 @@ def open_database(folder: Path, memory_limit: str, threads: int) -> Iterator[ibi
     try:
         yield con
     except duckdb.Error as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise ValueError(
                 f"data.memory_limit={memory_limit!r} is too little ({first_line(error)}); use a "
                 "larger --config.data.memory_limit or fewer --config.data.threads."
@@ -73,14 +74,22 @@ def errors_of_file(file: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise ValueError(f"{file} cannot be read ({first_line(error)}); {remedy}.") from error
 
 
-def _is_out_of_memory(error: duckdb.Error) -> bool:
+def is_out_of_memory(error: duckdb.Error) -> bool:
+    """Whether DuckDB failed for lack of memory."""
     # By the text, as types vary: TransactionException at a commit, OperationalError in a stream.
     return any(words in str(error) for words in ("Out of Memory", "failed to pin block"))
+
+
+def scratch_file(con: ibis.BaseBackend, suffix: str) -> Path:
+    """A new path beside the spilled data of `con`, in the folder of `open_database`."""
+    folder = Path(con.raw_sql("SELECT current_setting('temp_directory')").fetchone()[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{uuid.uuid4().hex}.{suffix}"
 
 
 def is_url(path: str) -> bool:

@@ -98,6 +98,21 @@ def shuffled_forever(source: Sequence | Shards, seed: int) -> grain.MapDataset:
     return grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat()
 
 
+def mixed_forever(
+    old: grain.MapDataset, new: grain.MapDataset, new_share: float
+) -> grain.MapDataset:
+    """An endless dataset of elements of `new`, evenly among those of `old`.
+
+    Element i is a function of (the two datasets, i). Each of the two is read in its order.
+
+    Args:
+      new_share: of the elements that are from `new`; 1 leaves out `old`.
+    """
+    if new_share >= 1:
+        return new
+    return grain.MapDataset.mix([old, new], [1 - new_share, new_share])
+
+
 def step_batches(
     groups: grain.MapDataset,
     group_rows: int,

@@ -101,7 +101,15 @@ def with_sessions(
         events = events.mutate(session_id=events["starts"].sum().over(total).cast("string"))
     inside = ibis.window(group_by=["user", "session_id"])
     events = events.mutate(time=events["time"].min().over(inside))
-    order = ibis.window(group_by="user", order_by=["time", "session_id"])
+    # Sessions of one time are sorted by the number of their id, so that 9 precedes 10.
+    number = ibis.cases(
+        (events["session_id"].re_search("^[0-9]{1,18}$"), events["session_id"].try_cast("int64")),
+        else_=ibis.null("int64"),
+    )
+    length = events["session_id"].length()
+    order = ibis.window(
+        group_by="user", order_by=["time", number.asc(nulls_first=False), length, "session_id"]
+    )
     session = ibis.dense_rank().over(order).cast("int32")
     rows = events.mutate(session=session).select("user", "session", "item", "time").distinct()
     order = ibis.window(group_by="user", order_by=["session", "item"])
@@ -195,6 +203,14 @@ def split_times(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) ->
             )
         times.append(int(np.ceil(seconds)))
     if times[0] >= times[1]:
+        first, last = (
+            con.to_pyarrow(value).as_py() for value in (events["time"].min(), events["time"].max())
+        )
+        if first == last:
+            raise ValueError(
+                "data.split.kind='by_time' needs times that differ, but all interactions have the "
+                f"time {first}; use --config.data.split.kind=leave_one_out."
+            )
         raise ValueError(
             f"data.split.valid_from={config.valid_from!r} is not before "
             f"test_from={config.test_from!r}; change one of them."

@@ -12,21 +12,23 @@
 `data/times.py` lists the times that are understood, besides the timestamps of Parquet.
 
 An error is a ValueError of one line: file, row, column, value, remedy. Rows count from 1, without
-the header.
+the header. A property that is no error but may surprise is a note (`data/oddities.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
-from sigma_jax.data import database
-from sigma_jax.data.times import DAYS, NOT_A_TIME, SCALES, YEARS
+from sigma_jax.data import database, oddities
+from sigma_jax.data.times import BASIC_ISO, DAYS, FIRST, ISO, LAST, NOT_A_TIME, SCALES, YEARS
 
 TABLES = ("items", "interactions", "users", "searches", "themes", "knowledge")
+_HEADER_CANDIDATES = 100  # rows that are looked at as a second header
 KINDS = ("season", "holiday", "trend")
 _NEEDED = {
     "items": ("item_id",),
@@ -55,11 +57,9 @@ class Tables:
     files: dict[str, str]  # use -> path of every file that is read, for checksums
     has_times: bool  # False: timestamps are null, and rows are in order of time
     has_composed_searches: bool  # True: nobody typed the queries; clicks are the items' popularity
-
-
-@ibis.udf.scalar.builtin(name="json_extract_string")
-def _json_text(value: dt.JSON, path: str) -> str:
-    """The value at `path`, strings without their quotes. The database computes it."""
+    # Table -> (path, number of rows) of each of its files, in order; {} if a table is one file.
+    parts: Mapping[str, tuple[tuple[str, int], ...]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what may surprise the user, for the data card
 
 
 class Checker:
@@ -67,19 +67,34 @@ class Checker:
 
     Attributes:
       dropped: the number of dropped rows, by table.
+      notes: properties that may surprise the user, a sentence each.
     """
 
-    def __init__(self, con: ibis.BaseBackend, tables: Tables, unknown_items: str, max_chars: int):
+    def __init__(
+        self,
+        con: ibis.BaseBackend,
+        tables: Tables,
+        unknown_items: str,
+        max_chars: int,
+        field: str = "data.unknown_items",
+    ):
+        """A checker of `tables`.
+
+        Args:
+          field: the config's field of `unknown_items`, for messages.
+        """
+        self.field = field
         self.con = con
         self.tables = tables
         self.unknown_items = unknown_items
         self.max_chars = max_chars
         self.dropped: dict[str, int] = {}
+        self.notes: list[str] = []
 
     def items(self) -> ir.Table:
         """item_id, source_row and the columns of the source. ValueError names a bad row."""
         table = self._load("items")
-        table = self._check_ids("items", as_id(table, "item_id"), "item_id")
+        table = self._with_ids("items", table, "item_id")
         return self._check_unique("items", table, "item_id")
 
     def users(self) -> ir.Table | None:
@@ -87,7 +102,7 @@ class Checker:
         if self.tables.users is None:
             return None
         table = self._load("users")
-        table = self._check_ids("users", as_id(table, "user_id"), "user_id")
+        table = self._with_ids("users", table, "user_id")
         return self._check_unique("users", table, "user_id")
 
     def interactions(self, items: ir.Table, events: tuple[str, ...]) -> ir.Table:
@@ -100,16 +115,17 @@ class Checker:
         table = self._load("interactions")
         if events:
             self._need_columns("interactions", table, ("event",))
-            table = table.filter(table["event"].isin(events))
+            table = table.filter(as_text(table["event"]).isin(events))
         columns = {name: table[name] for name in ("user_id", "item_id", "source_row")}
         columns["given"] = table["timestamp"]
         has_sessions = "session_id" in table.columns
         columns["session_id"] = table["session_id"] if has_sessions else ibis.null(dt.string)
         table = table.select(**columns)
         for name in ("user_id", "item_id") + (("session_id",) if has_sessions else ()):
-            table = self._check_ids("interactions", as_id(table, name), name)
+            table = self._with_ids("interactions", table, name)
         if self.tables.has_times:
             table = self._with_time("interactions", table, "given", "time", "timestamp")
+            self.notes += oddities.time_notes(self.con, self.tables.names["interactions"], table)
         else:
             table = table.mutate(time=ibis.literal(0, dt.int64))
         table = self._known("interactions", table.drop("given"), items)
@@ -129,7 +145,7 @@ class Checker:
         if self.tables.searches is None:
             return None
         table = self._load("searches")
-        table = self._check_ids("searches", as_id(table, "item_id"), "item_id")
+        table = self._with_ids("searches", table, "item_id")
         query = table["query"].cast("string").strip().re_replace(r"\s+", " ").lower()
         table = table.mutate(query=query[: self.max_chars])
         table = self._check_ids("searches", table, "query")
@@ -141,7 +157,8 @@ class Checker:
         has_time = "timestamp" in table.columns
         columns["when"] = table["timestamp"] if has_time else ibis.null(dt.int64)
         table = table.select(**columns)
-        table = as_id(table, "user_id").mutate(clicks=table["given"].try_cast("float64"))
+        table = self._with_ids("searches", table, "user_id", nullable=True)
+        table = table.mutate(clicks=table["given"].try_cast("float64"))
         self._refuse(
             "searches",
             table.filter(~(table["clicks"] >= 0).fill_null(False) | table["clicks"].isnan()),
@@ -172,7 +189,7 @@ class Checker:
             columns[f"given_{name}"] = table[name] if has_column else ibis.null(dt.int64)
         table = table.select("source_row", **columns)
         if has_items:
-            table = as_id(table, "item_id")
+            table = self._with_ids("themes", table, "item_id", nullable=True)
         table = self._check_ids("themes", table, "theme")
         self._refuse(
             "themes",
@@ -201,6 +218,8 @@ class Checker:
         if self.tables.knowledge is None:
             return None
         table = self._load("knowledge")
+        if "item_id" in table.columns:
+            table = self._with_ids("knowledge", table, "item_id", nullable=True)
         text = table["text"].cast("string").strip().re_replace(r"\s+", " ")
         columns = {"text": text[: self.max_chars]}
         for name in ("item_id", "category"):
@@ -237,17 +256,50 @@ class Checker:
         """
         table, file = getattr(self.tables, name), self.tables.names[name]
         self._need_columns(name, table, _NEEDED[name])
-        # A column of JSON lines with values of several types arrives as JSON; its text is taken.
-        mixed = [column for column in table.columns if table[column].type().is_json()]
-        table = table.mutate(**{column: _json_text(table[column], "$") for column in mixed})
+        if "source_row" in table.columns:
+            raise ValueError(
+                f"{file}: a column has the name 'source_row', which numbers the rows here; rename "
+                "it."
+            )
+        if name not in ("items", "users"):  # lists in their columns are described in words
+            nested = [
+                column
+                for column in table.columns
+                if table[column].type().is_nested() and not column.endswith("_id")
+            ]
+            table = table.mutate(**{column: table[column].cast("string") for column in nested})
         table = table.mutate(source_row=ibis.row_number().cast("int64"))
         with database.errors_of_file(file, "save it as UTF-8 CSV, JSON lines or Parquet"):
             kept = database.save(self.con, f"raw_{name}", table)
-        if not database.count(self.con, kept):
+        num_rows = database.count(self.con, kept)
+        if not num_rows:
             raise ValueError(
                 f"{file} has no rows; add rows, or remove the file if its table is optional."
             )
+        # The reader has counted the rows by other means than the engine.
+        expected = sum(rows for _, rows in self.tables.parts.get(name, ()))
+        if expected and expected != num_rows:
+            raise ValueError(
+                f"{file} has {expected} rows, but DuckDB reads {num_rows}; save it as Parquet."
+            )
+        self._check_no_header(name, kept)
         return kept
+
+    def _check_no_header(self, name: str, table: ir.Table) -> None:
+        """ValueError for a row whose values are names of columns: two exports in one file."""
+        names = [column for column in table.columns if column != "source_row"]
+        if len(names) < 2 or not all(table[column].type().is_string() for column in names):
+            return
+        # Two columns find the candidates: all at once would be a query of thousands of terms.
+        likely = table.filter(table[names[0]].isin(names) & table[names[1]].isin(names))
+        likely = likely.order_by("source_row").limit(_HEADER_CANDIDATES)
+        for row in database.rows(self.con, likely):
+            if all(row[column] in names for column in names):
+                file, number = self._place(name, row["source_row"])
+                raise ValueError(
+                    f"{file}: row {number}: {names[0]}={row[names[0]]!r} is a name of a column; it "
+                    "looks like a second header: split the file there."
+                )
 
     def _need_columns(self, name: str, table: ir.Table, needed: tuple[str, ...]) -> None:
         missing = [column for column in needed if column not in table.columns]
@@ -256,6 +308,29 @@ class Checker:
                 f"{self.tables.names[name]}: column {missing[0]!r} is missing "
                 f"(found: {', '.join(table.columns)}); rename or add it."
             )
+
+    def _with_ids(
+        self, name: str, table: ir.Table, column: str, nullable: bool = False
+    ) -> ir.Table:
+        """`table` with `column` as text. ValueError names a value that is no id."""
+        value = table[column]
+        kind = value.type()
+        if kind.is_nested() or kind.is_binary():
+            raise ValueError(
+                f"{self.tables.names[name]}: column {column!r} holds {kind}, no ids; save it as "
+                "text or as whole numbers."
+            )
+        if kind.is_floating():
+            no_number = table.filter(value.isnan() | value.isinf())
+            self._refuse(name, no_number, column, column, "is no id; fill it or delete the row")
+            large = table.filter(value.abs() >= _largest_exact(kind))
+            remedy = "is a float that may stand for several ids; save the column as whole numbers"
+            self._refuse(name, large, column, column, remedy)
+        table = as_id(table, column)
+        if not nullable:
+            table = self._check_ids(name, table, column)
+        self.notes += oddities.id_notes(self.con, self.tables.names[name], table, column)
+        return table
 
     def _check_ids(self, name: str, table: ir.Table, column: str) -> ir.Table:
         empty = table.filter(table[column].isnull() | (table[column].strip() == ""))
@@ -269,10 +344,13 @@ class Checker:
             self.con, groups.filter(groups["rows"] > 1).order_by("first").limit(1)
         )
         if found:
-            first, last = found[0]["first"] + 1, found[0]["last"] + 1
+            (file, last), (other, first) = (
+                self._place(name, found[0][end]) for end in ("last", "first")
+            )
+            first = f"row {first}" if other == file else f"row {first} of {other}"
             raise ValueError(
-                f"{self.tables.names[name]}: row {last}: {column}={found[0][column]!r} is in row "
-                f"{first} too; keep one row for each {column}."
+                f"{file}: row {last}: {column}={found[0][column]!r} is in {first} too; keep one "
+                f"row for each {column}."
             )
         return table
 
@@ -304,9 +382,12 @@ class Checker:
         if not num_unknown:
             return table
         if self.unknown_items == "error":
+            first = unknown.order_by("source_row").limit(1)
+            similar = oddities.similar_id(self.con, first, items, "item_id")
+            hint = f", but {similar!r} is: write both the same way" if similar else ""
             remedy = (
-                f"is not in items ({num_unknown} such rows); add the item there, or set "
-                "--config.data.unknown_items=drop to drop such rows"
+                f"is not in items ({num_unknown} such rows){hint}; add the item there, or set "
+                f"--config.{self.field}=drop to drop such rows"
             )
             self._refuse(name, unknown, "item_id", "item_id", remedy)
         self.dropped[name] = num_unknown
@@ -329,10 +410,16 @@ class Checker:
             value = found[0]["value"]
             if not isinstance(value, int | float | None):
                 value = str(value)[:80]
-            row = found[0]["source_row"] + 1
-            raise ValueError(
-                f"{self.tables.names[name]}: row {row}: {field}={value!r} {complaint}."
-            )
+            file, row = self._place(name, found[0]["source_row"])
+            raise ValueError(f"{file}: row {row}: {field}={value!r} {complaint}.")
+
+    def _place(self, name: str, source_row: int) -> tuple[str, int]:
+        """The file of a row of a table, and the row's number in that file, from 1."""
+        for path, num_rows in self.tables.parts.get(name, ()):
+            if source_row < num_rows:
+                return path, source_row + 1
+            source_row -= num_rows
+        return self.tables.names[name], source_row + 1
 
 
 def as_id(table: ir.Table, column: str) -> ir.Table:
@@ -343,9 +430,18 @@ def as_id(table: ir.Table, column: str) -> ir.Table:
 def as_text(value: ir.Value) -> ir.StringValue:
     """A value as text. 7.0 becomes "7": a column of integers with gaps arrives as floats."""
     text = value.cast("string")
-    if value.type().is_floating():
-        return (value == value.floor()).ifelse(value.try_cast("int64").cast("string"), text)
+    kind = value.type()
+    if kind.is_floating():
+        is_whole = (value == value.floor()) & (value.abs() < _largest_exact(kind))
+        return is_whole.ifelse(value.try_cast("int64").cast("string"), text)
+    if kind.is_decimal():
+        return text.re_replace(r"\.0+$", "")
     return text
+
+
+def _largest_exact(kind: dt.DataType) -> int:
+    """The number below which every whole number is exact in a type of floats."""
+    return 2**24 if kind.is_float32() else 2**53
 
 
 def as_number(value: ir.Value) -> ir.FloatingValue:
@@ -385,17 +481,58 @@ def unix_seconds(value: ir.Value) -> ir.Value:
     """
     kind = value.type()
     if kind.is_timestamp() or kind.is_date():
-        return _whole_seconds(value.cast("timestamp"))
+        return _in_range(_whole_seconds(value.cast("timestamp")))
+    if kind.is_integer():
+        return _in_range(_scaled(value.try_cast("int64")))
     seconds = _numeric_seconds(as_number(value))
     if kind.is_numeric():
-        return seconds
-    iso = value.cast("string").strip().try_cast(dt.Timestamp(timezone="UTC"))
-    return ibis.coalesce(seconds, _whole_seconds(iso))
+        return _in_range(seconds)
+    text = value.cast("string").strip()
+    is_whole = text.re_search("^[+-]?[0-9]+$")
+    whole = is_whole.ifelse(text, ibis.null(dt.string)).try_cast("int64")
+    return _in_range(ibis.coalesce(_scaled(whole), seconds, _iso_seconds(text)))
+
+
+def _iso_seconds(text: ir.StringValue) -> ir.IntegerValue:
+    """Unix seconds of texts in the forms times.ISO and times.BASIC_ISO."""
+    iso = ibis.null(dt.string)
+    for form in (BASIC_ISO, ISO):
+        form = f"^{form}$"
+        year, month, day, hour, minute, second, fraction, zone = (
+            text.re_extract(form, group).nullif("") for group in range(1, 9)
+        )
+        clock = ibis.literal(":").join(
+            [hour.fill_null("00"), minute.fill_null("00"), second.fill_null("00")]
+        )
+        offset = zone.upper().isin(("Z", "UTC", "GMT")).ifelse("+00", zone).fill_null("+00")
+        day = ibis.literal("-").join([year, month, day])
+        written = day + " " + clock + "." + fraction.fill_null("0") + offset
+        iso = text.re_search(form).ifelse(written, iso)
+    time = iso.try_cast(dt.Timestamp(timezone="UTC"))
+    # DuckDB reads the hour 24, and shortens a minute and a second of 60 and more to no time.
+    return text.re_search("[Tt ]24:").ifelse(ibis.null("int64"), _whole_seconds(time))
 
 
 def _whole_seconds(time: ir.TimestampValue) -> ir.IntegerValue:
     # It truncates first, since DuckDB rounds when it casts a fraction to a whole number.
     return time.truncate("s").epoch_seconds().cast("int64")
+
+
+def _in_range(seconds: ir.IntegerValue) -> ir.IntegerValue:
+    """`seconds`, or null before times.FIRST and after times.LAST."""
+    return seconds.between(FIRST, LAST).ifelse(seconds, ibis.null("int64"))
+
+
+def _scaled(number: ir.IntegerValue) -> ir.IntegerValue:
+    """Unix seconds of whole numbers, rounded down without a float: it would round nanoseconds."""
+    size = number.abs()
+
+    def divided(units: int) -> ir.IntegerValue:
+        rest = ((number % units) + units) % units
+        return ((number - rest) / units).round().cast("int64")
+
+    cases = ((size >= int(smallest), divided(int(units))) for smallest, units in SCALES)
+    return ibis.cases(*cases, else_=number)
 
 
 def _numeric_seconds(number: ir.FloatingValue) -> ir.IntegerValue:

@@ -10,6 +10,7 @@ from pathlib import Path
 import ibis
 import ibis.expr.types as ir
 
+from sigma_jax.data import database
 from sigma_jax.data.config import TextConfig, TextTokenizerConfig
 from sigma_jax.data.tables import as_text
 
@@ -58,6 +59,23 @@ def item_texts(items: ir.Table, config: TextConfig) -> ir.Table:
     )
 
 
+def category_notes(
+    con: ibis.BaseBackend, file: str, items: ir.Table, config: TextConfig
+) -> list[str]:
+    """A note if items have several category paths: only the first of each counts."""
+    column = _choose_column(items, config.category_column, "category_column", _CATEGORIES)
+    kind = items[column].type() if column else None
+    if kind is None or not (kind.is_array() and kind.value_type.is_array()):
+        return []
+    several = database.count(con, items.filter(items[column].length() > 1))
+    if not several:
+        return []
+    return [
+        f"{file}: {several} items have several paths in {column}; the first is their category, and "
+        "the others are not read"
+    ]
+
+
 def user_texts(users: ir.Table, config: TextConfig) -> ir.Table:
     """user_id and profile of each user. The profile is a JSON object; "" if nothing is known."""
     names = [name for name in users.columns if name not in _NOT_TEXT]
@@ -99,15 +117,19 @@ def count_truncated(values: dict[str, ir.Value], config: TextConfig) -> ir.Integ
 def clean_value(value: ir.Value, separator: str, is_path: bool) -> ir.Value:
     """A column as a number or a trimmed string.
 
-    Lists are joined: by `separator` if the column is a category path, by ", " otherwise. NaN and
-    infinity become null.
+    Lists are joined: by `separator` if the column is a category path, by ", " otherwise. A list of
+    category paths gives the first path. NaN and infinity become null.
+
+    Worked example: [["Home", "Kitchen"], ["Gifts"]] -> "Home > Kitchen"
     """
     kind = value.type()
+    if kind.is_array() and kind.value_type.is_array():
+        paths = value.map(lambda path: path.cast("array<string>").join(separator))
+        if is_path:  # of several paths the first counts
+            return (paths.length() > 0).ifelse(paths[0], ibis.null("string")).strip()
+        return value.flatten().cast("array<string>").join(", ").strip()
     if kind.is_array():
-        inner = value
-        if kind.value_type.is_array():
-            inner = value.flatten()
-        return inner.cast("array<string>").join(separator if is_path else ", ").strip()
+        return value.cast("array<string>").join(separator if is_path else ", ").strip()
     if kind.is_floating():
         usable = ~(value.isnan() | value.isinf())
         return usable.ifelse(value, ibis.null(kind))

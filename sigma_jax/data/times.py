@@ -3,26 +3,43 @@
 | given | example | read as |
 |---|---|---|
 | ISO 8601, a date or a timestamp | 2024-05-01 12:30:00 | that time; UTC where it names no zone |
+| the same with `/`, without seconds, without `-` and `:` | 2024/5/1 12:30 | that time |
 | number below 1e11, or its text | 1714566600 | seconds (1e11 seconds is the year 5138) |
 | number from 1e11, 1e14, 1e17 | 1714566600000 | milliseconds, microseconds, nanoseconds |
 | whole number in DAYS | 20240501 | that day, from 00:00 |
 
-Fractions of a second are dropped. `data/tables.py` reads a column of days as seconds if the column
-holds other numbers too; it also reads a text column of years (2024) as the first days of the years.
+Zones are Z, UTC, GMT and offsets such as +02:00. Times before 1900 and after 2100 are refused: they
+stand for "no time" or have another unit. Fractions of a second are dropped. `data/tables.py` reads
+a column of days as seconds if the column holds other numbers too; it also reads a text column of
+years (2024) as the first days of the years.
 """
 
 from __future__ import annotations
 
 import decimal
 import math
-from datetime import UTC, date, datetime
+import re
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 DAYS = (19_000_101, 21_001_231)  # yyyymmdd: the first and the last number that is a day
 YEARS = (1_900, 2_100)
 # (smallest size, units in a second) of nanoseconds, microseconds and milliseconds, largest first.
 SCALES = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
-NOT_A_TIME = "is not a time; use ISO 8601 (2024-05-01 12:30:00) or unix seconds"
+FIRST, LAST = -2_208_988_800, 4_133_980_799  # 1900-01-01 to 2100-12-31, in unix seconds
+NOT_A_TIME = "is not a time; use ISO 8601 (2024-05-01 12:30:00) or unix seconds, from 1900 to 2100"
+# Texts of times: year, month, day, hour, minute, second, fraction, zone. Other forms are refused:
+# 05/01/2024 is a day in May or in January. The pattern is read by Python and by RE2.
+_ZONE = r" ?([Zz]|UTC|GMT|[+-][0-9]{2}(?::?[0-9]{2})?)?"
+ISO = (
+    r"([0-9]{4})[-/]([0-9]{1,2})[-/]([0-9]{1,2})"
+    r"(?:[Tt ]([0-9]{1,2}):([0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]+))?)?)?" + _ZONE
+)
+BASIC_ISO = (
+    r"([0-9]{4})([0-9]{2})([0-9]{2})"
+    r"[Tt]([0-9]{2})([0-9]{2})(?:([0-9]{2})(?:[.,]([0-9]+))?)?" + _ZONE
+)
 
 
 def unix_time(value: Any, where: str) -> int:
@@ -41,20 +58,42 @@ def unix_time(value: Any, where: str) -> int:
         raise ValueError(f"{where}: timestamp={value!r} {NOT_A_TIME}.") from None
 
 
-def _parsed(text: str) -> float | datetime:
+def _parsed(text: str) -> int | float | datetime:
+    for form in (ISO, BASIC_ISO):
+        if match := re.fullmatch(form, text):
+            return _iso_time(match.groups())
     try:
-        return float(text)
+        return int(text)
     except ValueError:
-        return datetime.fromisoformat(text)
+        return float(text)
+
+
+def _iso_time(groups: Sequence[str | None]) -> datetime:
+    """The time of the groups of ISO. ValueError if there is no such day or hour."""
+    year, month, day, hour, minute, second = (int(group or 0) for group in groups[:6])
+    zone, offset = groups[7] or "Z", timedelta()
+    if zone[0] in "+-":
+        offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[3:].strip(":") or 0))
+        offset = -offset if zone[0] == "-" else offset
+    return datetime(year, month, day, hour, minute, second, tzinfo=timezone(offset))
 
 
 def _seconds(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
     if isinstance(value, int | float | decimal.Decimal):
-        number = float(value)
-        if not (DAYS[0] <= number <= DAYS[1] and number == int(number)):
-            scales = (units for smallest, units in SCALES if abs(number) >= smallest)
-            return math.floor(number / next(scales, 1))
-        value = datetime.strptime(str(int(number)), "%Y%m%d")
+        number = math.floor(value)  # a float would round nanoseconds to a multiple of 256
+        if not (DAYS[0] <= number <= DAYS[1] and value == number):
+            scales = (int(units) for smallest, units in SCALES if abs(number) >= smallest)
+            return _in_range(number // next(scales, 1))
+        value = datetime.strptime(str(number), "%Y%m%d")
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
-    return math.floor((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp())
+    aware = value if value.tzinfo else value.replace(tzinfo=UTC)
+    return _in_range((aware - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1))
+
+
+def _in_range(seconds: int) -> int:
+    if not FIRST <= seconds <= LAST:
+        raise ValueError
+    return seconds

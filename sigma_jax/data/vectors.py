@@ -13,7 +13,7 @@ import pyarrow as pa
 from jaxtyping import Float, Float32
 
 from sigma_jax.data import database
-from sigma_jax.data.sources.files import open_table
+from sigma_jax.data.readers import open_table
 from sigma_jax.data.tables import as_id
 from sigma_jax.schema import load_item_vectors
 
@@ -165,7 +165,7 @@ def load_npy(path: str) -> np.ndarray:
 
 def _from_parquet(con: ibis.BaseBackend, path: str, items: ir.Table, target: Path) -> int:
     """Writes vectors of a Parquet: column item_id, and one list column or D number columns."""
-    table = open_table(con, path)
+    table = open_table(con, path).table
     if "item_id" not in table.columns:
         raise ValueError(f"{path}: column 'item_id' is missing; add it next to the vectors.")
     table = as_id(table, "item_id")

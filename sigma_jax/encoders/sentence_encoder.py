@@ -154,7 +154,10 @@ class SentenceEncoder:
             transformer: nnx.Module = load_bert(first)
             longest = longest_text(folder, first, transformer.config.max_tokens)
         else:
-            transformer = Decoder(load_backbone(first, dtype="float32", param_dtype="float32"))
+            backbone = load_backbone(
+                first, dtype="float32", param_dtype="float32", needs_head=False
+            )
+            transformer = Decoder(backbone)
             longest = longest_text(folder, first)
         settings = sentence_settings(folder, first)
         prompts = optional_json(folder / "config_sentence_transformers.json").get("prompts") or {}

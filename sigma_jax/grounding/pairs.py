@@ -77,10 +77,15 @@ def mixture(views: Mapping[str, float], data: PreparedData) -> dict[str, float]:
         if weight > 0 and view in data.pairs and not data.pairs[view].is_heldout.all()
     }
     if not usable:
+        remedy = "give a weight to a view of the data"
+        if not data.pairs:  # such as a catalogue of one item, or a log of one item
+            remedy = (
+                "name a sentence encoder with --config.data.text_encoder and prepare the data "
+                "again: it needs no pairs"
+            )
         raise ValueError(
             f"no relevance pairs to train on: the data have views {sorted(data.pairs)} but mixture "
-            f"has weights for {sorted(view for view in views if views[view] > 0)}; give a weight "
-            "to a view of the data."
+            f"has weights for {sorted(view for view in views if views[view] > 0)}; {remedy}."
         )
     total = sum(usable.values())
     return {view: weight / total for view, weight in usable.items()}

@@ -66,11 +66,13 @@ def load_backbone(
     param_dtype: str,
     remat: str = "none",
     dropout: float = 0.0,
+    needs_head: bool = True,
     place: Callable[[np.ndarray, tuple[str, ...]], Any] = lambda array, axes: jnp.array(array),
 ) -> Qwen3:
     """The model in `folder`, which computes in `dtype` and stores its weights in `param_dtype`.
 
     Args:
+      needs_head: False for an encoder: a folder without a head is read whatever its config says.
       place: makes a device array of a host array and its logical axes; a caller with a mesh shards
         each weight with it as soon as it is read.
 
@@ -81,7 +83,7 @@ def load_backbone(
     config = read_config(folder, dtype=dtype, param_dtype=param_dtype, remat=remat, dropout=dropout)
     with contextlib.ExitStack() as stack:
         tensors = Tensors(folder, stack)
-        if tensors.is_headless:
+        if tensors.is_headless or not (needs_head or tensors.has_head):
             config = dataclasses.replace(config, is_tied=True)
         model = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
         params = nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -196,9 +198,14 @@ class Tensors(TensorFolder):
         self.prefix = "" if "embed_tokens.weight" in self.files else "model."
 
     @property
+    def has_head(self) -> bool:
+        """Whether the folder has a head of its own."""
+        return "lm_head.weight" in self.files
+
+    @property
     def is_headless(self) -> bool:
         """Whether the folder is an embedding model's, whose head nobody needs."""
-        return not self.prefix and "lm_head.weight" not in self.files
+        return not self.prefix and not self.has_head
 
     def stored_name(self, path: tuple[str, ...], layer: int) -> str:
         """Name in this folder of the tensor at our `path`, of one layer."""
@@ -214,8 +221,11 @@ class Tensors(TensorFolder):
         }
         tied = f"tie_word_embeddings is {str(config.is_tied).lower()}"
         for name in sorted(expected - self.files.keys()):
-            why = f" although {tied}" if name == "lm_head.weight" else ""
-            raise ValueError(f"{self.folder} has no tensor {name}{why}; download it again.")
+            why, other = "", ""
+            if name == "lm_head.weight":
+                why = f" although {tied}"
+                other = ", or use it as --config.data.text_encoder, which needs no head"
+            raise ValueError(f"{self.folder} has no tensor {name}{why}; download it again{other}.")
         for name in sorted(self.files.keys() - expected):
             if name == "lm_head.weight":
                 # Some folders store the shared table twice; two different tables are not tied.

@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from sigma_jax.data.pipeline import (
     first_fit,
+    mixed_forever,
     open_shards,
     shuffled_forever,
     stack_rows,
@@ -24,7 +25,7 @@ from sigma_jax.data.pipeline import (
 from sigma_jax.prompts.config import PromptConfig
 from sigma_jax.prompts.instruction_pool import InstructionPool
 from sigma_jax.prompts.layout import Example, Plan, fit_plan, lay_out, plan_size
-from sigma_jax.prompts.records import RECORDS
+from sigma_jax.prompts.records import NEW_RECORDS, RECORDS
 from sigma_jax.prompts.sampling import plan_sampler, training_tables
 from sigma_jax.prompts.tokens import PromptTables
 from sigma_jax.schema import PreparedData, SemanticIds
@@ -43,6 +44,7 @@ def batches(
     batch_rows: int,
     rows: Int[np.ndarray, " n"] | None = None,
     pool: InstructionPool | None = None,
+    new_share: float = 0.0,
 ) -> grain.MapDataset:
     """Endless training batches from the records in `folder`; element s is the batch of step s.
 
@@ -59,6 +61,7 @@ def batches(
       batch_rows: B of the global batch.
       rows: the rows of it to make; all of them by default.
       pool: the instructions, where the model reads their sentence vectors.
+      new_share: of the contexts that are drawn from NEW_RECORDS of `folder` instead.
 
     Raises:
       ValueError: there are no records, or the SIDs have fewer levels than the prompts need.
@@ -72,6 +75,9 @@ def batches(
         return pack_group(plans, config, tables)
 
     order = shuffled_forever(open_shards(folder, RECORDS), seed)
+    if new_share:
+        new = shuffled_forever(open_shards(folder, NEW_RECORDS), seed)
+        order = mixed_forever(order, new, new_share)
     plans = order.random_map(sample)
     # The length of an endless data set is near the largest integer, so it must not be rounded up.
     groups = plans.batch(packing.contexts_per_group, drop_remainder=True, batch_fn=pack)

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from sigma_jax.data.pipeline import write_shards
 from sigma_jax.hashing import splitmix64
@@ -32,6 +32,7 @@ from sigma_jax.tasks.targets import (
 )
 
 RECORDS = "contexts"
+NEW_RECORDS = "new-contexts"  # beside RECORDS in the folder of a refresh
 RECORDS_PER_SHARD = 20_000
 
 
@@ -92,9 +93,17 @@ def favourites(items: Int32[np.ndarray, " n"], count: int) -> Int32[np.ndarray, 
 
 
 def write_records(
-    data: PreparedData, config: PromptConfig, folder: Path, seed: int
+    data: PreparedData,
+    config: PromptConfig,
+    folder: Path,
+    seed: int,
+    known: Int64[np.ndarray, " U"] | None = None,
 ) -> dict[str, int]:
-    """Writes all training records of `data` into `folder`; the same bytes for the same arguments.
+    """Writes the training records of `data` into `folder`; the same bytes for the same arguments.
+
+    Args:
+      known: as in `iterate_records`. With it the files are named NEW_RECORDS, and there may be
+        none.
 
     Returns:
       "contexts": number of records; "targets.TASK": number of targets of each task.
@@ -106,14 +115,15 @@ def write_records(
     counts: Counter = Counter({"contexts": 0})
 
     def counted() -> Iterator[bytes]:
-        for record in iterate_records(data, config, tables, seed):
+        for record in iterate_records(data, config, tables, seed, known):
             counts["contexts"] += 1
             for task, number in enumerate(np.bincount(record.task, minlength=len(TASKS))):
                 counts[f"targets.{TASKS[task]}"] += int(number)
             yield record.to_bytes()
 
-    write_shards(counted(), folder, RECORDS, RECORDS_PER_SHARD)
-    if counts["contexts"] == 0:
+    name = RECORDS if known is None else NEW_RECORDS
+    write_shards(counted(), folder, name, RECORDS_PER_SHARD)
+    if counts["contexts"] == 0 and known is None:
         raise ValueError(
             "no user has two training sessions, so stage sft has no target; bring interactions of "
             "more sessions."
@@ -122,15 +132,34 @@ def write_records(
 
 
 def iterate_records(
-    data: PreparedData, config: PromptConfig, tables: TaskTables, seed: int
+    data: PreparedData,
+    config: PromptConfig,
+    tables: TaskTables,
+    seed: int,
+    known: Int64[np.ndarray, " U"] | None = None,
 ) -> Iterator[Record]:
-    """The records, user by user. It holds CHUNK_ROWS interactions, or those of one user."""
-    for users in user_chunks(data.histories.offsets, CHUNK_ROWS):
-        yield from _chunk_records(data, config, tables, users, seed)
+    """The records, user by user. It holds CHUNK_ROWS interactions, or those of one user.
+
+    Args:
+      known: the number of each user's first training rows that earlier records have as targets.
+        Only windows with a later row among their targets are returned, with the instructed
+        targets of later rows alone. None: all windows.
+    """
+    histories = data.histories
+    known = np.zeros(histories.num_users, np.int64) if known is None else known
+    has_new = histories.valid_start - histories.offsets[:-1] > known
+    for users in user_chunks(histories.offsets, CHUNK_ROWS):
+        if has_new[users.start : users.stop].any():
+            yield from _chunk_records(data, config, tables, users, seed, known)
 
 
 def _chunk_records(
-    data: PreparedData, config: PromptConfig, tables: TaskTables, users: range, seed: int
+    data: PreparedData,
+    config: PromptConfig,
+    tables: TaskTables,
+    users: range,
+    seed: int,
+    known: Int64[np.ndarray, " U"],
 ) -> Iterator[Record]:
     """The records of `users`, whose rows are in memory."""
     histories = data.histories
@@ -138,6 +167,11 @@ def _chunk_records(
     item, session = (np.asarray(a[base:stop]) for a in (histories.item, histories.session))
     starts, session_of = _sessions(data, users)
     targets = _training_targets(data, config, tables, users, starts[session_of], seed)
+    first_new = (
+        np.asarray(histories.offsets[users.start : users.stop]) + known[users.start : users.stop]
+    )
+    of_user = np.searchsorted(histories.offsets, targets.row, side="right") - 1 - users.start
+    targets = targets.take(targets.row >= first_new[of_user])
     for user in users:
         first, last = int(histories.offsets[user]), int(histories.valid_start[user])
         user_starts = starts[np.searchsorted(starts, first) : np.searchsorted(starts, last)]
@@ -148,6 +182,8 @@ def _chunk_records(
             )
             later = user_starts[np.searchsorted(user_starts, end, side="right") :]
             session_end = int(later[0]) if len(later) else last
+            if session_end <= first + known[user]:
+                continue
             rows = slice(start - base, session_end - base)
             yield Record(
                 user,

@@ -57,7 +57,8 @@ _LIMIT = re.compile(
     rf"\b{_UNDER}\s+[$€£]?\s*(\d+(?:[.,]\d+)?)\s*(?:[$€£]|dollars?|euros?|pounds?)?(?!\s*\w)",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
+# A number, with groups of thousands or without: 12.99, 1,234.50, 1.234,50, 1 234,50.
+_NUMBER = re.compile(r"\d{1,3}(?:[ \u00a0\u202f'.,]\d{3})+(?:[.,]\d+)?(?!\d)|\d+(?:[.,]\d+)?")
 # An item with one of these words may lack what it names: "no salt added", "sugar free".
 LACKING = frozenset({"no", "free", "without", "less", "non", "zero"})
 
@@ -267,8 +268,27 @@ def prices_of(texts: Sequence[str]) -> Float[np.ndarray, " n"]:
 def _price_of(fields: dict[str, object]) -> float:
     for name, value in fields.items():
         if "price" in name.lower() and (number := _NUMBER.search(str(value))):
-            return float(number[0].replace(",", "."))
+            return _number_of(number[0])
     return float("nan")
+
+
+def _number_of(text: str) -> float:
+    """The number of a text in the form _NUMBER.
+
+    The last mark is the decimal one, unless it occurs twice or is a comma before three digits.
+
+    Worked example: 1,234.50 -> 1234.5; 1.234,50 -> 1234.5; 12,5 -> 12.5; 1,234 -> 1234; 1.234 ->
+    1.234.
+    """
+    text = re.sub(r"[ \u00a0\u202f']", "", text)
+    marks = re.findall(r"[.,]", text)
+    if not marks:
+        return float(text)
+    whole, rest = text.rsplit(marks[-1], 1)
+    is_group = len(marks) > 1 if marks[0] == marks[-1] else False
+    if is_group or (marks == [","] and len(rest) == 3):
+        return float(re.sub(r"[.,]", "", text))
+    return float(f"{re.sub(r'[.,]', '', whole)}.{rest}")
 
 
 def stems_of(text: str) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sparse
-from jaxtyping import Float, Float16, Float32, Int32
+from jaxtyping import Float, Float16, Float32, Int32, Int64
 
 from sigma_jax.histories import history_ranges, request_times
 from sigma_jax.reranking.features import ItemFeatures
@@ -118,6 +118,33 @@ class FeatureTables:
         relations = Relations.make(data, vectors, neighbours)
         repeats = RepeatModel.fit(data) if has_repeat_model else RepeatModel.nothing(data)
         return cls(relations, repeats, TrendingCounts.make(data))
+
+    def with_rows(
+        self,
+        data: PreparedData,
+        rows: Int64[np.ndarray, " n"],
+        vectors: Float[np.ndarray, "I D"],
+        neighbours: int,
+        covisits: sparse.csr_matrix,
+    ) -> FeatureTables:
+        """The tables of a log that has grown; the network of the repeats is kept.
+
+        Args:
+          data: the log; items and rows of these tables come first for each user.
+          rows: its training rows that these tables do not count yet.
+          vectors: of the network, unit length.
+          neighbours: as in RerankerConfig.
+          covisits: co-visitation counts of all training rows of `data`.
+        """
+        items = len(data.catalogue)
+        item, time = (np.asarray(a[rows]) for a in (data.histories.item, data.histories.time))
+        repeats = self.repeats.over(items)
+        popularity = repeats.popularity + np.bincount(item, minlength=items)
+        return FeatureTables(
+            Relations.make(data, vectors, neighbours, covisits),
+            dataclasses.replace(repeats, popularity=popularity),
+            self.trends.with_rows(item, time, items),
+        )
 
     def features(
         self, requests: Requests, histories: Histories

@@ -46,6 +46,14 @@ class TrendingCounts:
         order = np.argsort(time, kind="stable")
         return cls(item[order], time[order], len(data.catalogue))
 
+    def with_rows(
+        self, item: Int32[np.ndarray, " n"], time: Int64[np.ndarray, " n"], num_items: int
+    ) -> TrendingCounts:
+        """The counts with further interactions, of a catalogue that may have grown."""
+        items, times = np.concatenate([self.item, item]), np.concatenate([self.time, time])
+        order = np.argsort(times, kind="stable")
+        return TrendingCounts(items[order], times[order], num_items)
+
     @property
     def _max_days(self) -> int:
         """The days of a table of MAX_ENTRIES."""

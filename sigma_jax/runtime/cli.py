@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -32,15 +33,19 @@ def define_config(is_required: bool = True) -> flags.FlagHolder:
     return holder
 
 
-def run_command(main: Callable[[Sequence[str]], Any]) -> None:
-    """Parses the flags and runs `main(argv)`; prints a user's error on one line, with status 1."""
+def run_command(main: Callable[[Sequence[str]], Any], default_config: str = "") -> None:
+    """Parses the flags and runs `main(argv)`; prints a user's error on one line, with status 1.
+
+    Args:
+      default_config: the config file that is taken without --config; "": none.
+    """
     # transformers would say that PyTorch is missing. Nothing here needs it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().addFilter(_is_ours)
     try:
-        app.run(main, flags_parser=_parse_flags)
+        app.run(main, flags_parser=functools.partial(_parse_flags, default_config=default_config))
     except Stopped as stopped:
         print(f"{stopped}; the same command continues.", file=sys.stderr)
         sys.exit(0)
@@ -129,8 +134,10 @@ def log_start(mesh: Any, dtype: str) -> None:
     logging.info("versions: %s", ", ".join(f"{name} {versions[name]}" for name in versions))
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    argv = [*argv[:1], *_with_packaged_config(argv[1:])]
+def _parse_flags(argv: Sequence[str], default_config: str = "") -> list[str]:
+    is_given = any(word.lstrip("-").partition("=")[0] == "config" for word in argv[1:])
+    default = [f"--config={default_config}"] if default_config and not is_given else []
+    argv = [*argv[:1], *_with_packaged_config([*default, *argv[1:]])]
     _check_config_words(argv[1:])
     try:
         return flags.FLAGS(argv)

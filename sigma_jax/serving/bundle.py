@@ -15,6 +15,7 @@ model/                   manifest.json and the files that no item changes:
   knowledge.arrow, knowledge_vectors.npy    what people say, where the data has it
   items.json             how columns of an item become its text, the mean text vector, and the
                          slot values that instructions may ask for
+models/NUMBER/           the model of version NUMBER, as model/, where a refresh made one
 catalogue/NUMBER/        a version of the catalogue (serving/catalogue_version.py)
 catalogue/active.json    the active version, and the versions that were active before it
 """
@@ -28,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from orbax.checkpoint import v1 as ocp
 
 from sigma_jax.data.config import TextConfig
@@ -55,6 +58,7 @@ from sigma_jax.serving.files import read_folder, write_folder
 from sigma_jax.shapes import power_of_two
 
 MANIFEST = "manifest.json"
+MODEL, MODELS = "model", "models"  # folder of the first model, and of those of refreshes
 VERSION = "version.json"
 ACTIVE = "active.json"
 FIRST = "0001"
@@ -77,20 +81,62 @@ def export(workdir: Path, target: Path, retrieval: str = "exact") -> dict[str, A
 
     def write(folder: Path) -> dict[str, Any]:
         write_folder(
-            folder / "model", MANIFEST, lambda into: _write_model(workdir, data, parts, into)
+            folder / MODEL, MANIFEST, lambda into: _write_model(workdir, data, parts, into)
         )
         (folder / "catalogue").mkdir()
         version = first_version(workdir, data, parts, retrieval)
-        write_version(folder, FIRST, version, "exported")
+        write_version(folder, FIRST, version, "exported", MODEL)
         write_json(folder / "catalogue" / ACTIVE, {"active": FIRST, "before": []})
-        stages = {name: read_manifest(workdir, name) for name in ("data", "tokenizer", "sft")}
-        return {
-            "items": len(version),
-            "fingerprints": {name: manifest.fingerprint for name, manifest in stages.items()},
-        }
+        return {"items": len(version), "fingerprints": fingerprints_of(workdir)}
 
-    write_folder(target, MANIFEST, write, ("model", "catalogue"))
+    write_folder(target, MANIFEST, write, (MODEL, MODELS, "catalogue"))
     return read_json(target / "catalogue" / FIRST / VERSION)
+
+
+def fingerprints_of(workdir: Path) -> dict[str, str]:
+    """The fingerprints of the stages of a workdir that identify its recommender."""
+    stages = ("data", "tokenizer", "sft")
+    return {name: read_manifest(workdir, name).fingerprint for name in stages}
+
+
+def add_model(bundle: Bundle, workdir: Path, comment: str) -> str:
+    """Adds the recommender of `workdir` to an export, as a new version with a model of its own.
+
+    Removed items stay removed. The version is not active yet.
+    Where an earlier call was killed, this one finishes its work.
+
+    Args:
+      bundle: its active version says which items are removed and how prefixes are searched.
+
+    Returns:
+      the name of the version.
+
+    Raises:
+      ValueError: the workdir is not trained.
+    """
+    check_inputs(workdir, "sft")
+    fingerprints = fingerprints_of(workdir)
+    for name in bundle.names():
+        if bundle.at(name).fingerprints == fingerprints:
+            return name
+    data = PreparedData.load(workdir / "data")
+    parts = RecommenderParts.of_workdir(workdir, data)
+    before = bundle.version()
+    version = first_version(workdir, data, parts, "exact" if before.index is None else "scann")
+    removed = before.catalogue.table["item_id"].filter(pa.array(~before.is_active))
+    is_removed = pc.is_in(version.catalogue.table["item_id"], value_set=removed.combine_chunks())
+    is_active = ~is_removed.to_numpy(zero_copy_only=False)
+    version = dataclasses.replace(version, is_active=is_active).indexed()
+    name = bundle.next_name
+    folder = bundle.folder / MODELS / name
+    shutil.rmtree(folder, ignore_errors=True)  # no version has it: a killed call left it
+
+    def write(into: Path) -> dict[str, Any]:
+        return _write_model(workdir, data, parts, into) | {"fingerprints": fingerprints}
+
+    write_folder(folder, MANIFEST, write)
+    write_version(bundle.folder, name, version, comment, f"{MODELS}/{name}")
+    return name
 
 
 def _write_model(
@@ -218,8 +264,12 @@ def lexical_with_capacity(
     return lexical.with_capacity(capacity, capacity_for(len(lexical.weights), known), width)
 
 
-def write_version(folder: Path, name: str, version: Version, comment: str) -> None:
-    """Writes FOLDER/catalogue/NAME; its manifest holds sizes, `comment` and recall of ScaNN."""
+def write_version(folder: Path, name: str, version: Version, comment: str, model: str) -> None:
+    """Writes FOLDER/catalogue/NAME; its manifest holds sizes, `comment` and recall of ScaNN.
+
+    Args:
+      model: folder of the model that answers with this version, in FOLDER.
+    """
 
     def write(into: Path) -> dict[str, Any]:
         version.save(into)
@@ -228,6 +278,7 @@ def write_version(folder: Path, name: str, version: Version, comment: str) -> No
             "active_items": int(version.is_active.sum()),
             "largest_prefix": version.trie.largest_leaf,
             "comment": comment,
+            "model": model,
         }
         if version.index is not None:
             # For each prefix that ScaNN searches; other prefixes are searched exactly.
@@ -239,22 +290,53 @@ def write_version(folder: Path, name: str, version: Version, comment: str) -> No
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """An open export: its versions, and the model over the items of a version."""
+    """An open export: its versions, and the model of one of them.
+
+    Only versions of the same model can be changed into each other; `at` opens another model.
+    """
 
     folder: Path
-    items: dict[str, Any]  # items.json
+    items: dict[str, Any]  # items.json of the model
+    model: str  # folder of the model, in `folder`
 
     @classmethod
-    def open(cls, folder: Path) -> Bundle:
-        """The export in `folder`. ValueError if it is damaged or no export."""
+    def open(cls, folder: Path, name: str = "") -> Bundle:
+        """The export in `folder`, with the model of the version `name`, or of the active one.
+
+        ValueError if it is damaged or no export, or has no such version.
+        """
         if not (folder / MANIFEST).exists():
             raise ValueError(
                 f"{folder} is no export: {MANIFEST} is missing; write one with "
                 "`python -m sigma_jax.export`."
             )
         read_folder(folder, MANIFEST)
-        read_folder(folder / "model", MANIFEST)
-        return cls(folder, read_json(folder / "model" / "items.json"))
+        found = cls(folder, {}, MODEL)
+        model = found.describe(name or found.state()["active"]).get("model", MODEL)
+        read_folder(folder / model, MANIFEST)
+        return cls(folder, read_json(folder / model / "items.json"), model)
+
+    def at(self, name: str) -> Bundle:
+        """The export with the model of the version `name`. ValueError as in `open`."""
+        if self.describe(name).get("model", MODEL) == self.model:
+            return self
+        return Bundle.open(self.folder, name)
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder of the model."""
+        return self.folder / self.model
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprints of the training of the model, by stage (`fingerprints_of`)."""
+        folder = self.folder if self.model == MODEL else self.model_folder
+        return read_json(folder / MANIFEST)["fingerprints"]
+
+    @property
+    def next_name(self) -> str:
+        """The name that the next version gets."""
+        return f"{int(self.names()[-1]) + 1:04d}"
 
     @property
     def text(self) -> TextConfig:
@@ -295,7 +377,8 @@ class Bundle:
         Raises:
           ValueError: the version is missing or damaged, or its index needs ScaNN.
         """
-        return Version.load(self.check(name or self.state()["active"]), with_index)
+        name = name or self.state()["active"]
+        return Version.load(self.check(name), with_index)
 
     def activate(self, name: str) -> None:
         """Makes a version the active one. ValueError if it is missing or damaged.
@@ -322,14 +405,14 @@ class Bundle:
         return name
 
     def add_version(self, version: Version, comment: str) -> str:
-        """Writes `version` as a new version, not yet active, and returns its name."""
-        name = f"{int(self.names()[-1]) + 1:04d}"
-        write_version(self.folder, name, version.indexed(), comment)
+        """Writes `version` as a new version of this model, not yet active; returns its name."""
+        name = self.next_name
+        write_version(self.folder, name, version.indexed(), comment, self.model)
         return name
 
     def parts(self, version: Version) -> RecommenderParts:
         """The model over the items of `version`, in arrays with capacity for more items."""
-        folder = self.folder / "model"
+        folder = self.model_folder
         spec = RecommenderSpec.load(folder, "export again")
         capacity = version.capacity
         vectors = {name: padded_rows(table, capacity) for name, table in version.vectors.items()}
@@ -359,7 +442,7 @@ class Bundle:
     def data(self, version: Version) -> PreparedData:
         """The catalogue of `version` as prepared data without users."""
         return PreparedData(
-            self.folder / "model",
+            self.model_folder,
             version.catalogue,
             Histories.empty(),
             users_of([], []),
@@ -369,7 +452,7 @@ class Bundle:
             id_vectors=None,
             visual_vectors=None,
             text_vectors=None,
-            knowledge=Knowledge.load(self.folder / "model"),
+            knowledge=Knowledge.load(self.model_folder),
         )
 
 

@@ -24,7 +24,8 @@ import scipy.sparse as sparse
 from jaxtyping import Float32, Int64
 
 from sigma_jax.data import database, sentences, text
-from sigma_jax.data.sources.files import open_table
+from sigma_jax.data.config import TextConfig
+from sigma_jax.data.readers import open_table
 from sigma_jax.data.tables import Checker, Tables, as_text
 from sigma_jax.data.vectors import join_vectors, unit_rows
 from sigma_jax.encoders.instructions import encoder_in
@@ -54,7 +55,16 @@ def read_items(path: str, bundle: Bundle) -> pa.Table:
       ValueError: a row breaks a rule of the items table, such as a repeated id, or the file has
         none of the columns.
     """
-    config, are_numbers = bundle.text, bundle.items["are_numbers"]
+    return read_items_as(path, bundle.text, bundle.items["are_numbers"])
+
+
+def read_items_as(path: str, config: TextConfig, are_numbers: Mapping[str, bool]) -> pa.Table:
+    """`read_items` for items whose texts have the columns `are_numbers`.
+
+    Args:
+      config: how columns become text.
+      are_numbers: the columns in the texts, and whether each holds only numbers.
+    """
     with _checked(path, config.max_chars) as (con, items):
         for name in (config.title_column, config.category_column):
             if name and name not in items.columns:
@@ -94,10 +104,10 @@ def _checked(path: str, max_chars: int):
         tempfile.TemporaryDirectory() as scratch,
         database.open_database(Path(scratch), MEMORY, 2) as con,
     ):
-        items = open_table(con, path)
+        opened = open_table(con, path)
         tables = Tables(
-            items=items,
-            interactions=items,
+            items=opened.table,
+            interactions=opened.table,
             users=None,
             searches=None,
             themes=None,
@@ -109,6 +119,7 @@ def _checked(path: str, max_chars: int):
             files={},
             has_times=False,
             has_composed_searches=False,
+            parts={"items": tuple((part.path, part.num_rows) for part in opened.parts)},
         )
         yield con, Checker(con, tables, "error", max_chars).items()
 
@@ -171,7 +182,7 @@ def _with_item_tables(
     )
     return dataclasses.replace(
         before,
-        catalogue=_joined(before.catalogue, items),
+        catalogue=joined_catalogue(before.catalogue, items),
         semantic_ids=semantic_ids,
         vectors=vectors,
         rows=rows,
@@ -211,7 +222,7 @@ def _check_new(before: Version, items: pa.Table) -> None:
         )
 
 
-def _joined(before: Catalogue, items: pa.Table) -> Catalogue:
+def joined_catalogue(before: Catalogue, items: pa.Table) -> Catalogue:
     """The catalogue with the new items, whose popularity is 0."""
     names = before.categories.to_pylist()
     number = {name: row for row, name in enumerate(names)}
@@ -268,7 +279,7 @@ def text_encoder(
 
     ValueError if the export has no encoder.
     """
-    folder = bundle.folder / "model"
+    folder = bundle.model_folder
     if (folder / "encoder").exists():
         encode_texts = load_encoder(folder / "encoder")
         return lambda items: encode_texts(items["text"].to_pylist())
@@ -306,7 +317,7 @@ def nearest_rows(
 
 def _codes_of(bundle: Bundle, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
     """The SIDs of new items by the frozen codebooks, one row each."""
-    tokenizer = load_tokenizer(bundle.folder / "model" / "tokenizer")
+    tokenizer = load_tokenizer(bundle.model_folder / "tokenizer")
     inputs = {name: vectors[name] for name in bundle.items["tokenizer_inputs"] if name in vectors}
     return tokenizer.assign(join_vectors(inputs))
 

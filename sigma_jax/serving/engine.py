@@ -26,9 +26,8 @@ from sigma_jax.recommender.ranking import Recommendations
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
 from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION, ItemIndex, RequestParser
 from sigma_jax.recommender.results import rows_of
-from sigma_jax.runtime.files import read_json
 from sigma_jax.schema import RequestBatch
-from sigma_jax.serving.bundle import MANIFEST, Bundle, read_state
+from sigma_jax.serving.bundle import Bundle, read_state
 from sigma_jax.serving.catalogue_version import Version
 from sigma_jax.shapes import power_of_two
 
@@ -94,11 +93,12 @@ class CatalogueSnapshot:
     ) -> CatalogueSnapshot:
         """The version `name`, or the active one. ValueError if the export is damaged."""
         name = name or bundle.state()["active"]
+        bundle = bundle.at(name)
         given = settings.generation
         retrieval = given.retrieval if given is not None else settings.retrieval
         version = bundle.version(name, with_index=retrieval != "exact")
         parts = bundle.parts(version)
-        model = str(read_json(bundle.folder / MANIFEST)["fingerprints"]["sft"])
+        model = str(bundle.fingerprints["sft"])
         recommender = Recommender(
             parts,
             settings.generation_of(parts, version),

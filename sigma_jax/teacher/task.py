@@ -115,10 +115,16 @@ class TeacherTask:
         if self.first_window[-1] == 0:
             return grain.MapDataset.range(0)
         every_window = grain.MapDataset.range(int(self.first_window[-1])).seed(self.seed)
-        groups = every_window.shuffle().repeat().random_map(self._row).batch(1, drop_remainder=True)
+        groups = (
+            every_window.shuffle()
+            .repeat()
+            .random_map(self.training_window)
+            .batch(1, drop_remainder=True)
+        )
         return step_batches(groups, 1, self.batch_rows, stack_rows, rows)
 
-    def _row(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def training_window(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The window `number` of all users (`count_windows`), as a row of a batch."""
         user = int(np.searchsorted(self.first_window, number, side="right")) - 1
         index = number - int(self.first_window[user])
         return training_row(self.histories, user, index, self.config, rng)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sigma_jax.data.pipeline import (
     first_fit,
+    mixed_forever,
     open_shards,
     shuffled_forever,
     step_batches,
@@ -35,6 +36,16 @@ def test_shards_have_the_same_bytes_each_time(tmp_path):
 def test_missing_shards_are_named(tmp_path):
     with pytest.raises(ValueError, match="holds no records-"):
         open_shards(tmp_path, "records")
+
+
+def test_a_mixture_has_its_share_of_new_elements_and_reads_both_in_order():
+    old, new = shuffled_forever(range(20), 7), shuffled_forever(range(100, 103), 7)
+    mixed = mixed_forever(old, new, 0.25)
+    drawn = [mixed[number] for number in range(40)]
+    assert [value for value in drawn if value < 100] == [old[number] for number in range(30)]
+    assert [value for value in drawn if value >= 100] == [new[number] for number in range(10)]
+    assert mixed[33] == drawn[33]
+    assert mixed_forever(old, new, 1.0)[5] == new[5]
 
 
 def test_each_pass_holds_every_record_once_in_another_order():

@@ -1,5 +1,7 @@
 """A bad input is refused in one line: the file, the row or column, the value, the remedy."""
 
+import dataclasses
+import decimal
 import json
 
 import numpy as np
@@ -7,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sigma_jax.data import readers
 from sigma_jax.prepare import prepare
 from sigma_jax.schema import PreparedData
 
@@ -139,6 +142,51 @@ BAD_TABLES = {
         [{"text": "x", "item_id": "a", "weight": 0}],
         ("knowledge.jsonl: row 1", "weight='0' is not a weight"),
     ),
+    "second header": (
+        "users",
+        [{"user_id": "u1", "town": "x"}, {"town": "user_id", "user_id": "town"}],
+        ("users.jsonl: row 2", "user_id='town' is a name of a column", "split the file there"),
+    ),
+    "time of the year 1": (
+        "interactions",
+        changed(EVENTS, 2, timestamp="0001-01-01"),
+        ("interactions.jsonl: row 3", "timestamp='0001-01-01' is not a time", "from 1900 to 2100"),
+    ),
+    "time of the year 9999": (
+        "interactions",
+        changed(EVENTS, 2, timestamp="9999-12-31"),
+        ("interactions.jsonl: row 3", "timestamp='9999-12-31' is not a time"),
+    ),
+    "list as id": (
+        "interactions",
+        [row | {"user_id": ["u"]} for row in EVENTS],
+        ("interactions.jsonl", "column 'user_id' holds array", "no ids"),
+    ),
+    "list as time": (
+        "interactions",
+        [row | {"timestamp": [1]} for row in EVENTS],
+        ("interactions.jsonl: row 1", "is not a time"),
+    ),
+    "id that is NaN": (
+        "interactions",
+        [row | {"user_id": float("nan") if at == 4 else at % 2} for at, row in enumerate(EVENTS)],
+        ("interactions.jsonl: row 5", "user_id=nan is no id", "fill it or delete the row"),
+    ),
+    "id that a float rounds": (
+        "interactions",
+        [row | {"user_id": 2.0**53} for row in EVENTS],
+        ("interactions.jsonl: row 1", "is a float that may stand for several ids"),
+    ),
+    "blank after an id": (
+        "interactions",
+        changed(EVENTS, 6, item_id="a "),
+        ("interactions.jsonl: row 7", "item_id='a ' is not in items", "but 'a' is: write both"),
+    ),
+    "a column with the name of ours": (
+        "items",
+        [row | {"source_row": 1} for row in ITEMS],
+        ("items.jsonl", "'source_row'", "rename it"),
+    ),
     "duplicate user": (
         "users",
         [{"user_id": "u1", "age": 3}, {"user_id": "u1", "age": 4}],
@@ -157,6 +205,70 @@ def test_bad_table_is_refused_in_one_line(folder, tiny_config, name):
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_a_bad_row_of_a_part_is_named_with_its_part(folder, tiny_config):
+    (folder / "interactions.jsonl").unlink()
+    (folder / "interactions").mkdir()
+    write_jsonl(folder / "interactions" / "0.jsonl", EVENTS[:4])
+    write_jsonl(folder / "interactions" / "1.jsonl", changed(EVENTS[4:], 2, timestamp="tomorrow"))
+    with pytest.raises(ValueError, match=r"interactions/1.jsonl: row 3: timestamp='tomorrow'"):
+        run(folder, tiny_config)
+
+
+def test_rows_that_the_engine_loses_are_an_error(folder, tiny_config, monkeypatch):
+    """DuckDB 1.5 reads no row of a CSV whose line ends are declared wrongly, without an error."""
+    opened = readers.open_table
+
+    def lost(con, path):
+        table = opened(con, path)
+        return dataclasses.replace(table, table=table.table.limit(3))
+
+    monkeypatch.setattr(readers, "open_table", lost)
+    with pytest.raises(ValueError, match=r"items.jsonl has 4 rows, but DuckDB reads 3; save it"):
+        run(folder, tiny_config)
+
+
+IDS = {
+    "whole floats": (pa.array([0.0, 1.0, 2.0, 3.0]), ["0", "1", "2", "3"]),
+    "other floats": (pa.array([0.5, 1.0, 2.0, 3.0]), ["0.5", "1", "2", "3"]),
+    "above 2^53": (pa.array([2**53 + row for row in range(4)]), [str(2**53 + n) for n in range(4)]),
+    "decimals": (
+        pa.array([decimal.Decimal(row) for row in range(4)], pa.decimal128(20, 3)),
+        ["0", "1", "2", "3"],
+    ),
+    "bytes": (pa.array([b"a", b"b", b"c", "é".encode()], pa.binary()), ["a", "b", "c", "é"]),
+    "dictionary": (pa.array(["a", "b", "c", "d"]).dictionary_encode(), ["a", "b", "c", "d"]),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_of_parquet_are_text_without_rounding(folder, tiny_config, name):
+    column, wanted = IDS[name]
+    (folder / "items.jsonl").unlink()
+    pq.write_table(pa.table({"item_id": column, "title": list("abcd")}), folder / "items.parquet")
+    event = {"user_id": "u", "item_id": wanted[1], "timestamp": 1_700_000_000}
+    write_jsonl(folder / "interactions.jsonl", [event])
+    data, _ = run(folder, tiny_config)
+    assert data.catalogue.ids(np.arange(4)) == wanted
+    assert data.histories.item.tolist() == [1]
+
+
+@pytest.mark.parametrize("ids", [["8", "10", "9", "11"], ["s8", "s10", "s9", "s11"]])
+def test_sessions_of_one_time_have_the_order_of_their_numbers(folder, tiny_config, ids):
+    rows = [
+        {"user_id": "u", "item_id": item, "timestamp": "2024-05-01", "session_id": session}
+        for item, session in zip("abcd", ids, strict=True)
+    ]
+    write_jsonl(folder / "interactions.jsonl", rows)
+    data, _ = run(folder, tiny_config)
+    assert data.catalogue.ids(data.histories.item) == ["a", "c", "b", "d"]
+
+
+def test_by_time_needs_times_that_differ(folder, tiny_config):
+    write_jsonl(folder / "interactions.jsonl", [row | {"timestamp": 5} for row in EVENTS])
+    with pytest.raises(ValueError, match=r"all interactions have the time 5; use .*leave_one_out"):
+        run(folder, tiny_config, **{"split.kind": "by_time"})
 
 
 def test_missing_table_is_named(folder, tiny_config):

@@ -6,7 +6,7 @@ import ibis
 import pytest
 
 from sigma_jax.data.tables import date_seconds, unix_seconds
-from sigma_jax.data.times import DAYS, SCALES, unix_time
+from sigma_jax.data.times import DAYS, FIRST, LAST, SCALES, unix_time
 from sigma_jax.schema import DAY
 
 EXAMPLES = [
@@ -26,7 +26,12 @@ EXAMPLES = [
     (DAYS[1] + 1, DAYS[1] + 1),
     *((int(smallest), int(smallest / units)) for smallest, units in SCALES),
     *((-int(smallest), -int(smallest / units)) for smallest, units in SCALES),
-    (10**11 - 1, 10**11 - 1),
+    (FIRST, FIRST),
+    (LAST, LAST),
+    # As a float this is 1,700,000,001 seconds.
+    (1_700_000_000_999_999_999, 1_700_000_000),
+    ("1700000000999999999", 1_700_000_000),
+    (-1_700_000_000_000_000_001, -1_700_000_001),
     (date(1970, 1, 2), DAY),
     (datetime(1970, 1, 2, 0, 0, 1), DAY + 1),
     (datetime(1970, 1, 1, 0, 1, 0, 900_000, tzinfo=UTC), 60),
@@ -36,8 +41,23 @@ EXAMPLES = [
     ("1969-12-31 23:59:58.5", -2),
     ("1970-01-01T00:01:00Z", 60),
     ("1970-01-01 01:01:00+01:00", 60),
+    ("1970-01-01 00:01Z", 60),
+    ("1970-01-01 00:01", 60),
+    ("1970-01-01 00:01:00 UTC", 60),
+    ("1970-01-01 00:01:00,9", 60),
+    ("1970-01-01 00:01:00.123456789Z", 60),
+    ("1969-12-31T19:01:00-0500", 60),
+    ("1970-01-01T02:01:00 +02", 60),
+    ("1970/1/2", DAY),
+    ("1970/01/02 0:00", DAY),
+    ("19700102T000001Z", DAY + 1),
+    ("1900-01-01", FIRST),
+    ("2100-12-31 23:59:59", LAST),
 ]
 NOT_TIMES = ["", "tomorrow", "12:30", "inf", "nan", float("inf"), float("nan"), "2024-02-30"]
+NOT_TIMES += ["0001-01-01", "9999-12-31", FIRST - 1, LAST + 1, 10**11 - 1, datetime(9999, 1, 1)]
+NOT_TIMES += ["05/01/2024", "01.05.2024", "2024-05", "2024-05-01 24:00:00", "2024-05-01 12:60"]
+NOT_TIMES += ["infinity", "epoch", "now", "1,700,000,000", "2024-05-01 12:30:00 CEST", True]
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,21 @@ def change(path: Path, **fields) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+def test_an_encoder_needs_no_head(tmp_path):
+    """The config says that the head is not tied, and no file has one: it is an encoder's folder."""
+    folder = Path(shutil.copytree(GOLDEN / "encoder_qwen3", tmp_path / "model"))
+    tensors = {
+        name if name.startswith("model.") else f"model.{name}": tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+        if name != "lm_head.weight"
+    }
+    save_file(tensors, folder / "model.safetensors")
+    change(folder / "config.json", tie_word_embeddings=False)
+    found = SentenceEncoder.load(folder).encode_items(TEXTS)
+    wanted = SentenceEncoder.load(GOLDEN / "encoder_qwen3").encode_items(TEXTS)
+    np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_vectors_are_those_of_sentence_transformers(name):
     """Pooling, dense layers, prompts, cut texts and lower case are read from the folder."""

@@ -182,3 +182,39 @@ def test_data_without_training_rows_are_refused(shop, config, tmp_path):
     histories = dataclasses.replace(shop.histories, valid_start=shop.histories.offsets[:-1])
     with pytest.raises(ValueError, match="no user has two training sessions"):
         write_records(dataclasses.replace(shop, histories=histories), config, tmp_path, 0)
+
+
+def test_records_of_new_rows_have_new_targets_alone_and_miss_none(shop, config):
+    """Half of each user's training sessions are known; users 0 to 4 have no new one."""
+    histories, known = shop.histories, np.zeros(shop.histories.num_users, np.int64)
+    for user in range(histories.num_users):
+        first, end = int(histories.offsets[user]), int(histories.valid_start[user])
+        sessions = histories.session[first:end]
+        is_old = sessions < (sessions[-1] + 1 if user < 5 else sessions[-1] // 2)
+        known[user] = is_old.sum()
+    tables = TaskTables.make(shop, config.targets.longtail_share)
+    new = list(iterate_records(shop, config, tables, 3, known))
+    assert new and min(record.user for record in new) == 5
+
+    def targets(records, least) -> set:
+        """(user, row of the target's session, task, target) behind `least` rows of the user."""
+        found = set()
+        for record in records:
+            first, end = (int(a[record.user]) for a in (histories.offsets, histories.valid_start))
+            # The window's place: its last session is the one after the history.
+            starts = [
+                start
+                for start in range(first, end - len(record.item) + 1)
+                if (histories.item[start : start + len(record.item)] == record.item).all()
+            ]
+            for attach, task, item in zip(record.attach, record.task, record.target, strict=True):
+                row = starts[-1] + int(attach)
+                if row >= first + least[record.user]:
+                    found.add((record.user, row, int(task), int(item)))
+        return found
+
+    every = all_records(shop, config)
+    assert targets(new, known) == targets(every, known)
+    assert targets(new, known) == targets(new, np.zeros_like(known))
+    nothing = histories.valid_start - histories.offsets[:-1]
+    assert not list(iterate_records(shop, config, tables, 3, nothing))

@@ -128,6 +128,25 @@ def test_prices_of_texts():
     np.testing.assert_array_equal(prices_of(texts), [12.5, 3, np.nan, np.nan])
 
 
+@pytest.mark.parametrize(
+    "text, price",
+    [
+        ("1,234.50", 1234.5),
+        ("1.234,50 EUR", 1234.5),
+        ("1 234,50", 1234.5),
+        ("1'234.50", 1234.5),
+        ("1,234", 1234),
+        ("1,234,567", 1234567),
+        ("1.234", 1.234),
+        ("12,99", 12.99),
+        ("$5 - $9", 5),
+        ("12345.678", 12345.678),
+    ],
+)
+def test_a_price_may_have_groups_of_thousands(text, price):
+    np.testing.assert_array_equal(prices_of([json.dumps({"price": text})]), [price])
+
+
 def test_stems():
     words = ("berries", "dishes", "boxes", "nuts", "glass", "citrus", "gas", "ties")
     expected = ["berry", "dish", "box", "nut", "glass", "citrus", "gas", "tie"]

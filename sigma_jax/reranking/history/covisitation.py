@@ -51,13 +51,31 @@ def strongest_entries(table: sparse.csr_matrix, count: int) -> sparse.csr_matrix
     return sparse.csr_matrix((table.data[keep], table.indices[keep], ends), shape=table.shape)
 
 
-def count_covisits(histories: Histories, num_items: int) -> sparse.csr_matrix:
-    """float32 [I, I]: co-visitation counts of the training rows."""
+def count_covisits(
+    histories: Histories, num_items: int, known: Int64[np.ndarray, " U"] | None = None
+) -> sparse.csr_matrix:
+    """float32 [I, I]: co-visitation counts of the training rows.
+
+    Worked example: the counts of a log of 100 days are those of 99 days plus those with
+    known = the training rows of the 99 days.
+
+    Args:
+      known: the number of each user's first training rows whose counts are left out, with those
+        between two of them. They end with a session. None leaves out nothing.
+    """
     user, begin, end = training_sessions(histories)
+    is_new = np.ones(len(user), bool)
+    sessions = np.arange(len(user))
+    if known is not None:
+        is_new = begin >= (np.asarray(histories.offsets[:-1]) + known)[user]
+        sessions = np.flatnonzero(np.isin(user, user[is_new]))
     total = sparse.csr_matrix((num_items, num_items), dtype=np.float32)
-    for first in range(0, len(user), SESSIONS_A_STEP):
-        here = np.arange(first, min(first + SESSIONS_A_STEP, len(user)))
-        pairs = near_sessions(user, begin, end, here)
+    for first in range(0, len(sessions), SESSIONS_A_STEP):
+        here = sessions[first : first + SESSIONS_A_STEP]
+        earlier, later, distance = near_sessions(user, begin, end, here)
+        kept = is_new[later]
+        pairs = earlier[kept], later[kept], distance[kept]
+        here = here[is_new[here]]
         total = total + covisits_of(histories, num_items, begin, end, here, pairs)
     return total
 

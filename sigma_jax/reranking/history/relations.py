@@ -86,18 +86,25 @@ class Relations:
 
     @classmethod
     def make(
-        cls, data: PreparedData, vectors: Float[np.ndarray, "I D"], neighbours: int
+        cls,
+        data: PreparedData,
+        vectors: Float[np.ndarray, "I D"],
+        neighbours: int,
+        covisits: sparse.csr_matrix | None = None,
     ) -> Relations:
         """Relations of the training rows and of the network's `vectors` (unit length).
 
         Each row keeps its `neighbours` strongest entries.
+
+        Args:
+          covisits: `count_covisits` of the training rows, where they are counted already.
         """
         release_memory()  # the counts of baskets are large
-        covisits = _strongest_covisits(data, neighbours)
+        strongest = _strongest_covisits(data, neighbours, covisits)
         release_memory()
         ease = fit_ease(data, neighbours)
         release_memory()
-        return cls(*covisits, nearest_items(vectors, neighbours), ease)
+        return cls(*strongest, nearest_items(vectors, neighbours), ease)
 
     def tables(
         self,
@@ -155,10 +162,11 @@ class Relations:
 
 
 def _strongest_covisits(
-    data: PreparedData, count: int
+    data: PreparedData, count: int, raw: sparse.csr_matrix | None
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """The strongest covisits of each item, to later items and to earlier ones."""
-    raw = count_covisits(data.histories, len(data.catalogue))
+    if raw is None:
+        raw = count_covisits(data.histories, len(data.catalogue))
     forward = strongest_entries(damp_by_popularity(raw, data), count)
     raw = raw.T.tocsr()
     return forward, strongest_entries(damp_by_popularity(raw, data), count)

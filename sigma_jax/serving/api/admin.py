@@ -212,8 +212,8 @@ def writing(folder: FilePath) -> Iterator[None]:
 
 def changed(tenant: Tenant, change: Any, comment: str) -> Version:
     """A new active version: the active one after `change`."""
-    bundle = Bundle.open(tenant.folder)
     with writing(tenant.folder):
+        bundle = Bundle.open(tenant.folder)
         before = bundle.version(bundle.state()["active"])
         version = change(bundle, before)
         name = bundle.add_version(version, comment)

@@ -1,0 +1,1 @@
+"""Tables from files of any shape: a mapping file says how they are read; `spec.py` has its keys."""

@@ -1,0 +1,51 @@
+"""The command `prepare --inspect`: looks at foreign files and writes a proposed mapping file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sigma_jax.data.mapping.look import look_at_folder
+from sigma_jax.data.mapping.propose import propose
+from sigma_jax.data.mapping.render import render
+from sigma_jax.data.mapping.spec import FILE, read_mapping
+
+COMMAND = "python -m sigma_jax.prepare --inspect"
+
+
+def inspect_folder(folder: Path, overwrite: bool) -> str:
+    """Writes FOLDER/mapping.yaml, a proposal for the files in `folder`. Returns text to print.
+
+    Args:
+      overwrite: whether a mapping.yaml that is there is replaced.
+
+    Raises:
+      ValueError: `folder` is none, mapping.yaml is there, or no file looks like a log.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--inspect={folder} is not a folder; give the folder of your files.")
+    path = folder / FILE
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists; correct it by hand, or replace it with --overwrite.")
+    looks, left_out = look_at_folder(folder)
+    proposals = propose(looks)
+    used = {name for proposal in proposals.values() for name in _file_names(proposal.section)}
+    left_out = left_out + [
+        f"{name}: {', '.join(look.columns)}"
+        for look in looks
+        for name in look.names
+        if name not in used
+    ]
+    text = render(proposals, sorted(left_out), COMMAND)
+    read_mapping(path, text)  # what is proposed can be read
+    path.write_text(text, encoding="utf-8")
+    return (
+        f"{text}\nThis is {path} now. Check it, then run:\n"
+        f"python -m sigma_jax.prepare --config=configs/sft.py:files --config.data.path={folder} "
+        "--workdir=runs/mine\n"
+    )
+
+
+def _file_names(section: dict) -> list[str]:
+    """The files of a section and of its joins."""
+    names = section["file"] if isinstance(section["file"], list) else [section["file"]]
+    return [*names, *(name for part in section.get("join", []) for name in _file_names(part))]

@@ -1,0 +1,1 @@
+"""A refresh: new rows become part of a trained workdir without training from the start."""
