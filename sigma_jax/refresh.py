@@ -1,4 +1,4 @@
-"""Brings a trained recommender up to date with new rows, without training from the start.
+"""Brings a trained recommender up to date with new rows.
 
     python -m sigma_jax.refresh --workdir=runs/demo --interactions=today.parquet \\
         --items=new_items.jsonl --export=exports/demo

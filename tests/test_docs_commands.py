@@ -137,7 +137,8 @@ def is_known(words: list[str]) -> bool:
         exist = all((ROOT / path).exists() for path in paths if path != "docs/_build")
         return exist and re.search(rf"^{words[0]}\b", CI, re.MULTILINE) is not None
     if words[:2] == ["python", "-m"] and words[2].startswith("launch."):
-        is_plain = len(words) == 3 or words[2] == "launch.leak"  # tests/test_leak.py runs it
+        is_tested = words[2] in ("launch.leak", "launch.benchmarks.chaos")  # with other arguments
+        is_plain = len(words) == 3 or is_tested
         return (ROOT / f"{words[2].replace('.', '/')}.py").is_file() and is_plain
     if words[0].startswith(("launch/", ".ci/")):
         return os.access(ROOT / words[0], os.X_OK)

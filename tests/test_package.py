@@ -113,7 +113,7 @@ def commands() -> set[str]:
     return {
         path.stem
         for path in Path(sigma_jax.__file__).parent.glob("*.py")
-        if "cli.run_command(main)" in path.read_text()
+        if "cli.run_command(main" in path.read_text()
     }
 
 

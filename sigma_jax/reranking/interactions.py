@@ -67,14 +67,14 @@ class Interactions:
     def parts(
         self, inputs: Float[Array, "N n X"], shares: Float32[Array, "N rows"]
     ) -> Float32[Array, "N n X"]:
-        """By how much each input changes the addition to its item, against 0 in its place.
+        """By how much each input changes the addition to its item, against its mean in its place.
 
         The parts do not sum to the addition, since inputs act together.
         """
         whole = self.added(inputs, shares)
 
         def part(column: Array) -> Array:
-            return whole - self.added(inputs.at[..., column].set(0.0), shares)
+            return whole - self.added(inputs.at[..., column].set(self.mean[column]), shares)
 
         return jnp.moveaxis(jax.lax.map(part, jnp.arange(inputs.shape[-1])), 0, -1)
 

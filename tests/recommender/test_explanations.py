@@ -104,7 +104,7 @@ def test_a_typical_item_is_the_mean_of_all_candidates_by_the_network(asked):
 
 
 def test_interactions_lead_from_the_sum_to_the_rank(asked, found):
-    """The part of a feature is the addition with it less the addition with 0 in its place."""
+    """The part of a feature is the addition with it less the addition with its mean in its place."""
     recommender, _ = asked
     steps, interactions = found.explanations.of_items, recommender.parts.reranker.interactions
     inputs = np.concatenate([steps.network[..., None], steps.values[..., :USER]], axis=-1)
@@ -113,7 +113,7 @@ def test_interactions_lead_from_the_sum_to_the_rank(asked, found):
     np.testing.assert_allclose(rest, rest[:, :1].repeat(COUNT, axis=1), atol=1e-4)
     for feature in range(USER):
         without = inputs.copy()
-        without[..., 1 + feature] = 0
+        without[..., 1 + feature] = interactions.mean[1 + feature]
         part = added - np.asarray(interactions.added(without, found.tasks))
         np.testing.assert_allclose(steps.interactions[..., feature], part, atol=1e-4)
     assert np.abs(steps.interactions[..., :USER]).max() > 0.01

@@ -267,7 +267,7 @@ def test_rows_are_answered_as_the_command_does(export_copy, data, tmp_path):
         (
             {"user_id": "a", "history": [{"item_id": "i001", "timestamp": "yesterday"}]},
             "row 2: timestamp='yesterday' is not a time; use ISO 8601 (2024-05-01 12:30:00) or "
-            "unix seconds.",
+            "unix seconds, from 1900 to 2100.",
         ),
         (
             {"user_id": "a", "history": [{"timestamp": 3}]},

@@ -81,7 +81,7 @@ def test_inference_is_compiled_for_the_arrays_of_a_recommender(task, model, monk
     found = inference(task.config, recommender.generator.config, backbone, sizes_of(task), mesh)
     state, tables, _, scorer, index, prompts = found.arguments
     _, own_state, own_tables, _, own_scorer, own_prompts, *_ = called["search_beams"]
-    own_index, _, _, inputs, _, _ = called["rank"]
+    own_index, _, _, inputs, *_ = called["rank"]
     assert leaves(state) == leaves(own_state) and leaves(tables) == leaves(own_tables)
     for name in ("vectors", "sorted_items", "row_of_item"):
         assert leaves(getattr(index, name)) == leaves(getattr(own_index, name))

@@ -115,7 +115,7 @@ class Feature(Strict):
         description="The mean contribution of the candidates, by the network's P."
     )
     interaction: float = Field(
-        description="What the small network over the features would add less to log p without it."
+        description="What the small network would add less to log p with a mean value in its place."
     )
     factor: float = Field(
         description="By the sum, its odds are so many times those of an item with a typical value."
