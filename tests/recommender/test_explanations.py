@@ -104,7 +104,7 @@ def test_a_typical_item_is_the_mean_of_all_candidates_by_the_network(asked):
 
 
 def test_interactions_lead_from_the_sum_to_the_rank(asked, found):
-    """The part of a feature is the addition with it less the addition with its mean in its place."""
+    """The part of a feature is the addition with it less that with its mean in its place."""
     recommender, _ = asked
     steps, interactions = found.explanations.of_items, recommender.parts.reranker.interactions
     inputs = np.concatenate([steps.network[..., None], steps.values[..., :USER]], axis=-1)
