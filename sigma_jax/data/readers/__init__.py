@@ -9,7 +9,8 @@
 Files of text may be compressed (.gz, .zst).
 """
 
-from sigma_jax.data.readers.find import (
+from sigma_jax.data.readers.part import Opened, Part
+from sigma_jax.data.readers.paths import (
     SUFFIXES,
     TABLE_SUFFIXES,
     candidates,
@@ -17,7 +18,6 @@ from sigma_jax.data.readers.find import (
     find,
     open_table,
 )
-from sigma_jax.data.readers.part import Opened, Part
 
 __all__ = [
     "SUFFIXES",

@@ -8,7 +8,7 @@ import ibis
 
 from sigma_jax.data import database, readers
 from sigma_jax.data.config import DataConfig
-from sigma_jax.data.readers.find import similar
+from sigma_jax.data.readers.paths import similar
 from sigma_jax.data.tables import TABLES, Tables
 from sigma_jax.schema import VECTORS
 
