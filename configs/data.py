@@ -69,6 +69,8 @@ BASE = {
         "min_lift": 1.3,
         "items_per_theme": 300,
     },
+    "engine": "duckdb",
+    "spark": {"master": "local[*]", "folder": ""},
     "memory_limit": "2GB",
     "threads": 2,
 }

@@ -54,7 +54,7 @@ from sigma_jax.tasks.instructions import all_sentences, available_tasks
 FLAGS = flags.FLAGS
 SCRATCH = ".database"
 # Settings that do not change the result: files are identified by their content, machines differ.
-MACHINE_FIELDS = ("path", "files", "memory_limit", "threads")
+MACHINE_FIELDS = ("path", "files", "engine", "spark", "memory_limit", "threads")
 
 
 def prepare(
@@ -74,7 +74,7 @@ def prepare(
     started = time.monotonic()
     scratch = folder / SCRATCH
     try:
-        with database.open_database(scratch, config.memory_limit, config.threads) as con:
+        with database.open_engine(config, scratch) as con:
             data_card = _prepare(con, config, seed, folder, extra_texts)
             (folder / card.FILE).write_text(card.render(data_card), encoding="utf-8")
     finally:

@@ -15,13 +15,42 @@ from typing import Any
 
 import duckdb
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
+from sigma_jax.data.config import DataConfig
+from sigma_jax.data.engines import spark
+
 BATCH_ROWS = 100_000  # rows that are streamed together
 # The package that fsspec needs for the URLs of each protocol.
 _FSSPEC_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs", "az": "adlfs"}
+
+
+@ibis.udf.scalar.builtin(name="json_extract_string")
+def _json_text(value: dt.JSON, path: str) -> str:
+    """The value at `path`, strings without their quotes. The database computes it."""
+
+
+@contextlib.contextmanager
+def open_engine(config: DataConfig, folder: Path) -> Iterator[ibis.BaseBackend]:
+    """The engine of `config`, for the body of a `with`; its tables lie in `folder`.
+
+    The folder is created; the caller removes it.
+
+    Raises:
+      ValueError: the engine cannot be opened, or a step in the body failed. One line says why.
+    """
+    if config.engine == "duckdb":
+        with open_database(folder, config.memory_limit, config.threads) as con:
+            yield con
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = config.spark.folder or str(folder.resolve())
+    tables = f"{tables.rstrip('/')}/spark"
+    with spark.open_spark(tables, config.spark.master, config.memory_limit, config.threads) as con:
+        yield con
 
 
 @contextlib.contextmanager
@@ -113,6 +142,28 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
+def numbered(con: ibis.BaseBackend, table: ir.Table) -> ir.Table:
+    """`table` with its rows numbered from 0 as source_row, in the order of the source.
+
+    A table that was opened by Spark has these numbers: there, rows have no order.
+    """
+    if con.name == spark.NAME:
+        return table
+    # A column of JSON lines with values of several types arrives as JSON; its text is taken.
+    mixed = [column for column in table.columns if table[column].type().is_json()]
+    table = table.mutate(**{column: _json_text(table[column], "$") for column in mixed})
+    return table.mutate(source_row=ibis.row_number().cast("int64"))
+
+
+def hand_over(reader: ibis.BaseBackend, table: ir.Table, con: ibis.BaseBackend) -> ir.Table:
+    """`table` of the DuckDB `reader` as a table of Spark, through a Parquet file."""
+    path = spark.new_path(con, "parquet")
+    if is_url(path):
+        register_url(reader, path)
+    reader.to_parquet(numbered(reader, table), path)
+    return spark.read_parquet(con, path, has_numbers=True)
+
+
 def save(con: ibis.BaseBackend, name: str, table: ir.Table) -> ir.Table:
     """The table `name` of the database, which now holds the rows of `table`, computed once."""
     return con.create_table(name, table)
@@ -120,12 +171,17 @@ def save(con: ibis.BaseBackend, name: str, table: ir.Table) -> ir.Table:
 
 def from_arrow(con: ibis.BaseBackend, name: str, table: pa.Table) -> ir.Table:
     """The table `name` of the database, which now holds the rows of an Arrow table."""
+    if con.name == spark.NAME:
+        return spark.from_arrow(con, name, table)
     con.con.register(f"arrow_{name}", table)
     return save(con, name, con.table(f"arrow_{name}"))
 
 
 def batches(con: ibis.BaseBackend, table: ir.Table) -> Iterator[pa.RecordBatch]:
     """The rows of `table`, a batch at a time. duckdb.Error if DuckDB fails on the way."""
+    if con.name == spark.NAME:
+        yield from spark.batches(con, table, BATCH_ROWS)
+        return
     try:
         yield from con.to_pyarrow_batches(table, chunk_size=BATCH_ROWS)
     except (OSError, pa.ArrowException) as error:  # Arrow wraps the errors of DuckDB
@@ -157,11 +213,26 @@ def columns(
 
 
 def stream_arrow(con: ibis.BaseBackend, table: ir.Table, path: Path) -> None:
-    """Writes `table` as an uncompressed Arrow file, a batch at a time."""
+    """Writes `table` as an uncompressed Arrow file, in batches of BATCH_ROWS."""
     schema = table.schema().to_pyarrow()
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for batch in batches(con, table):
-            writer.write_batch(batch.cast(schema))
+        for batch in _equal_batches(batches(con, table), schema):
+            writer.write_batch(batch)
+
+
+def _equal_batches(given: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of `given` in batches of BATCH_ROWS, so that a file is the same with each engine."""
+    waiting, rows = [], 0
+    for batch in given:
+        waiting.append(batch.cast(schema))
+        rows += batch.num_rows
+        if rows >= BATCH_ROWS:
+            table = pa.Table.from_batches(waiting).combine_chunks()
+            whole = rows // BATCH_ROWS * BATCH_ROWS
+            yield from table.slice(0, whole).to_batches(BATCH_ROWS)
+            waiting, rows = table.slice(whole).to_batches(), rows - whole
+    if rows:
+        yield from pa.Table.from_batches(waiting).combine_chunks().to_batches()
 
 
 def optional_import(name: str, remedy: str) -> ModuleType:

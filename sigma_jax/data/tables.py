@@ -24,6 +24,7 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from sigma_jax.data import database
+from sigma_jax.data.engines.dialect import is_blank, one_line, text_of_number, trimmed
 from sigma_jax.data.times import DAYS, NOT_A_TIME, SCALES, YEARS
 
 TABLES = ("items", "interactions", "users", "searches", "themes", "knowledge")
@@ -55,11 +56,6 @@ class Tables:
     files: dict[str, str]  # use -> path of every file that is read, for checksums
     has_times: bool  # False: timestamps are null, and rows are in order of time
     has_composed_searches: bool  # True: nobody typed the queries; clicks are the items' popularity
-
-
-@ibis.udf.scalar.builtin(name="json_extract_string")
-def _json_text(value: dt.JSON, path: str) -> str:
-    """The value at `path`, strings without their quotes. The database computes it."""
 
 
 class Checker:
@@ -130,7 +126,7 @@ class Checker:
             return None
         table = self._load("searches")
         table = self._check_ids("searches", as_id(table, "item_id"), "item_id")
-        query = table["query"].cast("string").strip().re_replace(r"\s+", " ").lower()
+        query = one_line(table["query"].cast("string")).lower()
         table = table.mutate(query=query[: self.max_chars])
         table = self._check_ids("searches", table, "query")
         columns = {name: table[name] for name in ("query", "item_id", "source_row")}
@@ -164,7 +160,7 @@ class Checker:
         if self.tables.themes is None:
             return None
         table = self._load("themes")
-        columns = {name: table[name].cast("string").strip() for name in ("theme", "kind")}
+        columns = {name: trimmed(table[name].cast("string")) for name in ("theme", "kind")}
         has_items = "item_id" in table.columns
         columns["item_id"] = table["item_id"] if has_items else ibis.null(dt.string)
         for name in ("start", "end"):
@@ -201,13 +197,15 @@ class Checker:
         if self.tables.knowledge is None:
             return None
         table = self._load("knowledge")
-        text = table["text"].cast("string").strip().re_replace(r"\s+", " ")
+        text = one_line(table["text"].cast("string"))
         columns = {"text": text[: self.max_chars]}
         for name in ("item_id", "category"):
             given = table[name] if name in table.columns else ibis.null(dt.string)
-            columns[name] = as_text(given).strip().nullif("")
+            columns[name] = trimmed(as_text(given)).nullif("")
         has_weight = "weight" in table.columns
-        given = as_text(table["weight"]).strip().nullif("") if has_weight else ibis.null(dt.string)
+        given = ibis.null(dt.string)
+        if has_weight:
+            given = trimmed(as_text(table["weight"])).nullif("")
         columns |= {"given": given, "weight": given.try_cast("float64").fill_null(1.0)}
         table = self._check_ids("knowledge", table.select("source_row", **columns), "text")
         self._refuse(
@@ -237,10 +235,7 @@ class Checker:
         """
         table, file = getattr(self.tables, name), self.tables.names[name]
         self._need_columns(name, table, _NEEDED[name])
-        # A column of JSON lines with values of several types arrives as JSON; its text is taken.
-        mixed = [column for column in table.columns if table[column].type().is_json()]
-        table = table.mutate(**{column: _json_text(table[column], "$") for column in mixed})
-        table = table.mutate(source_row=ibis.row_number().cast("int64"))
+        table = database.numbered(self.con, table)
         with database.errors_of_file(file, "save it as UTF-8 CSV, JSON lines or Parquet"):
             kept = database.save(self.con, f"raw_{name}", table)
         if not database.count(self.con, kept):
@@ -258,7 +253,7 @@ class Checker:
             )
 
     def _check_ids(self, name: str, table: ir.Table, column: str) -> ir.Table:
-        empty = table.filter(table[column].isnull() | (table[column].strip() == ""))
+        empty = table.filter(table[column].isnull() | is_blank(table[column]))
         self._refuse(name, empty, column, column, "is empty; fill it or delete the row")
         return table
 
@@ -342,16 +337,16 @@ def as_id(table: ir.Table, column: str) -> ir.Table:
 
 def as_text(value: ir.Value) -> ir.StringValue:
     """A value as text. 7.0 becomes "7": a column of integers with gaps arrives as floats."""
-    text = value.cast("string")
-    if value.type().is_floating():
-        return (value == value.floor()).ifelse(value.try_cast("int64").cast("string"), text)
-    return text
+    if not value.type().is_floating():
+        return value.cast("string")
+    whole = value.try_cast("int64").cast("string")
+    return (value == value.floor()).ifelse(whole, text_of_number(value))
 
 
 def as_number(value: ir.Value) -> ir.FloatingValue:
     """A number, or the text of a number, as float64; null for infinity, NaN and other values."""
     if not value.type().is_numeric():
-        value = value.cast("string").strip()
+        value = trimmed(value.cast("string"))
     number = value.try_cast("float64")
     return (number.isinf() | number.isnan()).ifelse(ibis.null("float64"), number)
 
@@ -389,7 +384,7 @@ def unix_seconds(value: ir.Value) -> ir.Value:
     seconds = _numeric_seconds(as_number(value))
     if kind.is_numeric():
         return seconds
-    iso = value.cast("string").strip().try_cast(dt.Timestamp(timezone="UTC"))
+    iso = trimmed(value.cast("string")).try_cast(dt.Timestamp(timezone="UTC"))
     return ibis.coalesce(seconds, _whole_seconds(iso))
 
 

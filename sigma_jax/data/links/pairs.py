@@ -24,9 +24,6 @@ from sigma_jax.data.vectors import unit_rows
 from sigma_jax.hashing import mix64
 from sigma_jax.schema import Links, RelevancePairs
 
-# A partner's score is count / popularity ** POPULARITY_POWER. Power 0 ranks best-sellers first for
-# every item, power 1 ranks rare items first. One half ranks as the cosine of the items' sessions.
-POPULARITY_POWER = 0.5
 # A larger session is sampled: its number of pairs grows with the square of its items.
 MAX_SESSION_ITEMS = 60
 PAIRS_AT_ONCE = 10_000_000  # rows of the self-join that are held at a time
@@ -73,7 +70,10 @@ def is_heldout(left: np.ndarray, right: np.ndarray, share: float) -> np.ndarray:
 def co_occurrence_pairs(
     con: ibis.BaseBackend, training: ir.Table, has_sessions: bool, config: PairsConfig
 ) -> RelevancePairs | None:
-    """The `per_item` best partners of each item, by count / popularity ** POPULARITY_POWER.
+    """The `per_item` best partners of each item, by count / sqrt(popularity).
+
+    Without the root, best-sellers come first for every item; with the popularity itself, rare items
+    do. With the root the order is that of the cosine of the items' sessions.
 
     The self-join runs over slices of the left items, so memory does not grow with the log.
 
@@ -136,7 +136,8 @@ def _window_pairs(events: ir.Table, slices: int, part: int, config: PairsConfig)
     pairs = ibis.union(*parts)
     pairs = pairs.filter(pairs["left"] % slices == part)
     # A sum of whole numbers is the same in any order of rows; a sum of fractions is not.
-    weight = (2520 / pairs["distance"]).round().cast("int64").sum() / 2520.0
+    whole = (2520 / pairs["distance"]).round().cast("int64").sum()
+    weight = whole.cast("float64") / 2520.0
     return pairs.group_by("left", "right").agg(count=pairs.count(), weight=weight)
 
 
@@ -145,8 +146,9 @@ def _best_partners(counts: ir.Table, frequent: ir.Table, config: PairsConfig) ->
     counts = counts.filter(counts["count"] >= config.min_count)
     counts = counts.inner_join(frequent, counts["right"] == frequent["item"])
     popularity = counts["popularity"].cast("float64")
-    scored = counts.mutate(score=counts["weight"] / popularity.pow(POPULARITY_POWER))
-    order = [scored["score"].round(9).desc(), scored["right"]]
+    # A square root is exact to the last bit in every engine; other powers are not.
+    scored = counts.mutate(score=counts["weight"] / popularity.sqrt())
+    order = [(scored["score"] * 1e9).floor().desc(), scored["right"]]
     rank = ibis.row_number().over(group_by=scored["left"], order_by=order)
     ranked = scored.select("left", "right", "score", "count", rank=rank)
     return ranked.filter(ranked["rank"] < config.per_item)
@@ -159,10 +161,14 @@ def _undirected(
     low, high = ibis.least(best["left"], best["right"]), ibis.greatest(best["left"], best["right"])
     both = best.select("rank", "count", low=low, high=high)
     pairs = both.group_by("low", "high").agg(rank=both["rank"].min(), count=both["count"].max())
-    order = [pairs["rank"], pairs["count"].desc(), pairs["low"], pairs["high"]]
-    kept = database.save(con, "co_pairs", pairs.order_by(order).limit(config.max_pairs))
+    kept = database.save(con, "co_pairs", pairs)
+    number = database.count(con, kept)
+    if number > config.max_pairs:
+        order = [kept["rank"], kept["count"].desc(), kept["low"], kept["high"]]
+        kept = database.save(con, "best_co_pairs", kept.order_by(order).limit(config.max_pairs))
+        number = config.max_pairs
     dtypes = {"low": np.int32, "high": np.int32}
-    columns = database.columns(con, kept, dtypes, database.count(con, kept))
+    columns = database.columns(con, kept, dtypes, number)
     return make_pairs("co_occurrence", columns["low"], columns["high"], None, config)
 
 

@@ -291,15 +291,11 @@ def _lifts(
     ]
     # Between two edges the active themes do not change. Events are counted for each such span, and
     # spans are joined to themes.
-    edge_rows = pa.table(
-        {"time": pa.array(edges, pa.int64()), "span": pa.array(range(len(edges)), pa.int32())}
-    )
-    edge_table = database.from_arrow(con, "theme_edges", edge_rows)
     columns = zip(*sorted(set(spans)), strict=True)
     span_rows = pa.table([pa.array(c, pa.int32()) for c in columns], ["theme", "span"])
     span_table = database.from_arrow(con, "theme_spans", span_rows)
-    events = training.select("item", "time").asof_join(edge_table, "time")
-    events = events.filter(events["span"].notnull()).group_by("item", "span")
+    events = training.select("item", span=last_edge(training["time"], edges))
+    events = events.filter(events["span"] >= 0).group_by("item", "span")
     inside = events.agg(events=lambda t: t.count()).inner_join(span_table, "span")
     item_totals = training.group_by("item").agg(all=training.count())
     per_theme = inside.group_by("theme").agg(theme_events=inside["events"].sum())
@@ -316,6 +312,21 @@ def _lifts(
     is_lifted = (lifts["inside"] >= config.min_count) & (lifts["lift"] >= config.min_lift)
     is_lifted = is_lifted & (lifts["sigmas"] >= MIN_SIGMAS)
     return lifts.filter(is_lifted).select("theme", "item", "lift")
+
+
+def last_edge(time: ir.IntegerValue, edges: Sequence[int]) -> ir.IntegerValue:
+    """The number of the last of the ascending `edges` that is not after `time`; -1: none is.
+
+    Worked example: edges [10, 20]: time 9 gives -1, 10 gives 0, 25 gives 1.
+    """
+
+    def search(first: int, end: int) -> ir.IntegerValue:  # a binary search, as one expression
+        if first == end:
+            return ibis.literal(first - 1, "int32")
+        middle = (first + end) // 2
+        return (time < edges[middle]).ifelse(search(first, middle), search(middle + 1, end))
+
+    return search(0, len(edges))
 
 
 def _time_range(con: ibis.BaseBackend, training: ir.Table) -> tuple[int, int]:

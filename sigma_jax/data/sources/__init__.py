@@ -6,9 +6,11 @@ import dataclasses
 
 import ibis
 
+from sigma_jax.data import database
 from sigma_jax.data.config import DataConfig
+from sigma_jax.data.engines import spark
 from sigma_jax.data.sources import amazon, complete_journey, files
-from sigma_jax.data.tables import Tables
+from sigma_jax.data.tables import TABLES, Tables
 
 
 def paths(config: DataConfig) -> dict[str, str]:
@@ -28,6 +30,9 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
     match config.source:
         case "files":
             return files.read(con, config)
+        case _ if con.name == spark.NAME:
+            with files.reader() as reader:
+                return _handed_over(reader, read(reader, config), con)
         case "amazon":
             tables = amazon.read(con, config)
         case _:
@@ -40,6 +45,19 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         knowledge=files.open_table(con, path["knowledge"]),
         names=tables.names | path,
         files=tables.files | path,
+    )
+
+
+def _handed_over(reader: ibis.BaseBackend, tables: Tables, con: ibis.BaseBackend) -> Tables:
+    """`tables` of the DuckDB `reader` as tables of Spark."""
+    given = {name: getattr(tables, name) for name in TABLES}
+    return dataclasses.replace(
+        tables,
+        **{
+            name: database.hand_over(reader, table, con)
+            for name, table in given.items()
+            if table is not None
+        },
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import ibis
@@ -9,10 +12,12 @@ import ibis.expr.types as ir
 
 from sigma_jax.data import database
 from sigma_jax.data.config import DataConfig
+from sigma_jax.data.engines import spark
 from sigma_jax.data.tables import TABLES, Tables
 from sigma_jax.schema import VECTORS
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")
+READER_MEMORY = "1GB"  # of the DuckDB that reads files for another engine
 VECTOR_SUFFIXES = (".npy", ".parquet")
 
 
@@ -82,6 +87,8 @@ def open_table(con: ibis.BaseBackend, path: str) -> ir.Table:
     Raises:
       ValueError: the file cannot be read.
     """
+    if con.name == spark.NAME:
+        return _open_in_spark(con, path)
     if database.is_url(path):
         database.register_url(con, path)
     with database.errors_of_file(path, "save it as UTF-8 CSV, JSON lines or Parquet"):
@@ -91,6 +98,24 @@ def open_table(con: ibis.BaseBackend, path: str) -> ir.Table:
             # All columns are strings, so that an id of 007 does not become 7.
             return con.read_csv(path, all_varchar=True, header=True)
         return _read_json(con, path)
+
+
+def _open_in_spark(con: ibis.BaseBackend, path: str) -> ir.Table:
+    """The file at `path` as a table of Spark: Parquet directly, other files read by DuckDB."""
+    if path.endswith(".parquet"):
+        return spark.read_parquet(con, path)
+    with reader() as duck:
+        return database.hand_over(duck, open_table(duck, path), con)
+
+
+@contextlib.contextmanager
+def reader() -> Iterator[ibis.BaseBackend]:
+    """A DuckDB that reads files for another engine, for the body of a `with`."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        database.open_database(Path(scratch), READER_MEMORY, 2) as con,
+    ):
+        yield con
 
 
 def _read_json(con: ibis.BaseBackend, path: str) -> ir.Table:
