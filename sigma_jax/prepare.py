@@ -100,6 +100,7 @@ class NumberedTables:
     knowledge: ir.Table | None
     items: ir.Table  # item, item_id, title, text, category: the catalogue
     users: ir.Table  # user, user_id, profile
+    all_events: ir.Table  # the interactions, with the training rows of cold items
     events: ir.Table  # user, session, item, time, place
     row_counts: ir.Table  # user, rows, valid_rows, test_rows
     training: ir.Table  # the training rows of `events`
@@ -124,6 +125,7 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
     items, events, row_counts, has_sessions = split_log(
         con, source, config, item_texts, interactions, users
     )
+    all_events = events
     if config.split.cold_share:
         cold = splits.draw_cold_items(con, items, config.split.cold_share, seed)
         events, row_counts = splits.remove_cold_items(con, events, row_counts, cold)
@@ -140,6 +142,7 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
         knowledge=given_knowledge,
         items=items,
         users=users,
+        all_events=all_events,
         events=events,
         row_counts=row_counts,
         training=database.save(con, "training", splits.training_events(events, row_counts)),
@@ -169,7 +172,9 @@ def _prepare(
     """Writes every file into `folder`, with the database `con`. Returns the data card."""
     tables = number_tables(con, config, seed)
     num_users = database.count(con, tables.users)
-    histories = splits.build_histories(con, tables.events, tables.row_counts, num_users)
+    histories = splits.build_histories(
+        con, tables.events, tables.row_counts, num_users, folder / SCRATCH
+    )
     histories.save(folder)
     catalogue = save_catalogue(con, tables.items, tables.training, folder)
     user_rows = tables.users.order_by("user").select("user_id", "profile")
@@ -407,7 +412,7 @@ def _queries(tables: NumberedTables, config: DataConfig, histories: Histories) -
     else:
         latest = None
         if config.split.kind == "by_time":
-            latest, _ = splits.split_times(con, con.table("events"), config.split)
+            latest, _ = splits.split_times(con, tables.all_events, config.split)
         target_times = splits.target_times(con, histories)
         clicks = queries.clicks_of_searches(searches, tables.users, target_times, latest)
     return queries.build_queries(con, clicks, tables.items)

@@ -199,10 +199,23 @@ def count(con: ibis.BaseBackend, table: ir.Table) -> int:
 
 
 def columns(
-    con: ibis.BaseBackend, table: ir.Table, dtypes: Mapping[str, Any], num_rows: int
+    con: ibis.BaseBackend,
+    table: ir.Table,
+    dtypes: Mapping[str, Any],
+    num_rows: int,
+    folder: Path | None = None,
 ) -> dict[str, np.ndarray]:
-    """Columns of `table` as arrays of `num_rows`; memory holds one batch besides the arrays."""
-    arrays = {name: np.empty(num_rows, dtype) for name, dtype in dtypes.items()}
+    """Columns of `table` as arrays of `num_rows`; memory holds one batch besides the arrays.
+
+    With a `folder` the arrays are files in it, memory-mapped.
+    """
+
+    def new_array(name: str, dtype: Any) -> np.ndarray:
+        if folder is None or not num_rows:  # an empty file cannot be mapped
+            return np.empty(num_rows, dtype)
+        return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (num_rows,))
+
+    arrays = {name: new_array(name, dtype) for name, dtype in dtypes.items()}
     row = 0
     for batch in batches(con, table.select(*dtypes)):
         for name, array in arrays.items():

@@ -7,10 +7,13 @@ uses these expressions for them.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import ibis
 import ibis.expr.types as ir
 
+Edge = TypeVar("Edge")
 # Ibis would write these characters into a literal, where Spark reads \v and \f as v and f.
 _BLANK = r"[\s\x0b]"
 PLAIN = (1e-3, 1e7)  # from .. to: numbers that all engines write without an exponent
@@ -46,6 +49,27 @@ def last_level(path: ir.StringValue, separator: str) -> ir.StringValue:
 def _literal(text: str) -> str:
     """A pattern that matches `text`, without escapes of letters."""
     return "".join(f"[{c}]" if c in "|.*+?(){}$-" else re.escape(c) for c in text)
+
+
+def last_edge(
+    edges: Sequence[Edge], is_before: Callable[[Edge], ir.BooleanValue]
+) -> ir.IntegerValue:
+    """The number of the last of the ascending `edges` that is not after the row; -1: none is.
+
+    Worked example: edges [10, 20], is_before(edge) = time < edge. Time 9 gives -1, 10 gives 0 and
+    25 gives 1.
+
+    Args:
+      is_before: whether the row comes before an edge.
+    """
+
+    def search(first: int, end: int) -> ir.IntegerValue:  # a binary search, as one expression
+        if first == end:
+            return ibis.literal(first - 1, "int32")
+        middle = (first + end) // 2
+        return is_before(edges[middle]).ifelse(search(first, middle), search(middle + 1, end))
+
+    return search(0, len(edges))
 
 
 def json_string(text: ir.StringValue) -> ir.StringValue:

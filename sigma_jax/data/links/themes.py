@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from sigma_jax.data import database
 from sigma_jax.data.config import ThemesConfig
+from sigma_jax.data.engines.dialect import last_edge
 from sigma_jax.schema import DAY, Links, Themes
 
 SHRINKAGE = 10.0  # interactions at the average share added to every item, as few prove little
@@ -294,7 +295,7 @@ def _lifts(
     columns = zip(*sorted(set(spans)), strict=True)
     span_rows = pa.table([pa.array(c, pa.int32()) for c in columns], ["theme", "span"])
     span_table = database.from_arrow(con, "theme_spans", span_rows)
-    events = training.select("item", span=last_edge(training["time"], edges))
+    events = training.select("item", span=last_edge(edges, lambda edge: training["time"] < edge))
     events = events.filter(events["span"] >= 0).group_by("item", "span")
     inside = events.agg(events=lambda t: t.count()).inner_join(span_table, "span")
     item_totals = training.group_by("item").agg(all=training.count())
@@ -312,21 +313,6 @@ def _lifts(
     is_lifted = (lifts["inside"] >= config.min_count) & (lifts["lift"] >= config.min_lift)
     is_lifted = is_lifted & (lifts["sigmas"] >= MIN_SIGMAS)
     return lifts.filter(is_lifted).select("theme", "item", "lift")
-
-
-def last_edge(time: ir.IntegerValue, edges: Sequence[int]) -> ir.IntegerValue:
-    """The number of the last of the ascending `edges` that is not after `time`; -1: none is.
-
-    Worked example: edges [10, 20]: time 9 gives -1, 10 gives 0, 25 gives 1.
-    """
-
-    def search(first: int, end: int) -> ir.IntegerValue:  # a binary search, as one expression
-        if first == end:
-            return ibis.literal(first - 1, "int32")
-        middle = (first + end) // 2
-        return (time < edges[middle]).ifelse(search(first, middle), search(middle + 1, end))
-
-    return search(0, len(edges))
 
 
 def _time_range(con: ibis.BaseBackend, training: ir.Table) -> tuple[int, int]:
