@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from sigma_jax.data import card, database, sentences, sources, splits, text, vectors
+from sigma_jax.data import card, counts, database, sentences, sources, splits, text, vectors
 from sigma_jax.data.config import DataConfig, PairsConfig
 from sigma_jax.data.links import pairs, queries, themes
 from sigma_jax.data.links.knowledge import build_knowledge, items_of_knowledge
@@ -180,6 +180,8 @@ def _prepare(
     user_rows = tables.users.order_by("user").select("user_id", "profile")
     database.stream_arrow(con, user_rows, folder / "users.arrow")
 
+    if config.counts:
+        _save_counts(tables, folder / "counts")
     made_queries = _queries(tables, config, histories)
     made_themes, theme_statistics = themes.build_themes(
         con, tables.themes, tables.items, tables.training, config.themes, tables.source.has_times
@@ -334,6 +336,15 @@ def save_catalogue(
     catalogue = Catalogue(read_arrow(texts), categories=categories.combine_chunks(), **columns)
     catalogue.save(folder)
     return Catalogue.load(folder)
+
+
+def _save_counts(tables: NumberedTables, folder: Path) -> None:
+    """Writes the counts of the rows before the validation targets, and before the test targets."""
+    counts.save_counts(tables.con, tables.training, folder / "training")
+    rows = tables.events.inner_join(tables.row_counts.select("user", "test_rows"), "user")
+    known = rows.filter(rows["place"] < rows["test_rows"]).drop("test_rows")
+    known = database.save(tables.con, "known", known)
+    counts.save_counts(tables.con, known, folder / "known")
 
 
 def _save_vectors(tables: NumberedTables, folder: Path) -> dict[str, int]:

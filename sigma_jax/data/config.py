@@ -121,6 +121,9 @@ class DataConfig:
     text_tokenizer: TextTokenizerConfig
     pairs: PairsConfig
     themes: ThemesConfig
+    # The engine counts what the reranker reads (data/counts.py), for logs that one process cannot
+    # count. False: the stage that needs the counts makes them by the same expressions in DuckDB.
+    counts: bool
     engine: str  # one of ENGINES; the artifact is the same with each
     spark: SparkConfig
     memory_limit: str  # of DuckDB or of a local Spark, such as "2GB"

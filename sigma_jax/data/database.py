@@ -19,6 +19,7 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sigma_jax.data.config import DataConfig
 from sigma_jax.data.engines import spark
@@ -169,8 +170,10 @@ def save(con: ibis.BaseBackend, name: str, table: ir.Table) -> ir.Table:
     return con.create_table(name, table)
 
 
-def from_arrow(con: ibis.BaseBackend, name: str, table: pa.Table) -> ir.Table:
-    """The table `name` of the database, which now holds the rows of an Arrow table."""
+def from_arrow(
+    con: ibis.BaseBackend, name: str, table: pa.Table | pa.RecordBatchReader
+) -> ir.Table:
+    """The table `name` of the database, which now holds the rows of Arrow; DuckDB takes readers."""
     if con.name == spark.NAME:
         return spark.from_arrow(con, name, table)
     con.con.register(f"arrow_{name}", table)
@@ -231,6 +234,26 @@ def stream_arrow(con: ibis.BaseBackend, table: ir.Table, path: Path) -> None:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         for batch in _equal_batches(batches(con, table), schema):
             writer.write_batch(batch)
+
+
+def stream_parquet(
+    con: ibis.BaseBackend, table: ir.Table, folder: Path, name: str, rows: int
+) -> None:
+    """Writes `table` to FOLDER/NAME-00000.parquet and so on, about `rows` in each; at least one."""
+    schema = table.schema().to_pyarrow()
+    part, free = 0, rows
+    writer = pq.ParquetWriter(folder / f"{name}-00000.parquet", schema, compression="zstd")
+    try:
+        for batch in _equal_batches(batches(con, table), schema):
+            if free <= 0:
+                writer.close()
+                part, free = part + 1, rows
+                path = folder / f"{name}-{part:05d}.parquet"
+                writer = pq.ParquetWriter(path, schema, compression="zstd")
+            writer.write_batch(batch)
+            free -= batch.num_rows
+    finally:
+        writer.close()
 
 
 def _equal_batches(given: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -1,0 +1,237 @@
+"""Counts over the interactions, as expressions for any engine: covisits, hours, users of items.
+
+All sums are of whole numbers, so that every engine finds the same ones in any order of rows.
+
+Co-visitation: two interactions of one user at distance d <= WINDOW count 1/d from the earlier item
+to the later one, and half of that backwards. Interactions of one session have no order, so sessions
+define the distance:
+
+- interactions of one session lie at distance 1. Either may be the earlier one, so they count
+  (1 + 1/2) / 2 each way;
+- interactions of different sessions lie at 1 + the number of interactions in the sessions between.
+
+With one interaction a session this is the definition over interactions:
+
+    sessions [a][b c][d]: a-b 1, a-c 1, b-c 1, b-d 1, c-d 1, a-d 3 (two interactions between)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sigma_jax.data import database
+from sigma_jax.histories import CHUNK_ROWS, rows_of_ranges, user_chunks
+from sigma_jax.schema import Histories
+
+WINDOW = 20  # the largest distance that counts
+BACKWARD = 0.5  # share of a count that goes from the later item to the earlier one
+# A count of 1: every share 1/d, its half and 3/4 are whole numbers of it.
+COVISIT_UNIT = 4 * math.lcm(*range(1, WINDOW + 1))
+SMOOTHING = 5.0  # interactions added to the popularity of an item
+HOUR = 3_600  # seconds
+MEMORY_LIMIT = "2GB"  # of a count inside this process
+SHARD_ROWS = 5_000_000  # rows of a part of a stored count
+COVISITS_PER_ITEM = 1_000  # stored covisits of an item with later items, and with earlier ones
+# Of the most popular items. If there are fewer users than items, memory holds a matrix of both;
+# otherwise two square matrices of the items.
+MAX_EASE_ITEMS = 16_384
+
+
+def covisits(events: ir.Table) -> ir.Table:
+    """item, other and weight (in COVISIT_UNIT, int64) of the items that users take together.
+
+    Args:
+      events: user, session, place, item. Places count the rows of a user from 0, without gaps.
+    """
+    inside = ibis.window(group_by=["user", "session"])
+    rows = events.select(
+        "user",
+        "session",
+        "place",
+        "item",
+        begin=events["place"].min().over(inside),
+        end=events["place"].max().over(inside) + 1,
+    )
+    both = _forward(rows)
+    parts = [
+        both.select("item", "other", weight=both["weight"] * 4),
+        both.select(item="other", other="item", weight=both["weight"] * int(4 * BACKWARD)),
+        _inside(rows),
+    ]
+    total = ibis.union(*parts)
+    return total.group_by("item", "other").agg(weight=total["weight"].sum().cast("int64"))
+
+
+def _forward(rows: ir.Table) -> ir.Table:
+    """item, other and weight (a quarter of COVISIT_UNIT is 1) from one session to later ones."""
+    # A later session within the window begins in the block of the earlier one's end or in the next
+    # block. So an equality finds it, however long a history is.
+    block = (rows["end"] / WINDOW).floor().cast("int32")
+    near = ibis.union(
+        *(rows.select("user", "item", "end", block=(block + ahead).cast("int32")) for ahead in (0, 1))
+    )
+    later = rows.select(
+        "user",
+        "begin",
+        other="item",
+        block=(rows["begin"] / WINDOW).floor().cast("int32"),
+    )
+    found = near.inner_join(later, ["user", "block"])
+    distance = 1 + found["begin"] - found["end"]
+    found = found.filter((distance >= 1) & (distance <= WINDOW))
+    distance = 1 + found["begin"] - found["end"]
+    weight = (COVISIT_UNIT // 4 / distance).round().cast("int64")  # divides without a rest
+    found = found.select("item", "other", weight=weight)
+    return found.group_by("item", "other").agg(weight=found["weight"].sum().cast("int64"))
+
+
+def _inside(rows: ir.Table) -> ir.Table:
+    """item, other and weight of the pairs of one session, both ways."""
+    rows = rows.filter(rows["end"] - rows["begin"] > 1)
+    left = rows.select("user", "session", "place", "item")
+    right = rows.select("user", "session", other_place="place", other="item")
+    pairs = left.inner_join(right, ["user", "session"])
+    pairs = pairs.filter(pairs["place"] != pairs["other_place"])
+    counted = pairs.group_by("item", "other").agg(number=pairs.count())
+    share = int(COVISIT_UNIT * (1 + BACKWARD) / 2)
+    return counted.select("item", "other", weight=(counted["number"] * share).cast("int64"))
+
+
+def strongest_covisits(counts: ir.Table, events: ir.Table, count: int) -> ir.Table:
+    """The `count` strongest entries of `counts` of each item, to later and to earlier items.
+
+    The strength is the weight, divided by sqrt(interactions + SMOOTHING) of the other item.
+
+    Args:
+      counts: of `covisits`.
+      events: the same interactions.
+    """
+    popularity = events.group_by("item").agg(popularity=events.count())
+    scale = popularity.select(
+        "item", scale=(popularity["popularity"].cast("float64") + SMOOTHING).sqrt()
+    )
+    rows = counts.inner_join(scale.select(other="item", other_scale="scale"), "other")
+    rows = rows.inner_join(scale, "item")
+    weight = rows["weight"].cast("float64")
+    forward = ibis.window(
+        group_by="item", order_by=[(weight / rows["other_scale"]).desc(), rows["other"]]
+    )
+    backward = ibis.window(
+        group_by="other", order_by=[(weight / rows["scale"]).desc(), rows["item"]]
+    )
+    ranked = rows.mutate(
+        forward=ibis.row_number().over(forward), backward=ibis.row_number().over(backward)
+    )
+    kept = ranked.filter((ranked["forward"] < count) | (ranked["backward"] < count))
+    return kept.select("item", "other", "weight")
+
+
+def hourly(events: ir.Table) -> ir.Table:
+    """hour (since 1970), item and the number of interactions in that hour."""
+    hour = (events["time"] / HOUR).floor().cast("int64")
+    rows = events.select("item", hour=hour)
+    return rows.group_by("hour", "item").agg(number=rows.count())
+
+
+def users_of_items(events: ir.Table) -> ir.Table:
+    """item and the number of its users."""
+    pairs = events.select("user", "item").distinct()
+    return pairs.group_by("item").agg(users=pairs.count())
+
+
+def gram(events: ir.Table, count: int) -> ir.Table:
+    """item, other (not below item) and users: X^T X of the `count` items with most users.
+
+    X tells which users have which items. The diagonal has the users of each item.
+    """
+    users = users_of_items(events)
+    rank = ibis.row_number().over(order_by=[users["users"].desc(), users["item"]])
+    ranked = users.mutate(rank=rank)
+    kept = ranked.filter(ranked["rank"] < count).select("item")
+    pairs = events.select("user", "item").distinct().inner_join(kept, "item")
+    left, right = pairs.select("user", "item"), pairs.select("user", other="item")
+    joined = left.inner_join(right, "user")
+    joined = joined.filter(joined["other"] >= joined["item"])
+    return joined.group_by("item", "other").agg(users=joined.count())
+
+
+def save_counts(con: ibis.BaseBackend, events: ir.Table, folder: Path) -> None:
+    """Writes FOLDER/NAME-00000.parquet and so on for covisits, hourly and gram.
+
+    Args:
+      events: user, session, place, item, time of the counted rows.
+    """
+    folder.mkdir(parents=True)
+    raw = database.save(con, f"covisits_{folder.name}", covisits(events))
+    tables = {
+        "covisits": strongest_covisits(raw, events, COVISITS_PER_ITEM).order_by("item", "other"),
+        "hourly": hourly(events).order_by("hour", "item"),
+        "gram": gram(events, MAX_EASE_ITEMS).order_by("item", "other"),
+    }
+    for name, table in tables.items():
+        database.stream_parquet(con, table, folder, name, SHARD_ROWS)
+    con.drop_table(f"covisits_{folder.name}")
+
+
+def read_counts(folder: Path, name: str, columns: Sequence[str]) -> list[np.ndarray]:
+    """Columns of a stored count. ValueError if its files are missing or damaged."""
+    paths = sorted(folder.glob(f"{name}-*.parquet"))
+    try:
+        parts = [pq.read_table(path, columns=list(columns)) for path in paths]
+        table = pa.concat_tables(parts)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{folder}/{name}-*.parquet is missing or damaged ({error}); delete the folder "
+            f"{folder.parent.parent} and prepare the data again."
+        ) from error
+    return [table[column].to_numpy() for column in columns]
+
+
+@contextlib.contextmanager
+def training_table(histories: Histories) -> Iterator[tuple[ibis.BaseBackend, ir.Table]]:
+    """(DuckDB, user session place item time) of the training rows, for the body of a `with`."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        database.open_database(Path(scratch), MEMORY_LIMIT, 2) as con,
+    ):
+        batches = pa.RecordBatchReader.from_batches(_SCHEMA, _training_batches(histories))
+        yield con, database.from_arrow(con, "training", batches)
+
+
+_SCHEMA = pa.schema(
+    [
+        ("user", pa.int32()),
+        ("session", pa.int32()),
+        ("place", pa.int32()),
+        ("item", pa.int32()),
+        ("time", pa.int64()),
+    ]
+)
+
+
+def _training_batches(histories: Histories) -> Iterator[pa.RecordBatch]:
+    for users in user_chunks(histories.offsets, CHUNK_ROWS):
+        part = slice(users.start, users.stop)
+        starts, ends = histories.offsets[:-1][part], histories.valid_start[part]
+        rows = rows_of_ranges(starts, ends)
+        sizes = np.maximum(ends - starts, 0)
+        columns = {
+            "user": np.repeat(np.arange(users.start, users.stop), sizes),
+            "session": histories.session[rows],
+            "place": rows - np.repeat(starts, sizes),
+            "item": histories.item[rows],
+            "time": histories.time[rows],
+        }
+        yield pa.record_batch(
+            [pa.array(columns[field.name], field.type) for field in _SCHEMA], _SCHEMA
+        )
