@@ -78,7 +78,10 @@ def _forward(rows: ir.Table) -> ir.Table:
     # block. So an equality finds it, however long a history is.
     block = (rows["end"] / WINDOW).floor().cast("int32")
     near = ibis.union(
-        *(rows.select("user", "item", "end", block=(block + ahead).cast("int32")) for ahead in (0, 1))
+        *(
+            rows.select("user", "item", "end", block=(block + ahead).cast("int32"))
+            for ahead in (0, 1)
+        )
     )
     later = rows.select(
         "user",
