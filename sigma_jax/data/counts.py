@@ -62,52 +62,50 @@ def covisits(events: ir.Table) -> ir.Table:
         begin=events["place"].min().over(inside),
         end=events["place"].max().over(inside) + 1,
     )
-    both = _forward(rows)
-    parts = [
-        both.select("item", "other", weight=both["weight"] * 4),
-        both.select(item="other", other="item", weight=both["weight"] * int(4 * BACKWARD)),
-        _inside(rows),
-    ]
-    total = ibis.union(*parts)
-    return total.group_by("item", "other").agg(weight=total["weight"].sum().cast("int64"))
+    pairs = _between_sessions(rows).union(_inside_sessions(rows))
+    is_up = pairs["left"] <= pairs["right"]
+    pairs = pairs.select(
+        low=ibis.least(pairs["left"], pairs["right"]),
+        high=ibis.greatest(pairs["left"], pairs["right"]),
+        up=is_up.ifelse(pairs["ahead"], pairs["back"]),  # counts from the lower item
+        down=is_up.ifelse(pairs["back"], pairs["ahead"]),
+    )
+    # Each pair of items is one group, with both of its directions.
+    sums = pairs.group_by("low", "high").agg(
+        up=pairs["up"].sum().cast("int64"), down=pairs["down"].sum().cast("int64")
+    )
+    is_same = sums["low"] == sums["high"]
+    weight = is_same.ifelse(sums["up"] + sums["down"], sums["up"])
+    upward = sums.select(item="low", other="high", weight=weight)
+    return upward.union(sums.filter(~is_same).select(item="high", other="low", weight="down"))
 
 
-def _forward(rows: ir.Table) -> ir.Table:
-    """item, other and weight (a quarter of COVISIT_UNIT is 1) from one session to later ones."""
+def _between_sessions(rows: ir.Table) -> ir.Table:
+    """left, right, ahead and back: an item, one of a later session, and the counts both ways."""
     # A later session within the window begins in the block of the earlier one's end or in the next
     # block. So an equality finds it, however long a history is.
     block = (rows["end"] / WINDOW).floor().cast("int32")
-    near = ibis.union(
-        *(
-            rows.select("user", "item", "end", block=(block + ahead).cast("int32"))
-            for ahead in (0, 1)
-        )
-    )
+    ends = rows.select("user", "end", left="item", block=block)
+    near = ends.union(ends.mutate(block=(ends["block"] + 1).cast("int32")))
     later = rows.select(
-        "user",
-        "begin",
-        other="item",
-        block=(rows["begin"] / WINDOW).floor().cast("int32"),
+        "user", "begin", right="item", block=(rows["begin"] / WINDOW).floor().cast("int32")
     )
     found = near.inner_join(later, ["user", "block"])
-    distance = 1 + found["begin"] - found["end"]
-    found = found.filter((distance >= 1) & (distance <= WINDOW))
-    distance = 1 + found["begin"] - found["end"]
-    weight = (COVISIT_UNIT // 4 / distance).round().cast("int64")  # divides without a rest
-    found = found.select("item", "other", weight=weight)
-    return found.group_by("item", "other").agg(weight=found["weight"].sum().cast("int64"))
+    found = found.mutate(distance=1 + found["begin"] - found["end"])
+    found = found.filter((found["distance"] >= 1) & (found["distance"] <= WINDOW))
+    share = (COVISIT_UNIT // 4 / found["distance"]).round().cast("int64")  # without a rest
+    return found.select("left", "right", ahead=share * 4, back=share * int(4 * BACKWARD))
 
 
-def _inside(rows: ir.Table) -> ir.Table:
-    """item, other and weight of the pairs of one session, both ways."""
+def _inside_sessions(rows: ir.Table) -> ir.Table:
+    """The same for each two interactions of one session; either may be the earlier one."""
     rows = rows.filter(rows["end"] - rows["begin"] > 1)
-    left = rows.select("user", "session", "place", "item")
-    right = rows.select("user", "session", other_place="place", other="item")
+    left = rows.select("user", "session", "place", left="item")
+    right = rows.select("user", "session", other_place="place", right="item")
     pairs = left.inner_join(right, ["user", "session"])
-    pairs = pairs.filter(pairs["place"] != pairs["other_place"])
-    counted = pairs.group_by("item", "other").agg(number=pairs.count())
-    share = int(COVISIT_UNIT * (1 + BACKWARD) / 2)
-    return counted.select("item", "other", weight=(counted["number"] * share).cast("int64"))
+    pairs = pairs.filter(pairs["place"] < pairs["other_place"])
+    share = ibis.literal(int(COVISIT_UNIT * (1 + BACKWARD) / 2), "int64")
+    return pairs.select("left", "right", ahead=share, back=share)
 
 
 def strongest_covisits(counts: ir.Table, events: ir.Table, count: int) -> ir.Table:

@@ -268,7 +268,7 @@ def portable_expressions() -> dict:
     counted = ibis.table({"user": "int32", "rows": "int64", "valid_rows": "int64"}, "counted")
     clicks = ibis.table({"query": "string", "item_id": "string"}, "searches")
     numbered = ibis.table({"item_id": "string", "item": "int32"}, "numbered")
-    session_pairs = pairs._session_pairs(EVENTS, 3, 1, settings)
+    session_pairs = pairs._session_pairs(EVENTS, 3, 1)
     return {
         "ids": given.select(a=as_text(given["a"]), b=as_text(given["b"])),
         "times": given.select(a=unix_seconds(given["a"]), b=unix_seconds(given["c"])),
@@ -283,7 +283,7 @@ def portable_expressions() -> dict:
         "training": splits.training_events(EVENTS, counted),
         "frequent": splits.frequent_items(EVENTS, "item", 3),
         "session pairs": pairs._best_partners(session_pairs, frequent, settings),
-        "window pairs": pairs._window_pairs(EVENTS, 3, 1, settings),
+        "window pairs": pairs._window_pairs(pairs._neighbours(EVENTS, settings), 3, 1),
         "clicks": queries.clicks_by_popularity(clicks, numbered, EVENTS),
         "covisits": counts.covisits(EVENTS),
         "strongest": counts.strongest_covisits(counts.covisits(EVENTS), EVENTS, 5),

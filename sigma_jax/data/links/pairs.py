@@ -20,13 +20,14 @@ import pyarrow as pa
 
 from sigma_jax.data import database
 from sigma_jax.data.config import PairsConfig
+from sigma_jax.data.engines import spark
 from sigma_jax.data.vectors import unit_rows
 from sigma_jax.hashing import mix64
 from sigma_jax.schema import Links, RelevancePairs
 
 # A larger session is sampled: its number of pairs grows with the square of its items.
 MAX_SESSION_ITEMS = 60
-PAIRS_AT_ONCE = 10_000_000  # rows of the self-join that are held at a time
+PAIRS_AT_ONCE = 50_000_000  # rows of the self-join that DuckDB counts at a time
 VISUAL_CELL = 50_000  # items that are compared with one another; a larger catalogue is split
 
 
@@ -100,10 +101,13 @@ def co_occurrence_pairs(
     else:
         events = database.save(con, "pair_events", joined.select("user", "place", "item"))
         num_rows = 2 * config.window * database.count(con, events)
-    slices = 1 + int(num_rows) // PAIRS_AT_ONCE
+    # Spark spreads the groups over its machines by itself.
+    slices = 1 if con.name == spark.NAME else 1 + int(num_rows) // PAIRS_AT_ONCE
+    if not has_sessions:
+        events = database.save(con, "neighbours", _neighbours(events, config))
     for part in range(slices):
         count_pairs = _session_pairs if has_sessions else _window_pairs
-        counts = count_pairs(events, slices, part, config)
+        counts = count_pairs(events, slices, part)
         best = _best_partners(counts, frequent, config)
         if part == 0:
             best = database.save(con, "co_occurrence", best)
@@ -112,7 +116,7 @@ def co_occurrence_pairs(
     return _undirected(con, con.table("co_occurrence"), config)
 
 
-def _session_pairs(events: ir.Table, slices: int, part: int, config: PairsConfig) -> ir.Table:
+def _session_pairs(events: ir.Table, slices: int, part: int) -> ir.Table:
     """left, right, count and weight of the items that share a session, for one slice of left."""
     left = events.filter(events["item"] % slices == part).rename(left="item")
     right = events.view().rename(right="item")
@@ -123,17 +127,24 @@ def _session_pairs(events: ir.Table, slices: int, part: int, config: PairsConfig
     )
 
 
-def _window_pairs(events: ir.Table, slices: int, part: int, config: PairsConfig) -> ir.Table:
-    """The same for items within a window of a history; the weight of a pair is 1 / distance."""
+def _neighbours(events: ir.Table, config: PairsConfig) -> ir.Table:
+    """left, right and distance of the different items within a window of a history, one way."""
     order = ibis.window(group_by="user", order_by="place")
     parts = []
     for distance in range(1, config.window + 1):
         ahead = events.select(
-            left="item", right=events["item"].lead(distance).over(order), distance=distance
+            left="item",
+            right=events["item"].lead(distance).over(order),
+            distance=ibis.literal(distance, "int32"),
         )
-        ahead = ahead.filter(ahead["right"].notnull() & (ahead["left"] != ahead["right"]))
-        parts += [ahead, ahead.select(left="right", right="left", distance="distance")]
-    pairs = ibis.union(*parts)
+        parts.append(ahead.filter(ahead["right"].notnull() & (ahead["left"] != ahead["right"])))
+    return ibis.union(*parts) if len(parts) > 1 else parts[0]
+
+
+def _window_pairs(neighbours: ir.Table, slices: int, part: int) -> ir.Table:
+    """The same for items within a window of a history; the weight of a pair is 1 / distance."""
+    back = neighbours.select(left="right", right="left", distance="distance")
+    pairs = neighbours.union(back)
     pairs = pairs.filter(pairs["left"] % slices == part)
     # A sum of whole numbers is the same in any order of rows; a sum of fractions is not.
     whole = (2520 / pairs["distance"]).round().cast("int64").sum()
