@@ -50,11 +50,13 @@ SERVE = [
     "redis>=6,<9",
     "uvicorn>=0.35,<1",
 ]
+SPARK = ["ibis-framework[pyspark]>=12,<13", "pyspark>=4,<5"]  # and Java 17 or later
 EXTRAS = {
     "demo": DEMO,
     "tpu": TPU,
     "cuda": CUDA,
     "docs": DOCS,
+    "spark": SPARK,  # data.engine=spark
     "serve": SERVE,  # python -m sigma_jax.serve
     "knowledge": ["openai>=2,<4"],  # python -m sigma_jax.knowledge with an endpoint
     "mutation": ["cosmic-ray>=8.3,<9"],  # launch/mutation.py
@@ -63,6 +65,7 @@ EXTRAS = {
         *TPU,
         *DOCS,
         *SERVE,
+        *SPARK,  # its tests are marked slow, and skipped without Java
         "filelock>=3.12",
         "httpx>=0.27",  # FastAPI's client of tests
         "hypothesis>=6.100",
