@@ -50,7 +50,7 @@ SERVE = [
     "redis>=6,<9",
     "uvicorn>=0.35,<1",
 ]
-SPARK = ["ibis-framework[pyspark]>=12,<13", "pyspark>=4,<5"]  # and Java 17 or later
+SPARK = ["ibis-framework[pyspark]>=12,<13", "pyspark[connect]>=4,<5"]  # and Java 17 or later
 EXTRAS = {
     "demo": DEMO,
     "tpu": TPU,

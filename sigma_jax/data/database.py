@@ -265,10 +265,17 @@ def _equal_batches(given: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterat
         if rows >= BATCH_ROWS:
             table = pa.Table.from_batches(waiting).combine_chunks()
             whole = rows // BATCH_ROWS * BATCH_ROWS
-            yield from table.slice(0, whole).to_batches(BATCH_ROWS)
+            for first in range(0, whole, BATCH_ROWS):
+                yield _copied(table.slice(first, BATCH_ROWS))
             waiting, rows = table.slice(whole).to_batches(), rows - whole
     if rows:
-        yield from pa.Table.from_batches(waiting).combine_chunks().to_batches()
+        yield _copied(pa.Table.from_batches(waiting))
+
+
+def _copied(table: pa.Table) -> pa.RecordBatch:
+    """The rows of `table` without the rest of a larger table, which a file would keep a part of."""
+    [batch] = table.take(np.arange(len(table))).combine_chunks().to_batches()
+    return batch
 
 
 def optional_import(name: str, remedy: str) -> ModuleType:

@@ -40,8 +40,8 @@ def covisits_of(data: PreparedData) -> sparse.csr_matrix:
     """float32 [I, I]: co-visitation counts, as prepared, or counted now."""
     if data.counts is None:
         return count_covisits(data.histories, len(data.catalogue))
-    columns = counts.read_counts(data.counts, "covisits", ("item", "other", "weight"))
-    return _matrix(*columns, len(data.catalogue))
+    item, other, weight = counts.read_counts(data.counts, "covisits", ("item", "other", "weight"))
+    return _matrix(item, other, weight, len(data.catalogue))
 
 
 def count_covisits(histories: Histories, num_items: int) -> sparse.csr_matrix:
