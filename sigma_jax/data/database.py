@@ -1,6 +1,6 @@
-"""DuckDB behind Ibis: opens a database, reads files, streams results into arrays and Arrow files.
+"""Engines behind Ibis: opens one, saves tables in it, streams results into arrays and files.
 
-The database lies on disk beside the result and spills there. So its memory stays under the
+A database of DuckDB lies on disk beside the result and spills there. So its memory stays under the
 configured limit, however long the log is.
 """
 
@@ -48,8 +48,7 @@ def open_engine(config: DataConfig, folder: Path) -> Iterator[ibis.BaseBackend]:
             yield con
         return
     folder.mkdir(parents=True, exist_ok=True)
-    tables = config.spark.folder or str(folder.resolve())
-    tables = f"{tables.rstrip('/')}/spark"
+    tables = config.spark.folder or str(folder.resolve() / "spark")
     with spark.open_spark(tables, config.spark.master, config.memory_limit, config.threads) as con:
         yield con
 

@@ -93,4 +93,5 @@ def text_of_number(number: ir.FloatingValue) -> ir.StringValue:
 
 
 def _fixed(number: ir.FloatingValue, places: int) -> ir.StringValue:
-    return number.try_cast(f"decimal(38, {places})").cast("string").re_replace("0+$", "")
+    digits = number.try_cast(f"decimal(38, {places})").cast("string").re_replace("0+$", "")
+    return digits.re_replace("[.]$", ".0")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
@@ -31,12 +32,12 @@ _UNITS = {"KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 def open_spark(
     folder: str, master: str, memory_limit: str, threads: int
 ) -> Iterator[ibis.BaseBackend]:
-    """A connection to Spark, for the body of a `with`. Its tables lie in `folder`.
+    """A connection to Spark, for the body of a `with`. Its tables lie in a new folder in `folder`.
 
-    A session that runs already is used and left running.
+    A session that runs already is used and left running. The new folder is removed at the end.
 
     Args:
-      folder: a folder or URL that Spark and this process reach; tables in it are dropped.
+      folder: a folder or URL that Spark and this process reach.
       master: a master, such as local[2] or yarn, or a URL of Spark Connect, such as sc://host.
       memory_limit: of the JVM of a local master, such as "2GB".
       threads: parts of a local shuffle for each are four.
@@ -46,17 +47,19 @@ def open_spark(
     """
     session, is_own = _session(folder, master, memory_limit, threads)
     database = f"sigma_{uuid.uuid4().hex}"
-    con = None
+    location = f"{folder.rstrip('/')}/{database}"
     try:
         with _one_line(master):
-            session.sql(f"CREATE DATABASE {database} LOCATION '{folder}'")
+            session.sql(f"CREATE DATABASE {database} LOCATION '{location}'")
             session.sql(f"USE {database}")
-            con = ibis.pyspark.connect(session)
-            yield con
+            yield ibis.pyspark.connect(session)
     finally:
         with contextlib.suppress(Exception):  # an error of the body is the one to show
             session.sql("USE default")
             session.sql(f"DROP DATABASE IF EXISTS {database} CASCADE")
+            filesystem, inner = fsspec.core.url_to_fs(location)
+            if filesystem.exists(inner):
+                filesystem.rm(inner, recursive=True)
             if is_own:
                 session.stop()
 
@@ -191,8 +194,6 @@ def batches(con: ibis.BaseBackend, table: ir.Table, rows: int) -> Iterator[pa.Re
     """The rows of `table` in its order, at most `rows` at a time. Spark writes them as parts."""
     folder = new_path(con, "result")
     con._session.sql(con.compile(table)).write.parquet(folder)
-    import fsspec
-
     filesystem, inner = fsspec.core.url_to_fs(folder)
     try:
         # Spark numbers its parts in the order of the rows.
@@ -208,5 +209,6 @@ def new_path(con: ibis.BaseBackend, suffix: str) -> str:
     described = con._session.sql(f"DESCRIBE DATABASE EXTENDED {con.current_database}").collect()
     [location] = [row[1] for row in described if row[0] == "Location"]
     folder = location.removeprefix("file:")
-    Path(folder).mkdir(parents=True, exist_ok=True) if "://" not in folder else None
+    if "://" not in folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
     return f"{folder}/{uuid.uuid4().hex}.{suffix}"
