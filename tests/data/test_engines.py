@@ -133,19 +133,8 @@ def values(con, given: list, expression) -> list:
 
 def test_texts_of_numbers_have_no_exponent(con):
     given = [2.5, 100.0, -3.0, 0.0, 1e-5, 12_345_678.5, 2.0**40, 0.001, 1e-13]
-    assert values(con, given, dialect.text_of_number) == [
-        *(
-            "2.5",
-            "100.0",
-            "-3.0",
-            "0.0",
-            "0.00001",
-            "12345678.5",
-            "1099511627776.0",
-            "0.001",
-            "0.0",
-        ),
-    ]
+    expected = ["2.5", "100.0", "-3.0", "0.0", "0.00001", "12345678.5", "1099511627776.0"]
+    assert values(con, given, dialect.text_of_number) == [*expected, "0.001", "0.0"]
 
 
 def test_blanks_are_those_of_every_engine(con):
