@@ -114,8 +114,12 @@ def test_rows_of_parts_are_numbered_in_the_order_of_their_paths(session, tmp_pat
         found = database.rows(con, spark.read_parquet(con, str(folder)).order_by("source_row"))
         assert [row["source_row"] for row in found] == list(range(12))
         assert [row["a"] for row in found][:4] == ["0-0", "0-1", "0-2", "1-0"]
-        with pytest.raises(ValueError, match=r"^the data cannot be prepared by Spark.*no_such"):
-            con.sql("SELECT no_such FROM range(3)")
+    assert not list((tmp_path / "db").iterdir())  # nothing is left behind
+    with (
+        pytest.raises(ValueError, match=r"^the data cannot be prepared by Spark.*no_such"),
+        spark.open_spark(str(tmp_path / "db"), "local[2]", "1GB", 1) as con,
+    ):
+        con.sql("SELECT no_such FROM range(3)")
 
 
 def test_spark_without_a_master_is_one_line(tmp_path):
