@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from sigma_jax.data import database
@@ -133,6 +134,8 @@ def clean_value(value: ir.Value, separator: str, is_path: bool) -> ir.Value:
         return usable.ifelse(value, ibis.null(kind))
     if kind.is_numeric():
         return value
+    if kind.is_timestamp() and kind.scale == 9:  # not every engine has nanoseconds
+        value = value.cast(dt.Timestamp(timezone=kind.timezone, scale=6))
     return trimmed(value.cast("string"))
 
 

@@ -11,11 +11,11 @@ import pytest
 from small_histories import histories_of, plain_data, random_users
 
 from sigma_jax.configs.data import data_fields
-from sigma_jax.data import counts, database, splits
+from sigma_jax.data import counts, database, oddities, sources, splits
 from sigma_jax.data.config import DataConfig, PairsConfig, TextConfig
 from sigma_jax.data.engines import bigquery, dialect, spark
 from sigma_jax.data.links import pairs, queries
-from sigma_jax.data.tables import as_text, date_seconds, unix_seconds
+from sigma_jax.data.tables import Checker, as_text, date_seconds, unix_seconds
 from sigma_jax.data.text import item_texts, user_texts
 from sigma_jax.prepare import prepare
 from sigma_jax.reranking.history import ease
@@ -120,6 +120,84 @@ def test_rows_of_parts_are_numbered_in_the_order_of_their_paths(session, tmp_pat
         spark.open_spark(str(tmp_path / "db"), "local[2]", "1GB", 1) as con,
     ):
         con.sql("SELECT no_such FROM range(3)")
+
+
+MAPPED = """
+items: {file: items/*.parquet, columns: {item_id: id, title: name, tags: tags, added: added}}
+interactions: {file: log.csv, columns: {user_id: who, item_id: id, timestamp: at}}
+"""
+RENAMED = {"columns.item_id": "id", "columns.user_id": "who", "columns.timestamp": "at"}
+
+
+def odd_files(folder, has_large_numbers: bool):
+    """Items as a folder of Parquet parts, a log as CSV with times of many forms, users as JSON."""
+    (folder / "items").mkdir(parents=True)
+    added = np.array([[-5_000_000_001, 3], [7 * 10**18, 1_700_000_000_123_456_789]])
+    for part, times in enumerate(added):
+        rows = {
+            "id": pa.array([1.0, 2.5]) if part else pa.array([7.0, 1e-5]),
+            "name": [" 2.0 ", "null"] if part else ["\x0b\tcup  b ", None],
+            "tags": [["a", "b"], []] if part else [None, [" c "]],
+            "paths": [[["Home", "Tea"], ["Gifts"]], [["Home"]]],
+            "added": pa.array(times, pa.timestamp("ns")),
+        }
+        if has_large_numbers:  # Spark has no such type
+            rows["stock"] = pa.array([2 * part, 2**63 + 5], pa.uint64())
+        pq.write_table(pa.table(rows), folder / "items" / f"part {part}.parquet")
+    times = ["2024-5-1 2:30", "20240501T023000.7+0530", "2024/05/01", " 1714530600123 "]
+    times += ["1714530600999999999", "2024-05-01T23:59:59,5 -23:59", "1.7e9", "-5.5"]
+    ids = ["1", "7", "0.00001", "2.5"] * 2
+    lines = [f'u{n % 2},{ids[n]},"{time}"' for n, time in enumerate(times)]
+    (folder / "log.csv").write_text("\n".join(["who,id,at", *lines]) + "\n")
+    (folder / "interactions.csv").write_bytes((folder / "log.csv").read_bytes())
+    users = ['{"who": "U0", "town": {"a": 1}}', '{"who": "u1", "town": "NULL"}']
+    (folder / "users.jsonl").write_text("\n".join(users))
+    return folder
+
+
+def checked(config, folder) -> dict:
+    """What the checks make of the tables of `config`: rows, texts, notes, parts."""
+    with database.open_engine(config, folder) as con:
+        source = sources.read(con, config)
+        checker = Checker(con, source, config.unknown_items, config.text.max_chars)
+        items, users = checker.items(), checker.users()
+        log = checker.interactions(items, ())
+        texts = item_texts(items, config.text)
+        return {
+            "items": database.rows(con, texts.order_by("source_row")),
+            "log": database.rows(con, log.order_by("source_row")),
+            "notes": [*source.notes, *checker.notes, *oddities.missing_words(con, "items", items)],
+            "left out": oddities.not_for_text(con, items),
+            "users": []
+            if users is None
+            else oddities.user_notes(con, ("users", "log"), users, log),
+            "parts": source.parts,
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["mapped", "renamed", "handed over"])
+def test_spark_reads_and_checks_files_as_duckdb_does(way, session, tmp_path, tiny_config):
+    del session
+    folder = odd_files(tmp_path / "files", way == "handed over")
+    if way == "mapped":
+        (folder / "mapping.yaml").write_text(MAPPED)
+        (folder / "users.jsonl").unlink()
+    changes = {"text_encoder": ""} | ({} if way == "mapped" else RENAMED)
+    duck, on_spark = (
+        tiny_config(folder, engine=engine, **{"spark.master": "local[2]"}, **changes)
+        for engine in ("duckdb", "spark")
+    )
+    expected = checked(duck, tmp_path / "duckdb")
+    assert len(expected["log"]) == 8 and len({row["time"] for row in expected["log"]}) == 6
+    assert expected["notes"] and (way == "mapped" or expected["users"])
+    assert checked(on_spark, tmp_path / "spark") == expected
+    part = pq.read_table(folder / "items" / "part 1.parquet")
+    part = part.set_column(0, "id", pa.array([2.5, 7.0]))
+    pq.write_table(part, folder / "items" / "part 1.parquet")
+    for config in (duck, on_spark):
+        with pytest.raises(ValueError, match="item_id='7' is in row 1"):
+            checked(config, tmp_path / f"{config.engine} again")
 
 
 def test_spark_without_a_master_is_one_line(tmp_path):
