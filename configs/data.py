@@ -90,6 +90,9 @@ BASE = {
         "min_lift": 1.3,
         "items_per_theme": 300,
     },
+    "counts": False,
+    "engine": "duckdb",
+    "spark": {"master": "local[*]", "folder": ""},
     "memory_limit": "2GB",
     "threads": 2,
 }

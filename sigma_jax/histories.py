@@ -63,8 +63,19 @@ def items_of_sessions(
 
 def count_training_rows(data: PreparedData) -> Int64[np.ndarray, " I"]:
     """The number of training rows of each item."""
-    rows = training_rows(data.histories)
-    return np.bincount(data.histories.item[rows], minlength=len(data.catalogue))
+    return count_rows(data.histories, data.histories.valid_start, len(data.catalogue))
+
+
+def count_rows(
+    histories: Histories, ends: Int64[np.ndarray, " U"], num_items: int
+) -> Int64[np.ndarray, " I"]:
+    """The number of rows of each item before the row `ends` of each user, CHUNK_ROWS at a time."""
+    counts = np.zeros(num_items, np.int64)
+    for users in user_chunks(histories.offsets, CHUNK_ROWS):
+        part = slice(users.start, users.stop)
+        rows = rows_of_ranges(histories.offsets[:-1][part], ends[part])
+        counts += np.bincount(histories.item[rows], minlength=num_items)
+    return counts
 
 
 def user_chunks(offsets: Int64[np.ndarray, " U+1"], rows: int) -> Iterator[range]:

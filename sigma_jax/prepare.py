@@ -23,7 +23,17 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from sigma_jax.data import card, database, oddities, sentences, sources, splits, text, vectors
+from sigma_jax.data import (
+    card,
+    counts,
+    database,
+    oddities,
+    sentences,
+    sources,
+    splits,
+    text,
+    vectors,
+)
 from sigma_jax.data.config import DataConfig, PairsConfig, TextConfig
 from sigma_jax.data.links import pairs, queries, themes
 from sigma_jax.data.links.knowledge import build_knowledge, items_of_knowledge
@@ -52,7 +62,7 @@ from sigma_jax.tasks.instructions import all_sentences, available_tasks
 FLAGS = flags.FLAGS
 SCRATCH = ".database"
 # Settings that do not change the result: files are identified by their content, machines differ.
-MACHINE_FIELDS = ("path", "files", "memory_limit", "threads")
+MACHINE_FIELDS = ("path", "files", "engine", "spark", "memory_limit", "threads")
 
 
 def prepare(
@@ -72,7 +82,7 @@ def prepare(
     started = time.monotonic()
     scratch = folder / SCRATCH
     try:
-        with database.open_database(scratch, config.memory_limit, config.threads) as con:
+        with database.open_engine(config, scratch) as con:
             data_card = _prepare(con, config, seed, folder, extra_texts)
             (folder / card.FILE).write_text(card.render(data_card), encoding="utf-8")
     finally:
@@ -98,6 +108,7 @@ class NumberedTables:
     knowledge: ir.Table | None
     items: ir.Table  # item, item_id, title, text, category: the catalogue
     users: ir.Table  # user, user_id, profile
+    all_events: ir.Table  # the interactions, with the training rows of cold items
     events: ir.Table  # user, session, item, time, place
     row_counts: ir.Table  # user, rows, valid_rows, test_rows
     training: ir.Table  # the training rows of `events`
@@ -127,6 +138,7 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
     items, events, row_counts, has_sessions = split_log(
         con, source, config, item_texts, interactions, users
     )
+    all_events = events
     if config.split.cold_share:
         cold = splits.draw_cold_items(con, items, config.split.cold_share, seed)
         events, row_counts = splits.remove_cold_items(con, events, row_counts, cold)
@@ -143,6 +155,7 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
         knowledge=given_knowledge,
         items=items,
         users=users,
+        all_events=all_events,
         events=events,
         row_counts=row_counts,
         training=database.save(con, "training", splits.training_events(events, row_counts)),
@@ -210,12 +223,16 @@ def _prepare(
     """Writes every file into `folder`, with the database `con`. Returns the data card."""
     tables = number_tables(con, config, seed)
     num_users = database.count(con, tables.users)
-    histories = splits.build_histories(con, tables.events, tables.row_counts, num_users)
+    histories = splits.build_histories(
+        con, tables.events, tables.row_counts, num_users, folder / SCRATCH
+    )
     histories.save(folder)
     catalogue = save_catalogue(con, tables.items, tables.training, folder)
     user_rows = tables.users.order_by("user").select("user_id", "profile")
     database.stream_arrow(con, user_rows, folder / "users.arrow")
 
+    if config.counts:
+        _save_counts(tables, folder / "counts")
     made_queries = _queries(tables, config, histories)
     made_themes, theme_statistics = themes.build_themes(
         con, tables.themes, tables.items, tables.training, config.themes, tables.source.has_times
@@ -373,6 +390,15 @@ def save_catalogue(
     return Catalogue.load(folder)
 
 
+def _save_counts(tables: NumberedTables, folder: Path) -> None:
+    """Writes the counts of the rows before the validation targets, and before the test targets."""
+    counts.save_counts(tables.con, tables.training, folder / "training")
+    rows = tables.events.inner_join(tables.row_counts.select("user", "test_rows"), "user")
+    known = rows.filter(rows["place"] < rows["test_rows"]).drop("test_rows")
+    known = database.save(tables.con, "known", known)
+    counts.save_counts(tables.con, known, folder / "known")
+
+
 def _save_vectors(tables: NumberedTables, folder: Path) -> dict[str, int]:
     """Writes the vectors of the source. Returns the width of each."""
     paths = {name: getattr(tables.source, name) for name in VECTORS}
@@ -449,7 +475,7 @@ def _queries(tables: NumberedTables, config: DataConfig, histories: Histories) -
     else:
         latest = None
         if config.split.kind == "by_time":
-            latest, _ = splits.split_times(con, con.table("events"), config.split)
+            latest, _ = splits.split_times(con, tables.all_events, config.split)
         target_times = splits.target_times(con, histories)
         clicks = queries.clicks_of_searches(searches, tables.users, target_times, latest)
     return queries.build_queries(con, clicks, tables.items)

@@ -448,6 +448,7 @@ class PreparedData:
     visual_vectors: Float32[np.ndarray, "I D"] | None  # of the user
     text_vectors: Float32[np.ndarray, "I D"] | None  # of the user; they replace `grounding`
     knowledge: Knowledge | None = None
+    counts: Path | None = None  # counts of the training rows, if they were prepared
 
     @property
     def text_tokenizer_folder(self) -> Path:
@@ -464,7 +465,8 @@ class PreparedData:
         items = histories.item[np.arange(len(ends)) < ends]
         popularity = np.bincount(items, minlength=len(self.catalogue))
         catalogue = dataclasses.replace(self.catalogue, popularity=popularity)
-        return dataclasses.replace(self, histories=histories, catalogue=catalogue)
+        counts = None if self.counts is None else self.counts.parent / "known"
+        return dataclasses.replace(self, histories=histories, catalogue=catalogue, counts=counts)
 
     @classmethod
     def load(cls, folder: Path) -> PreparedData:
@@ -486,6 +488,7 @@ class PreparedData:
             {view: RelevancePairs.load(folder, view) for view in views},
             **vectors,
             knowledge=Knowledge.load(folder),
+            counts=counts if (counts := folder / "counts" / "training").exists() else None,
         )
 
 

@@ -32,7 +32,7 @@ from sigma_jax.reranking.history.covisitation import (
     DECAY,
     REQUESTS_A_STEP,
     SESSIONS,
-    count_covisits,
+    covisits_of,
     damp_by_popularity,
 )
 from sigma_jax.schema import PreparedData, Requests
@@ -52,7 +52,7 @@ class CoVisitation:
     @classmethod
     def fit(cls, data: PreparedData, seed: int) -> CoVisitation:
         """Counts the covisits of the training rows; `seed` orders items of equal scores."""
-        covisits = damp_by_popularity(count_covisits(data.histories, len(data.catalogue)), data)
+        covisits = damp_by_popularity(covisits_of(data), data)
         order = np.random.default_rng([seed, 1]).permutation(len(data.catalogue))
         return cls(covisits, order.astype(np.int32), Popularity.fit(data, seed))
 

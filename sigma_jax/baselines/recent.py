@@ -17,6 +17,7 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from sigma_jax.baselines.popularity import Popularity
 from sigma_jax.baselines.ranking import ScoringBaseline
+from sigma_jax.data.counts import BACKWARD, SMOOTHING, WINDOW
 from sigma_jax.histories import (
     history_ranges,
     items_of_sessions,
@@ -26,18 +27,13 @@ from sigma_jax.histories import (
     training_rows,
     training_sessions,
 )
-from sigma_jax.reranking.history.covisitation import (
-    BACKWARD,
-    DECAY,
-    SESSIONS,
-    SMOOTHING,
-    near_sessions,
-    strongest_entries,
-)
+from sigma_jax.reranking.history.covisitation import DECAY, SESSIONS, strongest_entries
 from sigma_jax.schema import DAY, PreparedData, Requests
 
 PARTNERS = 500  # items kept for each item. Baskets join nearly all items with one another.
 ITEMS_A_STEP = 1_000
+
+SessionPairs = tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"], Int64[np.ndarray, " p"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +95,7 @@ class DailyCovisits:
 
     @classmethod
     def count(cls, data: PreparedData) -> DailyCovisits:
-        """Counts the covisits of the training rows, as reranking/history/covisitation.py does."""
+        """Counts the covisits of the training rows, as data/counts.py does."""
         histories, num_items = data.histories, len(data.catalogue)
         user, begin, end = training_sessions(histories)
         every = np.arange(len(user))
@@ -211,3 +207,24 @@ class RecentCoVisitation(ScoringBaseline):
         scores = self.covisits.before(latest, days, self.memory).toarray()
         popularity = self.covisits.counts.decayed(days, self.memory, num_items)
         return scores / np.sqrt(popularity + SMOOTHING).astype(np.float32)
+
+
+def near_sessions(
+    user: Int64[np.ndarray, " S"],
+    begin: Int64[np.ndarray, " S"],
+    end: Int64[np.ndarray, " S"],
+    here: Int64[np.ndarray, " n"],
+) -> SessionPairs:
+    """(earlier, later, distance) of the pairs of sessions of one user within the window.
+
+    The earlier session of each pair is one of `here`.
+    """
+    pairs = []
+    for step in range(1, WINDOW + 1):
+        earlier = here[here + step < len(user)]
+        later = earlier + step
+        distance = 1 + begin[later] - end[earlier]
+        near = (user[earlier] == user[later]) & (distance <= WINDOW)
+        pairs.append((earlier[near], later[near], distance[near]))
+    earlier, later, distance = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return earlier, later, distance

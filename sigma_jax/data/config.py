@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 SOURCES = ("files", "amazon", "complete_journey")
+ENGINES = ("duckdb", "spark")
 SPLITS = ("leave_one_out", "leave_last_session_out", "by_time")
 
 
@@ -152,6 +153,17 @@ class ThemesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SparkConfig:
+    """The place of Spark, for `DataConfig.engine` "spark"."""
+
+    # A master, such as local[2], yarn or spark://host:7077, or a URL of Spark Connect (sc://host).
+    master: str
+    # Folder or URL for the tables of a run, which Spark and this process reach; "" takes the
+    # workdir, which suits a local master.
+    folder: str
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """All settings of the data."""
 
@@ -172,11 +184,17 @@ class DataConfig:
     text_tokenizer: TextTokenizerConfig
     pairs: PairsConfig
     themes: ThemesConfig
-    memory_limit: str  # of DuckDB, such as "2GB"
-    threads: int  # of DuckDB
+    # The engine counts what the reranker reads (data/counts.py), for logs that one process cannot
+    # count. False: the stage that needs the counts makes them by the same expressions in DuckDB.
+    counts: bool
+    engine: str  # one of ENGINES; the artifact is the same with each
+    spark: SparkConfig
+    memory_limit: str  # of DuckDB or of a local Spark, such as "2GB"
+    threads: int  # of DuckDB; a local Spark has four parts of a shuffle for each
 
     def __post_init__(self):
         _check_choice("data.source", self.source, SOURCES)
+        _check_choice("data.engine", self.engine, ENGINES)
         _check_choice("data.split.kind", self.split.kind, SPLITS)
         _check_choice("data.unknown_items", self.unknown_items, ("error", "drop"))
         _check_choice("data.themes.hemisphere", self.themes.hemisphere, ("north", "south"))

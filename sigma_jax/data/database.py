@@ -1,6 +1,6 @@
-"""DuckDB behind Ibis: opens a database, reads files, streams results into arrays and Arrow files.
+"""Engines behind Ibis: opens one, saves tables in it, streams results into arrays and files.
 
-The database lies on disk beside the result and spills there. So its memory stays under the
+A database of DuckDB lies on disk beside the result and spills there. So its memory stays under the
 configured limit, however long the log is.
 """
 
@@ -8,21 +8,52 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import duckdb
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from sigma_jax.data.config import DataConfig
+from sigma_jax.data.engines import spark
+
+READER_MEMORY = "1GB"  # of the DuckDB that reads files for another engine
 BATCH_ROWS = 100_000  # rows that are streamed together
 # The package that fsspec needs for the URLs of each protocol.
 _FSSPEC_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs", "az": "adlfs"}
+
+
+@ibis.udf.scalar.builtin(name="json_extract_string")
+def _json_text(value: dt.JSON, path: str) -> str:
+    """The value at `path`, strings without their quotes. The database computes it."""
+
+
+@contextlib.contextmanager
+def open_engine(config: DataConfig, folder: Path) -> Iterator[ibis.BaseBackend]:
+    """The engine of `config`, for the body of a `with`; its tables lie in `folder`.
+
+    The folder is created; the caller removes it.
+
+    Raises:
+      ValueError: the engine cannot be opened, or a step in the body failed. One line says why.
+    """
+    if config.engine == "duckdb":
+        with open_database(folder, config.memory_limit, config.threads) as con:
+            yield con
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = config.spark.folder or str(folder.resolve() / "spark")
+    with spark.open_spark(tables, config.spark.master, config.memory_limit, config.threads) as con:
+        yield con
 
 
 @contextlib.contextmanager
@@ -122,19 +153,85 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
+def numbered(con: ibis.BaseBackend, table: ir.Table, file: str) -> ir.Table:
+    """`table` with its rows numbered from 0 as source_row, in the order of the source.
+
+    A table that was opened by Spark has these numbers: there, rows have no order.
+
+    Raises:
+      ValueError: `table` has a column of that name already. It names `file`.
+    """
+    if con.name == spark.NAME:
+        return table
+    check_names(table.columns, file)
+    # A column of JSON lines with values of several types arrives as JSON; its text is taken.
+    mixed = [column for column in table.columns if table[column].type().is_json()]
+    table = table.mutate(**{column: _json_text(table[column], "$") for column in mixed})
+    return table.mutate(source_row=ibis.row_number().cast("int64"))
+
+
+def check_names(names: Iterable[str], file: str) -> None:
+    """ValueError if one of the columns `names` of `file` is source_row."""
+    if spark.ROW in names:
+        raise ValueError(
+            f"{file}: a column has the name 'source_row', which numbers the rows here; rename it."
+        )
+
+
+@contextlib.contextmanager
+def open_reader() -> Iterator[ibis.BaseBackend]:
+    """A DuckDB that reads files for another engine, for the body of a `with`."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        open_database(Path(scratch), READER_MEMORY, 2) as con,
+    ):
+        yield con
+
+
+def hand_over(
+    reader: ibis.BaseBackend, table: ir.Table, con: ibis.BaseBackend, file: str
+) -> ir.Table:
+    """`table` of the DuckDB `reader` as a table of Spark, through a Parquet file.
+
+    Raises:
+      ValueError: `table` cannot be read, or has a column source_row. It names `file`.
+    """
+    rows = numbered(reader, table, file)
+    columns = {}
+    for name in rows.columns:
+        kind = rows[name].type()
+        if kind.is_uuid() or kind.is_time() or kind.is_interval():  # Spark does not read these
+            columns[name] = rows[name].cast("string")
+        elif kind.is_timestamp() and kind.scale == 9:
+            columns[name] = rows[name].cast(dt.Timestamp(timezone=kind.timezone, scale=6))
+    path = spark.new_path(con, "parquet")
+    if is_url(path):
+        register_url(reader, path)
+    with errors_of_file(file, "save it as UTF-8 CSV, JSON lines or Parquet"):
+        reader.to_parquet(rows.mutate(**columns), path)
+    return spark.read_parquet(con, path, has_numbers=True)
+
+
 def save(con: ibis.BaseBackend, name: str, table: ir.Table) -> ir.Table:
     """The table `name` of the database, which now holds the rows of `table`, computed once."""
     return con.create_table(name, table)
 
 
-def from_arrow(con: ibis.BaseBackend, name: str, table: pa.Table) -> ir.Table:
-    """The table `name` of the database, which now holds the rows of an Arrow table."""
+def from_arrow(
+    con: ibis.BaseBackend, name: str, table: pa.Table | pa.RecordBatchReader
+) -> ir.Table:
+    """The table `name` of the database, which now holds the rows of Arrow; DuckDB takes readers."""
+    if con.name == spark.NAME:
+        return spark.from_arrow(con, name, table)
     con.con.register(f"arrow_{name}", table)
     return save(con, name, con.table(f"arrow_{name}"))
 
 
 def batches(con: ibis.BaseBackend, table: ir.Table) -> Iterator[pa.RecordBatch]:
     """The rows of `table`, a batch at a time. duckdb.Error if DuckDB fails on the way."""
+    if con.name == spark.NAME:
+        yield from spark.batches(con, table, BATCH_ROWS)
+        return
     try:
         yield from con.to_pyarrow_batches(table, chunk_size=BATCH_ROWS)
     except (OSError, pa.ArrowException) as error:  # Arrow wraps the errors of DuckDB
@@ -152,10 +249,23 @@ def count(con: ibis.BaseBackend, table: ir.Table) -> int:
 
 
 def columns(
-    con: ibis.BaseBackend, table: ir.Table, dtypes: Mapping[str, Any], num_rows: int
+    con: ibis.BaseBackend,
+    table: ir.Table,
+    dtypes: Mapping[str, Any],
+    num_rows: int,
+    folder: Path | None = None,
 ) -> dict[str, np.ndarray]:
-    """Columns of `table` as arrays of `num_rows`; memory holds one batch besides the arrays."""
-    arrays = {name: np.empty(num_rows, dtype) for name, dtype in dtypes.items()}
+    """Columns of `table` as arrays of `num_rows`; memory holds one batch besides the arrays.
+
+    With a `folder` the arrays are files in it, memory-mapped.
+    """
+
+    def new_array(name: str, dtype: Any) -> np.ndarray:
+        if folder is None or not num_rows:  # an empty file cannot be mapped
+            return np.empty(num_rows, dtype)
+        return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (num_rows,))
+
+    arrays = {name: new_array(name, dtype) for name, dtype in dtypes.items()}
     row = 0
     for batch in batches(con, table.select(*dtypes)):
         for name, array in arrays.items():
@@ -166,11 +276,53 @@ def columns(
 
 
 def stream_arrow(con: ibis.BaseBackend, table: ir.Table, path: Path) -> None:
-    """Writes `table` as an uncompressed Arrow file, a batch at a time."""
+    """Writes `table` as an uncompressed Arrow file, in batches of BATCH_ROWS."""
     schema = table.schema().to_pyarrow()
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for batch in batches(con, table):
-            writer.write_batch(batch.cast(schema))
+        for batch in _equal_batches(batches(con, table), schema):
+            writer.write_batch(batch)
+
+
+def stream_parquet(
+    con: ibis.BaseBackend, table: ir.Table, folder: Path, name: str, rows: int
+) -> None:
+    """Writes `table` to FOLDER/NAME-00000.parquet and so on, about `rows` in each; at least one."""
+    schema = table.schema().to_pyarrow()
+    part, free = 0, rows
+    writer = pq.ParquetWriter(folder / f"{name}-00000.parquet", schema, compression="zstd")
+    try:
+        for batch in _equal_batches(batches(con, table), schema):
+            if free <= 0:
+                writer.close()
+                part, free = part + 1, rows
+                path = folder / f"{name}-{part:05d}.parquet"
+                writer = pq.ParquetWriter(path, schema, compression="zstd")
+            writer.write_batch(batch)
+            free -= batch.num_rows
+    finally:
+        writer.close()
+
+
+def _equal_batches(given: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of `given` in batches of BATCH_ROWS, so that a file is the same with each engine."""
+    waiting, rows = [], 0
+    for batch in given:
+        waiting.append(batch.cast(schema))
+        rows += batch.num_rows
+        if rows >= BATCH_ROWS:
+            table = pa.Table.from_batches(waiting).combine_chunks()
+            whole = rows // BATCH_ROWS * BATCH_ROWS
+            for first in range(0, whole, BATCH_ROWS):
+                yield _copied(table.slice(first, BATCH_ROWS))
+            waiting, rows = table.slice(whole).to_batches(), rows - whole
+    if rows:
+        yield _copied(pa.Table.from_batches(waiting))
+
+
+def _copied(table: pa.Table) -> pa.RecordBatch:
+    """The rows of `table` without the rest of a larger table, which a file would keep a part of."""
+    [batch] = table.take(np.arange(len(table))).combine_chunks().to_batches()
+    return batch
 
 
 def optional_import(name: str, remedy: str) -> ModuleType:

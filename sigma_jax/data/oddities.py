@@ -11,6 +11,7 @@ import ibis
 import ibis.expr.types as ir
 
 from sigma_jax.data import database
+from sigma_jax.data.engines.dialect import trimmed
 from sigma_jax.data.times import SCALES
 
 # Texts that programs write for "no value", in lower case.
@@ -27,7 +28,7 @@ _DOMINANT = 0.5  # share of the interactions that one item has
 def id_notes(con: ibis.BaseBackend, file: str, table: ir.Table, column: str) -> list[str]:
     """Notes on ids (text): blanks around them, and words such as NULL."""
     value = table[column]
-    has_blanks, is_word = value != value.strip(), value.lower().isin(MISSING)
+    has_blanks, is_word = value != trimmed(value), value.lower().isin(MISSING)
     found = database.rows(
         con,
         table.aggregate(
@@ -112,7 +113,7 @@ def missing_words(con: ibis.BaseBackend, file: str, table: ir.Table) -> list[str
     """Notes on columns of text that hold words such as NULL, which are read as text."""
     names = [name for name in table.columns if table[name].type().is_string()]
     counts = {
-        f"n{place}": table.count(where=table[name].strip().lower().isin(MISSING))
+        f"n{place}": table.count(where=trimmed(table[name]).lower().isin(MISSING))
         for place, name in enumerate(names)
     }
     if not counts:
@@ -143,7 +144,7 @@ def not_for_text(con: ibis.BaseBackend, items: ir.Table) -> dict[str, str]:
             continue
         if kind.is_array():
             value = (value.length() > 0).ifelse(value[0], ibis.null("string"))
-        value = value.strip().nullif("")
+        value = trimmed(value).nullif("")
         is_json = value.re_search(r"^[\[{]") & value.contains("://")
         counts |= {
             f"all{place}": value.count(),
@@ -222,5 +223,7 @@ def dominant_item(con: ibis.BaseBackend, file: str, interactions: ir.Table) -> l
 
 def _form(value: ir.StringValue) -> ir.StringValue:
     """An id without what exports change: blanks, case, a trailing .0 and leading zeros."""
-    text = value.strip().lower().re_replace(r"\.0+$", "")
-    return text.re_replace(r"^0+([0-9])", r"\1")
+    text = trimmed(value).lower().re_replace("[.]0+$", "")
+    rest = text.re_replace("^0+", "")
+    # Not by a group of the pattern: engines write the groups of a replacement in two ways.
+    return text.re_search("^0+[0-9]").ifelse((rest == "").ifelse("0", rest), text)

@@ -18,6 +18,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ibis
 import ibis.expr.types as ir
 import numpy as np
@@ -25,8 +27,11 @@ import pyarrow as pa
 
 from sigma_jax.data import database
 from sigma_jax.data.config import SplitConfig
+from sigma_jax.data.engines.dialect import last_edge
 from sigma_jax.data.tables import unix_seconds
-from sigma_jax.schema import Histories
+from sigma_jax.schema import DAY, Histories
+
+RANGE_ROWS = 2_000_000  # rows that are numbered together
 
 
 def number_items(con: ibis.BaseBackend, texts: ir.Table, name: str) -> ir.Table:
@@ -35,8 +40,49 @@ def number_items(con: ibis.BaseBackend, texts: ir.Table, name: str) -> ir.Table:
     Args:
       name: of the table that is saved.
     """
-    number = ibis.row_number().over(order_by=texts["source_row"]).cast("int32")
-    return database.save(con, name, texts.mutate(item=number))
+    return number_rows(con, name, texts, "item", ("source_row",))
+
+
+def number_rows(
+    con: ibis.BaseBackend, name: str, rows: ir.Table, column: str, order: tuple[str, ...]
+) -> ir.Table:
+    """The saved table `name`: `rows` with their numbers from 0, int32, in the order of `order`.
+
+    Ranges of the order are numbered apart, so that no machine sorts all rows. A sample draws the
+    borders of the ranges; the numbers do not depend on it.
+
+    Args:
+      order: columns without nulls, unique together; the strongest comes first.
+    """
+    ranges = -(-database.count(con, rows) // RANGE_ROWS)
+    if ranges <= 1:
+        number = ibis.row_number().over(order_by=[rows[key] for key in order])
+        return database.save(con, name, rows.mutate(**{column: number.cast("int32")}))
+    keys = rows.select(*order).sample(min(1.0, 100.0 / RANGE_ROWS))
+    found = sorted({tuple(row.values()) for row in database.rows(con, keys)})
+    borders = [found[len(found) * part // ranges] for part in range(1, ranges)] if found else []
+    borders = sorted(set(borders))
+
+    def is_before(border: tuple) -> ir.BooleanValue:
+        before = ibis.literal(False)
+        for key, value in reversed(list(zip(order, border, strict=True))):
+            before = (rows[key] < value) | ((rows[key] == value) & before)
+        return before
+
+    parts = rows.mutate(part=last_edge(borders, is_before))
+    parts = database.save(con, f"{name}_parts", parts)
+    sizes = {
+        row["part"]: row["rows"]
+        for row in database.rows(con, parts.group_by("part").agg(rows=parts.count()))
+    }
+    firsts = np.cumsum([0] + [sizes[part] for part in sorted(sizes)])[:-1].tolist()
+    cases = [
+        (parts["part"] == part, ibis.literal(first, "int64"))
+        for part, first in zip(sorted(sizes), firsts, strict=True)
+    ]
+    inside = ibis.row_number().over(group_by=parts["part"], order_by=[parts[key] for key in order])
+    number = ibis.cases(*cases, else_=ibis.literal(0, "int64")) + inside
+    return database.save(con, name, parts.mutate(**{column: number.cast("int32")}).drop("part"))
 
 
 def frequent_items(interactions: ir.Table, key: str, min_count: int) -> ir.Table:
@@ -58,9 +104,8 @@ def number_users(
     else:
         users = ids.union(profiles.select("user_id"), distinct=True).left_join(profiles, "user_id")
         users = users.select("user_id", profile=ibis.coalesce(users["profile"], ""))
-    order = (users["user_id"].length(), users["user_id"])
-    number = ibis.row_number().over(order_by=order).cast("int32")
-    return database.save(con, "users", users.mutate(user=number))
+    users = database.save(con, "user_ids", users.mutate(length=users["user_id"].length()))
+    return number_rows(con, "users", users, "user", ("length", "user_id")).drop("length")
 
 
 def number_events(
@@ -191,7 +236,7 @@ def split_times(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) ->
         except ValueError:
             share = None
         if share is not None and 0 < share < 1:
-            seconds = con.to_pyarrow(events["time"].quantile(share)).as_py()
+            seconds = time_of_share(con, events, share)
         elif share is None:
             seconds = con.to_pyarrow(unix_seconds(ibis.literal(given))).as_py()
         else:
@@ -218,16 +263,44 @@ def split_times(con: ibis.BaseBackend, events: ir.Table, config: SplitConfig) ->
     return times[0], times[1]
 
 
+def time_of_share(con: ibis.BaseBackend, events: ir.Table, share: float) -> float:
+    """The time below which a share of the interactions lies, interpolated between two of them.
+
+    Days are counted first, then the seconds of one day: no engine sorts all times.
+    """
+    days = (events["time"] / DAY).floor().cast("int64")
+    dated = events.select("time", day=days)
+    place = share * (database.count(con, events) - 1)
+    low, high = (_nth_time(con, dated, number) for number in (int(place), int(np.ceil(place))))
+    return low + (high - low) * (place - int(place))
+
+
+def _nth_time(con: ibis.BaseBackend, dated: ir.Table, number: int) -> int:
+    """The time at place `number` of all times in ascending order."""
+    for column in ("day", "time"):
+        counts = dated.group_by(column).agg(rows=dated.count()).order_by(column)
+        for row in database.rows(con, counts):
+            found = row[column]
+            if number < row["rows"]:
+                break
+            number -= row["rows"]
+        dated = dated.filter(dated[column] == found)
+    return found
+
+
 def build_histories(
-    con: ibis.BaseBackend, events: ir.Table, row_counts: ir.Table, num_users: int
+    con: ibis.BaseBackend, events: ir.Table, row_counts: ir.Table, num_users: int, scratch: Path
 ) -> Histories:
     """The histories of all users, streamed from the database in their final order.
+
+    The interactions lie in memory-mapped files.
 
     Args:
       con: the database of the tables.
       events: user, session, item, time, place, as of `with_sessions`.
       row_counts: as of `count_rows`.
       num_users: with those without interactions.
+      scratch: the folder of the files; it exists.
     """
     dtypes = {"user": np.int32, "rows": np.int64, "valid_rows": np.int64, "test_rows": np.int64}
     counts = database.columns(con, row_counts, dtypes, database.count(con, row_counts))
@@ -238,7 +311,7 @@ def build_histories(
     np.cumsum(rows, out=offsets[1:])
     ordered = events.order_by("user", "place")
     columns = {"item": np.int32, "time": np.int64, "session": np.int32}
-    arrays = database.columns(con, ordered, columns, int(offsets[-1]))
+    arrays = database.columns(con, ordered, columns, int(offsets[-1]), scratch)
     starts = offsets[:-1]
     return Histories(
         **arrays, offsets=offsets, valid_start=starts + valid_rows, test_start=starts + test_rows

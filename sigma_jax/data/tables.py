@@ -25,6 +25,7 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from sigma_jax.data import database, oddities
+from sigma_jax.data.engines.dialect import is_blank, one_line, text_of_number, trimmed
 from sigma_jax.data.times import BASIC_ISO, DAYS, FIRST, ISO, LAST, NOT_A_TIME, SCALES, YEARS
 
 TABLES = ("items", "interactions", "users", "searches", "themes", "knowledge")
@@ -146,7 +147,7 @@ class Checker:
             return None
         table = self._load("searches")
         table = self._with_ids("searches", table, "item_id")
-        query = table["query"].cast("string").strip().re_replace(r"\s+", " ").lower()
+        query = one_line(table["query"].cast("string")).lower()
         table = table.mutate(query=query[: self.max_chars])
         table = self._check_ids("searches", table, "query")
         columns = {name: table[name] for name in ("query", "item_id", "source_row")}
@@ -181,7 +182,7 @@ class Checker:
         if self.tables.themes is None:
             return None
         table = self._load("themes")
-        columns = {name: table[name].cast("string").strip() for name in ("theme", "kind")}
+        columns = {name: trimmed(table[name].cast("string")) for name in ("theme", "kind")}
         has_items = "item_id" in table.columns
         columns["item_id"] = table["item_id"] if has_items else ibis.null(dt.string)
         for name in ("start", "end"):
@@ -220,13 +221,15 @@ class Checker:
         table = self._load("knowledge")
         if "item_id" in table.columns:
             table = self._with_ids("knowledge", table, "item_id", nullable=True)
-        text = table["text"].cast("string").strip().re_replace(r"\s+", " ")
+        text = one_line(table["text"].cast("string"))
         columns = {"text": text[: self.max_chars]}
         for name in ("item_id", "category"):
             given = table[name] if name in table.columns else ibis.null(dt.string)
-            columns[name] = as_text(given).strip().nullif("")
+            columns[name] = trimmed(as_text(given)).nullif("")
         has_weight = "weight" in table.columns
-        given = as_text(table["weight"]).strip().nullif("") if has_weight else ibis.null(dt.string)
+        given = ibis.null(dt.string)
+        if has_weight:
+            given = trimmed(as_text(table["weight"])).nullif("")
         columns |= {"given": given, "weight": given.try_cast("float64").fill_null(1.0)}
         table = self._check_ids("knowledge", table.select("source_row", **columns), "text")
         self._refuse(
@@ -256,11 +259,6 @@ class Checker:
         """
         table, file = getattr(self.tables, name), self.tables.names[name]
         self._need_columns(name, table, _NEEDED[name])
-        if "source_row" in table.columns:
-            raise ValueError(
-                f"{file}: a column has the name 'source_row', which numbers the rows here; rename "
-                "it."
-            )
         if name not in ("items", "users"):  # lists in their columns are described in words
             nested = [
                 column
@@ -268,7 +266,7 @@ class Checker:
                 if table[column].type().is_nested() and not column.endswith("_id")
             ]
             table = table.mutate(**{column: table[column].cast("string") for column in nested})
-        table = table.mutate(source_row=ibis.row_number().cast("int64"))
+        table = database.numbered(self.con, table, file)
         with database.errors_of_file(file, "save it as UTF-8 CSV, JSON lines or Parquet"):
             kept = database.save(self.con, f"raw_{name}", table)
         num_rows = database.count(self.con, kept)
@@ -280,7 +278,7 @@ class Checker:
         expected = sum(rows for _, rows in self.tables.parts.get(name, ()))
         if expected and expected != num_rows:
             raise ValueError(
-                f"{file} has {expected} rows, but DuckDB reads {num_rows}; save it as Parquet."
+                f"{file} has {expected} rows, but {num_rows} are read; save it as Parquet."
             )
         self._check_no_header(name, kept)
         return kept
@@ -333,7 +331,7 @@ class Checker:
         return table
 
     def _check_ids(self, name: str, table: ir.Table, column: str) -> ir.Table:
-        empty = table.filter(table[column].isnull() | (table[column].strip() == ""))
+        empty = table.filter(table[column].isnull() | is_blank(table[column]))
         self._refuse(name, empty, column, column, "is empty; fill it or delete the row")
         return table
 
@@ -433,9 +431,10 @@ def as_text(value: ir.Value) -> ir.StringValue:
     kind = value.type()
     if kind.is_floating():
         is_whole = (value == value.floor()) & (value.abs() < _largest_exact(kind))
-        return is_whole.ifelse(value.try_cast("int64").cast("string"), text)
+        whole = value.try_cast("int64").cast("string")
+        return is_whole.ifelse(whole, text_of_number(value))
     if kind.is_decimal():
-        return text.re_replace(r"\.0+$", "")
+        return text.re_replace("[.]0+$", "")
     return text
 
 
@@ -447,7 +446,7 @@ def _largest_exact(kind: dt.DataType) -> int:
 def as_number(value: ir.Value) -> ir.FloatingValue:
     """A number, or the text of a number, as float64; null for infinity, NaN and other values."""
     if not value.type().is_numeric():
-        value = value.cast("string").strip()
+        value = trimmed(value.cast("string"))
     number = value.try_cast("float64")
     return (number.isinf() | number.isnan()).ifelse(ibis.null("float64"), number)
 
@@ -487,30 +486,40 @@ def unix_seconds(value: ir.Value) -> ir.Value:
     seconds = _numeric_seconds(as_number(value))
     if kind.is_numeric():
         return _in_range(seconds)
-    text = value.cast("string").strip()
+    text = trimmed(value.cast("string"))
     is_whole = text.re_search("^[+-]?[0-9]+$")
     whole = is_whole.ifelse(text, ibis.null(dt.string)).try_cast("int64")
     return _in_range(ibis.coalesce(_scaled(whole), seconds, _iso_seconds(text)))
 
 
 def _iso_seconds(text: ir.StringValue) -> ir.IntegerValue:
-    """Unix seconds of texts in the forms times.ISO and times.BASIC_ISO."""
-    iso = ibis.null(dt.string)
+    """Unix seconds of texts in the forms times.ISO and times.BASIC_ISO.
+
+    The clock and the zone are computed here: engines differ in the clocks and zones that they read.
+    """
+    found = ibis.null("int64")
     for form in (BASIC_ISO, ISO):
         form = f"^{form}$"
-        year, month, day, hour, minute, second, fraction, zone = (
+        year, month, day, hour, minute, second, _, zone = (
             text.re_extract(form, group).nullif("") for group in range(1, 9)
         )
-        clock = ibis.literal(":").join(
-            [hour.fill_null("00"), minute.fill_null("00"), second.fill_null("00")]
+        date = ibis.literal("-").join([year, month, day]).try_cast("date")
+        hours, minutes, seconds = (
+            part.fill_null("0").try_cast("int64") for part in (hour, minute, second)
         )
-        offset = zone.upper().isin(("Z", "UTC", "GMT")).ifelse("+00", zone).fill_null("+00")
-        day = ibis.literal("-").join([year, month, day])
-        written = day + " " + clock + "." + fraction.fill_null("0") + offset
-        iso = text.re_search(form).ifelse(written, iso)
-    time = iso.try_cast(dt.Timestamp(timezone="UTC"))
-    # DuckDB reads the hour 24, and shortens a minute and a second of 60 and more to no time.
-    return text.re_search("[Tt ]24:").ifelse(ibis.null("int64"), _whole_seconds(time))
+        is_clock = (hours < 24) & (minutes < 60) & (seconds < 60)
+        zone = zone.fill_null("Z")
+        ahead, rest = (
+            zone.re_extract("^[+-]([0-9]{2}):?([0-9]{2})?$", group).nullif("").fill_null("0")
+            for group in (1, 2)
+        )
+        offset = ahead.try_cast("int64") * 3_600 + rest.try_cast("int64") * 60
+        is_clock = is_clock & (offset < 86_400)
+        offset = zone.startswith("-").ifelse(-offset, offset)
+        time = date.cast("timestamp").epoch_seconds().cast("int64")
+        time = time + hours * 3_600 + minutes * 60 + seconds - offset
+        found = (text.re_search(form) & is_clock).ifelse(time, found)
+    return found
 
 
 def _whole_seconds(time: ir.TimestampValue) -> ir.IntegerValue:

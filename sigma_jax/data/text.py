@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from sigma_jax.data import database
 from sigma_jax.data.config import TextConfig, TextTokenizerConfig
+from sigma_jax.data.engines.dialect import json_string, last_level, text_of_number, trimmed
 from sigma_jax.data.tables import as_text
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -20,11 +22,6 @@ MAX_TOKENIZER_TEXTS = 100_000  # most texts of each kind that a tokenizer is tra
 _NOT_TEXT = ("item_id", "user_id", "source_row")
 _TITLES = ("title", "name")
 _CATEGORIES = ("category_path", "categories", "category")
-
-
-@ibis.udf.scalar.builtin(name="to_json")
-def _to_json(text: str) -> str:
-    """`text` as a JSON string, quoted and escaped. The database computes it."""
 
 
 def item_texts(items: ir.Table, config: TextConfig) -> ir.Table:
@@ -47,8 +44,8 @@ def item_texts(items: ir.Table, config: TextConfig) -> ir.Table:
         title = title[:MAX_TITLE_CHARS].nullif("")
     category = ibis.null("string")
     if category_column:
-        path = as_text(clean_value(items[category_column], separator, True)).split(separator)
-        category = path[path.length() - 1].strip()[:MAX_TITLE_CHARS].nullif("")
+        path = as_text(clean_value(items[category_column], separator, True))
+        category = trimmed(last_level(path, separator))[:MAX_TITLE_CHARS].nullif("")
     return items.select(
         "item_id",
         "source_row",
@@ -95,8 +92,10 @@ def json_text(values: dict[str, ir.Value], config: TextConfig) -> ir.StringValue
     parts = []
     for name, value in values.items():
         if value.type().is_string():
-            shown = _to_json(value[: config.max_chars])
+            shown = json_string(value[: config.max_chars])
             value = value.nullif("")
+        elif value.type().is_floating():
+            shown = text_of_number(value)
         else:
             shown = value.cast("string")
         key = json.dumps(name, ensure_ascii=False) + ": "
@@ -126,16 +125,18 @@ def clean_value(value: ir.Value, separator: str, is_path: bool) -> ir.Value:
     if kind.is_array() and kind.value_type.is_array():
         paths = value.map(lambda path: path.cast("array<string>").join(separator))
         if is_path:  # of several paths the first counts
-            return (paths.length() > 0).ifelse(paths[0], ibis.null("string")).strip()
-        return value.flatten().cast("array<string>").join(", ").strip()
+            return trimmed((paths.length() > 0).ifelse(paths[0], ibis.null("string")))
+        return trimmed(value.flatten().cast("array<string>").join(", "))
     if kind.is_array():
-        return value.cast("array<string>").join(separator if is_path else ", ").strip()
+        return trimmed(value.cast("array<string>").join(separator if is_path else ", "))
     if kind.is_floating():
         usable = ~(value.isnan() | value.isinf())
         return usable.ifelse(value, ibis.null(kind))
     if kind.is_numeric():
         return value
-    return value.cast("string").strip()
+    if kind.is_timestamp() and kind.scale == 9:  # not every engine has nanoseconds
+        value = value.cast(dt.Timestamp(timezone=kind.timezone, scale=6))
+    return trimmed(value.cast("string"))
 
 
 def _text_columns(items: ir.Table, config: TextConfig) -> list[str]:

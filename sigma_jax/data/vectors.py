@@ -173,7 +173,11 @@ def _from_parquet(con: ibis.BaseBackend, path: str, items: ir.Table, target: Pat
     if lists:
         vector = table[lists[0]].cast("array<float32>")
     else:
-        numbers = [name for name in table.columns if table[name].type().is_numeric()]
+        numbers = [
+            name
+            for name in table.columns
+            if table[name].type().is_numeric() and name != "source_row"
+        ]
         if not numbers:
             raise ValueError(f"{path}: no column holds vectors; add a list column 'vector'.")
         vector = ibis.array([table[name].cast("float32") for name in numbers])

@@ -37,7 +37,8 @@ from sigma_jax.schema import (
 )
 from sigma_jax.serving.catalogue_update import NEIGHBOURS, joined_catalogue, nearest_rows
 
-REPLACED = ("manifest.json", card.FILE)  # and the files of catalogue, histories, users, vectors
+# And the files of catalogue, histories, users and vectors. Counts of the log before do not hold.
+REPLACED = ("manifest.json", card.FILE, "counts")
 LAST = 2.0**64  # above every hash
 
 

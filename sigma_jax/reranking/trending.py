@@ -1,8 +1,8 @@
 """Trending features: popularity with a memory, at the time of a request.
 
 A feature of an item is log(1 + c / UNIT). c counts the training interactions with the item before
-the day of the request, each decayed by its age. There is one feature for each memory: a week, a
-month, a quarter, and without decay.
+the day of the request, each decayed by its age in whole hours. There is one feature for each
+memory: a week, a month, a quarter, and without decay.
 
 Axes: N requests, I items, G features, T days.
 """
@@ -16,7 +16,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float16, Int32, Int64
 
-from sigma_jax.histories import training_rows
+from sigma_jax.data import counts, database
+from sigma_jax.data.counts import HOUR
 from sigma_jax.schema import DAY, PreparedData
 from sigma_jax.shapes import power_of_two
 
@@ -29,10 +30,11 @@ MAX_ENTRIES = 2**27  # entries of a table [T, I, G], 256 MB; beyond it, days sha
 
 @dataclasses.dataclass(frozen=True)
 class TrendingCounts:
-    """The training interactions of a log, in the order of time."""
+    """The training interactions of a log by item and hour, in the order of time."""
 
     item: Int32[np.ndarray, " rows"]
-    time: Int64[np.ndarray, " rows"]  # unix seconds
+    time: Int64[np.ndarray, " rows"]  # unix seconds, the start of an hour
+    number: Int64[np.ndarray, " rows"]  # interactions with the item in that hour
     num_items: int
     _of_day: dict[int, Float16[np.ndarray, "1 I G"]] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -40,19 +42,33 @@ class TrendingCounts:
 
     @classmethod
     def make(cls, data: PreparedData) -> TrendingCounts:
-        """The counts of the training rows."""
-        rows = training_rows(data.histories)
-        item, time = np.asarray(data.histories.item[rows]), np.asarray(data.histories.time[rows])
-        order = np.argsort(time, kind="stable")
-        return cls(item[order], time[order], len(data.catalogue))
+        """The counts of the training rows, as prepared, or counted now."""
+        if data.counts is not None:
+            hour, item, number = counts.read_counts(
+                data.counts, "hourly", ("hour", "item", "number")
+            )
+        else:
+            with counts.training_table(data.histories) as (con, events):
+                found = database.save(con, "hourly", counts.hourly(events))
+                dtypes = {"hour": np.int64, "item": np.int32, "number": np.int64}
+                ordered, rows = found.order_by("hour", "item"), database.count(con, found)
+                hour, item, number = database.columns(con, ordered, dtypes, rows).values()
+        return cls(item, hour * HOUR, number, len(data.catalogue))
 
     def with_rows(
         self, item: Int32[np.ndarray, " n"], time: Int64[np.ndarray, " n"], num_items: int
     ) -> TrendingCounts:
         """The counts with further interactions, of a catalogue that may have grown."""
-        items, times = np.concatenate([self.item, item]), np.concatenate([self.time, time])
-        order = np.argsort(times, kind="stable")
-        return TrendingCounts(items[order], times[order], num_items)
+        items = np.concatenate([self.item, item])
+        hours = np.concatenate([self.time, time]) // HOUR
+        number = np.concatenate([self.number, np.ones(len(item), np.int64)])
+        order = np.lexsort((items, hours))
+        items, hours = items[order], hours[order]
+        is_first = np.ones(len(items), bool)
+        is_first[1:] = (items[1:] != items[:-1]) | (hours[1:] != hours[:-1])
+        first = np.flatnonzero(is_first)
+        sums = np.add.reduceat(number[order], first) if len(first) else number
+        return TrendingCounts(items[first], hours[first] * HOUR, sums, num_items)
 
     @property
     def _max_days(self) -> int:
@@ -103,25 +119,29 @@ class TrendingCounts:
         table = np.zeros(
             (power_of_two(len(days)), self.num_items, len(TRENDING_FEATURES)), np.float16
         )
-        counts = np.zeros((self.num_items, len(TRENDING_FEATURES)))
+        decayed = np.zeros((self.num_items, len(TRENDING_FEATURES)))
         memory = np.array(list(MEMORY.values()))
         first, last_day = 0, 0.0
         for number, today in enumerate(days.tolist()):
             end = int(np.searchsorted(self.time, today * DAY))
-            counts *= np.exp(-(today - last_day) / memory)
+            decayed *= np.exp(-(today - last_day) / memory)
             rows = slice(first, end)
             age = today - self.time[rows] / DAY
             for trend, span in enumerate(memory):
-                weight = np.exp(-age / span)
-                counts[:, trend] += np.bincount(self.item[rows], weight, self.num_items)
-            table[number] = np.log1p(counts / UNIT)
+                weight = np.exp(-age / span) * self.number[rows]
+                decayed[:, trend] += np.bincount(self.item[rows], weight, self.num_items)
+            table[number] = np.log1p(decayed / UNIT)
             first, last_day = end, today
         return table
 
     def save(self, folder: Path) -> None:
         """Writes trends.npz."""
         np.savez_compressed(
-            folder / "trends.npz", item=self.item, time=self.time, num_items=self.num_items
+            folder / "trends.npz",
+            item=self.item,
+            time=self.time,
+            number=self.number,
+            num_items=self.num_items,
         )
 
     @classmethod
@@ -131,4 +151,7 @@ class TrendingCounts:
         An error of DAMAGE (reranking/history/relations.py) if the file is missing or damaged.
         """
         with np.load(folder / "trends.npz") as file:
-            return cls(file["item"], file["time"], int(file["num_items"]))
+            time = file["time"]
+            # Exports of earlier versions have a row for each interaction.
+            number = file["number"] if "number" in file else np.ones(len(time), np.int64)
+            return cls(file["item"], time, number, int(file["num_items"]))

@@ -225,7 +225,7 @@ def test_rows_that_the_engine_loses_are_an_error(folder, tiny_config, monkeypatc
         return dataclasses.replace(table, table=table.table.limit(3))
 
     monkeypatch.setattr(readers, "open_table", lost)
-    with pytest.raises(ValueError, match=r"items.jsonl has 4 rows, but DuckDB reads 3; save it"):
+    with pytest.raises(ValueError, match=r"items.jsonl has 4 rows, but 3 are read; save it"):
         run(folder, tiny_config)
 
 

@@ -20,16 +20,14 @@ import pyarrow as pa
 
 from sigma_jax.data import database
 from sigma_jax.data.config import PairsConfig
+from sigma_jax.data.engines import spark
 from sigma_jax.data.vectors import unit_rows
 from sigma_jax.hashing import mix64
 from sigma_jax.schema import Links, RelevancePairs
 
-# A partner's score is count / popularity ** POPULARITY_POWER. Power 0 ranks best-sellers first for
-# every item, power 1 ranks rare items first. One half ranks as the cosine of the items' sessions.
-POPULARITY_POWER = 0.5
 # A larger session is sampled: its number of pairs grows with the square of its items.
 MAX_SESSION_ITEMS = 60
-PAIRS_AT_ONCE = 10_000_000  # rows of the self-join that are held at a time
+PAIRS_AT_ONCE = 50_000_000  # rows of the self-join that DuckDB counts at a time
 VISUAL_CELL = 50_000  # items that are compared with one another; a larger catalogue is split
 
 
@@ -73,7 +71,10 @@ def is_heldout(left: np.ndarray, right: np.ndarray, share: float) -> np.ndarray:
 def co_occurrence_pairs(
     con: ibis.BaseBackend, training: ir.Table, has_sessions: bool, config: PairsConfig
 ) -> RelevancePairs | None:
-    """The `per_item` best partners of each item, by count / popularity ** POPULARITY_POWER.
+    """The `per_item` best partners of each item, by count / sqrt(popularity).
+
+    Without the root, best-sellers come first for every item; with the popularity itself, rare items
+    do. With the root the order is that of the cosine of the items' sessions.
 
     The self-join runs over slices of the left items, so memory does not grow with the log.
 
@@ -100,10 +101,13 @@ def co_occurrence_pairs(
     else:
         events = database.save(con, "pair_events", joined.select("user", "place", "item"))
         num_rows = 2 * config.window * database.count(con, events)
-    slices = 1 + int(num_rows) // PAIRS_AT_ONCE
+    # Spark spreads the groups over its machines by itself.
+    slices = 1 if con.name == spark.NAME else 1 + int(num_rows) // PAIRS_AT_ONCE
+    if not has_sessions:
+        events = database.save(con, "neighbours", _neighbours(events, config))
     for part in range(slices):
         count_pairs = _session_pairs if has_sessions else _window_pairs
-        counts = count_pairs(events, slices, part, config)
+        counts = count_pairs(events, slices, part)
         best = _best_partners(counts, frequent, config)
         if part == 0:
             best = database.save(con, "co_occurrence", best)
@@ -112,7 +116,7 @@ def co_occurrence_pairs(
     return _undirected(con, con.table("co_occurrence"), config)
 
 
-def _session_pairs(events: ir.Table, slices: int, part: int, config: PairsConfig) -> ir.Table:
+def _session_pairs(events: ir.Table, slices: int, part: int) -> ir.Table:
     """left, right, count and weight of the items that share a session, for one slice of left."""
     left = events.filter(events["item"] % slices == part).rename(left="item")
     right = events.view().rename(right="item")
@@ -123,20 +127,28 @@ def _session_pairs(events: ir.Table, slices: int, part: int, config: PairsConfig
     )
 
 
-def _window_pairs(events: ir.Table, slices: int, part: int, config: PairsConfig) -> ir.Table:
-    """The same for items within a window of a history; the weight of a pair is 1 / distance."""
+def _neighbours(events: ir.Table, config: PairsConfig) -> ir.Table:
+    """left, right and distance of the different items within a window of a history, one way."""
     order = ibis.window(group_by="user", order_by="place")
     parts = []
     for distance in range(1, config.window + 1):
         ahead = events.select(
-            left="item", right=events["item"].lead(distance).over(order), distance=distance
+            left="item",
+            right=events["item"].lead(distance).over(order),
+            distance=ibis.literal(distance, "int32"),
         )
-        ahead = ahead.filter(ahead["right"].notnull() & (ahead["left"] != ahead["right"]))
-        parts += [ahead, ahead.select(left="right", right="left", distance="distance")]
-    pairs = ibis.union(*parts)
+        parts.append(ahead.filter(ahead["right"].notnull() & (ahead["left"] != ahead["right"])))
+    return ibis.union(*parts) if len(parts) > 1 else parts[0]
+
+
+def _window_pairs(neighbours: ir.Table, slices: int, part: int) -> ir.Table:
+    """The same for items within a window of a history; the weight of a pair is 1 / distance."""
+    back = neighbours.select(left="right", right="left", distance="distance")
+    pairs = neighbours.union(back)
     pairs = pairs.filter(pairs["left"] % slices == part)
     # A sum of whole numbers is the same in any order of rows; a sum of fractions is not.
-    weight = (2520 / pairs["distance"]).round().cast("int64").sum() / 2520.0
+    whole = (2520 / pairs["distance"]).round().cast("int64").sum()
+    weight = whole.cast("float64") / 2520.0
     return pairs.group_by("left", "right").agg(count=pairs.count(), weight=weight)
 
 
@@ -145,8 +157,9 @@ def _best_partners(counts: ir.Table, frequent: ir.Table, config: PairsConfig) ->
     counts = counts.filter(counts["count"] >= config.min_count)
     counts = counts.inner_join(frequent, counts["right"] == frequent["item"])
     popularity = counts["popularity"].cast("float64")
-    scored = counts.mutate(score=counts["weight"] / popularity.pow(POPULARITY_POWER))
-    order = [scored["score"].round(9).desc(), scored["right"]]
+    # A square root is exact to the last bit in every engine; other powers are not.
+    scored = counts.mutate(score=counts["weight"] / popularity.sqrt())
+    order = [(scored["score"] * 1e9).floor().desc(), scored["right"]]
     rank = ibis.row_number().over(group_by=scored["left"], order_by=order)
     ranked = scored.select("left", "right", "score", "count", rank=rank)
     return ranked.filter(ranked["rank"] < config.per_item)
@@ -159,10 +172,14 @@ def _undirected(
     low, high = ibis.least(best["left"], best["right"]), ibis.greatest(best["left"], best["right"])
     both = best.select("rank", "count", low=low, high=high)
     pairs = both.group_by("low", "high").agg(rank=both["rank"].min(), count=both["count"].max())
-    order = [pairs["rank"], pairs["count"].desc(), pairs["low"], pairs["high"]]
-    kept = database.save(con, "co_pairs", pairs.order_by(order).limit(config.max_pairs))
+    kept = database.save(con, "co_pairs", pairs)
+    number = database.count(con, kept)
+    if number > config.max_pairs:
+        order = [kept["rank"], kept["count"].desc(), kept["low"], kept["high"]]
+        kept = database.save(con, "best_co_pairs", kept.order_by(order).limit(config.max_pairs))
+        number = config.max_pairs
     dtypes = {"low": np.int32, "high": np.int32}
-    columns = database.columns(con, kept, dtypes, database.count(con, kept))
+    columns = database.columns(con, kept, dtypes, number)
     return make_pairs("co_occurrence", columns["low"], columns["high"], None, config)
 
 

@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from sigma_jax.data import database
 from sigma_jax.data.config import ThemesConfig
+from sigma_jax.data.engines.dialect import last_edge
 from sigma_jax.schema import DAY, Links, Themes
 
 SHRINKAGE = 10.0  # interactions at the average share added to every item, as few prove little
@@ -291,15 +292,11 @@ def _lifts(
     ]
     # Between two edges the active themes do not change. Events are counted for each such span, and
     # spans are joined to themes.
-    edge_rows = pa.table(
-        {"time": pa.array(edges, pa.int64()), "span": pa.array(range(len(edges)), pa.int32())}
-    )
-    edge_table = database.from_arrow(con, "theme_edges", edge_rows)
     columns = zip(*sorted(set(spans)), strict=True)
     span_rows = pa.table([pa.array(c, pa.int32()) for c in columns], ["theme", "span"])
     span_table = database.from_arrow(con, "theme_spans", span_rows)
-    events = training.select("item", "time").asof_join(edge_table, "time")
-    events = events.filter(events["span"].notnull()).group_by("item", "span")
+    events = training.select("item", span=last_edge(edges, lambda edge: training["time"] < edge))
+    events = events.filter(events["span"] >= 0).group_by("item", "span")
     inside = events.agg(events=lambda t: t.count()).inner_join(span_table, "span")
     item_totals = training.group_by("item").agg(all=training.count())
     per_theme = inside.group_by("theme").agg(theme_events=inside["events"].sum())

@@ -6,16 +6,19 @@ Folders named `key=value` (the partitions of Hive) become columns. Files whose n
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ibis
 
 from sigma_jax.data import database
+from sigma_jax.data.engines import spark
 from sigma_jax.data.readers import delimited, json_lines, parquet
-from sigma_jax.data.readers.part import Opened, join, with_constants
+from sigma_jax.data.readers.part import Opened, Part, join, name_of, with_constants
 
 _READERS = {
     ".parquet": parquet.read,
@@ -30,6 +33,13 @@ COMPRESSIONS = (".gz", ".zst")
 SUFFIXES = tuple(_READERS)
 # In the order in which they are looked for.
 TABLE_SUFFIXES = SUFFIXES + tuple(s + c for s in SUFFIXES[1:] for c in COMPRESSIONS)
+NANOSECONDS = "TIMESTAMP_NS"
+# Types of DuckDB that Spark reads from Parquet as the same values.
+_USUAL = re.compile(
+    r"(VARCHAR|BOOLEAN|TINYINT|SMALLINT|INTEGER|BIGINT|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)"
+    r"|DATE|TIMESTAMP|TIMESTAMP WITH TIME ZONE)(\[\])*"
+)
+_PATTERN = "[]{}*?\\"
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -41,6 +51,8 @@ def open_table(con: ibis.BaseBackend, path: str) -> Opened:
     Raises:
       ValueError: there is no such file, or one cannot be read. The message names it.
     """
+    if con.name == spark.NAME:
+        return _open_for_spark(con, path)
     if database.is_url(path):
         database.register_url(con, path)
     parts = []
@@ -48,6 +60,40 @@ def open_table(con: ibis.BaseBackend, path: str) -> Opened:
         part = _READERS[kind_of(file)](con, file)
         parts.append(with_constants(part, _partition(path, file)))
     return join(con, parts, path)
+
+
+def _open_for_spark(con: ibis.BaseBackend, path: str) -> Opened:
+    """The same as a table of Spark, which reads regular Parquet itself.
+
+    Other files are read by a DuckDB and handed over.
+    """
+    with database.open_reader() as reader:
+        opened = open_table(reader, path)
+        if not _is_for_spark(opened.parts):
+            table = database.hand_over(reader, opened.table, con, path)
+            return dataclasses.replace(opened, table=table)
+    database.check_names(opened.parts[0].types, path)
+    files = [part.path for part in opened.parts]
+    table = spark.read_parquet(
+        con,
+        *(file if database.is_url(file) else os.path.abspath(file) for file in files),
+        nanoseconds=[name for name, kind in opened.parts[0].types.items() if kind == NANOSECONDS],
+    )
+    table = table.select(*opened.parts[0].types, spark.ROW)
+    return dataclasses.replace(opened, table=table)
+
+
+def _is_for_spark(parts: Sequence[Part]) -> bool:
+    """Whether Spark reads the files as DuckDB does: Parquet of one shape, with usual types."""
+    return (
+        all(kind_of(part.path) == ".parquet" for part in parts)
+        and len({(part.source, part.columns) for part in parts}) == 1
+        and all(
+            text == name_of(name) and (kind == NANOSECONDS or _USUAL.fullmatch(kind))
+            for name, kind, text in parts[0].columns
+        )
+        and not any(set(part.path) & set(_PATTERN) for part in parts)  # Spark would take a glob
+    )
 
 
 def kind_of(file: str) -> str:

@@ -6,10 +6,11 @@ import dataclasses
 
 import ibis
 
-from sigma_jax.data import readers
+from sigma_jax.data import database, readers
 from sigma_jax.data.config import DataConfig
+from sigma_jax.data.engines import spark
 from sigma_jax.data.sources import amazon, complete_journey, files, mapped, renamed
-from sigma_jax.data.tables import Tables
+from sigma_jax.data.tables import TABLES, Tables
 
 
 def paths(config: DataConfig) -> dict[str, str]:
@@ -28,8 +29,10 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
     """The tables of config.source, not checked yet. ValueError names a file that is bad."""
     match config.source:
         case "files":
-            read_tables = mapped.read if mapped.find_mapping(config) else files.read
-            return renamed.rename_columns(read_tables(con, config), config.columns)
+            return renamed.rename_columns(_read_files(con, config), config.columns)
+        case _ if con.name == spark.NAME:
+            with database.open_reader() as reader:
+                return _handed_over(reader, read(reader, config), con)
         case "amazon":
             tables = amazon.read(con, config)
         case _:
@@ -44,6 +47,29 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         notes=tables.notes + opened.notes,
         names=tables.names | path,
         files=tables.files | path,
+    )
+
+
+def _read_files(con: ibis.BaseBackend, config: DataConfig) -> Tables:
+    """The tables of your own files: as a mapping file says, or under their usual names."""
+    if not mapped.find_mapping(config):
+        return files.read(con, config)
+    if con.name != spark.NAME:
+        return mapped.read(con, config)
+    with database.open_reader() as reader:  # a mapping needs functions of DuckDB
+        return _handed_over(reader, mapped.read(reader, config), con)
+
+
+def _handed_over(reader: ibis.BaseBackend, tables: Tables, con: ibis.BaseBackend) -> Tables:
+    """`tables` of the DuckDB `reader` as tables of Spark."""
+    given = {name: getattr(tables, name) for name in TABLES}
+    return dataclasses.replace(
+        tables,
+        **{
+            name: database.hand_over(reader, table, con, tables.names[name])
+            for name, table in given.items()
+            if table is not None
+        },
     )
 
 

@@ -12,15 +12,12 @@ import scipy.linalg
 import scipy.sparse as sparse
 from jaxtyping import Float32
 
+from sigma_jax.data import counts
+from sigma_jax.data.counts import MAX_EASE_ITEMS
 from sigma_jax.histories import training_rows
 from sigma_jax.schema import PreparedData
 
 ROWS_A_STEP = 4_096  # rows of the item-item matrix read at a time
-
-
-# Of the most popular items. If there are fewer users than items, memory holds a matrix of both;
-# otherwise two square matrices of the items.
-MAX_EASE_ITEMS = 16_384
 
 
 def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
@@ -35,6 +32,8 @@ def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
 
         lambda P = 1 - X^T (X X^T + lambda)^-1 X
     """
+    if data.counts is not None and (found := _prepared(data, count)) is not None:
+        return found
     users = data.histories.num_users
     starts, ends = data.histories.offsets[:-1], data.histories.valid_start
     user = np.repeat(np.arange(users), np.maximum(ends - starts, 0))
@@ -48,7 +47,38 @@ def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
         return sparse.csr_matrix((total, total), dtype=np.float32)
     kept = np.sort(kept[np.argsort(-count_users[kept], kind="stable")[:MAX_EASE_ITEMS]])
     has = has[:, kept]
-    rows_of_inverse, scale = _inverse(has, float(count_users[kept].mean()))
+    return _best(*_inverse(has, float(count_users[kept].mean())), kept, count, total)
+
+
+def _prepared(data: PreparedData, count: int) -> sparse.csr_matrix | None:
+    """The same from the prepared X^T X; None if there are fewer users than items."""
+    left, right, users = counts.read_counts(data.counts, "gram", ("item", "other", "users"))
+    is_diagonal = left == right
+    kept = left[is_diagonal]  # ascending, as the rows are
+    if data.histories.num_users < len(kept) or len(kept) < 2:
+        return None
+    matrix = np.zeros((len(kept), len(kept)), np.float32)
+    left, right = np.searchsorted(kept, left), np.searchsorted(kept, right)
+    matrix[left, right] = matrix[right, left] = users
+    inverse = _inverted(matrix, float(users[is_diagonal].mean()))
+    diagonal = np.diag(inverse).copy()
+    return _best(inverse.__getitem__, diagonal, kept, count, len(data.catalogue))
+
+
+def _best(
+    rows_of_inverse: Callable[[slice], Float32[np.ndarray, "n I"]],
+    scale: Float32[np.ndarray, " I"],
+    kept: np.ndarray,
+    count: int,
+    total: int,
+) -> sparse.csr_matrix:
+    """The `count` highest positive weights of each row of B.
+
+    Args:
+      rows_of_inverse: P, some rows at a time.
+      scale: the diagonal of P.
+      kept: the items of P, of `total`.
+    """
     count = min(count, len(kept) - 1)
     rows, columns, values = [], [], []
     for first in range(0, len(kept), ROWS_A_STEP):

@@ -40,7 +40,7 @@ from sigma_jax.reranking.history.covisitation import (
     DECAY,
     REQUESTS_A_STEP,
     SESSIONS,
-    count_covisits,
+    covisits_of,
     damp_by_popularity,
     strongest_entries,
 )
@@ -166,7 +166,7 @@ def _strongest_covisits(
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """The strongest covisits of each item, to later items and to earlier ones."""
     if raw is None:
-        raw = count_covisits(data.histories, len(data.catalogue))
+        raw = covisits_of(data)
     forward = strongest_entries(damp_by_popularity(raw, data), count)
     raw = raw.T.tocsr()
     return forward, strongest_entries(damp_by_popularity(raw, data), count)

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import itertools
 import json
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +83,7 @@ def test_co_occurrence_equals_a_plain_loop(prepared, data_config):
     popularity = prepared.catalogue.popularity
     for left in range(len(prepared.catalogue)):
         scored = [
-            (-round(number / popularity[right] ** pairs.POPULARITY_POWER, 9), right)
+            (-math.floor(number / math.sqrt(popularity[right]) * 1e9), right)
             for (first, right), number in count.items()
             if first == left and number >= settings.min_count
         ]

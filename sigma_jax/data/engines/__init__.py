@@ -1,0 +1,1 @@
+"""Engines besides DuckDB: the same Ibis expressions on Spark, and their SQL for BigQuery."""
