@@ -84,5 +84,8 @@ def training_counts(snapshot: CatalogueSnapshot, first: int, now: float) -> Hour
     trends = reranker.tables.trends
     start, end = np.searchsorted(trends.time, [first * HOUR, int(now) + 1])
     pairs = np.stack([trends.time[start:end] // HOUR, trends.item[start:end].astype(np.int64)])
-    found, count = np.unique(pairs, axis=1, return_counts=True)
+    # Exports of earlier versions have a row for each interaction.
+    found, place = np.unique(pairs, axis=1, return_inverse=True)
+    count = np.zeros(found.shape[1], np.int64)
+    np.add.at(count, place.reshape(-1), trends.number[start:end])
     return HourlyCounts(found[0], found[1], count)

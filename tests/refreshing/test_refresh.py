@@ -103,7 +103,7 @@ def test_a_refresh_is_a_workdir_that_recommends_new_items(place, first):
     answer = opened.recommender.recommend(batch, RecommendOptions(62, exclude_seen=False))
     assert {60, 61} <= set(answer.items[0].tolist())
     trends = opened.recommender.parts.reranker.tables.trends
-    assert len(trends.item) == len(training_rows(after.histories))
+    assert trends.number.sum() == len(training_rows(after.histories))
 
 
 def test_codes_of_known_items_stay_and_the_drift_is_reported(place, first):

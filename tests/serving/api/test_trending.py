@@ -37,11 +37,12 @@ def test_the_training_counts_at_its_own_time(engine, shop):
     now = float(np.median(trends.time)) // HOUR * HOUR + 7 * HOUR + 1800
     scores = trending_scores(engine.current, shop, now, 24.0)
     expected = np.zeros(len(scores))
-    for item, when in zip(trends.item, trends.time, strict=True):
+    assert trends.number.max() > 1
+    for item, when, number in zip(trends.item, trends.time, trends.number, strict=True):
         hour = when // HOUR
         middle = min(hour * HOUR + 1800, (hour * HOUR + now) / 2)
         if when <= now and hour >= now // HOUR - HALF_LIVES * 24:
-            expected[item] += 0.5 ** ((now - middle) / 86_400)
+            expected[item] += number * 0.5 ** ((now - middle) / 86_400)
     np.testing.assert_allclose(scores, expected, atol=2e-6)
     assert expected.max() > 1 and len(training_counts(engine.current, 0, 0).hour) == 0
 
@@ -50,9 +51,12 @@ def test_a_history_that_is_sent_again_counts_once(engine, shop, items):
     trends = engine.current.recommender.parts.reranker.tables.trends
     now = float(trends.time.max()) + 60
     before = trending_scores(engine.current, shop, now, 24.0)
-    rows = range(len(trends.time))
+    rows = np.repeat(np.arange(len(trends.time)), trends.number)
     shop.add_events(
-        [Event("ann", items[trends.item[n]], int(trends.time[n]), event_id=f"e{n}") for n in rows]
+        [
+            Event("ann", items[trends.item[row]], int(trends.time[row]), event_id=f"e{n}")
+            for n, row in enumerate(rows)
+        ]
     )
     np.testing.assert_allclose(trending_scores(engine.current, shop, now, 24.0), before)
     shop.add_events([Event("ann", items[5], int(now))] * 50)
