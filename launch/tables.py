@@ -321,6 +321,50 @@ def incremental() -> Rows:
     return rows
 
 
+def chaos() -> Rows:
+    """What kills under load left (launch/benchmarks/chaos.py)."""
+    made = [["store", "kills", "events acknowledged", "lost", "twice", "users left stale"]]
+    made[0] += ["errors with nothing down"]
+    for store in ("redis", "sqlite"):
+        if (BENCHMARKS / f"chaos_{store}.json").exists():
+            found = result_of(f"chaos_{store}")
+            kills = ", ".join(f"{count} x {part}" for part, count in found["kills"].items())
+            lists = ("lost", "twice", "stale", "errors_otherwise")
+            counts = [str(len(found[name])) for name in lists]
+            made.append([store, kills, f"{found['acknowledged']:,}", *counts])
+    return made
+
+
+def serve_requests() -> Rows:
+    """Times of instructions and of new lists (launch/benchmarks/serve_requests.py)."""
+    found = result_of("serve_requests")
+    one, many, lists = (found[name] for name in ("one_at_a_time", "at_once", "event_to_list"))
+    return [
+        ["", "p50", "p95", "p99", "requests a second"],
+        [
+            "one instruction at a time",
+            f"{one['p50_ms']:.0f} ms",
+            "-",
+            f"{one['p99_ms']:.0f} ms",
+            "-",
+        ],
+        [
+            f"instructions of {many['callers']} callers at once",
+            f"{many['p50_ms']:.0f} ms",
+            "-",
+            f"{many['p99_ms']:.0f} ms",
+            f"{many['requests_a_second']:.1f}",
+        ],
+        [
+            f"event to new list, --period={lists['period']:g}",
+            f"{lists['p50_s']:.1f} s",
+            f"{lists['p95_s']:.1f} s",
+            "-",
+            "-",
+        ],
+    ]
+
+
 def serve_load() -> Rows:
     """Times of reads of the index by rate (launch/benchmarks/serve_load.py)."""
     found = result_of("serve_load")
@@ -642,6 +686,8 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "refresh_days": refresh_days,
     "window": window,
     "serve-load": serve_load,
+    "chaos": chaos,
+    "serve-requests": serve_requests,
     "fewer-beams": fewer_beams,
     "shared-products": shared_products,
     "shared-times": shared_times,
