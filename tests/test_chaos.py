@@ -11,6 +11,7 @@ from sigma_jax.serving.stores.base import Event, StoredList, open_store
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("store, kills", [("redis", 3), ("sqlite", 2)])
 def test_killed_parts_lose_no_event_and_leave_no_user_stale(exported, tmp_path, store, kills):
     if store == "redis" and shutil.which("redis-server") is None:

@@ -68,6 +68,7 @@ def odd_tables() -> dict[str, list[dict]]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["leave_last_session_out", "by_time"])
 def test_spark_makes_the_files_of_duckdb(kind, session, tmp_path, tiny_config, monkeypatch):
     del session
@@ -103,6 +104,7 @@ def test_spark_makes_the_files_of_duckdb(kind, session, tmp_path, tiny_config, m
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_rows_of_parts_are_numbered_in_the_order_of_their_paths(session, tmp_path):
     del session
     folder = tmp_path / "rows.parquet"
@@ -176,6 +178,7 @@ def checked(config, folder) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("way", ["mapped", "renamed", "handed over"])
 def test_spark_reads_and_checks_files_as_duckdb_does(way, session, tmp_path, tiny_config):
     del session
