@@ -113,7 +113,9 @@ class SemanticArrays:
         of_group = jnp.take_along_axis(of_groups.T, self.group[items], axis=1)
         cosines = jnp.stack([products / self.lengths[items], of_group], axis=-1)
         nearest = jax.lax.top_k(of_groups.T, min(RANK, self.num_groups))[0]
-        largest, last = nearest[:, 0, None, None], nearest[:, -1, None, None]
+        # A group without texts has -inf, such as that of items without a category.
+        last = jnp.where(jnp.isfinite(nearest), nearest, jnp.inf).min(axis=1)[:, None, None]
+        largest = nearest[:, 0, None, None]
         relative = (cosines - largest) / jnp.maximum(largest - last, 1e-3)
         return relative - jnp.stack([relative[..., 1], jnp.zeros(items.shape)], axis=-1)
 

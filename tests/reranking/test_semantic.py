@@ -40,6 +40,20 @@ def test_features_are_relative_to_the_nearest_groups(texts, count, rank, monkeyp
             np.testing.assert_allclose(found[row, place], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("groups", [2, 3, 9, 12])
+def test_a_shop_of_few_categories_hears_what_is_asked(groups):
+    """Every item has a category, so the group of items without one has no texts."""
+    rng = np.random.default_rng(3)
+    centres = unit_rows(rng.normal(size=(groups, 16)))
+    group = np.repeat(np.arange(groups), 4)
+    vectors = unit_rows(centres[group] + 0.1 * rng.normal(size=(len(group), 16)))
+    items = np.tile(np.arange(len(group), dtype=np.int32), (groups, 1))
+    found = np.asarray(SemanticArrays.make(vectors, group).scores(centres, items))[..., 1]
+    for asked in range(groups):
+        np.testing.assert_allclose(found[asked, group == asked], 0, atol=1e-5)
+        assert (found[asked, group != asked] < -0.01).all()
+
+
 def test_item_minus_1_gets_scores_and_items_without_group_share_one(texts):
     arrays = SemanticArrays.make(texts, np.full(ITEMS, -1))
     found = np.asarray(arrays.scores(unit_rows(texts[:1]), np.array([[-1, 3]], np.int32)))
