@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -43,6 +44,9 @@ def main(argv: Sequence[str]) -> None:
     if action not in ACTIONS:
         given = " ".join(argv[1:])
         raise ValueError(f"the action is {given!r}; use one of {', '.join(ACTIONS)}.")
+    path = FLAGS.store.removeprefix("sqlite:///")
+    if "://" not in path and not Path(path).is_file():
+        raise ValueError(f"--store={FLAGS.store} does not exist; give the store of a service.")
     try:
         store = open_store(FLAGS.store)
         tenant = store.tenant(FLAGS.tenant)
@@ -51,8 +55,8 @@ def main(argv: Sequence[str]) -> None:
             print("\n".join(map(listed, experiments.values())) or "there is no experiment")
             return
         if FLAGS.name not in experiments:
-            known = ", ".join(experiments) or "none"
-            raise ValueError(f"--name={FLAGS.name}: there is no such experiment; there is {known}.")
+            known = ", ".join(experiments) or "no experiments"
+            raise ValueError(f"--name={FLAGS.name} is no experiment; the store has {known}.")
         report = make_report(
             experiments[FLAGS.name],
             tenant,

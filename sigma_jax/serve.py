@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import itertools
 import json
 import os
@@ -44,6 +45,7 @@ TENANT = "default"  # of an export without a name
 STORE, DEMO_STORE = "runs/service/store.db", "runs/service/demo.db"  # without --store
 DEMO_PERIOD = 5.0  # seconds that a user waits at most, for the lists of a demo
 PARENT = "SIGMA_SERVE_PARENT"  # variable of a worker: the process that it ends with
+PACKAGES = ("fastapi", "fastapi_offline", "orjson", "prometheus_client", "uvicorn", "uvloop")
 RESTART_SECONDS = 2.0  # before a worker that ended is started again
 # A thread that computes lets others run after so long. With Python's 5 ms, reads of the index would
 # wait for requests that are computed.
@@ -95,12 +97,15 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.new_key:
         print_key()
         return
+    check_packages()
     exports = exports_of(FLAGS.export)
     check_host(FLAGS.host, FLAGS.keys)
     settings = nearline_settings()  # a mistake is said before anything is loaded
     if FLAGS.demo and not Path(FLAGS.demo).is_dir():
         raise ValueError(f"--demo={FLAGS.demo} is no folder; give a trained workdir.")
     arms = arm_exports_of(FLAGS.arm_exports, list(exports))
+    if FLAGS.role != "worker":
+        check_port(FLAGS.host, FLAGS.port)
     if FLAGS.compilation_cache:
         cli.use_compilation_cache()
     if FLAGS.role == "worker":
@@ -169,6 +174,31 @@ def check_host(host: str, keys: str | None) -> None:
         raise ValueError(
             f"--host={host} lets other machines call; give --keys=FILE (--new_key=NAME makes one)."
         )
+
+
+def check_packages() -> None:
+    """ValueError if a package of the extra serve is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"the package {missing[0]} is missing; install the extra serve: pip install "
+            "'sigma_jax[serve]', or in a clone pip install -e '.[serve]'."
+        )
+
+
+def check_port(host: str, port: int) -> None:
+    """ValueError if the API cannot listen there. It is said before anything is loaded."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, _, _, address = found[0]
+        with socket.socket(family, kind) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(address)
+    except OSError as error:
+        raise ValueError(
+            f"--host={host} --port={port} cannot be listened to ({error.strerror}); choose another "
+            "--port."
+        ) from error
 
 
 def nearline_settings() -> Any:

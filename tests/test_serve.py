@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sigma_jax import serve
 from sigma_jax.schema import Catalogue
 from sigma_jax.serving.api.keys import Keys, sha256
 
@@ -127,6 +128,20 @@ def test_a_demo_changes_lists_in_the_time_of_the_log(exported, trained, tmp_path
         for pid in [*children(service.pid), service.pid]:
             with subprocess.Popen(["kill", "-9", str(pid)], stderr=subprocess.DEVNULL):
                 pass
+
+
+def test_a_port_in_use_and_a_missing_package_are_said_before_anything_is_loaded(monkeypatch):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        port = one.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--port={port} cannot be listened to .*choose ano"):
+            serve.check_port("127.0.0.1", port)
+    serve.check_port("127.0.0.1", port)
+    serve.check_packages()
+    monkeypatch.setattr(serve, "PACKAGES", ("fastapi", "no_such_package"))
+    with pytest.raises(ValueError, match=r"no_such_package is missing; install the extra serve"):
+        serve.check_packages()
 
 
 @pytest.mark.parametrize(

@@ -177,12 +177,12 @@ def rollback_model(tenant: Admin) -> Model:
 
 
 def model_of(rollout: Rollout, name: str) -> Model:
-    """An export as the API describes it."""
-    manifest = rollout.describe(name)
+    """An export as the API describes it, by its active version."""
+    bundle = Bundle.open(rollout.folder(name))
     return Model(
         name=name,
-        model=manifest["fingerprints"]["sft"],
-        items=manifest["items"],
+        model=bundle.fingerprints["sft"],
+        items=bundle.describe(bundle.state()["active"])["active_items"],
         is_active=name == rollout.active(),
     )
 

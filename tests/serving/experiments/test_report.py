@@ -106,7 +106,7 @@ def test_an_arm_that_loses_users_is_a_mismatch(shop):
     assert "a mismatch: an arm loses users" in command.text_of(report)
 
 
-def test_the_command_prints_the_report(shop, store, capsys):
+def test_the_command_prints_the_report(shop, store, capsys, tmp_path):
     fill(shop, 60, lambda n, arm: n % 3 == 0)
     command_flags = {"store": str(store.path), "name": "beams", "tenant": "default"}
     if "window_hours" not in command.FLAGS:
@@ -123,8 +123,12 @@ def test_the_command_prints_the_report(shop, store, capsys):
             capsys.readouterr().out
         )
         command.FLAGS.name = "none"
-        with pytest.raises(ValueError, match="--name=none: there is no such experiment"):
+        with pytest.raises(ValueError, match="--name=none is no experiment; the store has beams"):
             command.main(["", "report"])
+        command.FLAGS.store = str(tmp_path / "typo.db")
+        with pytest.raises(ValueError, match=r"typo\.db does not exist; give the store of a ser"):
+            command.main(["", "report"])
+        assert not (tmp_path / "typo.db").exists()
         with pytest.raises(ValueError, match="the action is 'stop'; use one of report, list"):
             command.main(["", "stop"])
     lines = text.splitlines()
