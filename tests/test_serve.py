@@ -101,6 +101,7 @@ def test_events_become_lists_and_a_killed_worker_is_started_again(exported, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_demo_changes_lists_in_the_time_of_the_log(exported, trained, tmp_path, free_port):
     """API and worker, two processes, have the clock of the replay, and an export of an arm."""
     command = [sys.executable, "-m", "sigma_jax.serve", f"--export={exported}"]

@@ -191,6 +191,7 @@ def test_wrong_calls(client, shop):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_ten_thousand_wrong_calls(client, shop):
     check_many(client, shop, 10_000)
 
