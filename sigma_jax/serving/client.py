@@ -452,6 +452,8 @@ class Client:
 
     def _lines(self, path: str, rows: Iterable[Mapping[str, Any]], may_repeat: bool) -> int:
         text = "".join(json.dumps(row) + "\n" for row in rows)
+        if not text:
+            return 0
         found: int = self._call("POST", path, text=text, may_repeat=may_repeat)["stored"]
         return found
 

@@ -60,6 +60,7 @@ def use_every_method(client, items, worker):
     event = {"user_id": "a b?é", "item_id": items[0], "event_id": "e1"}
     assert client.add_events([event]) == 1 and client.add_events([event]) == 0
     assert client.add_many_events([event, {"user_id": "a b?é", "item_id": items[1]}]) == 1
+    assert client.add_many_events([]) == 0
     assert [one["item_id"] for one in client.events("a b?é")] == items[:2]
     time.sleep(0.02)
     worker.run_once()
