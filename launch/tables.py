@@ -321,6 +321,13 @@ def incremental() -> Rows:
     return rows
 
 
+def cold_start() -> Rows:
+    """Seconds of a start until the service is ready (launch/benchmarks/cold_start.py)."""
+    found = result_of("cold_start")
+    seconds = [f"{found[name]:.1f}" for name in ("wall", "cpu")]
+    return [["role", "seconds until ready", "CPU seconds"], [found["role"], *seconds]]
+
+
 def chaos() -> Rows:
     """What kills under load left (launch/benchmarks/chaos.py)."""
     made = [["store", "kills", "events acknowledged", "lost", "twice", "users left stale"]]
@@ -687,6 +694,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "window": window,
     "serve-load": serve_load,
     "chaos": chaos,
+    "cold-start": cold_start,
     "serve-requests": serve_requests,
     "fewer-beams": fewer_beams,
     "shared-products": shared_products,
