@@ -187,7 +187,8 @@ async def load(users: int, rate: float, seconds: float) -> tuple[np.ndarray, np.
     line = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"
     requests = [line.format(chance.randrange(users)).encode() for _ in range(count)]
     times, sent, errors, answered = np.full(count, np.inf), np.zeros(count), 0, 0
-    free: list[Reader] = []
+    # In turn: the service closes a connection that nobody uses for seconds.
+    free: collections.deque[Reader] = collections.deque()
     waiting: collections.deque[int] = collections.deque()
     everything, clock = asyncio.Event(), time.perf_counter
 
@@ -217,7 +218,7 @@ async def load(users: int, rate: float, seconds: float) -> tuple[np.ndarray, np.
         elif number % 32 == 0:
             await asyncio.sleep(0)  # lets answers in
         if free:
-            send(free.pop(), number)
+            send(free.popleft(), number)
         else:
             waiting.append(number)
     await asyncio.wait_for(everything.wait(), ANSWER_SECONDS)
