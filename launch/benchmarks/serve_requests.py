@@ -75,7 +75,7 @@ def service(export: Path, period: float) -> Iterator[Client]:
         command += [f"--store={folder}/store.db", f"--port={PORT}", f"--period={period}"]
         process = subprocess.Popen(command, stderr=log)
         try:
-            client = Client(f"http://127.0.0.1:{PORT}", retries=0, timeout=120.0)
+            client = Client(f"http://127.0.0.1:{PORT}", timeout=120.0)
             for _ in range(600):
                 log.seek(0)
                 if "all programs are loaded" in log.read():
@@ -169,7 +169,12 @@ def event_to_list(
             user = next(due, None)
             is_sent = user is None
             if user is not None:
-                client.add_events([{"user_id": user, "item_id": chance.choice(items)}])
+                event = {
+                    "user_id": user,
+                    "item_id": chance.choice(items),
+                    "event_id": f"new {user}",
+                }
+                client.add_events([event])
                 waiting[user] = time.time()
         for user, since in list(waiting.items()):
             if is_new(client, user, since):
