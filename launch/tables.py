@@ -329,7 +329,7 @@ def cold_start() -> Rows:
 
 
 def chaos() -> Rows:
-    """What kills under load left (launch/benchmarks/chaos.py)."""
+    """Losses after kills under load (launch/benchmarks/chaos.py)."""
     made = [["store", "kills", "events acknowledged", "lost", "twice", "users left stale"]]
     made[0] += ["errors with nothing down"]
     for store in ("redis", "sqlite"):

@@ -51,7 +51,7 @@ FIRST = 1_700_000_000  # time of the first event, unix seconds
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a run found."""
+    """The kills of a run, and its losses."""
 
     kills: dict[str, int]  # by part
     down_seconds: dict[str, float]  # by part, of all kills

@@ -47,17 +47,19 @@ class Tables:
 
     items: ir.Table
     interactions: ir.Table
-    users: ir.Table | None
-    searches: ir.Table | None
-    themes: ir.Table | None
-    knowledge: ir.Table | None
-    id_vectors: str | None  # path of a .npy in row order of items, or of a Parquet with item_id
-    visual_vectors: str | None
-    text_vectors: str | None
     names: dict[str, str]  # table -> path of its file, for messages
     files: dict[str, str]  # use -> path of every file that is read, for checksums
     has_times: bool  # False: timestamps are null, and rows are in order of time
     has_composed_searches: bool  # True: nobody typed the queries; clicks are the items' popularity
+    users: ir.Table | None = None
+    searches: ir.Table | None = None
+    themes: ir.Table | None = None
+    knowledge: ir.Table | None = None
+    id_vectors: str | None = (
+        None  # path of a .npy in row order of items, or of a Parquet by item_id
+    )
+    visual_vectors: str | None = None
+    text_vectors: str | None = None
     # Table -> (path, number of rows) of each of its files, in order; {} if a table is one file.
     parts: Mapping[str, tuple[tuple[str, int], ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what may surprise the user, for the data card

@@ -103,7 +103,7 @@ def _weight_of(feature: dict[str, Any]) -> float:
 
 
 def in_words(feature: str, value: float) -> str:
-    """What a value of a feature says about an item."""
+    """The meaning of a feature's value for an item, in words."""
     name, is_today = feature.removesuffix(TODAY), feature.endswith(TODAY)
     if name in RELATED:
         strength = RELATION_UNITS[feature] * np.expm1(value)

@@ -175,18 +175,11 @@ def _tables(con: ibis.BaseBackend, path: str, items: ir.Table) -> Tables:
     return Tables(
         items=items,
         interactions=opened.table,
-        users=None,
-        searches=None,
-        themes=None,
-        knowledge=None,
-        id_vectors=None,
-        visual_vectors=None,
-        text_vectors=None,
         names={"items": "the catalogue", "interactions": path},
         files={},
         has_times=True,
         has_composed_searches=False,
-        parts={"interactions": tuple((part.path, part.num_rows) for part in opened.parts)},
+        parts={"interactions": opened.sizes},
         notes=opened.notes,
     )
 

@@ -108,18 +108,11 @@ def _checked(path: str, max_chars: int):
         tables = Tables(
             items=opened.table,
             interactions=opened.table,
-            users=None,
-            searches=None,
-            themes=None,
-            knowledge=None,
-            id_vectors=None,
-            visual_vectors=None,
-            text_vectors=None,
             names={"items": path},
             files={},
             has_times=False,
             has_composed_searches=False,
-            parts={"items": tuple((part.path, part.num_rows) for part in opened.parts)},
+            parts={"items": opened.sizes},
         )
         yield con, Checker(con, tables, "error", max_chars).items()
 

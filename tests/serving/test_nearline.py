@@ -41,6 +41,14 @@ def bought(user, items, first=NOW - 1000):
     return [Event(user, item, first + n, "buy", session_id=item) for n, item in enumerate(items)]
 
 
+def wait_for_list(shop):
+    """Waits until ann has a list, for ten seconds at most."""
+    for _ in range(500):
+        if shop.list_of("ann", HOME) is not None:
+            return
+        time.sleep(0.02)
+
+
 def test_lists_are_those_of_the_engine(engine, shop, items):
     lists = {HOME: "recommend something", "tea": "tea"}
     worker = worker_of(engine, shop, lists=lists)
@@ -158,10 +166,7 @@ def test_a_worker_goes_on_after_errors_of_the_store(engine, shop, items, monkeyp
     thread = threading.Thread(target=worker.run, args=(stop,))
     thread.start()
     shop.add_events(bought("ann", items[:1]))
-    for _ in range(500):
-        if shop.list_of("ann", HOME) is not None:
-            break
-        time.sleep(0.02)
+    wait_for_list(shop)
     stop.set()
     thread.join(10)
     assert not thread.is_alive() and shop.list_of("ann", HOME) is not None
@@ -203,10 +208,7 @@ def test_a_batch_that_fails_ends_no_worker(engine, shop, items, monkeypatch):
     thread = threading.Thread(target=worker.run, args=(stop,))
     shop.add_events(bought("ann", items[:1]))
     thread.start()
-    for _ in range(500):
-        if shop.list_of("ann", HOME) is not None:
-            break
-        time.sleep(0.02)
+    wait_for_list(shop)
     stop.set()
     thread.join(10)
     assert shop.list_of("ann", HOME) is not None and next(failures, None) is None

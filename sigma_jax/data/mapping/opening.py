@@ -80,7 +80,7 @@ def find_kind(path: str, encoding: str = "utf-8") -> str:
 
 
 def guess_delimiter(line: str) -> str:
-    """What separates the fields of the first line of a file."""
+    """The delimiter of the first line of a file."""
     counts = {delimiter: line.count(delimiter) for delimiter in _DELIMITERS}
     for delimiter in ("\t", "::"):  # not part of any name
         if counts[delimiter]:

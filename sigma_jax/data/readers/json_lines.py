@@ -182,7 +182,7 @@ def _first_character(text: TextFile) -> str:
 
 
 def _error_of_array(text: TextFile) -> str:
-    """Where an array is not JSON, if it is short enough to be read at once; else ""."""
+    """The place of an array's first fault; "" if it has none, or is too long to be read at once."""
     content = ""
     for block in text.blocks():
         content += block.decode("utf-8", "replace")

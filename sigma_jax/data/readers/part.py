@@ -44,6 +44,11 @@ class Opened:
     parts: tuple[Part, ...]
     notes: tuple[str, ...]  # what may surprise its user, for the data card
 
+    @property
+    def sizes(self) -> tuple[tuple[str, int], ...]:
+        """(path, number of rows) of each part."""
+        return tuple((part.path, part.num_rows) for part in self.parts)
+
 
 def quoted(text: str) -> str:
     """`text` as a string of SQL."""

@@ -66,12 +66,7 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
     return Tables(
         items=_items(con, files, interactions),
         interactions=interactions,
-        users=None,
-        searches=None,
-        themes=None,
-        knowledge=None,
         id_vectors=str(vectors) if vectors else None,
-        visual_vectors=None,
         text_vectors=str(texts) if texts else None,
         names={
             "items": str(files.get("item.json", files["inter.json"])),

@@ -79,10 +79,6 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         users=_users(table["demographics"]),
         searches=_searches(table["products"], labels),
         themes=_coupon_themes(con, table, labels),
-        knowledge=None,
-        id_vectors=None,
-        visual_vectors=None,
-        text_vectors=None,
         names={
             "items": files["products"],
             "interactions": files["transactions"],

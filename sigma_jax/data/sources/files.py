@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import ibis
@@ -26,13 +27,7 @@ def paths(config: DataConfig) -> dict[str, str]:
             f"data.path={config.path!r} is not a folder; set --config.data.path to the folder "
             "of your items and interactions."
         )
-    kinds = dict.fromkeys(TABLES, readers.TABLE_SUFFIXES) | dict.fromkeys(VECTORS, VECTOR_SUFFIXES)
-    if not config.use_id_vectors:
-        del kinds["id_vectors"]
-    found = {
-        name: readers.find(config.path, name, getattr(config.files, name), suffixes)
-        for name, suffixes in kinds.items()
-    }
+    found = usual_paths(config)
     for name in ("items", "interactions"):
         if found[name] is None:
             there = similar(config.path, name)
@@ -42,6 +37,22 @@ def paths(config: DataConfig) -> dict[str, str]:
                 f"add one of these files or set --config.data.files.{name}."
             )
     return {name: path for name, path in found.items() if path}
+
+
+def usual_paths(config: DataConfig, others: Collection[str] = ()) -> dict[str, str | None]:
+    """Path or URL of each table and vector file, given or under its usual name; None: no such file.
+
+    Args:
+      others: tables that come from elsewhere, and are not looked for.
+    """
+    kinds = dict.fromkeys(TABLES, readers.TABLE_SUFFIXES) | dict.fromkeys(VECTORS, VECTOR_SUFFIXES)
+    if not config.use_id_vectors:
+        del kinds["id_vectors"]
+    return {
+        name: readers.find(config.path, name, getattr(config.files, name), suffixes)
+        for name, suffixes in kinds.items()
+        if name not in others
+    }
 
 
 def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
@@ -60,9 +71,6 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         files=found,
         has_times=True,
         has_composed_searches=False,
-        parts={
-            name: tuple((part.path, part.num_rows) for part in table.parts)
-            for name, table in opened.items()
-        },
+        parts={name: table.sizes for name, table in opened.items()},
         notes=tuple(notes),
     )

@@ -12,7 +12,7 @@ from sigma_jax.data import database, readers
 from sigma_jax.data.config import DataConfig
 from sigma_jax.data.mapping.build import Place, build_table
 from sigma_jax.data.mapping.spec import FILE, NO_TIME, Section, read_mapping
-from sigma_jax.data.sources.files import VECTOR_SUFFIXES
+from sigma_jax.data.sources.files import usual_paths
 from sigma_jax.data.tables import TABLES, Tables
 from sigma_jax.schema import VECTORS
 
@@ -64,7 +64,7 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
     for table in beside.keys() & set(TABLES):
         opened = readers.open_table(con, beside[table])
         tables[table], names[table] = opened.table, beside[table]
-        parts[table] = tuple((part.path, part.num_rows) for part in opened.parts)
+        parts[table] = opened.sizes
         place.notes.extend(opened.notes)
     return Tables(
         **tables,
@@ -128,14 +128,7 @@ def _near(pattern: str) -> str:
 
 def _beside(config: DataConfig, sections: dict[str, Section]) -> dict[str, str]:
     """Tables and vectors under their usual names that the mapping file does not name."""
-    kinds = dict.fromkeys(TABLES, readers.TABLE_SUFFIXES) | dict.fromkeys(VECTORS, VECTOR_SUFFIXES)
-    if not config.use_id_vectors:
-        del kinds["id_vectors"]
-    found = {
-        name: readers.find(config.path, name, getattr(config.files, name), suffixes)
-        for name, suffixes in kinds.items()
-        if name not in sections
-    }
+    found = usual_paths(config, sections)
     for name in ("items", "interactions"):
         if name not in sections and not found[name]:
             raise ValueError(

@@ -1,18 +1,13 @@
 """A service over the export of the tiny shop, on a SQLite store, and a client of it."""
 
-import contextlib
-import threading
-import time
-
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
+from served import served
 
 from sigma_jax.serving.api.app import create_app
 from sigma_jax.serving.api.context import Tenant
 from sigma_jax.serving.api.keys import Caller, Keys, sha256
 from sigma_jax.serving.api.service import TenantService
-from sigma_jax.serving.api.wire import TimedProtocol
 from sigma_jax.serving.engine import RecommendationEngine
 from sigma_jax.serving.nearline import NearlineSettings, NearlineWorker
 from sigma_jax.serving.stores.base import open_store
@@ -23,20 +18,6 @@ NOW = 1_700_000_000  # after the log of the shop
 @pytest.fixture(scope="module")
 def engine(exported):
     return RecommendationEngine(exported)
-
-
-@contextlib.contextmanager
-def served(app):
-    """The port of an application that uvicorn serves in a thread."""
-    config = uvicorn.Config(app, port=0, http=TimedProtocol, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join(20)
 
 
 @pytest.fixture
@@ -54,13 +35,6 @@ def shared_port(engine, exported, tmp_path_factory):
     tenants = {"shop": Tenant.of("shop", exported, service)}
     with served(create_app(tenants, store, Keys({}, "shop"))) as port:
         yield port
-    store.close()
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = open_store(str(tmp_path / "store.db"))
-    yield store
     store.close()
 
 

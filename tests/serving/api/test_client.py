@@ -3,32 +3,20 @@
 import http.server
 import json
 import re
-import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
-import uvicorn
 
 from sigma_jax.serving import client as client_file
 from sigma_jax.serving.client import Client, ServiceError
 
 
 @pytest.fixture
-def address(app):
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
+def address(port):
+    return f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

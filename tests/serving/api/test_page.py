@@ -3,16 +3,14 @@
 Screenshots go to build/screenshots.
 """
 
+import contextlib
 import itertools
 import re
 import shutil
-import socket
-import threading
-import time
 from pathlib import Path
 
 import pytest
-import uvicorn
+from served import served
 
 from sigma_jax.serving.api.app import create_app
 from sigma_jax.serving.api.context import Tenant
@@ -58,31 +56,20 @@ def export(exported, tmp_path_factory):
 @pytest.fixture(scope="module")
 def serve(export, tmp_path_factory):
     """A function that serves the export with some keys, and returns its address."""
-    servers, engine = [], RecommendationEngine(export)
+    engine = RecommendationEngine(export)
     store = open_store(str(tmp_path_factory.mktemp("store") / "store.db"))
     shop = store.tenant("shop")
     shop.put_users({"ann": {"city": "Oslo"}, "bob": {}})
     ids = engine.current.version.catalogue.table["item_id"].to_pylist()
     shop.add_events([Event("ann", item, NOW - 9 + n, "view") for n, item in enumerate(ids[:9])])
+    with contextlib.ExitStack() as running:
 
-    def start(keys: Keys) -> str:
-        service = TenantService(engine, shop, clock=lambda: NOW)
-        app = create_app({"shop": Tenant.of("shop", export, service)}, store, keys)
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        servers.append((server, thread))
-        while not server.started:
-            time.sleep(0.02)
-        return f"http://127.0.0.1:{port}"
+        def start(keys: Keys) -> str:
+            service = TenantService(engine, shop, clock=lambda: NOW)
+            app = create_app({"shop": Tenant.of("shop", export, service)}, store, keys)
+            return f"http://127.0.0.1:{running.enter_context(served(app))}"
 
-    yield start
-    for server, thread in servers:
-        server.should_exit = True
-        thread.join(10)
+        yield start
     store.close()
 
 

@@ -9,17 +9,10 @@ from sigma_jax import experiment as command
 from sigma_jax.serving.experiments.assignment import EXPERIMENT, Arm, Experiment
 from sigma_jax.serving.experiments.exposures import ExposureLog
 from sigma_jax.serving.experiments.report import has_hit, make_report
-from sigma_jax.serving.stores.base import Event, Exposure, StoreError, open_store
+from sigma_jax.serving.stores.base import Event, Exposure, StoreError
 
 DAY = 86_400
 BEAMS = Experiment("beams", (Arm("control", 0.5), Arm("few", 0.5)), started=0.0)
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = open_store(str(tmp_path / "store.db"))
-    yield store
-    store.close()
 
 
 @pytest.fixture
