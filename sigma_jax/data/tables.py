@@ -55,9 +55,8 @@ class Tables:
     searches: ir.Table | None = None
     themes: ir.Table | None = None
     knowledge: ir.Table | None = None
-    id_vectors: str | None = (
-        None  # path of a .npy in row order of items, or of a Parquet by item_id
-    )
+    # Path of a .npy in row order of items, or of a Parquet by item_id.
+    id_vectors: str | None = None
     visual_vectors: str | None = None
     text_vectors: str | None = None
     # Table -> (path, number of rows) of each of its files, in order; {} if a table is one file.

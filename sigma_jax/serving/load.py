@@ -62,7 +62,13 @@ class Load:
     """The load when a batch of requests begins."""
 
     waiting: int = 0  # requests that wait behind it
-    seconds_left: tuple[float, ...] = ()  # until the deadlines of its requests
+    seconds_left: tuple[float, ...] = ()  # until the deadlines of its requests; () for none
+
+    def for_requests(self, numbers: Sequence[int], passed: float) -> Load:
+        """The load for some requests of the batch, `passed` seconds after it began."""
+        if not self.seconds_left:
+            return self
+        return Load(self.waiting, tuple(self.seconds_left[n] - passed for n in numbers))
 
 
 class BeamChooser:
@@ -70,7 +76,7 @@ class BeamChooser:
 
     def __init__(self, rules: Sequence[FewerBeams] = ()):
         """Args:
-        rules: by rising number of waiting requests. None: every batch gets all beams.
+        rules: by rising number of waiting requests. Empty: every batch gets all beams.
         """
         self.rules = tuple(rules)
         # (requests, rounded up; share) -> expected seconds. Shares below 1 are here once they are

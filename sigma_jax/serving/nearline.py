@@ -78,7 +78,7 @@ class NearlineSettings:
 
 @dataclasses.dataclass
 class Totals:
-    """What a worker has done so far."""
+    """The work of a worker so far."""
 
     users: int = 0
     lists: int = 0
@@ -95,7 +95,7 @@ class Totals:
 class Renewal:
     """How far a worker has read all lists, to find those of other models."""
 
-    model: str  # that answers now
+    models: Mapping[str, str]  # export ("": the worker's own) -> model that answers now
     is_shared: bool = True  # whether it reads its share of the users, or all
     cursor: str = ""  # of the next users
     is_done: bool = False
@@ -129,7 +129,7 @@ class NearlineWorker:
         self._clock, self._others, self._rollout = clock, dict(others), rollout
         self.engine, self.store, self.name = engine, store, name
         self.settings, self.totals = settings, Totals()
-        self._renewal = Renewal("")
+        self._renewal = Renewal({})
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set. Errors are logged, and the work is repeated."""
@@ -150,16 +150,20 @@ class NearlineWorker:
                 stop.wait(POLL_SECONDS)
 
     def follow(self) -> bool:
-        """Puts the active model in place; False if it is there already, or cannot be loaded."""
-        try:
-            for other in self._others.values():
-                other.refresh()
-            return self._rollout.follow() if self._rollout is not None else self.engine.refresh()
-        except StoreError:
-            raise
-        except Exception as error:  # such as a missing or damaged export
-            logging.warning("worker %s keeps its model: %s", self.name, error)
-            return False
+        """Puts the active models in place; False if they are there already, or cannot be loaded.
+
+        One that cannot be loaded keeps no other from its place.
+        """
+        own = self._rollout.follow if self._rollout is not None else self.engine.refresh
+        has_changed = False
+        for follow in (own, *(other.refresh for other in self._others.values())):
+            try:
+                has_changed |= follow()
+            except StoreError:
+                raise
+            except Exception as error:  # such as a missing or damaged export
+                logging.warning("worker %s keeps a model: %s", self.name, error)
+        return has_changed
 
     def is_due(self) -> bool:
         """Whether a batch begins now."""
@@ -199,21 +203,23 @@ class NearlineWorker:
         When a worker starts and when the model changes, it reads all lists: first those of its
         share of the users, then the others, where another worker may have ended.
         """
-        model = self.engine.current.model
-        if self._renewal.model != model:
-            self._renewal = Renewal(model)
+        engines = {"": self.engine, **self._others}
+        models = {name: engine.current.model for name, engine in engines.items()}
+        if self._renewal.models != models:
+            self._renewal = Renewal(models)
         if self._renewal.is_done:
             return 0
         users, cursor = self.store.listed(self._renewal.cursor, self.settings.users_at_once)
-        newest = {}
-        users_now = self._own(users) if self._renewal.is_shared else users
-        models = {name: engine.current.model for name, engine in self._others.items()}
-        for user, treatment in self._treatments(users_now).items():
-            wanted = models.get(treatment.export, model)
-            lists = [self.store.list_of(user, name) for name in self.settings.lists]
-            old = [one for one in lists if one is not None and one.model != wanted]
-            if old:
-                newest[user] = max(one.newest for one in old)
+        treatments = self._treatments(self._own(users) if self._renewal.is_shared else users)
+        wanted = [
+            (user, name)
+            for user, treatment in treatments.items()
+            for name in lists_of(treatment, self.settings.lists)
+        ]
+        newest: dict[str, int] = {}
+        for (user, _), one in zip(wanted, self.store.lists_of(wanted), strict=True):
+            if one is not None and one.model != models[treatments[user].export]:
+                newest[user] = max(one.newest, newest.get(user, 0))
         if newest:
             found = self._lists_of(newest)
             if self.follow():

@@ -52,10 +52,6 @@ class Rollout:
         found = (path.parent.name for path in self._root.glob(f"*/{MANIFEST}"))
         return sorted(name for name in found if self._is_export(name))
 
-    def describe(self, name: str) -> dict[str, Any]:
-        """The manifest of an export."""
-        return read_json(self.folder(name) / MANIFEST)
-
     def folder(self, name: str) -> Path:
         """The folder of an export. ValueError if there is none that may answer by this name."""
         if not self._is_export(name):

@@ -108,3 +108,9 @@ def test_batches_are_told_their_load():
     for requests, load in loads:
         for number, left in zip(requests, load.seconds_left, strict=True):
             assert 0 < left <= 5.0 + number
+
+
+def test_some_requests_of_a_batch_have_their_own_deadlines():
+    load = Load(7, (1.0, 2.0, 3.0))
+    assert load.for_requests([2, 0], 0.5) == Load(7, (2.5, 0.5))
+    assert Load(7).for_requests([2, 0], 0.5) == Load(7)

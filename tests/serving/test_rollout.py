@@ -159,3 +159,21 @@ def test_a_batch_of_a_model_that_was_replaced_meanwhile_is_not_stored(exports, s
     worker._lists_of = slow
     assert worker.run_once() == 1
     assert store.list_of("ann", "home").model == "another training"
+
+
+def test_a_damaged_export_of_an_arm_keeps_no_other_model_from_its_place(rollout, store):
+    """The worker follows its own export, and says that something has changed."""
+
+    class Damaged:
+        def refresh(self):
+            raise ValueError("damaged")
+
+    settings = NearlineSettings(count=3, period=0.01)
+    others = {"broken": Damaged()}
+    worker = NearlineWorker(rollout.engine, store, "w", settings, lambda: NOW, others, rollout)
+    before = rollout.engine.current.model
+    other = next(name for name in rollout.names() if name != rollout.active())
+    content = {"active": other, "before": [rollout.active()]}
+    store.put_document("model", rollout.first.absolute().name, content)
+    assert worker.follow() and rollout.engine.current.model != before
+    assert not worker.follow()

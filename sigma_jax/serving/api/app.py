@@ -95,11 +95,12 @@ async def _refresh(context: Context) -> None:
     while True:
         await asyncio.sleep(REFRESH_SECONDS)
         for tenant in context.tenants.values():
-            try:
-                await run_in_threadpool(tenant.rollout.follow)
-                await run_in_threadpool(tenant.arms.refresh)
-            except Exception as error:  # the running version goes on
-                logging.warning("service: %s keeps its version: %s", tenant.name, error)
+            arms = (service.engine.refresh for service in tenant.arms.others.values())
+            for follow in (tenant.rollout.follow, *arms):
+                try:
+                    await run_in_threadpool(follow)
+                except Exception as error:  # the running version goes on
+                    logging.warning("service: %s keeps a version: %s", tenant.name, error)
 
 
 async def _flush(context: Context) -> None:

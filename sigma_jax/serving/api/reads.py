@@ -2,7 +2,7 @@
 
 The route `recommendations` in routes.py describes these calls, checks them, and words their errors.
 `IndexReads` stands before it and answers the plain ones: known parameters, each at most once, in
-their plain form. All others go on to the route. Both call `TenantService.recommendations_of`, so
+their plain form. All others go on to the route. Both call `ArmService.recommendations_of`, so
 their answers are the same. Lists of reads that come at once are read from the store together.
 """
 

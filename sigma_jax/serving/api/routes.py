@@ -95,8 +95,8 @@ async def ask(request: Request, tenant: Reader, body: Ask) -> Answer:
         answer = await run_in_threadpool(
             tenant.arms.recommendations, body.user_id, HOME, Filters.of(body), body.is_shown
         )
-    if tenant.batcher.sizes:
-        context.metrics.batch_sizes.observe(tenant.batcher.sizes[-1])
+    if tenant.batcher.last_size:
+        context.metrics.batch_sizes.observe(tenant.batcher.last_size)
     return counted(context, tenant, answer)
 
 

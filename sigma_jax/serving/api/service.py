@@ -83,7 +83,7 @@ class TenantService:
     ):
         """Args:
         clock: the time of requests, in unix seconds; a replay of a log has one of its own.
-        fewer_beams: rules for times of high load. None: requests always get all beams.
+        fewer_beams: rules for times of high load. Empty: requests always get all beams.
         """
         self.engine, self.store, self.clock = engine, store, clock
         self.chooser = BeamChooser(fewer_beams)
@@ -101,6 +101,7 @@ class TenantService:
         """The service as `snapshot` answers."""
         other = copy.copy(self)
         other.engine = self.engine.at(snapshot)
+        other.chooser = BeamChooser()  # times of another version say nothing about this one
         return other
 
     def recommendations(self, user_id: str, name: str, filters: Filters) -> Answer:
@@ -155,11 +156,13 @@ class TenantService:
         """
         self._settings()  # so that they are kept for the next call too
         filters = [Filters.of(ask) for ask in asks] if filters is None else filters
-        began, share = time.monotonic(), self.chooser.share(len(asks), load)
-        options = dataclasses.replace(
-            options, explains=any(ask.explain for ask in asks), beam_share=share
-        )
-        answers = self.at(self.engine.current)._compute(asks, filters, options)
+        options = dataclasses.replace(options, explains=any(ask.explain for ask in asks))
+        service, began = self.at(self.engine.current), time.monotonic()
+        if options.generation is not None:  # settings of an arm have programs of their own
+            return service._compute(asks, filters, options)
+        share = self.chooser.share(len(asks), load)
+        options = dataclasses.replace(options, beam_share=share)
+        answers = service._compute(asks, filters, options)
         self.chooser.took(len(asks), share, time.monotonic() - began)
         return answers
 
@@ -374,8 +377,9 @@ class TenantService:
         """The answer with the items that the filters and rules leave."""
         hidden, rules = self._settings()
         left_out = hidden | filters.exclude
-        placed = ({**item, "place": place} for place, item in enumerate(items, 1))
-        kept = [item for item in placed if item["item_id"] not in left_out]
+        if filters.explain:  # explanations say the place before rules and filters
+            items = [{**item, "place": place} for place, item in enumerate(items, 1)]
+        kept = [item for item in items if item["item_id"] not in left_out]
         current = self.engine.current
         made_by = (current.model, current.name)
         if stored is not None and (stored.model, stored.version) != made_by:

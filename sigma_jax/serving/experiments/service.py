@@ -93,21 +93,24 @@ class ArmService:
         They are no exposures yet: an answer may come too late to be shown.
         """
         treatments = [self._treatment(ask.user_id) for ask in asks]
-        groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[int]] = {}
-        for number, one in enumerate(treatments):
+        # Explaining is work for all requests of a batch, so those who ask for it have their own.
+        groups: dict[tuple[str, tuple[tuple[str, str], ...], bool], list[int]] = {}
+        for number, (ask, one) in enumerate(zip(asks, treatments, strict=True)):
             settings = tuple((key, str(value)) for key, value in sorted(one.ranking.items()))
-            groups.setdefault((one.export, settings), []).append(number)
+            groups.setdefault((one.export, settings, ask.explain), []).append(number)
         found: dict[int, Answer | ValueError] = {}
+        began = time.monotonic()
         for numbers in groups.values():
             first = treatments[numbers[0]]
-            service = self._service_of(first)
+            service = self._engine_service(first.export)
             options = ranking_options(first.ranking, service.engine, COMPUTED)
             some = [asks[number] for number in numbers]
             filters = [
                 filters_with_rules(Filters.of(asks[number]), treatments[number])
                 for number in numbers
             ]
-            found |= zip(numbers, service.compute(some, filters, options, load), strict=True)
+            left = load.for_requests(numbers, time.monotonic() - began)
+            found |= zip(numbers, service.compute(some, filters, options, left), strict=True)
         for number, treatment in enumerate(treatments):
             answer = found[number]
             if isinstance(answer, Answer):
@@ -142,11 +145,6 @@ class ArmService:
         for service in self.services:
             service.warm()
 
-    def refresh(self) -> None:
-        """Loads the active versions of the arms' exports, where they have changed."""
-        for service in self.others.values():
-            service.engine.refresh()
-
     @property
     def services(self) -> list[TenantService]:
         """The tenant's own service, and those of the arms' exports."""
@@ -154,9 +152,6 @@ class ArmService:
 
     def _engine_service(self, export: str) -> TenantService:
         return self.others[export] if export else self.service
-
-    def _service_of(self, treatment: Treatment) -> TenantService:
-        return self._engine_service(treatment.export)
 
     def _treatment(self, user_id: str) -> Treatment:
         """The settings of a user; none where an export is missing here."""
