@@ -22,8 +22,8 @@ REQUIRED = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<1",
     "packaging>=23",
-    "pyyaml>=6",  # mapping files
     "pyarrow>=18",
+    "pyyaml>=6",  # mapping files
     "safetensors>=0.8",  # reads bfloat16 without torch
     'scann>=1.4,<2; sys_platform == "linux"',  # elsewhere every prefix is searched by a product
     "scipy>=1.11",
@@ -83,7 +83,6 @@ EXTRAS = {
         "playwright>=1.50",  # the page in Debian's chromium; the test is skipped without it
         "pytest>=8.3",
         "pytest-xdist>=3.6",
-        "pyyaml>=6",
         "ruff>=0.12",
         "schemathesis>=4,<5",  # calls of the API from its own description
         "setuptools>=77",  # builds the wheel in a test

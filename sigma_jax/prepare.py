@@ -190,16 +190,15 @@ def _describing_columns(
 
     Columns that the settings name stay.
     """
-    named = {*config.columns, config.title_column, config.category_column}
+    named = {"item_id", *config.columns, config.title_column, config.category_column}
     left_out = {} if config.columns else oddities.not_for_text(con, items)
     left_out = {name: reason for name, reason in left_out.items() if name not in named}
     notes = [
         f"{source.names['items']}: column {name!r} {reason} and is no part of the texts; "
         "--config.data.text.columns can name it"
         for name, reason in left_out.items()
-        if name != "item_id"
     ]
-    return items.drop(*(name for name in left_out if name != "item_id")), notes
+    return items.drop(*left_out), notes
 
 
 @dataclasses.dataclass(frozen=True)

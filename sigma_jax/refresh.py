@@ -28,7 +28,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from absl import flags, logging
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sigma_jax.data import card, database
@@ -162,22 +161,22 @@ def refresh(
     settings = to_dataclass(RefreshConfig, fields)
     mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"))
     check_inputs(workdir, "sft")
-    lineage = Lineage(workdir)
+    lineage, sums = Lineage(workdir), card.checksums(files.paths)
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(workdir))
         bundle = None
         if export is not None:
             stack.enter_context(locked(export))
             bundle = Bundle.open(export)
-        name = already_done(lineage, files, settings) or lineage.next_name
+        name = already_done(lineage, sums, settings) or lineage.next_name
         folder = lineage.folder(name)
         if name not in lineage.finished:
             began = time.monotonic()
             running = lineage.running(bundle, start)
-            write_new_data(lineage, folder, files, settings, bundle)
+            write_new_data(lineage, folder, files, sums, settings, bundle)
             seed = read_manifest(workdir, "data").seed
             at_work = Refresh(lineage.folder(running), folder, settings, seed)
-            run_stages(at_work, functools.partial(run_on, mesh))
+            run_stages(at_work, functools.partial(run_stage, mesh=mesh))
             write_judgement(at_work, running, began)
         outcome = Outcome(name, folder, read_manifest(folder, JUDGEMENT).metrics, "")
         if bundle is not None:
@@ -186,20 +185,12 @@ def refresh(
     return outcome
 
 
-def run_on(
-    mesh: Mesh, stage: str, make_task: Any, fields: Any, recipe: Recipe, workdir: Path
-) -> None:
-    """Trains a stage on `mesh` (train.run_stage)."""
-    run_stage(stage, make_task, fields, recipe, workdir, mesh)
-
-
-def already_done(lineage: Lineage, files: NewFiles, settings: RefreshConfig) -> str:
+def already_done(lineage: Lineage, sums: Mapping[str, str], settings: RefreshConfig) -> str:
     """The newest refresh if it was made from the same files; "" otherwise."""
     name = lineage.newest
     if name == FIRST:
         return ""
     made = read_manifest(lineage.folder(name), "data")
-    sums = card.checksums(files.paths)
     is_same = sums == {use: made.inputs.get(use) for use in sums}
     return name if is_same and made.config["refresh"] == data_settings(settings) else ""
 
@@ -214,17 +205,21 @@ def write_new_data(
     lineage: Lineage,
     folder: Path,
     files: NewFiles,
+    sums: Mapping[str, str],
     settings: RefreshConfig,
     bundle: Bundle | None,
 ) -> None:
-    """Writes FOLDER/data: the newest data of the lineage with the new rows behind it."""
+    """Writes FOLDER/data: the newest data of the lineage with the new rows behind it.
+
+    Args:
+      sums: checksums of `files`.
+    """
     newest = lineage.folder(lineage.newest)
     made = read_manifest(newest, "data")
     before, log = PreparedData.load(newest / "data"), LogSettings.of(made)
     if not made.metrics["last_time"]:
         raise ValueError(f"{newest} has no times, so no row is new; train again with all rows.")
     items, given = new_items(files, before, log, bundle)
-    sums = card.checksums(files.paths)
     ids = hashlib.sha256("\n".join(items.items["item_id"].to_pylist()).encode()).hexdigest()
     recipe = Recipe(
         {"data": made.config["data"], "refresh": data_settings(settings)},

@@ -51,7 +51,7 @@ class Assumptions:
     reads_a_user_day: float = given(10, "assumed: a page of the shop shows one list")
     instructions_a_read: float = given(0.02, "assumed: one page of fifty has a typed sentence")
     lists: float = given(1, "the default of --lists: one list, home")
-    days_of_events: float = given(365, "assumed; a store keeps at most MOST_EVENTS of a user")
+    days_of_events: float = given(365, "assumed; a store keeps the newest 2,000 events of a user")
     kept_hours: float = given(1, "assumed: who comes back within an hour has a kept context")
     utilisation: float = given(0.6, "launch/kubernetes/autoscale.yaml: averageUtilization")
     redis_gb: float = given(12, "launch/kubernetes/redis.yaml: --maxmemory")

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -43,8 +42,8 @@ HOUR = 3_600  # seconds
 MEMORY_LIMIT = "2GB"  # of a count inside this process
 SHARD_ROWS = 5_000_000  # rows of a part of a stored count
 COVISITS_PER_ITEM = 1_000  # stored covisits of an item with later items, and with earlier ones
-# Of the most popular items. If there are fewer users than items, memory holds a matrix of both;
-# otherwise two square matrices of the items.
+# Most items of EASE: the most popular ones. If there are fewer users than items, memory holds a
+# matrix of both; otherwise two square matrices of the items.
 MAX_EASE_ITEMS = 16_384
 
 
@@ -215,10 +214,7 @@ def training_table(
     """
     if known is None:
         known = np.zeros(histories.num_users, np.int64)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        database.open_database(Path(scratch), MEMORY_LIMIT, 2) as con,
-    ):
+    with database.open_reader(MEMORY_LIMIT) as con:
         batches = pa.RecordBatchReader.from_batches(_SCHEMA, _training_batches(histories, known))
         yield con, database.from_arrow(con, "training", batches)
 

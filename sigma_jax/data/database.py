@@ -33,7 +33,7 @@ _FSSPEC_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs"
 
 
 @ibis.udf.scalar.builtin(name="json_extract_string")
-def _json_text(value: dt.JSON, path: str) -> str:
+def json_text(value: dt.JSON, path: str) -> str:
     """The value at `path`, strings without their quotes. The database computes it."""
 
 
@@ -166,7 +166,7 @@ def numbered(con: ibis.BaseBackend, table: ir.Table, file: str) -> ir.Table:
     check_names(table.columns, file)
     # A column of JSON lines with values of several types arrives as JSON; its text is taken.
     mixed = [column for column in table.columns if table[column].type().is_json()]
-    table = table.mutate(**{column: _json_text(table[column], "$") for column in mixed})
+    table = table.mutate(**{column: json_text(table[column], "$") for column in mixed})
     return table.mutate(source_row=ibis.row_number().cast("int64"))
 
 
@@ -179,11 +179,11 @@ def check_names(names: Iterable[str], file: str) -> None:
 
 
 @contextlib.contextmanager
-def open_reader() -> Iterator[ibis.BaseBackend]:
-    """A DuckDB that reads files for another engine, for the body of a `with`."""
+def open_reader(memory_limit: str = READER_MEMORY) -> Iterator[ibis.BaseBackend]:
+    """A DuckDB in a temporary folder, for the body of a `with`."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        open_database(Path(scratch), READER_MEMORY, 2) as con,
+        open_database(Path(scratch), memory_limit, 2) as con,
     ):
         yield con
 

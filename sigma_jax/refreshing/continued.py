@@ -181,7 +181,7 @@ def continued_grounding(task: Any, start: Path) -> ContinuedTask:
 
 @dataclasses.dataclass(frozen=True)
 class SftStart:
-    """Where the stage `sft` continues: a trained workdir, and what has come since."""
+    """The start of the stage `sft`: a trained workdir, and the rows since then."""
 
     workdir: Path
     neighbours: Int64[np.ndarray, "n k"]  # of each item that the workdir lacks, among its items

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import ibis
 import numpy as np
@@ -100,10 +98,7 @@ def read_ids(path: str) -> list[str]:
 @contextlib.contextmanager
 def _checked(path: str, max_chars: int):
     """(a database, the checked rows of a file of items in it)."""
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        database.open_database(Path(scratch), MEMORY, 2) as con,
-    ):
+    with database.open_reader(MEMORY) as con:
         opened = open_table(con, path)
         tables = Tables(
             items=opened.table,

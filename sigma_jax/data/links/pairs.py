@@ -76,7 +76,7 @@ def co_occurrence_pairs(
     Without the root, best-sellers come first for every item; with the popularity itself, rare items
     do. With the root the order is that of the cosine of the items' sessions.
 
-    The self-join runs over slices of the left items, so memory does not grow with the log.
+    In DuckDB the self-join runs over slices of the left items: memory does not grow with the log.
 
     Args:
       con: the database of `training`; tables are added to it.
@@ -101,10 +101,9 @@ def co_occurrence_pairs(
     else:
         events = database.save(con, "pair_events", joined.select("user", "place", "item"))
         num_rows = 2 * config.window * database.count(con, events)
+        events = database.save(con, "neighbours", _neighbours(events, config))
     # Spark spreads the groups over its machines by itself.
     slices = 1 if con.name == spark.NAME else 1 + int(num_rows) // PAIRS_AT_ONCE
-    if not has_sessions:
-        events = database.save(con, "neighbours", _neighbours(events, config))
     for part in range(slices):
         count_pairs = _session_pairs if has_sessions else _window_pairs
         counts = count_pairs(events, slices, part)
@@ -142,7 +141,7 @@ def _neighbours(events: ir.Table, config: PairsConfig) -> ir.Table:
 
 
 def _window_pairs(neighbours: ir.Table, slices: int, part: int) -> ir.Table:
-    """The same for items within a window of a history; the weight of a pair is 1 / distance."""
+    """left, right, count and weight of neighbours, both ways; a pair weighs 1 / distance."""
     back = neighbours.select(left="right", right="left", distance="distance")
     pairs = neighbours.union(back)
     pairs = pairs.filter(pairs["left"] % slices == part)

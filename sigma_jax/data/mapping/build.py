@@ -42,7 +42,7 @@ def build_table(place: Place, table_name: str, section: Section) -> ir.Table:
                 f"{section.place}.distinct needs a column item_id in items, or user_id in users; "
                 "name it in columns, or remove distinct."
             )
-        table = reshape.first_of_each(table, {name: table[name]})
+        table = reshape.first_of_each(table, [name])
     steps = (section.pivot, section.explode, section.elapsed, section.joins, section.distinct)
     if any(steps):
         # These return rows in any order. The order of the files decides between equal times.
@@ -81,7 +81,7 @@ def _right_side(place: Place, join: Join) -> ir.Table:
         columns = {name: value for name, value in columns.items() if name not in join.by.values()}
     table = _with_times(place, section, table.select(*ORDER, **keys, **columns))
     if section.distinct:
-        table = reshape.first_of_each(table, {name: table[name] for name in keys})
+        table = reshape.first_of_each(table, list(keys))
     return table
 
 

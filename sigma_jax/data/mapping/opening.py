@@ -176,7 +176,7 @@ def open_text(
 
 
 def _text_error(error: duckdb.Error) -> str:
-    """What DuckDB says of a line of delimited text, on one line."""
+    """The complaint of DuckDB about a line of delimited text, on one line."""
     text = str(error)
     if found := _RAGGED.search(text):
         return f"line {found[1]} has {found[3]} fields, but the file has {found[2]} columns"

@@ -5,7 +5,7 @@ Each takes and returns a table with the columns of ORDER, which number its rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import ibis
 import ibis.expr.datatypes as dt
@@ -18,6 +18,7 @@ from sigma_jax.data.tables import as_number, unix_seconds
 from sigma_jax.runtime.config import did_you_mean
 
 KEY = "key "  # before the name of a column that a join compares
+PLACE = "place of key"  # of a row among those with its key
 ELAPSED = "elapsed"  # the column that the step of this name adds
 
 
@@ -155,11 +156,9 @@ def join(
     return joined.select(*table.columns, *added)
 
 
-def first_of_each(table: ir.Table, keys: Mapping[str, ir.Value]) -> ir.Table:
-    """The first row of `table` for each value of `keys`; rows with an empty key stay."""
-    place = ibis.row_number().over(
-        ibis.window(group_by=list(keys.values()), order_by=[table[name] for name in ORDER])
-    )
-    is_empty = ibis.or_(*(value.isnull() for value in keys.values()))
-    marked = table.mutate(**{"place": place})
-    return marked.filter((marked["place"] == 0) | is_empty).drop("place")
+def first_of_each(table: ir.Table, keys: Sequence[str]) -> ir.Table:
+    """The first row for each value of the columns `keys`; rows with an empty key stay."""
+    rows = ibis.window(group_by=list(keys), order_by=list(ORDER))
+    is_empty = ibis.or_(*(table[name].isnull() for name in keys))
+    marked = table.mutate(**{PLACE: ibis.row_number().over(rows)})
+    return marked.filter((marked[PLACE] == 0) | is_empty).drop(PLACE)

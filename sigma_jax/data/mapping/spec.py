@@ -1,4 +1,4 @@
-"""What a mapping file may say, and how it is read: `read_mapping` returns a checked Mapping.
+"""The keys of a mapping file: `read_mapping` returns its checked sections.
 
 A mapping file is YAML. It has a section for each table; a section has these keys, all but `file`
 optional. They are applied in this order.

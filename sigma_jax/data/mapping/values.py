@@ -19,11 +19,6 @@ TIMES = ("timestamp", "start", "end")
 
 
 @ibis.udf.scalar.builtin(name="json_extract_string")
-def _json_text(value: dt.JSON, path: str) -> str:
-    """The value at `path`, strings without their quotes. The database computes it."""
-
-
-@ibis.udf.scalar.builtin(name="json_extract_string")
 def _json_texts(value: dt.JSON, path: str) -> dt.Array[dt.String]:
     """The values at a path with a star, strings without their quotes."""
 
@@ -86,7 +81,7 @@ def plain(value: ir.Value, separator: str, is_path: bool) -> ir.Value:
     flat = _json_texts(value, "$[*]").join(separator).nullif("")
     if is_path:
         flat = ibis.coalesce(_json_texts(value, "$[0][*]").join(separator).nullif(""), flat)
-    return (_json_type(value) == "ARRAY").ifelse(flat, _json_text(value, "$"))
+    return (_json_type(value) == "ARRAY").ifelse(flat, database.json_text(value, "$"))
 
 
 def text_of(value: ir.Value) -> ir.StringValue:

@@ -34,7 +34,7 @@ _QUOTE, _NEWLINE, _RETURN = b'"\n\r'
 
 @dataclasses.dataclass(frozen=True)
 class _Shape:
-    r"""What DuckDB must know of a regular file."""
+    """The facts of a regular file that DuckDB needs."""
 
     num_rows: int  # without the header
     longest: int  # bytes of the longest record

@@ -55,7 +55,7 @@ def read(con: ibis.BaseBackend, path: str) -> Part:
         raise ValueError(_malformed(text, is_array, error)) from error
     notes = [f"{path}: a key without a name is not read"] if "" in kinds else []
     types = {name: kind for name, (kind, _) in kinds.items() if name}
-    _check_case(path, types, kinds)
+    _check_case(path, types)
     shown = ", ".join(
         f"{quoted(name)}: {quoted('JSON' if kinds[name][1] else kind)}"
         for name, kind in types.items()
@@ -154,7 +154,7 @@ def _kind(facts: dict[str, tuple]) -> tuple[str, bool]:
     return "VARCHAR", "DOUBLE" in kinds
 
 
-def _check_case(path: str, types: Mapping[str, str], kinds: Mapping) -> None:
+def _check_case(path: str, types: Mapping[str, str]) -> None:
     seen: dict[str, str] = {}
     for name in types:
         other = seen.setdefault(name.lower(), name)

@@ -1,4 +1,4 @@
-"""Where tables lie: a file, a folder of parts, or a glob, on disk or at a URL.
+"""Paths of tables: a file, a folder of parts, or a glob, on disk or at a URL.
 
 Folders named `key=value` (the partitions of Hive) become columns. Files whose names begin with
 `.` or `_` are no parts.

@@ -27,7 +27,7 @@ class ArmIn(Strict):
     """An arm: what its users get in place of the service's own settings."""
 
     name: Id
-    share: float = Field(gt=0, le=1, description="Of all users.")
+    share: float = Field(gt=0, le=1, description="A share of all users.")
     export: Annotated[Text, Field(max_length=256)] = Field(
         default="", description="Name of an export of --arm_exports; empty: the service's own."
     )

@@ -107,7 +107,7 @@ class Feature(Strict):
     """A reranking feature that changed the probability of an item."""
 
     feature: str
-    words: str = Field(description="What its value says.")
+    words: str = Field(description="Its value in words.")
     value: float
     weight: float = Field(description="In the weighted sum, for this instruction.")
     contribution: float = Field(description="value * weight, added to log p.")
@@ -115,7 +115,7 @@ class Feature(Strict):
         description="The mean contribution of the candidates, by the network's P."
     )
     interaction: float = Field(
-        description="What the small network would add less to log p with a mean value in its place."
+        description="The part of log p that the small network loses with a mean value in its place."
     )
     factor: float = Field(
         description="By the sum, its odds are so many times those of an item with a typical value."
@@ -126,9 +126,9 @@ class Explanation(Strict):
     """The steps to an item's probability, as they were computed for this answer."""
 
     place: int = Field(description="In the list before rules and filters.")
-    codes: list[int] = Field(description="Of its SID prefix; empty for an item in no beam.")
+    codes: list[int] = Field(description="The SID prefix; empty for an item in no beam.")
     beam_score: float = Field(description="Log P of the prefix (Eq. 7); 0 in no beam.")
-    sigma: float = Field(description="Of Eq. 11.")
+    sigma: float = Field(description="The sigma of Eq. 11.")
     in_prefix: float = Field(description="P of the item inside its prefix (Eq. 11).")
     network: float = Field(description="P by prefix and cosine (Eq. 10).")
     score: float = Field(description="The sum of all contributions.")
@@ -164,14 +164,14 @@ class Answer(Strict):
     user_id: str
     instruction: str
     source: Literal["index", "computed", "popular", "similar", "trending"]
-    version: str = Field(description="Of the catalogue.")
+    version: str = Field(description="The version of the catalogue.")
     model: str = Field(default="", description="Fingerprint of the model that made the list.")
     age_seconds: float = Field(description="Since the list was computed.")
     arms: dict[str, str] = Field(
         default_factory=dict, description="Experiment: the arm whose settings made the list."
     )
     num_beams: int | None = Field(
-        default=None, description="Of an answer that was computed; fewer under load."
+        default=None, description="Beams of an answer that was computed; fewer under load."
     )
     items: list[Item]
     beams: list[Beam] = Field(
@@ -203,7 +203,7 @@ class Preview(Ask):
     """A request that a version answers which is not active."""
 
     version: Annotated[Text, Field(max_length=LONGEST_ID)] = Field(
-        default="", description="Of the catalogue; empty: the active one."
+        default="", description="A version of the catalogue; empty: the active one."
     )
     export: Annotated[Text, Field(max_length=LONGEST_ID)] = Field(
         default="", description="Name of the export; empty: the active one."
@@ -266,7 +266,7 @@ class Versions(Strict):
 class Model(Strict):
     """An export that may answer."""
 
-    name: str = Field(description="Of its folder.")
+    name: str = Field(description="The name of its folder.")
     model: str = Field(description="Fingerprint of its training.")
     items: int = Field(description="At the time of the export.")
     is_active: bool

@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-MOST_EVENTS = 2_000  # of a user that a store keeps at least, the newest
+MOST_EVENTS = 2_000  # of a user, the newest, that a store keeps; it may keep more
 HOUR = 3600
 COUNT_SECONDS = 60 * 86_400.0  # counts of an hour are kept so long after its last event
 LEASE_SECONDS = 60.0  # a worker that has not finished a user by then is taken for dead

@@ -135,6 +135,13 @@ def test_rows_keep_the_order_of_the_files(folder):
     assert [row["item_id"] for row in found["items"]] == list(dict.fromkeys(ids))
 
 
+def test_distinct_keeps_a_column_of_any_name(folder):
+    (folder / "shelves.csv").write_text(lines("id,place", "007,left", "007,right", "8,left"))
+    mapping = "items: {file: shelves.csv, distinct: true, columns: {item_id: id, place: place}}\n"
+    items = read(folder, mapping + LOG)["items"]
+    assert items == [{"item_id": "007", "place": "left"}, {"item_id": "8", "place": "left"}]
+
+
 def test_joined_rows_without_a_partner_stay_and_have_no_value(folder):
     (folder / "kinds.csv").write_text(lines("id,kind", "8,cups"))
     joined = "items: {file: goods.csv, join: {file: kinds.csv, by: id}, columns: "
