@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.benchmarks.result import read_result, write_result
-from launch.benchmarks.serve_load import LIMIT_MS, opened, redis_server
-from sigma_jax.serving.stores.base import MOST_EVENTS, Event, StoredList, TenantStore
+from launch.benchmarks.serve_load import LIMIT_MS, redis_server, sample_items
+from sigma_jax.serving.stores.base import MOST_EVENTS, Event, StoredList, TenantStore, open_store
 
 RESULTS = Path(__file__).parent / "results"
 USERS = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 400_000_000)
@@ -196,7 +196,7 @@ def redis_figures() -> dict[str, float]:
     profiles = {user: {"age": "45-54", "income": "50-74K"} for user in users}
     lists = {user: {"home": sample_list()} for user in users}
     with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as url:
-        store, client = opened(url), redis.Redis.from_url(url)
+        store, client = open_store(url), redis.Redis.from_url(url)
         tenant = store.tenant("default")
 
         def grown(count: int, change: Callable[[], Any]) -> float:
@@ -217,17 +217,7 @@ def redis_figures() -> dict[str, float]:
 
 def sample_list() -> StoredList:
     """A list of SAMPLE_ITEMS as a worker stores it."""
-    items = tuple(
-        {
-            "item_id": f"item {n:07d}",
-            "title": f"a title of usual length, {n}",
-            "probability": 0.1 / (n + 1),
-            "prefix": n + 1,
-            "cosine": 0.5,
-        }
-        for n in range(SAMPLE_ITEMS)
-    )
-    return StoredList(items, time.time(), "0" * 16, "0001", 1)
+    return StoredList(sample_items(SAMPLE_ITEMS), time.time(), "0" * 16, "0001", 1)
 
 
 def add_events(tenant: TenantStore, users: Sequence[str], prefix: str) -> None:

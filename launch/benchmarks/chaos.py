@@ -22,18 +22,23 @@ import http.client
 import json
 import multiprocessing
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.benchmarks.processes import (
+    free_port,
+    get,
+    redis_command,
+    serve_command,
+    wait_until,
+)
 from launch.benchmarks.result import write_result
 from sigma_jax.schema import Catalogue
 from sigma_jax.serving.bundle import Bundle
@@ -82,16 +87,10 @@ class Part:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it, and waits until it answers. TimeoutError if it does not."""
+        """Starts it, and waits until it answers. Errors as in `wait_until`."""
         process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         self._process = process
-        until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until:
-            with contextlib.suppress(OSError, StoreError):
-                self._check(process.pid)
-                return
-            time.sleep(0.05)
-        raise TimeoutError(f"{self.name} does not answer; see its log above.")
+        wait_until(lambda: self._check(process.pid), process, START_SECONDS)
 
     def kill(self) -> None:
         """Ends it at once."""
@@ -140,8 +139,7 @@ def run(
         url = f"redis://127.0.0.1:{redis_port}/0"
         command = redis_command(folder, redis_port, fsync)
         parts.append(Part("redis", command, lambda _: check_store(url)))
-    serve = [sys.executable, "-m", "sigma_jax.serve", f"--export={export}", f"--store={url}"]
-    serve += ["--period=0.2", f"--lease={LEASE_SECONDS}"]
+    serve = serve_command(export, url, "--period=0.2", f"--lease={LEASE_SECONDS}")
     api, worker = [*serve, "--role=api", f"--port={port}"], [*serve, "--role=worker"]
     parts.append(Part("api", api, lambda _: get(port, "/readyz")))
     parts.append(Part("worker", worker, lambda pid: check_worker(url, pid)))
@@ -171,21 +169,6 @@ def run(
     return report
 
 
-def free_port() -> int:
-    """A port that nobody listens to."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
-def redis_command(folder: Path, port: int, fsync: str) -> list[str]:
-    """A Redis that writes each change to a file."""
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    command += ["--dir", str(folder.absolute()), "--appendonly", "yes", "--appendfsync", fsync]
-    return [*command, "--loglevel", "warning"]
-
-
 def check_store(url: str) -> None:
     """StoreError if the store at `url` cannot be read and written."""
     store = open_store(url)
@@ -202,13 +185,6 @@ def check_worker(url: str, pid: int) -> None:
     store.close()
     if not any(name.endswith(f"-{pid}") for name in reports):
         raise StoreError(f"worker {pid} has not reported")
-
-
-def get(port: int, path: str) -> bytes:
-    """The body of an answer. OSError if there is none, or its status is no 200."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-        body: bytes = answer.read()
-        return body
 
 
 @contextlib.contextmanager

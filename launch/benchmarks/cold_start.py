@@ -11,17 +11,14 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 
+from launch.benchmarks.processes import free_port, get, serve_command, wait_until
 from launch.benchmarks.result import write_result
 
 MOST_SECONDS = 600.0
@@ -47,19 +44,13 @@ def main() -> None:
 
 def start(export: Path, role: str) -> tuple[float, float]:
     """(wall seconds, CPU seconds of the process) from the command to its first ready answer."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "sigma_jax.serve", f"--export={export}", f"--role={role}"]
-        command += [f"--port={port}", f"--store={folder}/store.db"]
+        store, flags = f"{folder}/store.db", (f"--role={role}", f"--port={port}")
         began = time.monotonic()
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(serve_command(export, store, *flags), stderr=subprocess.DEVNULL)
         try:
-            while not is_ready(port):
-                if process.poll() is not None or time.monotonic() - began > MOST_SECONDS:
-                    raise SystemExit(f"the service did not start: {' '.join(command)}")
-                time.sleep(0.05)
+            wait_until(lambda: get(port, "/readyz"), process, MOST_SECONDS)
             return time.monotonic() - began, cpu_seconds(process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
@@ -70,15 +61,6 @@ def cpu_seconds(pid: int) -> float:
     """User and system seconds of a process, as Linux counts them."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def is_ready(port: int) -> bool:
-    """Whether the service on a port says that it is ready."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 if __name__ == "__main__":

@@ -20,9 +20,7 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,10 +28,17 @@ from typing import Any
 import numpy as np
 import uvloop
 
+from launch.benchmarks.processes import (
+    free_port,
+    get,
+    redis_command,
+    serve_command,
+    wait_until,
+)
 from launch.benchmarks.result import write_result
-from sigma_jax.serving.stores.base import Store, StoredList, StoreError, open_store
+from sigma_jax.serving.stores.base import StoredList, open_store
 
-PORT, REDIS_PORT = 8_631, 8_632
+START_SECONDS = 300.0  # of a process
 RATES = (100, 200, 400, 600, 800, 1_000, 1_200)
 CONNECTIONS = 64
 LIMIT_MS = 10.0
@@ -65,31 +70,31 @@ def main() -> None:
         with stores[name] as url:
             seconds = fill(url, arguments.users, arguments.items)
             print(f"{name}: {arguments.users} lists stored in {seconds:.0f} s", flush=True)
-            with service(arguments.export, url):
-                result[name] = list(rising(arguments.users, arguments.seconds, rates, name))
+            with service(arguments.export, url) as port:
+                result[name] = list(rising(port, arguments.users, arguments.seconds, rates, name))
     if arguments.output:
         write_result(arguments.output, result)
 
 
 @contextlib.contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
-    """A Redis server that writes each second's changes to a file."""
-    command = ["redis-server", "--port", str(REDIS_PORT), "--bind", "127.0.0.1", "--save", ""]
-    command += ["--dir", str(folder.absolute()), "--appendonly", "yes"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    """The URL of a Redis server that writes each second's changes to a file."""
+    port = free_port()
+    process = subprocess.Popen(redis_command(folder, port), stdout=subprocess.DEVNULL)
+    url = f"redis://127.0.0.1:{port}/0"
     try:
-        yield f"redis://127.0.0.1:{REDIS_PORT}/0"
+        wait_until(lambda: open_store(url).close(), process, START_SECONDS)
+        yield url
     finally:
         process.kill()
         process.wait()
 
 
-def fill(url: str, users: int, count: int) -> float:
-    """Stores a list of `count` items for each user. Returns the seconds that it took."""
-    store, began = opened(url), time.monotonic()
-    items = tuple(
+def sample_items(count: int) -> tuple[dict[str, Any], ...]:
+    """Items of a list, as a worker stores them."""
+    return tuple(
         {
-            "item_id": f"item {n}",
+            "item_id": f"item {n:07d}",
             "title": f"a title of usual length, {n}",
             "probability": 0.1 / (n + 1),
             "prefix": n + 1,
@@ -97,7 +102,13 @@ def fill(url: str, users: int, count: int) -> float:
         }
         for n in range(count)
     )
-    tenant, one = store.tenant("default"), StoredList(items, time.time(), "model", "0001", 0)
+
+
+def fill(url: str, users: int, count: int) -> float:
+    """Stores a list of `count` items for each user. Returns the seconds that it took."""
+    store, began = open_store(url), time.monotonic()
+    tenant = store.tenant("default")
+    one = StoredList(sample_items(count), time.time(), "model", "0001", 0)
     for start in range(0, users, AT_ONCE):
         names = range(start, min(start + AT_ONCE, users))
         tenant.put_lists({f"user {n}": {"home": one} for n in names}, 10**6)
@@ -105,38 +116,27 @@ def fill(url: str, users: int, count: int) -> float:
     return time.monotonic() - began
 
 
-def opened(url: str) -> Store:
-    """The store, as soon as it answers."""
-    for _ in range(100):
-        with contextlib.suppress(StoreError):
-            return open_store(url)
-        time.sleep(0.1)
-    return open_store(url)
-
-
 @contextlib.contextmanager
-def service(export: Path, url: str) -> Iterator[None]:
-    """An API process over the store."""
-    command = [sys.executable, "-m", "sigma_jax.serve", f"--export={export}", f"--store={url}"]
-    process = subprocess.Popen([*command, "--role=api", f"--port={PORT}"])
+def service(export: Path, url: str) -> Iterator[int]:
+    """The port of an API process over the store."""
+    port = free_port()
+    process = subprocess.Popen(serve_command(export, url, "--role=api", f"--port={port}"))
     try:
-        for _ in range(3_000):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=5).close()
-                break
-            time.sleep(0.1)
-        yield
+        wait_until(lambda: get(port, "/readyz"), process, START_SECONDS)
+        yield port
     finally:
         process.terminate()
         process.wait(30)
 
 
-def rising(users: int, seconds: float, rates: Sequence[int], name: str) -> Iterator[dict[str, Any]]:
+def rising(
+    port: int, users: int, seconds: float, rates: Sequence[int], name: str
+) -> Iterator[dict[str, Any]]:
     """Measures at rising rates, until p99 is above the limit."""
     gc.disable()  # a pause of this process would count as one of the service
-    uvloop.run(load(users, 50, 3.0))  # warms
+    uvloop.run(load(port, users, 50, 3.0))  # warms
     for rate in rates:
-        times, sent, errors = uvloop.run(load(users, rate, seconds))
+        times, sent, errors = uvloop.run(load(port, users, rate, seconds))
         p50, p99 = np.percentile(times, [50, 99])
         row = {"rate": rate, "p50_ms": float(p50), "p99_ms": float(p99), "errors": errors}
         row |= {"seconds": seconds, "sent_late_p99_ms": float(np.percentile(sent, 99))}
@@ -180,7 +180,9 @@ class Reader(asyncio.Protocol):
         self._transport.close()
 
 
-async def load(users: int, rate: float, seconds: float) -> tuple[np.ndarray, np.ndarray, int]:
+async def load(
+    port: int, users: int, rate: float, seconds: float
+) -> tuple[np.ndarray, np.ndarray, int]:
     """(milliseconds of each read since it was due, until it was sent, number of errors)."""
     count, chance = int(rate * seconds), random.Random(0)
     path = "/v1/users/user%20{}/recommendations"
@@ -209,7 +211,7 @@ async def load(users: int, rate: float, seconds: float) -> tuple[np.ndarray, np.
 
     loop = asyncio.get_running_loop()
     for _ in range(CONNECTIONS):
-        _, reader = await loop.create_connection(lambda: Reader(note), "127.0.0.1", PORT)
+        _, reader = await loop.create_connection(lambda: Reader(note), "127.0.0.1", port)
         free.append(reader)
     began = clock()
     for number in range(count):

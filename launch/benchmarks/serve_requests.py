@@ -20,7 +20,6 @@ import json
 import random
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -30,11 +29,12 @@ from typing import Any
 
 import numpy as np
 
+from launch.benchmarks.processes import free_port, serve_command, wait_until
 from launch.benchmarks.result import write_result
 from sigma_jax.schema import PreparedData
 from sigma_jax.serving.client import Client, ServiceError
 
-PORT = 8_633
+START_SECONDS = 600.0  # until all programs are loaded
 SENTENCES = Path(__file__).with_name("wishes.jsonl")
 DEADLINE_MS = 60_000
 WARM = 20  # requests that are not measured
@@ -71,18 +71,18 @@ def main() -> None:
 def service(export: Path, period: float) -> Iterator[Client]:
     """A service with a worker, whose programs are all loaded."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
-        command = [sys.executable, "-m", "sigma_jax.serve", f"--export={export}"]
-        command += [f"--store={folder}/store.db", f"--port={PORT}", f"--period={period}"]
-        process = subprocess.Popen(command, stderr=log)
+        port = free_port()
+        flags = f"--port={port}", f"--period={period}"
+        process = subprocess.Popen(serve_command(export, f"{folder}/store.db", *flags), stderr=log)
+
+        def check() -> None:
+            log.seek(0)
+            if "all programs are loaded" not in log.read():
+                raise ConnectionError("programs are still loaded")
+
         try:
-            client = Client(f"http://127.0.0.1:{PORT}", timeout=120.0)
-            for _ in range(600):
-                log.seek(0)
-                if "all programs are loaded" in log.read():
-                    break
-                if process.poll() is not None:
-                    raise RuntimeError("the service has ended.")
-                time.sleep(1)
+            wait_until(check, process, START_SECONDS)
+            client = Client(f"http://127.0.0.1:{port}", timeout=120.0)
             yield client
         finally:
             process.terminate()
