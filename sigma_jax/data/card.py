@@ -56,28 +56,35 @@ def size_statistics(
       item_texts: the items of the source, with column num_truncated.
       has_sessions: whether a session can hold several interactions.
     """
+    truncated = item_texts.filter(item_texts["num_truncated"] > 0)
+    return {
+        **log_statistics(catalogue, histories),
+        "items_in_source": database.count(con, item_texts),
+        "interactions_in_source": database.count(con, interactions),
+        "sessions_hold_several_items": has_sessions,
+        "items_with_truncated_text": database.count(con, truncated),
+    }
+
+
+def log_statistics(catalogue: Catalogue, histories: Histories) -> dict[str, Any]:
+    """The sizes of the prepared items and interactions."""
     num_events, num_users = len(histories.item), histories.num_users
     sizes = np.diff(histories.offsets)
     last = histories.offsets[1:][sizes > 0] - 1
     num_sessions = int((histories.session[last] + 1).sum()) if len(last) else 0
-    truncated = item_texts.filter(item_texts["num_truncated"] > 0)
     return {
         "items": len(catalogue),
-        "items_in_source": database.count(con, item_texts),
         "items_without_training_rows": int((catalogue.popularity == 0).sum()),
         "users": num_users,
         "users_without_history": int((sizes == 0).sum()),
-        "interactions_in_source": database.count(con, interactions),
         "interactions": num_events,
         "sessions": num_sessions,
         "interactions_per_user": round(num_events / max(num_users, 1), 2),
         "interactions_per_session": round(num_events / max(num_sessions, 1), 2),
-        "sessions_hold_several_items": has_sessions,
         "density": float(f"{num_events / max(num_users * len(catalogue), 1):.3g}"),
         "first_time": int(histories.time.min()),
         "last_time": int(histories.time.max()),
         "categories": len(catalogue.categories),
-        "items_with_truncated_text": database.count(con, truncated),
     }
 
 

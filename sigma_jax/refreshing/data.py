@@ -266,26 +266,12 @@ def _card(
     files: Mapping[str, str],
 ) -> dict[str, Any]:
     """The data card of `metrics` with the new sizes, files and counts of the refresh."""
-    sizes = np.diff(histories.offsets)
-    last = histories.offsets[1:][sizes > 0] - 1
-    sessions = int((histories.session[last] + 1).sum())
-    rows, users = len(histories.item), histories.num_users
     return {
         **metrics,
+        **card.log_statistics(catalogue, histories),
         "files": dict(files),
-        "items": len(catalogue),
         "items_in_source": metrics["items_in_source"] + new.items.num_rows,
-        "items_without_training_rows": int((catalogue.popularity == 0).sum()),
-        "users": users,
-        "users_without_history": int((sizes == 0).sum()),
         "interactions_in_source": metrics["interactions_in_source"] + new.counts["rows"],
-        "interactions": rows,
-        "sessions": sessions,
-        "interactions_per_user": round(rows / max(users, 1), 2),
-        "interactions_per_session": round(rows / max(sessions, 1), 2),
-        "density": float(f"{rows / max(users * len(catalogue), 1):.3g}"),
-        "last_time": int(histories.time.max()),
-        "categories": len(catalogue.categories),
         "items_with_text": card.count_texts(catalogue),
         "split": {"kind": "newest day", **card.split_statistics(histories)},
         "refresh": new.counts,

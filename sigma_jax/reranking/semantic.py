@@ -63,6 +63,7 @@ class SemanticArrays:
 
         Args:
           group: the number of each item's group; -1: none, which counts as one group.
+          vectors: of the items' texts. An item without text has zeros and stands for no group.
           knowledge: vectors of what people say, unit length, strongest first, and the group that
             each speaks of. A group has the first TEXTS_OF_KNOWLEDGE of them.
         """
@@ -73,7 +74,9 @@ class SemanticArrays:
         said, spoken_of = knowledge or (np.zeros((0, width), np.float32), np.zeros(0, np.int32))
         num_groups = int(max(group.max(), spoken_of.max(initial=-1) + 1)) + 1
         said_of = Links.from_edges(spoken_of + 1, np.arange(len(said)), num_groups)
+        has_text = rows_of_items.any(axis=1)
         order = np.argsort(group, kind="stable")
+        order = order[has_text[order]] if has_text.any() else order[:1]
         starts = np.flatnonzero(np.diff(group[order], prepend=-1))
         texts, group_of_text = [], []
         for items in np.split(order, starts[1:]):
@@ -110,12 +113,13 @@ class SemanticArrays:
         of_groups = jax.ops.segment_max(
             of_texts, self.group_of_text, self.num_groups, indices_are_sorted=True
         )
-        of_group = jnp.take_along_axis(of_groups.T, self.group[items], axis=1)
-        cosines = jnp.stack([products / self.lengths[items], of_group], axis=-1)
         nearest = jax.lax.top_k(of_groups.T, min(RANK, self.num_groups))[0]
         # A group without texts has -inf, such as that of items without a category.
         last = jnp.where(jnp.isfinite(nearest), nearest, jnp.inf).min(axis=1)[:, None, None]
         largest = nearest[:, 0, None, None]
+        of_group = jnp.take_along_axis(of_groups.T, self.group[items], axis=1)
+        of_group = jnp.where(jnp.isfinite(of_group), of_group, last[..., 0])
+        cosines = jnp.stack([products / self.lengths[items], of_group], axis=-1)
         relative = (cosines - largest) / jnp.maximum(largest - last, 1e-3)
         return relative - jnp.stack([relative[..., 1], jnp.zeros(items.shape)], axis=-1)
 

@@ -203,7 +203,8 @@ def test_spark_reads_and_checks_files_as_duckdb_does(way, session, tmp_path, tin
             checked(config, tmp_path / f"{config.engine} again")
 
 
-def test_spark_without_a_master_is_one_line(tmp_path):
+def test_memory_that_is_no_size_is_one_line(tmp_path):
+    pytest.importorskip("pyspark")
     with (
         pytest.raises(ValueError, match=r"^data.memory_limit='much' is no size"),
         spark.open_spark(str(tmp_path), "local[2]", "much", 1),

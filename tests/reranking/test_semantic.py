@@ -54,6 +54,24 @@ def test_a_shop_of_few_categories_hears_what_is_asked(groups):
         assert (found[asked, group != asked] < -0.01).all()
 
 
+def test_items_without_text_change_no_other_score():
+    """An export holds empty places for items to come."""
+    rng = np.random.default_rng(4)
+    vectors = unit_rows(rng.normal(size=(12, 16)))
+    group = np.repeat(np.arange(3), 4)
+    empty = np.zeros((8, 16), vectors.dtype)
+    padded = SemanticArrays.make(
+        np.concatenate([vectors, empty]), np.concatenate([group, np.full(8, -1)])
+    )
+    items = np.tile(np.arange(12, dtype=np.int32), (3, 1))
+    expected = np.asarray(SemanticArrays.make(vectors, group).scores(vectors[::4], items))
+    np.testing.assert_allclose(padded.scores(vectors[::4], items), expected, atol=1e-6)
+    assert np.abs(expected).max() > 0.1
+    assert np.isfinite(padded.scores(vectors[::4], np.full((3, 2), 15, np.int32))).all()
+    nothing = SemanticArrays.make(np.zeros((4, 16), np.float32), np.array([0, 1, 1, -1]))
+    assert np.isfinite(nothing.scores(vectors[:1], np.arange(4)[None])).all()
+
+
 def test_item_minus_1_gets_scores_and_items_without_group_share_one(texts):
     arrays = SemanticArrays.make(texts, np.full(ITEMS, -1))
     found = np.asarray(arrays.scores(unit_rows(texts[:1]), np.array([[-1, 3]], np.int32)))
