@@ -392,14 +392,15 @@ def open_replay(store: Any) -> Any:
 
 @contextlib.contextmanager
 def warmed_beside(services: Sequence[Any]) -> Iterator[None]:
-    """Loads the programs of all lengths of requests in a thread, while calls are answered."""
+    """Loads the programs of all lengths and numbers of requests, while calls are answered."""
     from sigma_jax.serving.api.context import REQUESTS_AT_ONCE
 
     stop, began = threading.Event(), time.monotonic()
+    sizes = [2**n for n in range(REQUESTS_AT_ONCE.bit_length())]
 
     def warm() -> None:
         for service in services:
-            service.warm_rest(stop)
+            service.warm_rest(sizes, stop)
         for service in services:
             service.warm_fewer_beams((REQUESTS_AT_ONCE, 1), stop)
         if not stop.is_set():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import subprocess
 import sys
@@ -61,3 +62,9 @@ def get(port: int, path: str) -> bytes:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
         body: bytes = answer.read()
         return body
+
+
+def check_warm(port: int) -> None:
+    """Returns if the service has loaded the programs of all requests. OSError if not."""
+    if not re.search(rb"^sigma_warmed_up\{.*\} 1\.0$", get(port, "/metrics"), re.MULTILINE):
+        raise ConnectionError("programs are still loaded")

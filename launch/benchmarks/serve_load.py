@@ -29,8 +29,8 @@ import numpy as np
 import uvloop
 
 from launch.benchmarks.processes import (
+    check_warm,
     free_port,
-    get,
     redis_command,
     serve_command,
     wait_until,
@@ -118,11 +118,11 @@ def fill(url: str, users: int, count: int) -> float:
 
 @contextlib.contextmanager
 def service(export: Path, url: str) -> Iterator[int]:
-    """The port of an API process over the store."""
+    """The port of an API process over the store, whose programs are all loaded."""
     port = free_port()
     process = subprocess.Popen(serve_command(export, url, "--role=api", f"--port={port}"))
     try:
-        wait_until(lambda: get(port, "/readyz"), process, START_SECONDS)
+        wait_until(lambda: check_warm(port), process, START_SECONDS)
         yield port
     finally:
         process.terminate()

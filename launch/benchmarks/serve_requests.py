@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.benchmarks.processes import free_port, serve_command, wait_until
+from launch.benchmarks.processes import check_warm, free_port, serve_command, wait_until
 from launch.benchmarks.result import write_result
 from sigma_jax.schema import PreparedData
 from sigma_jax.serving.client import Client, ServiceError
@@ -70,18 +70,12 @@ def main() -> None:
 @contextmanager
 def service(export: Path, period: float) -> Iterator[Client]:
     """A service with a worker, whose programs are all loaded."""
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         flags = f"--port={port}", f"--period={period}"
-        process = subprocess.Popen(serve_command(export, f"{folder}/store.db", *flags), stderr=log)
-
-        def check() -> None:
-            log.seek(0)
-            if "all programs are loaded" not in log.read():
-                raise ConnectionError("programs are still loaded")
-
+        process = subprocess.Popen(serve_command(export, f"{folder}/store.db", *flags))
         try:
-            wait_until(check, process, START_SECONDS)
+            wait_until(lambda: check_warm(port), process, START_SECONDS)
             client = Client(f"http://127.0.0.1:{port}", timeout=120.0)
             yield client
         finally:

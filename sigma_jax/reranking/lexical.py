@@ -35,8 +35,9 @@ import numpy as np
 from jaxtyping import Array, Float32, Int32
 from tokenizers import normalizers, pre_tokenizers
 
-from sigma_jax.shapes import power_of_two
+from sigma_jax.shapes import few_sizes
 
+LEAST_WORDS = 8  # size of the arrays of an instruction's words, at least
 MAX_ITEM_WORDS = 64  # words of an item: the first ones, since titles stand first
 
 _PLAIN = normalizers.Sequence([normalizers.NFKC(), normalizers.BertNormalizer()])
@@ -132,7 +133,7 @@ class LexicalTable:
             [self.numbers[word] for word in words_of(text) if word in self.numbers]
             for text in instructions
         ]
-        size = power_of_two(max(map(len, numbers), default=1))  # few sizes, few compilations
+        size = few_sizes(max(map(len, numbers), default=0), LEAST_WORDS)
         table = np.full((len(numbers), size), len(self.weights) - 1, np.int32)
         for row, words in enumerate(numbers):
             table[row, : len(words)] = words

@@ -74,7 +74,7 @@ class SemanticArrays:
         said, spoken_of = knowledge or (np.zeros((0, width), np.float32), np.zeros(0, np.int32))
         num_groups = int(max(group.max(), spoken_of.max(initial=-1) + 1)) + 1
         said_of = Links.from_edges(spoken_of + 1, np.arange(len(said)), num_groups)
-        has_text = rows_of_items.any(axis=1)
+        has_text = (rows_of_items != 0).any(axis=1)
         order = np.argsort(group, kind="stable")
         order = order[has_text[order]] if has_text.any() else order[:1]
         starts = np.flatnonzero(np.diff(group[order], prepend=-1))

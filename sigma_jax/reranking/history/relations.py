@@ -48,7 +48,7 @@ from sigma_jax.reranking.history.ease import fit_ease
 from sigma_jax.reranking.history.embedding_neighbours import nearest_items
 from sigma_jax.runtime.process import release_memory
 from sigma_jax.schema import Histories, PreparedData
-from sigma_jax.shapes import power_of_two
+from sigma_jax.shapes import few_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,7 @@ TODAY = "_today"  # suffix of a feature that reads the interactions of the day a
 RELATION_UNITS = {name: how.unit for name, how in RELATIONS.items()}
 RELATION_UNITS |= {f"{name}{TODAY}": how.unit for name, how in RELATIONS.items()}
 MAX_LISTED = 512  # items that a relation lists for a request, the strongest
+LEAST_LISTED = 256  # size of the arrays of listed items, at least
 PADDING = np.iinfo(np.int32).max
 DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -181,8 +182,7 @@ def list_features(tables: Sequence[sparse.csr_matrix], units: Sequence[float]) -
     listed = functools.reduce(lambda a, b: a + b, tables).tocsr()
     listed.sort_indices()
     count = listed.shape[0]
-    # Few distinct shapes: few compilations.
-    width = power_of_two(np.diff(listed.indptr).max(initial=0))
+    width = few_sizes(np.diff(listed.indptr).max(initial=0), LEAST_LISTED)
     items = np.full((count, width), PADDING, np.int32)
     values = np.zeros((count, width, len(tables)), np.float16)  # the largest array of a ranking
     for row in range(count):

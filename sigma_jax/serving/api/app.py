@@ -50,7 +50,7 @@ def create_app(
         dict(tenants),
         store,
         keys,
-        Metrics({name: tenant.service.store for name, tenant in tenants.items()}),
+        Metrics({name: tenant.service for name, tenant in tenants.items()}),
         calls_a_second,
     )
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
+from sigma_jax.serving.api.service import TenantService
 from sigma_jax.serving.nearline import REPORT
-from sigma_jax.serving.stores.base import StoreError, TenantStore, steady_time
+from sigma_jax.serving.stores.base import StoreError, steady_time
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -26,9 +27,9 @@ OF_WORKERS = {
 class Metrics:
     """Counters of this process, and gauges that are read from the store when they are asked for."""
 
-    def __init__(self, stores: Mapping[str, TenantStore]):
+    def __init__(self, services: Mapping[str, TenantService]):
         """Args:
-        stores: tenant -> its rows.
+        services: tenant -> what answers its calls.
         """
         self.registry = CollectorRegistry()
         self.latency = Histogram(
@@ -62,7 +63,7 @@ class Metrics:
             buckets=SIZES,
             registry=self.registry,
         )
-        self._stores = stores
+        self._services = services
         self.registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
@@ -75,11 +76,18 @@ class Metrics:
         answers = GaugeMetricFamily(
             "sigma_store_up", "Whether the store answers.", labels=["tenant"]
         )
+        warmed = GaugeMetricFamily(
+            "sigma_warmed_up",
+            "Whether programs for requests of all lengths are loaded.",
+            labels=["tenant"],
+        )
         workers = {
             name: GaugeMetricFamily(name, text, labels=["tenant", "worker"])
             for name, (text, _) in OF_WORKERS.items()
         }
-        for tenant, store in self._stores.items():
+        for tenant, service in self._services.items():
+            store = service.store
+            warmed.add_metric([tenant], float(service.is_warmed_up))
             try:
                 queue = store.queue()
                 size.add_metric([tenant], queue.size)
@@ -92,4 +100,4 @@ class Metrics:
                 answers.add_metric([tenant], 1.0)
             except StoreError:
                 answers.add_metric([tenant], 0.0)
-        return [size, oldest, listed, answers, *workers.values()]
+        return [size, oldest, listed, answers, warmed, *workers.values()]

@@ -87,6 +87,7 @@ class TenantService:
         """
         self.engine, self.store, self.clock = engine, store, clock
         self.chooser = BeamChooser(fewer_beams)
+        self.is_warmed_up = False  # whether `warm_rest` has ended
         self._lock = threading.Lock()
         self._read_at, self._is_read = -np.inf, False
         self._hidden: frozenset[str] = frozenset()
@@ -272,25 +273,32 @@ class TenantService:
         for events in (0, longest):
             self._warm_history(events)
 
-    def warm_rest(self, stop: threading.Event) -> None:
+    def warm_rest(self, sizes: Sequence[int], stop: threading.Event) -> None:
         """Answers made-up requests of all lengths, until `stop` is set.
 
-        Programs depend on the length of a prompt and of an instruction, and on whether the
-        instruction is novel. Requests that come meanwhile are answered between them.
+        Programs depend on the length of a prompt and of an instruction, on whether the instruction
+        is novel, and on the number of requests that are computed together. An instruction that
+        names several things is computed as several requests. Requests that come meanwhile are
+        answered between the made-up ones.
+
+        Args:
+          sizes: of batches.
         """
         longest = self.engine.current.recommender.spec.layout.history_length
         steps: list[Callable[[], None]] = [
             functools.partial(self._warm_instructions, words) for words in range(2, WARM_WORDS + 1)
         ]
-        steps += [functools.partial(self._warm_history, events, True) for events in (0, longest)]
+        steps += [functools.partial(self._warm_history, n, 1, True) for n in (0, longest)]
         steps += [
-            functools.partial(self._warm_history, events)
-            for events in range(WARM_STEP, longest, WARM_STEP)
+            functools.partial(self._warm_history, events, size)
+            for size in sizes
+            for events in range(0, longest + WARM_STEP, WARM_STEP)
         ]
         for step in steps:
             if stop.is_set():
                 return
             step()
+        self.is_warmed_up = True
 
     def _warm_instructions(self, words: int) -> None:
         """Reads a sentence of so many words."""
@@ -311,31 +319,39 @@ class TenantService:
         longest = self.engine.current.recommender.spec.layout.history_length
         for size in sizes:
             for share in (1.0, *(rule.share for rule in self.chooser.rules)):
-                options, rows = RecommendOptions(COMPUTED, beam_share=share), []
+                options, rows = RecommendOptions(COMPUTED, beam_share=share), list[dict[str, Any]]()
                 for events in range(0, longest + WARM_STEP, WARM_STEP):
-                    for row in self._warm_rows(events):
+                    for rows in self._warm_rows(events, size):
                         if stop.is_set():
                             return
-                        rows = [row] * size
                         self.engine.answer_each(rows, options)
                 began = time.monotonic()
                 self.engine.answer_each(rows, options)  # the longest prompts, without compiling
                 self.chooser.took(size, share, time.monotonic() - began)
 
-    def _warm_history(self, events: int, explains: bool = False) -> None:
-        """Answers a user with so many events, without an instruction and with a novel one."""
-        for row in self._warm_rows(events):
-            self.engine.answer_each([row], RecommendOptions(COMPUTED, explains=explains))
+    def _warm_history(self, events: int, size: int = 1, explains: bool = False) -> None:
+        """Answers `size` users at once, who have so many events."""
+        for rows in self._warm_rows(events, size):
+            self.engine.answer_each(rows, RecommendOptions(COMPUTED, explains=explains))
 
-    def _warm_rows(self, events: int) -> list[dict[str, Any]]:
-        """Requests of a user with so many events, without an instruction and with a novel one."""
+    def _warm_rows(self, events: int, size: int) -> list[list[dict[str, Any]]]:
+        """Batches of `size` requests of users with so many events.
+
+        One batch has no instructions, one has novel ones, and one asks for less.
+        """
         popular = [item["item_id"] for item in self._popular_items()]
         history = [{"item_id": item, "timestamp": 1 + n} for n, item in enumerate(popular[:events])]
-        categories = self.engine.current.version.catalogue.categories.to_pylist()
-        instructions = ["", *(f"something like {name} on a rainy day" for name in categories[:1])]
+        names = self.engine.current.version.catalogue.categories.to_pylist() or ["anything"]
         return [
-            {"user_id": "anyone", "history": history, "instruction": instruction}
-            for instruction in instructions
+            [
+                {
+                    "user_id": "anyone",
+                    "history": history,
+                    "instruction": form.format(names[n % len(names)]),
+                }
+                for n in range(size)
+            ]
+            for form in ("", "something like {} on a rainy day", "{} without warmth")
         ]
 
     def forget_settings(self) -> None:

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 
+import jax
 import pytest
 
 from sigma_jax.serving.api import admin, routes
@@ -214,6 +215,7 @@ def test_operations(client):
     assert client.get("/readyz").status_code == 200
     text = client.get("/metrics").text
     assert "sigma_request_seconds_bucket" in text and 'sigma_store_up{tenant="shop"} 1.0' in text
+    assert 'sigma_warmed_up{tenant="shop"} 0.0' in text
     assert client.post("/v1/drain").json() == {"status": "draining"}
     assert client.get("/readyz").status_code == 503
     assert client.get("/v1/popular").status_code == 200
@@ -413,6 +415,31 @@ def test_answers_under_load_have_fewer_beams_and_say_so(client, service, engine)
     assert client.get("/v1/popular").json()["num_beams"] is None
     # A new version of the catalogue answers these before it goes live.
     assert {1.0, 0.0625} <= {one.options.beam_share for one in engine._recent.values()}
+
+
+@pytest.mark.slow
+def test_a_warmed_service_compiles_no_large_program_for_any_request(service, client, items, caplog):
+    stop = threading.Event()
+    stop.set()
+    service.warm_rest([1, 2, 4], stop)
+    assert not service.is_warmed_up
+    service.warm_rest([1, 2, 4], threading.Event())
+    assert 'sigma_warmed_up{tenant="shop"} 1.0' in client.get("/metrics").text
+    sentences = ("", "tea", "a thing without tea", "something warm for a long evening at home")
+    asks = [
+        [Ask(user_id=user, instruction=f"{sentence} {n}") for n in range(size)]
+        for sentence in sentences
+        for size in (1, 2, 3)
+        for user in ("ann", "nobody")
+    ]
+    for number, item in enumerate(items[:5]):
+        event = {"user_id": "ann", "item_id": item, "timestamp": 1_699_000_000 + number}
+        assert client.post("/v1/events", json={"events": [event]}).json() == {"stored": 1}
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for ask in asks:
+            assert all(len(answer.items) == 10 for answer in service.compute(ask))
+    compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+    assert not {"rank", "search_beams", "answer_instructions", "all_candidates"} & set(compiled)
 
 
 @pytest.mark.parametrize("path", ["rollback", "versions/0001/activate", "items"])
