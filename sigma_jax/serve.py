@@ -401,8 +401,6 @@ def warmed_beside(services: Sequence[Any]) -> Iterator[None]:
     def warm() -> None:
         for service in services:
             service.warm_rest(sizes, stop)
-        for service in services:
-            service.warm_fewer_beams((REQUESTS_AT_ONCE, 1), stop)
         if not stop.is_set():
             logging.info("api: all programs are loaded after %.0f s more", time.monotonic() - began)
 

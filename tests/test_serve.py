@@ -82,7 +82,10 @@ def test_events_become_lists_and_a_killed_worker_is_started_again(exported, tmp_
             return answer if answer["source"] == "index" else None
 
         events = [{"user_id": "ann", "item_id": item}]
-        assert call(free_port, "/v1/events", {"events": events}) == {"stored": 1}
+        assert call(free_port, "/v1/events", {"events": events}) == {
+            "stored": 1,
+            "unknown_items": 0,
+        }
         assert len(wait_for(lambda: listed("ann"))["items"]) == 4
         assert len(listed("ann", "tea")["items"]) == 4
         [worker] = children(service.pid)

@@ -305,7 +305,8 @@ class Checker:
         if missing:
             raise ValueError(
                 f"{self.tables.names[name]}: column {missing[0]!r} is missing "
-                f"(found: {', '.join(table.columns)}); rename or add it."
+                f"(found: {', '.join(table.columns)}); rename or add it, or let "
+                "`python -m sigma_jax.prepare --inspect=FOLDER` propose a mapping."
             )
 
     def _with_ids(

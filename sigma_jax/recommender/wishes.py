@@ -7,10 +7,10 @@ A sentence vector of "meat without beef" is near to beef. So the sentence is tak
     "tea under 5 dollars"         things ("tea",), most_price 5
     "cheap tea"                   things ("tea",), is_cheap: at most the median of the category
 
-A phrase is taken out only if it names a thing: a category, query or theme has all its words, or the
-name of a category is near to it in meaning. Other sentences stay as they are: "nothing everyone
-buys" excludes nothing. A text that is itself a thing ("salt and pepper", "no salt crackers") stays
-whole.
+A phrase is taken out only if it names a thing: a category, query or theme has all its words, titles
+of items have them, or the name of a category is near to it in meaning. Other sentences stay as they
+are: "nothing everyone buys" excludes nothing. A text that is itself a thing ("salt and pepper", "no
+salt crackers") stays whole.
 
 Axes: n items, C categories, E dimensions of the sentence encoder.
 """
@@ -36,6 +36,7 @@ from sigma_jax.schema import Catalogue, Links
 MOST_THINGS = 4  # of one sentence
 NAMES_CATEGORY = 0.5  # cosine from which a phrase names a category
 MOST_CATEGORIES = 20_000  # whose names are encoded
+TITLES_READ = 20_000  # of the most popular items, whose words name things too
 PRICED_ITEMS = 200  # of a category, the most popular, that its median price is read from
 
 # Words of some languages, each with the sense of the first.
@@ -216,10 +217,13 @@ class WishReader:
         return bool(having) and bool(set.intersection(*having))
 
     def _names_thing(self, phrase: str) -> bool:
-        """Whether one thing has all words of a phrase, or a category is near to it in meaning."""
-        if not self._content(phrase):
+        """Whether things or titles have the words of a phrase, or a category is near to it."""
+        content = self._content(phrase)
+        if not content:
             return False
-        return self._is_in_thing(phrase) or self._nearest_category(phrase) is not None
+        if self._is_in_thing(phrase) or self._title_words.issuperset(content):
+            return True
+        return self._nearest_category(phrase) is not None
 
     def _nearest_category(self, phrase: str) -> int | None:
         """The category whose name is nearest to a phrase; None if none is near."""
@@ -237,6 +241,12 @@ class WishReader:
         if self._encoder is None or not 0 < len(names) <= MOST_CATEGORIES:
             return None
         return self._encoder.grounded(self._encoder.encoder.encode_items(names))
+
+    @functools.cached_property
+    def _title_words(self) -> frozenset[str]:
+        popular = np.argsort(-np.asarray(self.catalogue.popularity), kind="stable")[:TITLES_READ]
+        titles = self.catalogue.titles(popular)
+        return frozenset(word for title in titles for word in stems_of(title))
 
     @functools.cached_property
     def _has_prices(self) -> bool:

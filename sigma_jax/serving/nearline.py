@@ -237,7 +237,11 @@ class NearlineWorker:
 
     def report(self) -> None:
         """Stores what the worker has done, for those who watch the service."""
-        content = {"time": time.time(), **dataclasses.asdict(self.totals)}
+        content = {
+            "time": time.time(),
+            "list_names": list(self.settings.lists),
+            **dataclasses.asdict(self.totals),
+        }
         self.store.put_document(REPORT, self.name, content, REPORT_SECONDS)
 
     def _lists_of(self, newest: Mapping[str, int]) -> dict[str, dict[str, StoredList]]:

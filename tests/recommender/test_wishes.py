@@ -114,6 +114,8 @@ def unwanted(reader, text):
 def test_items_that_a_wish_leaves_out(reader):
     assert unwanted(reader, "meat without beef") == [0, 1]
     assert unwanted(reader, "meat without beef or poultry") == [0, 1]  # no title says poultry
+    assert unwanted(reader, "tea without black") == [5]  # a word of titles alone
+    assert unwanted(reader, "tea without haste") == []
     assert unwanted(reader, "tea without caffeine") == []  # the item that names it lacks it
     assert unwanted(reader, "bread without steak") == [1]
     assert unwanted(reader, "drinks without soda") == [8]  # by meaning

@@ -19,7 +19,7 @@ def inspect_folder(folder: Path, overwrite: bool) -> str:
       overwrite: whether a mapping.yaml that is there is replaced.
 
     Raises:
-      ValueError: `folder` is none, mapping.yaml is there, or no file looks like a log.
+      ValueError: `folder` is none or has no table or no log, or mapping.yaml is there.
     """
     if not folder.is_dir():
         raise ValueError(f"--inspect={folder} is not a folder; give the folder of your files.")
@@ -27,6 +27,11 @@ def inspect_folder(folder: Path, overwrite: bool) -> str:
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists; correct it by hand, or replace it with --overwrite.")
     looks, left_out = look_at_folder(folder)
+    if not looks:
+        reasons = f" ({'; '.join(left_out)})" if left_out else ""
+        raise ValueError(
+            f"--inspect={folder} has no table{reasons}; give the folder of your files."
+        )
     proposals = propose(looks)
     used = {name for proposal in proposals.values() for name in _file_names(proposal.section)}
     left_out = left_out + [

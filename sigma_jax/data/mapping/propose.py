@@ -265,13 +265,10 @@ def _with_category(
     taken: dict[str, Any], columns: dict[str, list[str]]
 ) -> dict[str, str | list[str]]:
     """`taken` with the columns of the category as one path, from few values to many."""
-    names = [
-        theirs
-        for theirs in taken.values()
-        if roles.has_word(theirs, roles.CATEGORY)
-        and not roles.is_id(theirs)
-        and not _are_tags(columns[theirs])
-    ]
+    names = [name for name in taken.values() if _is_category(name, columns, roles.CATEGORY)]
+    if not names:
+        groups = (name for name in taken.values() if _is_category(name, columns, roles.GROUP))
+        names = [name for name in groups if _is_shared(columns[name])][:1]
     if not names:
         return taken
     exact = [name for name in names if name.lower() in ("categories", "category")]
@@ -280,6 +277,17 @@ def _with_category(
     path = names[0] if len(names) == 1 else names
     first = {ours: rest.pop(ours) for ours in ("item_id", "title") if ours in rest}
     return first | {"category": path} | rest
+
+
+def _is_category(name: str, columns: dict[str, list[str]], kind: frozenset[str]) -> bool:
+    """Whether a column's name has a word of `kind`, and its values are no ids and no tags."""
+    return roles.has_word(name, kind) and not roles.is_id(name) and not _are_tags(columns[name])
+
+
+def _is_shared(values: Sequence[str]) -> bool:
+    """Whether values are texts that most rows have in common with others: groups of items."""
+    given = list(filter(None, values))
+    return 1 < len(set(given)) <= 0.5 * len(given) and not all(map(is_number, given))
 
 
 def _are_tags(values: Sequence[str]) -> bool:

@@ -24,6 +24,8 @@ ITEM = frozenset(
 SESSION = frozenset("session basket order transaction visit cart invoice trip receipt".split())
 EVENT = frozenset("event action behavior behaviour type interaction".split())
 CATEGORY = frozenset("category categories categoryid department aisle".split())
+# Of a category where no column has a word of CATEGORY.
+GROUP = frozenset("group section genre subcategory family kind type class division range".split())
 _TIME = frozenset(
     "timestamp time date day datetime ts at when dat posted created purchased".split()
 )

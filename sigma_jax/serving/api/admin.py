@@ -48,6 +48,8 @@ def get_state(tenant: Reader, item_id: PathId) -> State:
 @router.put("/items/{item_id}/state", tags=["items"])
 def put_state(tenant: Writer, item_id: PathId, body: State) -> State:
     """Hides an item, or sets its stock or its end. Lists that are stored lose it at once."""
+    if not tenant.service.knows(item_id):
+        raise HTTPException(404, f"there is no item {item_id!r} in the catalogue")
     state = ItemState(body.hidden, body.stock, body.expires)
     tenant.service.store.put_states({item_id: state})
     tenant.service.forget_settings()
@@ -97,7 +99,11 @@ def post_items(tenant: Admin, body: NewItems) -> Version:
         with tempfile.TemporaryDirectory() as folder:
             path = FilePath(folder) / "items.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in body.items), encoding="utf-8")
-            return add_items(bundle, before, read_items(str(path), bundle), {})
+            try:
+                rows = read_items(str(path), bundle)
+            except ValueError as error:  # the caller knows no such file
+                raise ValueError(str(error).replace(str(path), "items")) from None
+            return add_items(bundle, before, rows, {})
 
     return changed(tenant, add, body.comment or f"{len(body.items)} items added")
 

@@ -58,6 +58,14 @@ class Stored(Strict):
     stored: int
 
 
+class StoredEvents(Stored):
+    """How many events were stored."""
+
+    unknown_items: int = Field(
+        description="Events of items that the catalogue does not have; they count once it has them."
+    )
+
+
 class UserIn(Strict):
     """The profile of a user: columns as in the training."""
 
@@ -169,6 +177,9 @@ class Answer(Strict):
     age_seconds: float = Field(description="Since the list was computed.")
     arms: dict[str, str] = Field(
         default_factory=dict, description="Experiment: the arm whose settings made the list."
+    )
+    is_late: bool = Field(
+        default=False, description="The deadline passed, so that the index answered."
     )
     num_beams: int | None = Field(
         default=None, description="Beams of an answer that was computed; fewer under load."

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sigma_jax.serving.api.context import allowed, context_of
 from sigma_jax.serving.api.models import LONGEST_ID, plain_text
-from sigma_jax.serving.api.routes import HOME, counted, router
+from sigma_jax.serving.api.routes import HOME, counted, of_known_list, router
 from sigma_jax.serving.api.service import Filters, Read
 from sigma_jax.serving.batcher import TooBusyError
 from sigma_jax.serving.stores.base import StoreError
@@ -54,7 +54,8 @@ class IndexReads:
         request, scope["route"] = Request(scope), ROUTE
         try:
             tenant = await self._caller(request)
-            answer = counted(context_of(request), tenant, await tenant.reads.submit(read))
+            answer = of_known_list(tenant, read.name, await tenant.reads.submit(read))
+            answer = counted(context_of(request), tenant, answer)
             response = Response(answer.model_dump_json(), media_type="application/json")
         except (HTTPException, StoreError, TooBusyError) as error:
             response = await self._on_error(request, error)

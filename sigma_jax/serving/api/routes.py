@@ -32,6 +32,7 @@ from sigma_jax.serving.api.models import (
     Job,
     Seen,
     Stored,
+    StoredEvents,
     Task,
     Tasks,
     User,
@@ -78,7 +79,7 @@ def recommendations(
     """A user's list from the index. Users without one get the most popular items."""
     filters = Filters(count, frozenset(categories), frozenset(exclude), seen, explain)
     answer = tenant.arms.recommendations(user_id, task, filters, is_shown)
-    return counted(context_of(request), tenant, answer)
+    return counted(context_of(request), tenant, of_known_list(tenant, task, answer))
 
 
 @router.post("/recommendations", tags=["recommendations"])
@@ -95,6 +96,7 @@ async def ask(request: Request, tenant: Reader, body: Ask) -> Answer:
         answer = await run_in_threadpool(
             tenant.arms.recommendations, body.user_id, HOME, Filters.of(body), body.is_shown
         )
+        answer.is_late = True
     if tenant.batcher.last_size:
         context.metrics.batch_sizes.observe(tenant.batcher.last_size)
     return counted(context, tenant, answer)
@@ -159,17 +161,17 @@ def list_users(
     after: Annotated[str, Query(max_length=LONGEST_ID)] = "",
     count: Annotated[int, Query(ge=1, le=1_000)] = 100,
 ) -> UserIds:
-    """User ids behind `after`, ascending."""
+    """The ids of users with a profile or events, behind `after`, ascending."""
     return UserIds(user_ids=tenant.service.store.users(after, count))
 
 
 @router.get("/users/{user_id}", tags=["users"])
 def get_user(tenant: Reader, user_id: PathId) -> User:
-    """The profile of a user."""
+    """The profile of a user; empty for one who has events alone."""
     profile = tenant.service.store.user(user_id)
-    if profile is None:
+    if profile is None and not tenant.service.store.events(user_id, 1)[0]:
         raise HTTPException(404, f"there is no user {user_id!r}")
-    return User(user_id=user_id, profile=profile)
+    return User(user_id=user_id, profile=profile or {})
 
 
 @router.put("/users/{user_id}", tags=["users"])
@@ -216,16 +218,16 @@ def get_events(
 
 
 @router.post("/events", tags=["events"])
-def post_events(tenant: Writer, body: Events) -> Stored:
+def post_events(tenant: Writer, body: Events) -> StoredEvents:
     """Stores events. The lists of their users are computed anew within a minute."""
-    return Stored(stored=store_events(tenant, body.events))
+    return store_events(tenant, body.events)
 
 
 @router.post("/events/bulk", tags=["events"], openapi_extra={"requestBody": {"content": {}}})
-async def bulk_events(tenant: Writer, request: Request) -> Stored:
+async def bulk_events(tenant: Writer, request: Request) -> StoredEvents:
     """Stores events from JSON lines."""
     rows = await lines_of(request, EventIn)
-    return Stored(stored=await run_in_threadpool(store_events, tenant, rows))
+    return await run_in_threadpool(store_events, tenant, rows)
 
 
 @router.get("/clock", tags=["operations"])
@@ -283,10 +285,19 @@ def counted(context: Context, tenant: Tenant, answer: Answer) -> Answer:
     return answer
 
 
-def store_events(tenant: Tenant, rows: Sequence[EventIn]) -> int:
-    """Stores events, and returns how many were new."""
+def of_known_list(tenant: Tenant, name: str, answer: Answer) -> Answer:
+    """`answer`, a user's list. HTTPException 404 if no worker and no experiment has such a list."""
+    known = tenant.service.list_names
+    if answer.source == "popular" and known and name not in known:
+        raise HTTPException(404, f"there is no list {name!r}, only {', '.join(sorted(known))}")
+    return answer
+
+
+def store_events(tenant: Tenant, rows: Sequence[EventIn]) -> StoredEvents:
+    """Stores events."""
     now = int(tenant.service.clock())
-    return tenant.service.store.add_events(
+    unknown = sum(not tenant.service.knows(row.item_id) for row in rows)
+    stored = tenant.service.store.add_events(
         [
             Event(
                 row.user_id,
@@ -299,6 +310,7 @@ def store_events(tenant: Tenant, rows: Sequence[EventIn]) -> int:
             for row in rows
         ]
     )
+    return StoredEvents(stored=stored, unknown_items=unknown)
 
 
 async def lines_of(request: Request, model: type[Row]) -> list[Row]:

@@ -27,8 +27,9 @@ from sigma_jax.serving.api.models import (
 from sigma_jax.serving.api.rules import Ranked, Rules
 from sigma_jax.serving.api.tree import tree_of
 from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine
+from sigma_jax.serving.experiments.assignment import read_experiments
 from sigma_jax.serving.load import BeamChooser, FewerBeams, Load
-from sigma_jax.serving.nearline import request_row
+from sigma_jax.serving.nearline import REPORT, request_row
 from sigma_jax.serving.popularity import trending_scores
 from sigma_jax.serving.stores.base import StoredList, StoreError, TenantStore
 
@@ -92,6 +93,7 @@ class TenantService:
         self._read_at, self._is_read = -np.inf, False
         self._hidden: frozenset[str] = frozenset()
         self._rules = Rules({})
+        self.list_names: frozenset[str] = frozenset()  # as known; empty where no worker reports
         # Of one model and version, which are read once in a while.
         self._popular: tuple[tuple[str, str], list[Ranked]] = (("", ""), [])
         # Half-life -> (model and version, when, items).
@@ -257,6 +259,10 @@ class TenantService:
         category = -1 if number is None else int(catalogue.category[number])
         return "" if category < 0 else str(catalogue.categories[category].as_py())
 
+    def knows(self, item_id: str) -> bool:
+        """Whether the catalogue has an item, be it removed."""
+        return self.engine.current.parser.item_index.find(item_id) is not None
+
     def title_of(self, item_id: str) -> str:
         """The title of an item; "" for an unknown one."""
         snapshot = self.engine.current
@@ -274,7 +280,7 @@ class TenantService:
             self._warm_history(events)
 
     def warm_rest(self, sizes: Sequence[int], stop: threading.Event) -> None:
-        """Answers made-up requests of all lengths, until `stop` is set.
+        """Answers made-up requests of all lengths, and with fewer beams, until `stop` is set.
 
         Programs depend on the length of a prompt and of an instruction, on whether the instruction
         is novel, and on the number of requests that are computed together. An instruction that
@@ -282,7 +288,7 @@ class TenantService:
         answered between the made-up ones.
 
         Args:
-          sizes: of batches.
+          sizes: of batches, ascending.
         """
         longest = self.engine.current.recommender.spec.layout.history_length
         steps: list[Callable[[], None]] = [
@@ -298,7 +304,8 @@ class TenantService:
             if stop.is_set():
                 return
             step()
-        self.is_warmed_up = True
+        self.warm_fewer_beams((sizes[-1], sizes[0]), stop)
+        self.is_warmed_up = not stop.is_set()
 
     def _warm_instructions(self, words: int) -> None:
         """Reads a sentence of so many words."""
@@ -378,8 +385,14 @@ class TenantService:
 
     def _read_settings(self) -> None:
         states, rules, at = self.store.states(), self.store.documents(RULE), time.time()
+        reports = self.store.documents(REPORT).values()
+        experiments = read_experiments(self.store).values()
         self._hidden = frozenset(item for item, state in states.items() if not state.is_shown(at))
         self._rules = Rules({name: Rule(**fields) for name, fields in rules.items()})
+        names = {name for report in reports for name in report.get("list_names", ())}
+        if names:
+            names |= {name for one in experiments for arm in one.arms for name in arm.lists}
+        self.list_names = frozenset(names)
 
     def _answer(
         self,

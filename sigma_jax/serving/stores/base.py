@@ -155,7 +155,7 @@ class TenantStore(Protocol):
         """The profile of a user; None for an unknown one."""
 
     def users(self, after: str, count: int) -> list[str]:
-        """At most `count` user ids behind `after`, ascending."""
+        """At most `count` ids of users with a profile or events, behind `after`, ascending."""
 
     def delete_user(self, user_id: str) -> bool:
         """Deletes a user with events, lists and exposures; whether there was one."""

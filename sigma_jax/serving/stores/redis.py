@@ -41,8 +41,8 @@ USERS_AT_ONCE = 1_000  # whose lists are sent together
 ENTRIES_AT_ONCE = 1_000  # of the stream that a script takes out together
 
 # Keys: event id, history, stream, counter, items of the user, entries of each waiting user, counts
-# of the hour. Values: whether there is an id, seconds, time, user, content, most events, now, item,
-# seconds of the counts. Returns the number of the event, or 0 for one that was there.
+# of the hour, users. Values: whether there is an id, seconds, time, user, content, most events,
+# now, item, seconds of the counts. Returns the number of the event, or 0 for one that was there.
 ADD_EVENT = """
 if ARGV[1] == '1' and not redis.call('SET', KEYS[1], 1, 'NX', 'EX', ARGV[2]) then return 0 end
 local number = redis.call('INCR', KEYS[4])
@@ -53,6 +53,7 @@ redis.call('SADD', KEYS[5], ARGV[8])
 redis.call('HINCRBY', KEYS[6], ARGV[4], 1)
 redis.call('HINCRBY', KEYS[7], ARGV[8], 1)
 redis.call('EXPIRE', KEYS[7], ARGV[9])
+redis.call('ZADD', KEYS[8], 0, ARGV[4])
 return number
 """
 # Keys: stream, entries of each waiting user. Values: group, user, entries of the stream.
@@ -160,7 +161,7 @@ class RedisTenant:
         return None if text is None else json.loads(text)
 
     def users(self, after: str, count: int) -> list[str]:
-        """At most `count` user ids behind `after`, ascending."""
+        """At most `count` ids of users with a profile or events, behind `after`, ascending."""
         first = f"({after}" if after else "-"
         with self.store.asking():
             return list(self.store.client.zrangebylex(self._key("users"), first, "+", 0, count))
@@ -193,7 +194,7 @@ class RedisTenant:
         hour = str(event.time // HOUR)
         keys: list[tuple[str, ...]] = [("event", event.event_id), ("events", event.user_id)]
         keys += [("stream",), ("number",), ("items", event.user_id), ("waiting",)]
-        keys += [("counts", hour)]
+        keys += [("counts", hour), ("users",)]
         values: list[Any] = [
             int(bool(event.event_id)),
             REMEMBER_SECONDS,

@@ -153,9 +153,10 @@ class SqliteTenant:
         return None if row is None else json.loads(row[0])
 
     def users(self, after: str, count: int) -> list[str]:
-        """At most `count` user ids behind `after`, ascending."""
-        sql = "SELECT user FROM users WHERE tenant = ? AND user > ? ORDER BY user LIMIT ?"
-        return [row[0] for row in self._all(sql, after, count)]
+        """At most `count` ids of users with a profile or events, behind `after`, ascending."""
+        part = "SELECT user FROM {} WHERE tenant = ? AND user > ?"
+        sql = f"{part.format('users')} UNION {part.format('events')} ORDER BY user LIMIT ?"
+        return [row[0] for row in self._all(sql, after, self.name, after, count)]
 
     def delete_user(self, user_id: str) -> bool:
         """Deletes a user with events, lists and exposures; whether there was one."""

@@ -75,6 +75,13 @@ def test_folder_without_a_log_is_refused_and_gets_no_file(tmp_path):
     with pytest.raises(ValueError, match=r"no file has a column of users and one of items .*a.csv"):
         inspect_folder(tmp_path, overwrite=False)
     assert not (tmp_path / "mapping.yaml").exists()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="empty has no table; give the folder"):
+        inspect_folder(empty, overwrite=False)
+    (empty / "a.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"has no table \(a.zip: unpack it first\)"):
+        inspect_folder(empty, overwrite=False)
     with pytest.raises(ValueError, match="is not a folder"):
         inspect_folder(tmp_path / "none", overwrite=False)
 
@@ -171,3 +178,22 @@ def test_latin_1_and_a_cut_character_are_told_apart(tmp_path, monkeypatch):
     (tmp_path / "b.csv").write_bytes("id,name\n1,é\n2,ü\n".encode())
     monkeypatch.setattr("sigma_jax.data.mapping.opening.PEEK_BYTES", 11)  # inside the é
     assert look_at_file(tmp_path / "b.csv").encoding == "utf-8"
+
+
+@pytest.mark.parametrize("names", [("product_group",), ("colour", "Section"), ("kind", "type")])
+def test_groups_of_items_are_categories_where_nothing_else_is(names, tmp_path):
+    rows = [f"{n},thing {n},{','.join(f'{name} {n % 3}' for name in names)}" for n in range(12)]
+    (tmp_path / "goods.csv").write_text(lines(f"sku,title,{','.join(names)}", *rows))
+    log = [f"u{n % 4},{n},2024-01-{n + 1:02d}" for n in range(12)]
+    (tmp_path / "log.csv").write_text(lines("customer_id,sku,date", *log))
+    text = inspect_folder(tmp_path, overwrite=False)
+    group = names[-1] if names[0] == "colour" else names[0]
+    assert f"    category: {group}  # {group} 0" in text
+
+
+def test_a_kind_that_all_items_share_is_no_category(tmp_path):
+    rows = [f"{n},thing {n},book,{n}" for n in range(12)]
+    (tmp_path / "goods.csv").write_text(lines("sku,title,kind,section", *rows))
+    log = [f"u{n % 4},{n},2024-01-{n + 1:02d}" for n in range(12)]
+    (tmp_path / "log.csv").write_text(lines("customer_id,sku,date", *log))
+    assert "category:" not in inspect_folder(tmp_path, overwrite=False)

@@ -35,7 +35,7 @@ def items(engine):
 def listed(client, worker, items):
     """A client of a service whose worker has computed the lists of ann."""
     events = [{"user_id": "ann", "item_id": item} for item in items[:3]]
-    assert client.post("/v1/events", json={"events": events}).json() == {"stored": 3}
+    assert client.post("/v1/events", json={"events": events}).json()["stored"] == 3
     time.sleep(0.02)
     assert worker.is_due() and worker.run_once() == 1
     return client
@@ -56,11 +56,41 @@ def test_users(client):
     assert client.delete("/v1/users/ann").status_code == 404
 
 
+def test_users_with_events_alone_are_users(client):
+    assert client.put("/v1/users/bob", json={"profile": {"age": 3}}).status_code == 200
+    for user in ("ann", "bob", "cy"):
+        body = {"events": [{"user_id": user, "item_id": "i1"}]}
+        assert client.post("/v1/events", json=body).status_code == 200
+    assert client.get("/v1/users").json() == {"user_ids": ["ann", "bob", "cy"]}
+    assert client.get("/v1/users/ann").json() == {"user_id": "ann", "profile": {}}
+    assert client.get("/v1/users/dan").status_code == 404
+
+
+def test_names_that_nothing_has_are_said(client, worker, items):
+    events = [{"user_id": "ann", "item_id": item} for item in (items[0], "nothing", "nowhere")]
+    answer = client.post("/v1/events", json={"events": events})
+    assert answer.json() == {"stored": 3, "unknown_items": 2}
+    lines = "\n".join(json.dumps(event) for event in events[:2])
+    answer = client.post("/v1/events/bulk", content=lines)
+    assert answer.json() == {"stored": 2, "unknown_items": 1}
+    answer = client.put("/v1/items/nothing/state", json={"hidden": True})
+    assert answer.status_code == 404 and "no item 'nothing' in the cat" in answer.json()["error"]
+    path = "/v1/users/bob/recommendations"
+    assert client.get(path, params={"task": "hom"}).json()["source"] == "popular"  # nobody reports
+    worker.report()
+    time.sleep(1.1)  # what the service knows may be a second old
+    for more in ({}, {"seen": "hide"}):  # the short way, and that of the route
+        answer = client.get(path, params={"task": "hom", **more})
+        assert answer.status_code == 404
+        assert answer.json()["error"] == "there is no list 'hom', only home"
+        assert client.get(path, params={"task": "home", **more}).json()["source"] == "popular"
+
+
 def test_events(client):
-    assert client.post("/v1/events", json={"events": EVENTS}).json() == {"stored": 3}
-    assert client.post("/v1/events", json={"events": EVENTS[:1]}).json() == {"stored": 0}
+    assert client.post("/v1/events", json={"events": EVENTS}).json()["stored"] == 3
+    assert client.post("/v1/events", json={"events": EVENTS[:1]}).json()["stored"] == 0
     lines = "\n".join(map(json.dumps, EVENTS[:1] + [EVENTS[0] | {"event_id": "e9"}]))
-    assert client.post("/v1/events/bulk", content=lines).json() == {"stored": 1}
+    assert client.post("/v1/events/bulk", content=lines).json()["stored"] == 1
     found = client.get("/v1/users/ann/events").json()["events"]
     assert [one["item_id"] for one in found] == ["i1", "i1", "i2"]
     assert found[-1] == {
@@ -165,7 +195,10 @@ def test_a_late_answer_comes_from_the_index(listed, service, app, monkeypatch):
         time.sleep(0.3) or compute(asks)
     )
     body = {"user_id": "ann", "deadline_ms": 20}
-    assert listed.post("/v1/recommendations", json=body).json()["source"] == "index"
+    answer = listed.post("/v1/recommendations", json=body).json()
+    assert answer["source"] == "index" and answer["is_late"]
+    answer = listed.post("/v1/recommendations", json=body | {"deadline_ms": 60_000}).json()
+    assert answer["source"] == "computed" and not answer["is_late"]
     text = listed.get("/metrics").text
     assert 'sigma_late_answers_total{tenant="shop"} 1.0' in text
 
@@ -434,12 +467,19 @@ def test_a_warmed_service_compiles_no_large_program_for_any_request(service, cli
     ]
     for number, item in enumerate(items[:5]):
         event = {"user_id": "ann", "item_id": item, "timestamp": 1_699_000_000 + number}
-        assert client.post("/v1/events", json={"events": [event]}).json() == {"stored": 1}
+        assert client.post("/v1/events", json={"events": [event]}).json()["stored"] == 1
     with jax.log_compiles(), caplog.at_level("WARNING"):
         for ask in asks:
             assert all(len(answer.items) == 10 for answer in service.compute(ask))
     compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
     assert not {"rank", "search_beams", "answer_instructions", "all_candidates"} & set(compiled)
+
+
+def test_errors_of_new_items_name_no_file_of_the_service(client):
+    answer = client.post("/v1/catalogue/items", json={"items": [{"title": "a new tea"}]})
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error.startswith("items: column 'item_id' is missing")
+    assert "/" not in error.partition(";")[0]
 
 
 @pytest.mark.parametrize("path", ["rollback", "versions/0001/activate", "items"])
