@@ -148,9 +148,13 @@ def test_probes_ask_routes_that_exist():
     app = create_app({}, None, Keys({}, "shop"))
     routes = {getattr(route, "path", "") for route in app.routes}
     _, container = container_of("api")
-    for name, path in (("startup", "/healthz"), ("readiness", "/readyz"), ("liveness", "/healthz")):
+    for name, path in (
+        ("startup", "/healthz"),
+        ("readiness", "/readyz?is_warmed_up=true"),
+        ("liveness", "/healthz"),
+    ):
         probe = container[f"{name}Probe"]["httpGet"]
-        assert probe["path"] == path and path in routes
+        assert probe["path"] == path and path.partition("?")[0] in routes
         assert probe["port"] == container["ports"][0]["name"]
     [asked] = re.findall(r"http://127\.0\.0\.1:(\d+)(/\w+)", str(COMPOSE["services"]["api"]))
     assert asked == ("8000", "/readyz")

@@ -39,7 +39,7 @@ from launch.benchmarks.result import write_result
 from sigma_jax.serving.stores.base import StoredList, open_store
 
 START_SECONDS = 300.0  # of a process
-RATES = (100, 200, 400, 600, 800, 1_000, 1_200)
+RATES = (500, 1_000, 1_500, 2_000, 3_000, 4_000)
 CONNECTIONS = 64
 LIMIT_MS = 10.0
 ANSWER_SECONDS = 60.0  # for reads that still wait at the end

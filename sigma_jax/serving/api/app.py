@@ -8,11 +8,11 @@ import errno
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import anyio.to_thread
 from absl import logging
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -123,10 +123,17 @@ def _add_operations(app: FastAPI, context: Context) -> None:
         return {"status": "ok"}
 
     @app.get("/readyz", tags=["operations"])
-    def ready() -> dict[str, str]:
+    def ready(
+        is_warmed_up: Annotated[
+            bool, Query(description="true: not before programs for all requests are loaded.")
+        ] = False,
+    ) -> dict[str, str]:
         """Whether requests should be sent here. A store that can only be read is ready."""
         if context.is_draining:
             raise HTTPException(503, "draining")
+        services = [one for tenant in context.tenants.values() for one in tenant.arms.services]
+        if is_warmed_up and not all(service.is_warmed_up for service in services):
+            raise HTTPException(503, "programs are still loaded")
         if why := context.store.check():
             text = "service: the store takes no writes: %s"
             logging.log_every_n_seconds(logging.WARNING, text, 1.0, why)

@@ -32,6 +32,7 @@ def shared_port(engine, exported, tmp_path_factory):
     """The port of a service that the tests of a file share."""
     store = open_store(str(tmp_path_factory.mktemp("shared") / "store.db"))
     service = TenantService(engine, store.tenant("shop"), clock=lambda: NOW)
+    service.is_warmed_up = True
     tenants = {"shop": Tenant.of("shop", exported, service)}
     with served(create_app(tenants, store, Keys({}, "shop"))) as port:
         yield port

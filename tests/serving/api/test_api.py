@@ -455,9 +455,10 @@ def test_a_warmed_service_compiles_no_large_program_for_any_request(service, cli
     stop = threading.Event()
     stop.set()
     service.warm_rest([1, 2, 4], stop)
-    assert not service.is_warmed_up
+    assert client.get("/readyz?is_warmed_up=true").status_code == 503
     service.warm_rest([1, 2, 4], threading.Event())
     assert 'sigma_warmed_up{tenant="shop"} 1.0' in client.get("/metrics").text
+    assert client.get("/readyz?is_warmed_up=true").status_code == 200
     sentences = ("", "tea", "a thing without tea", "something warm for a long evening at home")
     asks = [
         [Ask(user_id=user, instruction=f"{sentence} {n}") for n in range(size)]
