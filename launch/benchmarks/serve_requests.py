@@ -6,7 +6,7 @@ A service with a worker gets the histories of some users of the trained workdir.
 process asks it for instructions that nobody trained on (wishes.jsonl):
 
 - one after another: the times of an answer;
-- by several callers at once: answers a second, and the mean size of the batch of an answer.
+- by several callers at once: answers a second, and the mean size of a batch.
 
 At last users get one event each, at random times. A list counts as new when it was made after the
 event. The time is until a reader sees it; the period of the worker is a part of it.
@@ -144,7 +144,7 @@ def at_once(
 
 
 def batches(client: Client) -> tuple[float, float]:
-    """(requests in batches, batches) since the start of the service, as each request saw them."""
+    """(requests in batches, batches) since the start of the service."""
     text = client.metrics()
     names = ("sigma_compute_batch_requests_sum", "sigma_compute_batch_requests_count")
     found = [re.search(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE) for name in names]

@@ -32,7 +32,7 @@ class Batcher(Generic[T]):
         # (request, its deadline in the loop's time, where its result goes)
         self._waiting: list[tuple[Any, float, asyncio.Future[T]]] = []
         self._runs: asyncio.Task[None] | None = None
-        self.last_size = 0  # of the last batch; 0 before the first
+        self.on_batch: Callable[[int], None] = lambda size: None  # called before each batch
 
     def __len__(self) -> int:
         """Requests that wait."""
@@ -65,7 +65,7 @@ class Batcher(Generic[T]):
             batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
             if not batch:
                 return
-            self.last_size = len(batch)
+            self.on_batch(len(batch))
             requests = [request for request, _, _ in batch]
             left = tuple(due - loop.time() for _, due, _ in batch)
             load = Load(len(self._waiting), left)

@@ -82,7 +82,7 @@ def test_rules_are_ordered():
 
 def test_batches_are_told_their_load():
     """The first request is computed alone; the next ones wait for it."""
-    loads, begin = [], threading.Event()
+    loads, sizes, begin = [], [], threading.Event()
 
     def compute(requests, load):
         begin.wait(10)
@@ -91,6 +91,7 @@ def test_batches_are_told_their_load():
 
     async def ask():
         batcher = Batcher(compute, 2)
+        batcher.on_batch = sizes.append
         tasks = [asyncio.create_task(batcher.submit(0, 5.0))]
         await asyncio.sleep(0.05)
         tasks += [asyncio.create_task(batcher.submit(n, 5.0 + n)) for n in (1, 2, 3)]
@@ -105,6 +106,7 @@ def test_batches_are_told_their_load():
         ([1, 2], 1),
         ([3], 0),
     ]
+    assert sizes == [1, 2, 1]
     for requests, load in loads:
         for number, left in zip(requests, load.seconds_left, strict=True):
             assert 0 < left <= 5.0 + number

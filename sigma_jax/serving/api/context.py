@@ -75,6 +75,8 @@ class Context:
         calls_a_second: float,
     ):
         self.tenants, self.store, self.keys, self.metrics = tenants, store, keys, metrics
+        for tenant in tenants.values():
+            tenant.batcher.on_batch = metrics.batch_sizes.observe
         self.is_draining = False
         self.jobs: dict[tuple[str, str], asyncio.Task[None]] = {}  # (tenant, id) -> its run
         self._rate = calls_a_second

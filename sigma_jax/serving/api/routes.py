@@ -97,8 +97,6 @@ async def ask(request: Request, tenant: Reader, body: Ask) -> Answer:
             tenant.arms.recommendations, body.user_id, HOME, Filters.of(body), body.is_shown
         )
         answer.is_late = True
-    if tenant.batcher.last_size:
-        context.metrics.batch_sizes.observe(tenant.batcher.last_size)
     return counted(context, tenant, answer)
 
 
