@@ -25,7 +25,13 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from sigma_jax.data import database, oddities
-from sigma_jax.data.engines.dialect import is_blank, one_line, text_of_number, trimmed
+from sigma_jax.data.engines.dialect import (
+    floor_divided,
+    is_blank,
+    one_line,
+    text_of_number,
+    trimmed,
+)
 from sigma_jax.data.times import BASIC_ISO, DAYS, FIRST, ISO, LAST, NOT_A_TIME, SCALES, YEARS
 
 TABLES = ("items", "interactions", "users", "searches", "themes", "knowledge")
@@ -537,12 +543,10 @@ def _in_range(seconds: ir.IntegerValue) -> ir.IntegerValue:
 def _scaled(number: ir.IntegerValue) -> ir.IntegerValue:
     """Unix seconds of whole numbers, rounded down without a float: it would round nanoseconds."""
     size = number.abs()
-
-    def divided(units: int) -> ir.IntegerValue:
-        rest = ((number % units) + units) % units
-        return ((number - rest) / units).round().cast("int64")
-
-    cases = ((size >= int(smallest), divided(int(units))) for smallest, units in SCALES)
+    cases = (
+        (size >= int(smallest), floor_divided(number, int(units)).cast("int64"))
+        for smallest, units in SCALES
+    )
     return ibis.cases(*cases, else_=number)
 
 

@@ -25,9 +25,8 @@ from absl import logging
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.recommender.requests import COLUMNS, DEFAULT_INSTRUCTION
 from sigma_jax.serving.engine import RecommendationEngine
-from sigma_jax.serving.experiments.arms import lists_of, ranking_options
+from sigma_jax.serving.experiments.arms import known_treatment, lists_of, ranking_options
 from sigma_jax.serving.experiments.assignment import (
-    NO_TREATMENT,
     Treatment,
     read_experiments,
     treatment_of,
@@ -300,20 +299,10 @@ class NearlineWorker:
     def _treatments(self, users: Iterable[str]) -> dict[str, Treatment]:
         """The settings of some users under the experiments that run."""
         running = [one for one in read_experiments(self.store).values() if one.stopped is None]
-        return {user: self._known(treatment_of(running, user)) for user in users}
-
-    def _known(self, treatment: Treatment) -> Treatment:
-        """The treatment; none if this worker lacks its export."""
-        if not treatment.export or treatment.export in self._others:
-            return treatment
-        logging.warning(
-            "worker %s: an experiment names the export %r, which is missing; start the worker with "
-            "--arm_exports=%s=FOLDER",
-            self.name,
-            treatment.export,
-            treatment.export,
-        )
-        return NO_TREATMENT
+        return {
+            user: known_treatment(treatment_of(running, user), self._others, f"worker {self.name}")
+            for user in users
+        }
 
     def _shed(self) -> None:
         """Takes the users who have waited longest out of a queue that is too long."""

@@ -30,6 +30,13 @@ def one_line(text: ir.StringValue) -> ir.StringValue:
     return trimmed(text).re_replace(f"{_BLANK}+", " ")
 
 
+def floor_divided(number: ir.IntegerValue, units: int) -> ir.FloatingValue:
+    """number / units, rounded down: whole, and exact where a float of `number` would be rounded."""
+    # Without its rest the number divides without a fraction; Ibis divides in floats.
+    rest = ((number % units) + units) % units
+    return ((number - rest) / units).round()
+
+
 def is_blank(text: ir.StringValue) -> ir.BooleanValue:
     """Whether `text` has no character but blanks."""
     return ~text.re_search(r"[^\s\x0b]")

@@ -7,6 +7,7 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from sigma_jax.data import database
+from sigma_jax.data.engines.dialect import floor_divided
 from sigma_jax.data.mapping.spec import UNITS, Section
 from sigma_jax.data.tables import as_number, as_text
 from sigma_jax.runtime.config import did_you_mean
@@ -131,10 +132,7 @@ def unit_time(text: ir.StringValue, unit: str) -> ir.TimestampValue:
         scaled = (number * seconds).floor()
     else:
         parts = round(1 / seconds)
-        whole = text.try_cast("int64")
-        # Without its rest the number divides without a fraction; Ibis divides in floats.
-        rest = ((whole % parts) + parts) % parts
-        exact = ((whole - rest) / parts).round()
+        exact = floor_divided(text.try_cast("int64"), parts)
         scaled = ibis.coalesce(exact, (number / parts).floor())
     return (scaled + start).try_cast("int64").as_timestamp("s")
 

@@ -8,16 +8,15 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 
 from sigma_jax.runtime.process import locked
-from sigma_jax.serving.api.context import Admin, Reader, Tenant, Writer, context_of
+from sigma_jax.serving.api.context import Admin, PathId, Reader, Tenant, Writer, context_of
 from sigma_jax.serving.api.models import (
     Answer,
-    Id,
     Model,
     Models,
     NewItems,
@@ -35,7 +34,6 @@ from sigma_jax.serving.rollout import Rollout
 from sigma_jax.serving.stores.base import ItemState
 
 router = APIRouter(prefix="/v1")
-PathId = Annotated[Id, Path()]
 
 
 @router.get("/items/{item_id}/state", tags=["items"])

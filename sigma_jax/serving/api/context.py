@@ -9,12 +9,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import fastapi
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from sigma_jax.serving.api.keys import Caller, Keys
 from sigma_jax.serving.api.metrics import Metrics
-from sigma_jax.serving.api.models import Answer
+from sigma_jax.serving.api.models import Answer, Id
 from sigma_jax.serving.api.service import TenantService
 from sigma_jax.serving.batcher import Batcher
 from sigma_jax.serving.experiments.service import ArmService
@@ -131,3 +132,4 @@ def allowed(scope: str) -> Callable[[Request], Coroutine[Any, Any, Tenant]]:
 Reader = Annotated[Tenant, Depends(allowed("read"))]
 Writer = Annotated[Tenant, Depends(allowed("write"))]
 Admin = Annotated[Tenant, Depends(allowed("admin"))]
+PathId = Annotated[Id, fastapi.Path()]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
-from sigma_jax.serving.api.context import Admin, Reader
+from sigma_jax.serving.api.context import Admin, PathId, Reader
 from sigma_jax.serving.api.models import Id, Rule, Strict, Text
 from sigma_jax.serving.experiments.assignment import (
     BUCKET_SECONDS,
@@ -20,7 +20,6 @@ from sigma_jax.serving.experiments.assignment import (
 from sigma_jax.serving.experiments.report import ALPHA, make_report
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
-PathId = Annotated[Id, Path()]
 
 
 class ArmIn(Strict):

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 from absl import logging
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from sigma_jax.serving.api.context import Context, Reader, Tenant, Writer, context_of
+from sigma_jax.serving.api.context import Context, PathId, Reader, Tenant, Writer, context_of
 from sigma_jax.serving.api.models import (
     LONGEST_ID,
     Answer,
@@ -56,7 +56,6 @@ RUN_SECONDS = 30.0  # a job whose process has not told that it runs for so long 
 MOST_JOBS = 1_000  # that run in one process; more are refused
 MOST_LINES = 10_000  # of a bulk call
 router = APIRouter(prefix="/v1")
-PathId = Annotated[Id, Path()]
 Names = Annotated[list[Id], Query(max_length=100)]
 Row = TypeVar("Row", bound=BaseModel)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
+
+from absl import logging
 
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.serving.engine import RecommendationEngine
-from sigma_jax.serving.experiments.assignment import Treatment
+from sigma_jax.serving.experiments.assignment import NO_TREATMENT, Treatment
 
 OPTIONS = ("reranks", "exclude_seen")  # fields of RecommendOptions that an arm may set
 # Fields of GenerationConfig that an arm may set. Beams, ranker and search belong to an export.
@@ -42,6 +44,27 @@ def ranking_options(
     if generator.trie.depth:  # all items of a list may be of one prefix
         config = dataclasses.replace(config, num_retrieved=max(config.num_retrieved, count))
     return dataclasses.replace(options, generation=dataclasses.replace(config, **changes))
+
+
+def known_treatment(treatment: Treatment, exports: Container[str], who: str) -> Treatment:
+    """The treatment; none where its export is missing.
+
+    Args:
+      exports: names of those that are there.
+      who: the process, for the log.
+    """
+    if not treatment.export or treatment.export in exports:
+        return treatment
+    logging.log_every_n_seconds(
+        logging.WARNING,
+        "%s: an experiment names the export %r, which is missing; start it with "
+        "--arm_exports=%s=FOLDER",
+        60,
+        who,
+        treatment.export,
+        treatment.export,
+    )
+    return NO_TREATMENT
 
 
 def lists_of(treatment: Treatment, lists: Mapping[str, str]) -> dict[str, str]:

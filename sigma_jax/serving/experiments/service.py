@@ -18,9 +18,8 @@ from absl import logging
 
 from sigma_jax.serving.api.models import Answer, Ask, Rule
 from sigma_jax.serving.api.service import COMPUTED, Filters, Read, TenantService
-from sigma_jax.serving.experiments.arms import ranking_options
+from sigma_jax.serving.experiments.arms import known_treatment, ranking_options
 from sigma_jax.serving.experiments.assignment import (
-    NO_TREATMENT,
     Experiment,
     RunningExperiments,
     Treatment,
@@ -155,18 +154,7 @@ class ArmService:
 
     def _treatment(self, user_id: str) -> Treatment:
         """The settings of a user; none where an export is missing here."""
-        treatment = self.running.treatment(user_id)
-        if treatment.export and treatment.export not in self.others:
-            logging.log_every_n_seconds(
-                logging.WARNING,
-                "service: an experiment names the export %r, which is missing; start the API with "
-                "--arm_exports=%s=FOLDER",
-                60,
-                treatment.export,
-                treatment.export,
-            )
-            return NO_TREATMENT
-        return treatment
+        return known_treatment(self.running.treatment(user_id), self.others, "service")
 
     def _ask_again(self, user_id: str) -> None:
         """Has a user's lists computed again, at most once in ASK_AGAIN_SECONDS."""
