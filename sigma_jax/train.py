@@ -36,6 +36,8 @@ from sigma_jax.stages import find_stage, stage_fields, stages_before, stages_of,
 
 # Fields of `train` that do not change the result.
 LOOP_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+# Metrics by task and feature that the log of a stage leaves out.
+DETAILS = ("weight_", "calibration_")
 
 FLAGS = flags.FLAGS
 
@@ -224,7 +226,10 @@ def run_stage(
         lambda: artifacts.write_artifact(workdir, stage, recipe, write).metrics
     )
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    shown = {name: value for name, value in numbers.items() if not name.startswith(DETAILS)}
+    text = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    if len(shown) < len(numbers):
+        text += f", and {len(numbers) - len(shown)} weights in {stage}/manifest.json"
     logging.info("%s: finished in %s: %s", stage, clock(time.monotonic() - start), text)
 
 

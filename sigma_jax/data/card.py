@@ -186,14 +186,12 @@ def warnings(data_card: Mapping[str, Any]) -> list[str]:
 
 def render(data_card: Mapping[str, Any]) -> str:
     """The data card as a Markdown page."""
-    first, last = (
-        datetime.datetime.fromtimestamp(data_card[name], datetime.UTC).date()
-        for name in ("first_time", "last_time")
-    )
+    sizes = {name: value for name, value in data_card.items() if not _is_group(value)}
+    for name in ("first_time", "last_time"):
+        sizes[name] = datetime.datetime.fromtimestamp(sizes[name], datetime.UTC).date()
     parts = [
         "# Data card",
-        _table({name: data_card[name] for name in data_card if not _is_group(data_card[name])}),
-        f"Times of interactions: {first} to {last}.",
+        _table(sizes),
         "## Split",
         _table(data_card["split"]),
         "## Pairs",
