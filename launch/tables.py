@@ -273,6 +273,26 @@ def wishes() -> Rows:
     return rows
 
 
+def engines() -> Rows:
+    """Preparations by engine and number of interactions (launch/benchmarks/engines.py)."""
+    rows = [["engine", "interactions", "minutes", "memory, GB", "disk, GB", "killed", "same files"]]
+    for one in result_of("engines"):
+        kills = len(one.get("killed_at", ()))
+        is_same = one["same"] and one.get("same_after_kills", True)
+        rows.append(
+            [
+                one["engine"],
+                f"{one['interactions']:,}",
+                f"{one['seconds'] / 60:.1f}",
+                f"{one['memory']:.1f}",
+                f"{one['disk']:.1f}",
+                f"{kills} times" if kills else "-",
+                "yes" if is_same else "no",
+            ]
+        )
+    return rows
+
+
 def refresh_days() -> Rows:
     """A refresh each day against a training each day (launch/benchmarks/refresh_days.py)."""
     rows = [
@@ -690,6 +710,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "sentences": sentences,
     "wishes": wishes,
     "incremental": incremental,
+    "engines": engines,
     "refresh_days": refresh_days,
     "window": window,
     "serve-load": serve_load,

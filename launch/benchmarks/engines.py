@@ -9,6 +9,7 @@
 - Memory is the largest sum of the resident memory of the process and its children, Java too, read
   five times a second. Disk is the largest size of the folder that it writes, read each second.
 - `same` tells whether the engines wrote the same bytes.
+- Rows that the same commit measured before stay in the output.
 - --kills=N starts each preparation N times more. Each is killed at a random moment, and the next
   one must make the same bytes from the same folder.
 """
@@ -30,6 +31,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from launch.benchmarks.result import write_result
+from sigma_jax.provenance import provenance
 
 CATEGORIES = 1_000
 EVENTS_PER_USER = 100
@@ -207,14 +209,32 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", action="store_true", help="keep the workdirs")
     args = parser.parse_args()
-    rows = []
+    rows = earlier_rows(args.output)
     for interactions in args.interactions:
         for engine in args.engines:
-            rows.append(measure(args, engine, interactions))
-            same = {row["sha256"] for row in rows if row["interactions"] == interactions}
-            rows[-1]["same"] = len(same) == 1
-            print(json.dumps(rows[-1]), flush=True)
+            row = measure(args, engine, interactions)
+            rows = [other for other in rows if key_of(other) != key_of(row)]
+            alike = [other for other in rows if key_of(other)[1:] == key_of(row)[1:]]
+            row["same"] = {other["sha256"] for other in alike} <= {row["sha256"]}
+            rows = sorted([*rows, row], key=lambda row: (row["interactions"], row["engine"]))
+            print(json.dumps(row), flush=True)
             write_result(args.output, rows)
+
+
+def key_of(row: dict) -> tuple[str, int, int]:
+    """(engine, interactions, items) of a row."""
+    return row["engine"], row["interactions"], row["items"]
+
+
+def earlier_rows(path: Path) -> list[dict]:
+    """The rows of an output that this commit wrote."""
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    if content["provenance"]["commit"] != provenance()["commit"]:
+        return []
+    rows: list[dict] = content["result"]
+    return rows
 
 
 if __name__ == "__main__":
