@@ -34,6 +34,7 @@ WITHOUT_INSTRUCTIONS = {
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "changes",
     [GR_SID, WITHOUT_INSTRUCTIONS],

@@ -104,6 +104,7 @@ def test_a_step_is_compiled_and_described(report):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_no_chip_ever_holds_a_table_of_all_items():
     """Lookups of a batch and 4,096 negatives shared by all rows read the sharded table."""
     items, config = 2**21, get_config("smoke")

@@ -233,7 +233,15 @@ def test_heldout_rows_do_not_reach_the_fit(data, baseline):
     np.testing.assert_array_equal(*results)
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize(
+    "baseline",
+    [
+        pytest.param(name, marks=(pytest.mark.slow, pytest.mark.nightly))
+        if name == "Features without a network"
+        else name
+        for name in BASELINES
+    ],
+)
 def test_order_inside_a_basket_changes_nothing(baseline):
     data = make_data(make_histories(True))
     histories = data.histories
