@@ -326,14 +326,15 @@ class TenantService:
         longest = self.engine.current.recommender.spec.layout.history_length
         for size in sizes:
             for share in (1.0, *(rule.share for rule in self.chooser.rules)):
-                options, rows = RecommendOptions(COMPUTED, beam_share=share), list[dict[str, Any]]()
+                options = RecommendOptions(COMPUTED, beam_share=share)
                 for events in range(0, longest + WARM_STEP, WARM_STEP):
                     for rows in self._warm_rows(events, size):
                         if stop.is_set():
                             return
                         self.engine.answer_each(rows, options)
                 began = time.monotonic()
-                self.engine.answer_each(rows, options)  # the longest prompts, without compiling
+                # The longest prompts, without compiling.
+                self.engine.answer_each(self._warm_rows(longest, size)[1], options)
                 self.chooser.took(size, share, time.monotonic() - began)
 
     def _warm_history(self, events: int, size: int = 1, explains: bool = False) -> None:
