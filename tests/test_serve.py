@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.benchmarks import processes
 from sigma_jax import serve
 from sigma_jax.schema import Catalogue
 from sigma_jax.serving.api.keys import Keys, sha256
@@ -21,10 +22,7 @@ START_SECONDS = 240  # of two processes that compile, on a busy machine
 
 @pytest.fixture
 def free_port():
-    """A port that nobody listens to."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    return processes.free_port()
 
 
 def call(port, path, body=None):

@@ -26,3 +26,9 @@ def store(tmp_path):
     store = open_store(str(tmp_path / "store.db"))
     yield store
     store.close()
+
+
+@pytest.fixture
+def items(engine):
+    """The ids of all items of the engine's catalogue."""
+    return engine.current.version.catalogue.table["item_id"].to_pylist()

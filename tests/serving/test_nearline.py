@@ -21,11 +21,6 @@ def engine(exported):
 
 
 @pytest.fixture
-def items(engine):
-    return engine.current.version.catalogue.table["item_id"].to_pylist()
-
-
-@pytest.fixture
 def shop(tmp_path):
     store = open_store(str(tmp_path / "store.db"))
     yield store.tenant("shop")

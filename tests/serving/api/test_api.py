@@ -27,11 +27,6 @@ def ids(answer):
 
 
 @pytest.fixture
-def items(engine):
-    return engine.current.version.catalogue.table["item_id"].to_pylist()
-
-
-@pytest.fixture
 def listed(client, worker, items):
     """A client of a service whose worker has computed the lists of ann."""
     events = [{"user_id": "ann", "item_id": item} for item in items[:3]]

@@ -33,11 +33,6 @@ def other(exported, tmp_path_factory):
 
 
 @pytest.fixture
-def items(engine):
-    return engine.current.version.catalogue.table["item_id"].to_pylist()
-
-
-@pytest.fixture
 def client(service, other, shop, store, exported):
     """A client of a service with a second export, `few`."""
     others = {"few": TenantService(other, shop, clock=lambda: NOW)}

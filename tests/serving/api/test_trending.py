@@ -10,11 +10,6 @@ from sigma_jax.serving.stores.base import HOUR, Event
 NOW = 1_710_000_000 // HOUR * HOUR  # long after the log of the shop, at a full hour
 
 
-@pytest.fixture
-def items(engine):
-    return engine.current.version.catalogue.table["item_id"].to_pylist()
-
-
 def buy(shop, item, hours_ago, times=1):
     shop.add_events([Event("ann", item, NOW - int(hours_ago * HOUR))] * times)
 

@@ -1,20 +1,13 @@
 """Stores under test: a SQLite file and a real Redis server. All tests run on both."""
 
 import shutil
-import socket
 import subprocess
 import time
 
 import pytest
 
+from launch.benchmarks.processes import free_port
 from sigma_jax.serving.stores.base import StoreError, open_store
-
-
-def free_port() -> int:
-    """A port that nobody listens to."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def start_redis(folder, port, *options):
