@@ -8,7 +8,7 @@ model needs more steps: about as many as its new rows fill batches.
 
 from ml_collections import ConfigDict
 
-from sigma_jax.configs import common
+from sigma_jax.configs import common, data
 
 BASE = {
     # A step of `sft` reads 16 contexts on the demo, half of them with new rows: 30 steps see most
@@ -29,6 +29,7 @@ BASE = {
     "late_rows": "error",
     "unknown_items": "error",
     "rebuilds_codebooks": False,
+    "columns": data.BASE["columns"],
     "memory_limit": "2GB",
     "threads": 2,
 }

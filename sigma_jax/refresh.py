@@ -31,6 +31,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from sigma_jax.data import card, database
+from sigma_jax.data.config import ColumnsConfig
 from sigma_jax.data.vectors import load_npy
 from sigma_jax.refreshing.codes import Drift
 from sigma_jax.refreshing.config import RefreshConfig
@@ -198,7 +199,8 @@ def already_done(lineage: Lineage, sums: Mapping[str, str], settings: RefreshCon
 def data_settings(settings: RefreshConfig) -> dict[str, Any]:
     """The settings that decide the content of the new data."""
     names = ("judge_share", "late_rows", "unknown_items")
-    return {name: getattr(settings, name) for name in names}
+    fields = {name: getattr(settings, name) for name in names}
+    return fields | {"columns": dataclasses.asdict(settings.columns)}
 
 
 def write_new_data(
@@ -219,7 +221,7 @@ def write_new_data(
     before, log = PreparedData.load(newest / "data"), LogSettings.of(made)
     if not made.metrics["last_time"]:
         raise ValueError(f"{newest} has no times, so no row is new; train again with all rows.")
-    items, given = new_items(files, before, log, bundle)
+    items, given = new_items(files, before, log, bundle, settings.columns)
     ids = hashlib.sha256("\n".join(items.items["item_id"].to_pylist()).encode()).hexdigest()
     recipe = Recipe(
         {"data": made.config["data"], "refresh": data_settings(settings)},
@@ -234,7 +236,7 @@ def write_new_data(
         began = time.monotonic()
         scratch = into / SCRATCH
         with database.open_database(scratch, settings.memory_limit, settings.threads) as con:
-            policies = settings.late_rows, settings.unknown_items
+            policies = settings.late_rows, settings.unknown_items, settings.columns
             rows = read_rows(con, files.interactions, items, before, log, *policies)
         shutil.rmtree(scratch, ignore_errors=True)
         share = settings.judge_share
@@ -246,11 +248,18 @@ def write_new_data(
 
 
 def new_items(
-    files: NewFiles, before: PreparedData, log: LogSettings, bundle: Bundle | None
+    files: NewFiles,
+    before: PreparedData,
+    log: LogSettings,
+    bundle: Bundle | None,
+    names: ColumnsConfig,
 ) -> tuple[NewItems, dict[str, np.ndarray]]:
     """The items that the catalogue lacks, and the vectors given for them.
 
     They are those of the active version of the export, and then those of the file.
+
+    Args:
+      names: other names of columns in the file.
     """
     parts = []
     if bundle is not None:  # `sigma_jax.catalogue add` put them there
@@ -258,7 +267,7 @@ def new_items(
     if files.items:
         columns = text_columns(before.catalogue)
         text = dataclasses.replace(log.text, columns=tuple(columns))
-        parts.append(read_items_as(files.items, text, columns).select(COLUMNS))
+        parts.append(read_items_as(files.items, text, columns, names).select(COLUMNS))
     if not parts:
         none = pa.table({name: pa.array([], pa.string()) for name in COLUMNS})
         return NewItems(none, np.zeros(0, np.int64), 0, 0), {}

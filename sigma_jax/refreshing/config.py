@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from sigma_jax.data.config import ColumnsConfig
 from sigma_jax.runtime.config import check_at_least
 from sigma_jax.schema import TASKS
 
@@ -33,6 +34,7 @@ class RefreshConfig:
     # Train the tokenizer anew, so that every item gets a new semantic ID. False: the codebooks are
     # frozen.
     rebuilds_codebooks: bool
+    columns: ColumnsConfig  # names of columns of the new files, where they are other than ours
     memory_limit: str  # of DuckDB, such as "2GB"
     threads: int  # of DuckDB
 

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int, Int32, Int64
 
 from sigma_jax.data import database, splits
-from sigma_jax.data.config import SplitConfig, TextConfig
+from sigma_jax.data.config import ColumnsConfig, SplitConfig, TextConfig
 from sigma_jax.data.readers import open_table
+from sigma_jax.data.sources.renamed import rename_table
 from sigma_jax.data.tables import Checker, Tables
 from sigma_jax.histories import rows_of_ranges
 from sigma_jax.runtime.artifacts import Manifest
@@ -92,6 +93,7 @@ def read_rows(
     log: LogSettings,
     late_rows: str,
     unknown_items: str,
+    columns: ColumnsConfig | None = None,
 ) -> NewRows:
     """The interactions of the file at `path`, after those of `before`.
 
@@ -101,14 +103,16 @@ def read_rows(
       con: a database for the work.
       items: new items, beside those of `before`.
       log: of the preparation of `before`.
-      late_rows, unknown_items: as in RefreshConfig.
+      late_rows, unknown_items, columns: as in RefreshConfig; None: the file has our names.
 
     Raises:
       ValueError: a row breaks a rule of data/tables.py, is from before the end of `before`, or all
         rows are known.
     """
     all_items, known_users = _known_tables(con, before, items.items)
-    interactions, dropped = _checked(con, path, all_items, log, unknown_items)
+    interactions, dropped = _checked(
+        con, _tables(con, path, all_items, columns), log, unknown_items
+    )
     users, user_ids = _with_new_users(con, interactions, known_users, before.histories.num_users)
     has_ids = bool(con.to_pyarrow(interactions["session_id"].notnull().any()).as_py())
     events = splits.number_events(con, interactions, all_items, users, has_ids and log.has_sessions)
@@ -123,36 +127,35 @@ def read_rows(
     ordered, _ = splits.with_sessions(con, events, log.split)
     ordered = database.save(con, "ordered", ordered).order_by("user", "place")
     dtypes = {"user": np.int32, "item": np.int32, "time": np.int64, "session": np.int32}
-    columns = database.columns(con, ordered, dtypes, database.count(con, ordered))
+    arrays = database.columns(con, ordered, dtypes, database.count(con, ordered))
     counts |= {
-        "rows": len(columns["user"]),
-        "users": len(np.unique(columns["user"])),
+        "rows": len(arrays["user"]),
+        "users": len(np.unique(arrays["user"])),
         "new_users": len(user_ids),
         "new_items": items.items.num_rows,
         "known_items": items.known,
         "known_items_with_another_text": items.changed,
         "rows_of_unknown_items": dropped,
     }
-    return NewRows(user_ids, items.items, **columns, counts=counts)
+    return NewRows(user_ids, items.items, **arrays, counts=counts)
 
 
 def _checked(
-    con: ibis.BaseBackend, path: str, items: ir.Table, log: LogSettings, unknown_items: str
+    con: ibis.BaseBackend, tables: Tables, log: LogSettings, unknown_items: str
 ) -> tuple[ir.Table, int]:
-    """The checked interactions of a file, and the number of rows with unknown items."""
+    """The checked interactions of `tables`, and the number of rows with unknown items."""
     # With a least count, the catalogue lacks items that the first log had.
     may_drop = "drop" in (unknown_items, log.unknown_items) or log.min_item_count > 0
-    tables = _tables(con, path, items)
     columns = tables.interactions.columns
     is_by_id = log.has_sessions and log.split.session_gap_seconds == 0
     if is_by_id and "session_id" not in columns:
         raise ValueError(
-            f"{path}: column 'session_id' is missing (found: {', '.join(columns)}); add it, since "
-            "the first log has it."
+            f"{tables.names['interactions']}: column 'session_id' is missing (found: "
+            f"{', '.join(columns)}); add it, since the first log has it."
         )
     policy = "drop" if may_drop else "error"
     checker = Checker(con, tables, policy, log.text.max_chars, "unknown_items")
-    return checker.interactions(items, log.events), checker.dropped.get("interactions", 0)
+    return checker.interactions(tables.items, log.events), checker.dropped.get("interactions", 0)
 
 
 def _known_tables(
@@ -169,12 +172,17 @@ def _known_tables(
     return items, users
 
 
-def _tables(con: ibis.BaseBackend, path: str, items: ir.Table) -> Tables:
+def _tables(
+    con: ibis.BaseBackend, path: str, items: ir.Table, columns: ColumnsConfig | None
+) -> Tables:
     """The tables of a source that has the interactions at `path` alone."""
     opened = open_table(con, path)
+    rows = opened.table
+    if columns is not None:
+        rows = rename_table(rows, columns, "interactions", path)
     return Tables(
         items=items,
-        interactions=opened.table,
+        interactions=rows,
         names={"items": "the catalogue", "interactions": path},
         files={},
         has_times=True,

@@ -10,10 +10,14 @@ import pytest
 from conftest import START
 from small_histories import histories_of
 
+from sigma_jax.configs.data import BASE
 from sigma_jax.data import database
+from sigma_jax.data.config import ColumnsConfig
 from sigma_jax.refreshing.rows import LogSettings, NewItems, is_known, read_rows
 from sigma_jax.runtime.artifacts import Recipe, read_manifest, write_artifact
+from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import DAY
+from sigma_jax.serving.catalogue_update import read_items_as
 
 LATER = START + 400 * DAY
 NO_ITEMS = {name: pa.array([], pa.string()) for name in ("item_id", "text", "title", "category")}
@@ -32,12 +36,13 @@ def log(data_config, tmp_path_factory):
 def read(prepared, log, tmp_path):
     """The function read(rows, items, late_rows): NewRows of a file with these rows."""
 
-    def read(rows, items=NO_ITEMS, late_rows="error", unknown_items="error"):
+    def read(rows, items=NO_ITEMS, late_rows="error", unknown_items="error", columns=None):
         path, scratch = tmp_path / "new.jsonl", Path(tempfile.mkdtemp(dir=tmp_path))
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         new = NewItems.of(pa.table(items), prepared.catalogue)
         with database.open_database(scratch, "200MB", 1) as con:
-            return read_rows(con, str(path), new, prepared, log, late_rows, unknown_items)
+            policies = late_rows, unknown_items, columns
+            return read_rows(con, str(path), new, prepared, log, *policies)
 
     return read
 
@@ -51,6 +56,38 @@ def known_row(prepared, user=3):
     first = int(prepared.histories.offsets[user])
     item = prepared.catalogue.ids([int(prepared.histories.item[first])])[0]
     return row(f"u{user:02d}", item, int(prepared.histories.time[first]), "s03-00")
+
+
+def renamed(**changes):
+    """Settings of columns with some names."""
+    fields = BASE["columns"] | changes
+    return to_dataclass(ColumnsConfig, fields, "columns")
+
+
+def test_new_rows_may_have_other_names_of_columns(read):
+    rows = [row("u03", "i005", LATER), row("u03", "i004", LATER)]
+    expected = read(rows)
+    names = {"item_id": "article_id", "timestamp": "when"}
+    other = [{names.get(name, name): value for name, value in one.items()} for one in rows]
+    found = read(other, columns=renamed(**names))
+    assert found.item.tolist() == expected.item.tolist() == [4, 5]
+    assert found.time.tolist() == expected.time.tolist()
+    with pytest.raises(ValueError, match=r"column 'item_id' is missing \(found: .*article_id"):
+        read(other)
+    own = BASE["columns"]["interactions"] | {"item_id": "articleid"}
+    with pytest.raises(ValueError, match=r"columns.interactions.item_id names; .*article_id"):
+        read(other, columns=renamed(interactions=own))
+
+
+def test_new_items_may_have_other_names_of_columns(log, tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps({"sku": "7", "title": "tea", "category": "drinks"}) + "\n")
+    kinds = {"title": False, "category": False}
+    names = renamed(items={"item_id": "sku"})
+    found = read_items_as(str(path), log.text, kinds, names).to_pylist()
+    assert found[0]["item_id"] == "7" and found[0]["title"] == "tea"
+    with pytest.raises(ValueError, match="column 'item_id' is missing"):
+        read_items_as(str(path), log.text, kinds)
 
 
 def test_users_items_and_sessions_get_the_numbers_that_follow(read, prepared):

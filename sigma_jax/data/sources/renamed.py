@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import ibis.expr.types as ir
 
@@ -22,16 +23,12 @@ def rename_columns(tables: Tables, config: ColumnsConfig) -> Tables:
     Raises:
       ValueError: no table, or not the table of the group, has a column that `config` names.
     """
-    shared = {name: getattr(config, name) for name in _SHARED if getattr(config, name)}
+    shared = _shared(config)
     taken: set[str] = set()
     renamed = {}
     for table_name in _GROUPS:
         table = getattr(tables, table_name)
-        own = {
-            ours: theirs
-            for ours, theirs in dataclasses.asdict(getattr(config, table_name)).items()
-            if theirs
-        }
+        own = _own(config, table_name)
         if table is None:
             if own:
                 raise ValueError(
@@ -39,16 +36,40 @@ def rename_columns(tables: Tables, config: ColumnsConfig) -> Tables:
                     "its file, or remove the setting."
                 )
             continue
-        for ours, theirs in own.items():
-            if theirs not in table.columns:
-                raise ValueError(_missing(f"{table_name}.{ours}", theirs, table_name, tables))
         found = {ours: theirs for ours, theirs in shared.items() if theirs in table.columns}
         taken |= found.keys()
-        renamed[table_name] = _renamed(table, found | own)
+        renamed[table_name] = rename_table(table, config, table_name, tables.names[table_name])
     for ours, theirs in shared.items():
         if ours not in taken:
-            raise ValueError(_missing(ours, theirs, "interactions", tables))
+            columns = tables.interactions.columns
+            raise ValueError(_missing(ours, theirs, columns, tables.names["interactions"]))
     return dataclasses.replace(tables, **renamed)
+
+
+def rename_table(table: ir.Table, config: ColumnsConfig, group: str, path: str) -> ir.Table:
+    """`table` with the columns that `config` names for a group, such as "items", as ours.
+
+    Args:
+      path: of its file, for errors.
+
+    Raises:
+      ValueError: the table lacks a column of the group. One of a shared name may be missing.
+    """
+    own = _own(config, group)
+    for ours, theirs in own.items():
+        if theirs not in table.columns:
+            raise ValueError(_missing(f"{group}.{ours}", theirs, table.columns, path))
+    found = {ours: theirs for ours, theirs in _shared(config).items() if theirs in table.columns}
+    return _renamed(table, found | own)
+
+
+def _shared(config: ColumnsConfig) -> dict[str, str]:
+    return {name: getattr(config, name) for name in _SHARED if getattr(config, name)}
+
+
+def _own(config: ColumnsConfig, group: str) -> dict[str, str]:
+    fields = dataclasses.asdict(getattr(config, group))
+    return {ours: theirs for ours, theirs in fields.items() if theirs}
 
 
 def _renamed(table: ir.Table, names: dict[str, str]) -> ir.Table:
@@ -64,9 +85,8 @@ def _renamed(table: ir.Table, names: dict[str, str]) -> ir.Table:
     return table.select(**columns)
 
 
-def _missing(field: str, theirs: str, table_name: str, tables: Tables) -> str:
-    columns = getattr(tables, table_name).columns
+def _missing(field: str, theirs: str, columns: Sequence[str], path: str) -> str:
     return (
-        f"{tables.names[table_name]}: no column {theirs!r} (found: {', '.join(columns)}), which "
-        f"--config.data.columns.{field} names; {did_you_mean(theirs, columns)}"
+        f"{path}: no column {theirs!r} (found: {', '.join(columns)}), which the setting "
+        f"columns.{field} names; {did_you_mean(theirs, columns)}"
     )
