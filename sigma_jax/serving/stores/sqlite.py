@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,7 @@ class SqliteStore:
             con = sqlite3.connect(
                 self.path, BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
-            con.execute("PRAGMA journal_mode=WAL")
-            con.execute("PRAGMA synchronous=FULL")  # an answered call outlives a loss of power
-            con.executescript(TABLES)
+            _set_up(con)
             self._threads.con = con
             with self._lock:
                 self._connections.append(con)
@@ -392,6 +391,24 @@ class SqliteTenant:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _set_up(con: sqlite3.Connection) -> None:
+    """Makes the tables of a new file. Waits for another process that does so at the same time.
+
+    SQLite itself does not wait when a file becomes one with a write-ahead log.
+    """
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            con.execute("PRAGMA journal_mode=WAL")
+            con.execute("PRAGMA synchronous=FULL")  # an answered call outlives a loss of power
+            con.executescript(TABLES)
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 @contextlib.contextmanager
