@@ -62,8 +62,8 @@ class SemanticArrays:
         """The arrays for the text vectors of all items.
 
         Args:
-          group: the number of each item's group; -1: none, which counts as one group.
           vectors: of the items' texts. An item without text has zeros and stands for no group.
+          group: the number of each item's group; -1: none, which counts as one group.
           knowledge: vectors of what people say, unit length, strongest first, and the group that
             each speaks of. A group has the first TEXTS_OF_KNOWLEDGE of them.
         """

@@ -36,8 +36,7 @@ def rename_columns(tables: Tables, config: ColumnsConfig) -> Tables:
                     "its file, or remove the setting."
                 )
             continue
-        found = {ours: theirs for ours, theirs in shared.items() if theirs in table.columns}
-        taken |= found.keys()
+        taken |= {ours for ours, theirs in shared.items() if theirs in table.columns}
         renamed[table_name] = rename_table(table, config, table_name, tables.names[table_name])
     for ours, theirs in shared.items():
         if ours not in taken:

@@ -314,9 +314,10 @@ class TenantService:
             encoder.encoder.encode_queries(["word " * words])
 
     def warm_fewer_beams(self, sizes: Sequence[int], stop: threading.Event) -> None:
-        """Compiles the programs of all shares of the beams, until `stop` is set.
+        """Compiles the programs of smaller shares of the beams, until `stop` is set.
 
-        A share may be used for batches of a size when all its programs are compiled.
+        A share may be used for batches of a size when all its programs are compiled. Those of all
+        beams are compiled already: `warm_rest` calls this at its end.
 
         Args:
           sizes: of batches. Batches of other sizes always get all beams.
@@ -327,7 +328,7 @@ class TenantService:
         for size in sizes:
             for share in (1.0, *(rule.share for rule in self.chooser.rules)):
                 options = RecommendOptions(COMPUTED, beam_share=share)
-                for events in range(0, longest + WARM_STEP, WARM_STEP):
+                for events in range(0, longest + WARM_STEP, WARM_STEP) if share < 1 else ():
                     for rows in self._warm_rows(events, size):
                         if stop.is_set():
                             return
