@@ -63,7 +63,8 @@ def get_rules(tenant: Reader) -> dict[str, Rule]:
 
 @router.put("/rules/{name}", tags=["rules"])
 def put_rule(tenant: Admin, name: PathId, body: Rule) -> Rule:
-    """Creates or replaces a rule."""
+    """Creates or replaces a rule. Its items and categories are those of the catalogue."""
+    tenant.service.check_rules({name: body})
     tenant.service.store.put_document(RULE, name, body.model_dump())
     tenant.service.forget_settings()
     return body

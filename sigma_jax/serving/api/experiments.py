@@ -72,6 +72,9 @@ def start(tenant: Admin, name: PathId, body: ExperimentIn) -> ExperimentOut:
     """Starts an experiment. One that has started keeps its arms: stop it and start another."""
     if tenant.service.store.document(EXPERIMENT, name) is not None:
         raise HTTPException(409, f"there is an experiment {name!r}; an experiment never changes")
+    for arm in body.arms:
+        if not arm.export:  # another export has items of its own
+            tenant.service.check_rules(arm.rules)
     arms = tuple(
         Arm(
             arm.name,

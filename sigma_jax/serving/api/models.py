@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MOST_COUNT = 100  # items of an answer
 LONGEST_ID, LONGEST_INSTRUCTION = 256, 100_000
@@ -250,7 +250,10 @@ class Job(Strict):
 
 
 class Rule(Strict):
-    """A rule of a shop, whatever the model says. Rules act at once, in the order of names."""
+    """A rule of a shop, whatever the model says. Rules act at once, in the order of names.
+
+    A rule that names neither items nor categories concerns all items.
+    """
 
     kind: Literal["pin", "boost", "bury", "at_most"]
     items: list[Id] = Field(default_factory=list, max_length=1_000)
@@ -258,6 +261,13 @@ class Rule(Strict):
     place: int = Field(default=1, ge=1, le=MOST_COUNT, description="pin: the place of the first.")
     factor: float = Field(default=2.0, gt=0, le=1e6, description="boost, bury: of probabilities.")
     count: int = Field(default=1, ge=0, le=MOST_COUNT, description="at_most: items a category.")
+
+    @model_validator(mode="after")
+    def _pins_items(self) -> Rule:
+        """A pin names items, and no categories."""
+        if self.kind == "pin" and (self.categories or not self.items):
+            raise ValueError("a pin needs items, and takes no categories")
+        return self
 
 
 class Version(Strict):

@@ -35,6 +35,7 @@ from sigma_jax.serving.stores.base import StoredList, StoreError, TenantStore
 
 COMPUTED = 100  # items of a computed list, of which filters leave some; one number, one program
 POPULAR = 1_000  # most popular items that stand in for a list
+NAMED = 5  # unknown names that an error lists at most
 FRESH_SECONDS = 1.0  # states and rules are read again after it; changes by this process at once
 EVENTS = 1_000  # newest events of a user that requests read
 RULE = "rule"  # kind of documents
@@ -262,6 +263,19 @@ class TenantService:
     def knows(self, item_id: str) -> bool:
         """Whether the catalogue has an item, be it removed."""
         return self.engine.current.parser.item_index.find(item_id) is not None
+
+    def check_rules(self, rules: Mapping[str, Rule]) -> None:
+        """ValueError if a rule names an item or a category that the catalogue does not have."""
+        categories = set(self.engine.current.version.catalogue.categories.to_pylist())
+        for name, rule in rules.items():
+            unknown = [item for item in rule.items if not self.knows(item)]
+            unknown += [one for one in rule.categories if one not in categories]
+            if unknown:
+                raise ValueError(
+                    f"rule {name!r}: the catalogue does not have "
+                    f"{', '.join(map(repr, unknown[:NAMED]))}, "
+                    f"{len(unknown)} unknown of {len(rule.items) + len(rule.categories)} names."
+                )
 
     def title_of(self, item_id: str) -> str:
         """The title of an item; "" for an unknown one."""
