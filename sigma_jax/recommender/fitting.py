@@ -15,11 +15,10 @@ from sigma_jax.recommender.recommender import (
     RecommendOptions,
     with_general_instructions,
 )
+from sigma_jax.reranking.calibration import DEPTH, Calibration, fit_calibrations
 from sigma_jax.reranking.fit import (
     ABSENT,
-    FIRST,
     MIN_TARGETS,
-    fit_calibrations,
     fit_novel,
     fit_reranker,
     fitted_values,
@@ -27,7 +26,7 @@ from sigma_jax.reranking.fit import (
 )
 from sigma_jax.reranking.instruction import INSTRUCTION_FEATURES
 from sigma_jax.reranking.novelty import NAMES_THINGS, Novelty
-from sigma_jax.reranking.reranker import Calibration, FeatureTables, Reranker, RerankerWeights
+from sigma_jax.reranking.reranker import FeatureTables, Reranker, RerankerWeights
 from sigma_jax.reranking.semantic import SEMANTIC_FEATURES
 from sigma_jax.schema import TASKS, RequestBatch, Requests
 from sigma_jax.tasks.constraints import AllowedItems
@@ -123,7 +122,7 @@ def _calibrated(
         [np.flatnonzero(tasks == task)[:CALIBRATION_REQUESTS] for task in np.unique(tasks)]
     )
     part = batch.take(np.sort(rows))
-    answer = recommender.recommend(part, RecommendOptions(FIRST))
+    answer = recommender.recommend(part, RecommendOptions(DEPTH))
     is_hit = answer.items == part.requests.target[:, None]
     known = answer.tasks.sum(axis=1) > 0.5  # not novel
     calibration = fit_calibrations(answer.log_probs[known], is_hit[known], answer.tasks[known])

@@ -25,8 +25,9 @@ from sigma_jax.index.candidates import Candidates
 from sigma_jax.index.device_index import DeviceIndex
 from sigma_jax.index.trie import ActiveItems
 from sigma_jax.recommender.explanations import Explanations, explain
+from sigma_jax.reranking import calibration
 from sigma_jax.reranking.extra_candidates import ExtraCandidates
-from sigma_jax.reranking.features import RankingInputs, add_scores, calibrated
+from sigma_jax.reranking.features import RankingInputs, add_scores
 from sigma_jax.reranking.history.relations import PADDING
 from sigma_jax.reranking.instruction import (
     InstructionAnswer,
@@ -93,17 +94,25 @@ def rank(
         scores = inputs.scores(candidates.items, products, shares)
         log_probs = add_scores(log_probs, jnp.where(candidates.items >= 0, scores, 0.0))
     merge = fusion.best_of_sorted if candidates.is_catalogue else fusion.merge
-    length = count if inputs.interactions is None else max(count, DEPTH)
+    # More items than are returned: the interactions rank them anew, the calibration reads them.
+    anew = DEPTH if inputs.interactions is not None else 0
+    length = max(count, anew, calibration.DEPTH if inputs.calibration is not None else 0)
     items, summed, place = merge(candidates.items, log_probs, length)
     of_all, network = network, jnp.take_along_axis(network, jnp.maximum(place, 0), axis=1)
     ranked = summed
     if inputs.interactions is not None:
         ranked = inputs.with_interactions(items, summed, network, shares)
-        order = jnp.argsort(-ranked, axis=1)[:, :count]
+        order = jnp.argsort(-ranked, axis=1)
         items, place, network, summed, ranked = (
             jnp.take_along_axis(part, order, axis=1)
             for part in (items, place, network, summed, ranked)
         )
+    log_probs = ranked
+    if inputs.calibration is not None:
+        log_probs = calibration.calibrated(ranked, shares @ inputs.calibration)
+    items, place, network, summed, ranked, log_probs = (
+        part[:, :count] for part in (items, place, network, summed, ranked, log_probs)
+    )
     is_found = items >= 0
     place = jnp.maximum(place, 0)
     beam = jnp.take_along_axis(candidates.beams, place, axis=1)
@@ -117,9 +126,6 @@ def rank(
     if explains:
         known, steps = (candidates.items, of_all), (network, summed, ranked)
         explanations = explain(index, beams, known, sigma, inputs, shares, items, beam, steps)
-    log_probs = ranked
-    if inputs.calibration is not None:
-        log_probs = calibrated(ranked, shares @ inputs.calibration)
     return Recommendations(
         items=items,
         log_probs=log_probs,

@@ -57,7 +57,7 @@ class RankingInputs:
     semantic: SemanticArrays | None = None  # shared by the requests
     weights: Float32[Array, "tasks F+G+H"] | None = None  # of the features, by Beams.tasks
     interactions: Interactions | None = None  # of log p and the features; None: none
-    calibration: Float32[Array, "tasks 5"] | None = None  # of probabilities; None: none
+    calibration: Float32[Array, "tasks 8"] | None = None  # of probabilities; None: none
     # Log-likelihood of each task, besides that of the network (Beams.tasks).
     task_scores: Float32[Array, "B tasks"] | None = None
     # Whether each instruction is novel, if `weights` has a last row for novel ones (novelty.py).
@@ -183,23 +183,3 @@ def add_scores(
     scored = log_prob + scores
     total = jnp.logaddexp(rest + least, jax.nn.logsumexp(scored, axis=-1, keepdims=True))
     return scored - total
-
-
-def calibrated(
-    log_prob: Float32[Array, "B N"], calibration: Float32[Array, "B 5"]
-) -> Float32[Array, "B N"]:
-    """The calibrated log-probabilities of lists (fit.py); -inf stays.
-
-    Args:
-      log_prob: of the items of each list, best first.
-      calibration: the values of reranker.Calibration for each request.
-    """
-    largest = jnp.log1p(-jnp.finfo(jnp.float32).eps)
-    bounded = jnp.minimum(log_prob, largest)
-    log_odds = bounded - jnp.log1p(-jnp.exp(bounded))
-    slope, offset, slope_behind, offset_behind, decline = jnp.split(calibration, 5, axis=1)
-    log_rank = jnp.log1p(jnp.arange(log_prob.shape[1], dtype=jnp.float32))
-    behind = slope_behind * log_odds + offset_behind - decline * log_rank
-    score = jnp.where(log_rank > 0, behind, slope * log_odds + offset)
-    finite = jax.lax.cummin(jax.nn.log_sigmoid(score), axis=1)
-    return jnp.where(jnp.isfinite(log_prob), finite, -jnp.inf)

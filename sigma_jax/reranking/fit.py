@@ -9,15 +9,7 @@ by a softmax over the candidates. A feature that raises targets at the cost of t
 higher loss. log p has a weight as well. The stored weights are divided by it, which changes no
 ranking.
 
-The scores then rank well, but their softmax p is too sure of itself: it was also asked for items
-that satisfy the instruction. So each task gets two logistic regressions of hits on the log-odds
-(Platt scaling; Platt 1999, Probabilistic Outputs for Support Vector Machines): one for the first
-item of a list, and one for the items behind it, which reads their rank too,
-
-    sigmoid(slope * log(p / (1 - p)) + offset)
-    sigmoid(slope' * log(p / (1 - p)) + offset' - decline * log(rank)).
-
-An item never gets more than the one before it, so the order stays.
+At last the probabilities are calibrated (calibration.py).
 
 Axes: N requests, C candidates of a request, F features.
 """
@@ -29,8 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 from scipy.optimize import minimize
-from scipy.special import expit
 
+from sigma_jax.reranking.calibration import UNCALIBRATED
 from sigma_jax.reranking.interactions import (
     Examples,
     Interactions,
@@ -40,7 +32,6 @@ from sigma_jax.reranking.interactions import (
 from sigma_jax.reranking.reranker import (
     FEATURES,
     HISTORY_FEATURES,
-    Calibration,
     RerankerWeights,
 )
 from sigma_jax.reranking.trending import TRENDING_FEATURES
@@ -52,9 +43,6 @@ TASK_SHRINKAGE = 10.0  # of the weights of a task towards those of all tasks, in
 MIN_NETWORK_WEIGHT = 0.05  # least weight of log p, which divides the other weights
 NOVEL_NETWORK_WEIGHT = 0.5  # the same for novel instructions
 MIN_TARGETS = 30  # least targets among the candidates, and least targets of a task
-FIRST = 3  # items of a list that calibrations are fitted on
-UNCALIBRATED = Calibration(1.0, 0.0, 1.0, 0.0, 0.0)
-MIN_SLOPE = 0.01
 ABSENT = -1e4  # log-probability where a request has fewer candidates
 
 Ranked = tuple[Int32[np.ndarray, "N C"], Float32[np.ndarray, "N C"]]  # items, log-probabilities
@@ -186,65 +174,6 @@ def fit_novel(
         for name, weight in zip(FEATURES, fitted[1:], strict=True)
     }
     return RerankerWeights(weights.sigma, of, (*weights.calibration, UNCALIBRATED))
-
-
-def fit_calibrations(
-    log_p: Float[np.ndarray, "N F"],
-    is_hit: Bool[np.ndarray, "N F"],
-    tasks: Float[np.ndarray, "N tasks"],
-) -> tuple[Calibration, ...]:
-    """The calibration of each task.
-
-    A request has the mean of the tasks, weighted by their probabilities. A task with few requests
-    has about the values of all.
-
-    Args:
-      log_p: log-probabilities of the first items of each request, best first; -inf where there is
-        none.
-      is_hit: whether each of them is the target.
-      tasks: probability of each task; one column of 1 without a task head.
-    """
-    p = np.clip(np.exp(log_p.astype(np.float64)), 1e-9, 1 - 1e-6)
-    log_odds = np.log(p / (1 - p))
-    log_rank = np.broadcast_to(np.log(1 + np.arange(log_p.shape[1])), log_p.shape)
-    columns = np.stack([log_odds, np.ones_like(log_odds), -log_rank], axis=-1)
-    first = (slice(None), slice(0, 1))
-    rest = (slice(None), slice(1, None))
-    start = np.array(UNCALIBRATED)
-    values = []
-    for part, kept, low in ((first, slice(0, 2), start[:2]), (rest, slice(0, 3), start[2:])):
-        there = np.isfinite(log_p[part])
-        rows = np.nonzero(there)[0]
-        data = columns[part][there][:, kept], is_hit[part][there]
-        common = _fit_logistic(*data, np.ones((len(rows), 1)), low[None])
-        of_tasks = np.tile(common, (tasks.shape[1], 1))
-        values.append(_fit_logistic(*data, tasks[rows].astype(np.float64), of_tasks))
-    return tuple(Calibration(*map(float, row)) for row in np.concatenate(values, axis=1))
-
-
-def _fit_logistic(
-    columns: Float64[np.ndarray, "n c"],
-    hits: Bool[np.ndarray, " n"],
-    weights: Float64[np.ndarray, "n tasks"],
-    start: Float64[np.ndarray, "tasks c"],
-) -> Float64[np.ndarray, "tasks c"]:
-    """The coefficients of each task with the least log-loss, shrunk to `start`.
-
-    Args:
-      columns: log-odds, 1, and minus the logarithm of the rank.
-      weights: of the tasks.
-    """
-
-    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
-        away = values.reshape(start.shape) - start
-        z = np.einsum("nt,tc,nc->n", weights, values.reshape(start.shape), columns)
-        value = (np.logaddexp(0, z) - hits * z).sum() + (away**2).sum() / 2
-        slopes = np.einsum("n,nt,nc->tc", expit(z) - hits, weights, columns)
-        return float(value), (slopes + away).ravel()
-
-    bounds = [(MIN_SLOPE, None), (None, None), (0.0, None)][: start.shape[1]] * len(start)
-    result = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", bounds=bounds)
-    return result.x.reshape(start.shape)
 
 
 def satisfies_instruction(

@@ -11,7 +11,7 @@ instruction features (instruction.py). fit.py fits their weights. If nobody buys
 weight of `repeat_count` is far below 0. If people buy the same milk every week, it is above 0. A
 small network then ranks the best items of this sum anew (interactions.py).
 
-At last the probabilities are calibrated: see fit.py.
+At last the probabilities are calibrated (calibration.py).
 
 A user who asks for something new wants the usual items least of all. So a network with a task head
 has weights for each task. They are mixed by the probability of the tasks. Instructions that are
@@ -26,13 +26,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sparse
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 
 from sigma_jax.histories import history_ranges, request_times
+from sigma_jax.reranking.calibration import Calibration
 from sigma_jax.reranking.features import ItemFeatures
 from sigma_jax.reranking.history.relations import (
     DAMAGE,
@@ -52,16 +52,6 @@ from sigma_jax.schema import Histories, PreparedData, Requests
 UNITS = RELATION_UNITS | REPEAT_UNITS
 HISTORY_FEATURES = tuple(UNITS)
 FEATURES = (*HISTORY_FEATURES, *TRENDING_FEATURES, *INSTRUCTION_FEATURES)
-
-
-class Calibration(NamedTuple):
-    """The values that make the printed probabilities of a task true (fit.fit_calibrations)."""
-
-    slope: float  # of the log-odds of the first item of a list
-    offset: float
-    slope_behind: float  # of the items behind it
-    offset_behind: float
-    decline: float  # by the logarithm of the rank
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,10 +26,14 @@ TRACEBACK = "SIGMA_TRACEBACK"  # 1 prints the traceback of an error
 def define_config(is_required: bool = True) -> flags.FlagHolder:
     """Defines the flag --config=FILE.py:PRESET, which --config.FIELD=VALUE overrides."""
     holder = config_flags.DEFINE_config_file(
-        "config", None, "Config file and preset, such as configs/sft.py:local."
+        "config",
+        None,
+        "Config file and preset: configs/sft.py:local. --config.FIELD=VALUE changes a field.",
     )
     if is_required:
         flags.mark_flag_as_required(holder)
+    # --help shows the flags of the command's own module, and so this one too.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
     return holder
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax.reranking.features import RankingInputs, add_scores, calibrated
+from sigma_jax.reranking.features import RankingInputs, add_scores
 
 
 def test_scores_multiply_probabilities_as_in_float64_also_at_the_extremes():
@@ -25,26 +25,6 @@ def test_scores_multiply_probabilities_as_in_float64_also_at_the_extremes():
     np.testing.assert_allclose(result[3], np.log(prob[3]), rtol=1e-4)  # equal scores change nothing
     nothing = add_scores(jnp.full((1, 4), -jnp.inf), jnp.zeros((1, 4)))
     assert (np.asarray(nothing) == -np.inf).all()
-
-
-def test_calibration_changes_log_odds_and_keeps_the_order():
-    """Probabilities of 0 and 1 stay finite or -inf. The first item has values of its own."""
-    p = np.array([[0.7, 0.2, 0.0], [1.0, 0.1, 1e-30], [0.3, 0.3, 0.3]])
-    with np.errstate(divide="ignore"):
-        log_p = jnp.asarray(np.log(p), jnp.float32)
-    values = [[0.5, -1.0, 0.5, -1.0, 0.0], [1.0, 0.0, 1.0, 0.0, 0.0], [2.0, 0.5, 1.0, 0.4, 2.0]]
-    found = np.asarray(calibrated(log_p, jnp.array(values)))
-    assert found[0, 2] == -np.inf and np.isfinite(found[0, :2]).all()
-    odds = p / np.maximum(1 - p, 1e-9)
-    expected = 1 / (1 + np.exp(1 - 0.5 * np.log(odds[0, :2])))
-    np.testing.assert_allclose(np.exp(found[0, :2]), expected, rtol=1e-5)
-    np.testing.assert_allclose(np.exp(found[1]), p[1], rtol=1e-4, atol=1e-6)
-    first = 1 / (1 + np.exp(-0.5) / odds[2, 0] ** 2)
-    behind = 1 / (1 + np.exp(-0.4) / odds[2, 0] * np.arange(2, 4) ** 2)
-    expected = np.minimum.accumulate([first, *behind])
-    np.testing.assert_allclose(np.exp(found[2]), expected, rtol=1e-5)
-    rising = calibrated(jnp.log(jnp.array([[0.4, 0.3]])), jnp.array([[1.0, -3.0, 1.0, 3.0, 0.0]]))
-    assert rising[0, 0] == rising[0, 1]  # never more than the item before
 
 
 def test_a_batch_has_extra_candidates_as_wide_as_its_own_requests_need():

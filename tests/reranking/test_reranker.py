@@ -12,13 +12,12 @@ from small_recommender import CONFIG, NUM_ITEMS, prompts, recommender
 
 from sigma_jax.generation.beam import Prompts
 from sigma_jax.recommender.fitting import sigmas_to_try
+from sigma_jax.reranking.calibration import UNCALIBRATED, Calibration
 from sigma_jax.reranking.features import RankingInputs
 from sigma_jax.reranking.fit import (
     MIN_NETWORK_WEIGHT,
     MIN_TARGETS,
-    UNCALIBRATED,
     fit_by_task,
-    fit_calibrations,
     fit_reranker,
     fit_weights,
     fitted_values,
@@ -27,7 +26,6 @@ from sigma_jax.reranking.fit import (
 )
 from sigma_jax.reranking.reranker import (
     FEATURES,
-    Calibration,
     FeatureTables,
     Reranker,
     RerankerConfig,
@@ -241,35 +239,6 @@ def test_a_feature_that_is_constant_in_a_task_has_no_weight_there():
     assert by_task[1, 1] > 1 and abs(by_task[3, 1]) < 1e-9
 
 
-def test_the_calibrations_of_tasks_make_probabilities_true():
-    """Hits are as frequent as probabilities of half of one task's log-odds, and twice another's.
-
-    Later items of the lists follow other values. A request is of both tasks in part, with the mean
-    of their values.
-    """
-    rng = np.random.default_rng(0)
-    log_odds = rng.normal(-1, 1.5, (6_000, 3))
-    shares = np.zeros((6_000, 3))
-    shares[:, 0] = rng.choice([0.05, 0.5, 0.9], 6_000)
-    shares[:, 2] = 1 - shares[:, 0]
-    values = np.array([[0.5, -0.3, 0.8, -0.5, 0.7], [0] * 5, [2.0, 0.1, 1.5, 0.2, 0.0]])
-    slope, offset, slope_behind, offset_behind, decline = (shares @ values).T[..., None]
-    score = slope_behind * log_odds + offset_behind - decline * np.log(np.arange(1, 4))
-    score[:, :1] = slope * log_odds[:, :1] + offset
-    is_hit = rng.random(score.shape) < 1 / (1 + np.exp(-score))
-    log_p = -np.log1p(np.exp(-log_odds))
-    log_p[:5, 2] = -np.inf  # short lists
-    found = np.array(fit_calibrations(log_p, is_hit, shares))
-    slope, offset, slope_behind, offset_behind, decline = (shares @ found).T[..., None]
-    fitted = slope_behind * log_odds + offset_behind - decline * np.log(np.arange(1, 4))
-    fitted[:, :1] = slope * log_odds[:, :1] + offset
-    away = np.abs(1 / (1 + np.exp(-fitted)) - 1 / (1 + np.exp(-score)))
-    assert away.mean(axis=0).max() < 0.02
-    assert found[0, 0] < found[1, 0] < found[2, 0]  # no requests: the values of all
-    (common,) = fit_calibrations(log_p, is_hit, np.ones((6_000, 1)))
-    np.testing.assert_allclose(common, found[1], rtol=1e-2, atol=1e-2)
-
-
 def test_too_few_targets_give_weights_of_0():
     weights, metrics = fitted(True, count=8)
     assert weights == RerankerWeights(
@@ -292,7 +261,7 @@ def test_a_loaded_reranker_equals_the_saved_one_and_damage_is_an_error(tmp_path)
     weights = RerankerWeights(
         "deviation",
         dict.fromkeys(FEATURES, (0.5, -2.0)),
-        (Calibration(0.5, 2.0, 0.4, 1.0, 0.1), UNCALIBRATED),
+        (Calibration(0.5, 2.0, 0.4, 1.0, 0.1, 0.7, 0.2, 8.0), UNCALIBRATED),
     )
     saved = Reranker(weights, FeatureTables.make(plain_data(histories), vectors, 4))
     saved.save(tmp_path)
