@@ -8,6 +8,15 @@ def power_of_two(count: int) -> int:
     return 1 << max(int(count) - 1, 0).bit_length()
 
 
+def in_eighths(count: int) -> int:
+    """`count` rounded up to a multiple of a power of two that is at most an eighth of it.
+
+    Worked example: 7 -> 7, 17 -> 18, 40 -> 40, 41 -> 44, 2,489 -> 2,560.
+    """
+    unit = power_of_two(count // 8 + 1) // 2 if count >= 16 else 1
+    return -(-count // unit) * unit
+
+
 def few_sizes(count: int, least: int) -> int:
     """The smallest of `least`, 4 `least`, 16 `least`, ... that is at least `count`.
 

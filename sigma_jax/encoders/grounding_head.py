@@ -13,6 +13,7 @@ Axes: E dimensions of the encoder, H hidden ones, W dimensions of the head.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -62,13 +63,20 @@ class GroundingHead(nnx.Module):
         return unit(jax.nn.gelu(scaled @ self.hidden[...]) @ self.output[...])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply_head(
+    graph: nnx.GraphDef, state: nnx.State, vectors: Float[Array, "B E"]
+) -> Float[Array, "B W"]:
+    """g of unit vectors. Heads with equal shapes share its programs."""
+    return nnx.merge(graph, state)(vectors)
+
+
 class GroundedVectors:
     """Vectors of a sentence encoder to grounded vectors, on the host."""
 
     def __init__(self, head: GroundingHead, config: HeadConfig):
         self.head, self.config = head, config
-        graph, self._state = nnx.split(head)
-        self._run = jax.jit(lambda state, vectors: nnx.merge(graph, state)(vectors))
+        self._graph, self._state = nnx.split(head)
 
     def __call__(self, vectors: Float[np.ndarray, "N E"]) -> Float32[np.ndarray, "N E+W"]:
         """The grounded vectors, unit length, of vectors of any length."""
@@ -84,7 +92,8 @@ class GroundedVectors:
         """g, computed for a power of two of rows, so that few programs are compiled."""
         padding = power_of_two(len(vectors)) - len(vectors)
         padded = np.pad(vectors, ((0, padding), (0, 0)))
-        return np.asarray(self._run(self._state, jnp.asarray(padded)))[: len(vectors)]
+        found = apply_head(self._graph, self._state, jnp.asarray(padded))
+        return np.asarray(found)[: len(vectors)]
 
     def save(self, folder: Path) -> None:
         """Writes the head into `folder`."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ from sigma_jax.models.hf import load_backbone
 from sigma_jax.models.qwen3 import Qwen3, causal_mask
 from sigma_jax.runtime import sharding
 from sigma_jax.runtime.config import MeshConfig
+from sigma_jax.shapes import in_eighths
 
 POOLINGS = ("mean", "cls", "last", "max")
 # Names of poolings in 1_Pooling/config.json: values of `pooling_mode`, or fields of older folders.
@@ -51,7 +53,6 @@ BATCH_TOKENS = 4_096  # of a device's part of a batch, padding included
 FEW = (1, 8)  # sizes of batches of a few texts
 MOST_TOKENS = 32_768  # of a text, for a transformer without a limit
 REPLICATED_BYTES = 2**31  # a larger model is sharded over the devices
-STEP = 1 / 8  # of a text's length, at most, is padding that its batch needs for few programs
 
 
 class Transformer(Protocol):
@@ -79,13 +80,24 @@ class Decoder(nnx.Module):
         return self.backbone(self.backbone.embed(tokens), positions, mask)[0]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """A dense layer that follows the pooling."""
+
+    weight: Float32[np.ndarray, "D E"]
+    bias: Float32[np.ndarray, " E"]
+    activation: str = dataclasses.field(metadata={"static": True})  # of DENSE_ACTIVATIONS
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Head:
     """Pooling, dense layers and normalisation, which follow the transformer."""
 
-    pooling: str  # one of POOLINGS
-    dense: tuple[tuple[Float32[np.ndarray, "D E"], Float32[np.ndarray, " E"], str], ...]
-    is_normalised: bool
+    pooling: str = dataclasses.field(metadata={"static": True})  # one of POOLINGS
+    dense: tuple[Dense, ...]
+    is_normalised: bool = dataclasses.field(metadata={"static": True})
 
     def __call__(
         self, hidden: Float[Array, "B T D"], lengths: Int[Array, " B"]
@@ -103,8 +115,8 @@ class Head:
             case _:
                 last = jnp.maximum(lengths - 1, 0)[:, None, None]
                 pooled = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
-        for weight, bias, activation in self.dense:
-            pooled = DENSE_ACTIVATIONS[activation](pooled @ weight + bias)
+        for layer in self.dense:
+            pooled = DENSE_ACTIVATIONS[layer.activation](pooled @ layer.weight + layer.bias)
         return unit(pooled) if self.is_normalised else pooled
 
 
@@ -130,14 +142,8 @@ class SentenceEncoder:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(max_tokens)
         self.mesh = sharding.make_mesh(MeshConfig(1, -1, 1), jax.local_devices())
-        graph, state = nnx.split(transformer)
+        self._graph, state = nnx.split(transformer)
         self._state = jax.device_put(state, state_shardings(state, self.mesh))
-
-        @jax.jit
-        def run(state: Any, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> Array:
-            return head(nnx.merge(graph, state)(tokens, lengths), lengths)
-
-        self._run = run
 
     @classmethod
     def load(cls, folder: Path) -> SentenceEncoder:
@@ -209,14 +215,30 @@ class SentenceEncoder:
 
     def _vectors(self, tokens: Sequence[Sequence[int]]) -> Float32[np.ndarray, "n E"]:
         """The vectors of one batch, which is padded to a shape of few."""
-        length = padded_length(max(map(len, tokens)))
+        length = in_eighths(max(map(len, tokens)))
         count = padded_count(len(tokens), length, self.mesh.size)
         ids, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
         for row, of_text in enumerate(tokens):
             ids[row, : len(of_text)] = of_text
             lengths[row] = max(len(of_text), 1)
         batch = sharding.place_batch({"tokens": ids, "lengths": lengths}, self.mesh)
-        return np.asarray(self._run(self._state, **batch))[: len(tokens)]
+        return np.asarray(run(self._graph, self._state, self.head, **batch))[: len(tokens)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(
+    graph: nnx.GraphDef,
+    state: nnx.State,
+    head: Head,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+) -> Float[Array, "B E"]:
+    """The vectors of a batch of texts. Encoders with equal shapes share its programs.
+
+    Args:
+      graph, state: the transformer, split by nnx.
+    """
+    return head(nnx.merge(graph, state)(tokens, lengths), lengths)
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
@@ -225,15 +247,6 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     if size <= REPLICATED_BYTES:
         return jax.tree.map(lambda _: sharding.replicated(mesh), state)
     return jax.tree.map(lambda leaf: sharding.table_sharding(leaf.shape, mesh), state)
-
-
-def padded_length(length: int) -> int:
-    """`length` rounded up to a multiple of a power of two that is at most STEP of it.
-
-    Worked example: 7 -> 7, 17 -> 18, 40 -> 40, 41 -> 44.
-    """
-    unit = 2 ** max(int(np.log2(length * STEP)), 0) if length > 1 else 1
-    return -(-length // unit) * unit
 
 
 def batch_size(length: int, devices: int = 1) -> int:
@@ -260,7 +273,7 @@ def batches(
     """
     found, first = [], 0
     while first < len(order):
-        size = batch_size(padded_length(lengths[order[first]]), devices)
+        size = batch_size(in_eighths(lengths[order[first]]), devices)
         found.append(order[first : first + size])
         first += size
     return found
@@ -322,8 +335,8 @@ def read_pooling(path: Path) -> str:
     return POOLING_NAMES[asked[0]]
 
 
-def read_dense(folder: Path) -> tuple[np.ndarray, np.ndarray, str]:
-    """(weight, bias, name of the activation) of a dense layer."""
+def read_dense(folder: Path) -> Dense:
+    """A dense layer. ValueError for an activation that is not supported."""
     fields = read_folder_json(folder / "config.json")
     name = str(fields.get("activation_function", "torch.nn.modules.linear.Identity"))
     activation = name.rsplit(".", 1)[-1]
@@ -335,7 +348,7 @@ def read_dense(folder: Path) -> tuple[np.ndarray, np.ndarray, str]:
         weight = tensors.matrix("linear.weight", (inputs, outputs), 1)
         has_bias = fields.get("bias", True)
         bias = tensors.matrix("linear.bias", (outputs,), 0) if has_bias else np.zeros(outputs)
-    return weight, bias.astype(np.float32), activation
+    return Dense(weight, bias.astype(np.float32), activation)
 
 
 def load_tokenizer(folder: Path, is_lowered: bool) -> Any:

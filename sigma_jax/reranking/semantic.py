@@ -32,10 +32,12 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from sigma_jax.data.vectors import unit_rows
 from sigma_jax.index.device_index import exact_einsum
 from sigma_jax.schema import Links
+from sigma_jax.shapes import in_eighths, power_of_two
 
 TEXTS_OF_GROUP = 16  # that stand for a group
 TEXTS_OF_KNOWLEDGE = 64  # that stand for a group besides, the strongest
 ITEMS_READ = 512  # of a group at most, evenly spaced, that these texts are chosen from
+LEAST_GROUPS, LEAST_TEXTS = 32, 256  # of the arrays
 RANK = 10  # of the group that a cosine is compared with
 SEMANTIC_FEATURES = ("semantic_match", "semantic_group_match")
 
@@ -86,11 +88,15 @@ class SemanticArrays:
             rows = said_of.of(group[items[0]])[:TEXTS_OF_KNOWLEDGE]
             texts.append(np.concatenate([of_group, said[rows]]))
             group_of_text += [group[items[0]]] * len(texts[-1])
+        # Sizes in steps: a catalogue with a few more items or categories needs no new programs.
+        # No group has the added texts, which segment_max leaves out.
+        num_groups = power_of_two(max(num_groups, LEAST_GROUPS))
+        added = in_eighths(max(len(group_of_text), LEAST_TEXTS)) - len(group_of_text)
         return cls(
             vectors,
             jnp.maximum(jnp.linalg.norm(vectors, axis=-1), 1e-9),
-            jnp.asarray(np.concatenate(texts)),
-            jnp.asarray(group_of_text, jnp.int32),
+            jnp.asarray(np.pad(np.concatenate(texts), ((0, added), (0, 0)))),
+            jnp.asarray([*group_of_text, *[num_groups] * added], jnp.int32),
             jnp.asarray(group),
             num_groups,
         )

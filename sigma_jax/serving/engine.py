@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Bool
 
@@ -26,12 +27,15 @@ from sigma_jax.recommender.ranking import Recommendations
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
 from sigma_jax.recommender.requests import DEFAULT_INSTRUCTION, ItemIndex, RequestParser
 from sigma_jax.recommender.results import rows_of
+from sigma_jax.runtime.process import let_programs_go, share_of_maps
 from sigma_jax.schema import RequestBatch
 from sigma_jax.serving.bundle import Bundle, read_state
 from sigma_jax.serving.catalogue_version import Version
 from sigma_jax.shapes import power_of_two
 
 MOST_RECENT = 64  # requests that warm a version, of different kinds
+# Share of the process's memory maps from which on no more programs are loaded ahead of requests.
+MOST_MAPS = 0.6
 HISTORY_STEP = 8  # events: histories of about one length need one program
 
 
@@ -277,7 +281,12 @@ class RecommendationEngine:
                 return known
         self._other = None  # two versions fit into memory, three may not
         new = CatalogueSnapshot.load(Bundle.open(folder), name, self._settings)
+        if share_of_maps() > MOST_MAPS:
+            logging.warning("engine: programs of earlier versions are let go, others load again")
+            let_programs_go()
         for request in tuple(self._recent.values()):
+            if share_of_maps() > MOST_MAPS:  # the others load when they are needed
+                break
             with contextlib.suppress(ValueError):  # another version may lack its items
                 request.answered_by(new)
         return new

@@ -105,7 +105,18 @@ def test_the_texts_of_a_large_group_are_unlike_one_another():
     assert sorted(chosen // 30) == list(range(TEXTS_OF_GROUP))
     assert len(distant_rows(np.repeat(centres[:3], 5, axis=0), TEXTS_OF_GROUP)) == 3
     arrays = SemanticArrays.make(vectors, np.zeros(480, int))
-    assert len(arrays.texts) == TEXTS_OF_GROUP
+    assert (np.asarray(arrays.group_of_text) == 1).sum() == TEXTS_OF_GROUP
+
+
+def test_a_few_more_items_and_groups_leave_the_sizes():
+    """Else a catalogue with one more item would need new programs."""
+    rng = np.random.default_rng(3)
+    vectors, group = unit_rows(rng.normal(size=(300, WIDTH))), np.repeat(np.arange(30), 10)
+    arrays = [
+        SemanticArrays.make(vectors[:n], np.where(np.arange(n) < 290, group[:n], last))
+        for n, last in ((290, 0), (291, 7), (292, 30))
+    ]
+    assert len({one.texts.shape for one in arrays}) == len({one.num_groups for one in arrays}) == 1
 
 
 def test_groups_of_many_sizes_need_no_program_each(caplog):

@@ -1,7 +1,9 @@
 """A workdir has one writer at a time; freed memory stays with the process where possible."""
 
+import mmap
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +92,15 @@ def test_released_memory_goes_back_to_the_system():
         pytest.skip("not glibc")
     freed, released = map(float, result.stdout.split())
     assert freed < 50 and released > 200  # of 305 MB
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux alone counts maps")
+def test_memory_maps_are_counted(tmp_path):
+    before, most = process.share_of_maps(), 65_530
+    assert 0 < before < 1
+    path = tmp_path / "file"
+    path.write_bytes(bytes(4_096))
+    with open(path, "rb") as file:  # each with a protection of its own, so that none are joined
+        held = [mmap.mmap(file.fileno(), 4_096, access=mmap.ACCESS_READ) for _ in range(500)]
+    assert (process.share_of_maps() - before) * most > 100
+    assert len(held) == 500

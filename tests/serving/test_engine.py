@@ -18,6 +18,7 @@ from sigma_jax.recommender.workdir import load_workdir
 from sigma_jax.reranking import instruction
 from sigma_jax.reranking import trending as trends
 from sigma_jax.schema import DAY
+from sigma_jax.serving import engine as module
 from sigma_jax.serving.bundle import Bundle
 from sigma_jax.serving.catalogue_update import add_items, read_items, set_active
 from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine, SnapshotSettings
@@ -295,3 +296,18 @@ def test_files_that_cannot_be_read_or_written_are_named(snapshot, tmp_path):
         recommend_file(snapshot, str(path), tmp_path / "found.jsonl", options)
     with pytest.raises(ValueError, match=r"use a name that ends in \.jsonl or \.parquet"):
         recommend_file(snapshot, "users.jsonl", tmp_path / "found.txt", options)
+
+
+def test_too_many_programs_are_let_go_before_another_version(
+    export_copy, data, tmp_path, monkeypatch
+):
+    """Linux ends a process whose programs need too many memory maps."""
+    engine, rows = RecommendationEngine(export_copy, SETTINGS), users_of(data, 3)
+    expected = [answer["items"] for answer in engine.recommend(rows)]
+    bundle = Bundle.open(export_copy)
+    bundle.add_version(engine.current.version, "the same")
+    bundle.activate("0002")
+    monkeypatch.setattr(module, "share_of_maps", lambda: 0.99)
+    assert compiled() != [0] * len(PROGRAMS) and engine.refresh()
+    assert compiled() == [0] * len(PROGRAMS)  # nor is a recent request answered ahead
+    assert [answer["items"] for answer in engine.recommend(rows)] == expected

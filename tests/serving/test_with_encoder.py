@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from small_export import new_items, only, users_of, write_rows
@@ -29,7 +30,7 @@ from sigma_jax.runtime.sharding import make_mesh
 from sigma_jax.schema import TASKS, PreparedData
 from sigma_jax.serving.bundle import Bundle, export
 from sigma_jax.serving.catalogue_update import add_items, read_items
-from sigma_jax.serving.engine import CatalogueSnapshot, SnapshotSettings
+from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine, SnapshotSettings
 
 ENCODER = Path(__file__).parents[1] / "golden" / "encoder_bert"
 pytestmark = pytest.mark.slow
@@ -54,6 +55,43 @@ def export_of(spoken, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "shop"
     export(spoken, folder)
     return folder
+
+
+@pytest.fixture
+def lowered(monkeypatch):
+    """The durations of programs that are made ready; read its length."""
+    found = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            found.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_new_item_and_a_new_category_need_no_program(export_of, data, tmp_path, lowered):
+    """Instructions and histories are answered by the programs of the version before."""
+    folder = tmp_path / "shop"
+    shutil.copytree(export_of, folder)
+    engine, bundle = RecommendationEngine(folder), Bundle.open(folder)
+    rows = users_of(data, 3)
+    for row in rows:
+        row["instruction"] = "something warm for a rainy day"
+    engine.recommend(rows)
+    assert lowered
+    [item] = new_items(1)
+    for more in ({}, {"item_id": "another", "category": "never seen"}):
+        path = write_rows(tmp_path / "new.jsonl", [item | more])
+        before = engine.current.version
+        bundle.add_version(add_items(bundle, before, read_items(str(path), bundle), {}), "more")
+        bundle.activate(bundle.names()[-1])
+        count = len(lowered)
+        assert engine.refresh()
+        engine.recommend(rows)
+        assert len(lowered) == count
+    assert len(engine.current.version.catalogue) == len(before.catalogue) + 1
 
 
 def test_the_encoder_replaces_grounding_and_prompts_hold_vectors(spoken):

@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from sigma_jax.recommender.recommender import RecommendOptions
+from sigma_jax.runtime.process import share_of_maps
 from sigma_jax.serving.api.models import (
     Answer,
     Ask,
@@ -26,7 +27,7 @@ from sigma_jax.serving.api.models import (
 )
 from sigma_jax.serving.api.rules import Ranked, Rules
 from sigma_jax.serving.api.tree import tree_of
-from sigma_jax.serving.engine import CatalogueSnapshot, RecommendationEngine
+from sigma_jax.serving.engine import MOST_MAPS, CatalogueSnapshot, RecommendationEngine
 from sigma_jax.serving.experiments.assignment import read_experiments
 from sigma_jax.serving.load import BeamChooser, FewerBeams, Load
 from sigma_jax.serving.nearline import REPORT, request_row
@@ -316,6 +317,13 @@ class TenantService:
         ]
         for step in steps:
             if stop.is_set():
+                return
+            if share_of_maps() > MOST_MAPS:
+                logging.warning(
+                    "service: this process has many programs; rare ones are loaded when they are "
+                    "needed. A larger vm.max_map_count (sysctl) lets it hold all."
+                )
+                self.is_warmed_up = True
                 return
             step()
         self.warm_fewer_beams((sizes[-1], sizes[0]), stop)
