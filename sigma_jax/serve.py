@@ -73,8 +73,17 @@ def define_flags() -> None:
     flags.DEFINE_integer("users_at_once", 64, "So many waiting users begin a batch at once.", 1)
     flags.DEFINE_integer("list_items", 100, "Items of a list.", 1)
     flags.DEFINE_bool("explain_lists", False, "Lists hold how each item came about.")
+    flags.DEFINE_string("heartbeat", None, "File that a working worker touches, for probes.")
+    flags.DEFINE_bool(
+        "renew_versions",
+        True,
+        "Whether a new version of the catalogue renews all lists.",
+    )
     flags.DEFINE_float("kept_gb", 1.0, "Memory for keys and values of users' histories.", 0.0)
-    flags.DEFINE_string("spill", None, "A folder for those that memory has no room for.")
+    flags.DEFINE_string(
+        "spill", None, "Folder for kept keys and values that do not fit into --kept_gb."
+    )
+    flags.DEFINE_float("spill_gb", 8.0, "Most gigabytes of the files in --spill, by version.")
     flags.DEFINE_integer("window_step", 16, "Rows by which a long history's window moves.", 1)
     flags.DEFINE_list(
         "fewer_beams",
@@ -212,6 +221,7 @@ def nearline_settings() -> Any:
         users_at_once=FLAGS.users_at_once,
         period=DEMO_PERIOD if FLAGS.demo and not FLAGS["period"].present else FLAGS.period,
         lease=FLAGS.lease,
+        renews_versions=FLAGS.renew_versions,
         **fields,
     )
 
@@ -223,6 +233,7 @@ def snapshot_settings() -> Any:
     return SnapshotSettings(
         kept_bytes=int(FLAGS.kept_gb * 1e9),
         spill=Path(FLAGS.spill) if FLAGS.spill else None,
+        spill_bytes=int(FLAGS.spill_gb * 1e9),
         window_step=FLAGS.window_step,
     )
 
@@ -263,7 +274,8 @@ def run_workers(exports: dict[str, Path], arms: dict[str, dict[str, Path]], sett
         worker = NearlineWorker(
             rollout.engine, rollout.store, name, settings, clock, others, rollout
         )
-        threads.append(threading.Thread(target=worker.run, args=(stop,), name=tenant))
+        beat = Path(FLAGS.heartbeat) if FLAGS.heartbeat else None
+        threads.append(threading.Thread(target=worker.run, args=(stop, beat), name=tenant))
     for thread in threads:
         thread.start()
     logging.info("worker: ready")

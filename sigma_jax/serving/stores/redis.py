@@ -169,6 +169,7 @@ class RedisTenant:
     def delete_user(self, user_id: str) -> bool:
         """Deletes a user with events, lists and exposures; whether there was one."""
         names, shown = self._key("names", user_id), self._key("shown", user_id)
+        events, _ = self.events(user_id, MOST_EVENTS)
         with self.store.asking():
             for experiment in self.store.client.smembers(shown):
                 self.store.client.delete(self._key("exposures", experiment, user_id))
@@ -177,6 +178,8 @@ class RedisTenant:
             keys = [self._key("list", user_id, name) for name in lists]
             kinds = ("user", "events", "items")
             keys += [names, shown, *(self._key(kind, user_id) for kind in kinds)]
+            # The same events may be stored again.
+            keys += [self._key("event", event.event_id) for event in events if event.event_id]
             self.store.client.zrem(self._key("users"), user_id)
             return bool(self.store.client.delete(*keys))
 

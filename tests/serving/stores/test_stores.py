@@ -24,6 +24,13 @@ def a_list(newest=0, item="tea"):
     return StoredList(items, made=12.5, model="m1", version="0001", newest=newest)
 
 
+def test_events_of_a_deleted_user_may_be_stored_again(shop):
+    events = [Event("ann", "tea", 100, event_id="order-1")]
+    assert shop.add_events(events) == 1 and shop.add_events(events) == 0
+    shop.delete_user("ann")
+    assert shop.add_events(events) == 1 and len(shop.events("ann", 9)[0]) == 1
+
+
 def test_users(shop):
     assert shop.user("ann") is None and shop.users("", 9) == []
     shop.put_users({"ann": {"city": "Łódź"}, "bob": {}, "cy": {"n": 1}})
