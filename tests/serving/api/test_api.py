@@ -182,7 +182,7 @@ def test_events_are_deleted_and_read_as_lines(client, shop, worker):
     lines = client.get("/v1/events")
     assert lines.headers["content-type"].startswith("application/x-ndjson")
     rows = [json.loads(line) for line in lines.text.splitlines()]
-    assert rows[0] == EVENTS[0] | {"event": "", "session_id": ""}
+    assert rows[:2] == EVENTS[:2]  # no field that is empty
     assert [(one["user_id"], one["item_id"]) for one in rows] == [
         ("ann", "i1"),
         ("ann", "i2"),

@@ -215,5 +215,7 @@ def event_lines(store: TenantStore, after: str, since: int) -> Iterator[str]:
                 for one in store.events(user, MOST_EVENTS)[0]
                 if one.time >= since
             )
-            yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            # Events without a session are no session together: what is empty is left out.
+            kept = ({name: value for name, value in row.items() if value != ""} for row in rows)
+            yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         after = users[-1]
