@@ -25,6 +25,7 @@ from typing import Any
 
 from absl import logging
 
+from sigma_jax.data.times import is_unix_time
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.recommender.requests import COLUMNS, DEFAULT_INSTRUCTION
 from sigma_jax.serving.engine import RecommendationEngine
@@ -401,9 +402,15 @@ def request_row(
 ) -> dict[str, Any]:
     """The row of a users' file for a user of a store.
 
-    Events with unknown items are left out, and those of a kind that the training left out.
+    Events with unknown items are left out, those with times that no request can hold, and those of
+    a kind that the training left out.
     """
     index, kinds = engine.current.parser.item_index, engine.current.event_kinds
+    readable = [event for event in events if is_unix_time(event.time)]
+    if left_out := len(events) - len(readable):
+        text = "service: user %r: %d events are left out: their times are no unix seconds"
+        logging.log_every_n_seconds(logging.WARNING, text, 1.0, user_id, left_out)
+    events = readable
     history = [
         {
             "item_id": event.item_id,
