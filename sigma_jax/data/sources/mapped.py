@@ -66,12 +66,20 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         tables[table], names[table] = opened.table, beside[table]
         parts[table] = opened.sizes
         place.notes.extend(opened.notes)
+    has_times = True
+    if "interactions" in sections and sections["interactions"].time == NO_TIME:
+        has_times = False
+        place.notes.append(
+            f"{path}: interactions.time is none, so no interaction has a time: rows count in the "
+            "order of the file, and nothing depends on days; name the column of times if there is "
+            "one"
+        )
     return Tables(
         **tables,
         **{name: beside.get(name) for name in VECTORS},
         names=names,
         files=paths(config),
-        has_times=sections["interactions"].time != NO_TIME if "interactions" in sections else True,
+        has_times=has_times,
         has_composed_searches=False,
         parts=parts,
         notes=tuple(dict.fromkeys(place.notes)),
