@@ -54,7 +54,7 @@ def propose(looks: Sequence[FileLook]) -> dict[str, Proposal]:
     proposals = {"items": proposed_items, "interactions": _interactions(log, looks)}
     others = [look for look in others if not any(map(roles.is_gap, look.columns))]
     users = _entity(others, log.user, roles.USER)
-    if users is not None:
+    if users is not None and is_unique(users[0].columns[users[1]]):
         proposals["users"] = _users(*users)
     return proposals
 

@@ -211,11 +211,13 @@ def test_users_of_orders_are_found_through_the_file_of_orders(tmp_path):
     folder.mkdir()
     items = ["o1,1,p1,2017-09-19", "o1,2,p2,2017-09-19", "o2,1,p1,2017-10-19"]
     (folder / "order_items.csv").write_text(lines("order_id,order_item_id,product_id,day", *items))
-    (folder / "orders.csv").write_text(lines("order_id,customer_id", "o1,c1", "o2,c2"))
+    orders = ["o1,c1", "o2,c2", "o3,c1"]  # no table of users: c1 stands in it twice
+    (folder / "orders.csv").write_text(lines("order_id,customer_id", *orders))
     inspect_folder(folder, overwrite=False)
-    found = read_tables(folder, tmp_path)["interactions"]
-    assert [(row["user_id"], row["item_id"]) for row in found] == [
+    found = read_tables(folder, tmp_path)
+    assert [(row["user_id"], row["item_id"]) for row in found["interactions"]] == [
         ("c1", "p1"),
         ("c1", "p2"),
         ("c2", "p1"),
     ]
+    assert "users" not in found
