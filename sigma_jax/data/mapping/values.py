@@ -17,6 +17,9 @@ NUMBER = "row number"
 ORDER = (NUMBER, "element number")
 PART_ROWS = 1 << 40  # NUMBER of the first row of the second file; more than rows of a file
 TIMES = ("timestamp", "start", "end")
+# Patterns of whole values, read by Python and by DuckDB.
+DECIMAL_COMMA = r"^[+-]?([0-9]+|[0-9]{1,3}(\.[0-9]{3})+),[0-9]+$"
+THOUSANDS = r"^[+-]?[0-9]{1,3}(,[0-9]{3})+$"
 
 
 @ibis.udf.scalar.builtin(name="json_extract_string")
@@ -125,8 +128,12 @@ def times(
 
 
 def unit_time(text: ir.StringValue, unit: str) -> ir.TimestampValue:
-    """The time of a number of `unit` since the unit's 0, to the second; null for other texts."""
+    """The time of a number of `unit` since the unit's 0, to the second; null for other texts.
+
+    The number may have a decimal comma, as in the tables of many countries: 45413,5.
+    """
     seconds, start = UNITS[unit]
+    text = with_point(text)
     number = as_number(text)
     if seconds >= 1:
         scaled = (number * seconds).floor()
@@ -135,6 +142,15 @@ def unit_time(text: ir.StringValue, unit: str) -> ir.TimestampValue:
         exact = floor_divided(text.try_cast("int64"), parts)
         scaled = ibis.coalesce(exact, (number / parts).floor())
     return (scaled + start).try_cast("int64").as_timestamp("s")
+
+
+def with_point(text: ir.StringValue) -> ir.StringValue:
+    """`text` with a decimal point where it is a number with a decimal comma: 1.250,5 -> 1250.5.
+
+    45,413 stays: it may be a whole number with a separator.
+    """
+    is_number = text.re_search(DECIMAL_COMMA) & ~text.re_search(THOUSANDS)
+    return is_number.ifelse(text.replace(".", "").replace(",", "."), text)
 
 
 def refuse(
