@@ -140,8 +140,8 @@ WARNED = {
     ),
     "one user": (
         {
-            "interactions": [*with_user("0"), *with_user("0"), *EVENTS[:2]]
-            + [row | {"user_id": "u3"} for row in EVENTS[:2]]
+            "interactions": [row | {"user_id": "0"} for row in EVENTS]
+            + [EVENTS[0], EVENTS[0] | {"user_id": "u3"}]
         },
         "user_id='0' has 80 per cent of the interactions; if it stands for visitors",
     ),
