@@ -131,7 +131,7 @@ def number_tables(con: ibis.BaseBackend, config: DataConfig, seed: int) -> Numbe
     given_knowledge = checker.knowledge(source_items)
 
     notes = [*source.notes, *checker.notes]
-    notes += _odd_tables(con, source, source_items, source_users, interactions)
+    notes += _odd_tables(con, source, source_items, source_users, interactions, searches)
     described, left_out = _describing_columns(con, source, source_items, config.text)
     notes += left_out + text.category_notes(con, source.names["items"], described, config.text)
     item_texts = database.save(con, "item_texts", text.item_texts(described, config.text))
@@ -173,11 +173,19 @@ def _odd_tables(
     items: ir.Table,
     users: ir.Table | None,
     interactions: ir.Table,
+    searches: ir.Table | None,
 ) -> list[str]:
     """Notes on the checked tables, for the data card."""
     names = source.names
     notes = oddities.missing_words(con, names["items"], items.drop("item_id"))
+    notes += oddities.damaged_texts(con, names["items"], items.drop("item_id"))
     notes += oddities.dominant_item(con, names["interactions"], interactions)
+    notes += oddities.dominant_user(con, names["interactions"], interactions)
+    if searches is not None:
+        askers = searches.filter(searches["user_id"].notnull()).select("user_id").distinct()
+        files = names["searches"], names["interactions"]
+        loss = "their searches are not cut off at their targets"
+        notes += oddities.user_notes(con, files, askers, interactions, loss)
     if users is not None:
         notes += oddities.missing_words(con, names["users"], users.drop("user_id"))
         files = names["users"], names["interactions"]

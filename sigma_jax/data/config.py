@@ -110,8 +110,9 @@ class TextConfig:
 
     # Item columns in the text, in this order; () takes all but bytes and web addresses.
     columns: tuple[str, ...]
-    title_column: str  # "" takes title, name, or else the first column of the text
-    category_column: str  # "" takes category_path, categories or category
+    # "" takes the first value of title and name, or else the first column of the text.
+    title_column: str
+    category_column: str  # "" takes the first value of category_path, categories and category
     category_separator: str  # between the levels of a category path
     max_chars: int  # longer values are truncated, and the data card counts them
 

@@ -12,13 +12,16 @@
 `data/times.py` lists the times that are understood, besides the timestamps of Parquet.
 
 An error is a ValueError of one line: file, row, column, value, remedy. Rows count from 1, without
-the header. A property that is no error but may surprise is a note (`data/oddities.py`).
+the header. A property that is no error but may surprise is a note (`data/oddities/`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import difflib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 
 import ibis
 import ibis.expr.datatypes as dt
@@ -26,15 +29,31 @@ import ibis.expr.types as ir
 
 from sigma_jax.data import database, oddities
 from sigma_jax.data.engines.dialect import (
+    INVISIBLE,
     floor_divided,
     is_blank,
     one_line,
     text_of_number,
     trimmed,
+    visible,
 )
-from sigma_jax.data.times import BASIC_ISO, DAYS, FIRST, ISO, LAST, NOT_A_TIME, SCALES, YEARS
+from sigma_jax.data.readers import parquet
+from sigma_jax.data.times import (
+    BASIC_ISO,
+    DAYS,
+    FIRST,
+    ISO,
+    LARGEST,
+    LAST,
+    MINUTES,
+    NOT_A_TIME,
+    SCALES,
+    YEARS,
+)
 
 TABLES = ("items", "interactions", "users", "searches", "themes", "knowledge")
+_SETTABLE = ("item_id", "user_id", "timestamp", "event", "session_id", "query", "clicks")
+_SIMILAR = 0.75  # least likeness of a column's name to the one that is meant
 _HEADER_CANDIDATES = 100  # rows that are looked at as a second header
 KINDS = ("season", "holiday", "trend")
 _NEEDED = {
@@ -103,7 +122,9 @@ class Checker:
         """item_id, source_row and the columns of the source. ValueError names a bad row."""
         table = self._load("items")
         table = self._with_ids("items", table, "item_id")
-        return self._check_unique("items", table, "item_id")
+        table = self._check_unique("items", table, "item_id")
+        self.notes += oddities.alike_notes(self.con, self.tables.names["items"], table, "item_id")
+        return table
 
     def users(self) -> ir.Table | None:
         """user_id, source_row and the columns of the source; None without a table of users."""
@@ -120,12 +141,16 @@ class Checker:
           items: the checked items.
           events: values of column event to keep; () keeps all.
         """
-        table = self._load("interactions")
+        table, file = self._load("interactions"), self.tables.names["interactions"]
         if events:
             self._need_columns("interactions", table, ("event",))
-            table = table.filter(as_text(table["event"]).isin(events))
+            event = as_text(table["event"])
+            self.notes += oddities.event_notes(self.con, file, event, table, events)
+            table = table.filter(event.isin(events))
         columns = {name: table[name] for name in ("user_id", "item_id", "source_row")}
         columns["given"] = table["timestamp"]
+        has_events = "event" in table.columns
+        columns["event"] = as_text(table["event"]) if has_events else ibis.null(dt.string)
         has_sessions = "session_id" in table.columns
         columns["session_id"] = table["session_id"] if has_sessions else ibis.null(dt.string)
         table = table.select(**columns)
@@ -133,17 +158,20 @@ class Checker:
             table = self._with_ids("interactions", table, name)
         if self.tables.has_times:
             table = self._with_time("interactions", table, "given", "time", "timestamp")
-            self.notes += oddities.time_notes(self.con, self.tables.names["interactions"], table)
+            self.notes += oddities.time_notes(self.con, file, table)
         else:
             table = table.mutate(time=ibis.literal(0, dt.int64))
         table = self._known("interactions", table.drop("given"), items)
         table = database.save(self.con, "interactions", table)
         if not database.count(self.con, table):
             raise ValueError(
-                f"{self.tables.names['interactions']} has no usable interaction; check its "
-                "columns item_id and event, and --config.data.events."
+                f"{file} has no usable interaction; check its columns item_id and event, and "
+                "--config.data.events."
             )
-        return table
+        if self.tables.has_times:
+            self.notes += oddities.repeat_notes(self.con, file, table)
+        self.notes += oddities.alike_notes(self.con, file, table, "user_id")
+        return table.drop("event")
 
     def searches(self, items: ir.Table) -> ir.Table | None:
         """query, item_id, clicks, user_id or null, time or null, source_row.
@@ -175,7 +203,7 @@ class Checker:
             "is not a count; use a number of 0 or more",
         )
         if has_time:
-            table = self._with_time("searches", table, "when", "time", "timestamp")
+            table = self._with_time("searches", table, "when", "time", "timestamp", nullable=True)
         else:
             table = table.mutate(time=ibis.null(dt.int64))
         table = self._known("searches", table.drop("given", "when"), items)
@@ -190,6 +218,7 @@ class Checker:
             return None
         table = self._load("themes")
         columns = {name: trimmed(table[name].cast("string")) for name in ("theme", "kind")}
+        columns["kind"] = columns["kind"].lower()
         has_items = "item_id" in table.columns
         columns["item_id"] = table["item_id"] if has_items else ibis.null(dt.string)
         for name in ("start", "end"):
@@ -274,8 +303,14 @@ class Checker:
             ]
             table = table.mutate(**{column: table[column].cast("string") for column in nested})
         table = database.numbered(self.con, table, file)
-        with database.errors_of_file(file, "save it as UTF-8 CSV, JSON lines or Parquet"):
-            kept = database.save(self.con, f"raw_{name}", table)
+        remedy = "save it as UTF-8 CSV, JSON lines or Parquet"
+        try:
+            with database.errors_of_file(file, remedy):
+                kept = database.save(self.con, f"raw_{name}", table)
+        except ValueError:
+            for path, _ in self.tables.parts.get(name, ()):
+                parquet.check_times(path)
+            raise
         num_rows = database.count(self.con, kept)
         if not num_rows:
             raise ValueError(
@@ -296,10 +331,14 @@ class Checker:
         if len(names) < 2 or not all(table[column].type().is_string() for column in names):
             return
         # Two columns find the candidates: all at once would be a query of thousands of terms.
-        likely = table.filter(table[names[0]].isin(names) & table[names[1]].isin(names))
+        plain = [visible(column).lower() for column in (table[names[0]], table[names[1]])]
+        known = {_plain(column) for column in names}
+        longest = 2 * max(map(len, names))  # other values need no pattern
+        likely = table.filter(table[names[0]].length() <= longest)
+        likely = likely.filter(plain[0].isin(known) & plain[1].isin(known))
         likely = likely.order_by("source_row").limit(_HEADER_CANDIDATES)
         for row in database.rows(self.con, likely):
-            if all(row[column] in names for column in names):
+            if all(row[column] is not None and _plain(row[column]) in known for column in names):
                 file, number = self._place(name, row["source_row"])
                 raise ValueError(
                     f"{file}: row {number}: {names[0]}={row[names[0]]!r} is a name of a column; it "
@@ -311,7 +350,8 @@ class Checker:
         if missing:
             raise ValueError(
                 f"{self.tables.names[name]}: column {missing[0]!r} is missing "
-                f"(found: {', '.join(table.columns)}); rename or add it, or let "
+                f"(found: {', '.join(table.columns)[:400]}); "
+                f"{_nearest_column(missing[0], table.columns)}rename or add it, or let "
                 "`python -m sigma_jax.prepare --inspect=FOLDER` propose a mapping."
             )
 
@@ -333,9 +373,27 @@ class Checker:
             remedy = "is a float that may stand for several ids; save the column as whole numbers"
             self._refuse(name, large, column, column, remedy)
         table = as_id(table, column)
+        rules = oddities.wrong_ids(table[column])
         if not nullable:
-            table = self._check_ids(name, table, column)
-        self.notes += oddities.id_notes(self.con, self.tables.names[name], table, column)
+            is_empty = table[column].isnull() | is_blank(table[column])
+            rules.append((is_empty, "is empty; fill it or delete the row"))
+        # One pass over the rows for all rules and notes.
+        first = {
+            f"wrong{place}": table["source_row"].min(where=is_wrong)
+            for place, (is_wrong, _) in enumerate(rules)
+        }
+        facts = table.aggregate(**first, **oddities.id_counts(table, column))
+        found = database.rows(self.con, facts)[0]
+        rows = [(found[key], place) for place, key in enumerate(first) if found[key] is not None]
+        if rows:
+            row, place = min(rows)
+            wrong = table.filter(table["source_row"] == row)
+            complaint = rules[place][1]
+            if "{part}" in complaint:
+                value = database.rows(self.con, wrong.select(value=column))[0]["value"]
+                complaint = complaint.format(part=oddities.part_of_object(column, value))
+            self._refuse(name, wrong, column, column, complaint)
+        self.notes += oddities.id_notes(self.tables.names[name], column, found)
         return table
 
     def _check_ids(self, name: str, table: ir.Table, column: str) -> ir.Table:
@@ -363,16 +421,31 @@ class Checker:
     def _with_time(
         self, name: str, table: ir.Table, source: str, target: str, field: str, nullable=False
     ) -> ir.Table:
-        seconds = unix_seconds(table[source])
-        dates = date_seconds(table[source])
+        given = table[source]
+        is_empty = given.isnull()
+        if given.type().is_string():
+            is_empty = is_empty | is_blank(given).fill_null(False)
+        if not nullable:
+            self._refuse(
+                name, table.filter(is_empty), field, source, "is empty; fill it or delete the row"
+            )
+        if given.type().is_float32():
+            self._refuse(
+                name,
+                table.filter(given.abs() >= _largest_exact(given.type())),
+                field,
+                source,
+                "is a float of 32 bits, which rounds times to minutes; save the column as whole "
+                "numbers",
+            )
+        seconds = unix_seconds(given)
+        dates = date_seconds(given)
         # A log may count seconds from 0 past 20,240,501: the column has days only if all are days.
-        others = table.filter(as_number(table[source]).notnull() & dates.isnull())
+        others = table.filter(as_number(given).notnull() & dates.isnull())
         if not database.rows(self.con, others.select("source_row").limit(1)):
             seconds = ibis.coalesce(dates, seconds)
         table = table.mutate(**{target: seconds})
-        wrong = table.filter(table[target].isnull())
-        if nullable:
-            wrong = wrong.filter(wrong[source].notnull())
+        wrong = table.filter(table[target].isnull() & ~is_empty)
         self._refuse(name, wrong, field, source, NOT_A_TIME)
         return table
 
@@ -390,7 +463,7 @@ class Checker:
         if self.unknown_items == "error":
             first = unknown.order_by("source_row").limit(1)
             similar = oddities.similar_id(self.con, first, items, "item_id")
-            hint = f", but {similar!r} is: write both the same way" if similar else ""
+            hint = f", but {similar!a} is: write both the same way" if similar else ""
             remedy = (
                 f"is not in items ({num_unknown} such rows){hint}; add the item there, or set "
                 f"--config.{self.field}=drop to drop such rows"
@@ -410,7 +483,10 @@ class Checker:
           shown: the column of `wrong` that holds the value as it was given.
           complaint: the rule and the remedy, as the end of a sentence.
         """
-        first = wrong.order_by("source_row").limit(1).select("source_row", value=wrong[shown])
+        value = wrong[shown]
+        if not (value.type().is_integer() or value.type().is_floating()):
+            value = value.cast("string")  # Python has no time after the year 9999
+        first = wrong.order_by("source_row").limit(1).select("source_row", value=value)
         found = database.rows(self.con, first)
         if found:
             value = found[0]["value"]
@@ -428,6 +504,29 @@ class Checker:
         return self.tables.names[name], source_row + 1
 
 
+def _plain(name: str) -> str:
+    """The name of a column without what exports change: case, blanks, signs around it."""
+    return re.sub(rf"[\s\x0b{INVISIBLE}]", "", name).casefold()
+
+
+def _nearest_column(name: str, columns: Sequence[str]) -> str:
+    """The column that is probably meant by `name`, as the beginning of a remedy; "" if none is."""
+    letters = {column: re.sub(r"[\W_]", "", column).casefold() for column in columns}
+    wanted = name.replace("_", "")
+    equal = [column for column, text in letters.items() if text == wanted]
+    ending = [column for column, text in letters.items() if text.endswith(wanted)]
+    near = difflib.get_close_matches(wanted, letters.values(), 1, _SIMILAR)
+    near = [column for column, text in letters.items() if text in near]
+    for column in equal + ending + near:
+        setting = ""
+        if name in _SETTABLE:
+            setting = f" --config.data.columns.{name}={shlex.quote(column)} takes it;"
+        return f"did you mean {column!r}?{setting} "
+    if any(re.fullmatch(r"-?[0-9]+([.:-][0-9]+)*", column) for column in columns):
+        return "does the file lack a header? "
+    return ""
+
+
 def as_id(table: ir.Table, column: str) -> ir.Table:
     """`table` with `column` as text."""
     return table.mutate(**{column: as_text(table[column])})
@@ -442,7 +541,7 @@ def as_text(value: ir.Value) -> ir.StringValue:
         whole = value.try_cast("int64").cast("string")
         return is_whole.ifelse(whole, text_of_number(value))
     if kind.is_decimal():
-        return text.re_replace("[.]0+$", "")
+        return text.contains(".").ifelse(text.re_replace("[.]?0+$", ""), text)
     return text
 
 
@@ -464,7 +563,7 @@ def date_seconds(value: ir.Value) -> ir.IntegerValue:
 
     A year stands for its 1 January. Other values give null; so does 20240230, which is no day.
     """
-    number = as_number(value)
+    number = _bounded(as_number(value))
     is_whole = number == number.floor()
     digits = number.try_cast("int64").cast("string")
     date = ibis.cases(
@@ -491,7 +590,7 @@ def unix_seconds(value: ir.Value) -> ir.Value:
         return _in_range(_whole_seconds(value.cast("timestamp")))
     if kind.is_integer():
         return _in_range(_scaled(value.try_cast("int64")))
-    seconds = _numeric_seconds(as_number(value))
+    seconds = _numeric_seconds(_bounded(as_number(value)))
     if kind.is_numeric():
         return _in_range(seconds)
     text = trimmed(value.cast("string"))
@@ -541,7 +640,11 @@ def _in_range(seconds: ir.IntegerValue) -> ir.IntegerValue:
 
 
 def _scaled(number: ir.IntegerValue) -> ir.IntegerValue:
-    """Unix seconds of whole numbers, rounded down without a float: it would round nanoseconds."""
+    """Unix seconds of whole numbers, rounded down without a float: it would round nanoseconds.
+
+    Null for numbers of 12 digits that read as yyyymmddHHMM.
+    """
+    number = (~_is_minute(number)).ifelse(_bounded(number), ibis.null("int64"))
     size = number.abs()
     cases = (
         (size >= int(smallest), floor_divided(number, int(units)).cast("int64"))
@@ -550,7 +653,22 @@ def _scaled(number: ir.IntegerValue) -> ir.IntegerValue:
     return ibis.cases(*cases, else_=number)
 
 
+def _bounded(number: ir.NumericValue) -> ir.NumericValue:
+    """`number`, or null if it is no time in any unit: engines fail on what fits no int64."""
+    return number.between(-LARGEST, LARGEST).ifelse(number, ibis.null(number.type()))
+
+
+def _is_minute(number: ir.IntegerValue) -> ir.BooleanValue:
+    """Whether a number reads as yyyymmddHHMM, such as 202405011230."""
+    month, day = number // 1_000_000 % 100, number // 10_000 % 100
+    is_day = month.between(1, 12) & day.between(1, 31)
+    is_clock = (number // 100 % 100 < 24) & (number % 100 < 60)
+    return (number.between(*MINUTES) & is_day & is_clock).fill_null(False)
+
+
 def _numeric_seconds(number: ir.FloatingValue) -> ir.IntegerValue:
+    whole = number.try_cast("int64")
+    number = (~_is_minute(whole)).ifelse(number, ibis.null("float64"))
     size = number.abs()
     cases = ((size >= smallest, number / units) for smallest, units in SCALES)
     seconds = ibis.cases(*cases, else_=number)

@@ -11,9 +11,15 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
-from sigma_jax.data import database
+from sigma_jax.data import database, oddities
 from sigma_jax.data.config import TextConfig, TextTokenizerConfig
-from sigma_jax.data.engines.dialect import json_string, last_level, text_of_number, trimmed
+from sigma_jax.data.engines.dialect import (
+    joined_list,
+    json_string,
+    last_level,
+    text_of_number,
+    trimmed,
+)
 from sigma_jax.data.tables import as_text
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -36,16 +42,15 @@ def item_texts(items: ir.Table, config: TextConfig) -> ir.Table:
     names = _text_columns(items, config)
     separator = config.category_separator
     values = {name: clean_value(items[name], separator, name in _CATEGORIES) for name in names}
-    title_column = _choose_column(items, config.title_column, "title_column", (*_TITLES, *names))
-    category_column = _choose_column(items, config.category_column, "category_column", _CATEGORIES)
-    title = ibis.null("string")
-    if title_column:
-        title = as_text(clean_value(items[title_column], separator, False))
-        title = title[:MAX_TITLE_CHARS].nullif("")
-    category = ibis.null("string")
-    if category_column:
-        path = as_text(clean_value(items[category_column], separator, True))
-        category = trimmed(last_level(path, separator))[:MAX_TITLE_CHARS].nullif("")
+    titles = _choose_columns(items, config.title_column, "title_column", _TITLES) or names[:1]
+    title = category = ibis.null("string")
+    for column in titles:
+        given = as_text(clean_value(items[column], separator, False))
+        title = ibis.coalesce(title, given[:MAX_TITLE_CHARS].nullif(""))
+    for column in _category_columns(items, config):
+        path = as_text(clean_value(items[column], separator, True))
+        name = trimmed(last_level(path, separator))[:MAX_TITLE_CHARS].nullif("")
+        category = ibis.coalesce(category, name)
     return items.select(
         "item_id",
         "source_row",
@@ -59,18 +64,21 @@ def item_texts(items: ir.Table, config: TextConfig) -> ir.Table:
 def category_notes(
     con: ibis.BaseBackend, file: str, items: ir.Table, config: TextConfig
 ) -> list[str]:
-    """A note if items have several category paths: only the first of each counts."""
-    column = _choose_column(items, config.category_column, "category_column", _CATEGORIES)
-    kind = items[column].type() if column else None
-    if kind is None or not (kind.is_array() and kind.value_type.is_array()):
-        return []
-    several = database.count(con, items.filter(items[column].length() > 1))
-    if not several:
-        return []
-    return [
-        f"{file}: {several} items have several paths in {column}; the first is their category, and "
-        "the others are not read"
-    ]
+    """Notes on categories that are read in part, or seem to be written in another way."""
+    columns = _category_columns(items, config)
+    notes = []
+    for column in columns:
+        kind = items[column].type()
+        if not (kind.is_array() and kind.value_type.is_array()):
+            continue
+        several = database.count(con, items.filter(items[column].length() > 1))
+        if several:
+            notes.append(
+                f"{file}: {several} items have several paths in {column}; the first is their "
+                "category, and the others are not read"
+            )
+    texts = [column for column in columns if items[column].type().is_string()]
+    return notes + oddities.separator_notes(con, file, items, texts, config.category_separator)
 
 
 def user_texts(users: ir.Table, config: TextConfig) -> ir.Table:
@@ -136,28 +144,34 @@ def clean_value(value: ir.Value, separator: str, is_path: bool) -> ir.Value:
         return value
     if kind.is_timestamp() and kind.scale == 9:  # not every engine has nanoseconds
         value = value.cast(dt.Timestamp(timezone=kind.timezone, scale=6))
-    return trimmed(value.cast("string"))
+    text = trimmed(value.cast("string"))
+    return joined_list(text, separator) if is_path and kind.is_string() else text
 
 
 def _text_columns(items: ir.Table, config: TextConfig) -> list[str]:
     """The columns of the text; without config.columns all of them, the title first."""
     for name in config.columns:
-        _choose_column(items, name, "columns", ())
+        _choose_columns(items, name, "columns", ())
     if config.columns:
         return list(config.columns)
     names = [name for name in items.columns if name not in _NOT_TEXT]
     return sorted(names, key=lambda name: name not in _TITLES)
 
 
-def _choose_column(items: ir.Table, given: str, field: str, usual: tuple[str, ...]) -> str | None:
-    """`given`, or the first column of `usual` in `items`; None if there is none."""
+def _category_columns(items: ir.Table, config: TextConfig) -> list[str]:
+    """The columns of the category: the first of them that has a value counts."""
+    return _choose_columns(items, config.category_column, "category_column", _CATEGORIES)
+
+
+def _choose_columns(items: ir.Table, given: str, field: str, usual: tuple[str, ...]) -> list[str]:
+    """`given`, or the columns of `usual` in `items`. ValueError if there is no column `given`."""
     if given and given not in items.columns:
         remedy = "use '' to take a usual one" if usual else "use () to take all"
         raise ValueError(
             f"data.text.{field}: items have no column {given!r} "
             f"(found: {', '.join(items.columns)}); correct it, or {remedy}."
         )
-    return given or next((name for name in usual if name in items.columns), None)
+    return [given] if given else [name for name in usual if name in items.columns]
 
 
 def save_tokenizer(

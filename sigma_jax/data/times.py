@@ -7,6 +7,7 @@
 | number below 1e11, or its text | 1714566600 | seconds (1e11 seconds is the year 5138) |
 | number from 1e11, 1e14, 1e17 | 1714566600000 | milliseconds, microseconds, nanoseconds |
 | whole number in DAYS | 20240501 | that day, from 00:00 |
+| whole number in MINUTES | 202405011230 | refused: in milliseconds it would be a time of 1976 |
 
 Zones are Z, UTC, GMT and offsets such as +02:00. Times before 1900 and after 2100 are refused: they
 stand for "no time" or have another unit. Fractions of a second are dropped. `data/tables.py` reads
@@ -25,6 +26,8 @@ from typing import Any
 
 DAYS = (19_000_101, 21_001_231)  # yyyymmdd: the first and the last number that is a day
 YEARS = (1_900, 2_100)
+MINUTES = (190_001_010_000, 210_012_312_359)  # yyyymmddHHMM: the same of minutes
+LARGEST = 9 * 10**18  # no larger number is a time in any unit; it fits 64 bits with room to spare
 # (smallest size, units in a second) of nanoseconds, microseconds and milliseconds, largest first.
 SCALES = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 FIRST, LAST = -2_208_988_800, 4_133_980_799  # 1900-01-01 to 2100-12-31, in unix seconds
@@ -90,6 +93,8 @@ def _seconds(value: Any) -> int:
     if isinstance(value, int | float | decimal.Decimal):
         number = math.floor(value)  # a float would round nanoseconds to a multiple of 256
         if not (DAYS[0] <= number <= DAYS[1] and value == number):
+            if _is_minute(number):
+                raise ValueError
             scales = (int(units) for smallest, units in SCALES if abs(number) >= smallest)
             return _in_range(number // next(scales, 1))
         value = datetime.strptime(str(number), "%Y%m%d")
@@ -97,6 +102,13 @@ def _seconds(value: Any) -> int:
         value = datetime(value.year, value.month, value.day)
     aware = value if value.tzinfo else value.replace(tzinfo=UTC)
     return _in_range((aware - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1))
+
+
+def _is_minute(number: int) -> bool:
+    """Whether a number reads as yyyymmddHHMM."""
+    month, day = number // 1_000_000 % 100, number // 10_000 % 100
+    is_clock = number // 100 % 100 < 24 and number % 100 < 60
+    return MINUTES[0] <= number <= MINUTES[1] and 1 <= month <= 12 and 1 <= day <= 31 and is_clock
 
 
 def _in_range(seconds: int) -> int:

@@ -233,8 +233,15 @@ def test_blanks_are_those_of_every_engine(con):
 @pytest.mark.parametrize("separator", [" > ", "|", ".", "\\", "^", "]["])
 def test_the_last_level_follows_the_last_separator(con, separator):
     given = ["Tea", separator.join(("Home", "Kitchen", "Tea")), f"Tea\nHome{separator}a b"]
+    given += [f"Home{separator}Tea{separator}", f"Home{separator}Tea {separator}{separator}"]
     found = values(con, given, lambda path: dialect.last_level(path, separator))
-    assert found == ["Tea", "Tea", "a b"]
+    assert found == ["Tea", "Tea", "a b", "Tea", "Tea"]
+
+
+def test_lists_in_texts_are_joined(con):
+    given = ['["Home","Tea"]', '["Home", "Tea, green"]', '["Tea"]', "Tea", '["a\\"b"]', "[]", "[1]"]
+    found = values(con, given, lambda text: dialect.joined_list(text, " > "))
+    assert found == ["Home > Tea", "Home > Tea, green", "Tea", *given[3:]]
 
 
 def test_ranges_do_not_change_numbers(con, monkeypatch):
@@ -359,6 +366,11 @@ def portable_expressions() -> dict:
         "times": given.select(a=unix_seconds(given["a"]), b=unix_seconds(given["c"])),
         "days": given.select(a=date_seconds(given["a"]), b=date_seconds(given["b"])),
         "blank": given.filter(dialect.is_blank(given["a"])),
+        "wrong ids": given.select(
+            **{f"a{n}": is_so for n, (is_so, _) in enumerate(oddities.wrong_ids(given["a"]))}
+        ),
+        "odd ids": given.aggregate(**oddities.id_counts(given, "a")),
+        "lists in texts": given.select(a=dialect.joined_list(given["a"], " > ")),
         "item texts": item_texts(ITEMS, text),
         "profiles": user_texts(ITEMS.rename(user_id="item_id"), text),
         "sessions by id": splits.with_sessions(None, LOG, split("by_time"))[0],

@@ -43,6 +43,11 @@ def with_times(*times):
     return [row | {"timestamp": given} for row, given in zip(EVENTS, times * 8, strict=False)]
 
 
+def with_user(name):
+    return [row | {"user_id": name} if row["user_id"] == "u2" else row for row in EVENTS]
+
+
+ACCENTS = ["jos\u00e9", "jose\u0301"]
 WARNED = {
     "blanks": (
         {"interactions": [row | {"user_id": row["user_id"] + " "} for row in EVENTS]},
@@ -83,6 +88,86 @@ WARNED = {
         {"items": [row | {"categories": [["x", "y"], ["z"]]} for row in ITEMS]},
         "4 items have several paths in categories; the first is their category",
     ),
+    "several words": (
+        {
+            "interactions": [
+                r | {"user_id": w} for r, w in zip(EVENTS, [r"\N", "-"] * 4, strict=True)
+            ]
+        },
+        r"8 values of user_id are words such as '-' and '\\N', taken for ids",
+    ),
+    "a number of a spreadsheet as id": (
+        {"interactions": with_user("1E+05")},
+        "4 values of user_id look like numbers of a spreadsheet, such as '1E+05'",
+    ),
+    "hidden characters": (
+        {"interactions": with_user("u1\u200b")},
+        r"4 values of user_id hold a character that is not seen, such as 'u1\u200b'",
+    ),
+    "a hidden difference": (
+        {"interactions": EVENTS + with_user("u1\u00a0")},
+        r"1 groups of user_id differ in capitals, blanks, hidden characters or .0 only, such as "
+        r"'u1' and 'u1\xa0'",
+    ),
+    "items that differ in case": (
+        {"items": [*ITEMS, {"item_id": "A", "title": "thing"}]},
+        "1 groups of item_id differ in capitals",
+    ),
+    "one letter in two forms": (
+        {"interactions": [r | {"user_id": u} for r, u in zip(EVENTS, ACCENTS * 4, strict=True)]},
+        r"user_id has 'jos\xe9' and 'jose\u0301', which look the same",
+    ),
+    "some times in 1970": (
+        {"interactions": with_times(0, 1_700_000_000)},
+        "4 timestamps lie in 1970 and others later; programs write 0 for no time",
+    ),
+    "days among seconds": (
+        {"interactions": with_times(20240501, 1_700_000_000)},
+        "4 timestamps look like days such as 20240501, but are read as seconds of 1970",
+    ),
+    "ticks of another year": (
+        {"interactions": with_times(133_590_402_000_000_000, 133_590_402_010_000_000)},
+        "all timestamps lie before 1995, from 1974-03-27 to 1974-03-27",
+    ),
+    "rounded times": (
+        {"interactions": with_times("1.70E+09", "1.71E+09")},
+        "8 timestamps are rounded to a few digits",
+    ),
+    "one time": ({"interactions": with_times(1_700_000_000)}, "all timestamps are equal"),
+    "repeats": (
+        {"interactions": EVENTS + EVENTS[:3]},
+        "3 rows are equal to another row in user, item, time and event",
+    ),
+    "one user": (
+        {
+            "interactions": [row | {"user_id": "0"} for row in EVENTS]
+            + [EVENTS[0], EVENTS[0] | {"user_id": "u3"}]
+        },
+        "user_id='0' has 80 per cent of the interactions; if it stands for visitors",
+    ),
+    "users that hardly match": (
+        {
+            "users": [{"user_id": name, "age": 3} for name in ("u1", "x1", "x2")],
+            "interactions": [row | {"user_id": f"u{n}"} for n, row in enumerate(EVENTS)],
+        },
+        "1 of the 3 users of",
+    ),
+    "searches by users of another form": (
+        {"searches": [{"query": "x", "item_id": "a", "user_id": "U1", "timestamp": 1_700_000_000}]},
+        "such as 'U1' there and",
+    ),
+    "text encoded twice": (
+        {"items": [row | {"title": "Caf\u00c3\u00a9"} for row in ITEMS]},
+        "4 values of title are UTF-8 that was encoded twice, such as 'Caf\u00c3\u00a9'",
+    ),
+    "lost characters": (
+        {"items": [row | {"title": "Caf\ufffd"} for row in ITEMS]},
+        "4 values of title hold U+FFFD",
+    ),
+    "signs of HTML": (
+        {"items": [row | {"title": "Salt &amp; Pepper"} for row in ITEMS]},
+        "4 values of title hold signs of HTML, such as 'Salt &amp; Pepper'",
+    ),
     "index of pandas": (
         {"interactions": pd.DataFrame(EVENTS, index=[5, 3, 1, 0, 2, 4, 6, 7])},
         "'__index_level_0__' is the index of pandas",
@@ -96,6 +181,51 @@ def test_a_surprise_is_a_note(tmp_path, tiny_config, name):
     write(tmp_path, **tables)
     notes, *_ = checked(tmp_path, tiny_config)
     assert any(part in note for note in notes), notes
+
+
+SEPARATORS = {
+    "/": ["Home/Tea", "Home/Toys", "Garden", None],
+    "->": ["Home -> Tea", "Home -> Toys", "Garden", None],
+    ">": ["Home>Tea", "Home>Toys", "Garden>Pots", "Garden"],
+}
+
+
+@pytest.mark.parametrize("sign", SEPARATORS)
+def test_another_separator_of_category_paths_is_noted(tmp_path, tiny_config, sign):
+    paths = zip(ITEMS, SEPARATORS[sign], strict=True)
+    write(tmp_path, items=[row | {"category": path} for row, path in paths])
+    [note] = checked(tmp_path, tiny_config)[0]
+    assert f"values of category have {sign!r}" in note
+    assert f"--config.data.text.category_separator={sign!r}" in note
+    notes, _, categories = checked(tmp_path, tiny_config, **{"text.category_separator": sign})
+    assert notes == () and {"Tea", "Toys"} & set(categories)
+
+
+def test_a_few_signs_in_category_paths_are_no_separator(tmp_path, tiny_config):
+    paths = ["Home > Tea/Coffee", "Home > Toys", "Men/Women", "Garden"]
+    write(tmp_path, items=[r | {"category": p} for r, p in zip(ITEMS, paths, strict=True)])
+    assert checked(tmp_path, tiny_config)[0] == ()
+
+
+@pytest.mark.parametrize("given", ["['Home', 'Tea']", '{Home,"Tea, green"}'])
+def test_a_list_in_no_known_form_is_noted(tmp_path, tiny_config, given):
+    write(tmp_path, items=[row | {"category": given} for row in ITEMS])
+    [note] = checked(tmp_path, tiny_config)[0]
+    assert "4 values of category look like lists" in note and "write JSON lists" in note
+
+
+def test_left_out_events_are_counted_by_name(tmp_path, tiny_config):
+    kinds = ["view", "view ", "View", "buy", "buy", "4.0", "cart", None]
+    write(tmp_path, interactions=[r | {"event": k} for r, k in zip(EVENTS, kinds, strict=True)])
+    notes, *_ = checked(tmp_path, tiny_config, events=("view", "4", "sold"))
+    kept = ": 7 rows are left out, because data.events does not list their event: 2 of 'buy', 1 of "
+    assert any(kept in note for note in notes), notes
+    for part in (
+        "data.events lists 'view', but 1 rows have 'View', which are left out",
+        "data.events lists '4', but 1 rows have '4.0', which are left out",
+        "no row has the event 'sold' of data.events",
+    ):
+        assert any(part in note for note in notes), notes
 
 
 def test_good_tables_have_no_notes(tmp_path, tiny_config):

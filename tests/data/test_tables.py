@@ -177,6 +177,54 @@ BAD_TABLES = {
         [row | {"user_id": 2.0**53} for row in EVENTS],
         ("interactions.jsonl: row 1", "is a float that may stand for several ids"),
     ),
+    "empty time": (
+        "interactions",
+        changed(EVENTS, 2, timestamp=" "),
+        ("interactions.jsonl: row 3", "timestamp=' ' is empty; fill it or delete the row"),
+    ),
+    "time of yyyymmddHHMM": (
+        "interactions",
+        [row | {"timestamp": 202405011230} for row in EVENTS],
+        ("interactions.jsonl: row 1", "timestamp=202405011230 is not a time"),
+    ),
+    "object as id": (
+        "interactions",
+        [row | {"item_id": {"$oid": row["item_id"]}} for row in EVENTS],
+        ("row 1: item_id='{", "is an object, no id", "mapping with item_id: item_id.$oid."),
+    ),
+    "list among ids": (
+        "interactions",
+        changed(EVENTS, 3, user_id=["u1"]),
+        ("row 4: user_id='[\"u1\"]' is a list, no id; write a row for each of its values",),
+    ),
+    "id that a spreadsheet rounded": (
+        "interactions",
+        changed(EVENTS, 4, user_id="8.41235E+11"),
+        ("row 5: user_id='8.41235E+11' is a number that a spreadsheet has rounded",),
+    ),
+    "byte order mark in an id": (
+        "interactions",
+        changed(EVENTS, 4, user_id="\ufeffu1"),
+        ("row 5: user_id='\\ufeffu1' holds a byte order mark", "split the file there"),
+    ),
+    "second header in other letters": (
+        "users",
+        [{"user_id": "u1", "town": "x"}, {"user_id": "\ufeffUSER_ID ", "town": " Town"}],
+        ("users.jsonl: row 2", "is a name of a column", "split the file there"),
+    ),
+    "name in other letters": (
+        "interactions",
+        [{"Time stamp" if key == "timestamp" else key: row[key] for key in row} for row in EVENTS],
+        (
+            "'timestamp' is missing",
+            "did you mean 'Time stamp'? --config.data.columns.timestamp='Time stamp' takes it",
+        ),
+    ),
+    "unknown item with a hidden character": (
+        "interactions",
+        changed(EVENTS, 6, item_id="a\u200b"),
+        ("row 7: item_id='a\\u200b' is not in items", "but 'a' is: write both"),
+    ),
     "blank after an id": (
         "interactions",
         changed(EVENTS, 6, item_id="a "),
@@ -205,6 +253,58 @@ def test_bad_table_is_refused_in_one_line(folder, tiny_config, name):
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+BAD_COLUMNS = {
+    "infinity": (pa.array([2**63 - 1], pa.timestamp("us")), "row 1: timestamp='infinity' is not"),
+    "before the year 1": (pa.array([-(2**62)], pa.timestamp("us")), "row 1: timestamp='"),
+    "milliseconds": (
+        pa.array([0, 2**60], pa.timestamp("ms")),
+        "row 2: timestamp=1152921504606846976 (ms since 1970) is not a time",
+    ),
+    "whole numbers": (pa.array([2**64 - 1], pa.uint64()), "row 1: timestamp=18446744073709551615"),
+    "smallest number": (pa.array([-(2**63)]), "row 1: timestamp=-9223372036854775808"),
+    "floats of 32 bits": (
+        pa.array([1.0, 1_714_566_600.0], pa.float32()),
+        "row 2: timestamp=1714566656.0 is a float of 32 bits, which rounds times to minutes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_COLUMNS)
+def test_times_of_parquet_that_are_none_are_named(folder, tiny_config, name):
+    column, message = BAD_COLUMNS[name]
+    (folder / "interactions.jsonl").unlink()
+    ids = ["u"] * len(column), ["a"] * len(column)
+    table = pa.table({"user_id": ids[0], "item_id": ids[1], "timestamp": column})
+    pq.write_table(table, folder / "interactions.parquet")
+    with pytest.raises(ValueError) as caught:
+        run(folder, tiny_config)
+    assert f"interactions.parquet: {message}" in str(caught.value)
+
+
+OPTIONAL = {
+    "search without a time": (
+        "searches",
+        [
+            {"query": "x", "item_id": "a", "user_id": "u1", "timestamp": given}
+            for given in ("", None, "2023-11-14")
+        ],
+    ),
+    "theme without a start": (
+        "themes",
+        [{"theme": "sale", "kind": " Trend", "item_id": "a", "start": "", "end": " "}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_an_optional_value_may_be_empty(folder, tiny_config, name):
+    table, rows = OPTIONAL[name]
+    write_jsonl(folder / f"{table}.jsonl", rows)
+    data, _ = run(folder, tiny_config)
+    texts = data.queries.texts if table == "searches" else data.themes.names
+    assert rows[0].get("query", "sale") in texts.to_pylist()
 
 
 def test_a_bad_row_of_a_part_is_named_with_its_part(folder, tiny_config):
@@ -236,6 +336,10 @@ IDS = {
     "decimals": (
         pa.array([decimal.Decimal(row) for row in range(4)], pa.decimal128(20, 3)),
         ["0", "1", "2", "3"],
+    ),
+    "decimals with zeros": (
+        pa.array([decimal.Decimal(n) / 2 for n in range(4)], pa.decimal128(20, 3)),
+        ["0", "0.5", "1", "1.5"],
     ),
     "bytes": (pa.array([b"a", b"b", b"c", "é".encode()], pa.binary()), ["a", "b", "c", "é"]),
     "dictionary": (pa.array(["a", "b", "c", "d"]).dictionary_encode(), ["a", "b", "c", "d"]),

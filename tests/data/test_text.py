@@ -3,15 +3,18 @@
 import dataclasses
 import json
 
+import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
+from sigma_jax.configs.data import data_fields
 from sigma_jax.data import text
-from sigma_jax.data.config import TextTokenizerConfig
+from sigma_jax.data.config import DataConfig, TextTokenizerConfig
 from sigma_jax.prepare import prepare
+from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import PreparedData
 
 ODD_ITEMS = [
@@ -118,3 +121,34 @@ def test_tokenizer_of_a_folder_is_copied(prepared, data_config, tmp_path):
 def test_tokenizer_that_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"data.text_tokenizer.name='.*nothing' cannot be loaded"):
         text.load_tokenizer(tmp_path / "nothing")
+
+
+def texts_of(con_items, **changes):
+    """(title, category) of items, as rows of a dict of columns."""
+    config = to_dataclass(DataConfig, data_fields("files")).text
+    items = ibis.memtable(pa.table(con_items | {"source_row": list(range(3))}))
+    texts = text.item_texts(items, dataclasses.replace(config, **changes))
+    rows = ibis.duckdb.connect().to_pyarrow(texts.order_by("source_row")).to_pylist()
+    return [(row["title"], row["category"]) for row in rows]
+
+
+def test_an_empty_title_or_category_is_taken_from_the_next_column():
+    columns = {
+        "item_id": list("abc"),
+        "title": pa.array([None, "A", " "], pa.string()),
+        "name": ["B", "C", None],
+        "categories": [["x", "y"], None, []],
+        "category": ["Hats", "Shoes > Boots", None],
+    }
+    assert texts_of(columns) == [("B", "y"), ("A", "Boots"), ("c", None)]
+    found = texts_of(columns, title_column="name", category_column="category")
+    assert found == [("B", "Hats"), ("C", "Boots"), ("c", None)]
+
+
+def test_json_lists_in_a_text_are_category_paths():
+    columns = {
+        "item_id": list("abc"),
+        "title": list("abc"),
+        "category": ['["Home", "Tea"]', "Home > Pots > ", "Garden"],
+    }
+    assert [category for _, category in texts_of(columns)] == ["Tea", "Pots", "Garden"]

@@ -16,6 +16,9 @@ import ibis.expr.types as ir
 Edge = TypeVar("Edge")
 # Ibis would write these characters into a literal, where Spark reads \v and \f as v and f.
 _BLANK = r"[\s\x0b]"
+BYTE_ORDER_MARK = "\ufeff"
+# Characters of a pattern's class that are not seen, or look like a plain blank.
+INVISIBLE = "\u00a0\u00ad\u2007\u200b-\u200f\u202f\u2060\ufeff"
 PLAIN = (1e-3, 1e7)  # from .. to: numbers that all engines write without an exponent
 WHOLE = 1e15  # whole numbers below it are exact
 
@@ -28,6 +31,11 @@ def trimmed(text: ir.StringValue) -> ir.StringValue:
 def one_line(text: ir.StringValue) -> ir.StringValue:
     """`text` without blanks at its ends, with one space for other runs of blanks."""
     return trimmed(text).re_replace(f"{_BLANK}+", " ")
+
+
+def visible(text: ir.StringValue) -> ir.StringValue:
+    """`text` without hidden characters, and without blanks at its ends."""
+    return trimmed(text.re_replace(f"[{INVISIBLE}]", ""))
 
 
 def floor_divided(number: ir.IntegerValue, units: int) -> ir.FloatingValue:
@@ -45,12 +53,32 @@ def is_blank(text: ir.StringValue) -> ir.BooleanValue:
 def last_level(path: ir.StringValue, separator: str) -> ir.StringValue:
     """The last level of a category path.
 
-    Worked example: separator " > ": Home > Tea -> Tea.
+    Levels without a name at the end do not count.
+
+    Worked example: separator " > ": Home > Tea -> Tea, Home > Tea > -> Tea.
     """
     if not separator:
         return path
+    if separator.strip():  # "Home > Tea > " ends with Tea
+        path = path.re_replace(f"({_BLANK}*{_literal(separator.strip())}{_BLANK}*)+$", "")
     # Not a split: Spark takes a separator as a pattern, so that "|" would split everywhere.
     return path.re_replace(f"(?s)^.*{_literal(separator)}", "")
+
+
+def is_json_list(text: ir.StringValue) -> ir.BooleanValue:
+    """Whether `text` is a JSON list of strings without escapes."""
+    return text.re_search(r'^\["[^"\\]*"( ?, ?"[^"\\]*")*\]$')
+
+
+def joined_list(text: ir.StringValue, separator: str) -> ir.StringValue:
+    """The strings of a JSON list in a text, joined; other texts as they are.
+
+    Worked example: separator " > ": ["Home", "Tea"] -> Home > Tea.
+    """
+    names = text.substr(2, text.length() - 4)
+    for between in ('", "', '" ,"', '" , "'):
+        names = names.replace(between, '","')
+    return is_json_list(text).ifelse(names.replace('","', separator), text)
 
 
 def _literal(text: str) -> str:

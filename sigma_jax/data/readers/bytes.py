@@ -13,7 +13,10 @@ from __future__ import annotations
 import codecs
 import contextlib
 import dataclasses
+import gzip
 import io
+import os
+import zlib
 from collections.abc import Iterator
 from typing import IO
 
@@ -22,6 +25,16 @@ import pyarrow as pa
 from sigma_jax.data import database
 
 BLOCK_BYTES = 1 << 24
+_PADDING = 16  # zero bytes at the end of a gzip file that tell that it is padded
+# The first bytes of files that are no text, and the remedy.
+_OTHER_KINDS = {
+    b"PK\x03\x04": "it is a ZIP archive or a spreadsheet; unpack it, or export it as UTF-8 CSV",
+    b"PAR1": "it is Parquet; give it the suffix .parquet",
+    b"ARROW1": "it is an Arrow file; save it as Parquet",
+    b"BZh": "it is compressed by bzip2; use .gz or .zst",
+    b"\xfd7zXZ": "it is compressed by xz; use .gz or .zst",
+    b"version https://git-lfs": "it is a pointer of Git LFS; get the file by `git lfs pull`",
+}
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # first bytes -> name
 # UTF-32 comes first: its mark begins with that of UTF-16.
 _MARKS = (
@@ -40,11 +53,12 @@ class TextFile:
     path: str
     compression: str | None  # "gzip", "zstd" or None; the words of DuckDB and of Arrow
     encoding: str  # a codec of Python: utf-8, utf-8-sig, utf-16 or utf-32
+    is_padded: bool = False  # zero bytes follow the gzip, which DuckDB and Arrow refuse
 
     @property
     def is_utf8(self) -> bool:
-        """Whether the bytes are UTF-8 without a byte order mark."""
-        return self.encoding == "utf-8"
+        """Whether the content is UTF-8 without a byte order mark, and others can unpack it."""
+        return self.encoding == "utf-8" and not self.is_padded
 
     def blocks(self) -> Iterator[bytes]:
         """The text as UTF-8 without a byte order mark, in pieces.
@@ -63,11 +77,12 @@ class TextFile:
                     before = error.object[: error.start].count(b"\n")
                     raise ValueError(self._not_text(line + before, error)) from error
                 if "\0" in text:
-                    line += text[: text.index("\0")].count("\n")
-                    raise ValueError(
-                        f"{self.path}: line {line} holds a NUL byte; save the file as UTF-8, "
-                        "without NUL bytes."
-                    )
+                    place = text.index("\0")
+                    line += text[:place].count("\n")
+                    remedy = "save the file as UTF-8, without NUL bytes"
+                    if not text[place:].strip("\0"):
+                        remedy = "the file was not written to its end: save it again"
+                    raise ValueError(f"{self.path}: line {line} holds a NUL byte; {remedy}.")
                 line += text.count("\n")
                 if text:
                     yield text.encode()
@@ -111,17 +126,37 @@ def open_text(path: str) -> TextFile:
         head = file.read(4)
     found = (name for mark, name in _COMPRESSIONS.items() if head.startswith(mark))
     compression = next(found, None)
-    with _opened(TextFile(path, compression, "utf-8")) as file:
+    is_padded = compression == "gzip" and _is_padded(path)
+    with _opened(TextFile(path, compression, "utf-8", is_padded)) as file:
         head = file.read(1024)
+    check_kind(path, head)
     if not head:
         raise ValueError(f"{path} has no rows: it is empty; add rows, or remove the file.")
     encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
-    if encoding in ("utf-8", "utf-8-sig") and head.count(0) > len(head) // 8:
+    content = head.rstrip(b"\0")  # zero bytes at the end are named with their line
+    if encoding in ("utf-8", "utf-8-sig") and content.count(0) > len(content) // 8:
         raise ValueError(
             f"{path} cannot be read (half of its bytes are NUL, as in UTF-16 without a byte order "
             "mark); save it as UTF-8."
         )
-    return TextFile(path, compression, encoding)
+    return TextFile(path, compression, encoding, is_padded)
+
+
+def check_kind(path: str, head: bytes) -> None:
+    """ValueError if the first bytes of a file tell that it is no text."""
+    for mark, remedy in _OTHER_KINDS.items():
+        if head.startswith(mark):
+            raise ValueError(f"{path} cannot be read: {remedy}.")
+
+
+def _is_padded(path: str) -> bool:
+    """Whether a gzip file ends with zero bytes; they are looked for on this machine only."""
+    if database.is_url(path):
+        return False
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _PADDING))
+        return not file.read().strip(b"\0")
 
 
 @contextlib.contextmanager
@@ -137,12 +172,15 @@ def _opened(file: TextFile) -> Iterator[IO[bytes]]:
         with source:
             if not file.compression:
                 yield source
+            elif file.is_padded:  # Python skips the padding
+                with gzip.GzipFile(fileobj=source) as content:
+                    yield content
             else:
                 with pa.CompressedInputStream(
                     pa.PythonFile(source, mode="r"), file.compression
                 ) as content:
                     yield content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(
             f"{file.path} cannot be read ({database.first_line(error)}); save it again, complete."
         ) from error

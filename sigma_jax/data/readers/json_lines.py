@@ -37,7 +37,7 @@ def read(con: ibis.BaseBackend, path: str) -> Part:
     """
     text = open_text(path)
     file, compression = path, text.compression
-    if not text.is_utf8:
+    if not text.is_utf8:  # DuckDB reads a copy
         file, compression = str(_copy(con, text)), None
     is_array = _first_character(text) == "["
     options = (

@@ -8,17 +8,27 @@ from __future__ import annotations
 import re
 
 import ibis
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sigma_jax.data import database
+from sigma_jax.data.readers.bytes import check_kind
 from sigma_jax.data.readers.part import Part, as_text_sql, literal_path, name_of
 
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")
+_UNITS = {"s": 10**6, "ms": 10**3}  # in microseconds, which DuckDB counts
 REMEDY = "save it as Parquet again, complete"
 
 
 def read(con: ibis.BaseBackend, path: str) -> Part:
     """The file at `path`. ValueError if it is damaged, or columns differ in case only."""
     file = literal_path(path)
+    if not database.is_url(path):
+        with open(path, "rb") as start:
+            head = start.read(64)
+        if not head.startswith(b"PAR1"):
+            check_kind(path, head)
     with database.errors_of_file(path, REMEDY):
         (num_rows,) = con.raw_sql(
             f"SELECT sum(num_rows)::BIGINT FROM parquet_file_metadata({file})"
@@ -71,3 +81,31 @@ def _check_names(con: ibis.BaseBackend, path: str) -> None:
         while open_nodes:  # skips the column with all that is nested in it
             open_nodes += (rows[place][1] or 0) - 1
             place += 1
+
+
+def check_times(path: str) -> None:
+    """ValueError that names the first time of a file that is too large for DuckDB, if there is one.
+
+    Other files are passed over. This is for the message about a file that cannot be read.
+    """
+    if database.is_url(path) or not path.lower().endswith(".parquet"):
+        return
+    try:
+        file = pq.ParquetFile(path)
+        times = [field for field in file.schema_arrow if pa.types.is_timestamp(field.type)]
+    except (OSError, pa.ArrowException):
+        return
+    for field in times:
+        largest = (2**63 - 1) // _UNITS.get(field.type.unit, 1)
+        first_row = 0
+        for batch in file.iter_batches(columns=[field.name]):
+            number = batch[0].view(pa.int64())
+            is_large = pc.or_(pc.greater(number, largest), pc.less(number, -largest))
+            place = pc.index(is_large, True).as_py()
+            if place >= 0:
+                raise ValueError(
+                    f"{path}: row {first_row + place + 1}: {field.name}={number[place].as_py()} "
+                    f"({field.type.unit} since 1970) is not a time; delete the row or leave the "
+                    "value empty."
+                )
+            first_row += batch.num_rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import ibis
@@ -29,6 +30,7 @@ class Part:
     source: str
     columns: tuple[tuple[str, str, str], ...]  # name, type of DuckDB, expression
     notes: tuple[str, ...] = ()
+    has_header: bool = False  # whether the names are a line of the file
 
     @property
     def types(self) -> dict[str, str]:
@@ -87,6 +89,7 @@ def join(con: ibis.BaseBackend, parts: Sequence[Part], name: str) -> Opened:
       ValueError: names of columns differ in case only, or a part cannot be read.
     """
     _check_case(parts)
+    _check_headers(parts)
     alike = itertools.groupby(parts, lambda part: (part.source, part.columns))
     groups = [list(group) for _, group in alike]
     notes = [note for part in parts for note in part.notes]
@@ -115,7 +118,12 @@ def as_text_sql(expression: str, kind: str) -> str:
         is_whole = f"{expression} = floor({expression}) AND {is_exact}"
         whole = f"{expression}::BIGINT::VARCHAR"
         return f"CASE WHEN {is_whole} THEN {whole} ELSE {expression}::VARCHAR END"
-    if kind.endswith(("]", ")")) and not kind.startswith("DECIMAL"):
+    if kind.startswith("DECIMAL"):
+        text = f"{expression}::VARCHAR"
+        return (
+            f"CASE WHEN contains({text}, '.') THEN rtrim(rtrim({text}, '0'), '.') ELSE {text} END"
+        )
+    if kind.endswith(("]", ")")):
         return f"to_json({expression})::VARCHAR"
     return f"{expression}::VARCHAR"
 
@@ -174,6 +182,26 @@ def _fits_double(con: ibis.BaseBackend, groups: list[list[Part]], column: str) -
         if largest is not None and largest >= LARGEST_EXACT["DOUBLE"]:
             return False
     return True
+
+
+def _check_headers(parts: Sequence[Part]) -> None:
+    """ValueError for a file of text whose names are none of the other files: values, it seems."""
+    own = [{name for name, _, text in part.columns if text.startswith('"')} for part in parts]
+    counts = Counter(name for names in own for name in names)
+    usual = max(
+        parts,
+        key=lambda part: (
+            sum(counts[name] for name in part.types),
+            -sum(name[:1].isdigit() for name in part.types),
+        ),
+    )
+    for part, names in zip(parts, own, strict=True):
+        if names and part is not usual and part.has_header and all(counts[n] == 1 for n in names):
+            raise ValueError(
+                f"{part.path}: line 1: no column of {usual.path} has a name such as "
+                f"{min(names, key=len)!r}; does the file lack the header? Add it, or move the file "
+                "to another folder."
+            )
 
 
 def _check_case(parts: Sequence[Part]) -> None:

@@ -1,12 +1,14 @@
 """Paths of tables: a file, a folder of parts, or a glob, on disk or at a URL.
 
 Folders named `key=value` (the partitions of Hive) become columns. Files whose names begin with
-`.` or `_` are no parts.
+`.` or `_` are no parts. README files, schemas, settings and backups are no parts either; a note
+names them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import re
 import urllib.parse
@@ -39,6 +41,11 @@ _USUAL = re.compile(
     r"(VARCHAR|BOOLEAN|TINYINT|SMALLINT|INTEGER|BIGINT|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)"
     r"|DATE|TIMESTAMP|TIMESTAMP WITH TIME ZONE)(\[\])*"
 )
+# Files that lie beside the parts of a table: texts about it, settings, copies of an editor.
+_BESIDE = re.compile(
+    r"(readme|license|changelog|schema|desktop|thumbs)(\.[a-z]+)?|.*(~|\.(md|ini|bak|log|tmp|crc))",
+    re.IGNORECASE,
+)
 _PATTERN = "[]{}*?\\"
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
@@ -59,7 +66,11 @@ def open_table(con: ibis.BaseBackend, path: str) -> Opened:
     for file in files_of(path):
         part = _READERS[kind_of(file)](con, file)
         parts.append(with_constants(part, _partition(path, file)))
-    return join(con, parts, path)
+    opened = join(con, parts, path)
+    notes = [f"{file} is not read: it is no part of a table" for file in _beside(path)]
+    return dataclasses.replace(
+        opened, notes=(*opened.notes, *notes, *_equal_notes([part.path for part in parts]))
+    )
 
 
 def _open_for_spark(con: ibis.BaseBackend, path: str) -> Opened:
@@ -119,6 +130,7 @@ def files_of(path: str) -> list[str]:
     if not _is_many(path):
         return [path]
     files = [file for file in _walk(path) if _is_part(path, file)]
+    files = [file for file in files if not _BESIDE.fullmatch(_name(file))] or files
     if not files:
         raise ValueError(
             f"{path} holds no table; put files of one kind into it ({', '.join(SUFFIXES)}), or "
@@ -134,6 +146,45 @@ def files_of(path: str) -> list[str]:
             f"with a glob such as *{kinds[0]}."
         )
     return files
+
+
+def _beside(path: str) -> list[str]:
+    """The files of a folder that lie beside its parts and are not read."""
+    if not _is_many(path):
+        return []
+    read = set(files_of(path))
+    return [
+        file
+        for file in _walk(path)
+        if _is_part(path, file) and file not in read and _BESIDE.fullmatch(_name(file))
+    ]
+
+
+def _equal_notes(files: Sequence[str]) -> list[str]:
+    """Notes on parts with equal content, and on parts of one name in two compressions."""
+    notes = []
+    stems: dict[str, str] = {}
+    sizes: dict[int, list[str]] = {}
+    for file in files:
+        stem = file.removesuffix(".gz").removesuffix(".zst")
+        other = stems.setdefault(stem, file)
+        if other != file:
+            notes.append(f"{other} and {file} are both read; remove one if they are one file")
+        if not database.is_url(file):
+            sizes.setdefault(os.path.getsize(file), []).append(file)
+    for same_size in sizes.values():
+        contents: dict[str, str] = {}
+        for file in same_size if len(same_size) > 1 else []:
+            with open(file, "rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            other = contents.setdefault(digest, file)
+            if other != file:
+                notes.append(f"{other} and {file} have equal content and are both read; remove one")
+    return notes
+
+
+def _name(file: str) -> str:
+    return file.rstrip("/").split("/")[-1]
 
 
 def find(folder: str, name: str, given: str, suffixes: tuple[str, ...]) -> str | None:

@@ -71,3 +71,8 @@ def test_a_damaged_file_is_refused(tmp_path, refused, keep):
     pq.write_table(pa.table({"a": list(range(1000))}), path)
     path.write_bytes(path.read_bytes()[:keep])
     assert "cannot be read" in refused(path)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path, refused):
+    (tmp_path / "t.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    assert "it is a pointer of Git LFS" in refused(tmp_path / "t.parquet")

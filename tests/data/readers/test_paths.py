@@ -1,5 +1,7 @@
 """Tables lie in files, folders of parts and globs; parts may differ in columns and types."""
 
+import decimal
+import gzip
 import os
 
 import pyarrow as pa
@@ -52,6 +54,16 @@ MIXED = {
     "numbers and texts": ([7], ["007"], ["7", "007"]),
     "floats and texts": ([7.0, 2.5], ["x"], ["7", "2.5", "x"]),
     "signed and unsigned": ([-1], pa.array([2**64 - 1], pa.uint64()), ["-1", str(2**64 - 1)]),
+    "decimals of two scales": (
+        pa.array([decimal.Decimal("7.00"), decimal.Decimal("70.50")], pa.decimal128(9, 2)),
+        pa.array([decimal.Decimal(70)], pa.decimal128(9, 0)),
+        ["7", "70.5", "70"],
+    ),
+    "decimals and texts": (
+        pa.array([decimal.Decimal("7.0"), None], pa.decimal128(9, 1)),
+        ["7"],
+        ["7", None, "7"],
+    ),
     "lists and texts": ([["x"]], ["y"], ['["x"]', "y"]),
 }
 
@@ -62,6 +74,38 @@ def test_types_of_parts_meet_without_rounding(tmp_path, read, name):
     write_parquet(tmp_path / "t" / "0.parquet", a=first)
     write_parquet(tmp_path / "t" / "1.parquet", a=second)
     assert [row["a"] for row in read(tmp_path / "t")] == wanted
+
+
+@pytest.mark.parametrize("text", ["u9,i1,1700\nu8,i2,1701\n", "u9,i1,1700\n"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_part_without_a_header_is_refused(tmp_path, read, text, place):
+    parts = ["user,item,time\nu1,i1,1700\n"] * 2
+    parts.insert(place, text)
+    for number, part in enumerate(parts):
+        write(tmp_path / "t" / "day=1" / f"{number}.csv", part)
+    with pytest.raises(ValueError, match=rf"{place}.csv: line 1: no column of .*'[ui1709]+'; does"):
+        read(tmp_path / "t")
+
+
+def test_files_beside_the_parts_are_noted(tmp_path, read, notes):
+    write(tmp_path / "t" / "0.csv", "a\n1\n")
+    beside = ["README.md", "README.txt", "schema.json", "desktop.ini", "0.csv~", "0.csv.bak"]
+    for name in beside:
+        write(tmp_path / "t" / name, "hello")
+    assert read(tmp_path / "t") == [{"a": "1"}]
+    found = [note for note in notes(tmp_path / "t") if "is not read: it is no part" in note]
+    assert len(found) == len(beside)
+
+
+def test_equal_parts_are_noted(tmp_path, notes):
+    write(tmp_path / "t" / "0.csv", "a\n1\n")
+    write(tmp_path / "t" / "1.csv", "a\n2\n")
+    assert notes(tmp_path / "t") == ()
+    write(tmp_path / "t" / "0 (copy).csv", "a\n1\n")
+    (tmp_path / "t" / "1.csv.gz").write_bytes(gzip.compress(b"a\n2\n"))
+    copied, packed = sorted(notes(tmp_path / "t"), key=len)[::-1]
+    assert "0 (copy).csv and " in copied and "have equal content and are both read" in copied
+    assert packed.endswith("1.csv.gz are both read; remove one if they are one file")
 
 
 def test_partitions_are_columns(tmp_path, read):
