@@ -10,6 +10,7 @@ must be told from those of the user's own programs:
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import urllib.parse
 from collections.abc import Collection
@@ -29,7 +30,7 @@ class LocalOnly:
         """Args:
         names: of hosts that are this machine, beside localhost and loopback addresses.
         """
-        self.app, self._names = app, {"localhost", *map(str.lower, names)}
+        self.app, self._names = app, frozenset(["localhost", *map(str.lower, names)])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
@@ -48,30 +49,32 @@ class LocalOnly:
         fetched: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
             if name == b"host":
-                if not self._is_local(value.decode("latin-1")):
+                if not is_local(value, self._names):
                     return f"Host: {value.decode('latin-1')[:100]} is no name of this machine"
             elif name == b"origin":
-                origin = value.decode("latin-1")
-                if not self._is_local(origin.partition("://")[2]):
-                    return f"Origin: {origin[:100]} is another website"
+                if not is_local(value.partition(b"://")[2], self._names):
+                    return f"Origin: {value.decode('latin-1')[:100]} is another website"
             elif name.startswith(b"sec-fetch-"):
                 fetched[name] = value
         if fetched.get(b"sec-fetch-site") == b"cross-site" and not _follows_link(scope, fetched):
             return "Sec-Fetch-Site: cross-site is a call of another website"
         return ""
 
-    def _is_local(self, place: str) -> bool:
-        """Whether HOST or HOST:PORT is this machine."""
-        try:
-            host = urllib.parse.urlsplit(f"//{place}").hostname or ""
-        except ValueError:
-            return False
-        if host.rstrip(".") in self._names:
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+
+@functools.lru_cache(256)
+def is_local(place: bytes, names: frozenset[str]) -> bool:
+    """Whether HOST or HOST:PORT is this machine: a loopback address, or one of its names."""
+    try:
+        host = urllib.parse.urlsplit(b"//" + place).hostname or b""
+    except ValueError:
+        return False
+    name = host.decode("latin-1")
+    if name.rstrip(".") in names:
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _follows_link(scope: Scope, fetched: dict[bytes, bytes]) -> bool:
