@@ -31,6 +31,11 @@ class Log:
     has_items: bool  # whether another file tells the items
 
     @property
+    def is_by_session(self) -> bool:
+        """Whether sessions or orders stand for users."""
+        return self.look.has_header and is_id_of(self.user, roles.SESSION)
+
+    @property
     def score(self) -> tuple[int, bool, bool, int]:
         """The best log has the most roles, then items of a file, several items, the most bytes."""
         found = 3 * bool(self.item) + 2 * bool(self.user) + 2 * bool(self.when.column)
@@ -48,8 +53,7 @@ def find_log(looks: Sequence[FileLook]) -> Log:
         raise ValueError(_nothing_found(looks, logs))
     log = max(complete, key=lambda log: log.score)
     # A session stands for a user only where no other file tells whose session it is.
-    is_session = log.look.has_header and is_id_of(log.user, roles.SESSION)
-    if is_session and users_file(log, looks) is not None:
+    if log.is_by_session and users_file(log, looks) is not None:
         return dataclasses.replace(log, user="")
     return log
 
@@ -84,8 +88,10 @@ def _log(
     items = [name for name in items if name != user and name.startswith(inner)]
     shared = {name: _is_of_file(name, columns[name], looks, look) for name in items}
 
-    def rank(name: str) -> tuple[bool, bool, bool]:
-        return not shared[name], roles.is_part_id(name), len(set(columns[name])) < 2
+    def rank(name: str) -> tuple[bool, bool, bool, bool]:
+        values = columns[name]  # an id of each row is no item
+        is_part = roles.is_part_id(name)
+        return not shared[name], is_part, len(set(values)) < 2, is_unique(values)
 
     item = min(items, key=rank, default="")
     return Log(look, explode, columns, user, item, when, shared.get(item, False))
@@ -147,7 +153,7 @@ def _is_of_file(
 
 def users_file(log: Log, looks: Sequence[FileLook]) -> tuple[FileLook, str, str] | None:
     """The file that tells the users of a log, their column, and the column that both have."""
-    for name in log.columns if log.look.has_header else ():
+    for name in filter(roles.is_id, log.columns) if log.look.has_header else ():
         for look in files_with_key(name, looks, log.look):
             for user in look.columns:
                 if is_id_of(user, roles.USER) and name in look.columns and user != name:

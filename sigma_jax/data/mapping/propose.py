@@ -54,7 +54,8 @@ def propose(looks: Sequence[FileLook]) -> dict[str, Proposal]:
     proposals = {"items": proposed_items, "interactions": _interactions(log, looks)}
     others = [look for look in others if not any(map(roles.is_gap, look.columns))]
     users = _entity(others, log.user, roles.USER)
-    if users is not None and is_unique(users[0].columns[users[1]]):
+    is_person = users is not None and (not log.is_by_session or is_same(users[1], log.user))
+    if users is not None and is_person and is_unique(users[0].columns[users[1]]):
         proposals["users"] = _users(*users)
     return proposals
 
@@ -375,7 +376,12 @@ def _interactions(log: Log, looks: Sequence[FileLook]) -> Proposal:
     for ours, name in _events_and_sessions(log, columns).items():
         if name not in taken.values():
             taken[ours] = name
-    comments = {"keep": lines, "time": when.question(columns.get(when.column, ()))}
+    if log.is_by_session:
+        note = f"No column of users is known by its name, so each {user} counts as a user."
+        comments = {"columns": [note]}
+    else:
+        comments = {}
+    comments |= {"keep": lines, "time": when.question(columns.get(when.column, ()))}
     return _proposal(log.look, columns, taken, before, when.key, comments)
 
 

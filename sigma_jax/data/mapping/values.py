@@ -37,6 +37,13 @@ def _try_strptime(text: str, form: str) -> dt.timestamp:
     """The time that `text` holds in the format `form`; null for another text."""
 
 
+@ibis.udf.scalar.builtin(
+    name="try_strptime", signature=((dt.string, dt.string), dt.Timestamp("UTC"))
+)
+def _try_strptime_in_zone(text, form):
+    """The same of a format with a zone (%z), as a time of UTC."""
+
+
 def find_column(where: str, table: ir.Table, name: str) -> ir.Value:
     """The column `name` of `table`, or the field of an object column: details.Brand.
 
@@ -113,7 +120,8 @@ def times(
             read[name] = unit_time(text, section.time)
             wanted = f"a number of {section.time}"
         else:
-            read[name] = _try_strptime(text, section.time)
+            parse = _try_strptime_in_zone if "%z" in section.time else _try_strptime
+            read[name] = parse(text, section.time).cast("timestamp")
             wanted = f"a time in the format {section.time!r}"
         wrong = table.filter(text.notnull() & read[name].isnull())
         refuse(

@@ -17,7 +17,7 @@ from sigma_jax.data.mapping.values import DECIMAL_COMMA, THOUSANDS
 from sigma_jax.data.times import unix_time
 
 _NAMES = frozenset(
-    "timestamp time date day datetime ts at when dat posted created purchased ordered".split()
+    "timestamp time date day datetime ts dt at when dat posted created purchased ordered".split()
 )
 # Times of a person's life, which are none of the log.
 _LIFE = frozenset("birth birthday born dob registered registration signup joined".split())
@@ -42,10 +42,10 @@ _DAYS = (
     "%a, %d %b %Y",
     "Posted %B %d, %Y.",
 )
-_WHOLE = ("%a %b %d %H:%M:%S +0000 %Y", "%a %b %d %H:%M:%S %Y")  # the clock stands inside
+_WHOLE = ("%a %b %d %H:%M:%S %z %Y", "%a %b %d %H:%M:%S %Y")  # the clock stands inside
 _CLOCK = re.compile(
     r"(?P<day>.*?[^ T,])(?P<gap>, |T| +)(?P<minutes>\d{1,2}:\d\d)(?P<seconds>:\d\d)?"
-    r"(?P<fraction>\.\d+)?(?P<blank> *)(?P<half>[AaPp][Mm])?"
+    r"(?P<fraction>\.\d+)?(?P<blank> *)(?P<half>[AaPp][Mm])?(?P<zone> ?[+-]\d\d:?\d\d)?"
 )
 _MAX_CHARS = 40  # of a time
 _SIZES = {  # unit -> the smallest and the largest number of it that is a time since 1990
@@ -134,11 +134,30 @@ def find_time(columns: Mapping[str, Sequence[str]], has_header: bool, first: str
         if len(ways) > 1:
             ways = _as_beside(ways, [columns[other] for other in columns if other != name])
         if ways:
-            return When(name, ways)
+            return _finer(When(name, ways), columns, has_header)
         is_named = has_header and has_word(name, _NAMES) and not has_word(name, _LIFE)
         if is_named and any(columns[name]) and named is NOWHERE:
             named = When(name, ())
     return named
+
+
+def _finer(when: When, columns: Mapping[str, Sequence[str]], has_header: bool) -> When:
+    """The column with the clock of the same time, such as event_timestamp beside event_date."""
+    if not has_header or _has_clock(columns[when.column]):
+        return when
+    for name, values in columns.items():
+        is_same = name != when.column and words(name)[:-1] == words(when.column)[:-1]
+        if is_same and "" not in values and has_word(name, _NAMES) and _has_clock(values):
+            ways = ways_of(name, values, True)
+            if len(ways) == 1:
+                return When(name, ways)
+    return when
+
+
+def _has_clock(values: Sequence[str]) -> bool:
+    """Whether values are more than days: a clock, or a number of seconds or less."""
+    given = next(filter(None, values), "")
+    return ":" in given or (given.isdigit() and len(given) > len("20240501"))
 
 
 def decided(when: When, values: Iterable[str]) -> When:
@@ -206,8 +225,13 @@ def _clock_form(found: re.Match[str]) -> str:
     clock = "%I:%M" if found["half"] else "%H:%M"
     clock += ":%S" if found["seconds"] else ""
     clock += ".%f" if found["fraction"] else ""
-    half = (" " if found["blank"] else "") + "%p" if found["half"] else ""
-    return gap + clock + half
+    if found["half"]:
+        clock += (" " if found["blank"] else "") + "%p"
+    elif found["zone"] and found["blank"]:
+        clock += " "
+    if found["zone"]:
+        clock += (" " if found["zone"].startswith(" ") else "") + "%z"
+    return gap + clock
 
 
 def fits(form: str, value: str) -> bool:

@@ -203,6 +203,8 @@ def test_keep_any_leaves_out_empty_values_and_a_list_all_others(folder):
         ("spreadsheet_days", "44197.5", 1609502400),
         ("spreadsheet_days", "44197,5", 1609502400),
         ("'%d/%m/%Y %H:%M'", "01/01/2021 00:01", 1609459260),
+        ("'%d/%m/%Y %H:%M %z'", "01/01/2021 02:01 +02:00", 1609459260),
+        ("'%a %b %d %H:%M:%S %z %Y'", "Thu Dec 31 16:01:00 -0800 2020", 1609459260),
     ],
 )
 def test_times_are_read_as_the_mapping_says(folder, time, value, seconds):

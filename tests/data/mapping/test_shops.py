@@ -206,6 +206,23 @@ def test_where_no_log_is_found_the_error_has_candidates_and_a_start(tmp_path):
     assert "\n" not in message
 
 
+def test_the_id_of_a_line_is_no_item_and_a_time_joins_no_files(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    rows = [f"{n},{n // 2},p{n % 3},2024-05-01 10:0{n}:00" for n in range(6)]
+    (folder / "lines.csv").write_text(lines("item_id,order_id,product_id,created_at", *rows))
+    orders = [f"{n},c{n},2024-05-01 10:0{n}:00" for n in range(6)]
+    (folder / "orders.csv").write_text(lines("entity_id,customer_id,created_at", *orders))
+    text = inspect_folder(folder, overwrite=False)
+    assert (
+        "  # No column of users is known by its name, so each order_id counts as a user.\n" in text
+    )
+    found = read_tables(folder, tmp_path)
+    assert [row["item_id"] for row in found["interactions"]] == [f"p{n % 3}" for n in range(6)]
+    assert [row["user_id"] for row in found["interactions"]] == [f"{n // 2}" for n in range(6)]
+    assert "users" not in found
+
+
 def test_users_of_orders_are_found_through_the_file_of_orders(tmp_path):
     folder = tmp_path / "files"
     folder.mkdir()

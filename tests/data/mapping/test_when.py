@@ -24,6 +24,9 @@ from sigma_jax.data.mapping.when import NOWHERE, When, decided, find_time, to_nu
         ("date", ["1 May 2021", "2 Jun 2021"], ("%d %b %Y",)),
         ("date", ["1 May 2021", "2 June 2021"], ("%d %B %Y",)),
         ("date", ["2-MAY-21"], ("%d-%b-%y",)),
+        ("date", ["25/01/2021 7:05 +02:00"], ("%d/%m/%Y %H:%M %z",)),
+        ("date", ["1/25/2021 7:05 AM -0800"], ("%m/%d/%Y %I:%M %p %z",)),
+        ("date", ["Tue Nov 17 11:37:35 -0800 2015"], ("%a %b %d %H:%M:%S %z %Y",)),
         ("date", ["25/01/2021", "soon"], ()),
         ("date", ["45413.5", "45414"], ("spreadsheet_days",)),
         ("date", ["45413,5", "45414"], ("spreadsheet_days",)),
@@ -63,6 +66,11 @@ def test_full_columns_of_the_log_come_before_others():
     columns = {"birth_date": day, "Paid at": empty, "made": day, "ts": day}
     assert find_time(columns, True).column == "ts"
     assert find_time({"Order Date": ["1. Mai", "2. Mai"], "made": day}, True).column == "made"
+    clock = ["1714566600000000", "1714566600000001"]
+    assert find_time({"event_date": day, "event_timestamp": clock}, True).column == (
+        "event_timestamp"
+    )
+    assert find_time({"order_date": day, "changed_at": clock}, True).column == "order_date"
     assert find_time({"birthday": ["1. Mai"], "title": ["a"]}, True) == NOWHERE
     unknown = find_time({"Order Date": ["1. Mai", "2. Mai"]}, True)
     assert unknown == When("Order Date", ()) and unknown.key == {"time": "FILL_IN"}
