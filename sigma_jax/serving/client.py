@@ -443,7 +443,7 @@ class Client:
 
         Args:
           kind: pin, boost, bury or at_most.
-          fields: items, categories, place, factor, count.
+          fields: items, categories, place, factor, count, column.
         """
         self._put(f"/v1/rules/{quoted(name)}", {"kind": kind, **fields})
 

@@ -339,7 +339,12 @@ class Rule(Strict):
     categories: list[Id] = Field(default_factory=list, max_length=100)
     place: int = Field(default=1, ge=1, le=MOST_COUNT, description="pin: the place of the first.")
     factor: float = Field(default=2.0, gt=0, le=1e6, description="boost, bury: of probabilities.")
-    count: int = Field(default=1, ge=0, le=MOST_COUNT, description="at_most: items a category.")
+    count: int = Field(
+        default=1, ge=0, le=MOST_COUNT, description="at_most: items a value of `column`."
+    )
+    column: Annotated[Text, Field(max_length=LONGEST_ID)] = Field(
+        default="", description="at_most: a column of the items, such as brand; empty: category."
+    )
 
     @model_validator(mode="after")
     def _pins_items(self) -> Rule:

@@ -1,4 +1,4 @@
-"""Rules of a shop, whatever the model says: pin, boost, bury, at most n items of a category.
+"""Rules of a shop, whatever the model says: pin, boost, bury, at most n of a category or brand.
 
 Filters come first, then boost and bury, then at_most, then pin. Rules of one kind act in the order
 of their names. Each says in the item's reasons what it did.
@@ -14,13 +14,14 @@ from typing import Any
 from sigma_jax.serving.api.models import Rule
 
 CategoryOf = Callable[[str], str]  # item id -> name of its category; "" for none
+ValueOf = Callable[[str, str], str]  # item id, column -> its value there; "" for none
 Ranked = dict[str, Any]  # an item with item_id, title, probability and reasons
 # Kind of a rule -> the fields that it has.
 FIELDS = {
     "pin": ("items", "place"),
     "boost": ("items", "categories", "factor"),
     "bury": ("items", "categories", "factor"),
-    "at_most": ("items", "categories", "count"),
+    "at_most": ("items", "categories", "count", "column"),
 }
 
 
@@ -50,20 +51,25 @@ class Rules:
         return Rules({name: rule for name, rule in self.by_name.items() if rule.kind != "pin"})
 
     def apply(
-        self, items: Sequence[Ranked], category_of: CategoryOf, find: Callable[[str], Ranked | None]
+        self,
+        items: Sequence[Ranked],
+        category_of: CategoryOf,
+        value_of: ValueOf,
+        find: Callable[[str], Ranked | None],
     ) -> list[Ranked]:
         """The items in a new order, some left out, some put in.
 
         Args:
+          value_of: the value of an item in a column, which rules of kind at_most may count.
           find: an item of the catalogue that may be shown, by its id; None without one.
         """
         ranked = [{**item, "reasons": list(item.get("reasons", ()))} for item in items]
         for name, rule in sorted(self.by_name.items()):
             if rule.kind in ("boost", "bury"):
                 ranked = _weighted(ranked, name, rule, category_of)
-        for name, rule in sorted(self.by_name.items()):
+        for _, rule in sorted(self.by_name.items()):
             if rule.kind == "at_most":
-                ranked = _limited(ranked, name, rule, category_of)
+                ranked = _limited(ranked, rule, category_of, value_of)
         for name, rule in sorted(self.by_name.items()):
             if rule.kind == "pin":
                 ranked = _pinned(ranked, name, rule, find)
@@ -100,16 +106,20 @@ def _weighted(
 
 
 def _limited(
-    items: Sequence[Ranked], name: str, rule: Rule, category_of: CategoryOf
+    items: Sequence[Ranked], rule: Rule, category_of: CategoryOf, value_of: ValueOf
 ) -> list[Ranked]:
-    """The items with at most `rule.count` of each concerned category."""
+    """The items with at most `rule.count` of each concerned category, or value of the column.
+
+    Items without a value are not counted.
+    """
     counts: Counter[str] = Counter()
     kept = []
     for item in items:
-        category = category_of(item["item_id"])
-        if category and _concerns(rule, item, category_of):
-            counts[category] += 1
-            if counts[category] > rule.count:
+        name = item["item_id"]
+        value = value_of(name, rule.column) if rule.column else category_of(name)
+        if value and _concerns(rule, item, category_of):
+            counts[value] += 1
+            if counts[value] > rule.count:
                 continue
         kept.append(item)
     return kept

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 from absl import logging
 from jaxtyping import Bool
 
@@ -300,15 +301,30 @@ class TenantService:
         category = -1 if number is None else int(catalogue.category[number])
         return "" if category < 0 else str(catalogue.categories[category].as_py())
 
+    def value_of(self, item_id: str, column: str) -> str:
+        """The value of an item in a column of its text, such as brand; "" for none."""
+        number = self.engine.current.parser.item_index.find(item_id)
+        if number is None:
+            return ""
+        [text] = self.engine.current.version.catalogue.texts(np.array([number]))
+        value = orjson.loads(text).get(column)
+        return "" if value is None else str(value)
+
     def knows(self, item_id: str) -> bool:
         """Whether the catalogue has an item, be it removed."""
         return self.engine.current.parser.item_index.find(item_id) is not None
 
     def check_rules(self, rules: Mapping[str, Rule]) -> None:
-        """ValueError if a rule has a wrong field, or names an unknown item or category."""
+        """ValueError if a rule has a wrong field, or an unknown item, category or column."""
         check_fields(rules)
         categories = self._category_numbers(self.engine.current)
+        columns = self.engine.current.parser.text.columns
         for name, rule in rules.items():
+            if rule.column and rule.column not in columns:
+                raise ValueError(
+                    f"rule {name!r}: items have no column {rule.column!r}; "
+                    f"use one of {', '.join(columns)}, or leave it out for the category."
+                )
             unknown = [item for item in rule.items if not self.knows(item)]
             unknown += [one for one in rule.categories if one not in categories]
             if unknown:
@@ -495,7 +511,9 @@ class TenantService:
                     return None
                 return self.shown_item(item_id)
 
-            ranked = rules.apply([dict(item) for item in kept], self.category_of, find)
+            ranked = rules.apply(
+                [dict(item) for item in kept], self.category_of, self.value_of, find
+            )
         return Answer(
             user_id=user_id,
             instruction=instruction,

@@ -1,6 +1,7 @@
 """What callers filter by: categories that are filled up, pins that obey, parameters that exist."""
 
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -197,3 +198,18 @@ def test_unknown_parameters_are_refused(client, path, name, remedy):
 def test_parameters_are_told_to_callers_with_a_key_alone(keyed):
     assert keyed.get("/v1/popular?limit=3").status_code == 401
     assert keyed.get("/v1/popular?limit=3", headers={"X-API-Key": "read"}).status_code == 422
+
+
+def test_at_most_n_of_a_brand(client, service, items):
+    """Items hold their brand in the text; it counts like a category."""
+    shown = client.get("/v1/popular", params={"count": 20}).json()["items"]
+    brands = {item["item_id"]: service.value_of(item["item_id"], "brand") for item in shown}
+    assert max(Counter(brands.values()).values()) > 1 and all(brands.values())
+    rule = {"kind": "at_most", "count": 1, "column": "brand"}
+    assert client.put("/v1/rules/brands", json=rule).status_code == 200
+    kept = ids(client.get("/v1/popular", params={"count": 20}))
+    found = [service.value_of(item, "brand") for item in kept]
+    assert len(found) == len(set(found)) > 1
+    answer = client.put("/v1/rules/r", json=rule | {"column": "brnad"})
+    assert answer.status_code == 400 and "no column 'brnad'; use one of" in answer.json()["error"]
+    assert service.value_of("nobody's", "brand") == service.value_of(items[0], "none") == ""
