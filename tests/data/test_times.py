@@ -6,7 +6,7 @@ import ibis
 import pytest
 
 from sigma_jax.data.tables import date_seconds, unix_seconds
-from sigma_jax.data.times import DAYS, FIRST, LAST, SCALES, unix_time
+from sigma_jax.data.times import DAYS, FIRST, LAST, SCALES, is_unix_time, unix_time
 from sigma_jax.schema import DAY
 
 EXAMPLES = [
@@ -94,3 +94,13 @@ def test_a_day_that_is_not_in_the_calendar_is_no_day(in_table):
     assert in_table(20_240_230) == 20_240_230  # seconds: it is no day
     with pytest.raises(ValueError, match="timestamp=20240230 is not a time"):
         unix_time(20_240_230, "here")
+
+
+@pytest.mark.parametrize("seconds", [0, 5, -5, DAYS[0] - 1, DAYS[1] + 1, 1_714_566_600, LAST])
+def test_unix_seconds_are_read_as_themselves(seconds):
+    assert is_unix_time(seconds) and unix_time(seconds, "here") == seconds
+
+
+@pytest.mark.parametrize("seconds", [20_240_501, 20_241_399, LAST + 1, 17_145_666_000, 10**12])
+def test_days_and_other_units_are_no_unix_seconds(seconds):
+    assert not is_unix_time(seconds)
