@@ -29,6 +29,7 @@ BASE = {
     "late_rows": "error",
     "unknown_items": "error",
     "rebuilds_codebooks": False,
+    "uses_mapping": True,
     "columns": data.BASE["columns"],
     "memory_limit": "2GB",
     "threads": 2,

@@ -4,10 +4,10 @@
 
 The command also runs each earlier stage that is missing. Presets:
 
-    local       Complete Journey, a year of grocery shopping; 12 to 25 minutes on two CPU cores
+    local       Complete Journey, a year of grocery shopping; 8 to 16 minutes on two CPU cores
     smoke       the same path in minutes, to see that all is installed; its metrics mean nothing
     files       over your own tables, longer than local: --config.data.path=FOLDER
-    amazon      Amazon reviews: --config.data.path=FOLDER (see configs/data.py)
+    amazon      Amazon reviews: --config.data.path=FOLDER (docs/benchmarks.md lists the files)
     smollm2_135m  the data of `local` with SmolLM2-135M as the backbone, a night on two CPU cores;
                 --config.backbone.hf_folder=SMOLLM2 --config.data.text_tokenizer.name=SMOLLM2
                 name its folder, if the hub cannot be reached

@@ -67,13 +67,22 @@ def write_tables(folder: Path, seed: int = 0) -> None:
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
 
 
+STAGES = (
+    "upstream.teacher.",
+    "upstream.grounding.",
+    "upstream.grounding_head.",
+    "upstream.tokenizer.",
+    "",
+)
+
+
 def main(argv: Sequence[str]) -> None:
     """Writes the tables, trains, evaluates and recommends."""
     workdir = Path(FLAGS.workdir)
     write_tables(workdir / "tables")
     fields = {"data.path": str(workdir / "tables")}
     if FLAGS.quick:
-        for stage in ("upstream.teacher.", "upstream.grounding.", "upstream.tokenizer.", ""):
+        for stage in STAGES:
             fields |= {f"{stage}train.steps": 10, f"{stage}optimizer.warmup_steps": 2}
         fields |= {"reranker.fit_requests": 30, "evaluation.requests.JustForYou": 100}
     config = sigma_jax.load_config("configs/sft.py:files", fields)

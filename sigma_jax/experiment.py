@@ -10,6 +10,7 @@ been shown, within --window_hours of their first exposure. It may be read every 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,16 +21,24 @@ from sigma_jax.runtime import cli
 from sigma_jax.serving.experiments.assignment import Experiment, read_experiments
 from sigma_jax.serving.experiments.report import ALPHA, ArmReport, Comparison, Report, make_report
 from sigma_jax.serving.replay import clock_of
-from sigma_jax.serving.stores.base import StoreError, open_store
+from sigma_jax.serving.stores.base import (
+    ADDRESS,
+    StoreError,
+    open_store,
+    without_password,
+)
 
 FLAGS = flags.FLAGS
+STORE = "runs/service/store.db"  # without --store and SIGMA_STORE
 ACTIONS = ("report", "list")
 WORDS = {"ahead": "{} is ahead of {}", "behind": "{} is behind {}", "open": "no decision yet"}
 
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_string("store", "runs/service/store.db", "A SQLite file, or redis://HOST:PORT/N.")
+    flags.DEFINE_string(
+        "store", None, f"A SQLite file, or redis://HOST:PORT/N. None: SIGMA_STORE, or {STORE}."
+    )
     flags.DEFINE_string("name", None, "report: the experiment.")
     flags.DEFINE_string("tenant", "default", "The tenant of the service.")
     flags.DEFINE_float("window_hours", 24.0, "Hours after the first exposure that count.", 0.0)
@@ -44,11 +53,12 @@ def main(argv: Sequence[str]) -> None:
     if action not in ACTIONS:
         given = " ".join(argv[1:])
         raise ValueError(f"the action is {given!r}; use one of {', '.join(ACTIONS)}.")
-    path = FLAGS.store.removeprefix("sqlite:///")
+    address = FLAGS.store or os.environ.get(ADDRESS) or STORE
+    path, shown = address.removeprefix("sqlite:///"), without_password(address)
     if "://" not in path and not Path(path).is_file():
-        raise ValueError(f"--store={FLAGS.store} does not exist; give the store of a service.")
+        raise ValueError(f"--store={shown} does not exist; give the store of a service.")
     try:
-        store = open_store(FLAGS.store)
+        store = open_store(address)
         tenant = store.tenant(FLAGS.tenant)
         experiments = read_experiments(tenant)
         if action == "list":
@@ -67,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
         )
         store.close()
     except StoreError as error:
-        raise ValueError(f"--store={FLAGS.store}: {error}") from error
+        raise ValueError(f"--store={shown}: {error}") from error
     print(json.dumps(report.to_json(), indent=1) if FLAGS.format == "json" else text_of(report))
 
 

@@ -38,6 +38,7 @@ from sigma_jax.data.config import DataConfig, PairsConfig, TextConfig
 from sigma_jax.data.links import pairs, queries, themes
 from sigma_jax.data.links.knowledge import build_knowledge, items_of_knowledge
 from sigma_jax.data.mapping.inspect import inspect_folder
+from sigma_jax.data.sources.added import keep_mapping
 from sigma_jax.data.tables import Checker, Tables
 from sigma_jax.encoders.find import DEFAULT_ENCODER, find_encoder, load_encoder
 from sigma_jax.models.folders import ModelMissingError
@@ -84,6 +85,7 @@ def prepare(
     try:
         with database.open_engine(config, scratch) as con:
             data_card = _prepare(con, config, seed, folder, extra_texts)
+            keep_mapping(config, folder)  # new rows of a refresh have the same shape
             (folder / card.FILE).write_text(card.render(data_card), encoding="utf-8")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

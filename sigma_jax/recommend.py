@@ -4,9 +4,9 @@
     python -m sigma_jax.recommend --export=FOLDER --users=users.jsonl --output=found.jsonl
 
 In a workdir the command reads the user's stored history. Without a history or without --user, the
-profile and the instruction decide. Every printed item comes from the catalogue. The columns are the
-rank of its prefix among the beams (Eq. 7 of SIGMA), its cosine (Eq. 9), and its probability by
-Eq. 10 with the reranker (sigma_jax/reranking/reranker.py).
+profile and the instruction decide. Every printed item comes from the catalogue. The columns are its
+probability (Eq. 10 of SIGMA with the reranker, calibrated), the rank of its prefix among the beams,
+the log-probability of that prefix (Eq. 7), and its cosine (Eq. 9).
 
 An export (`python -m sigma_jax.export`) needs no data of the training: the file of users holds the
 histories (sigma_jax/recommender/requests.py describes it). The output has one row for each request,

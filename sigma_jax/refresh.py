@@ -31,14 +31,14 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from sigma_jax.data import card, database
-from sigma_jax.data.config import ColumnsConfig
+from sigma_jax.data.sources.added import AddedFiles
 from sigma_jax.data.vectors import load_npy
 from sigma_jax.refreshing.codes import Drift
 from sigma_jax.refreshing.config import RefreshConfig
 from sigma_jax.refreshing.data import write_data
 from sigma_jax.refreshing.judge import judge
 from sigma_jax.refreshing.lineage import FIRST, JUDGEMENT, Lineage
-from sigma_jax.refreshing.rows import LogSettings, NewItems, read_rows
+from sigma_jax.refreshing.rows import LogSettings, NewItems, NoNewRowsError, read_rows
 from sigma_jax.refreshing.stages import COUNTS, Refresh, run_stages
 from sigma_jax.runtime import artifacts, cli
 from sigma_jax.runtime.artifacts import Recipe, check_inputs, read_manifest, write_artifact
@@ -126,14 +126,18 @@ def main(argv: Sequence[str]) -> None:
     keep_freed_memory()
     cli.use_compilation_cache()
     given = {name: getattr(FLAGS, name) for name in VECTORS if getattr(FLAGS, name)}
-    outcome = refresh(
-        FLAGS.config,
-        Path(FLAGS.workdir),
-        NewFiles(FLAGS.interactions, FLAGS.items, given),
-        Path(FLAGS.export) if FLAGS.export else None,
-        FLAGS.start,
-        FLAGS.activate,
-    )
+    try:
+        outcome = refresh(
+            FLAGS.config,
+            Path(FLAGS.workdir),
+            NewFiles(FLAGS.interactions, FLAGS.items, given),
+            Path(FLAGS.export) if FLAGS.export else None,
+            FLAGS.start,
+            FLAGS.activate,
+        )
+    except NoNewRowsError as nothing:  # a quiet day is no failure of a job
+        print(nothing)
+        return
     print("\n".join(outcome.lines))
 
 
@@ -155,14 +159,17 @@ def refresh(
       activates: False leaves an accepted version inactive.
 
     Raises:
-      ValueError: the workdir is not trained, a row is wrong, there is nothing new, or the newest
-        day has nobody to judge by.
+      NoNewRowsError: there is nothing new.
+      ValueError: the workdir is not trained, a row is wrong, or the newest day has nobody to judge
+        by.
     """
     fields = {name: value for name, value in config.items() if name not in RUN_FIELDS}
     settings = to_dataclass(RefreshConfig, fields)
     mesh = make_mesh(to_dataclass(MeshConfig, config.mesh, "mesh"))
     check_inputs(workdir, "sft")
-    lineage, sums = Lineage(workdir), card.checksums(files.paths)
+    lineage = Lineage(workdir)
+    added = added_files(lineage, settings)
+    sums = card.checksums(added.paths(files.paths))
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(workdir))
         bundle = None
@@ -174,7 +181,7 @@ def refresh(
         if name not in lineage.finished:
             began = time.monotonic()
             running = lineage.running(bundle, start)
-            write_new_data(lineage, folder, files, sums, settings, bundle)
+            write_new_data(lineage, folder, files, added, sums, settings, bundle)
             seed = read_manifest(workdir, "data").seed
             at_work = Refresh(lineage.folder(running), folder, settings, seed)
             run_stages(at_work, functools.partial(run_stage, mesh=mesh))
@@ -198,15 +205,24 @@ def already_done(lineage: Lineage, sums: Mapping[str, str], settings: RefreshCon
 
 def data_settings(settings: RefreshConfig) -> dict[str, Any]:
     """The settings that decide the content of the new data."""
-    names = ("judge_share", "late_rows", "unknown_items")
+    names = ("judge_share", "late_rows", "unknown_items", "uses_mapping")
     fields = {name: getattr(settings, name) for name in names}
     return fields | {"columns": dataclasses.asdict(settings.columns)}
+
+
+def added_files(lineage: Lineage, settings: RefreshConfig) -> AddedFiles:
+    """How new files become tables: as those of the first preparation, which kept its mapping."""
+    if not settings.uses_mapping:
+        return AddedFiles(columns=settings.columns)
+    separator = LogSettings.of(read_manifest(lineage.workdir, "data")).text.category_separator
+    return AddedFiles.of(lineage.workdir / "data", settings.columns, separator)
 
 
 def write_new_data(
     lineage: Lineage,
     folder: Path,
     files: NewFiles,
+    added: AddedFiles,
     sums: Mapping[str, str],
     settings: RefreshConfig,
     bundle: Bundle | None,
@@ -214,14 +230,15 @@ def write_new_data(
     """Writes FOLDER/data: the newest data of the lineage with the new rows behind it.
 
     Args:
-      sums: checksums of `files`.
+      added: how `files` become tables.
+      sums: checksums of `files`, and of those that are joined.
     """
     newest = lineage.folder(lineage.newest)
     made = read_manifest(newest, "data")
     before, log = PreparedData.load(newest / "data"), LogSettings.of(made)
     if not made.metrics["last_time"]:
         raise ValueError(f"{newest} has no times, so no row is new; train again with all rows.")
-    items, given = new_items(files, before, log, bundle, settings.columns)
+    items, given = new_items(files, before, log, bundle, added)
     ids = hashlib.sha256("\n".join(items.items["item_id"].to_pylist()).encode()).hexdigest()
     recipe = Recipe(
         {"data": made.config["data"], "refresh": data_settings(settings)},
@@ -236,7 +253,7 @@ def write_new_data(
         began = time.monotonic()
         scratch = into / SCRATCH
         with database.open_database(scratch, settings.memory_limit, settings.threads) as con:
-            policies = settings.late_rows, settings.unknown_items, settings.columns
+            policies = settings.late_rows, settings.unknown_items, added
             rows = read_rows(con, files.interactions, items, before, log, *policies)
         shutil.rmtree(scratch, ignore_errors=True)
         share = settings.judge_share
@@ -252,14 +269,14 @@ def new_items(
     before: PreparedData,
     log: LogSettings,
     bundle: Bundle | None,
-    names: ColumnsConfig,
+    added: AddedFiles,
 ) -> tuple[NewItems, dict[str, np.ndarray]]:
     """The items that the catalogue lacks, and the vectors given for them.
 
     They are those of the active version of the export, and then those of the file.
 
     Args:
-      names: other names of columns in the file.
+      added: how the file becomes a table.
     """
     parts = []
     if bundle is not None:  # `sigma_jax.catalogue add` put them there
@@ -267,7 +284,7 @@ def new_items(
     if files.items:
         columns = text_columns(before.catalogue)
         text = dataclasses.replace(log.text, columns=tuple(columns))
-        parts.append(read_items_as(files.items, text, columns, names).select(COLUMNS))
+        parts.append(read_items_as(files.items, text, columns, added).select(COLUMNS))
     if not parts:
         none = pa.table({name: pa.array([], pa.string()) for name in COLUMNS})
         return NewItems(none, np.zeros(0, np.int64), 0, 0), {}

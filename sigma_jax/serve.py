@@ -9,7 +9,8 @@ process has a role and all share a Redis or Valkey server:
     python -m sigma_jax.serve --export=exports/demo --role=worker --store=redis://HOST:6379/0
 
 Other machines may call only with keys: --host=0.0.0.0 needs --keys=FILE. --new_key=NAME prints a
-key and its line for that file.
+key and its line for that file. The environment variables SIGMA_KEYS (the file, or its lines) and
+SIGMA_STORE (the address with its password) stand in for --keys and --store.
 
     python -m sigma_jax.serve --export=exports/demo --demo=runs/sft-local
 
@@ -58,12 +59,13 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "store",
         None,
-        f"A SQLite file, or redis://HOST:PORT/N. None: {STORE}, {DEMO_STORE} for a demo.",
+        "A SQLite file, or redis://HOST:PORT/N or valkey://. None: the environment variable "
+        f"SIGMA_STORE; without it {STORE}, {DEMO_STORE} for a demo.",
     )
     flags.DEFINE_enum("role", "all", ROLES, "all: the API here, and a worker beside it.")
     flags.DEFINE_string("host", "127.0.0.1", "The address that the API listens to.")
     flags.DEFINE_integer("port", 8000, "The port that the API listens to.", 0, 65535)
-    flags.DEFINE_string("keys", None, "A file of keys. None: anyone on this machine may call.")
+    flags.DEFINE_string("keys", None, "A file of keys. None: SIGMA_KEYS, or all on this machine.")
     flags.DEFINE_string("new_key", None, "Print a new key of this name, and nothing else.")
     flags.DEFINE_list("scopes", ["read", "write", "admin"], "Of --new_key.")
     flags.DEFINE_string("tenant", TENANT, "Of --new_key.")
@@ -73,8 +75,17 @@ def define_flags() -> None:
     flags.DEFINE_integer("users_at_once", 64, "So many waiting users begin a batch at once.", 1)
     flags.DEFINE_integer("list_items", 100, "Items of a list.", 1)
     flags.DEFINE_bool("explain_lists", False, "Lists hold how each item came about.")
+    flags.DEFINE_string("heartbeat", None, "File that a working worker touches, for probes.")
+    flags.DEFINE_bool(
+        "renew_versions",
+        True,
+        "Whether a new version of the catalogue renews all lists.",
+    )
     flags.DEFINE_float("kept_gb", 1.0, "Memory for keys and values of users' histories.", 0.0)
-    flags.DEFINE_string("spill", None, "A folder for those that memory has no room for.")
+    flags.DEFINE_string(
+        "spill", None, "Folder for kept keys and values that do not fit into --kept_gb."
+    )
+    flags.DEFINE_float("spill_gb", 8.0, "Most gigabytes of the files in --spill, by version.")
     flags.DEFINE_integer("window_step", 16, "Rows by which a long history's window moves.", 1)
     flags.DEFINE_list(
         "fewer_beams",
@@ -99,12 +110,13 @@ def main(argv: Sequence[str]) -> None:
         return
     check_packages()
     exports = exports_of(FLAGS.export)
-    check_host(FLAGS.host, FLAGS.keys)
+    check_host(FLAGS.host, given_keys())
     settings = nearline_settings()  # a mistake is said before anything is loaded
     if FLAGS.demo and not Path(FLAGS.demo).is_dir():
         raise ValueError(f"--demo={FLAGS.demo} is no folder; give a trained workdir.")
     arms = arm_exports_of(FLAGS.arm_exports, list(exports))
     if FLAGS.role != "worker":
+        keys = read_keys(list(exports))
         check_port(FLAGS.host, FLAGS.port)
     if FLAGS.compilation_cache:
         cli.use_compilation_cache()
@@ -112,7 +124,7 @@ def main(argv: Sequence[str]) -> None:
         run_workers(exports, arms, settings)
         return
     with worker_beside() if FLAGS.role == "all" else contextlib.nullcontext():
-        run_api(exports, arms)
+        run_api(exports, arms, keys)
 
 
 def print_key() -> None:
@@ -164,15 +176,45 @@ def arm_exports_of(given: Sequence[str], tenants: Sequence[str]) -> dict[str, di
 
 
 def store_url() -> str:
-    """The store of --store; without it a demo has a file of its own."""
-    return FLAGS.store or (DEMO_STORE if FLAGS.demo else STORE)
+    """The store of --store or SIGMA_STORE; without both a demo has a file of its own."""
+    from sigma_jax.serving.stores.base import ADDRESS
+
+    given: str = FLAGS.store or os.environ.get(ADDRESS, "")
+    return given or (DEMO_STORE if FLAGS.demo else STORE)
 
 
-def check_host(host: str, keys: str | None) -> None:
+def given_keys() -> str:
+    """The path of --keys, or what SIGMA_KEYS holds; "" for neither."""
+    from sigma_jax.serving.api.keys import KEYS
+
+    given: str = FLAGS.keys or os.environ.get(KEYS, "")
+    return given
+
+
+def read_keys(tenants: Sequence[str]) -> Any:
+    """The keys of callers; without any, the first tenant is open. Says which tenants do not match.
+
+    ValueError for a file that is wrong, or if no tenant has a key.
+    """
+    from sigma_jax.serving.api.keys import Keys
+
+    given = given_keys()
+    if not given:
+        for tenant in tenants[1:]:
+            logging.warning("keys: without --keys nobody can call the tenant %s", tenant)
+        return Keys({}, tenants[0])
+    keys = Keys.of(given)
+    for sentence in keys.check_tenants(tenants):
+        logging.warning("keys: %s", sentence)
+    return keys
+
+
+def check_host(host: str, keys: str) -> None:
     """ValueError if other machines could call without a key."""
     if host not in LOOPBACK and not keys:
         raise ValueError(
-            f"--host={host} lets other machines call; give --keys=FILE (--new_key=NAME makes one)."
+            f"--host={host} lets other machines call; give --keys=FILE or SIGMA_KEYS. "
+            "--new_key=NAME makes a key."
         )
 
 
@@ -212,6 +254,7 @@ def nearline_settings() -> Any:
         users_at_once=FLAGS.users_at_once,
         period=DEMO_PERIOD if FLAGS.demo and not FLAGS["period"].present else FLAGS.period,
         lease=FLAGS.lease,
+        renews_versions=FLAGS.renew_versions,
         **fields,
     )
 
@@ -223,6 +266,7 @@ def snapshot_settings() -> Any:
     return SnapshotSettings(
         kept_bytes=int(FLAGS.kept_gb * 1e9),
         spill=Path(FLAGS.spill) if FLAGS.spill else None,
+        spill_bytes=int(FLAGS.spill_gb * 1e9),
         window_step=FLAGS.window_step,
     )
 
@@ -263,7 +307,8 @@ def run_workers(exports: dict[str, Path], arms: dict[str, dict[str, Path]], sett
         worker = NearlineWorker(
             rollout.engine, rollout.store, name, settings, clock, others, rollout
         )
-        threads.append(threading.Thread(target=worker.run, args=(stop,), name=tenant))
+        beat = Path(FLAGS.heartbeat) if FLAGS.heartbeat else None
+        threads.append(threading.Thread(target=worker.run, args=(stop, beat), name=tenant))
     for thread in threads:
         thread.start()
     logging.info("worker: ready")
@@ -309,25 +354,23 @@ def worker_beside() -> Iterator[None]:
             process.kill()
 
 
-def run_api(exports: dict[str, Path], arms: dict[str, dict[str, Path]]) -> None:
+def run_api(exports: dict[str, Path], arms: dict[str, dict[str, Path]], keys: Any) -> None:
     """Answers calls until the process is told to stop."""
     import uvicorn
 
     from sigma_jax.serving.api.app import create_app
-    from sigma_jax.serving.api.keys import Keys
     from sigma_jax.serving.api.wire import TimedProtocol
     from sigma_jax.serving.load import FewerBeams
     from sigma_jax.serving.stores.base import open_store
 
     began, rules = time.monotonic(), FewerBeams.read(FLAGS.fewer_beams)
-    keys = Keys.of_file(Path(FLAGS.keys)) if FLAGS.keys else Keys({}, next(iter(exports)))
     store, stop = open_store(store_url()), threading.Event()
     replay = open_replay(store.tenant(next(iter(exports)))) if FLAGS.demo else None
     clock = replay.clock if replay else time.time
     tenants = {
         name: open_tenant(name, exports[name], arms[name], store, clock, rules) for name in exports
     }
-    app = create_app(tenants, store, keys, FLAGS.calls_a_second)
+    app = create_app(tenants, store, keys, FLAGS.calls_a_second, FLAGS.host)
     # The garbage collector need not look through what is loaded: all calls would wait for it.
     gc.collect()
     gc.freeze()
@@ -379,13 +422,14 @@ def open_tenant(
 def open_replay(store: Any) -> Any:
     """The replay of --demo, whose histories are in the store."""
     from sigma_jax.serving.replay import LogReplay, read_log
+    from sigma_jax.serving.stores.base import without_password
 
     data = read_log(Path(FLAGS.demo))
     replay = LogReplay(data, store, FLAGS.demo_speed, FLAGS.demo_days, FLAGS.demo_users)
     if replay.clock.is_over:
         logging.warning(
             "replay: the log is over in %s; delete it or give another --store to see it again",
-            store_url(),
+            without_password(store_url()),
         )
     return replay
 

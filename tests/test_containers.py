@@ -5,6 +5,7 @@ Docker and a cluster are not needed. The schemas come with packages of the extra
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -19,7 +20,8 @@ import yaml
 from sigma_jax import serve
 from sigma_jax.serving.api.app import create_app
 from sigma_jax.serving.api.keys import Keys
-from sigma_jax.serving.stores.base import LEASE_SECONDS
+from sigma_jax.serving.rollout import open_active
+from sigma_jax.serving.stores.base import LEASE_SECONDS, open_store
 from sigma_jax.serving.stores.redis import RedisTenant
 
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -169,8 +171,9 @@ def test_paths_of_flags_are_mounted(flags, name):
     volumes = {one["name"]: one for one in pod["volumes"]}
     assert {one["name"] for one in mounts.values()} == set(volumes)
     [export] = found["export"]
-    assert mounts[export]["readOnly"] and volumes["export"]["persistentVolumeClaim"]["readOnly"]
-    assert OBJECTS["PersistentVolumeClaim", "export"]
+    beside = str(Path(export).parent)  # other exports, to be rolled out
+    assert mounts[beside]["readOnly"] and volumes["exports"]["persistentVolumeClaim"]["readOnly"]
+    assert OBJECTS["PersistentVolumeClaim", "exports"]
     if name == "api":
         assert str(Path(found["keys"]).parent) in mounts
         [item] = volumes["keys"]["secret"]["items"]
@@ -181,8 +184,55 @@ def test_paths_of_flags_are_mounted(flags, name):
     assert {"/cache", "/tmp"} <= set(mounts)
     assert "XDG_CACHE_HOME=/cache" in (LAUNCH / "compose" / "Dockerfile").read_text()
     in_compose = COMPOSE["services"][name]
-    assert f"{in_compose['volumes'][0].split(':')[-2]}" == flags["compose", name]["export"][0]
+    [export] = flags["compose", name]["export"]
+    assert in_compose["volumes"][0].split(":")[-2] == str(Path(export).parent)
     assert in_compose["volumes"][0].endswith(":ro")
+
+
+def test_another_export_beside_the_mounted_one_can_be_rolled_out(flags, exported, tmp_path):
+    """As in the containers: exports stand in one folder that nobody writes."""
+    for place in ("kubernetes", "compose"):
+        name = Path(flags[place, "api"]["export"][0]).name
+        root = tmp_path / place
+        for export in (name, f"{name}-autumn"):
+            shutil.copytree(exported, root / export)
+        for path in (root, *root.iterdir()):
+            path.chmod(0o555)
+        rollout = open_active(root / name, open_store(str(tmp_path / f"{place}.db")).tenant("t"))
+        assert rollout.names() == [name, f"{name}-autumn"]
+        rollout.activate(f"{name}-autumn")
+        assert rollout.engine.folder == root / f"{name}-autumn"
+        rollout.rollback()
+        assert rollout.engine.folder == root / name
+
+
+def test_a_job_changes_the_catalogue_of_the_mounted_export(flags):
+    job = yaml.safe_load((KUBERNETES / "jobs" / "catalogue.yaml").read_text())
+    for version in VERSIONS:
+        kubernetes_validate.validate(job | {"metadata": {"name": "catalogue"}}, version)
+    pod = job["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    [export] = flags["kubernetes", "api"]["export"]
+    assert container["command"][-1] == "sigma_jax.catalogue"
+    assert f"--export={export}" in container["args"]
+    [mount] = [one for one in container["volumeMounts"] if one["name"] == "exports"]
+    assert mount["mountPath"] == str(Path(export).parent) and not mount.get("readOnly")
+    [volume] = [one for one in pod["volumes"] if one["name"] == "exports"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "exports"}
+    tool = COMPOSE["services"]["catalogue"]
+    assert tool["entrypoint"][-1] == "sigma_jax.catalogue" and tool["profiles"] == ["tools"]
+    assert tool["volumes"][0].endswith(str(Path(flags["compose", "api"]["export"][0]).parent))
+
+
+def test_workers_have_probes_that_read_their_sign_of_life(flags):
+    _, container = container_of("worker")
+    in_compose = COMPOSE["services"]["worker"]["healthcheck"]["test"]
+    for place, words in (
+        ("kubernetes", container["livenessProbe"]["exec"]["command"]),
+        ("compose", in_compose[1:]),
+    ):
+        assert words[:3] == ["python", "-m", "sigma_jax.serving.heartbeat"]
+        assert words[3] == flags[place, "worker"]["heartbeat"] and float(words[4]) >= 600
 
 
 def test_memory_has_room_for_kept_contexts(flags):

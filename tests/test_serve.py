@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 import urllib.request
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from launch.benchmarks import processes
 from sigma_jax import serve
 from sigma_jax.schema import Catalogue
-from sigma_jax.serving.api.keys import Keys, sha256
+from sigma_jax.serving.api.keys import Keys, new_key, sha256
 
 START_SECONDS = 240  # of two processes that compile, on a busy machine
 
@@ -153,6 +154,10 @@ def test_a_port_in_use_and_a_missing_package_are_said_before_anything_is_loaded(
         (["--export=a=x,a=y"], "--export names the tenant 'a' twice"),
         (["--export=a=x/shop,b=x/shop-b"], "x/shop-b is a model of "),
         (["--export=x", "--host=0.0.0.0"], "lets other machines call; give --keys=FILE"),
+        (
+            ["--export=x", "--keys=keys"],
+            "the keys are of the tenants shop, but this service has def",
+        ),
         (["--export=x", "--lists=lists.json"], "lists.json is no object such as"),
         (["--export=x", "extra"], "'extra' is no flag"),
         (["--export=x", "--demo=nowhere"], "--demo=nowhere is no folder; give a trained workdir"),
@@ -164,6 +169,7 @@ def test_a_port_in_use_and_a_missing_package_are_said_before_anything_is_loaded(
 )
 def test_mistakes_are_said_in_one_line(tmp_path, arguments, message):
     (tmp_path / "lists.json").write_text('["home"]')
+    (tmp_path / "keys").write_text(new_key("shop", "web")[1])
     done = run(tmp_path, *arguments)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
@@ -191,3 +197,43 @@ def test_a_damaged_file_of_keys_is_refused(tmp_path, line):
         Keys.of_file(tmp_path / "keys")
     with pytest.raises(ValueError, match="cannot be read"):
         Keys.of_file(tmp_path / "nowhere")
+
+
+def test_keys_come_from_the_environment_too(tmp_path, monkeypatch):
+    key, line = new_key("shop", "web")
+    (tmp_path / "keys").write_text(line)
+    flags = types.SimpleNamespace(keys=None)
+    monkeypatch.setattr(serve, "FLAGS", flags)
+    for given in (str(tmp_path / "keys"), f"\n{line}\n"):
+        monkeypatch.setenv("SIGMA_KEYS", given)
+        serve.check_host("0.0.0.0", serve.given_keys())
+        assert serve.read_keys(["shop"]).caller(key).tenant == "shop"
+    monkeypatch.setenv("SIGMA_KEYS", '{"sha256": 5}')
+    with pytest.raises(ValueError, match="SIGMA_KEYS: line 1 is no key"):
+        serve.read_keys(["shop"])
+    flags.keys = "nowhere"
+    with pytest.raises(ValueError, match="nowhere cannot be read"):
+        serve.read_keys(["shop"])  # the flag goes first
+
+
+def test_tenants_without_keys_are_said():
+    lines = "\n".join(new_key(tenant, "k")[1] for tenant in ("shop", "away"))
+    keys = Keys.of(lines)
+    assert keys.are_asked and keys.check_tenants(["shop", "books"]) == [
+        "the tenant books has no key: nobody can call it",
+        "there are keys of the tenant away, which has no --export",
+    ]
+    assert keys.check_tenants(["shop", "away"]) == []
+    with pytest.raises(ValueError, match=r"tenants away, shop, but this service has default"):
+        keys.check_tenants(["default"])
+    assert not Keys({}, "shop").are_asked
+
+
+def test_the_store_comes_from_the_environment_too(monkeypatch):
+    flags = types.SimpleNamespace(store=None, demo=None)
+    monkeypatch.setattr(serve, "FLAGS", flags)
+    assert serve.store_url() == serve.STORE
+    monkeypatch.setenv("SIGMA_STORE", "redis://:secret@host:6379/0")
+    assert serve.store_url() == "redis://:secret@host:6379/0"
+    flags.store = "a.db"
+    assert serve.store_url() == "a.db"

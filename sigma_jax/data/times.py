@@ -61,6 +61,12 @@ def unix_time(value: Any, where: str) -> int:
         raise ValueError(f"{where}: timestamp={value!r} {NOT_A_TIME}.") from None
 
 
+def is_unix_time(seconds: int) -> bool:
+    """Whether `unix_time` reads a number as unix seconds, and not as a day or another unit."""
+    is_day = DAYS[0] <= seconds <= DAYS[1]
+    return FIRST <= seconds <= LAST and not is_day
+
+
 def _parsed(text: str) -> int | float | datetime:
     for form in (ISO, BASIC_ISO):
         if match := re.fullmatch(form, text):

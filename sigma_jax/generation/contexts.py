@@ -18,15 +18,18 @@ Axes: B prompts, T columns of a prompt, P kept and Q new columns, K key heads, H
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import threading
+import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Float, Int32
 
 from sigma_jax.generation.beam import Beams, Past, Prompts
@@ -58,21 +61,83 @@ class Context:
         return size if is_equal.all() else int(is_equal.argmin())
 
 
+class ContextFiles:
+    """Contexts of users in a folder, the least recently used out first. Threads may share it.
+
+    A context that cannot be written, as on a full disk, is left out: it is computed again.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int):
+        """Args:
+        folder: made if missing. Its files are taken over. Processes that share it each count the
+          files that they found and wrote.
+        most_bytes: of all files.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._most = folder, most_bytes
+        paths = sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime)
+        self._sizes = OrderedDict((path, path.stat().st_size) for path in paths)
+        self._bytes = sum(self._sizes.values())
+        self._lock = threading.Lock()
+
+    def read(self, user: str) -> Context | None:
+        """The context of a user; None if there is none, or it is damaged."""
+        path = self._path(user)
+        try:
+            with np.load(path) as file:
+                context = Context(*(file[field.name] for field in dataclasses.fields(Context)))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        with self._lock:
+            if path in self._sizes:
+                self._sizes.move_to_end(path)
+        return context
+
+    def write(self, user: str, context: Context) -> None:
+        """Keeps a context, and deletes others where all take too much room."""
+        path = self._path(user)
+        arrays = {field.name: getattr(context, field.name) for field in dataclasses.fields(Context)}
+        try:
+            np.savez(path, **arrays)
+            size = path.stat().st_size
+        except OSError as error:
+            text = "contexts: %s takes no more (%s)"
+            logging.log_every_n_seconds(logging.WARNING, text, 60.0, self._folder, error)
+            self.delete(user)
+            return
+        with self._lock:
+            self._bytes += size - self._sizes.pop(path, 0)
+            self._sizes[path] = size
+            while self._bytes > self._most:
+                self._remove(next(iter(self._sizes)))
+
+    def delete(self, user: str) -> None:
+        """Deletes the context of a user, if there is one."""
+        with self._lock:
+            self._remove(self._path(user))
+
+    def _remove(self, path: Path) -> None:
+        self._bytes -= self._sizes.pop(path, 0)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+    def _path(self, user: str) -> Path:
+        return self._folder / f"{hashlib.sha256(user.encode()).hexdigest()}.npz"
+
+
 class ContextCache:
     """Contexts by user, the least recently used out first. Threads may share it."""
 
-    def __init__(self, most_bytes: int, folder: Path | None = None):
+    def __init__(self, most_bytes: int, files: ContextFiles | None = None):
         """Args:
         most_bytes: of memory.
-        folder: where contexts go that memory has no room for. None: they are computed again.
+        files: where contexts go that memory has no room for. None: they are computed again.
         """
-        self._most, self._folder = most_bytes, folder
+        self._most, self._files = most_bytes, files
         self._kept: OrderedDict[str, Context] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
         self.kept_columns = self.new_columns = 0  # so far
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:
         """The number of contexts in memory."""
@@ -117,13 +182,15 @@ class ContextCache:
             if context := self._kept.get(user):
                 self._kept.move_to_end(user)
                 return context
-        if self._folder is None or not user:
-            return None
-        try:
-            with np.load(self._path(user)) as file:
-                return Context(*(file[field.name] for field in dataclasses.fields(Context)))
-        except (OSError, ValueError, KeyError, EOFError):  # there is none, or it is damaged
-            return None
+        return self._files.read(user) if self._files is not None and user else None
+
+    def drop(self, user: str) -> None:
+        """Forgets a user, in memory and in the files."""
+        with self._lock:
+            if old := self._kept.pop(user, None):
+                self._bytes -= old.bytes
+        if self._files is not None:
+            self._files.delete(user)
 
     def _put(self, user: str, context: Context) -> None:
         out: list[tuple[str, Context]] = []
@@ -136,14 +203,9 @@ class ContextCache:
                 name, oldest = self._kept.popitem(last=False)
                 self._bytes -= oldest.bytes
                 out.append((name, oldest))
-        if self._folder is not None:
+        if self._files is not None:
             for name, oldest in out:
-                arrays = {f.name: getattr(oldest, f.name) for f in dataclasses.fields(Context)}
-                np.savez(self._path(name), **arrays)
-
-    def _path(self, user: str) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{hashlib.sha256(user.encode()).hexdigest()}.npz"
+                self._files.write(name, oldest)
 
 
 def context_size(prompts: Prompts, row: int) -> int:

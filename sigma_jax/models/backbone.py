@@ -6,12 +6,16 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
+from absl import logging
 from flax import nnx
 
 from sigma_jax.models.config import LoraConfig, Qwen3Config
 from sigma_jax.models.folders import find_model
 from sigma_jax.models.linear import is_frozen_by_lora
 from sigma_jax.models.qwen3 import Qwen3
+
+LARGE = 10**8  # numbers of a backbone that few would train from nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +108,15 @@ def make_backbone(
     """
     if not config.hf_folder:
         config.check_start()
-        return Qwen3(config.scratch(vocab_size), rngs=rngs)
+        backbone = Qwen3(config.scratch(vocab_size), rngs=rngs)
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(backbone)))
+        if numbers >= LARGE:
+            logging.warning(
+                "the backbone of %.1f billion numbers starts from random ones; give a pre-trained "
+                "model as backbone.hf_folder, and its folder as data.text_tokenizer.name",
+                numbers / 1e9,
+            )
+        return backbone
     from sigma_jax.models.hf import load_backbone
 
     folder = config.folder

@@ -34,6 +34,9 @@ class RefreshConfig:
     # Train the tokenizer anew, so that every item gets a new semantic ID. False: the codebooks are
     # frozen.
     rebuilds_codebooks: bool
+    # Read new files as the mapping file of the first preparation says, if it had one. False: they
+    # have the columns of our tables.
+    uses_mapping: bool
     columns: ColumnsConfig  # names of columns of the new files, where they are other than ours
     memory_limit: str  # of DuckDB, such as "2GB"
     threads: int  # of DuckDB

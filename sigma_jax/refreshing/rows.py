@@ -12,14 +12,17 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int, Int32, Int64
 
 from sigma_jax.data import database, splits
-from sigma_jax.data.config import ColumnsConfig, SplitConfig, TextConfig
-from sigma_jax.data.readers import open_table
-from sigma_jax.data.sources.renamed import rename_table
+from sigma_jax.data.config import SplitConfig, TextConfig
+from sigma_jax.data.sources.added import PLAIN, AddedFiles
 from sigma_jax.data.tables import Checker, Tables
 from sigma_jax.histories import rows_of_ranges
 from sigma_jax.runtime.artifacts import Manifest
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import Catalogue, Histories, PreparedData
+
+
+class NoNewRowsError(ValueError):
+    """A file has nothing that the known log lacks. A job of every day may meet it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +96,7 @@ def read_rows(
     log: LogSettings,
     late_rows: str,
     unknown_items: str,
-    columns: ColumnsConfig | None = None,
+    added: AddedFiles = PLAIN,
 ) -> NewRows:
     """The interactions of the file at `path`, after those of `before`.
 
@@ -103,16 +106,16 @@ def read_rows(
       con: a database for the work.
       items: new items, beside those of `before`.
       log: of the preparation of `before`.
-      late_rows, unknown_items, columns: as in RefreshConfig; None: the file has our names.
+      late_rows, unknown_items: as in RefreshConfig.
+      added: how the file becomes a table.
 
     Raises:
-      ValueError: a row breaks a rule of data/tables.py, is from before the end of `before`, or all
-        rows are known.
+      NoNewRowsError: there is no row, or all rows are known.
+      ValueError: a row breaks a rule of data/tables.py, or is from before the end of `before`.
     """
     all_items, known_users = _known_tables(con, before, items.items)
-    interactions, dropped = _checked(
-        con, _tables(con, path, all_items, columns), log, unknown_items
-    )
+    tables = _tables(con, path, all_items, added)
+    interactions, dropped = _checked(con, tables, log, unknown_items)
     users, user_ids = _with_new_users(con, interactions, known_users, before.histories.num_users)
     has_ids = bool(con.to_pyarrow(interactions["session_id"].notnull().any()).as_py())
     events = splits.number_events(con, interactions, all_items, users, has_ids and log.has_sessions)
@@ -120,9 +123,10 @@ def read_rows(
     events, counts = _without_known(con, path, events, before, log.has_sessions, late_rows)
     num_rows = database.count(con, events)
     if not num_rows:
-        raise ValueError(
+        late = f", {counts['late_rows']} come too late" if counts["late_rows"] else ""
+        raise NoNewRowsError(
             f"{path} has no row after the known log ({counts['known_rows']} rows are known "
-            "already); give newer interactions."
+            f"already{late}), so the recommender stays as it is."
         )
     ordered, _ = splits.with_sessions(con, events, log.split)
     ordered = database.save(con, "ordered", ordered).order_by("user", "place")
@@ -172,18 +176,20 @@ def _known_tables(
     return items, users
 
 
-def _tables(
-    con: ibis.BaseBackend, path: str, items: ir.Table, columns: ColumnsConfig | None
-) -> Tables:
-    """The tables of a source that has the interactions at `path` alone."""
-    opened = open_table(con, path)
-    rows = opened.table
-    if columns is not None:
-        rows = rename_table(rows, columns, "interactions", path)
+def _tables(con: ibis.BaseBackend, path: str, items: ir.Table, added: AddedFiles) -> Tables:
+    """The tables of a source that has the interactions at `path` alone.
+
+    Raises:
+      NoNewRowsError: there is no row.
+    """
+    opened = added.open(con, "interactions", path)
+    sizes = [rows for _, rows in opened.sizes] or [database.count(con, opened.table)]
+    if not any(sizes):
+        raise NoNewRowsError(f"{path} has no rows, so the recommender stays as it is.")
     return Tables(
         items=items,
-        interactions=rows,
-        names={"items": "the catalogue", "interactions": path},
+        interactions=opened.table,
+        names={"items": "the catalogue", "interactions": opened.name},
         files={},
         has_times=True,
         has_composed_searches=False,

@@ -196,6 +196,7 @@ def _items_json(workdir: Path, data: PreparedData, parts: RecommenderParts) -> d
         "are_numbers": columns,
         "has_sessions": has_sessions,
         "session_gap": settings["split"]["session_gap_seconds"] if has_sessions else 0,
+        "event_kinds": list(settings["events"]),
         "text_mean": vectors["text"].mean(axis=0).tolist() if "text" in vectors else None,
         "tokenizer_inputs": read_manifest(workdir, "tokenizer").config["inputs"],
         "slot_value_texts": instruction_texts(data) if parts.lexical is not None else [],

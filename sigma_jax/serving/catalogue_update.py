@@ -22,9 +22,8 @@ import scipy.sparse as sparse
 from jaxtyping import Float32, Int64
 
 from sigma_jax.data import database, sentences, text
-from sigma_jax.data.config import ColumnsConfig, TextConfig
-from sigma_jax.data.readers import open_table
-from sigma_jax.data.sources.renamed import rename_table
+from sigma_jax.data.config import TextConfig
+from sigma_jax.data.sources.added import PLAIN, AddedFiles
 from sigma_jax.data.tables import Checker, Tables, as_text
 from sigma_jax.data.vectors import join_vectors, unit_rows
 from sigma_jax.encoders.instructions import encoder_in
@@ -61,16 +60,16 @@ def read_items_as(
     path: str,
     config: TextConfig,
     are_numbers: Mapping[str, bool],
-    columns: ColumnsConfig | None = None,
+    added: AddedFiles = PLAIN,
 ) -> pa.Table:
     """`read_items` for items whose texts have the columns `are_numbers`.
 
     Args:
       config: how columns become text.
       are_numbers: the columns in the texts, and whether each holds only numbers.
-      columns: other names of columns; None: the file has ours.
+      added: how the file becomes a table.
     """
-    with _checked(path, config.max_chars, columns) as (con, items):
+    with _checked(path, config.max_chars, added) as (con, items):
         for name in (config.title_column, config.category_column):
             if name and name not in items.columns:
                 raise ValueError(
@@ -103,17 +102,14 @@ def read_ids(path: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _checked(path: str, max_chars: int, columns: ColumnsConfig | None = None):
+def _checked(path: str, max_chars: int, added: AddedFiles = PLAIN):
     """(a database, the checked rows of a file of items in it)."""
     with database.open_reader(MEMORY) as con:
-        opened = open_table(con, path)
-        rows = opened.table
-        if columns is not None:
-            rows = rename_table(rows, columns, "items", path)
+        opened = added.open(con, "items", path)
         tables = Tables(
-            items=rows,
-            interactions=rows,
-            names={"items": path},
+            items=opened.table,
+            interactions=opened.table,
+            names={"items": opened.name},
             files={},
             has_times=False,
             has_composed_searches=False,

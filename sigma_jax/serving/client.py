@@ -9,7 +9,8 @@
 
 A call that may be repeated without harm is repeated after a lost connection and after the statuses
 429 and 503, with growing pauses. Other calls are not: a new version of the catalogue would be made
-twice. Every failure is a ServiceError.
+twice. Calls that compute for long have longer timeouts, and are not repeated after one. Every
+failure is a ServiceError.
 """
 
 from __future__ import annotations
@@ -20,15 +21,34 @@ import random
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
-__all__ = ["Answer", "Client", "Event", "Item", "Job", "ServiceError", "Version"]
+__all__ = [
+    "Answer",
+    "CatalogueItem",
+    "Category",
+    "Client",
+    "Event",
+    "Item",
+    "ItemDetails",
+    "Job",
+    "ServiceError",
+    "State",
+    "StateRow",
+    "StoredEvents",
+    "StoredStates",
+    "Version",
+]
 
 Seen = Literal["show", "hide", "own"]
 REPEATED = (429, 503)  # statuses of calls that may succeed later
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds
 POLL_SECONDS = 0.5  # between two looks at a job
+DEADLINE_MS = 2_000  # of `ask`, as the service has it
+BEYOND_DEADLINE = 5.0  # seconds that an answer may take beyond its deadline
+LONG_SECONDS = 600.0  # timeout of changes of the catalogue and the model, and of previews
+JSON_LINES = "application/x-ndjson"
 
 
 class Event(TypedDict):
@@ -40,6 +60,60 @@ class Event(TypedDict):
     event: NotRequired[str]  # its kind, such as view or purchase
     event_id: NotRequired[str]  # a repeated event with the same id is stored once
     session_id: NotRequired[str]
+
+
+class StoredEvents(TypedDict):
+    """How many events were new, and how many are of items that the catalogue does not have."""
+
+    stored: int
+    unknown_items: int
+
+
+class StoredStates(TypedDict):
+    """How many states were stored; those of unknown items are not."""
+
+    stored: int
+    unknown_items: int
+
+
+class State(TypedDict):
+    """The state of an item."""
+
+    hidden: bool
+    stock: int | None  # 0: out of stock
+    expires: float | None  # unix seconds
+
+
+class StateRow(TypedDict):
+    """The state of an item, as one of many."""
+
+    item_id: str
+    hidden: NotRequired[bool]
+    stock: NotRequired[int | None]
+    expires: NotRequired[float | None]
+
+
+class CatalogueItem(TypedDict):
+    """An item of the catalogue."""
+
+    item_id: str
+    title: str
+    category: str
+    is_active: bool  # False: it was removed
+
+
+class ItemDetails(CatalogueItem):
+    """An item of the catalogue, and its state."""
+
+    state: State
+    is_shown: bool
+
+
+class Category(TypedDict):
+    """A category of the catalogue."""
+
+    name: str
+    items: int
 
 
 class Item(TypedDict):
@@ -63,9 +137,11 @@ class Answer(TypedDict):
     model: str  # fingerprint of the model that made the list
     age_seconds: float  # since the list was computed
     arms: dict[str, str]  # experiment -> arm whose settings made the list
+    is_late: bool  # the index answered, since the deadline passed or too many requests waited
     num_beams: int | None  # of an answer that was computed; fewer under load
     items: list[Item]
     beams: list[dict[str, Any]]  # with explain: all beams, best first
+    error: str  # of a request of a job that could not be answered; else empty
 
 
 class Job(TypedDict):
@@ -114,7 +190,7 @@ class Client:
         """Args:
         address: of the service; a path before /v1 is kept.
         key: of --new_key; "" for a service without keys.
-        timeout: seconds until a call is given up.
+        timeout: seconds until a call is given up. Calls that compute for long have more.
         retries: how often a call that may be repeated is repeated.
         """
         parts = urllib.parse.urlsplit(address)
@@ -158,13 +234,16 @@ class Client:
         return found
 
     def ask(self, user_id: str = "", instruction: str = "", **fields: Any) -> Answer:
-        """The answer to an instruction, computed now.
+        """The answer to an instruction, computed now; the call waits beyond its deadline_ms.
 
         Args:
           fields: count, categories, exclude, seen, explain, is_shown, deadline_ms.
         """
         body = {"user_id": user_id, "instruction": instruction, **fields}
-        found: Answer = self._call("POST", "/v1/recommendations", body=body, may_repeat=True)
+        seconds = fields.get("deadline_ms", DEADLINE_MS) / 1000 + BEYOND_DEADLINE
+        found: Answer = self._call(
+            "POST", "/v1/recommendations", body=body, may_repeat=True, seconds=seconds
+        )
         return found
 
     def similar(
@@ -213,7 +292,10 @@ class Client:
         return found
 
     def wait(self, job_id: str, seconds: float = 600.0) -> list[Answer]:
-        """The answers of a job, when it is done. ServiceError if it fails or takes too long."""
+        """The answers of a job, when it is done; those with an `error` have no items.
+
+        ServiceError if it fails or takes too long.
+        """
         until = time.monotonic() + seconds
         while True:
             job = self.job(job_id)
@@ -244,27 +326,58 @@ class Client:
     def put_users(self, profiles: Mapping[str, Mapping[str, Any]]) -> int:
         """Creates users or replaces profiles, at most 10,000: user id -> profile."""
         rows = [{"user_id": user, "profile": dict(one)} for user, one in profiles.items()]
-        return self._lines("/v1/users/bulk", rows, True)
+        return self._lines("POST", "/v1/users/bulk", rows, True)["stored"] if rows else 0
 
     def delete_user(self, user_id: str) -> None:
         """Deletes a user with all events, lists and exposures."""
         self._call("DELETE", f"/v1/users/{quoted(user_id)}")
 
-    def add_events(self, events: Sequence[Event]) -> int:
-        """Stores events, at most 10,000. Returns how many were new.
+    def add_events(self, events: Sequence[Event]) -> StoredEvents:
+        """Stores events, at most 10,000. Returns how many were new, and of unknown items.
 
         The call is repeated only if each event has an event_id.
         """
         body = {"events": list(events)}
-        stored: int = self._call("POST", "/v1/events", body=body, may_repeat=have_ids(events))[
-            "stored"
-        ]
-        return stored
+        found: StoredEvents = self._call(
+            "POST", "/v1/events", body=body, may_repeat=have_ids(events)
+        )
+        return found
 
-    def add_many_events(self, events: Iterable[Event]) -> int:
-        """Stores at most 10,000 events as JSON lines. Returns how many were new."""
+    def add_many_events(self, events: Iterable[Event]) -> StoredEvents:
+        """Stores at most 10,000 events as JSON lines; otherwise as `add_events`."""
         rows = list(events)
-        return self._lines("/v1/events/bulk", rows, have_ids(rows))
+        if not rows:
+            return {"stored": 0, "unknown_items": 0}
+        found: StoredEvents = self._lines("POST", "/v1/events/bulk", rows, have_ids(rows))
+        return found
+
+    def stored_events(self, after: str = "", since: int = 0) -> Iterator[Event]:
+        """All stored events, user by user in the order of ids, each user's oldest first.
+
+        Args:
+          after: a user id; events of later users come.
+          since: unix seconds of the first events.
+        """
+        query = urllib.parse.urlencode({"after": after, "since": since})
+        connection = self._connection(LONG_SECONDS)
+        try:
+            answer = self._begin(connection, "GET", f"{self._path}/v1/events?{query}")
+            if answer.status >= 400:
+                raise error_of(answer.status, answer.read())
+            for line in answer:
+                yield json.loads(line)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unanswered(error) from error
+        finally:
+            connection.close()
+
+    def delete_events(self, user_id: str, event_id: str = "") -> int:
+        """Deletes all events of a user, or the one with an id. Returns how many there were."""
+        path = f"/v1/users/{quoted(user_id)}/events"
+        if event_id:
+            path += f"/{quoted(event_id)}"
+        deleted: int = self._call("DELETE", path)["deleted"]
+        return deleted
 
     def events(self, user_id: str, count: int = 100) -> list[dict[str, Any]]:
         """The newest events of a user, oldest first."""
@@ -274,9 +387,39 @@ class Client:
 
     # Items, rules, catalogue.
 
-    def item_state(self, item_id: str) -> dict[str, Any]:
+    def items(self, after: str = "", count: int = 100) -> list[CatalogueItem]:
+        """At most `count` items of the catalogue behind the item `after`, removed ones too."""
+        found: list[CatalogueItem] = self._get("/v1/items", {"after": after, "count": count})[
+            "items"
+        ]
+        return found
+
+    def item(self, item_id: str) -> ItemDetails:
+        """An item of the catalogue, and its state."""
+        found: ItemDetails = self._get(f"/v1/items/{quoted(item_id)}")
+        return found
+
+    def categories(self) -> list[Category]:
+        """All categories with their numbers of items, those with most items first."""
+        found: list[Category] = self._get("/v1/categories")["categories"]
+        return found
+
+    def item_states(self) -> dict[str, State]:
+        """The states of all items that have one."""
+        found: dict[str, State] = self._get("/v1/items/states")
+        return found
+
+    def put_item_states(self, states: Iterable[StateRow]) -> StoredStates:
+        """Replaces at most 10,000 states; those of unknown items are not stored."""
+        rows = list(states)
+        if not rows:
+            return {"stored": 0, "unknown_items": 0}
+        found: StoredStates = self._lines("PUT", "/v1/items/states", rows, True)
+        return found
+
+    def item_state(self, item_id: str) -> State:
         """Whether an item is shown: hidden, stock, expires."""
-        found: dict[str, Any] = self._get(f"/v1/items/{quoted(item_id)}/state")
+        found: State = self._get(f"/v1/items/{quoted(item_id)}/state")
         return found
 
     def put_item_state(
@@ -316,23 +459,30 @@ class Client:
     def add_items(self, items: Sequence[Mapping[str, Any]], comment: str = "") -> Version:
         """Adds items as a new version of the catalogue, which is active at once."""
         body = {"items": [dict(item) for item in items], "comment": comment}
-        found: Version = self._call("POST", "/v1/catalogue/items", body=body)
+        found: Version = self._call("POST", "/v1/catalogue/items", body=body, seconds=LONG_SECONDS)
         return found
 
     def delete_item(self, item_id: str) -> Version:
         """Removes an item in a new version of the catalogue."""
-        found: Version = self._call("DELETE", f"/v1/catalogue/items/{quoted(item_id)}")
+        path = f"/v1/catalogue/items/{quoted(item_id)}"
+        found: Version = self._call("DELETE", path, seconds=LONG_SECONDS)
+        return found
+
+    def restore_item(self, item_id: str) -> Version:
+        """Puts a removed item back in a new version of the catalogue."""
+        path = f"/v1/catalogue/items/{quoted(item_id)}/restore"
+        found: Version = self._call("POST", path, seconds=LONG_SECONDS)
         return found
 
     def activate(self, version: str) -> Version:
         """Makes a version of the catalogue the active one."""
         path = f"/v1/catalogue/versions/{quoted(version)}/activate"
-        found: Version = self._call("POST", path, may_repeat=True)
+        found: Version = self._call("POST", path, may_repeat=True, seconds=LONG_SECONDS)
         return found
 
     def roll_back(self) -> Version:
         """Makes the version active that was active before."""
-        found: Version = self._call("POST", "/v1/catalogue/rollback")
+        found: Version = self._call("POST", "/v1/catalogue/rollback", seconds=LONG_SECONDS)
         return found
 
     def tree(self) -> dict[str, Any]:
@@ -354,12 +504,12 @@ class Client:
     def activate_model(self, name: str) -> dict[str, Any]:
         """Makes an export the active one; it is loaded beside the old one before."""
         path = f"/v1/models/{quoted(name)}/activate"
-        found: dict[str, Any] = self._call("POST", path, may_repeat=True)
+        found: dict[str, Any] = self._call("POST", path, may_repeat=True, seconds=LONG_SECONDS)
         return found
 
     def roll_back_model(self) -> dict[str, Any]:
         """Makes the export active that was active before."""
-        found: dict[str, Any] = self._call("POST", "/v1/models/rollback")
+        found: dict[str, Any] = self._call("POST", "/v1/models/rollback", seconds=LONG_SECONDS)
         return found
 
     def preview(self, version: str = "", export: str = "", **fields: Any) -> Answer:
@@ -369,7 +519,9 @@ class Client:
           fields: of a request, as for `ask`.
         """
         body = {"version": version, "export": export, **fields}
-        found: Answer = self._call("POST", "/v1/preview", body=body, may_repeat=True)
+        found: Answer = self._call(
+            "POST", "/v1/preview", body=body, may_repeat=True, seconds=LONG_SECONDS
+        )
         return found
 
     # Experiments.
@@ -422,9 +574,13 @@ class Client:
         """Whether the process answers."""
         return self._succeeds("/healthz")
 
-    def is_ready(self) -> bool:
-        """Whether requests should be sent to it."""
-        return self._succeeds("/readyz")
+    def is_ready(self, is_warmed_up: bool = False) -> bool:
+        """Whether requests should be sent to it.
+
+        Args:
+          is_warmed_up: True: not before programs for all requests are loaded.
+        """
+        return self._succeeds("/readyz?is_warmed_up=true" if is_warmed_up else "/readyz")
 
     def metrics(self) -> str:
         """The metrics as Prometheus reads them."""
@@ -444,18 +600,19 @@ class Client:
 
     # How calls are made.
 
-    def _get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
-        return self._call("GET", path, query, may_repeat=True)
+    def _get(
+        self, path: str, query: Mapping[str, Any] | None = None, seconds: float | None = None
+    ) -> Any:
+        return self._call("GET", path, query, may_repeat=True, seconds=seconds)
 
     def _put(self, path: str, body: Any) -> Any:
         return self._call("PUT", path, body=body, may_repeat=True)
 
-    def _lines(self, path: str, rows: Iterable[Mapping[str, Any]], may_repeat: bool) -> int:
+    def _lines(
+        self, method: str, path: str, rows: Iterable[Mapping[str, Any]], may_repeat: bool
+    ) -> Any:
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        if not text:
-            return 0
-        found: int = self._call("POST", path, text=text, may_repeat=may_repeat)["stored"]
-        return found
+        return self._call(method, path, text=text, may_repeat=may_repeat)
 
     def _succeeds(self, path: str) -> bool:
         try:
@@ -472,8 +629,14 @@ class Client:
         body: Any = None,
         text: str | None = None,
         may_repeat: bool = False,
+        seconds: float | None = None,
     ) -> Any:
-        """The JSON of an answer, or its text. Repeats the call where that is harmless."""
+        """The JSON of an answer, or its text. Repeats the call where that is harmless.
+
+        Args:
+          seconds: timeout of a call that computes for long: after it the call is not repeated,
+            since the service may still compute. None: that of all calls.
+        """
         words = {name: words_of(value) for name, value in (query or {}).items()}
         if words:
             path += "?" + urllib.parse.urlencode(words, doseq=True)
@@ -484,13 +647,17 @@ class Client:
             is_last = number == self._retries or not may_repeat
             pause = min(FIRST_PAUSE * 2**number, LONGEST_PAUSE)
             try:
-                status, headers, found = self._send(method, self._path + path, content)
+                status, headers, found = self._send(
+                    method,
+                    self._path + path,
+                    content,
+                    JSON_LINES if text is not None else "application/json",
+                    max(seconds or 0.0, self._timeout),
+                )
             except (OSError, http.client.HTTPException) as error:
                 self.close()
-                if is_last:
-                    raise ServiceError(
-                        0, f"{self._host}: {error or type(error).__name__}"
-                    ) from error
+                if is_last or (seconds is not None and isinstance(error, TimeoutError)):
+                    raise self._unanswered(error) from error
             else:
                 if status < 400:
                     return parsed(found, headers)
@@ -502,21 +669,42 @@ class Client:
         raise AssertionError("the last try returns or raises")
 
     def _send(
-        self, method: str, path: str, content: str | None
+        self, method: str, path: str, content: str | None, media_type: str, seconds: float
     ) -> tuple[int, dict[str, str], bytes]:
         """(status, headers, body) of one try."""
         connection = getattr(self._threads, "connection", None)
         if connection is None:
-            kind = http.client.HTTPSConnection if self._is_secure else http.client.HTTPConnection
-            connection = kind(self._host, self._port, timeout=self._timeout)
-            self._threads.connection = connection
-        headers = dict(self._headers)
-        if content is not None:
-            headers["Content-Type"] = "application/json"
-        connection.request(method, path, content and content.encode(), headers)
-        answer = connection.getresponse()
+            connection = self._threads.connection = self._connection(seconds)
+        connection.timeout = seconds
+        if connection.sock is not None:
+            connection.sock.settimeout(seconds)
+        answer = self._begin(connection, method, path, content, media_type)
         found = {name.lower(): value for name, value in answer.getheaders()}
         return answer.status, found, answer.read()
+
+    def _connection(self, seconds: float) -> http.client.HTTPConnection:
+        """A new connection, whose timeout is `seconds`."""
+        kind = http.client.HTTPSConnection if self._is_secure else http.client.HTTPConnection
+        return kind(self._host, self._port, timeout=seconds)
+
+    def _begin(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        content: str | None = None,
+        media_type: str = "",
+    ) -> http.client.HTTPResponse:
+        """The head of an answer; its body can be read."""
+        headers = dict(self._headers)
+        if content is not None:
+            headers["Content-Type"] = media_type
+        connection.request(method, path, content and content.encode(), headers)
+        return connection.getresponse()
+
+    def _unanswered(self, error: Exception) -> ServiceError:
+        """The error of a call that the service did not answer."""
+        return ServiceError(0, f"{self._host}: {error or type(error).__name__}")
 
 
 def quoted(name: str) -> str:
@@ -541,7 +729,7 @@ def parsed(content: bytes, headers: Mapping[str, str]) -> Any:
     if not content:
         return None
     text = content.decode()
-    return json.loads(text) if "json" in headers.get("content-type", "") else text
+    return json.loads(text) if "/json" in headers.get("content-type", "") else text
 
 
 def error_of(status: int, content: bytes) -> ServiceError:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import shutil
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from sigma_jax.generation.config import GenerationConfig
-from sigma_jax.generation.contexts import ContextCache
+from sigma_jax.generation.contexts import ContextCache, ContextFiles
 from sigma_jax.recommender.parts import RecommenderParts
 from sigma_jax.recommender.ranking import Recommendations
 from sigma_jax.recommender.recommender import Recommender, RecommendOptions
@@ -34,6 +36,7 @@ from sigma_jax.serving.catalogue_version import Version
 from sigma_jax.shapes import power_of_two
 
 MOST_RECENT = 64  # requests that warm a version, of different kinds
+SPILL_SECONDS = 86_400.0  # files of a version that gets no new ones are kept so long
 # Share of the process's memory maps from which on no more programs are loaded ahead of requests.
 MOST_MAPS = 0.6
 HISTORY_STEP = 8  # events: histories of about one length need one program
@@ -52,13 +55,20 @@ class SnapshotSettings:
     # Memory for keys and values of users' prompts (generation/contexts.py); 0 keeps none.
     kept_bytes: int = 0
     spill: Path | None = None  # folder for contexts that memory has no room for
+    spill_bytes: int = 2**33  # of its files, for each version
     window_step: int = 1  # of prompts; more than 1 lets a growing history keep its beginning
 
     def contexts(self, name: str) -> ContextCache | None:
         """Kept contexts for one version of one model, by name; None without memory for them."""
         if not self.kept_bytes:
             return None
-        return ContextCache(self.kept_bytes, None if self.spill is None else self.spill / name)
+        files = None
+        if self.spill is not None:
+            files = ContextFiles(self.spill / name, self.spill_bytes)
+            for folder in self.spill.iterdir():  # of versions that no process uses any more
+                if folder.name != name and time.time() - folder.stat().st_mtime > SPILL_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+        return ContextCache(self.kept_bytes, files)
 
     def generation_of(self, parts: RecommenderParts, version: Version) -> GenerationConfig:
         """The settings of generation for a version.
@@ -90,6 +100,7 @@ class CatalogueSnapshot:
     parser: RequestParser
     folder: Path  # of the export
     model: str  # fingerprint of the training
+    event_kinds: frozenset[str] = frozenset()  # that the training read (data.events); none: all
 
     @classmethod
     def load(
@@ -115,7 +126,8 @@ class CatalogueSnapshot:
             settings.window_step,
         )
         parser = _parser(bundle, version, parts, settings.default_instruction)
-        return cls(name, version, recommender, parser, bundle.folder, model)
+        kinds = frozenset(bundle.items.get("event_kinds", ()))
+        return cls(name, version, recommender, parser, bundle.folder, model, kinds)
 
     def is_of(self, folder: Path, name: str) -> bool:
         """Whether it is the version `name` of the export in `folder`."""

@@ -7,7 +7,8 @@ lists that its settings name, and stores them: the U2I index. Any number of work
 - A worker that dies loses nothing: its users are taken by another when their lease ends.
 - Where more users wait than `most_waiting`, those who have waited longest are left out first. They
   keep their old lists until their next event.
-- When another model is active, lists of the old one are computed anew, while no user waits.
+- When another model or version of the catalogue is active, lists of the old one are computed anew,
+  while no user waits.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import threading
 import time
 import types
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import logging
 
+from sigma_jax.data.times import is_unix_time
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.recommender.requests import COLUMNS, DEFAULT_INSTRUCTION
 from sigma_jax.serving.engine import RecommendationEngine
@@ -44,6 +48,7 @@ from sigma_jax.serving.stores.base import (
 HOME = "home"  # the list of a user without an instruction
 POLL_SECONDS = 0.2  # between two looks at the queue
 RETRY_SECONDS = 1.0  # after an error of the store
+TRIES = 3  # of a user whose computation fails
 REPORT_SECONDS = 60.0  # the last report of a worker is kept so long
 REPORT = "worker"  # kind of the documents with the reports
 
@@ -63,6 +68,8 @@ class NearlineSettings:
     events: int = 1_000  # newest events of a user that are read
     most_waiting: int = 100_000
     lease: float = LEASE_SECONDS
+    # Whether a new version of the catalogue renews all lists, or a new model alone does.
+    renews_versions: bool = True
 
     def __post_init__(self):
         if not self.lists:
@@ -83,7 +90,7 @@ class Totals:
     lists: int = 0
     batches: int = 0
     shed: int = 0  # users who were left out
-    renewed: int = 0  # users whose lists another model had made
+    renewed: int = 0  # users whose lists another model or version had made
     failed: int = 0  # lists that could not be computed
     seconds: float = 0.0  # of computing
     last_batch: int = 0  # users
@@ -92,9 +99,10 @@ class Totals:
 
 @dataclasses.dataclass(frozen=True)
 class Renewal:
-    """How far a worker has read all lists, to find those of other models."""
+    """How far a worker has read all lists, to find those of other models and versions."""
 
-    models: Mapping[str, str]  # export ("": the worker's own) -> model that answers now
+    # Export ("": the worker's own) -> model and version that answer now.
+    models: Mapping[str, tuple[str, str]]
     is_shared: bool = True  # whether it reads its share of the users, or all
     cursor: str = ""  # of the next users
     is_done: bool = False
@@ -129,10 +137,17 @@ class NearlineWorker:
         self.engine, self.store, self.name = engine, store, name
         self.settings, self.totals = settings, Totals()
         self._renewal = Renewal({})
+        self._failures: Counter[str] = Counter()  # of users whose computation failed, in a row
 
-    def run(self, stop: threading.Event) -> None:
-        """Works until `stop` is set. Errors are logged, and the work is repeated."""
+    def run(self, stop: threading.Event, heartbeat: Path | None = None) -> None:
+        """Works until `stop` is set. Errors are logged, and the work is repeated.
+
+        Args:
+          heartbeat: a file that each round touches (heartbeat.py).
+        """
         while not stop.is_set():
+            if heartbeat is not None:
+                heartbeat.touch()
             try:
                 self.follow()
                 worked = self.run_once() if self.is_due() else self.renew()
@@ -185,8 +200,11 @@ class NearlineWorker:
         found = self._lists_of(newest)
         while self.follow():  # lists of a model that was replaced meanwhile are not stored
             found = self._lists_of(newest)
-        self.store.put_lists(found, self.settings.keep_seconds)
-        self.store.done(works)
+        self._put(found)
+        again = {user for user, tries in self._failures.items() if tries < TRIES}
+        self.store.done([work for work in works if work.user_id not in again])
+        for user in newest.keys() - again:
+            self._failures.pop(user, None)
         totals = self.totals
         totals.batches += 1
         totals.users += len(works)
@@ -200,10 +218,12 @@ class NearlineWorker:
         """Computes lists anew that another model made, for some users. Returns how many it read.
 
         When a worker starts and when the model changes, it reads all lists: first those of its
-        share of the users, then the others, where another worker may have ended.
+        share of the users, then the others, where another worker may have ended. A version of the
+        catalogue counts like a model, if `renews_versions`.
         """
         engines = {"": self.engine, **self._others}
-        models = {name: engine.current.model for name, engine in engines.items()}
+        now = {name: engine.current for name, engine in engines.items()}
+        models = {name: self._maker(one.model, one.name) for name, one in now.items()}
         if self._renewal.models != models:
             self._renewal = Renewal(models)
         if self._renewal.is_done:
@@ -217,16 +237,34 @@ class NearlineWorker:
         ]
         newest: dict[str, int] = {}
         for (user, _), one in zip(wanted, self.store.lists_of(wanted), strict=True):
-            if one is not None and one.model != models[treatments[user].export]:
+            if one is None:
+                continue
+            if self._maker(one.model, one.version) != models[treatments[user].export]:
                 newest[user] = max(one.newest, newest.get(user, 0))
         if newest:
             found = self._lists_of(newest)
             if self.follow():
                 return len(users)  # begin anew
-            self.store.put_lists(found, self.settings.keep_seconds)
+            self._put(found)
             self.totals.renewed += len(newest)
         self._renewal = self._renewal.after(cursor)
         return len(users)
+
+    def _maker(self, model: str, version: str) -> tuple[str, str]:
+        """Two lists with equal values here need no renewal of one of them."""
+        return model, version if self.settings.renews_versions else ""
+
+    def _put(self, lists: Mapping[str, Mapping[str, StoredList]]) -> None:
+        """Stores lists, without those of users who were deleted meanwhile."""
+        there = {}
+        for user, of_user in lists.items():
+            if self.store.user(user) is None and not self.store.events(user, 1)[0]:
+                for engine in (self.engine, *self._others.values()):
+                    if (contexts := engine.current.recommender.contexts) is not None:
+                        contexts.drop(user)
+            else:
+                there[user] = of_user
+        self.store.put_lists(there, self.settings.keep_seconds)
 
     def _own(self, users: Sequence[str]) -> list[str]:
         """The users of this worker, if all workers that report share them."""
@@ -264,7 +302,7 @@ class NearlineWorker:
                 tasks.setdefault(key, []).append(task)
         found: dict[str, dict[str, StoredList]] = {}
         for (export, options), some in tasks.items():
-            answers = engines[export].answer_each([task.row for task in some], options, hidden)
+            answers = self._answers(engines[export], some, options, hidden)
             for task, answer in zip(some, answers, strict=True):
                 if isinstance(answer, ValueError):
                     logging.warning("worker %s: user %r: %s", self.name, task.user_id, answer)
@@ -279,6 +317,30 @@ class NearlineWorker:
                     task.arms,
                 )
         return found
+
+    def _answers(
+        self,
+        engine: RecommendationEngine,
+        tasks: Sequence[_Task],
+        options: RecommendOptions,
+        hidden: Sequence[str],
+    ) -> list[dict[str, Any] | ValueError]:
+        """The answer of each task, or why it has none.
+
+        A user whose row makes the computation fail keeps no other of the batch waiting. That user
+        is taken again when the lease ends, TRIES times in all.
+        """
+        try:
+            return engine.answer_each([task.row for task in tasks], options, hidden)
+        except Exception as error:
+            if len(tasks) == 1:
+                logging.exception("worker %s: user %r", self.name, tasks[0].user_id)
+                self._failures[tasks[0].user_id] += 1
+                return [ValueError(f"the computation failed ({error})")]
+        logging.warning("worker %s: a batch failed; its users are computed one by one", self.name)
+        return [
+            answer for task in tasks for answer in self._answers(engine, [task], options, hidden)
+        ]
 
     def _tasks_of(
         self, user_id: str, newest: int, treatment: Treatment, engine: RecommendationEngine
@@ -338,8 +400,17 @@ def request_row(
     events: Sequence[Event],
     now: int,
 ) -> dict[str, Any]:
-    """The row of a users' file for a user of a store. Events with unknown items are left out."""
-    index = engine.current.parser.item_index
+    """The row of a users' file for a user of a store.
+
+    Events with unknown items are left out, those with times that no request can hold, and those of
+    a kind that the training left out.
+    """
+    index, kinds = engine.current.parser.item_index, engine.current.event_kinds
+    readable = [event for event in events if is_unix_time(event.time)]
+    if left_out := len(events) - len(readable):
+        text = "service: user %r: %d events are left out: their times are no unix seconds"
+        logging.log_every_n_seconds(logging.WARNING, text, 1.0, user_id, left_out)
+    events = readable
     history = [
         {
             "item_id": event.item_id,
@@ -348,6 +419,7 @@ def request_row(
         }
         for event in events
         if index.find(event.item_id) is not None
+        and (not kinds or not event.kind or event.kind in kinds)
     ]
     known = {name: value for name, value in profile.items() if name not in COLUMNS}
     latest = max((event.time for event in events), default=0)  # a clock may have jumped back

@@ -74,3 +74,13 @@ def test_a_tokenizer_that_does_not_match_is_refused(folder, tmp_path):
     make_backbone(config, 2, nnx.Rngs(0), same)
     with pytest.raises(ValueError, match=r"has 'milk' as 1 but the backbone .* as 2; prepare"):
         make_backbone(config, 2, nnx.Rngs(0), other)
+
+
+def test_a_large_backbone_from_random_numbers_is_said(caplog, monkeypatch):
+    """A preset of a large model without its folder would train from nothing without a word."""
+    monkeypatch.setattr("sigma_jax.models.backbone.LARGE", 10**9)
+    make_backbone(SCRATCH, 50, nnx.Rngs(0))
+    assert not caplog.text
+    monkeypatch.setattr("sigma_jax.models.backbone.LARGE", 1)
+    make_backbone(SCRATCH, 50, nnx.Rngs(0))
+    assert "starts from random ones; give a pre-trained model as backbone.hf_folder" in caplog.text

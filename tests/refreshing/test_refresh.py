@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,3 +182,15 @@ def test_the_next_day_starts_from_the_newest_data_and_the_running_recommender(pl
     rows = read_manifest(second.workdir, "data").metrics["refresh"]["rows"]
     assert second.name == "0002" and len(data.item) == len(before.item) + rows
     assert len(training_rows(data)) > len(training_rows(before))
+
+
+def test_a_day_without_new_rows_is_no_failure_of_the_command(place, first, monkeypatch, capsys):
+    (place / "quiet.csv").write_text("user_id,item_id,timestamp,session_id\n")
+    given = {"interactions": str(place / "quiet.csv"), "items": "", "export": "", "start": ""}
+    flags = {"config": config_of(), "workdir": str(place / "run"), "activate": True}
+    vectors = dict.fromkeys(command.VECTORS, "")
+    monkeypatch.setattr(command, "FLAGS", SimpleNamespace(**given, **flags, **vectors))
+    finished = Lineage(place / "run").finished
+    command.main([])
+    assert "quiet.csv has no rows, so the recommender stays as it is." in capsys.readouterr().out
+    assert Lineage(place / "run").finished == finished

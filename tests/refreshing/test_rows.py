@@ -13,7 +13,8 @@ from small_histories import histories_of
 from sigma_jax.configs.data import BASE
 from sigma_jax.data import database
 from sigma_jax.data.config import ColumnsConfig
-from sigma_jax.refreshing.rows import LogSettings, NewItems, is_known, read_rows
+from sigma_jax.data.sources.added import PLAIN, AddedFiles
+from sigma_jax.refreshing.rows import LogSettings, NewItems, NoNewRowsError, is_known, read_rows
 from sigma_jax.runtime.artifacts import Recipe, read_manifest, write_artifact
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import DAY
@@ -36,12 +37,12 @@ def log(data_config, tmp_path_factory):
 def read(prepared, log, tmp_path):
     """The function read(rows, items, late_rows): NewRows of a file with these rows."""
 
-    def read(rows, items=NO_ITEMS, late_rows="error", unknown_items="error", columns=None):
+    def read(rows, items=NO_ITEMS, late_rows="error", unknown_items="error", added=PLAIN):
         path, scratch = tmp_path / "new.jsonl", Path(tempfile.mkdtemp(dir=tmp_path))
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         new = NewItems.of(pa.table(items), prepared.catalogue)
         with database.open_database(scratch, "200MB", 1) as con:
-            policies = late_rows, unknown_items, columns
+            policies = late_rows, unknown_items, added
             return read_rows(con, str(path), new, prepared, log, *policies)
 
     return read
@@ -59,9 +60,9 @@ def known_row(prepared, user=3):
 
 
 def renamed(**changes):
-    """Settings of columns with some names."""
+    """Files whose columns have some other names."""
     fields = BASE["columns"] | changes
-    return to_dataclass(ColumnsConfig, fields, "columns")
+    return AddedFiles(columns=to_dataclass(ColumnsConfig, fields, "columns"))
 
 
 def test_new_rows_may_have_other_names_of_columns(read):
@@ -69,14 +70,14 @@ def test_new_rows_may_have_other_names_of_columns(read):
     expected = read(rows)
     names = {"item_id": "article_id", "timestamp": "when"}
     other = [{names.get(name, name): value for name, value in one.items()} for one in rows]
-    found = read(other, columns=renamed(**names))
+    found = read(other, added=renamed(**names))
     assert found.item.tolist() == expected.item.tolist() == [4, 5]
     assert found.time.tolist() == expected.time.tolist()
     with pytest.raises(ValueError, match=r"column 'item_id' is missing \(found: .*article_id"):
         read(other)
     own = BASE["columns"]["interactions"] | {"item_id": "articleid"}
     with pytest.raises(ValueError, match=r"columns.interactions.item_id names; .*article_id"):
-        read(other, columns=renamed(interactions=own))
+        read(other, added=renamed(interactions=own))
 
 
 def test_new_items_may_have_other_names_of_columns(log, tmp_path):
@@ -113,8 +114,11 @@ def test_users_items_and_sessions_get_the_numbers_that_follow(read, prepared):
 def test_known_rows_are_dropped_and_counted(read, prepared):
     new = read([known_row(prepared), row()])
     assert new.counts["known_rows"] == 1 and new.counts["rows"] == 1
-    with pytest.raises(ValueError, match=r"no row after the known log \(1 rows are known"):
+    with pytest.raises(NoNewRowsError, match=r"no row after the known log \(1 rows are known alr"):
         read([known_row(prepared)])
+    late = known_row(prepared) | {"item_id": "i059"}
+    with pytest.raises(NoNewRowsError, match=r"\(1 rows are known already, 1 come too late\), so"):
+        read([known_row(prepared), late], late_rows="drop")
 
 
 def test_a_row_from_before_the_end_is_refused_by_its_row_or_dropped(read, prepared):

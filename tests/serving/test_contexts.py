@@ -1,11 +1,13 @@
 """Kept contexts: a growing history is answered as if all were computed from the beginning."""
 
 import dataclasses
+import os
+import time
 
 import numpy as np
 import pytest
 
-from sigma_jax.generation.contexts import Context, ContextCache
+from sigma_jax.generation.contexts import Context, ContextCache, ContextFiles
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.serving.bundle import Bundle
 from sigma_jax.serving.engine import CatalogueSnapshot, SnapshotSettings
@@ -109,6 +111,55 @@ def test_memory_is_bounded_and_the_rest_goes_to_disk(plain, exported, items, tmp
     path.write_bytes(b"damaged")
     for request in rows:
         assert_same(plain, small, [request])
+
+
+def some_context(seed=0) -> Context:
+    keys = np.random.default_rng(seed).normal(size=(1, 3, 1, 4)).astype(np.float32)
+    return Context(np.arange(3), np.array([-1, 7, 8]), keys, keys)
+
+
+def test_files_are_bounded_and_found_again(tmp_path):
+    one = ContextFiles(tmp_path, 10**9)
+    one.write("ann", some_context())
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    small = ContextFiles(tmp_path, int(2.5 * size))
+    small.write("bob", some_context(1))
+    assert small.read("ann") is not None  # now bob is the least recently used
+    small.write("cy", some_context(2))
+    assert small.read("bob") is None
+    np.testing.assert_array_equal(small.read("cy").keys, some_context(2).keys)
+    assert len(list(tmp_path.iterdir())) == 2
+    small.delete("cy")
+    small.delete("nobody")
+    assert small.read("cy") is None and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_leaves_a_context_out(tmp_path, monkeypatch):
+    def full(path, **arrays):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    files = ContextFiles(tmp_path, 10**9)
+    monkeypatch.setattr(np, "savez", full)
+    files.write("ann", some_context())
+    assert files.read("ann") is None and not list(tmp_path.iterdir())
+
+
+def test_a_user_is_dropped_from_memory_and_disk(plain, exported, items, tmp_path):
+    one = snapshot_of(exported, kept_bytes=1, spill=tmp_path)  # everything goes to the disk
+    assert_same(plain, one, [row("ann", items[:4])])
+    contexts = one.recommender.contexts
+    assert contexts._get("ann") is not None
+    contexts.drop("ann")
+    assert contexts._get("ann") is None
+
+
+def test_files_of_versions_that_nobody_uses_are_deleted(exported, tmp_path):
+    for name, age in (("old", 10 * 86_400), ("young", 10)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    snapshot_of(exported, kept_bytes=2**24, spill=tmp_path)
+    assert not (tmp_path / "old").exists() and (tmp_path / "young").exists()
 
 
 def test_nothing_is_kept_of_unknown_users(exported, items):

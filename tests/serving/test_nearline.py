@@ -1,5 +1,9 @@
 """The nearline worker: from events to lists, on a SQLite store and a real recommender."""
 
+import dataclasses
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -8,6 +12,8 @@ import pytest
 
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.serving import nearline
+from sigma_jax.serving.bundle import Bundle
+from sigma_jax.serving.catalogue_update import set_active
 from sigma_jax.serving.engine import RecommendationEngine
 from sigma_jax.serving.nearline import HOME, NearlineSettings, NearlineWorker, request_row
 from sigma_jax.serving.stores.base import Event, ItemState, StoreError, open_store
@@ -78,6 +84,55 @@ def test_a_row_holds_profile_history_and_time(engine, items):
     history = [{"item_id": items[0], "timestamp": 100, "session_id": "s"}]
     assert row == {"user_id": "ann", "city": "Oslo", "history": history, "timestamp": NOW + 5}
     assert request_row(engine, "ann", {}, [], NOW)["timestamp"] == NOW
+
+
+def test_kinds_of_events_that_the_training_left_out_are_no_history(engine, items):
+    """An event without a kind counts: many shops send one kind."""
+    events = [Event("ann", items[0], 100, kind) for kind in ("buy", "view", "")]
+    current = dataclasses.replace(engine.current, event_kinds=frozenset(["buy"]))
+    row = request_row(engine.at(current), "ann", {}, events, NOW)
+    assert len(row["history"]) == 2
+    assert len(request_row(engine, "ann", {}, events, NOW)["history"]) == 3
+
+
+def test_a_user_whose_row_fails_keeps_no_other_waiting(engine, shop, items, monkeypatch):
+    answer_each = engine.answer_each.__func__
+
+    def failing(self, rows, *arguments):
+        if any(row["user_id"] == "bad" for row in rows):
+            raise RuntimeError("out of memory")
+        return answer_each(self, rows, *arguments)
+
+    monkeypatch.setattr(RecommendationEngine, "answer_each", failing)
+    worker = worker_of(engine, shop, lease=0.1)
+    for user in ("ann", "bad", "bob"):
+        shop.add_events(bought(user, items[:2]))
+    assert worker.run_once() == 3
+    assert [shop.list_of(user, HOME) is not None for user in ("ann", "bad", "bob")] == [
+        True,
+        False,
+        True,
+    ]
+    assert worker.totals.failed == 1 and shop.queue().size == 1
+    for tries in (2, 3):
+        time.sleep(0.11)  # until the lease ends
+        assert worker.run_once() == 1 and worker.totals.failed == tries
+    assert shop.queue().size == 0
+
+
+def test_a_user_who_is_deleted_meanwhile_gets_no_list(engine, shop, items):
+    worker = worker_of(engine, shop)
+    compute = worker._lists_of
+
+    def deleting(newest):
+        found = compute(newest)
+        shop.delete_user("ann")
+        return found
+
+    worker._lists_of = deleting
+    shop.add_events(bought("ann", items[:2]) + bought("bob", items[:2]))
+    assert worker.run_once() == 2
+    assert shop.list_of("ann", HOME) is None and shop.list_of("bob", HOME) is not None
 
 
 def test_new_events_change_the_list(engine, shop, items):
@@ -222,3 +277,38 @@ def test_a_deleted_user_gets_no_list(engine, shop, items):
     object.__setattr__(shop, "take", deleting)
     worker.run_once()
     assert shop.list_of("ann", HOME) is None and shop.list_of("bob", HOME) is not None
+
+
+def test_a_new_version_of_the_catalogue_renews_lists_if_it_should(export_copy, shop, items):
+    engine = RecommendationEngine(export_copy)
+    worker, slow = worker_of(engine, shop), worker_of(engine, shop, renews_versions=False)
+    shop.add_events(bought("ann", items[:2]))
+    worker.run_once()
+    for one in (worker, slow):
+        while one.renew():
+            pass
+    bundle = Bundle.open(export_copy)
+    bundle.add_version(set_active(engine.current.version, items[:1], False), "one out")
+    bundle.activate("0002")
+    assert worker.follow()
+    while slow.renew():
+        pass
+    assert shop.list_of("ann", HOME).version == "0001" and slow.totals.renewed == 0
+    while worker.renew():
+        pass
+    assert shop.list_of("ann", HOME).version == "0002" and worker.totals.renewed == 1
+
+
+def test_a_worker_gives_a_sign_of_life_that_a_probe_reads(engine, shop, tmp_path):
+    path, stop = tmp_path / "heartbeat", threading.Event()
+    command = [sys.executable, "-m", "sigma_jax.serving.heartbeat", str(path), "60"]
+    assert subprocess.run(command).returncode == 1
+    thread = threading.Thread(target=worker_of(engine, shop).run, args=(stop, path))
+    thread.start()
+    while not path.exists():
+        time.sleep(0.02)
+    assert subprocess.run(command).returncode == 0
+    stop.set()
+    thread.join(10)
+    os.utime(path, (time.time() - 100,) * 2)
+    assert subprocess.run(command).returncode == 1

@@ -12,6 +12,7 @@ from sigma_jax.data import database, readers
 from sigma_jax.data.mapping import opening, reshape, values
 from sigma_jax.data.mapping.spec import ENCODINGS, NO_TIME, Join, Section
 from sigma_jax.data.mapping.values import NUMBER, ORDER, PART_ROWS, find_column, text_of
+from sigma_jax.runtime.config import did_you_mean
 
 IDS = {"items": "item_id", "users": "user_id"}  # columns that `distinct` looks at
 CATEGORIES = ("category", "categories", "category_path")
@@ -56,8 +57,8 @@ def _shaped(place: Place, section: Section) -> ir.Table:
     table = _opened(place, section)
     if section.pivot:
         table = reshape.pivot(place.con, section, table, _properties(section))
-    if section.explode:
-        table = reshape.explode(section, table)
+    for name in section.explode:
+        table = reshape.explode(section, table, name)
     if section.elapsed:
         table = reshape.elapsed(place.con, section, place.paths[section.place], table)
     for join in section.joins:
@@ -142,8 +143,7 @@ def _referenced(section: Section) -> tuple[str, ...]:
     """The columns that a section names of its files; of its joins too, as it cannot tell them."""
     names = [name for theirs in section.columns.values() for name in theirs]
     names += [*section.keep, *(name for join in section.joins for name in join.by)]
-    if section.explode:
-        names.append(section.explode)
+    names += section.explode
     if section.elapsed:
         names += [section.elapsed.user, section.elapsed.order, section.elapsed.gap]
     return tuple(dict.fromkeys(names))
@@ -169,6 +169,12 @@ def _columns(place: Place, section: Section, table: ir.Table) -> dict[str, ir.Va
             texts = [text_of(part).strip().nullif("") for part in parts]
             parts = [ibis.literal(between).join(texts).nullif("")]
         columns[ours] = parts[0]
+    for ours in section.decimal_comma:
+        if ours not in columns:
+            raise ValueError(
+                f"{section.place}.decimal_comma names {ours!r}; {did_you_mean(ours, columns)}"
+            )
+        columns[ours] = values.with_point(text_of(columns[ours]))
     return columns
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sigma_jax.data.mapping.look import look_at_folder
+from sigma_jax.data.mapping.look import FileLook, look_at_folder
 from sigma_jax.data.mapping.propose import propose
 from sigma_jax.data.mapping.render import render
-from sigma_jax.data.mapping.spec import FILE, read_mapping
+from sigma_jax.data.mapping.spec import FILE, FILL_IN, NO_TIME, read_mapping
 
 COMMAND = "python -m sigma_jax.prepare --inspect"
 
@@ -35,16 +35,16 @@ def inspect_folder(folder: Path, overwrite: bool) -> str:
     proposals = propose(looks)
     used = {name for proposal in proposals.values() for name in _file_names(proposal.section)}
     left_out = left_out + [
-        f"{name}: {', '.join(look.columns)}"
+        f"{look.names[0]}{_and_more(look)}: {', '.join(look.columns)}"
         for look in looks
-        for name in look.names
-        if name not in used
+        if not set(look.names) & used and str(look.file) not in used
     ]
     text = render(proposals, sorted(left_out), COMMAND)
-    read_mapping(path, text)  # what is proposed can be read
+    read_mapping(path, text.replace(FILL_IN, NO_TIME))  # what is proposed can be read
     path.write_text(text, encoding="utf-8")
+    steps = f"Replace {FILL_IN} in it, check it" if FILL_IN in text else "Check it"
     return (
-        f"{text}\nThis is {path} now. Check it, then run:\n"
+        f"{text}\nThis is {path} now. {steps}, then run:\n"
         f"python -m sigma_jax.prepare --config=configs/sft.py:files --config.data.path={folder} "
         "--workdir=runs/mine\n"
     )
@@ -54,3 +54,7 @@ def _file_names(section: dict) -> list[str]:
     """The files of a section and of its joins."""
     names = section["file"] if isinstance(section["file"], list) else [section["file"]]
     return [*names, *(name for part in section.get("join", []) for name in _file_names(part))]
+
+
+def _and_more(look: FileLook) -> str:
+    return f" and {len(look.names) - 1} more" if len(look.names) > 1 else ""

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from sigma_jax.data.mapping import opening
+from sigma_jax.data.mapping.roles import ITEM, SESSION, USER, is_id_of
 from sigma_jax.data.times import unix_time
 
 MAX_ROWS = 5_000  # of a file that are looked at
+MAX_PARTS = 8  # of a folder that are looked at, if all are of one shape
+MAX_DEPTH = 3  # of folders
+_MAX_PIECES = 64  # of PEEK_BYTES of a text, in which its encoding is looked for
 _MAX_WHOLE = 64 << 20  # bytes of a JSON file that is one array
 _NOT_TABLES = (".npy", ".yaml", ".yml", ".md", ".pdf", ".html", ".png", ".jpg")
 _PACKED = (".zip", ".tar", ".tgz", ".7z", ".rar")
+_NOT_CP1252 = frozenset(b"\x81\x8d\x8f\x90\x9d")
 LIST = " | "  # between the elements of a list
 
 
@@ -28,40 +34,62 @@ class FileLook:
 
     Worked example: the row {"user": 7, "events": [{"item": 3}, {"item": 5}], "at": {"city": "x"}}
     has columns user ["7"] and at.city ["x"], and nested events: {events.item: ["3", "5"]}.
+
+    A file that is one object around a list, {"products": [{"id": 1}, {"id": 2}]}, has wrapper
+    "products" and the column products.id ["1", "2"].
     """
 
-    names: tuple[str, ...]  # of the files
+    folder: Path
+    names: tuple[str, ...]  # of the files, in `folder`
     size: int  # bytes of all files
     kind: str  # one of opening.KINDS
     delimiter: str  # of text
     encoding: str  # of text
     has_header: bool
+    wrapper: str  # "": rows are those of the file
     columns: dict[str, list[str]]
     nested: dict[str, dict[str, list[str]]]  # column of lists of objects -> columns inside
 
+    def plain_name(self, column: str) -> str:
+        """The name of a column without the wrapper around it."""
+        return column.removeprefix(f"{self.wrapper}.") if self.wrapper else column
+
+    @property
+    def file(self) -> str | list[str]:
+        """The key `file` of a section: a name, a list, or a glob for a whole folder."""
+        if len(self.names) == 1:
+            return self.names[0]
+        paths = [Path(name) for name in self.names]
+        depth, suffix = len(paths[0].parts), "".join(paths[0].suffixes)
+        pattern = "/".join((paths[0].parts[0], *"*" * (depth - 2), f"*{suffix}"))
+        if depth > 1 and {str(p.relative_to(self.folder)) for p in self.folder.glob(pattern)} == {
+            *self.names
+        }:
+            return pattern
+        return list(self.names)
+
 
 def look_at_folder(folder: Path) -> tuple[list[FileLook], list[str]]:
-    """The files in `folder`, those of one shape together, and why others are left out."""
+    """The files in and below `folder`, those of one shape together, and why others are left out."""
     looks: list[FileLook] = []
     left_out = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+    parts: dict[tuple[Path, str], list[int]] = {}  # of a folder below: places in `looks`
+    for path in _files(folder, folder, left_out):
+        name = str(path.relative_to(folder))
+        if reason := _reason(path):
+            left_out.append(f"{name}: {reason}")
             continue
-        if path.is_dir():
-            left_out.append(f"{path.name}: a folder; inspect it by itself")
-            continue
-        if path.suffix in _PACKED:
-            left_out.append(f"{path.name}: unpack it first")
-            continue
-        if path.suffix in _NOT_TABLES or path.name.lower().startswith(("readme", "license")):
-            left_out.append(f"{path.name}: no table by its name")
+        seen = parts.setdefault((path.parent, path.suffix), [])
+        if path.parent != folder and len(seen) >= MAX_PARTS and len(set(seen)) == 1:
+            looks[seen[0]] = _with_part(looks[seen[0]], name, path.stat().st_size)
             continue
         try:
-            found = look_at_file(path)
+            found = dataclasses.replace(look_at_file(path), folder=folder, names=(name,))
         except (ValueError, OSError) as error:
-            left_out.append(f"{path.name}: {str(error).splitlines()[0]}")
+            left_out.append(f"{name}: {str(error).splitlines()[0]}")
             continue
         like = next((k for k, look in enumerate(looks) if _is_alike(look, found)), None)
+        seen.append(len(looks) if like is None else like)
         if like is None:
             looks.append(found)
         else:
@@ -69,8 +97,41 @@ def look_at_folder(folder: Path) -> tuple[list[FileLook], list[str]]:
     return looks, left_out
 
 
+def _files(folder: Path, top: Path, left_out: list[str]) -> list[Path]:
+    """The files of `folder` and of those in it, without hidden ones."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or (folder != top and path.name.startswith("_")):
+            continue
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = []
+        if len(path.relative_to(top).parts) <= MAX_DEPTH and not path.name.startswith("_"):
+            inside = _files(path, top, left_out)
+        if not inside:
+            left_out.append(f"{path.relative_to(top)}: a folder without tables")
+        found += inside
+    return found
+
+
+def _reason(path: Path) -> str:
+    """The reason to leave a file out by its name; "" if there is none."""
+    if path.suffix in _PACKED:
+        return "unpack it first"
+    if path.suffix in _NOT_TABLES or path.name.lower().startswith(("readme", "license")):
+        return "no table by its name"
+    return ""
+
+
+def _with_part(look: FileLook, name: str, size: int) -> FileLook:
+    return dataclasses.replace(look, names=(*look.names, name), size=look.size + size)
+
+
 def _is_alike(one: FileLook, other: FileLook) -> bool:
     if one.kind != other.kind or set(one.columns) != set(other.columns):
+        return False
+    if one.encoding != other.encoding or one.wrapper != other.wrapper:
         return False
     if not (one.has_header and other.has_header):
         names = [name.rstrip("0123456789._-") for name in (one.names[0], other.names[0])]
@@ -90,33 +151,58 @@ def look_at_file(path: Path) -> FileLook:
     size, name = path.stat().st_size, str(path)
     encoding = _encoding(name)
     kind = opening.find_kind(name, encoding)
+    file = (path.parent, (path.name,), size, kind)
     if kind == "text":
         delimiter, has_header, columns = _look_at_text(name, encoding)
-        return FileLook((path.name,), size, kind, delimiter, encoding, has_header, columns, {})
+        return FileLook(*file, delimiter, encoding, has_header, "", columns, {})
     if kind == "parquet":
         batch = next(pq.ParquetFile(path).iter_batches(batch_size=MAX_ROWS), None)
         rows = batch.to_pylist() if batch is not None else []
     else:
         rows = _objects(path, kind, encoding)
-    columns, nested = _flatten(rows)
-    return FileLook((path.name,), size, kind, "", encoding, True, columns, nested)
+    wrapper = _wrapper(rows) if kind == "json" else ""
+    if wrapper:
+        rows = [row for row in dict(_fields(rows[0]))[wrapper][:MAX_ROWS] if isinstance(row, dict)]
+    columns, nested = _flatten(rows, f"{wrapper}." if wrapper else "")
+    return FileLook(*file, "", encoding, True, wrapper, columns, nested)
+
+
+def _wrapper(rows: Sequence[dict]) -> str:
+    """The list that a file of one object is about; "" if the object is a row itself."""
+    if len(rows) != 1:
+        return ""
+    fields = dict(_fields(rows[0]))
+    lists = {
+        name: len(value)
+        for name, value in fields.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    }
+    is_row = any(is_id_of(name, USER | ITEM | SESSION) for name in fields if name not in lists)
+    return "" if is_row or not lists else max(lists, key=lists.__getitem__)
 
 
 def _encoding(path: str) -> str:
+    """The encoding of a text by its first bytes; utf-8 of a file that is no text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    is_utf8, seen = True, set[int]()
     with opening.open_bytes(path) as file:
-        start = file.read(opening.PEEK_BYTES)
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "utf-16"
-    if start[:4] == b"PAR1":
+        for number in range(_MAX_PIECES):
+            piece = file.read(opening.PEEK_BYTES)
+            if not number and piece[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                return "utf-16"
+            if not piece or (not number and piece[:4] == b"PAR1"):
+                break
+            if is_utf8:
+                try:
+                    decoder.decode(piece)
+                    continue
+                except UnicodeDecodeError:
+                    is_utf8 = False
+            seen |= set(piece)
+    if is_utf8:
         return "utf-8"
-    # A look may end inside a character, which is at most four bytes.
-    for end in range(len(start), max(len(start) - 4, -1), -1):
-        try:
-            start[:end].decode("utf-8")
-            return "utf-8"
-        except UnicodeDecodeError:
-            continue
-    return "latin-1"
+    has_controls = bool(opening.CONTROLS.search(bytes(seen)))
+    return "cp1252" if has_controls and not seen & _NOT_CP1252 else "latin-1"
 
 
 def _look_at_text(path: str, encoding: str) -> tuple[str, bool, dict[str, list[str]]]:
@@ -169,9 +255,25 @@ def _is_time(text: str) -> bool:
         return False
 
 
+def all_values(look: FileLook, column: str) -> Iterator[str]:
+    """The values of a column of delimited text with a header, in all rows of all files."""
+    if look.kind != "text" or not look.has_header:
+        return
+    place = list(look.columns).index(column)
+    quote = opening.quote_of(look.delimiter)
+    for name in look.names:
+        with opening.open_bytes(str(look.folder / name)) as file:
+            lines = (line.decode(look.encoding, "replace").rstrip("\r\n") for line in file)
+            next(lines, None)
+            for line in lines:
+                if len(fields := opening.split_line(line, look.delimiter, quote)) > place:
+                    yield fields[place].strip()
+
+
 def _objects(path: Path, kind: str, encoding: str) -> list[dict]:
     """The first objects of a file of JSON or of Python literals."""
-    if kind == "json" and path.stat().st_size < _MAX_WHOLE:
+    is_short = kind == "json" and path.stat().st_size < _MAX_WHOLE
+    if is_short:
         with opening.open_bytes(str(path)) as file:
             start = file.read(1)
             if start == b"[":
@@ -183,6 +285,8 @@ def _objects(path: Path, kind: str, encoding: str) -> list[dict]:
         try:
             row = parse(line)
         except (ValueError, SyntaxError) as error:
+            if is_short and number == 1 and (whole := _one_object(path)):
+                return [whole]
             raise ValueError(f"line {number} is not one object") from error
         if isinstance(row, dict):
             rows.append(row)
@@ -191,16 +295,29 @@ def _objects(path: Path, kind: str, encoding: str) -> list[dict]:
     return rows
 
 
-def _flatten(rows: Sequence[dict]) -> tuple[dict[str, list[str]], dict[str, dict[str, list[str]]]]:
-    """Columns, and columns inside lists of objects, as of FileLook."""
+def _one_object(path: Path) -> dict | None:
+    """The object that a file of JSON is, on many lines; None if it is none."""
+    with opening.open_bytes(str(path)) as file:
+        try:
+            found = json.loads(file.read())
+        except ValueError:
+            return None
+    return found if isinstance(found, dict) else None
+
+
+def _flatten(
+    rows: Sequence[dict], start: str
+) -> tuple[dict[str, list[str]], dict[str, dict[str, list[str]]]]:
+    """Columns, and columns inside lists of objects, as of FileLook; names begin with `start`."""
     columns: dict[str, list[str]] = {}
     nested: dict[str, dict[str, list[str]]] = {}
     for number, row in enumerate(rows):
-        for name, value in _fields(row):
+        for field, value in _fields(row):
+            name = start + field
             if isinstance(value, list) and value and isinstance(value[0], dict):
                 inside = nested.setdefault(name, {})
-                for element in value:
-                    for field, inner in element.items():
+                for element in filter(lambda part: isinstance(part, dict), value):
+                    for field, inner in _fields(element):
                         inside.setdefault(f"{name}.{field}", []).append(_text(inner))
                 continue
             values = columns.setdefault(name, [])
@@ -213,14 +330,14 @@ def _flatten(rows: Sequence[dict]) -> tuple[dict[str, list[str]], dict[str, dict
     return columns, nested
 
 
-def _fields(row: dict) -> list[tuple[str, Any]]:
+def _fields(row: dict, start: str = "", depth: int = MAX_DEPTH) -> list[tuple[str, Any]]:
     """The fields of an object; those of an object inside it by dotted names."""
     found: list[tuple[str, Any]] = []
     for name, value in row.items():
-        if isinstance(value, dict):
-            found += [(f"{name}.{field}", inner) for field, inner in value.items()]
+        if isinstance(value, dict) and depth > 1:
+            found += _fields(value, f"{start}{name}.", depth - 1)
         else:
-            found.append((str(name), value))
+            found.append((f"{start}{name}", value))
     return found
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from sigma_jax.data import database
 
+CONTROLS = re.compile(rb"[\x80-\x9f]")  # in latin-1; letters and marks in cp1252
 PEEK_BYTES = 1 << 20  # of the start of a file, which tells its kind
 KINDS = ("text", "json", "python", "parquet")
 _DELIMITERS = ("\t", "::", ";", "|", ",")
@@ -54,11 +55,47 @@ def first_lines(path: str, encoding: str) -> list[str]:
     try:
         text = start.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not text in {encoding} (byte {error.start}); set encoding in the mapping, "
-            "such as latin-1."
-        ) from error
+        line = start.count(b"\n", 0, error.start) + 1
+        raise ValueError(_not_text(path, encoding, line)) from error
     return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+
+
+def _not_text(path: str, encoding: str, line: int) -> str:
+    other = "cp1252" if encoding != "cp1252" else "latin-1"
+    return (
+        f"{path}: line {line} is not text in {encoding}; set encoding in the mapping, such as "
+        f"{other}, or save the file as UTF-8."
+    )
+
+
+def line_of_wrong_bytes(path: str, encoding: str) -> int | None:
+    """The first line that is not text in `encoding`; None if there is none, or in UTF-16.
+
+    Bytes 0x80 to 0x9f are control characters in latin-1, which no text has.
+    """
+    if encoding == "utf-16":
+        return None
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, 1):
+            if encoding == "latin-1" and CONTROLS.search(line):
+                return number
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError:
+                return number
+    return None
+
+
+def _as_utf8(con: ibis.BaseBackend, path: str, encoding: str) -> str:
+    """Path of a copy of `path` in UTF-8. ValueError names a line that is not in `encoding`."""
+    target = database.scratch_file(con, "csv")
+    with open_bytes(path) as file, open(target, "wb") as copy:
+        for number, line in enumerate(file, 1):
+            try:
+                copy.write(line.decode(encoding).encode())
+            except UnicodeDecodeError as error:
+                raise ValueError(_not_text(path, encoding, number)) from error
+    return str(target)
 
 
 def find_kind(path: str, encoding: str = "utf-8") -> str:
@@ -156,15 +193,18 @@ def open_text(
             raise ValueError(
                 f"{path}: the column {name!r} occurs twice; name each column once in header."
             )
+    source, read_as = path, encoding
+    if encoding == "cp1252":  # DuckDB cannot read it
+        source, read_as = _as_utf8(con, path, encoding), "utf-8"
     try:
         table = con.read_csv(
-            path,
+            source,
             columns=dict.fromkeys(names, "VARCHAR"),
             header=not header,
             delim=delimiter,
             quote=quote,
             escape=quote,
-            encoding=encoding,
+            encoding=read_as,
             auto_detect=False,
             null_padding=False,
         )
@@ -172,6 +212,8 @@ def open_text(
         con.to_pyarrow(table.agg(**{name: table[name].count() for name in names}))
         return table
     except duckdb.Error as error:
+        if re.search("encod|unicode", str(error)) and (line := line_of_wrong_bytes(path, encoding)):
+            raise ValueError(_not_text(path, encoding, line)) from error
         raise ValueError(f"{path}: {_text_error(error)}; {_REMEDY}.") from error
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from sigma_jax.data.mapping import roles
-from sigma_jax.data.mapping.look import LIST, FileLook, is_number
+from sigma_jax.data.mapping.log import Log, files_with_key, find_log, is_named, is_same, users_file
+from sigma_jax.data.mapping.look import LIST, FileLook, all_values, is_number
 from sigma_jax.data.mapping.roles import is_id_of, is_unique
-from sigma_jax.data.mapping.spec import ANY, NO_TIME
+from sigma_jax.data.mapping.spec import ANY
+from sigma_jax.data.mapping.when import When, decided, find_time, has_decimal_comma, to_number
 
 MAX_PROPERTIES = 8  # of a long table that a proposal takes
 _LONG_TEXT = 200  # characters; a column of longer values is no profile
 _TITLES = ("title", "name")
+_SORTABLE = ("", "seconds", "milliseconds", "microseconds", "nanoseconds")  # without a key `time`
+# Words of columns that describe an item, where only the log tells the items.
+_DESCRIBING = frozenset(
+    "title description desc brand vendor manufacturer colour color genre".split()
+)
+_STEADY = 0.9  # share of the items whose rows agree on a column that describes them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,25 +33,8 @@ class Proposal:
     section: dict[str, Any]  # as in a mapping file
     samples: dict[str, list[str]]  # our name of a column -> some of its values
     unused: list[str]  # columns of the file that the section leaves out
-
-
-@dataclasses.dataclass(frozen=True)
-class _Log:
-    """A file that may be the log, with the columns that were found in it."""
-
-    look: FileLook
-    explode: str
-    columns: dict[str, list[str]]  # with those inside the exploded lists
-    user: str
-    item: str
-    when: str
-    unit: str  # of `when`
-
-    @property
-    def score(self) -> tuple[int, int]:
-        """The best log has the most roles, then the most bytes."""
-        found = 3 * bool(self.item) + 2 * bool(self.user) + 2 * bool(self.when)
-        return found, self.look.size
+    # Key of the section -> lines about it for a person; of an open question, what to write there.
+    comments: dict[str, list[str]]
 
 
 def propose(looks: Sequence[FileLook]) -> dict[str, Proposal]:
@@ -53,15 +43,7 @@ def propose(looks: Sequence[FileLook]) -> dict[str, Proposal]:
     Raises:
       ValueError: no file looks like a log of users and items.
     """
-    logs = [log for look in looks for log in _logs(look, looks) if log.item]
-    complete = [log for log in logs if log.user or _users_file(log, looks)]
-    if not complete:
-        raise ValueError(
-            "no file has a column of users and one of items that could be found by name "
-            f"(looked at {', '.join(name for look in looks for name in look.names)}); write "
-            "mapping.yaml by hand: docs/own_data.md has its keys."
-        )
-    log = max(complete, key=lambda log: log.score)
+    log = find_log(looks)
     others = [look for look in looks if look is not log.look]
     items = _entity(others, log.item, roles.ITEM)
     if items is None:
@@ -72,71 +54,10 @@ def propose(looks: Sequence[FileLook]) -> dict[str, Proposal]:
     proposals = {"items": proposed_items, "interactions": _interactions(log, looks)}
     others = [look for look in others if not any(map(roles.is_gap, look.columns))]
     users = _entity(others, log.user, roles.USER)
-    if users is not None:
+    is_person = users is not None and (not log.is_by_session or is_same(users[1], log.user))
+    if users is not None and is_person and is_unique(users[0].columns[users[1]]):
         proposals["users"] = _users(*users)
     return proposals
-
-
-def _logs(look: FileLook, looks: Sequence[FileLook]) -> list[_Log]:
-    """The ways in which a file may be a log: as it stands, and by each list of objects in it."""
-    found = [_log(look, "", look.columns, looks)]
-    for name, inside in look.nested.items():
-        found.append(_log(look, name, look.columns | inside, looks))
-    return found
-
-
-def _log(
-    look: FileLook, explode: str, columns: dict[str, list[str]], looks: Sequence[FileLook]
-) -> _Log:
-    when, unit = _find_time(columns, look.has_header, explode)
-    if not look.has_header:
-        # Without names the order tells: users stand before items, and ids are never empty.
-        ids = [name for name, values in columns.items() if name != when and "" not in values]
-        is_log = len(ids) > 1 and not is_unique(columns[ids[0]])
-        user, item = (ids[0], ids[1]) if is_log else ("", "")
-        return _Log(look, explode, columns, user, item, when, unit)
-    users = [name for name in columns if is_id_of(name, roles.USER)]
-    sessions = [name for name in columns if is_id_of(name, roles.SESSION)]
-    items = [name for name in columns if is_id_of(name, roles.ITEM) and name not in users]
-    if explode:
-        items = [name for name in items if name.startswith(f"{explode}.")]
-    shared = [name for name in items if _files_with_key(name, looks, look)]
-    user = next(iter(users), sessions[0] if sessions and when else "")
-    return _Log(look, explode, columns, user, next(iter(shared or items), ""), when, unit)
-
-
-def _find_time(columns: dict[str, list[str]], has_header: bool, explode: str) -> tuple[str, str]:
-    """The column of times and how they are written; ("", "") if there is none."""
-    for name in sorted(columns, key=lambda name: not (explode and name.startswith(f"{explode}."))):
-        unit = roles.time_of(name, columns[name], has_header)
-        if unit is not None:
-            return name, unit
-    return "", ""
-
-
-def _is_same(one: str, other: str) -> bool:
-    return roles.words(one) == roles.words(other)
-
-
-def _files_with_key(name: str, looks: Sequence[FileLook], besides: FileLook) -> list[FileLook]:
-    """The other files in which a column of this name is unique."""
-    return [
-        look
-        for look in looks
-        if look is not besides
-        and look.has_header
-        and any(_is_same(name, own) and is_unique(values) for own, values in look.columns.items())
-    ]
-
-
-def _users_file(log: _Log, looks: Sequence[FileLook]) -> tuple[FileLook, str, str] | None:
-    """The file that tells the users of a log, their column, and the column that both have."""
-    for name in log.columns if log.look.has_header else ():
-        for look in _files_with_key(name, looks, log.look):
-            for user in look.columns:
-                if is_id_of(user, roles.USER) and name in look.columns and user != name:
-                    return look, user, name
-    return None
 
 
 def _entity(
@@ -151,8 +72,9 @@ def _entity(
         is_usable = is_unique(look.columns[own]) or bool(_long_columns(look))
         score = (
             is_usable,
-            _is_same(own, key),
+            is_same(own, key),
             any(_is_title(name) for name in look.columns),
+            is_named(look, kind),
             len(look.columns),
         )
         if score > best:
@@ -162,15 +84,14 @@ def _entity(
 
 def _key(look: FileLook, key: str, kind: frozenset[str]) -> str | None:
     """The column of ids in a file of items or users; None if it is no such file."""
-    stems = {word.removesuffix("s") for word in re.findall("[a-z]+", look.names[0].lower())}
-    is_named = any(stem.startswith(word) for stem in stems for word in kind if len(word) > 3)
+    has_name = is_named(look, kind)
     if not look.has_header:
         first = next(iter(look.columns), None)
-        return first if first and is_named and is_unique(look.columns[first]) else None
-    found = [name for name in look.columns if _is_same(name, key) and key]
+        return first if first and has_name and is_unique(look.columns[first]) else None
+    found = [name for name in look.columns if is_same(name, key) and key]
     found += [name for name in look.columns if is_id_of(name, kind)]
-    if is_named:
-        found += [name for name in look.columns if name.lower() == "id"]
+    if has_name:
+        found += [name for name in look.columns if look.plain_name(name).lower() == "id"]
     return min(found, key=lambda name: not is_unique(look.columns[name]), default=None)
 
 
@@ -185,8 +106,10 @@ def _long_columns(look: FileLook) -> dict[str, str] | None:
     values = [name for name in look.columns if roles.words(name) == ["value"]]
     if not names or not values:
         return None
-    when, _ = _find_time(look.columns, True, "")
-    return {"name": names[0], "value": values[0]} | ({"latest": when} if when else {})
+    when = find_time(look.columns, True)
+    has_times = when.ways and when.ways[0] in _SORTABLE
+    latest = {"latest": when.column} if has_times else {}
+    return {"name": names[0], "value": values[0], **latest}
 
 
 def _opening(look: FileLook, names: dict[str, str] | None = None) -> dict[str, Any]:
@@ -195,7 +118,7 @@ def _opening(look: FileLook, names: dict[str, str] | None = None) -> dict[str, A
     Args:
       names: column -> name, of a file without a header.
     """
-    keys: dict[str, Any] = {"file": look.names[0] if len(look.names) == 1 else list(look.names)}
+    keys: dict[str, Any] = {"file": look.file}
     if look.kind == "text" and look.delimiter != ",":
         keys["delimiter"] = look.delimiter
     if look.encoding != "utf-8":
@@ -205,12 +128,46 @@ def _opening(look: FileLook, names: dict[str, str] | None = None) -> dict[str, A
     return keys
 
 
+def _exploded(explode: tuple[str, ...]) -> dict[str, Any]:
+    """The key `explode` of a section: the lists around its rows."""
+    if not explode:
+        return {}
+    return {"explode": explode[0] if len(explode) == 1 else list(explode)}
+
+
+def _kept(names: Sequence[str], columns: dict[str, list[str]]) -> tuple[dict[str, Any], list[str]]:
+    """The key `keep` for ids that are empty in some rows, and a line about each for a person."""
+    counts = {name: columns[name].count("") for name in names if "" in columns.get(name, ())}
+    if not counts:
+        return {}, []
+    lines = [
+        f"{count} of the first {len(columns[name])} rows have no {name}: rows without it are left "
+        "out"
+        for name, count in counts.items()
+    ]
+    return {"keep": dict.fromkeys(counts, ANY)}, lines
+
+
+def _with_decimal_commas(
+    taken: dict[str, str | list[str]], columns: dict[str, list[str]]
+) -> dict[str, Any]:
+    """The key `decimal_comma` for columns of numbers such as 3,50."""
+    found = []
+    for ours, theirs in taken.items():
+        given = list(filter(None, columns[theirs])) if isinstance(theirs, str) else []
+        is_number = all(to_number(value) is not None for value in given)
+        if is_number and any(map(has_decimal_comma, given)) and ours != "timestamp":
+            found.append(ours)
+    return {"decimal_comma": found} if found else {}
+
+
 def _proposal(
     look: FileLook,
     columns: dict[str, list[str]],
     taken: dict[str, str | list[str]],
     before: dict[str, Any],
     after: dict[str, Any],
+    comments: dict[str, list[str]] | None = None,
 ) -> Proposal:
     """The proposal of a section.
 
@@ -220,22 +177,24 @@ def _proposal(
       taken: our name -> column or columns.
       before: keys that stand before columns.
       after: keys that stand after them.
+      comments: as in Proposal.
     """
     samples = {}
     for ours, theirs in taken.items():
         values = columns[theirs if isinstance(theirs, str) else theirs[0]]
         samples[ours] = list(dict.fromkeys(value for value in values if value))[:3]
     used = {name for part in taken.values() for name in ([part] if isinstance(part, str) else part)}
+    explode = before.get("explode", [])
+    used |= set(explode if isinstance(explode, list) else [explode])
     unused = [name for name in (*look.columns, *look.nested) if name not in used]
-    unused = [name for name in unused if name not in (before.get("explode"),)]
+    after = after | _with_decimal_commas(taken, columns)
+    names: dict[str, str] = {}
     if not look.has_header:  # our names go into the header; a column with two has the first
-        ours_of: dict[str, str] = {}
         for ours, theirs in taken.items():
-            ours_of.setdefault(str(theirs), ours)
-        taken = {ours: ours_of[str(theirs)] for ours, theirs in taken.items()}
-        section = _opening(look, ours_of) | before | {"columns": taken} | after
-        return Proposal(look, section, samples, unused)
-    return Proposal(look, _opening(look) | before | {"columns": taken} | after, samples, unused)
+            names.setdefault(str(theirs), ours)
+        taken = {ours: names[str(theirs)] for ours, theirs in taken.items()}
+    section = _opening(look, names) | before | {"columns": taken} | after
+    return Proposal(look, section, samples, unused, comments or {})
 
 
 def _text_columns(look: FileLook, key: str) -> dict[str, str]:
@@ -245,11 +204,13 @@ def _text_columns(look: FileLook, key: str) -> dict[str, str]:
         name
         for name, values in look.columns.items()
         if name != key
-        and "." not in name
+        and "." not in look.plain_name(name)
         and any(values)
         and not any(value.startswith(("http://", "https://")) for value in values)
     ]
-    titles = sorted(filter(_is_title, usable), key=lambda name: name.lower() not in _TITLES)
+    titles = sorted(
+        filter(_is_title, usable), key=lambda name: look.plain_name(name).lower() not in _TITLES
+    )
     if not look.has_header:
         texts = [name for name in usable if not any(map(is_number, look.columns[name]))]
         titles = texts[:1]
@@ -257,7 +218,7 @@ def _text_columns(look: FileLook, key: str) -> dict[str, str]:
         taken["title"] = titles[0]
     for name in usable:
         if name not in titles[:1]:
-            taken[name] = name
+            taken[look.plain_name(name)] = name
     return taken
 
 
@@ -271,7 +232,7 @@ def _with_category(
         names = [name for name in groups if _is_shared(columns[name])][:1]
     if not names:
         return taken
-    exact = [name for name in names if name.lower() in ("categories", "category")]
+    exact = [name for name in names if roles.words(name) in (["categories"], ["category"])]
     names = exact[:1] or sorted(names, key=lambda name: (len(set(columns[name])), name))
     rest = {ours: theirs for ours, theirs in taken.items() if theirs not in names}
     path = names[0] if len(names) == 1 else names
@@ -307,7 +268,7 @@ def _items(look: FileLook, key: str, others: Sequence[FileLook]) -> Proposal:
     for name in look.columns:
         if name == key or not (look.has_header and roles.is_id(name)):
             continue
-        for other in _files_with_key(name, others, look):
+        for other in files_with_key(name, others, look):
             if name not in other.columns or set(other.columns) & set(columns) != {name}:
                 continue
             joins.append({**_opening(other), "by": name})
@@ -315,12 +276,13 @@ def _items(look: FileLook, key: str, others: Sequence[FileLook]) -> Proposal:
             taken |= {added: added for added in other.columns if added != name}
             taken.pop(name, None)  # the number of what is joined now
             break
-    before: dict[str, Any] = {"join": joins} if joins else {}
-    if "" in look.columns[key]:
-        before["keep"] = {key: ANY}
+    before = _exploded((look.wrapper,) if look.wrapper else ())
+    before |= {"join": joins} if joins else {}
+    kept, lines = _kept([key], look.columns)
     given = [value for value in look.columns[key] if value]
     after = {} if len(set(given)) == len(given) else {"distinct": True}
-    return _proposal(look, columns, _with_category(taken, columns), before, after)
+    taken = _with_category(taken, columns)
+    return _proposal(look, columns, taken, before | kept, after, {"keep": lines})
 
 
 def _items_of_properties(look: FileLook, key: str, long: dict[str, str]) -> Proposal:
@@ -340,51 +302,100 @@ def _items_of_properties(look: FileLook, key: str, long: dict[str, str]) -> Prop
     return _proposal(look, columns, taken, {"pivot": {"key": key, **long}}, {})
 
 
-def _items_of_log(log: _Log) -> Proposal:
-    """Items that are known from the log alone."""
+def _items_of_log(log: Log) -> Proposal:
+    """Items that are known from the log alone: the columns that describe them."""
     values = log.columns[log.item]
     taken: dict[str, str | list[str]] = {"item_id": log.item}
-    if not all(map(is_number, filter(None, values))):
+    names = _describing(log)
+    titles = [name for name in names if _is_title(name)]
+    titles += [name for name in names if roles.has_word(name, ("description", "desc"))]
+    if titles:
+        taken["title"] = titles[0]
+    elif not all(map(is_number, filter(None, values))):
         taken["title"] = log.item
-    before = {"explode": log.explode} if log.explode else {}
-    return _proposal(log.look, log.columns, taken, before, {"distinct": True})
+    for name in names:
+        if name not in taken.values():
+            taken[name.rpartition(".")[2]] = name
+    kept, lines = _kept([log.item], log.columns)
+    before = _exploded(log.explode) | kept
+    taken = _with_category(taken, log.columns)
+    return _proposal(log.look, log.columns, taken, before, {"distinct": True}, {"keep": lines})
 
 
-def _interactions(log: _Log, looks: Sequence[FileLook]) -> Proposal:
-    columns, when, unit = dict(log.columns), log.when, log.unit
-    before: dict[str, Any] = {"explode": log.explode} if log.explode else {}
-    user = log.user
+def _describing(log: Log) -> list[str]:
+    """The columns of a log that describe its items: by their names, and steady for each item."""
+    inner = f"{log.explode[-1]}." if log.explode else ""
+    items = log.columns[log.item]
+    found = []
+    for name, values in log.columns.items() if log.look.has_header else ():
+        plain = name.removeprefix(inner)
+        is_near = name.startswith(inner) and "." not in plain and name != log.item and any(values)
+        is_named = roles.has_word(name, _DESCRIBING | roles.CATEGORY) and not roles.is_id(name)
+        is_named |= roles.is_name_of(name, roles.ITEM) or (bool(inner) and plain in _TITLES)
+        if is_near and is_named and _is_steady(items, values):
+            found.append(name)
+    return found
+
+
+def _is_steady(items: Sequence[str], values: Sequence[str]) -> bool:
+    """Whether most items have one value in all their rows."""
+    seen: dict[str, set[str]] = {}
+    for item, value in zip(items, values, strict=False):
+        seen.setdefault(item, set()).add(value)
+    steady = sum(len(part - {""}) < 2 for part in seen.values())
+    return len(items) != len(values) or steady >= _STEADY * len(seen)
+
+
+def _interactions(log: Log, looks: Sequence[FileLook]) -> Proposal:
+    columns, when, user = dict(log.columns), log.when, log.user
+    needed = [user, log.item, when.column if when.ways else ""]
+    kept, lines = _kept([name for name in needed if name], columns)
+    before: dict[str, Any] = _exploded(log.explode) | kept
     if not user:
-        look, user, key = _users_file(log, looks)
+        look, user, key = users_file(log, looks)
         part: dict[str, Any] = {**_opening(look), "by": key}
         gap = next(filter(roles.is_gap, look.columns), "")
-        order = next((name for name in look.columns if roles.words(name)[-1] == "number"), "")
-        if not when and gap and order:
+        order = next((name for name in look.columns if roles.words(name)[-1:] == ["number"]), "")
+        columns |= {user: look.columns[user]}
+        if not when.ways and gap and order:
             part["elapsed"] = {"user": user, "order": order, "gap": gap, "unit": "days"}
-            when, columns["elapsed"] = "elapsed", look.columns[gap]
-        elif not when:
-            when, unit = _find_time(look.columns, True, "")
-        columns |= {user: look.columns[user]} | ({when: look.columns[when]} if not gap else {})
-        part["columns"] = {user: user} | ({when: when} if when else {})
+            when, columns["elapsed"] = When("elapsed", ("",)), look.columns[gap]
+        elif not when.ways:
+            found = find_time(look.columns, True)
+            when = found if found.ways or not when.column else when
+            columns |= {when.column: look.columns[when.column]} if when is found else {}
+        part["columns"] = {user: user}
+        if when is not log.when and when.column:
+            part["columns"][when.column] = when.column
         before["join"] = [part]
+    if len(when.ways) > 1 and when is log.when:
+        when = decided(when, all_values(log.look, when.column))
     taken: dict[str, str | list[str]] = {"user_id": user, "item_id": log.item}
-    if when:
-        taken["timestamp"] = when
+    if when.column:
+        taken["timestamp"] = when.column
     for ours, name in _events_and_sessions(log, columns).items():
         if name not in taken.values():
             taken[ours] = name
-    after = {"time": unit} if unit else {}
-    return _proposal(log.look, columns, taken, before, after if when else {"time": NO_TIME})
+    if log.is_by_session:
+        note = f"No column of users is known by its name, so each {user} counts as a user."
+        comments = {"columns": [note]}
+    else:
+        comments = {}
+    comments |= {"keep": lines, "time": when.question(columns.get(when.column, ()))}
+    return _proposal(log.look, columns, taken, before, when.key, comments)
 
 
-def _events_and_sessions(log: _Log, columns: dict[str, list[str]]) -> dict[str, str]:
+def _events_and_sessions(log: Log, columns: dict[str, list[str]]) -> dict[str, str]:
     found = {}
+    is_line = bool(log.explode) and is_named(log.look, roles.SESSION)  # of an order with an id
     for name, values in columns.items() if log.look.has_header else ():
         is_kind = len(set(values)) <= 20 and not all(map(is_number, values))
         if "event" not in found and roles.has_word(name, roles.EVENT) and is_kind:
             found["event"] = name
         filled = sum(bool(value) for value in values)
-        if "session_id" not in found and is_id_of(name, roles.SESSION):
+        is_session = is_id_of(name, roles.SESSION)
+        is_session |= is_line and log.look.plain_name(name).lower() == "id"
+        if "session_id" not in found and is_session:
             if filled > 0.9 * len(values):
                 found["session_id"] = name
     return found
@@ -394,7 +405,8 @@ def _users(look: FileLook, key: str) -> Proposal:
     taken: dict[str, str | list[str]] = {"user_id": key}
     for name, values in look.columns.items():
         is_short = max(map(len, values), default=0) < _LONG_TEXT
-        if name != key and "." not in name and any(values) and is_short:
+        if name != key and "." not in look.plain_name(name) and any(values) and is_short:
             if not roles.is_private(name):
-                taken[name] = name
-    return _proposal(look, look.columns, taken, {}, {})
+                taken[look.plain_name(name)] = name
+    before = _exploded((look.wrapper,) if look.wrapper else ())
+    return _proposal(look, look.columns, taken, before, {})

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from yaml.reader import Reader
 
 from sigma_jax.data.mapping.propose import Proposal
+from sigma_jax.data.mapping.spec import FILL_IN
 
 _MAX_SAMPLE = 40  # characters of a value that a comment shows
 _MAX_LINE = 100
+_LINE_END = re.compile(r"[\r\n\t\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+ *")
 
 
 def render(proposals: Mapping[str, Proposal], left_out: Sequence[str], command: str) -> str:
@@ -21,9 +25,12 @@ def render(proposals: Mapping[str, Proposal], left_out: Sequence[str], command: 
     ]
     if any(not proposal.look.has_header for proposal in proposals.values()):
         lines.append("# column_3 and the like have no name in the file; give them one in header.")
+    if any(FILL_IN in proposal.section.values() for proposal in proposals.values()):
+        lines.append(f"# {FILL_IN} is a question: the preparation stops until you answer it.")
     for table, proposal in proposals.items():
         lines += ["", f"{table}:"]
         for key, value in proposal.section.items():
+            lines += [f"  # {_shown(line)}" for line in proposal.comments.get(key, ())]
             if key == "columns":
                 lines.append("  columns:")
                 lines += [
@@ -40,13 +47,18 @@ def render(proposals: Mapping[str, Proposal], left_out: Sequence[str], command: 
         if proposal.unused and proposal.look.has_header:
             lines += _wrapped("  # not used: ", proposal.unused)
     if left_out:
-        lines += ["", "# Files that are not used:", *(f"# {reason}" for reason in left_out)]
+        lines += ["", "# Files that are not used:", *(f"# {_shown(reason)}" for reason in left_out)]
     return "\n".join(lines) + "\n"
+
+
+def _shown(text: str) -> str:
+    """`text` in a comment: on one line, with ? for characters that YAML does not allow."""
+    return Reader.NON_PRINTABLE.sub("?", _LINE_END.sub(" ", text).rstrip())
 
 
 def _column(ours: str, theirs: Any, samples: Sequence[str]) -> str:
     line = f"    {_flow(ours)}: {_flow(theirs)}"
-    shown = [" ".join(value.split()) for value in samples]
+    shown = [_shown(value) for value in samples]
     shown = [value if len(value) <= _MAX_SAMPLE else value[:_MAX_SAMPLE] + "…" for value in shown]
     return f"{line}  # {' | '.join(shown)}" if shown else line
 
@@ -54,7 +66,7 @@ def _column(ours: str, theirs: Any, samples: Sequence[str]) -> str:
 def _wrapped(start: str, names: Sequence[str]) -> list[str]:
     lines = [start]
     for number, name in enumerate(names):
-        part = name + (", " if number < len(names) - 1 else "")
+        part = _shown(name) + (", " if number < len(names) - 1 else "")
         if len(lines[-1]) + len(part) > _MAX_LINE:
             lines.append("  #   ")
         lines[-1] += part

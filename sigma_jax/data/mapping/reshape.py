@@ -19,6 +19,7 @@ from sigma_jax.runtime.config import did_you_mean
 
 KEY = "key "  # before the name of a column that a join compares
 PLACE = "place of key"  # of a row among those with its key
+MAX_ELEMENTS = 1 << 31  # of a list inside the elements of another one
 ELAPSED = "elapsed"  # the column that the step of this name adds
 
 
@@ -68,12 +69,12 @@ def pivot(
     return wide.rename({rule.key: "key"}).mutate(**{ORDER[1]: ibis.literal(0, dt.int64)})
 
 
-def explode(section: Section, table: ir.Table) -> ir.Table:
-    """One row for each element of the list in the column section.explode.
+def explode(section: Section, table: ir.Table, name: str) -> ir.Table:
+    """One row for each element of the list in the column `name`.
 
-    Rows whose list is empty leave the table.
+    Rows whose list is empty leave the table. The column may be inside an object, or inside the
+    elements of a list that was exploded before: `orders.lines` behind `orders`.
     """
-    name = section.explode
     value = find_column(f"{section.place}.explode", table, name)
     if value.type().is_json():
         value = _json_elements(value, "$[*]")
@@ -85,7 +86,8 @@ def explode(section: Section, table: ir.Table) -> ir.Table:
     # Two lists of one length in a row become rows side by side. `Table.unnest` with an offset
     # joins each row with its list instead, which takes ten times as long.
     places = ibis.range(value.length()).unnest().cast("int64")
-    return table.mutate(**{name: value.unnest(), ORDER[1]: places})
+    outer = table[ORDER[1]] * MAX_ELEMENTS
+    return table.mutate(**{name: value.unnest(), ORDER[1]: outer + places})
 
 
 def elapsed(

@@ -8,18 +8,20 @@ optional. They are applied in this order.
 | file | a name, a glob, or a list of them | the files of the table, one behind the other |
 | delimiter | text | separates the fields; without it the first line tells |
 | quote | a character, or "" for none | encloses fields; without it `"` if `,` or `;` separates |
-| encoding | utf-8, utf-16 or latin-1 | of a text file; utf-8 without it |
+| encoding | utf-8, utf-16, latin-1, cp1252 | of a text file; utf-8 without it |
 | header | list of names | the names of the columns of a file without a header |
 | pivot | key, name, value, latest | one row a key from rows that each hold one property of it |
-| explode | a column | one row for each element of the list in that column |
+| explode | a column, or several | one row for each element of the list in that column |
 | elapsed | user, order, gap, unit | the column `elapsed`: a time that is the sum of a user's gaps |
 | join | list of sections with `by` | columns of other files, where the columns `by` agree |
 | keep | column: list of values, or any | only rows with one of these values; any: not empty |
 | columns | our name: their name | the columns of the table; all columns without it |
 | time | seconds, ..., a format, or none | how `timestamp` is written |
+| decimal_comma | list of our names | columns of numbers with a decimal comma: 3,50 becomes 3.50 |
 | distinct | true | one row for each id, the first |
 
-A dot reaches into an object: `details.Brand`. A list of columns joins their texts.
+A dot reaches into an object: `details.Brand`. A list of columns joins their texts. The value
+FILL_IN is refused: a person must replace it.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ UNITS = {
 }
 NO_TIME = "none"
 ANY = "any"  # of keep: every value that is not empty
-ENCODINGS = ("utf-8", "utf-16", "latin-1")
+FILL_IN = "FILL_IN"  # of a proposal: a person must say what stands here
+ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252")
 KEYS = (  # of a section
     "file",
     "delimiter",
@@ -63,6 +66,7 @@ KEYS = (  # of a section
     "keep",
     "columns",
     "time",
+    "decimal_comma",
     "distinct",
 )
 
@@ -98,12 +102,13 @@ class Section:
     encoding: str  # one of ENCODINGS
     header: tuple[str, ...]  # (): the first line
     pivot: Pivot | None
-    explode: str  # "": nothing
+    explode: tuple[str, ...]  # columns, from outside to inside; (): nothing
     elapsed: Elapsed | None
     joins: tuple[Join, ...]
     keep: dict[str, tuple[str, ...]]  # column -> values; (): all but empty ones
     columns: dict[str, tuple[str, ...]]  # our name -> theirs, joined; {}: all
     time: str  # "": by the values
+    decimal_comma: tuple[str, ...]  # our names
     distinct: bool
 
     @property
@@ -130,8 +135,8 @@ def read_mapping(path: Path | str, text: str) -> dict[str, Section]:
     """Table -> section of the mapping file `path` that holds `text`.
 
     Raises:
-      ValueError: it is no YAML, a table or key is unknown, or a value is of another kind. The
-        message names the file, the place, and the nearest known name.
+      ValueError: it is no YAML, a table or key is unknown, a value is of another kind, or FILL_IN
+        is not replaced. The message names the file, the place, and the nearest known name.
     """
     name = str(path)
     try:
@@ -180,12 +185,13 @@ def _section(place: str, given: Any, extra: tuple[str, ...] = ()) -> Section:
         encoding=_text(f"{place}.encoding", given.get("encoding", ENCODINGS[0])),
         header=_texts(f"{place}.header", given.get("header", [])),
         pivot=_part(Pivot, f"{place}.pivot", given, "pivot", {"latest": ""}),
-        explode=_text(f"{place}.explode", given.get("explode", "")),
+        explode=_texts(f"{place}.explode", given.get("explode", [])),
         elapsed=_part(Elapsed, f"{place}.elapsed", given, "elapsed", {}),
         joins=_joins(f"{place}.join", given.get("join", [])),
         keep=keep,
         columns=columns,
         time=_text(f"{place}.time", given.get("time", "")),
+        decimal_comma=_texts(f"{place}.decimal_comma", given.get("decimal_comma", [])),
         distinct=given.get("distinct", False),
     )
     _check_section(section)
@@ -277,4 +283,8 @@ def _text(place: str, given: Any) -> str:
     if not isinstance(given, str):
         # YAML reads no, on and 12 as values of other types.
         raise ValueError(f"{place} is {given!r}, not a text; put it in quotes.")
+    if given == FILL_IN:
+        raise ValueError(
+            f"{place} is still {FILL_IN}; replace it there, as the comment above it says."
+        )
     return given

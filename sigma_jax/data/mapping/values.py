@@ -17,6 +17,9 @@ NUMBER = "row number"
 ORDER = (NUMBER, "element number")
 PART_ROWS = 1 << 40  # NUMBER of the first row of the second file; more than rows of a file
 TIMES = ("timestamp", "start", "end")
+# Patterns of whole values, read by Python and by DuckDB.
+DECIMAL_COMMA = r"^[+-]?([0-9]+|[0-9]{1,3}(\.[0-9]{3})+),[0-9]+$"
+THOUSANDS = r"^[+-]?[0-9]{1,3}(,[0-9]{3})+$"
 
 
 @ibis.udf.scalar.builtin(name="json_extract_string")
@@ -32,6 +35,13 @@ def _json_type(value: dt.JSON) -> str:
 @ibis.udf.scalar.builtin(name="try_strptime")
 def _try_strptime(text: str, form: str) -> dt.timestamp:
     """The time that `text` holds in the format `form`; null for another text."""
+
+
+@ibis.udf.scalar.builtin(
+    name="try_strptime", signature=((dt.string, dt.string), dt.Timestamp("UTC"))
+)
+def _try_strptime_in_zone(text, form):
+    """The same of a format with a zone (%z), as a time of UTC."""
 
 
 def find_column(where: str, table: ir.Table, name: str) -> ir.Value:
@@ -110,7 +120,8 @@ def times(
             read[name] = unit_time(text, section.time)
             wanted = f"a number of {section.time}"
         else:
-            read[name] = _try_strptime(text, section.time)
+            parse = _try_strptime_in_zone if "%z" in section.time else _try_strptime
+            read[name] = parse(text, section.time).cast("timestamp")
             wanted = f"a time in the format {section.time!r}"
         wrong = table.filter(text.notnull() & read[name].isnull())
         refuse(
@@ -125,8 +136,12 @@ def times(
 
 
 def unit_time(text: ir.StringValue, unit: str) -> ir.TimestampValue:
-    """The time of a number of `unit` since the unit's 0, to the second; null for other texts."""
+    """The time of a number of `unit` since the unit's 0, to the second; null for other texts.
+
+    The number may have a decimal comma, as in the tables of many countries: 45413,5.
+    """
     seconds, start = UNITS[unit]
+    text = with_point(text)
     number = as_number(text)
     if seconds >= 1:
         scaled = (number * seconds).floor()
@@ -135,6 +150,15 @@ def unit_time(text: ir.StringValue, unit: str) -> ir.TimestampValue:
         exact = floor_divided(text.try_cast("int64"), parts)
         scaled = ibis.coalesce(exact, (number / parts).floor())
     return (scaled + start).try_cast("int64").as_timestamp("s")
+
+
+def with_point(text: ir.StringValue) -> ir.StringValue:
+    """`text` with a decimal point where it is a number with a decimal comma: 1.250,5 -> 1250.5.
+
+    45,413 stays: it may be a whole number with a separator.
+    """
+    is_number = text.re_search(DECIMAL_COMMA) & ~text.re_search(THOUSANDS)
+    return is_number.ifelse(text.replace(".", "").replace(",", "."), text)
 
 
 def refuse(

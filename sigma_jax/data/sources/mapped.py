@@ -33,7 +33,7 @@ def paths(config: DataConfig) -> dict[str, str]:
     sections = _sections(config)
     found = {"mapping": find_mapping(config)}
     for table, section in sections.items():
-        names = [path for part in _parts(section) for path in expand(config.path, part)]
+        names = [path for part in parts_of(section) for path in expand(config.path, part)]
         for number, path in enumerate(dict.fromkeys(names)):
             found[table if number == 0 else f"{table} {number + 1}"] = path
     return found | _beside(config, sections)
@@ -46,7 +46,7 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
       ValueError: a file, a column or a value is not as the mapping file says.
     """
     sections, path = _sections(config), find_mapping(config)
-    every = [part for section in sections.values() for part in _parts(section)]
+    every = [part for section in sections.values() for part in parts_of(section)]
     place = Place(
         con,
         {part.place: expand(config.path, part) for part in every},
@@ -66,12 +66,20 @@ def read(con: ibis.BaseBackend, config: DataConfig) -> Tables:
         tables[table], names[table] = opened.table, beside[table]
         parts[table] = opened.sizes
         place.notes.extend(opened.notes)
+    has_times = True
+    if "interactions" in sections and sections["interactions"].time == NO_TIME:
+        has_times = False
+        place.notes.append(
+            f"{path}: interactions.time is none, so no interaction has a time: rows count in the "
+            "order of the file, and nothing depends on days; name the column of times if there is "
+            "one"
+        )
     return Tables(
         **tables,
         **{name: beside.get(name) for name in VECTORS},
         names=names,
         files=paths(config),
-        has_times=sections["interactions"].time != NO_TIME if "interactions" in sections else True,
+        has_times=has_times,
         has_composed_searches=False,
         parts=parts,
         notes=tuple(dict.fromkeys(place.notes)),
@@ -86,9 +94,9 @@ def _sections(config: DataConfig) -> dict[str, Section]:
     return read_mapping(path, Path(path).read_text(encoding="utf-8"))
 
 
-def _parts(section: Section) -> list[Section]:
+def parts_of(section: Section) -> list[Section]:
     """`section` and the sections that it joins, and those that they join."""
-    return [section, *(part for join in section.joins for part in _parts(join.section))]
+    return [section, *(part for join in section.joins for part in parts_of(join.section))]
 
 
 def expand(folder: str, section: Section) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from absl import logging
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -22,11 +22,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sigma_jax.serving.api import admin, experiments, routes
-from sigma_jax.serving.api.context import Context, Tenant
+from sigma_jax.serving.api.context import API_KEY, BEARER, Context, Tenant
+from sigma_jax.serving.api.guard import EncodedSlashes, LocalOnly
 from sigma_jax.serving.api.keys import Keys
 from sigma_jax.serving.api.metrics import Metrics
+from sigma_jax.serving.api.models import Error
+from sigma_jax.serving.api.parameters import only_known_parameters
 from sigma_jax.serving.api.reads import IndexReads
+from sigma_jax.serving.api.routes import (
+    admin,
+    experiments,
+    items,
+    jobs,
+    recommendations,
+    users,
+)
 from sigma_jax.serving.api.wire import BodyLimit
 from sigma_jax.serving.batcher import TooBusyError
 from sigma_jax.serving.experiments.exposures import FLUSH_SECONDS
@@ -39,12 +49,17 @@ PAGE = Path(__file__).parent / "page"
 
 
 def create_app(
-    tenants: Mapping[str, Tenant], store: Store, keys: Keys, calls_a_second: float = 0.0
+    tenants: Mapping[str, Tenant],
+    store: Store,
+    keys: Keys,
+    calls_a_second: float = 0.0,
+    host: str = "localhost",
 ) -> FastAPI:
     """The application for some tenants.
 
     Args:
       calls_a_second: of a caller; more are refused. 0: no limit.
+      host: that it listens to. Without keys, calls must name it or a loopback address.
     """
     context = Context(
         dict(tenants),
@@ -72,19 +87,21 @@ def create_app(
         description="Recommendations of a trained SIGMA, users, events, items and rules.",
         lifespan=lifespan,
         responses={
-            status: {"model": routes.Error}
-            for status in (400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503, 507)
+            status: {"model": Error}
+            for status in (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 507)
         },
     )
     app.state.context = context
+    app.add_middleware(EncodedSlashes)
     app.add_middleware(BodyLimit)
     app.add_middleware(IndexReads, on_error=_on_error)
+    if not keys.are_asked:
+        app.add_middleware(LocalOnly, names=[host])
     app.add_middleware(Measured, context=context)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    app.include_router(routes.router)
-    app.include_router(admin.router)
-    app.include_router(experiments.router)
+    for part in (recommendations, users, items, jobs, admin, experiments):
+        app.include_router(part.router, dependencies=[Security(BEARER), Security(API_KEY)])
     _add_operations(app, context)
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return app
@@ -116,13 +133,14 @@ async def _flush(context: Context) -> None:
 
 def _add_operations(app: FastAPI, context: Context) -> None:
     """Health, readiness and metrics."""
+    checks = [Depends(only_known_parameters)]
 
     @app.get("/healthz", tags=["operations"])
     async def health() -> dict[str, str]:  # async: threads may all wait for the store
         """Whether the process runs."""
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["operations"])
+    @app.get("/readyz", tags=["operations"], dependencies=checks)
     def ready(
         is_warmed_up: Annotated[
             bool, Query(description="true: not before programs for all requests are loaded.")

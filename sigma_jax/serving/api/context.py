@@ -11,11 +11,15 @@ from typing import Annotated, Any
 
 import fastapi
 from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, HTTPBearer
+from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException
 
+from sigma_jax.serving.api.guard import with_slashes
 from sigma_jax.serving.api.keys import Caller, Keys
 from sigma_jax.serving.api.metrics import Metrics
 from sigma_jax.serving.api.models import Answer, Id
+from sigma_jax.serving.api.parameters import check_parameters
 from sigma_jax.serving.api.service import TenantService
 from sigma_jax.serving.batcher import Batcher
 from sigma_jax.serving.experiments.service import ArmService
@@ -23,6 +27,7 @@ from sigma_jax.serving.rollout import Rollout
 from sigma_jax.serving.stores.base import Store
 
 REQUESTS_AT_ONCE = 32  # that are computed together
+OF_JOBS_AT_ONCE = 16  # of them at most; others find room
 READS_AT_ONCE = 32  # lists that are read together
 BURST_SECONDS = 2.0  # a caller may use the calls of this time at once
 
@@ -37,6 +42,7 @@ class Tenant:
     batcher: Batcher[Answer]  # of instructions
     reads: Batcher[Answer]  # of the index
     rollout: Rollout
+    jobs: asyncio.Semaphore  # requests of jobs that wait for an answer at once
 
     @classmethod
     def of(
@@ -56,7 +62,8 @@ class Tenant:
         computing = Batcher(arms.compute, REQUESTS_AT_ONCE)
         reading = Batcher(lambda reads, _: arms.recommendations_of(reads), READS_AT_ONCE)
         rollout = Rollout(service.engine, folder, service.store)
-        return cls(name, service, arms, computing, reading, rollout)
+        slots = asyncio.Semaphore(OF_JOBS_AT_ONCE)
+        return cls(name, service, arms, computing, reading, rollout, slots)
 
     @property
     def folder(self) -> Path:
@@ -111,20 +118,25 @@ def key_of(request: Request) -> str:
     return request.headers.get("x-api-key", "").strip()
 
 
+def tenant_of(request: Request, scope: str) -> Tenant:
+    """The tenant of a caller who has `scope`. HTTPException 401, 403 or 429 if there is none."""
+    context = context_of(request)
+    caller: Caller | None = context.keys.caller(key_of(request))
+    if caller is None or caller.tenant not in context.tenants:
+        raise HTTPException(401, "the key is missing or unknown", {"WWW-Authenticate": "Bearer"})
+    if not caller.may(scope):
+        raise HTTPException(403, f"the key lacks the scope {scope}")
+    context.check_rate(f"{caller.tenant}/{caller.name}")
+    return context.tenants[caller.tenant]
+
+
 def allowed(scope: str) -> Callable[[Request], Coroutine[Any, Any, Tenant]]:
-    """A dependency: the tenant of a caller who has `scope`."""
+    """A dependency: the tenant of a caller who has `scope`, and who calls with known parameters."""
 
     async def tenant(request: Request) -> Tenant:  # async: it needs no thread
-        context = context_of(request)
-        caller: Caller | None = context.keys.caller(key_of(request))
-        if caller is None or caller.tenant not in context.tenants:
-            raise HTTPException(
-                401, "the key is missing or unknown", {"WWW-Authenticate": "Bearer"}
-            )
-        if not caller.may(scope):
-            raise HTTPException(403, f"the key lacks the scope {scope}")
-        context.check_rate(f"{caller.tenant}/{caller.name}")
-        return context.tenants[caller.tenant]
+        found = tenant_of(request, scope)
+        check_parameters(request)
+        return found
 
     return tenant
 
@@ -132,4 +144,7 @@ def allowed(scope: str) -> Callable[[Request], Coroutine[Any, Any, Tenant]]:
 Reader = Annotated[Tenant, Depends(allowed("read"))]
 Writer = Annotated[Tenant, Depends(allowed("write"))]
 Admin = Annotated[Tenant, Depends(allowed("admin"))]
-PathId = Annotated[Id, fastapi.Path()]
+PathId = Annotated[Id, BeforeValidator(with_slashes), fastapi.Path()]
+# How a key is sent, as /docs describes it; `key_of` reads it.
+BEARER = HTTPBearer(auto_error=False, description="A key of --new_key.")
+API_KEY = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key.")

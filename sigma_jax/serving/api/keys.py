@@ -14,10 +14,11 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 SCOPES = ("read", "write", "admin")
+KEYS = "SIGMA_KEYS"  # environment variable in place of --keys: a path, or the lines themselves
 LEAST_LENGTH = 16  # of a key that a user makes up
 
 
@@ -49,6 +50,28 @@ class Keys:
         """The tenants that have a key."""
         found = {caller.tenant for caller in self._callers.values()}
         return found | ({self._open_tenant} if self._open_tenant else set())
+
+    @property
+    def are_asked(self) -> bool:
+        """Whether callers need a key."""
+        return not self._open_tenant
+
+    def check_tenants(self, served: Collection[str]) -> list[str]:
+        """Sentences about tenants that have keys and are not served, or the other way round.
+
+        ValueError if no served tenant has a key: each call would be refused.
+        """
+        with_key = self.tenants
+        missing = sorted(set(served) - with_key)
+        away = sorted(with_key - set(served))
+        if missing and len(missing) == len(served):
+            raise ValueError(
+                f"the keys are of the tenants {', '.join(away)}, but this service has "
+                f"{', '.join(missing)}: each call would be refused. Name the tenant of an export, "
+                f"--export={away[0]}=FOLDER, or make a key with --tenant={missing[0]}."
+            )
+        said = [f"the tenant {one} has no key: nobody can call it" for one in missing]
+        return said + [f"there are keys of the tenant {one}, which has no --export" for one in away]
 
     def caller(self, key: str) -> Caller | None:
         """The caller with this key; None for an unknown one."""
@@ -85,6 +108,13 @@ class Keys:
         if not callers:
             raise ValueError(f"{where} holds no key; make one with --new_key=NAME.")
         return cls(callers)
+
+    @classmethod
+    def of(cls, given: str) -> Keys:
+        """The keys of a path, or of the content of such a file. ValueError as in `of_file`."""
+        if given.lstrip().startswith("{"):
+            return cls.read(given.splitlines(), KEYS)
+        return cls.of_file(Path(given))
 
     @classmethod
     def of_file(cls, path: Path) -> Keys:

@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from sigma_jax.data.times import LAST, is_unix_time
+
 MOST_COUNT = 100  # items of an answer
 LONGEST_ID, LONGEST_INSTRUCTION = 256, 100_000
-LATEST = 253_402_300_799  # the end of the year 9999, unix seconds
+LATEST = 253_402_300_799  # end of an item: the end of the year 9999, unix seconds
 
 
 def plain_text(text: str) -> str:
@@ -18,11 +20,23 @@ def plain_text(text: str) -> str:
     return text
 
 
+def event_time(seconds: int) -> int:
+    """ValueError for a time that histories of requests cannot hold (data/times.py); 0 is now."""
+    if seconds > LAST:
+        raise ValueError(f"{seconds} is after the year 2100; send unix seconds, not milliseconds")
+    if not is_unix_time(seconds):
+        raise ValueError(f"{seconds} reads as a day, YYYYMMDD; send unix seconds")
+    return seconds
+
+
 Text = Annotated[str, AfterValidator(plain_text)]
 Id = Annotated[Text, Field(min_length=1, max_length=LONGEST_ID)]
 Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 Seen = Literal["show", "hide", "own"]
-Profile = dict[Id, str | int | float | bool | None]
+Profile = Annotated[dict[Id, str | int | float | bool | None], Field(max_length=100)]
+EventTime = Annotated[
+    int, Field(ge=0, json_schema_extra={"maximum": LAST}), AfterValidator(event_time)
+]
 
 
 class Strict(BaseModel):
@@ -36,7 +50,7 @@ class EventIn(Strict):
 
     user_id: Id
     item_id: Id
-    timestamp: int = Field(default=0, ge=0, le=LATEST, description="Unix seconds; 0: now.")
+    timestamp: EventTime = Field(default=0, description="Unix seconds; 0: now.")
     event: Annotated[Text, Field(max_length=LONGEST_ID)] = Field(
         default="", description="Its kind, such as view or purchase."
     )
@@ -66,10 +80,24 @@ class StoredEvents(Stored):
     )
 
 
+class StoredStates(Stored):
+    """How many states were stored."""
+
+    unknown_items: int = Field(
+        description="States of items that the catalogue does not have; they are not stored."
+    )
+
+
 class UserIn(Strict):
     """The profile of a user: columns as in the training."""
 
-    profile: Profile = Field(default_factory=dict, max_length=100)
+    profile: Profile = Field(default_factory=dict)
+
+
+class UserRow(UserIn):
+    """A row of many users."""
+
+    user_id: Id
 
 
 class User(Strict):
@@ -103,12 +131,59 @@ class EventsOut(Strict):
     events: list[EventOut]
 
 
+class Deleted(Strict):
+    """How many rows were deleted."""
+
+    deleted: int
+
+
 class State(Strict):
     """The state of an item, which may change by the minute. It acts at once."""
 
     hidden: bool = False
     stock: int | None = Field(default=None, ge=0, le=2**31, description="0: out of stock.")
     expires: float | None = Field(default=None, ge=0, le=LATEST, description="Unix seconds.")
+
+
+class StateRow(State):
+    """A row of many states."""
+
+    item_id: Id
+
+
+class CatalogueItem(Strict):
+    """An item of the catalogue."""
+
+    item_id: str
+    title: str
+    category: str = Field(description="Empty for none.")
+    is_active: bool = Field(description="false: it was removed.")
+
+
+class CatalogueItems(Strict):
+    """A page of items; `after` of the next page is the last one."""
+
+    items: list[CatalogueItem]
+
+
+class ItemDetails(CatalogueItem):
+    """An item of the catalogue, and its state."""
+
+    state: State
+    is_shown: bool = Field(description="Whether it may be recommended now.")
+
+
+class Category(Strict):
+    """A category of the catalogue."""
+
+    name: str
+    items: int = Field(description="Items that are not removed.")
+
+
+class Categories(Strict):
+    """All categories, those with most items first."""
+
+    categories: list[Category]
 
 
 class Feature(Strict):
@@ -179,7 +254,8 @@ class Answer(Strict):
         default_factory=dict, description="Experiment: the arm whose settings made the list."
     )
     is_late: bool = Field(
-        default=False, description="The deadline passed, so that the index answered."
+        default=False,
+        description="The deadline passed, or too many requests wait, so that the index answered.",
     )
     num_beams: int | None = Field(
         default=None, description="Beams of an answer that was computed; fewer under load."
@@ -187,6 +263,9 @@ class Answer(Strict):
     items: list[Item]
     beams: list[Beam] = Field(
         default_factory=list, description="With explain=true: all beams, best first."
+    )
+    error: str = Field(
+        default="", description="Of a request of a job that could not be answered; else empty."
     )
 
 
@@ -241,7 +320,7 @@ class Batch(Strict):
 
 
 class Job(Strict):
-    """A batch of requests and, when it is done, the answers."""
+    """A batch of requests and, when it is done, the answers in their order."""
 
     job_id: str
     state: Literal["waiting", "running", "done", "failed"]

@@ -1,9 +1,10 @@
 """Plain reads of the U2I index, answered without the parts of FastAPI that they do not need.
 
-The route `recommendations` in routes.py describes these calls, checks them, and words their errors.
-`IndexReads` stands before it and answers the plain ones: known parameters, each at most once, in
-their plain form. All others go on to the route. Both call `ArmService.recommendations_of`, so
-their answers are the same. Lists of reads that come at once are read from the store together.
+The route `recommendations` in routes/recommendations.py describes these calls, checks them, and
+words their errors. `IndexReads` stands before it and answers the plain ones: known parameters, each
+at most once, in their plain form. All others go on to the route. Both call
+`ArmService.recommendations_of`, so their answers are the same. Lists of reads that come at once are
+read from the store together.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sigma_jax.serving.api.context import allowed, context_of
+from sigma_jax.serving.api.context import context_of, tenant_of
 from sigma_jax.serving.api.models import LONGEST_ID, plain_text
-from sigma_jax.serving.api.routes import HOME, counted, of_known_list, router
+from sigma_jax.serving.api.routes.recommendations import HOME, counted, of_known_list, router
 from sigma_jax.serving.api.service import Filters, Read
 from sigma_jax.serving.batcher import TooBusyError
 from sigma_jax.serving.stores.base import StoreError
@@ -43,7 +44,7 @@ class IndexReads:
         """Args:
         on_error: the response to an error, as routes give it.
         """
-        self.app, self._on_error, self._caller = app, on_error, allowed("read")
+        self.app, self._on_error = app, on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or passes it on."""
@@ -53,7 +54,7 @@ class IndexReads:
             return
         request, scope["route"] = Request(scope), ROUTE
         try:
-            tenant = await self._caller(request)
+            tenant = tenant_of(request, "read")
             answer = of_known_list(tenant, read.name, await tenant.reads.submit(read))
             answer = counted(context_of(request), tenant, answer)
             response = Response(answer.model_dump_json(), media_type="application/json")

@@ -15,6 +15,28 @@ from sigma_jax.serving.api.models import Rule
 
 CategoryOf = Callable[[str], str]  # item id -> name of its category; "" for none
 Ranked = dict[str, Any]  # an item with item_id, title, probability and reasons
+# Kind of a rule -> the fields that it has.
+FIELDS = {
+    "pin": ("items", "place"),
+    "boost": ("items", "categories", "factor"),
+    "bury": ("items", "categories", "factor"),
+    "at_most": ("items", "categories", "count"),
+}
+
+
+def check_fields(rules: Mapping[str, Rule]) -> None:
+    """ValueError if a rule sets a field that rules of its kind do not have."""
+    for name, rule in rules.items():
+        known = FIELDS[rule.kind]
+        wrong = [
+            field
+            for field, value in rule.model_dump(exclude_defaults=True).items()
+            if field not in (*known, "kind")
+        ]
+        if wrong:
+            raise ValueError(
+                f"rule {name!r}: {rule.kind} has no {wrong[0]}; it has {', '.join(known)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +44,10 @@ class Rules:
     """The rules of a tenant, by name."""
 
     by_name: Mapping[str, Rule]
+
+    def without_pins(self) -> Rules:
+        """The rules that put no items in."""
+        return Rules({name: rule for name, rule in self.by_name.items() if rule.kind != "pin"})
 
     def apply(
         self, items: Sequence[Ranked], category_of: CategoryOf, find: Callable[[str], Ranked | None]
@@ -56,11 +82,16 @@ def _concerns(rule: Rule, item: Ranked, category_of: CategoryOf) -> bool:
 def _weighted(
     items: Sequence[Ranked], name: str, rule: Rule, category_of: CategoryOf
 ) -> list[Ranked]:
-    """The items by their probability, that of concerned ones times or divided by the factor."""
+    """The items by their probability, that of concerned ones times or divided by the factor.
+
+    Items without a probability are weighed by their place, below those with one.
+    """
     factor = rule.factor if rule.kind == "boost" else 1 / rule.factor
+    known = [item["probability"] for item in items if item["probability"] is not None]
+    least = min(known, default=1.0)
     scored = []
     for place, item in enumerate(items):
-        weight = item["probability"] if item["probability"] is not None else 1 / (place + 1)
+        weight = item["probability"] if item["probability"] is not None else least / (place + 1)
         if _concerns(rule, item, category_of):
             weight *= factor
             item = {**item, "reasons": [*item["reasons"], f"{rule.kind} x{factor:g} ({name})"]}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import functools
+import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
+from jaxtyping import Bool
 
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.runtime.process import share_of_maps
@@ -25,20 +28,22 @@ from sigma_jax.serving.api.models import (
     Seen,
     Tree,
 )
-from sigma_jax.serving.api.rules import Ranked, Rules
+from sigma_jax.serving.api.rules import Ranked, Rules, check_fields
 from sigma_jax.serving.api.tree import tree_of
 from sigma_jax.serving.engine import MOST_MAPS, CatalogueSnapshot, RecommendationEngine
 from sigma_jax.serving.experiments.assignment import read_experiments
 from sigma_jax.serving.load import BeamChooser, FewerBeams, Load
 from sigma_jax.serving.nearline import REPORT, request_row
 from sigma_jax.serving.popularity import trending_scores
-from sigma_jax.serving.stores.base import StoredList, StoreError, TenantStore
+from sigma_jax.serving.stores.base import Event, StoredList, StoreError, TenantStore
 
 COMPUTED = 100  # items of a computed list, of which filters leave some; one number, one program
 POPULAR = 1_000  # most popular items that stand in for a list
 NAMED = 5  # unknown names that an error lists at most
 FRESH_SECONDS = 1.0  # states and rules are read again after it; changes by this process at once
 EVENTS = 1_000  # newest events of a user that requests read
+FILLED_UP = "filled up: popular in its category"  # reason of an item that a list did not have
+MOST_CATEGORIES = 64  # choices of categories whose popular items are kept
 RULE = "rule"  # kind of documents
 TRENDING_SECONDS = 60.0  # trending items are computed again after it
 MOST_HALF_LIVES = 16  # whose trending items are kept
@@ -97,7 +102,8 @@ class TenantService:
         self._rules = Rules({})
         self.list_names: frozenset[str] = frozenset()  # as known; empty where no worker reports
         # Of one model and version, which are read once in a while.
-        self._popular: tuple[tuple[str, str], list[Ranked]] = (("", ""), [])
+        self._popular: tuple[tuple[str, str], dict[frozenset[str], list[Ranked]]] = (("", ""), {})
+        self._categories: tuple[tuple[str, str], dict[str, int]] = (("", ""), {})
         # Half-life -> (model and version, when, items).
         self._trending: dict[float, tuple[tuple[str, str], float, list[Ranked]]] = {}
         self._tree: Tree | None = None
@@ -109,21 +115,11 @@ class TenantService:
         other.chooser = BeamChooser()  # times of another version say nothing about this one
         return other
 
-    def recommendations(self, user_id: str, name: str, filters: Filters) -> Answer:
-        """A list of the index; the most popular items for users without one.
-
-        StoreError as in `recommendations_of`.
-        """
-        [answer] = self.recommendations_of([Read(user_id, name, filters)])
-        if isinstance(answer, StoreError):
-            raise answer
-        return answer
-
-    def recommendations_of(self, reads: Sequence[Read]) -> list[Answer | StoreError]:
+    def recommendations_of(self, reads: Sequence[Read]) -> list[Answer | Exception]:
         """The answers to reads of the index, whose lists are read together.
 
         Where the store does not answer, those who may see all items get the most popular ones.
-        Others get StoreError: nobody knows what they had.
+        Others get StoreError: nobody knows what they had. A filter that cannot be gets ValueError.
         """
         try:
             lists = self.store.lists_of([(read.user_id, read.name) for read in reads])
@@ -131,11 +127,11 @@ class TenantService:
             text = "service: popular items instead of lists: %s"
             logging.log_every_n_seconds(logging.WARNING, text, 1.0, error)
             lists = [None] * len(reads)
-        answers: list[Answer | StoreError] = []
+        answers: list[Answer | Exception] = []
         for read, stored in zip(reads, lists, strict=True):
             try:
                 answers.append(self._indexed(read, stored))
-            except StoreError as error:
+            except (StoreError, ValueError) as error:
                 answers.append(error)
         return answers
 
@@ -174,34 +170,71 @@ class TenantService:
     def _compute(
         self, asks: Sequence[Ask], filters: Sequence[Filters], options: RecommendOptions
     ) -> list[Answer | ValueError]:
-        now = int(self.clock())
-        rows = []
-        for ask in asks:
-            user = ask.user_id or "anyone"
-            events, profile = [], None
-            if ask.user_id:
-                events, _ = self.store.events(ask.user_id, EVENTS)
-                profile = self.store.user(ask.user_id)
-            row = request_row(self.engine, user, profile or {}, events, now)
-            rows.append(row | {"instruction": ask.instruction})
+        rows = [self._row(ask) for ask in asks]
         hidden, _ = self._settings()
-        found = self.engine.answer_each(rows, options, hidden)
+        groups: dict[frozenset[str], list[int]] = {}  # one mask for all requests of a group
+        for number, one in enumerate(filters):
+            groups.setdefault(one.categories, []).append(number)
+        found: dict[int, dict[str, Any] | ValueError] = {}
+        for categories, numbers in groups.items():
+            some = [rows[number] for number in numbers]
+            if categories:
+                computed = self._answer_each_in(categories, some, options, hidden)
+            else:
+                computed = self.engine.answer_each(some, options, hidden)
+            found |= zip(numbers, computed, strict=True)
         num_beams = self.engine.num_beams(options.beam_share)
         answers: list[Answer | ValueError] = []
-        for ask, kept, one in zip(asks, filters, found, strict=True):
-            if isinstance(one, ValueError):
-                answers.append(one)
+        for number, (ask, kept) in enumerate(zip(asks, filters, strict=True)):
+            made = found[number]
+            if isinstance(made, ValueError):
+                answers.append(made)
                 continue
-            made = self._answer(ask.user_id, one["instruction"], "computed", one["items"], kept)
-            made.num_beams = num_beams
+            answer = self._answer(ask.user_id, made["instruction"], "computed", made["items"], kept)
+            answer.num_beams = num_beams
             if ask.explain:
-                made.beams = [Beam(**beam) for beam in one.get("beams", ())]
-            answers.append(made)
+                answer.beams = [Beam(**beam) for beam in made.get("beams", ())]
+            answers.append(answer)
         return answers
+
+    def _row(self, ask: Ask) -> dict[str, Any]:
+        """A request as a row of a users' file, with the user's history and profile."""
+        events: list[Event] = []
+        profile = None
+        if ask.user_id:
+            events, _ = self.store.events(ask.user_id, EVENTS)
+            profile = self.store.user(ask.user_id)
+        now = int(self.clock())
+        row = request_row(self.engine, ask.user_id or "anyone", profile or {}, events, now)
+        return row | {"instruction": ask.instruction}
+
+    def _answer_each_in(
+        self,
+        categories: frozenset[str],
+        rows: Sequence[dict[str, Any]],
+        options: RecommendOptions,
+        hidden: frozenset[str],
+    ) -> list[dict[str, Any] | ValueError]:
+        """RecommendationEngine.answer_each with the items of some categories alone."""
+        snapshot = self.engine.current
+        try:
+            is_allowed = self._in_categories(snapshot, categories)
+            shown = snapshot.without(hidden)
+            is_allowed = is_allowed if shown is None else is_allowed & shown
+            if not (is_allowed & snapshot.version.is_active).any():
+                return [{"instruction": row["instruction"], "items": []} for row in rows]
+            batch = snapshot.parser.parse(rows)
+            return list(snapshot.rows(batch, snapshot.recommend(batch, options, is_allowed)))
+        except ValueError as error:
+            if len(rows) == 1:
+                return [error]
+        one_by_one = (self._answer_each_in(categories, [row], options, hidden) for row in rows)
+        return [answer for answers in one_by_one for answer in answers]
 
     def popular(self, user_id: str, filters: Filters) -> Answer:
         """The items with most interactions in the training."""
-        return self._answer(user_id, "", "popular", self._popular_items(), filters)
+        items = self._popular_items(filters.categories)
+        return self._answer(user_id, "", "popular", items, filters)
 
     def trending(self, half_life_hours: float, filters: Filters) -> Answer:
         """The items with most events lately; older events weigh less (serving/popularity.py)."""
@@ -224,14 +257,20 @@ class TenantService:
         return tree
 
     def similar(self, item_id: str, filters: Filters) -> Answer:
-        """The items whose vectors are nearest to that of an item. KeyError for an unknown one."""
+        """The items whose vectors are nearest to that of an item. KeyError for an unknown one.
+
+        Pins put nothing into it: a pinned item need not be like this one.
+        """
         snapshot = self.engine.current
         number = snapshot.parser.item_index.find(item_id)
         if number is None:
             raise KeyError(item_id)
         version = snapshot.version
         vectors = np.asarray(version.fused[: len(version)], np.float32)
-        cosines = np.where(version.is_active[: len(version)], vectors @ vectors[number], -np.inf)
+        is_allowed = version.is_active
+        if filters.categories:
+            is_allowed = is_allowed & self._in_categories(snapshot, filters.categories)
+        cosines = np.where(is_allowed[: len(version)], vectors @ vectors[number], -np.inf)
         cosines[number] = -np.inf
         count = min(COMPUTED, len(cosines))
         best = np.argpartition(-cosines, count - 1)[:count]
@@ -266,8 +305,9 @@ class TenantService:
         return self.engine.current.parser.item_index.find(item_id) is not None
 
     def check_rules(self, rules: Mapping[str, Rule]) -> None:
-        """ValueError if a rule names an item or a category that the catalogue does not have."""
-        categories = set(self.engine.current.version.catalogue.categories.to_pylist())
+        """ValueError if a rule has a wrong field, or names an unknown item or category."""
+        check_fields(rules)
+        categories = self._category_numbers(self.engine.current)
         for name, rule in rules.items():
             unknown = [item for item in rule.items if not self.knows(item)]
             unknown += [one for one in rule.categories if one not in categories]
@@ -429,6 +469,7 @@ class TenantService:
     ) -> Answer:
         """The answer with the items that the filters and rules leave."""
         hidden, rules = self._settings()
+        may_show = self._may_show(user_id, filters, hidden)
         left_out = hidden | filters.exclude
         if filters.explain:  # explanations say the place before rules and filters
             items = [{**item, "place": place} for place, item in enumerate(items, 1)]
@@ -438,16 +479,23 @@ class TenantService:
         if stored is not None and (stored.model, stored.version) != made_by:
             made_by = (stored.model, stored.version)
             kept = [item for item in kept if self.is_offered(item["item_id"])]
-        if filters.categories:
-            kept = [i for i in kept if self.category_of(i["item_id"]) in filters.categories]
-        if filters.seen != "show" and user_id:
-            own = self.store.seen_items(user_id)
-            kept = [i for i in kept if (i["item_id"] in own) == (filters.seen == "own")]
+        if may_show is not None:
+            kept = [item for item in kept if may_show(item["item_id"])]
+        if filters.categories and source != "popular":
+            kept = self._filled_up(kept, filters, left_out, may_show)
         ranked: Sequence[Mapping[str, Any]] = kept
         if filters.rules:
             rules = Rules({**rules.by_name, **filters.rules})
+        if source == "similar":
+            rules = rules.without_pins()
         if rules.by_name:
-            ranked = rules.apply([dict(item) for item in kept], self.category_of, self.shown_item)
+
+            def find(item_id: str) -> Ranked | None:
+                if item_id in left_out or (may_show is not None and not may_show(item_id)):
+                    return None
+                return self.shown_item(item_id)
+
+            ranked = rules.apply([dict(item) for item in kept], self.category_of, find)
         return Answer(
             user_id=user_id,
             instruction=instruction,
@@ -459,14 +507,86 @@ class TenantService:
             items=[shown(item, filters.explain) for item in ranked[: filters.count]],
         )
 
-    def _popular_items(self) -> list[Ranked]:
+    def _may_show(
+        self, user_id: str, filters: Filters, hidden: frozenset[str]
+    ) -> Callable[[str], bool] | None:
+        """Whether `categories` and `seen` leave an item, by its id; None if they leave all.
+
+        ValueError for an unknown category.
+        """
+        if filters.categories:
+            self._numbers_of(self.engine.current, filters.categories)
+        is_own = filters.seen == "own"
+        own = self.store.seen_items(user_id) if filters.seen != "show" and user_id else None
+        if own is None and not filters.categories:
+            return None
+
+        def may_show(item_id: str) -> bool:
+            if own is not None and (item_id in own) != is_own:
+                return False
+            return not filters.categories or self.category_of(item_id) in filters.categories
+
+        return may_show
+
+    def _filled_up(
+        self,
+        kept: list[Mapping[str, Any]],
+        filters: Filters,
+        left_out: frozenset[str],
+        may_show: Callable[[str], bool] | None,
+    ) -> list[Mapping[str, Any]]:
+        """A list with too few items of some categories, and behind it their most popular items."""
+        if len(kept) >= filters.count:
+            return kept
+        known = left_out | {item["item_id"] for item in kept}
+        more = (
+            {**item, "reasons": [FILLED_UP]}
+            for item in self._popular_items(filters.categories)
+            if item["item_id"] not in known and (may_show is None or may_show(item["item_id"]))
+        )
+        return [*kept, *itertools.islice(more, COMPUTED - len(kept))]
+
+    def _popular_items(self, categories: frozenset[str] = frozenset()) -> list[Ranked]:
+        """The most popular items of some categories; none: of all. ValueError for unknown ones."""
         snapshot = self.engine.current
-        made_by, items = self._popular
-        if made_by != (snapshot.model, snapshot.name):
+        made_by, lists = self._popular
+        if made_by != (snapshot.model, snapshot.name) or len(lists) > MOST_CATEGORIES:
+            made_by, lists = self._popular = (snapshot.model, snapshot.name), {}
+        if categories not in lists:
             popularity = np.asarray(snapshot.version.catalogue.popularity)
-            items = self._items(snapshot, best_active(snapshot, popularity))
-            self._popular = ((snapshot.model, snapshot.name), items)
-        return items
+            is_allowed = self._in_categories(snapshot, categories) if categories else None
+            lists[categories] = self._items(snapshot, best_active(snapshot, popularity, is_allowed))
+        return lists[categories]
+
+    def _category_numbers(self, snapshot: CatalogueSnapshot) -> dict[str, int]:
+        """The number of each category by its name."""
+        made_by, numbers = self._categories
+        if made_by != (snapshot.model, snapshot.name):
+            names = snapshot.version.catalogue.categories.to_pylist()
+            numbers = {name: number for number, name in enumerate(names)}
+            self._categories = (snapshot.model, snapshot.name), numbers
+        return numbers
+
+    def _numbers_of(self, snapshot: CatalogueSnapshot, names: Iterable[str]) -> list[int]:
+        """The numbers of some categories. ValueError names one that is unknown, and near ones."""
+        known = self._category_numbers(snapshot)
+        if unknown := sorted(set(names) - known.keys()):
+            near = difflib.get_close_matches(unknown[0], known, NAMED, 0.0)
+            raise ValueError(
+                f"the catalogue has no category {unknown[0]!r}; near names are "
+                f"{', '.join(map(repr, near)) or 'none'}. GET /v1/categories lists all."
+            )
+        return [known[name] for name in names]
+
+    def _in_categories(
+        self, snapshot: CatalogueSnapshot, names: Iterable[str]
+    ) -> Bool[np.ndarray, " I"]:
+        """Whether each item is of one of some categories. ValueError as in `_numbers_of`."""
+        numbers = self._numbers_of(snapshot, names)
+        found = np.zeros(len(snapshot.version.is_active), bool)
+        category = np.asarray(snapshot.version.catalogue.category)
+        found[: len(category)] = np.isin(category, numbers)
+        return found
 
     def _items(self, snapshot: CatalogueSnapshot, numbers: np.ndarray) -> list[Ranked]:
         """Items by number, without a probability."""
@@ -475,10 +595,20 @@ class TenantService:
         return [{"item_id": one, "title": title, "probability": None} for one, title in pairs]
 
 
-def best_active(snapshot: CatalogueSnapshot, scores: np.ndarray) -> np.ndarray:
-    """The numbers of the POPULAR best active items by their scores [I], best first."""
+def best_active(
+    snapshot: CatalogueSnapshot,
+    scores: np.ndarray,
+    is_allowed: Bool[np.ndarray, " I"] | None = None,
+) -> np.ndarray:
+    """The numbers of the POPULAR best active items by their scores [I], best first.
+
+    Args:
+      is_allowed: False for further items to leave out. None: there are none.
+    """
     order = np.argsort(-scores, kind="stable")
-    return order[snapshot.version.is_active[order]][:POPULAR]
+    is_active = snapshot.version.is_active
+    is_active = is_active if is_allowed is None else is_active & is_allowed
+    return order[is_active[order]][:POPULAR]
 
 
 def shown(item: Mapping[str, Any], explains: bool) -> Item:

@@ -56,29 +56,29 @@ class ArmService:
           is_shown: whether the user sees the answer, so that it counts as an exposure.
 
         Raises:
-          StoreError: as in TenantService.recommendations_of.
+          StoreError, ValueError: as in TenantService.recommendations_of.
         """
         [answer] = self.recommendations_of([Read(user_id, name, filters)], is_shown)
-        if isinstance(answer, StoreError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
     def recommendations_of(
         self, reads: Sequence[Read], is_shown: bool = True
-    ) -> list[Answer | StoreError]:
+    ) -> list[Answer | Exception]:
         """The answers to reads of the index, whose lists are read together."""
         treatments = [self._treatment(read.user_id) for read in reads]
         groups: dict[str, list[int]] = {}
         for number, treatment in enumerate(treatments):
             groups.setdefault(treatment.export, []).append(number)
-        found: dict[int, Answer | StoreError] = {}
+        found: dict[int, Answer | Exception] = {}
         for export, numbers in groups.items():
             some = [with_rules(reads[number], treatments[number]) for number in numbers]
             answers = self._engine_service(export).recommendations_of(some)
             found |= zip(numbers, answers, strict=True)
         for number, (read, treatment) in enumerate(zip(reads, treatments, strict=True)):
             answer = found[number]
-            if isinstance(answer, StoreError) or answer.source != "index":
+            if isinstance(answer, Exception) or answer.source != "index":
                 continue
             if answer.arms != dict(treatment.arms):
                 self._ask_again(read.user_id)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -30,7 +31,8 @@ STORES = {
     "redis": ("sigma_jax.serving.stores.redis", "RedisStore"),
     "rediss": ("sigma_jax.serving.stores.redis", "RedisStore"),
 }
-
+ALIASES = {"valkey": "redis", "valkeys": "rediss"}  # schemes of the same servers
+ADDRESS = "SIGMA_STORE"  # environment variable in place of --store: it may hold a password
 
 _STARTED = time.time(), time.monotonic()
 
@@ -175,6 +177,12 @@ class TenantStore(Protocol):
         Hours are unix seconds // HOUR. A deleted user's events stay counted.
         """
 
+    def delete_events(self, user_id: str, event_id: str = "") -> int:
+        """Deletes the events of a user, or the one with an id. Returns how many there were.
+
+        The user's lists go too, and are computed anew. Counts of events stay.
+        """
+
     def ask_again(self, user_ids: Sequence[str]) -> None:
         """Puts users into the queue without an event: their lists are out of date."""
 
@@ -250,23 +258,40 @@ class Store(Protocol):
         """Ends all connections."""
 
 
+def without_password(url: str) -> str:
+    """An address of a store as errors and logs may show it."""
+    url = re.sub(r"://.*@", "://***@", url)
+    return re.sub(r"(password=)[^&]*", r"\1***", url)
+
+
 def open_store(url: str) -> Store:
     """The store at a URL: `sqlite:///FILE`, `redis://HOST:PORT/NUMBER`, or a path of a file.
 
+    `valkey://` is the same as `redis://`. No error shows a password.
+
     Raises:
-      ValueError: the URL is of no known kind, or a package is missing.
+      ValueError: the URL is of no known kind or has a wrong form, or a package is missing.
       StoreError: the store does not answer.
     """
-    scheme, found, _ = url.partition("://")
+    scheme, found, rest = url.partition("://")
     if not found:
         scheme, url = "sqlite", f"sqlite:///{url}"
+    elif scheme in ALIASES:
+        scheme, url = ALIASES[scheme], f"{ALIASES[scheme]}://{rest}"
+    shown = without_password(url)
     if scheme not in STORES:
-        raise ValueError(f"store {url!r} is of no known kind; use {', '.join(sorted(STORES))}.")
+        known = ", ".join(sorted([*STORES, *ALIASES]))
+        raise ValueError(f"store {shown!r} is of no known kind; use {known}.")
     module, name = STORES[scheme]
     try:
         made: Store = getattr(importlib.import_module(module), name)(url)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"store {url!r} needs the package {error.name}; install the extra serve."
+            f"store {shown!r} needs the package {error.name}; install the extra serve."
         ) from error
+    except ValueError:  # its message may hold a part of the password
+        raise ValueError(
+            f"store {shown!r} has a wrong form; use {scheme}://USER:PASSWORD@HOST:PORT/NUMBER, "
+            "with %40 for @ and %2F for / in the password."
+        ) from None
     return made

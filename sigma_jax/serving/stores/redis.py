@@ -169,6 +169,7 @@ class RedisTenant:
     def delete_user(self, user_id: str) -> bool:
         """Deletes a user with events, lists and exposures; whether there was one."""
         names, shown = self._key("names", user_id), self._key("shown", user_id)
+        events, _ = self.events(user_id, MOST_EVENTS)
         with self.store.asking():
             for experiment in self.store.client.smembers(shown):
                 self.store.client.delete(self._key("exposures", experiment, user_id))
@@ -177,6 +178,8 @@ class RedisTenant:
             keys = [self._key("list", user_id, name) for name in lists]
             kinds = ("user", "events", "items")
             keys += [names, shown, *(self._key(kind, user_id) for kind in kinds)]
+            # The same events may be stored again.
+            keys += [self._key("event", event.event_id) for event in events if event.event_id]
             self.store.client.zrem(self._key("users"), user_id)
             return bool(self.store.client.delete(*keys))
 
@@ -233,13 +236,42 @@ class RedisTenant:
             if counts
         }
 
+    def delete_events(self, user_id: str, event_id: str = "") -> int:
+        """Deletes the events of a user, or the one with an id. Returns how many there were."""
+        history, items = self._key("events", user_id), self._key("items", user_id)
+        names, client = self._key("names", user_id), self.store.client
+        with self.store.asking():
+            rows = [(text, json.loads(text[NUMBER:])) for text in client.zrange(history, 0, -1)]
+            gone = [(text, row) for text, row in rows if event_id in ("", row["event_id"])]
+            if not gone:
+                return 0
+            left = {row["item_id"] for text, row in rows if event_id not in ("", row["event_id"])}
+            seen = {row["item_id"] for _, row in gone} if event_id else client.smembers(items)
+            lists = [self._key("list", user_id, name) for name in client.smembers(names)]
+            number = client.incr(self._key("number"))
+        ids = [self._key("event", row["event_id"]) for _, row in gone if row["event_id"]]
+        with self._pipeline() as pipe:
+            pipe.zrem(history, *(text for text, _ in gone))
+            pipe.delete(names, *lists, *ids)
+            if seen - left:
+                pipe.srem(items, *(seen - left))
+            self._wait(user_id, number, pipe)
+        with self.store.asking():
+            if not client.exists(history, self._key("user", user_id)):
+                client.zrem(self._key("users"), user_id)
+        return len(gone)
+
     def ask_again(self, user_ids: Sequence[str]) -> None:
         """Puts users into the queue without an event."""
         with self._pipeline() as pipe:
             for user in user_ids:
-                fields = {"user": user, "number": 0, "since": repr(steady_time())}
-                pipe.xadd(self._key("stream"), fields)
-                pipe.hincrby(self._key("waiting"), user, 1)
+                self._wait(user, 0, pipe)
+
+    def _wait(self, user_id: str, number: int, pipe: Any) -> None:
+        """Adds the commands that put a user into the queue to a pipeline."""
+        fields = {"user": user_id, "number": number, "since": repr(steady_time())}
+        pipe.xadd(self._key("stream"), fields)
+        pipe.hincrby(self._key("waiting"), user_id, 1)
 
     def take(self, worker: str, count: int, lease: float = LEASE_SECONDS) -> list[Work]:
         """At most `count` users from the queue, those who wait longest first."""

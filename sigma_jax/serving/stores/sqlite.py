@@ -226,12 +226,38 @@ class SqliteTenant:
             found.setdefault(hour, {})[item] = count
         return found
 
+    def delete_events(self, user_id: str, event_id: str = "") -> int:
+        """Deletes the events of a user, or the one with an id. Returns how many there were."""
+        where, values = "WHERE tenant = ? AND user = ?", (self.name, user_id)
+        one, of_one = (" AND event_id = ?", (event_id,)) if event_id else ("", ())
+        with self.store.transaction() as con:
+            deleted = con.execute(f"DELETE FROM events {where}{one}", (*values, *of_one)).rowcount
+            if deleted:
+                con.execute(f"DELETE FROM lists {where}", values)
+                self._wait(con, user_id)
+        return deleted
+
     def ask_again(self, user_ids: Sequence[str]) -> None:
         """Puts users into the queue without an event."""
-        rows = [(self.name, user, steady_time()) for user in user_ids]
-        sql = "INSERT INTO waiting VALUES (?, ?, 0, ?, 0) ON CONFLICT DO NOTHING"
         with self.store.transaction() as con:
-            con.executemany(sql, rows)
+            for user in user_ids:
+                self._wait(con, user)
+
+    def _wait(self, con: sqlite3.Connection, user_id: str) -> None:
+        """Puts a user into the queue with the number of an event that does not exist.
+
+        So lists that are computed at this moment do not take the user out of it.
+        """
+        sql = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'events' RETURNING seq"
+        row = con.execute(sql).fetchone()
+        number = row[0] if row else 1
+        if row is None:  # no event was stored yet
+            con.execute("INSERT INTO sqlite_sequence VALUES ('events', 1)")
+        con.execute(
+            "INSERT INTO waiting VALUES (?, ?, ?, ?, 0) ON CONFLICT DO UPDATE "
+            "SET newest = excluded.newest",
+            (self.name, user_id, number, steady_time()),
+        )
 
     def take(self, worker: str, count: int, lease: float = LEASE_SECONDS) -> list[Work]:
         """At most `count` users from the queue, those who wait longest first."""

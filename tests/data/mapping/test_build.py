@@ -7,9 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import tiny_config
 from mapping_reading import read_tables
 from mapping_shapes import lines
 
+from sigma_jax.data import database, sources
 from sigma_jax.data.mapping.opening import guess_delimiter
 from sigma_jax.data.mapping.spec import KEYS, UNITS, read_mapping
 
@@ -53,7 +55,9 @@ def complaint(folder: Path, mapping: str, **changes) -> str:
         ("items: {file: a.csv, file: b.csv}\n", "key 'file' twice, line 1"),
         ("items: {file: a.csv, time: milisecond}\n", "did you mean 'milliseconds'?"),
         ("items: {file: a.csv, distinct: 1}\n", "distinct=1; use true or false"),
-        ("items: {file: a.csv, encoding: cp1252}\n", "use one of utf-8, utf-16, latin-1"),
+        ("items: {file: a.csv, encoding: cp437}\n", "use one of utf-8, utf-16, latin-1, cp1252"),
+        ("items: {file: a.csv, time: FILL_IN}\n", "items.time is still FILL_IN; replace it there"),
+        ("items: {file: FILL_IN}\n", "items.file is still FILL_IN"),
         ("items: {file: a.csv, join: {file: b.csv}}\n", "join[0]: by is missing"),
         ("items: {file: a.csv, pivot: {key: a, name: b}}\n", "items.pivot: value is missing"),
     ],
@@ -74,6 +78,7 @@ def test_wrong_mapping_is_refused_by_file_key_and_nearest_name(mapping, words):
         (ITEMS.replace("{file", "{explode: label, file") + LOG, "is a column of string, not of"),
         (ITEMS + LOG.replace("}}", "}, time: '%d.%m.%Y'}"), "row 1: timestamp='1609459200' is not"),
         (ITEMS + LOG.replace("}}", "}, keep: {knd: [buy]}}"), "no column 'knd'"),
+        (ITEMS.replace("}}", "}, decimal_comma: [lable]}") + LOG, "decimal_comma names 'lable'"),
         (ITEMS + LOG.replace("{file", "{distinct: true, file"), "distinct needs a column item_id"),
         (
             ITEMS + LOG.replace("{file", "{join: {file: goods.csv, by: {who: id}}, file"),
@@ -119,6 +124,34 @@ def test_bad_line_is_named_by_file_and_number(folder):
     (folder / "log.py").write_text("{'who': 'u', 'id': '8', 'at': 5}\n{'who': f()}\n")
     message = complaint(folder, ITEMS + LOG.replace("log.csv", "log.py"))
     assert "log.py: line 2 is no Python literal" in message
+
+
+@pytest.mark.parametrize(
+    ("encoding", "wrong"), [("utf-8", b"\xe9"), ("latin-1", b"\x93"), ("cp1252", b"\x81")]
+)
+def test_line_whose_bytes_do_not_fit_is_named(folder, encoding, wrong):
+    rows = b"id,label\n" + b"8,cup\n" * 300_000 + b"7,a" + wrong + b"\n"  # behind the first look
+    (folder / "goods.dat").write_bytes(rows)
+    items = ITEMS.replace("goods.csv", f"goods.dat, encoding: {encoding}")
+    assert f"goods.dat: line 300002 is not text in {encoding}" in complaint(folder, items + LOG)
+
+
+def test_lists_inside_lists_become_rows_in_their_order(folder):
+    rows = [{"who": f"u{n}", "at": n, "lines": [{"id": "8"}, {"id": "007"}]} for n in range(50)]
+    (folder / "log.json").write_text(json.dumps({"orders": rows}, indent=1))
+    mapping = ITEMS + "interactions: {file: log.json, explode: [orders, orders.lines], columns: "
+    mapping += "{user_id: orders.who, item_id: orders.lines.id, timestamp: orders.at}}\n"
+    found = read(folder, mapping)["interactions"]
+    assert [(row["user_id"], row["item_id"]) for row in found] == [
+        (f"u{n}", item) for n in range(50) for item in ("8", "007")
+    ]
+
+
+def test_log_without_times_is_noted(folder):
+    (folder / "mapping.yaml").write_text(ITEMS + LOG.replace("}}", "}, time: none}"))
+    with database.open_reader() as con:
+        notes = sources.read(con, tiny_config(folder)).notes
+    assert any("interactions.time is none, so no interaction has a time" in note for note in notes)
 
 
 def test_rows_keep_the_order_of_the_files(folder):
@@ -168,11 +201,14 @@ def test_keep_any_leaves_out_empty_values_and_a_list_all_others(folder):
         ("hours", "2", 7200),
         ("days", "18628", 1609459200),
         ("spreadsheet_days", "44197.5", 1609502400),
+        ("spreadsheet_days", "44197,5", 1609502400),
         ("'%d/%m/%Y %H:%M'", "01/01/2021 00:01", 1609459260),
+        ("'%d/%m/%Y %H:%M %z'", "01/01/2021 02:01 +02:00", 1609459260),
+        ("'%a %b %d %H:%M:%S %z %Y'", "Thu Dec 31 16:01:00 -0800 2020", 1609459260),
     ],
 )
 def test_times_are_read_as_the_mapping_says(folder, time, value, seconds):
-    (folder / "log.csv").write_text(lines("who,id,at", f"u,8,{value}"))
+    (folder / "log.csv").write_text(lines("who;id;at", f"u;8;{value}"))
     found = read(folder, ITEMS + LOG.replace("}}", f"}}, time: {time}}}"))["interactions"]
     assert [row["time"] for row in found] == [seconds]
 

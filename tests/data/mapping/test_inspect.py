@@ -92,12 +92,15 @@ def test_odd_files_are_named_and_do_not_stop_the_look(tmp_path):
     (folder / "images.zip").write_bytes(b"PK")
     (folder / "broken.json").write_text('{"a": \n')
     (folder / "images").mkdir()
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "a.jpg").write_bytes(b"x")
     text = inspect_folder(folder, overwrite=False)
     for line in (
         "# broken.json: line 1 is not one object",
         "# empty.csv: it is empty",
         "# images.zip: unpack it first",
-        "# images: a folder; inspect it by itself",
+        "# images: a folder without tables",
+        "# pictures/a.jpg: no table by its name",
     ):
         assert line in text.splitlines()
 
@@ -142,6 +145,20 @@ def test_header_has_names_only(fields, is_header):
         ("movieId", "item"),
         ("product_name", None),
         ("store_id", None),
+        ("StockCode", "item"),
+        ("SKUCode", "item"),
+        ("Variant SKU", "item"),
+        ("barcode", "item"),
+        ("stock", None),
+        ("productno", "item"),
+        ("line_items.product_id", "item"),
+        ("products.id", "item"),
+        ("order.customer.id", "user"),
+        ("customer.city", None),
+        ("guest_number", "user"),
+        ("loyalty card no", "user"),
+        ("device", None),
+        ("InvoiceNo", "session"),
         ("transactionid", "session"),
         ("BASKET_ID", "session"),
     ],
@@ -153,31 +170,19 @@ def test_ids_are_known_by_their_names(name, kind):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "values", "unit"),
-    [
-        ("timestamp", ["1609459200", ""], "seconds"),
-        ("ts", ["1609459200278"], "milliseconds"),
-        ("t_dat", ["2021-01-01"], ""),
-        ("created_at", ["20210101"], ""),
-        ("date", ["13/01/2021", "02/01/2021"], "%d/%m/%Y"),
-        ("date", ["01/13/2021"], "%m/%d/%Y"),
-        ("DAY", ["1", "711"], "days"),
-        ("price", ["1609459200"], None),
-        ("title", ["Rain"], None),
-        ("time", [""], None),
-    ],
-)
-def test_times_are_known_by_their_values(name, values, unit):
-    assert roles.time_of(name, values, True) == unit
-
-
-def test_latin_1_and_a_cut_character_are_told_apart(tmp_path, monkeypatch):
+def test_encodings_and_a_cut_character_are_told_apart(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_bytes("id,name\n1,é\n2,ü\n".encode("latin-1"))
     assert look_at_file(tmp_path / "a.csv").encoding == "latin-1"
     (tmp_path / "b.csv").write_bytes("id,name\n1,é\n2,ü\n".encode())
     monkeypatch.setattr("sigma_jax.data.mapping.opening.PEEK_BYTES", 11)  # inside the é
     assert look_at_file(tmp_path / "b.csv").encoding == "utf-8"
+    # The first byte that only cp1252 has comes behind the first look.
+    (tmp_path / "c.csv").write_bytes("id,name\n1,é\n2,ü\n3,“a” 5€\n".encode("cp1252"))
+    monkeypatch.setattr("sigma_jax.data.mapping.opening.PEEK_BYTES", 20)
+    assert look_at_file(tmp_path / "c.csv").encoding == "cp1252"
+    # Byte 0x81 is no letter of cp1252.
+    (tmp_path / "d.csv").write_bytes(b"id,name\n1,\x93\x81\n")
+    assert look_at_file(tmp_path / "d.csv").encoding == "latin-1"
 
 
 @pytest.mark.parametrize("names", [("product_group",), ("colour", "Section"), ("kind", "type")])

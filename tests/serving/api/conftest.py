@@ -57,7 +57,8 @@ def worker(engine, shop):
 
 @pytest.fixture
 def app(service, store, exported):
-    return create_app({"shop": Tenant.of("shop", exported, service)}, store, Keys({}, "shop"))
+    tenants = {"shop": Tenant.of("shop", exported, service)}
+    return create_app(tenants, store, Keys({}, "shop"), host="testserver")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import NotRequired, get_origin, get_type_hints, is_typeddict
 
 import pytest
 
@@ -24,13 +25,13 @@ def service_client(address, monkeypatch):
     """A client that notes the method and the path of each call in `calls`."""
     client = Client(address, timeout=60)
     client.calls = []
-    send = client._send
+    begin = client._begin
 
-    def noting(method, path, content):
+    def noting(connection, method, path, *content):
         client.calls.append((method, path.partition("?")[0]))
-        return send(method, path, content)
+        return begin(connection, method, path, *content)
 
-    monkeypatch.setattr(client, "_send", noting)
+    monkeypatch.setattr(client, "_begin", noting)
     yield client
     client.close()
 
@@ -46,16 +47,26 @@ def use_every_method(client, items, worker):
     assert client.put_users({"bob": {}, "cy": {"n": 1}}) == 2
     assert client.users("a b?é", 1) == ["bob"]
     event = {"user_id": "a b?é", "item_id": items[0], "event_id": "e1"}
-    assert client.add_events([event]) == 1 and client.add_events([event]) == 0
-    assert client.add_many_events([event, {"user_id": "a b?é", "item_id": items[1]}]) == 1
-    assert client.add_many_events([]) == 0
+    unknown = {"user_id": "a b?é", "item_id": "nope", "event_id": "e 2"}
+    assert client.add_events([event, unknown]) == {"stored": 2, "unknown_items": 1}
+    assert client.add_events([event]) == {"stored": 0, "unknown_items": 0}
+    more = [event, {"user_id": "a b?é", "item_id": items[1]}]
+    assert client.add_many_events(more) == {"stored": 1, "unknown_items": 0}
+    assert client.add_many_events([]) == {"stored": 0, "unknown_items": 0}
+    assert client.delete_events("a b?é", "e 2") == 1
     assert [one["item_id"] for one in client.events("a b?é")] == items[:2]
+    [first, second] = client.stored_events(since=1)
+    assert first["event_id"] == "e1" and second["user_id"] == "a b?é"
+    assert list(client.stored_events(after="z")) == []
     time.sleep(0.02)
     worker.run_once()
     listed = client.recommendations("a b?é", count=5, seen="hide", exclude=items[2:4], explain=True)
     assert listed["source"] == "index" and not set(items[:4]) & set(ids(listed))
     assert listed["items"][0]["details"]
-    assert len(client.recommendations("a b?é", categories=["none"])["items"]) == 0
+    category = client.categories()[0]
+    some = client.recommendations("a b?é", categories=[category["name"]], count=3)
+    assert [client.item(one)["category"] for one in ids(some)] == [category["name"]] * 3
+    assert [one["item_id"] for one in client.items(items[0], 2)] == items[1:3]
     assert client.ask("a b?é", "soap", count=3, deadline_ms=60_000)["source"] == ("computed")
     assert len(client.similar(items[0], 4)["items"]) == 4
     assert client.popular(2)["source"] == "popular"
@@ -64,10 +75,15 @@ def use_every_method(client, items, worker):
     assert len(answer["items"]) == 2
     client.put_item_state(items[0], hidden=True)
     assert client.item_state(items[0])["hidden"]
+    states = [{"item_id": items[1], "stock": 0}, {"item_id": "nope"}]
+    assert client.put_item_states(states) == {"stored": 1, "unknown_items": 1}
+    assert client.put_item_states([]) == {"stored": 0, "unknown_items": 0}
+    assert set(client.item_states()) == set(items[:2])
     client.put_rule("p", "pin", items=[items[5]])
     assert set(client.rules()) == {"p"}
     client.delete_rule("p")
     client.delete_user("cy")
+    assert client.delete_events("a b?é") == 2
     arms = [{"name": "a", "share": 0.5}, {"name": "b", "share": 0.5, "lists": {"home": "tea"}}]
     assert client.start_experiment("x", arms)["stopped"] is None
     assert set(client.experiments()) == {"x"}
@@ -75,7 +91,8 @@ def use_every_method(client, items, worker):
     client.stop_experiment("x")
     client.delete_experiment("x")
     assert not client.clock()["is_replay"]
-    assert client.is_healthy() and client.is_ready() and "sigma_queue_size" in client.metrics()
+    assert client.is_healthy() and client.is_ready() and not client.is_ready(is_warmed_up=True)
+    assert "sigma_queue_size" in client.metrics()
     assert [version["name"] for version in client.versions()] == ["0001"]
     with pytest.raises(ServiceError, match="404: there is no version"):
         client.activate("0009")
@@ -83,6 +100,8 @@ def use_every_method(client, items, worker):
         client.roll_back()
     with pytest.raises(ServiceError, match="404: there is no item"):
         client.delete_item("none")
+    with pytest.raises(ServiceError, match="404: there is no item"):
+        client.restore_item("none")
     with pytest.raises(ServiceError, match=r"422: .*body\.items"):
         client.add_items([])
     assert client.tree()["prefixes"] and "Query" in client.tasks()
@@ -107,6 +126,67 @@ def test_the_client_has_every_route(service_client, app, engine, worker):
                 called.add((name, template))
     # Fixed paths also fit a template: GET /v1/users/bulk does not exist.
     assert called == routes
+
+
+def typed_dicts():
+    """The types of the client's answers and rows, by name."""
+    found = vars(client_file).items()
+    return {name: one for name, one in found if isinstance(one, type) and is_typeddict(one)}
+
+
+@pytest.mark.parametrize("name", sorted(typed_dicts()))
+def test_types_are_those_of_the_description(app, name):
+    described = app.openapi()
+    schemas = described["components"]["schemas"]
+    for path, method in (("/v1/events/bulk", "post"), ("/v1/items/states", "put")):
+        body = described["paths"][path][method]["requestBody"]["content"]
+        row = body["application/x-ndjson"]["schema"]
+        schemas = {row["title"]: row, **schemas}
+    of_service = {"Event": "EventIn"}
+    schema = schemas[of_service.get(name, name)]
+    one = typed_dicts()[name]
+    assert set(one.__annotations__) == set(schema["properties"])
+    if name in ("Event", "StateRow"):  # rows that callers send
+        hints = get_type_hints(one, include_extras=True).items()
+        needed = {field for field, hint in hints if get_origin(hint) is not NotRequired}
+        assert needed == set(schema["required"])
+
+
+def test_long_calls_have_time_and_are_not_repeated(scripted, monkeypatch):
+    seconds = []
+    begin = scripted.client._begin
+
+    def noting(connection, *call):
+        seconds.append(connection.timeout)
+        assert connection.sock is None or connection.sock.gettimeout() == connection.timeout
+        return begin(connection, *call)
+
+    monkeypatch.setattr(scripted.client, "_begin", noting)
+    client = scripted.client
+    for call in (
+        lambda: client.users(),
+        lambda: client.ask(),
+        lambda: client.ask(deadline_ms=30_000),
+        lambda: client.add_items([{}]),
+        lambda: client.delete_item("i"),
+        lambda: client.activate("v"),
+        lambda: client.activate_model("m"),
+        lambda: client.preview(),
+        lambda: client.users(),
+    ):
+        call()
+    assert seconds == [10, 10, 35, 600, 600, 600, 600, 600, 10]
+
+    def late(*_):
+        scripted.calls.append("late")
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(client, "_begin", late)
+    for call, times in ((client.ask, 1), (lambda: client.activate("v"), 1), (client.users, 4)):
+        scripted.calls.clear()
+        with pytest.raises(ServiceError, match="timed out"):
+            call()
+        assert len(scripted.calls) == times
 
 
 def test_errors_say_status_message_and_place(service_client):
@@ -199,7 +279,7 @@ def test_calls_that_would_count_twice_are_not_repeated(scripted, status):
             call(scripted.client)
         assert len(scripted.calls) == 1
     scripted.script, scripted.calls[:] = [status], []
-    assert scripted.client.add_events([{**event, "event_id": "e1"}]) == 1
+    assert scripted.client.add_events([{**event, "event_id": "e1"}])["stored"] == 1
     assert len(scripted.calls) == 2
 
 

@@ -37,7 +37,7 @@ def client(service, other, shop, store, exported):
     """A client of a service with a second export, `few`."""
     others = {"few": TenantService(other, shop, clock=lambda: NOW)}
     tenant = Tenant.of("shop", exported, service, others)
-    app = create_app({"shop": tenant}, store, Keys({}, "shop"))
+    app = create_app({"shop": tenant}, store, Keys({}, "shop"), host="testserver")
     with TestClient(app, raise_server_exceptions=False) as client:
         client.tenant = tenant
         yield client

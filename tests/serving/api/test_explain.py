@@ -129,7 +129,8 @@ def two_exports(exported, store, shop, tmp_path):
     with_other_weights(tmp_path / "exports" / "one-new", "another training")
     first = tmp_path / "exports" / "one"
     tenant = Tenant.of("shop", first, TenantService(RecommendationEngine(first), shop))
-    with TestClient(create_app({"shop": tenant}, store, Keys({}, "shop"))) as client:
+    app = create_app({"shop": tenant}, store, Keys({}, "shop"), host="testserver")
+    with TestClient(app) as client:
         yield client
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from sigma_jax.serving.api import wire
 
+LINES = "application/x-ndjson"
 MANY = 64 * 2**20  # bytes; more than any buffer between client and service
 
 
@@ -36,8 +37,8 @@ def answer_of(client):
 
 
 def post(length):
-    words = f"POST /v1/events/bulk HTTP/1.1\r\nHost: a\r\n{length}\r\n\r\n"
-    return words.encode()
+    words = ("POST /v1/events/bulk HTTP/1.1", "Host: localhost", f"Content-Type: {LINES}", length)
+    return "\r\n".join((*words, "", "")).encode()
 
 
 def test_a_declared_length_is_refused_before_the_body(port):
@@ -70,13 +71,13 @@ def test_a_slow_body_is_refused(port):
 def test_a_slow_head_ends_the_connection(port):
     began = time.monotonic()
     with connected(port) as silent, connected(port) as slow:
-        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n")
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
         assert answer_of(slow) == answer_of(silent) == (0, None)
     assert time.monotonic() - began < 10
 
 
 def test_a_connection_that_is_kept_answers_again(port):
-    request = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connected(port) as client:
         for _ in range(3):
             client.sendall(request)
@@ -89,5 +90,5 @@ def test_what_is_no_http_is_refused(port):
         client.sendall(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
         assert b" 400 " in client.recv(2**16)
     with connected(port) as client:
-        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert answer_of(client)[0] == 200

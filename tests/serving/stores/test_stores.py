@@ -24,6 +24,13 @@ def a_list(newest=0, item="tea"):
     return StoredList(items, made=12.5, model="m1", version="0001", newest=newest)
 
 
+def test_events_of_a_deleted_user_may_be_stored_again(shop):
+    events = [Event("ann", "tea", 100, event_id="order-1")]
+    assert shop.add_events(events) == 1 and shop.add_events(events) == 0
+    shop.delete_user("ann")
+    assert shop.add_events(events) == 1 and len(shop.events("ann", 9)[0]) == 1
+
+
 def test_users(shop):
     assert shop.user("ann") is None and shop.users("", 9) == []
     shop.put_users({"ann": {"city": "Łódź"}, "bob": {}, "cy": {"n": 1}})
@@ -60,6 +67,48 @@ def test_a_repeated_event_is_stored_once(shop):
     assert shop.add_events([one, event(event_id="e2"), event(user="bob", event_id="e1")]) == 1
     assert len(shop.events("ann", 9)[0]) == 2
     assert shop.add_events([event(), event()]) == 2  # without an id
+
+
+def test_deleted_events_leave_no_trace_in_lists(shop):
+    one, other = event(event_id="e1"), event(item="milk", event_id="e2", when=200)
+    shop.add_events([one, other, event(item="milk", when=300), event(user="bob")])
+    shop.done(shop.take("w1", 5))
+    shop.put_lists({"ann": {"home": a_list(newest=shop.events("ann", 9)[1])}}, 60)
+    assert shop.delete_events("ann", "nothing") == shop.delete_events("cy") == 0
+    assert shop.queue().size == 0 and shop.list_of("ann", "home") is not None
+    assert shop.delete_events("ann", "e2") == 1
+    assert [found.item_id for found in shop.events("ann", 9)[0]] == ["tea", "milk"]
+    assert shop.seen_items("ann") == {"tea", "milk"}  # another event has it
+    assert shop.list_of("ann", "home") is None
+    [work] = shop.take("w1", 5)
+    shop.put_lists({"ann": {"home": a_list(newest=work.newest)}}, 60)
+    shop.put_lists({"ann": {"home": a_list(work.newest - 1, "old")}}, 60)  # of a slower worker
+    assert shop.list_of("ann", "home").items[0]["item_id"] == "tea"
+    assert shop.delete_events("ann", "e1") == 1 and shop.seen_items("ann") == {"milk"}
+    shop.done([work])
+    assert shop.queue().size == 1  # the list is out of date again
+    assert shop.delete_events("ann") == 1
+    assert shop.seen_items("ann") == set() and shop.events("ann", 9) == ([], 0)
+    assert shop.users("", 9) == ["bob"]
+    assert shop.add_events([one, other]) == 2  # the same may be sent again
+
+
+def test_a_user_with_a_profile_stays_without_events(shop):
+    shop.put_users({"ann": {"age": 3}})
+    shop.add_events([event()])
+    assert shop.delete_events("ann") == 1
+    assert shop.users("", 9) == ["ann"] and shop.user("ann") == {"age": 3}
+
+
+def test_who_is_asked_again_while_computed_waits_again(shop):
+    """The lists that are computed at this moment know the old profile."""
+    shop.ask_again(["ann"])
+    works = shop.take("w1", 5)
+    shop.ask_again(["ann"])
+    shop.done(works)
+    [work] = shop.take("w1", 5)
+    shop.done([work])
+    assert work.user_id == "ann" and shop.queue().size == 0
 
 
 def test_a_user_with_new_events_is_taken_once(shop):
@@ -274,3 +323,27 @@ def test_a_user_may_be_computed_again_without_an_event(shop):
     shop.ask_again(["ann"])
     shop.add_events([event(when=500)])  # the event counts, however the user came into the queue
     assert max(work.newest for work in shop.take("w1", 5)) == shop.events("ann", 9)[1]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:secret@127.0.0.1:1/0",
+        "redis://user:sec/secret@127.0.0.1:1/0",
+        "redis://127.0.0.1:port/0?password=secret",
+        "rediss://:secret@127.0.0.1:x",
+        "postgres://user:secret@host/db",
+        "valkey://:secret@127.0.0.1:1/0",
+    ],
+)
+def test_no_error_shows_a_password(url):
+    with pytest.raises((ValueError, StoreError)) as caught:
+        open_store(url)
+    assert "secret" not in str(caught.value) and "sec/" not in str(caught.value)
+    assert caught.value.__cause__ is None or "secret" not in str(caught.value.__cause__)
+
+
+def test_valkey_is_redis(redis_url):
+    store = open_store(redis_url.replace("redis://", "valkey://") + "/0")
+    assert store.check() == ""
+    store.close()

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from sigma_jax.serving.api.context import Admin, PathId, Reader
 from sigma_jax.serving.api.models import Id, Rule, Strict, Text
+from sigma_jax.serving.api.rules import check_fields
 from sigma_jax.serving.experiments.assignment import (
     BUCKET_SECONDS,
     EXPERIMENT,
@@ -73,6 +74,7 @@ def start(tenant: Admin, name: PathId, body: ExperimentIn) -> ExperimentOut:
     if tenant.service.store.document(EXPERIMENT, name) is not None:
         raise HTTPException(409, f"there is an experiment {name!r}; an experiment never changes")
     for arm in body.arms:
+        check_fields(arm.rules)
         if not arm.export:  # another export has items of its own
             tenant.service.check_rules(arm.rules)
     arms = tuple(

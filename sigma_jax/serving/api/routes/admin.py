@@ -1,4 +1,4 @@
-"""Routes that change what is shown: states of items, rules, versions of the catalogue, draining."""
+"""Routes that change what is shown: rules, versions of the catalogue, models; draining."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 
 from sigma_jax.runtime.process import locked
-from sigma_jax.serving.api.context import Admin, PathId, Reader, Tenant, Writer, context_of
+from sigma_jax.serving.api.context import Admin, PathId, Reader, Tenant, context_of
 from sigma_jax.serving.api.models import (
     Answer,
     Model,
@@ -22,7 +22,6 @@ from sigma_jax.serving.api.models import (
     NewItems,
     Preview,
     Rule,
-    State,
     Tree,
     Version,
     Versions,
@@ -31,27 +30,8 @@ from sigma_jax.serving.api.service import RULE
 from sigma_jax.serving.bundle import Bundle
 from sigma_jax.serving.catalogue_update import add_items, read_items, set_active
 from sigma_jax.serving.rollout import Rollout
-from sigma_jax.serving.stores.base import ItemState
 
 router = APIRouter(prefix="/v1")
-
-
-@router.get("/items/{item_id}/state", tags=["items"])
-def get_state(tenant: Reader, item_id: PathId) -> State:
-    """Whether an item is shown, and until when."""
-    state = tenant.service.store.states().get(item_id, ItemState())
-    return State(hidden=state.is_hidden, stock=state.stock, expires=state.expires)
-
-
-@router.put("/items/{item_id}/state", tags=["items"])
-def put_state(tenant: Writer, item_id: PathId, body: State) -> State:
-    """Hides an item, or sets its stock or its end. Lists that are stored lose it at once."""
-    if not tenant.service.knows(item_id):
-        raise HTTPException(404, f"there is no item {item_id!r} in the catalogue")
-    state = ItemState(body.hidden, body.stock, body.expires)
-    tenant.service.store.put_states({item_id: state})
-    tenant.service.forget_settings()
-    return body
 
 
 @router.get("/rules", tags=["rules"])
@@ -114,6 +94,16 @@ def delete_item(tenant: Admin, item_id: PathId) -> Version:
         raise HTTPException(404, f"there is no item {item_id!r}")
     return changed(
         tenant, lambda _, before: set_active(before, [item_id], False), f"{item_id} removed"
+    )
+
+
+@router.post("/catalogue/items/{item_id}/restore", tags=["catalogue"])
+def restore_item(tenant: Admin, item_id: PathId) -> Version:
+    """Puts a removed item back in a new version of the catalogue."""
+    if not tenant.service.knows(item_id):
+        raise HTTPException(404, f"there is no item {item_id!r}")
+    return changed(
+        tenant, lambda _, before: set_active(before, [item_id], True), f"{item_id} restored"
     )
 
 
@@ -194,8 +184,18 @@ def model_of(rollout: Rollout, name: str) -> Model:
 
 @router.post("/drain", tags=["operations"])
 def drain(tenant: Admin, request: Request) -> dict[str, str]:
-    """Lets `/readyz` fail from now on, so that no new requests are sent to this process."""
-    context_of(request).is_draining = True
+    """Lets `/readyz` fail from now on, so that no new requests are sent to this process.
+
+    A process of several tenants is not drained by one of them.
+    """
+    context = context_of(request)
+    if len(context.tenants) > 1:
+        raise HTTPException(
+            403,
+            f"the process serves {len(context.tenants)} tenants, and a key of one may not drain "
+            "it; take it out of the load balancer, or stop it with SIGTERM",
+        )
+    context.is_draining = True
     return {"status": "draining"}
 
 

@@ -1,0 +1,1 @@
+"""The routes under /v1: recommendations, users and events, items, jobs, changes, experiments."""
