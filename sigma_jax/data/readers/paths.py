@@ -68,9 +68,7 @@ def open_table(con: ibis.BaseBackend, path: str) -> Opened:
         parts.append(with_constants(part, _partition(path, file)))
     opened = join(con, parts, path)
     notes = [f"{file} is not read: it is no part of a table" for file in _beside(path)]
-    return dataclasses.replace(
-        opened, notes=(*opened.notes, *notes, *_equal_notes([part.path for part in parts]))
-    )
+    return dataclasses.replace(opened, notes=(*opened.notes, *notes, *_equal_notes(path, parts)))
 
 
 def _open_for_spark(con: ibis.BaseBackend, path: str) -> Opened:
@@ -160,18 +158,22 @@ def _beside(path: str) -> list[str]:
     ]
 
 
-def _equal_notes(files: Sequence[str]) -> list[str]:
-    """Notes on parts with equal content, and on parts of one name in two compressions."""
+def _equal_notes(path: str, parts: Sequence[Part]) -> list[str]:
+    """Notes on parts with equal content, and on parts of one name in two compressions.
+
+    Parts of different partitions have different rows.
+    """
     notes = []
     stems: dict[str, str] = {}
-    sizes: dict[int, list[str]] = {}
-    for file in files:
+    sizes: dict[tuple, list[str]] = {}
+    for file in (part.path for part in parts):
         stem = file.removesuffix(".gz").removesuffix(".zst")
         other = stems.setdefault(stem, file)
         if other != file:
             notes.append(f"{other} and {file} are both read; remove one if they are one file")
         if not database.is_url(file):
-            sizes.setdefault(os.path.getsize(file), []).append(file)
+            partition = tuple(_partition(path, file).items())
+            sizes.setdefault((os.path.getsize(file), partition), []).append(file)
     for same_size in sizes.values():
         contents: dict[str, str] = {}
         for file in same_size if len(same_size) > 1 else []:

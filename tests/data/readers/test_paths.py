@@ -106,6 +106,9 @@ def test_equal_parts_are_noted(tmp_path, notes):
     copied, packed = sorted(notes(tmp_path / "t"), key=len)[::-1]
     assert "0 (copy).csv and " in copied and "have equal content and are both read" in copied
     assert packed.endswith("1.csv.gz are both read; remove one if they are one file")
+    for day in "12":  # equal rows of two days are different rows
+        write(tmp_path / "log" / f"day={day}" / "0.csv", "a\n1\n")
+    assert notes(tmp_path / "log") == ()
 
 
 def test_partitions_are_columns(tmp_path, read):
