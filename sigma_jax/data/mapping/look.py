@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import codecs
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from sigma_jax.data.mapping.roles import ITEM, SESSION, USER, is_id_of
 from sigma_jax.data.times import unix_time
 
 MAX_ROWS = 5_000  # of a file that are looked at
+MAX_VALUES = 5_000_000  # of a column that the first rows leave open
 MAX_PARTS = 8  # of a folder that are looked at, if all are of one shape
 MAX_DEPTH = 3  # of folders
 _MAX_PIECES = 64  # of PEEK_BYTES of a text, in which its encoding is looked for
@@ -255,8 +257,12 @@ def _is_time(text: str) -> bool:
         return False
 
 
-def all_values(look: FileLook, column: str) -> Iterator[str]:
-    """The values of a column of delimited text with a header, in all rows of all files."""
+def many_values(look: FileLook, column: str) -> Iterator[str]:
+    """The first MAX_VALUES values of a column of delimited text with a header."""
+    yield from itertools.islice(_values(look, column), MAX_VALUES)
+
+
+def _values(look: FileLook, column: str) -> Iterator[str]:
     if look.kind != "text" or not look.has_header:
         return
     place = list(look.columns).index(column)

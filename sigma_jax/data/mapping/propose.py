@@ -9,7 +9,7 @@ from typing import Any
 
 from sigma_jax.data.mapping import roles
 from sigma_jax.data.mapping.log import Log, files_with_key, find_log, is_named, is_same, users_file
-from sigma_jax.data.mapping.look import LIST, FileLook, all_values, is_number
+from sigma_jax.data.mapping.look import LIST, FileLook, is_number, many_values
 from sigma_jax.data.mapping.roles import is_id_of, is_unique
 from sigma_jax.data.mapping.spec import ANY
 from sigma_jax.data.mapping.when import When, decided, find_time, has_decimal_comma, to_number
@@ -369,7 +369,7 @@ def _interactions(log: Log, looks: Sequence[FileLook]) -> Proposal:
             part["columns"][when.column] = when.column
         before["join"] = [part]
     if len(when.ways) > 1 and when is log.when:
-        when = decided(when, all_values(log.look, when.column))
+        when = decided(when, many_values(log.look, when.column))
     taken: dict[str, str | list[str]] = {"user_id": user, "item_id": log.item}
     if when.column:
         taken["timestamp"] = when.column
