@@ -13,6 +13,7 @@ lists that its settings name, and stores them: the U2I index. Any number of work
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import threading
 import time
@@ -48,6 +49,7 @@ from sigma_jax.serving.stores.base import (
 HOME = "home"  # the list of a user without an instruction
 POLL_SECONDS = 0.2  # between two looks at the queue
 RETRY_SECONDS = 1.0  # after an error of the store
+STALENESS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 90.0, 120.0, 300.0, 900.0, 3600.0)  # seconds
 TRIES = 3  # of a user whose computation fails
 REPORT_SECONDS = 60.0  # the last report of a worker is kept so long
 REPORT = "worker"  # kind of the documents with the reports
@@ -95,6 +97,11 @@ class Totals:
     seconds: float = 0.0  # of computing
     last_batch: int = 0  # users
     staleness: float = 0.0  # seconds from a user's event to the list, the longest of the last batch
+    # Users by the seconds from their event to their list: up to each of STALENESS, and longer.
+    stale: list[int] = dataclasses.field(default_factory=lambda: [0] * (len(STALENESS) + 1))
+    stale_seconds: float = 0.0  # the sum over these users
+    kept_columns: int = 0  # of prompts, whose keys and values were kept
+    new_columns: int = 0  # of prompts, that were computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +218,11 @@ class NearlineWorker:
         totals.last_batch = len(works)
         totals.lists += sum(map(len, found.values()))
         totals.seconds += time.monotonic() - began
-        totals.staleness = max(steady_time() - min(work.since for work in works), 0.0)
+        waited = [max(steady_time() - work.since, 0.0) for work in works]
+        totals.staleness = max(waited)
+        totals.stale_seconds += sum(waited)
+        for seconds in waited:
+            totals.stale[bisect.bisect_left(STALENESS, seconds)] += 1
         return len(works)
 
     def renew(self) -> int:
@@ -274,6 +285,9 @@ class NearlineWorker:
 
     def report(self) -> None:
         """Stores what the worker has done, for those who watch the service."""
+        if (contexts := self.engine.current.recommender.contexts) is not None:
+            self.totals.kept_columns = contexts.kept_columns
+            self.totals.new_columns = contexts.new_columns
         content = {
             "time": time.time(),
             "list_names": list(self.settings.lists),

@@ -76,6 +76,7 @@ def test_lists_are_those_of_the_engine(engine, shop, items):
     totals = worker.totals
     assert (totals.users, totals.lists, totals.batches, totals.failed) == (2, 4, 1, 0)
     assert 0 < totals.staleness < 60
+    assert sum(totals.stale) == 2 and 0 < totals.stale_seconds < 120
 
 
 def test_a_row_holds_profile_history_and_time(engine, items):

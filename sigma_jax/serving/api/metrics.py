@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from sigma_jax.serving.api.service import TenantService
-from sigma_jax.serving.nearline import REPORT
+from sigma_jax.serving.nearline import REPORT, STALENESS
 from sigma_jax.serving.stores.base import StoreError, steady_time
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -19,7 +20,11 @@ OF_WORKERS = {
     "sigma_worker_shed": ("Users who were left out, since too many waited.", "shed"),
     "sigma_worker_failed": ("Lists that could not be computed.", "failed"),
     "sigma_worker_compute_seconds": ("Seconds of computing.", "seconds"),
+    "sigma_worker_batches": ("Batches that were computed.", "batches"),
     "sigma_worker_batch_users": ("Users of the last batch.", "last_batch"),
+    "sigma_worker_renewed": ("Users whose lists another model or version had made.", "renewed"),
+    "sigma_worker_kept_columns": ("Columns of prompts that were kept.", "kept_columns"),
+    "sigma_worker_new_columns": ("Columns of prompts that were computed.", "new_columns"),
     "sigma_staleness_seconds": ("From an event to its list, the longest of a batch.", "staleness"),
 }
 
@@ -81,6 +86,14 @@ class Metrics:
             "Whether programs for requests of all lengths are loaded.",
             labels=["tenant"],
         )
+        running = GaugeMetricFamily(
+            "sigma_workers", "Workers that have reported within a minute.", labels=["tenant"]
+        )
+        stale = HistogramMetricFamily(
+            "sigma_event_to_list_seconds",
+            "From a user's event to the new lists.",
+            labels=["tenant", "worker"],
+        )
         workers = {
             name: GaugeMetricFamily(name, text, labels=["tenant", "worker"])
             for name, (text, _) in OF_WORKERS.items()
@@ -94,10 +107,15 @@ class Metrics:
                 waits = steady_time() - queue.oldest if queue.oldest is not None else 0.0
                 oldest.add_metric([tenant], max(waits, 0.0))
                 listed.add_metric([tenant], store.count_lists())
-                for worker, report in store.documents(REPORT).items():
+                reports = store.documents(REPORT)
+                running.add_metric([tenant], len(reports))
+                for worker, report in reports.items():
+                    counts = itertools.accumulate(report["stale"])
+                    buckets = list(zip([*map(str, STALENESS), "+Inf"], counts, strict=True))
+                    stale.add_metric([tenant, worker], buckets, report["stale_seconds"])
                     for name, (_, field) in OF_WORKERS.items():
                         workers[name].add_metric([tenant, worker], report[field])
                 answers.add_metric([tenant], 1.0)
             except StoreError:
                 answers.add_metric([tenant], 0.0)
-        return [size, oldest, listed, answers, warmed, *workers.values()]
+        return [size, oldest, listed, answers, warmed, running, stale, *workers.values()]

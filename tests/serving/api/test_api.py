@@ -13,6 +13,7 @@ import pytest
 from sigma_jax.serving.api.models import Ask
 from sigma_jax.serving.api.routes import admin, jobs
 from sigma_jax.serving.load import BeamChooser, FewerBeams, Load
+from sigma_jax.serving.nearline import NearlineSettings, NearlineWorker
 from sigma_jax.serving.stores.base import Event
 
 EVENTS = [
@@ -621,3 +622,21 @@ def test_a_read_only_export_is_not_changed_and_the_caller_is_told(client, monkey
     monkeypatch.setattr(admin, "locked", locked)
     answer = client.post(f"/v1/catalogue/{path}", json={"items": [{"item_id": "new"}]})
     assert answer.status_code == 409 and "sigma_jax.catalogue" in answer.json()["error"]
+
+
+def test_metrics_tell_workers_and_the_time_from_event_to_list(client, engine, shop, items):
+    worker = NearlineWorker(engine, shop, "w1", NearlineSettings(count=4, period=0.01))
+    assert 'sigma_workers{tenant="shop"} 0.0' in client.get("/metrics").text
+    shop.add_events([Event("ann", items[0], 1_699_000_000)])
+    worker.run_once()
+    worker.report()
+    lines = client.get("/metrics").text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert values['sigma_workers{tenant="shop"}'] == "1.0"
+    of_worker = 'tenant="shop",worker="w1"'
+    assert values[f"sigma_worker_batches{{{of_worker}}}"] == "1.0"
+    name = "sigma_event_to_list_seconds"
+    assert float(values[f"{name}_count{{{of_worker}}}"]) == 1
+    assert 0 < float(values[f"{name}_sum{{{of_worker}}}"]) < 60
+    buckets = [float(value) for key, value in values.items() if key.startswith(f"{name}_bucket")]
+    assert buckets == sorted(buckets) and buckets[-1] == 1 and len(buckets) == 13
