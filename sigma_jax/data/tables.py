@@ -197,7 +197,11 @@ class Checker:
         table = table.mutate(clicks=table["given"].try_cast("float64"))
         self._refuse(
             "searches",
-            table.filter(~(table["clicks"] >= 0).fill_null(False) | table["clicks"].isnan()),
+            table.filter(
+                ~(table["clicks"] >= 0).fill_null(False)
+                | table["clicks"].isnan()
+                | table["clicks"].isinf()
+            ),
             "clicks",
             "given",
             "is not a count; use a number of 0 or more",

@@ -97,6 +97,11 @@ BAD_TABLES = {
         [{"query": "x", "item_id": "a", "clicks": "many"}],
         ("searches.jsonl: row 1", "clicks='many' is not a count"),
     ),
+    "clicks that are too many": (
+        "searches",
+        [{"query": "x", "item_id": "a", "clicks": "1e400"}],
+        ("searches.jsonl: row 1", "clicks='1e400' is not a count"),
+    ),
     "empty query": (
         "searches",
         [{"query": "", "item_id": "a", "clicks": 2}],
