@@ -4,7 +4,8 @@
     python -m sigma_jax.experiment list --store=runs/service/store.db
 
 `report` prints the hit rate of each arm: the share of exposed users who took an item that they had
-been shown, within --window_hours of their first exposure. It may be read every day.
+been shown, within --window_hours of their first exposure. The interval "read any day" stays valid
+for those who look every day; the others are for one look.
 """
 
 from __future__ import annotations
@@ -37,13 +38,17 @@ WORDS = {"ahead": "{} is ahead of {}", "behind": "{} is behind {}", "open": "no 
 def define_flags() -> None:
     """Defines the flags of this command."""
     flags.DEFINE_string(
-        "store", None, f"A SQLite file, or redis://HOST:PORT/N. None: SIGMA_STORE, or {STORE}."
+        "store",
+        None,
+        f"A SQLite file, or redis://HOST:PORT/N. Without it: SIGMA_STORE, or {STORE}.",
     )
     flags.DEFINE_string("name", None, "report: the experiment.")
     flags.DEFINE_string("tenant", "default", "The tenant of the service.")
     flags.DEFINE_float("window_hours", 24.0, "Hours after the first exposure that count.", 0.0)
     flags.DEFINE_list("kinds", [], "Kinds of events that take an item, such as purchase; or all.")
-    flags.DEFINE_float("alpha", ALPHA, "How often an experiment without a difference has one.")
+    flags.DEFINE_float(
+        "alpha", ALPHA, "Significance level: how often equal arms are called different."
+    )
     flags.DEFINE_enum("format", "text", ("text", "json"), "How the report is printed.")
 
 

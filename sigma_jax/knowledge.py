@@ -47,12 +47,14 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Name of the endpoint's model.")
     flags.DEFINE_string("folder", None, "A Hugging Face folder, in place of an endpoint.")
     flags.DEFINE_integer("count", 20, "Texts of a category, and categories of a theme.", 1)
-    flags.DEFINE_float("temperature", 0.7, "0 takes the likeliest words.", 0.0)
-    flags.DEFINE_integer("seed", 0, "Of a folder's random numbers.")
+    flags.DEFINE_float(
+        "temperature", 0.7, "Temperature of the sampling; 0 takes the likeliest words.", 0.0
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of the random numbers of --folder.")
     flags.DEFINE_integer("parallel", 4, "Requests to the endpoint at once.", 1)
     flags.DEFINE_float("requests_per_minute", 0.0, "Most requests a minute; 0: no limit.", 0.0)
-    flags.DEFINE_float("prompt_price", 0.0, "Of a million tokens of questions.", 0.0)
-    flags.DEFINE_float("reply_price", 0.0, "Of a million tokens of replies.", 0.0)
+    flags.DEFINE_float("prompt_price", 0.0, "Price of a million tokens of questions.", 0.0)
+    flags.DEFINE_float("reply_price", 0.0, "Price of a million tokens of replies.", 0.0)
     flags.DEFINE_float("max_cost", 0.0, "The run stops before it costs more; 0: no limit.", 0.0)
 
 

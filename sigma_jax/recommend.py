@@ -43,7 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_string("export", None, "An export, in place of --workdir.")
     flags.DEFINE_string("users", None, "With --export: a file of users, .jsonl, .parquet or .csv.")
     flags.DEFINE_string("output", None, "With --users: the file to write, .jsonl or .parquet.")
-    flags.DEFINE_string("user", None, "Id of the user. None: an unknown user.")
+    flags.DEFINE_string("user", None, "Id of the user. Leave it out for an unknown user.")
     flags.DEFINE_string("instruction", DEFAULT_INSTRUCTION, "The wish of the user, in plain words.")
     flags.DEFINE_integer("count", 10, "Items to recommend.", lower_bound=1)
     flags.DEFINE_integer("beams", 32, "Prefixes to keep (K of Eq. 6).", lower_bound=1)

@@ -59,22 +59,24 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "store",
         None,
-        "A SQLite file, or redis://HOST:PORT/N or valkey://. None: the environment variable "
+        "A SQLite file, or redis://HOST:PORT/N or valkey://. Without it: the environment variable "
         f"SIGMA_STORE; without it {STORE}, {DEMO_STORE} for a demo.",
     )
     flags.DEFINE_enum("role", "all", ROLES, "all: the API here, and a worker beside it.")
     flags.DEFINE_string("host", "127.0.0.1", "The address that the API listens to.")
     flags.DEFINE_integer("port", 8000, "The port that the API listens to.", 0, 65535)
-    flags.DEFINE_string("keys", None, "A file of keys. None: SIGMA_KEYS, or all on this machine.")
+    flags.DEFINE_string(
+        "keys", None, "A file of keys. Without it: SIGMA_KEYS, or all calls of this machine."
+    )
     flags.DEFINE_string("new_key", None, "Print a new key of this name, and nothing else.")
-    flags.DEFINE_list("scopes", ["read", "write", "admin"], "Of --new_key.")
-    flags.DEFINE_string("tenant", TENANT, "Of --new_key.")
+    flags.DEFINE_list("scopes", ["read", "write", "admin"], "Scopes of the new key.")
+    flags.DEFINE_string("tenant", TENANT, "Tenant of the new key.")
     flags.DEFINE_string("lists", None, "A JSON file: names of lists and their instructions.")
     flags.DEFINE_float("period", 60.0, "Seconds that a user with new events waits at most.", 0.01)
     flags.DEFINE_float("lease", 60.0, "Seconds after which another worker takes a user.", 0.1)
-    flags.DEFINE_integer("users_at_once", 64, "So many waiting users begin a batch at once.", 1)
+    flags.DEFINE_integer("users_at_once", 64, "Number of waiting users that starts a batch.", 1)
     flags.DEFINE_integer("list_items", 100, "Items of a list.", 1)
-    flags.DEFINE_bool("explain_lists", False, "Lists hold how each item came about.")
+    flags.DEFINE_bool("explain_lists", False, "Whether lists hold how each item came about.")
     flags.DEFINE_string("heartbeat", None, "File that a working worker touches, for probes.")
     flags.DEFINE_bool(
         "renew_versions",
@@ -92,7 +94,9 @@ def define_flags() -> None:
         ["32:0.5", "128:0.25"],
         "WAITING:SHARE,...: from so many waiting requests on, a share of the beams. Empty: all.",
     )
-    flags.DEFINE_float("calls_a_second", 0.0, "Of a caller; more are refused. 0: no limit.", 0.0)
+    flags.DEFINE_float(
+        "calls_a_second", 0.0, "Most calls a second of one caller; 0: no limit.", 0.0
+    )
     flags.DEFINE_list("arm_exports", [], "NAME=FOLDER or TENANT/NAME=FOLDER: for experiments.")
     flags.DEFINE_string("demo", None, "A trained workdir whose log is replayed.")
     flags.DEFINE_float("demo_speed", 1440.0, "Seconds of the log in a second.", 0.0)
