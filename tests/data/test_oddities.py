@@ -228,6 +228,11 @@ def test_left_out_events_are_counted_by_name(tmp_path, tiny_config):
         assert any(part in note for note in notes), notes
 
 
+def test_repeats_in_a_session_count_once_and_are_no_surprise(tmp_path, tiny_config):
+    write(tmp_path, interactions=[row | {"session_id": "s"} for row in EVENTS + EVENTS[:3]])
+    assert checked(tmp_path, tiny_config)[0] == ()
+
+
 def test_good_tables_have_no_notes(tmp_path, tiny_config):
     write(tmp_path, users=[{"user_id": "u1", "age": 3}, {"user_id": "new", "age": 4}])
     assert checked(tmp_path, tiny_config)[0] == ()

@@ -157,12 +157,13 @@ def _plain(event: str) -> str:
 
 
 def repeat_notes(con: ibis.BaseBackend, file: str, interactions: ir.Table) -> list[str]:
-    """A note if rows are equal to another row.
+    """A note if rows are equal to another row. In one session they count once, without a note.
 
     Args:
-      interactions: user_id, item_id, time and event.
+      interactions: user_id, item_id, time, event and session_id.
     """
-    rows = interactions.select("user_id", "item_id", "time", "event")
+    rows = interactions.filter(interactions["session_id"].isnull())
+    rows = rows.select("user_id", "item_id", "time", "event")
     repeats = database.count(con, rows) - database.count(con, rows.distinct())
     if not repeats:
         return []
