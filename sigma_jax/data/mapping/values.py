@@ -67,7 +67,8 @@ def _field(where: str, value: ir.Value, head: str, fields: list[str]) -> ir.Valu
     for field in fields:
         kind = value.type()
         if kind.is_json():
-            value = value[field]
+            # DuckDB takes what begins with "$" for a path.
+            value = value[f'$."{field}"' if field.startswith("$") else field]
         elif kind.is_struct() and field in kind.names:
             value = value[field]
         elif kind.is_map():

@@ -230,6 +230,17 @@ def test_late_keys_large_ids_and_nested_fields_of_json(folder):
     assert found == [{"user_id": str(2**60 - 1), "item_id": "8", "session_id": "x, y", "time": 7}]
 
 
+def test_fields_that_begin_with_a_dollar_are_no_paths(folder):
+    """Such as those of MongoDB's exports. An `at` of another form makes the column JSON."""
+    rows = [{"who": "u", "thing": {"$oid": "8"}, "at": {"$date": 100 + n}} for n in range(3)]
+    rows.append({"who": "u", "thing": "gone", "at": 5})
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mapping = ITEMS + "interactions: {file: log.jsonl, keep: {thing.$oid: any}, columns: "
+    mapping += "{user_id: who, item_id: thing.$oid, timestamp: at.$date}}\n"
+    found = read(folder, mapping)["interactions"]
+    assert [(row["item_id"], row["time"]) for row in found] == [("8", 100 + n) for n in range(3)]
+
+
 def test_files_of_a_glob_follow_in_order_and_must_be_of_one_shape(folder):
     header = "who,id,at,kind"
     (folder / "part_2.csv.gz").write_bytes(gzip.compress(f"{header}\nb,8,2,x\n".encode()))
