@@ -39,7 +39,7 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signal_at", [3, 9])
+@pytest.mark.parametrize("signal_at", [3, pytest.param(9, marks=pytest.mark.nightly)])
 def test_two_processes_stop_together_after_sigterm_and_one_continues(
     tmp_path, reference, signal_at
 ):
