@@ -121,6 +121,7 @@ def test_no_chip_ever_holds_a_table_of_all_items():
     assert not re.search(rf"\[(\d+,)*{items}[,\]]", text)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_inference_is_compiled_and_described(tmp_path):
     path = tmp_path / "report.json"

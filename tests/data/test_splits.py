@@ -50,6 +50,7 @@ def test_last_session_is_the_test_target_and_the_one_before_it_validation(tmp_pa
     assert histories.session_end(3, 0) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_the_order_of_rows_in_the_file_changes_no_output(tmp_path, tiny_config, tables_folder):
     """All files are equal, byte by byte, after the rows of the table are shuffled.

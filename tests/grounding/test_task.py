@@ -205,6 +205,7 @@ task.finalize_on_all_hosts(template.merge(state.params, state.rest), mesh)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_two_processes_encode_the_catalogue_like_one(workdir):
     path = workdir / "train" / "grounding" / "text_vectors.npy"
