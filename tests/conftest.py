@@ -1,7 +1,6 @@
 """Shared fixtures: the tables of a tiny shop, its prepared data, a training and an export."""
 
 import csv
-import gc
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from sigma_jax.configs.data import data_fields
 from sigma_jax.data.config import DataConfig
 from sigma_jax.prepare import prepare
 from sigma_jax.runtime.config import to_dataclass
+from sigma_jax.runtime.process import count_maps, let_programs_go
 from sigma_jax.schema import DAY, PreparedData
 
 pytest_plugins = ["shop_fixtures"]
@@ -188,12 +188,8 @@ def few_programs():
     compiler crashes.
     """
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_text().count("\n") > MAX_MAPS:
-        import jax
-
-        jax.clear_caches()
-        gc.collect()
+    if count_maps() > MAX_MAPS:
+        let_programs_go()
 
 
 @pytest.fixture(scope="session")

@@ -45,16 +45,25 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def share_of_maps() -> float:
-    """The share of this process's memory maps that are in use; 0 where Linux does not say.
+def count_maps() -> int:
+    """The number of this process's memory maps; 0 where Linux does not say.
 
-    Every compiled program takes about 60. With more than vm.max_map_count, 65,530 by default, the
-    compiler fails and the process ends.
+    Every compiled program takes about 60.
     """
     try:
-        most = int(Path("/proc/sys/vm/max_map_count").read_text())
         with open("/proc/self/maps", "rb") as maps:
-            return sum(1 for _ in maps) / most
+            return sum(1 for _ in maps)
+    except OSError:
+        return 0
+
+
+def share_of_maps() -> float:
+    """The share of the memory maps that Linux allows this process; 0 where it does not say.
+
+    With more than vm.max_map_count, 65,530 by default, the compiler fails and the process ends.
+    """
+    try:
+        return count_maps() / int(Path("/proc/sys/vm/max_map_count").read_text())
     except (OSError, ValueError):
         return 0.0
 

@@ -172,7 +172,7 @@ def test_rules_have_the_fields_of_their_kind(client, items, kind, field, value):
     arms[1]["rules"] = {"r": rule | {field: value}}
     assert client.put("/v1/experiments/x", json={"arms": arms}).status_code == 400
     assert client.put("/v1/rules/r", json=rule).status_code == 200
-    # What was read may be written again.
+    # A caller may write back what it has read.
     stored = client.get("/v1/rules").json()["r"]
     assert client.put("/v1/rules/r", json=stored).status_code == 200
 
@@ -202,12 +202,14 @@ def test_parameters_are_told_to_callers_with_a_key_alone(keyed):
 
 def test_at_most_n_of_a_brand(client, service, items):
     """Items hold their brand in the text; it counts like a category."""
-    shown = client.get("/v1/popular", params={"count": 20}).json()["items"]
-    brands = {item["item_id"]: service.value_of(item["item_id"], "brand") for item in shown}
+    shown = ids(client.get("/v1/popular", params={"count": 100}))
+    brands = {item: service.value_of(item, "brand") for item in shown}
+    first = {brand: item for item, brand in reversed(brands.items())}  # of each brand
     assert max(Counter(brands.values()).values()) > 1 and all(brands.values())
     rule = {"kind": "at_most", "count": 1, "column": "brand"}
     assert client.put("/v1/rules/brands", json=rule).status_code == 200
     kept = ids(client.get("/v1/popular", params={"count": 20}))
+    assert kept == [item for item in shown if first[brands[item]] == item]
     found = [service.value_of(item, "brand") for item in kept]
     assert len(found) == len(set(found)) > 1
     answer = client.put("/v1/rules/r", json=rule | {"column": "brnad"})
