@@ -32,10 +32,14 @@ def top_items(
       k: most items returned.
     """
     if len(items) > k:
-        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-        keep = scores >= threshold  # more than k if several scores equal the threshold
-        items, scores = items[keep], scores[keep]
-    return items[np.lexsort((tie_order[items], -scores))[:k]]
+        lowest = np.partition(scores, len(scores) - k)[len(scores) - k]
+        above, tied = np.flatnonzero(scores > lowest), np.flatnonzero(scores == lowest)
+        missing = k - len(above)
+        if len(tied) > missing:  # often all items without a count
+            tied = tied[np.argpartition(tie_order[items[tied]], missing - 1)[:missing]]
+        kept = np.concatenate([above, tied])
+        items, scores = items[kept], scores[kept]
+    return items[np.lexsort((tie_order[items], -scores))]
 
 
 def is_rankable(
@@ -72,36 +76,24 @@ def rank_all_items(
     """
     rankings = [np.full((len(requests), k), -1, np.int32) for _ in variants]
     starts, ends = history_ranges(data.histories, requests)
+    all_items = np.arange(len(tie_order))
     step = max(1, SCORES_AT_ONCE // len(tie_order))
     for first in range(0, len(requests), step):
         rows = np.arange(first, min(first + step, len(requests)))
         of_rows = np.asarray(scores(rows), np.float32)
         for ranking, (exclude_seen, allowed) in zip(rankings, variants, strict=True):
-            kept = of_rows.copy()
-            for row, of_row in zip(rows, kept, strict=True):
-                if allowed is not None and (items := allowed.of(row)) is not None:
-                    is_left_out = np.ones(len(of_row), bool)
-                    is_left_out[items] = False
-                    of_row[is_left_out] = -np.inf
+            for row, of_row in zip(rows, of_rows, strict=True):
+                items = None if allowed is None else allowed.of(row)
+                items = all_items if items is None else np.unique(items)
+                values = of_row
                 if exclude_seen:
-                    of_row[data.histories.item[starts[row] : ends[row]]] = -np.inf
-            ranking[rows] = best_items(kept, k, tie_order)
+                    values = of_row.copy()
+                    values[data.histories.item[starts[row] : ends[row]]] = -np.inf
+                values = values[items]
+                is_left = values > -np.inf
+                chosen = top_items(items[is_left], values[is_left], tie_order, k)
+                ranking[row, : len(chosen)] = chosen
     return rankings
-
-
-def best_items(
-    scores: Float32[np.ndarray, "n I"], k: int, tie_order: Int[np.ndarray, " I"]
-) -> Int32[np.ndarray, "n k"]:
-    """The k items of highest score in each row, best first; items of score -inf are left out."""
-    best = np.full((len(scores), k), -1, np.int32)
-    place = max(scores.shape[1] - k, 0)
-    least = np.partition(scores, place, axis=1)[:, place]
-    for row, (of_row, lowest) in enumerate(zip(scores, least, strict=True)):
-        # More than k where several scores equal the lowest.
-        items = np.flatnonzero((of_row >= lowest) & (of_row > -np.inf))
-        chosen = items[np.lexsort((tie_order[items], -of_row[items]))[:k]]
-        best[row, : len(chosen)] = chosen
-    return best
 
 
 class ScoringBaseline(abc.ABC):

@@ -163,6 +163,8 @@ class Checker:
             table = table.mutate(time=ibis.literal(0, dt.int64))
         table = self._known("interactions", table.drop("given"), items)
         table = database.save(self.con, "interactions", table)
+        for name in ("raw_interactions", "interactions_with_time"):  # for their place on the disk
+            self.con.drop_table(name, force=True)
         if not database.count(self.con, table):
             raise ValueError(
                 f"{file} has no usable interaction; check its columns item_id and event, and "
@@ -448,10 +450,12 @@ class Checker:
         others = table.filter(as_number(given).notnull() & dates.isnull())
         if not database.rows(self.con, others.select("source_row").limit(1)):
             seconds = ibis.coalesce(dates, seconds)
-        table = table.mutate(**{target: seconds})
-        wrong = table.filter(table[target].isnull() & ~is_empty)
+        table = table.mutate(**{target: seconds, "is_empty": is_empty})
+        # Computed once: the many forms of a time are a query of thousands of terms.
+        table = database.save(self.con, f"{name}_with_{target}", table)
+        wrong = table.filter(table[target].isnull() & ~table["is_empty"])
         self._refuse(name, wrong, field, source, NOT_A_TIME)
-        return table
+        return table.drop("is_empty")
 
     def _known(self, name: str, table: ir.Table, items: ir.Table) -> ir.Table:
         """The rows of `table` whose item_id is in `items`, or null.
