@@ -28,7 +28,7 @@ GR_SID = {
 
 # Requests of an evaluation: task -> most requests.
 EVALUATED = {
-    "JustForYou": 2_000,
+    "JustForYou": 1_000,
     "Query": 400,
     "Category": 400,
     "Longtail": 400,

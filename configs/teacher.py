@@ -13,7 +13,7 @@ BASE = {
     "optimizer": common.optimizer(
         4e-3, table_learning_rate=1.5e-2, weight_decay=0.01, warmup_steps=20, b2=0.98
     ),
-    "train": common.train(300, 64),
+    "train": common.train(300, 64, eval_every=150),
     "model": {
         "width": 64,
         "layers": 2,

@@ -255,10 +255,13 @@ def show_recommendations(config: Any, workdir: Path, users: int = 2, count: int 
     data = PreparedData.load(workdir / "data")
     evaluator = Evaluator.load(workdir, data, settings, config.seed)
     requests = evaluator.requests()
-    requests = requests.take(example_rows(requests, users))
+    shown = example_rows(requests, users)
+    # A whole batch: the evaluation has compiled its programs.
+    rows = np.concatenate([shown, np.arange(len(requests))])[: settings.generation.batch_size]
+    requests = requests.take(rows)
     options = dataclasses.replace(evaluator.options, count=count)
     [recommendations] = evaluator.lists(requests, [options])
-    for row in range(len(requests)):
+    for row in range(len(shown)):
         user = data.users.table["user_id"][int(requests.user[row])].as_py()
         print(f'\nuser {user}: "{requests.instruction[row]}"')
         print(text_table(recommendations, row, data.catalogue))
