@@ -31,6 +31,9 @@ from sigma_jax.models.qwen3 import Qwen3
 from sigma_jax.schema import TASKS
 
 Tables = Mapping[str, Array]
+ALL_ITEMS = (
+    "item_vectors"  # of Tables: fused vectors of all items, which are then not computed anew
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +294,12 @@ class RecommenderNetwork(nnx.Module):
         return unit(query + weight * pointed_at)
 
     def item_vectors(self, items: Int[Array, " *n"], tables: Tables) -> Float[Array, "... D"]:
-        """Fused vectors of `items` at unit length (the fused v of Eq. 5)."""
+        """Fused vectors of `items` at unit length (the fused v of Eq. 5).
+
+        They are computed, or taken from tables[ALL_ITEMS] where it is given.
+        """
+        if ALL_ITEMS in tables:
+            return jnp.take(tables[ALL_ITEMS], items, axis=0)
         return unit(self.item_encoder(items, tables))
 
     @property

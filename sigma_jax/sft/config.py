@@ -110,6 +110,11 @@ class SftConfig:
             )
 
     @property
+    def draws_per_target(self) -> bool:
+        """Whether each target of Eq. 5 has negatives of its own, out of its prefix."""
+        return bool(self.negatives_per_target and self.uses_prefix_condition)
+
+    @property
     def temperature(self) -> float:
         """tau of Eq. 5, which equals tau of Eq. 11."""
         return self.generation.temperature

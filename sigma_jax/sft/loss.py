@@ -22,7 +22,7 @@ from sigma_jax.losses import (
     sampling_correction,
     weighted_mean,
 )
-from sigma_jax.models.network import RecommenderNetwork
+from sigma_jax.models.network import ALL_ITEMS, RecommenderNetwork
 from sigma_jax.models.qwen3 import branch_mask
 from sigma_jax.prompts.layout import HISTORY_TASK
 from sigma_jax.sft.config import SftConfig
@@ -46,6 +46,7 @@ def recommender_loss(
         key, 2 + config.model.has_item_head
     )
     hidden = hidden_states(model, tables, batch, dropout_key)
+    tables = with_item_vectors(config, model, tables, batch["target_item"].size)
     loss, metrics = jnp.zeros(()), {}
     if config.prompt.layout.sid_generated:
         ntp, of_codes = code_loss(config, model, tables, batch, hidden)
@@ -72,6 +73,29 @@ def recommender_loss(
         "dropped_targets": batch["dropped"][:, 1].sum(),
     }
     return loss, metrics
+
+
+def with_item_vectors(
+    config: SftConfig, model: RecommenderNetwork, tables, num_targets: int
+) -> Mapping[str, Array]:
+    """`tables` with the vectors of all items, if the losses would compute more on a device.
+
+    Args:
+      num_targets: of the whole batch.
+    """
+    num_items = tables["codes"].shape[0]
+    mesh = jax.sharding.get_abstract_mesh()
+    targets = num_targets // (1 if mesh.empty else mesh.size)
+    shared = targets + min(config.num_negatives, num_items)
+    layout, computed = config.prompt.layout, 0
+    if layout.sid_generated and layout.generates_item:
+        own = targets * (1 + config.negatives_per_target)
+        computed += own if config.draws_per_target else shared
+    if config.model.has_item_head:
+        computed += shared
+    if num_items > computed:
+        return tables
+    return {**tables, ALL_ITEMS: model.item_vectors(jnp.arange(num_items), tables)}
 
 
 def candidate_items(config: SftConfig, num_items: int, key) -> Int[Array, " N"]:
@@ -105,7 +129,7 @@ def item_loss(config: SftConfig, model: RecommenderNetwork, tables, batch, hidde
     targets = batch["target_item"].reshape(-1)
     weights = batch["target_weight"].reshape(-1)
     queries = queries_at(model.query_head_vector, batch["query_position"], tables, batch, hidden)
-    if config.negatives_per_target and config.uses_prefix_condition:
+    if config.draws_per_target:
         return per_target_loss(config, model, tables, queries, targets, weights, key)
     shared = shared_negatives(config, model, tables, targets, key)
     return shared_negatives_loss(
@@ -214,12 +238,7 @@ def shared_negatives(
     """The negatives of this batch: drawn, or the whole catalogue."""
     num_items = tables["codes"].shape[0]
     items = candidate_items(config, num_items, key)
-    vectors = model.item_vectors(items, tables)
-    of_targets = (
-        jnp.take(vectors, targets, axis=0)
-        if len(items) == num_items
-        else model.item_vectors(targets, tables)
-    )
+    vectors, of_targets = (model.item_vectors(i, tables) for i in (items, targets))
     known = jnp.where(jnp.take(tables["is_cold"], items), -1, items)
     return SharedNegatives(items, known, vectors, of_targets)
 
@@ -293,12 +312,7 @@ def per_target_loss(
     size = jnp.take(tables["prefix_start"], prefix + 1) - start
     places, is_item = draw_places(key, size, config.negatives_per_target)
     negatives = jnp.take(tables["by_prefix"], start[:, None] + places, mode="clip")
-    num_items = tables["codes"].shape[0]
-    if num_items <= negatives.size:  # encoding each item once is cheaper
-        vectors = model.item_vectors(jnp.arange(num_items), tables)
-        of_targets, of_negatives = (jnp.take(vectors, i, axis=0) for i in (targets, negatives))
-    else:
-        of_targets, of_negatives = (model.item_vectors(i, tables) for i in (targets, negatives))
+    of_targets, of_negatives = (model.item_vectors(i, tables) for i in (targets, negatives))
     is_negative = is_item & (negatives != targets[:, None])
     return per_target_infonce(
         queries,

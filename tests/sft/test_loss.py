@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from small_task import make_task, model_fields, placed
 
+from sigma_jax.models.network import ALL_ITEMS
 from sigma_jax.prompts.layout import HISTORY_TASK
 from sigma_jax.sft.loss import (
     draw_places,
@@ -14,6 +15,7 @@ from sigma_jax.sft.loss import (
     mask_of,
     satisfies,
     shared_negatives,
+    with_item_vectors,
     with_targets,
 )
 from sigma_jax.sft.task import SftTask
@@ -161,6 +163,38 @@ def test_shared_negatives_of_the_whole_catalogue_give_the_same_loss(trained, pap
     arguments = paper_model, tables, batch, jax.random.key(0)
     of_own, of_batch = (jax.jit(t.loss)(*arguments)[1]["infonce_loss"] for t in (paper, shared))
     np.testing.assert_allclose(of_own, of_batch, rtol=1e-5)
+
+
+def test_items_are_encoded_once_where_that_is_less_work_and_the_loss_is_the_same(trained, model):
+    few = make_task(trained, num_negatives=40)
+    tables, batch = placed(few.tables()), placed(few.batches()[0])
+    items = len(few.data.catalogue)
+    # Each target has its vector and those of its own negatives, and is read by the item head.
+    per_target = few.config.negatives_per_target + 2
+    enough = -(-(items - 40) // per_target)
+    for targets, devices, is_whole in (
+        (enough, 1, True),
+        (enough - 1, 1, False),
+        (enough, 2, False),
+        (2 * enough, 2, True),
+    ):
+        mesh = jax.sharding.AbstractMesh((devices,), ("data",))
+        with jax.sharding.use_abstract_mesh(mesh):
+            found = with_item_vectors(few.config, model, tables, targets)
+        assert (ALL_ITEMS in found) == is_whole, (targets, devices)
+
+    def loss_and_slopes(tables):
+        def loss(model):
+            return few.loss(model, tables, batch, jax.random.key(0))[0]
+
+        return jax.jit(nnx.value_and_grad(loss))(model)
+
+    assert batch["target_item"].size >= enough
+    once = loss_and_slopes(tables)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sigma_jax.sft.loss.with_item_vectors", lambda config, model, given, n: given)
+        anew = loss_and_slopes(tables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), once, anew)
 
 
 @pytest.mark.slow
