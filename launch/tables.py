@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from launch.benchmarks import capacity
 from launch.benchmarks.result import read_result
 from sigma_jax import benchmark
@@ -223,30 +225,44 @@ DEMO_ROWS = {
 
 
 def demo() -> Rows:
-    """HR@10 of the demo by task, hits by item, seen items included."""
-    record = demo_record()
-    tasks = list(record["methods"]["SIGMA"]["include_seen"]["tasks"])
+    """HR@10 of the demo by task, hits by item, seen items included; means over the seeds."""
+    records = demo_records()
+    tasks = list(records[0]["methods"]["SIGMA"]["include_seen"]["tasks"])
     rows = [["", "average", *tasks]]
     for label, method in DEMO_ROWS.items():
-        if method not in record["methods"]:
+        if method not in records[0]["methods"]:
             continue
-        summary = record["methods"][method]["include_seen"]
-        of_tasks = [summary["average"], *(summary["tasks"][task] for task in tasks)]
-        cells = [f"{100 * values['item.HR@10']['mean']:.1f}" for values in of_tasks]
-        rows.append([label, *cells])
+        of_seeds = [record["methods"][method]["include_seen"] for record in records]
+        cells = [[one["average"], *(one["tasks"][task] for task in tasks)] for one in of_seeds]
+        values = 100 * np.array([[cell["item.HR@10"]["mean"] for cell in one] for one in cells])
+        first, *others = (f"{value:.1f}" for value in values.mean(axis=0))
+        if len(records) > 1:
+            first += f" ± {values[:, 0].std(ddof=1):.1f}"
+        rows.append([label, first, *others])
     return rows
 
 
 def following() -> Rows:
     """How well the lists of the demo follow instructions, with the instruction and without."""
-    figures = demo_record()["instruction_following"]
+    of_seeds = [record["instruction_following"] for record in demo_records()]
     rows = [["task", "with the instruction", "without it"]]
-    for task, by_variant in figures.items():
+    for task, by_variant in of_seeds[0].items():
         name = "new_category@10" if task == "Discover" else "constraint@10"
-        of_both = [by_variant[variant].get(name) for variant in ("instruction", "no instruction")]
-        if None not in of_both:
-            rows.append([task, *(f"{100 * value['mean']:.1f}" for value in of_both)])
+        if name in by_variant["instruction"]:
+            cells = (
+                np.mean([figures[task][variant][name]["mean"] for figures in of_seeds])
+                for variant in ("instruction", "no instruction")
+            )
+            rows.append([task, *(f"{100 * value:.1f}" for value in cells)])
     return rows
+
+
+def calibration_errors() -> Rows:
+    """The expected calibration error of the demo by task; means over the seeds."""
+    of_seeds = [record.get("calibration", {}) for record in demo_records()]
+    means = {name: np.mean([errors[name] for errors in of_seeds]) for name in of_seeds[0]}
+    rows = [["", *means], ["error", *(f"{value:.3f}" for value in means.values())]]
+    return rows if means else []
 
 
 def sentences() -> Rows:
@@ -475,12 +491,14 @@ def window() -> Rows:
     return rows
 
 
-def demo_record() -> dict[str, Any]:
-    """The record of the demo."""
-    record = read_results(Run("Complete Journey", "SIGMA", 0), RESULTS / "demo")
-    if record is None:
+def demo_records() -> list[dict[str, Any]]:
+    """The records of the demo, one a seed. FileNotFoundError without any."""
+    runs = [Run("Complete Journey", "SIGMA", seed) for seed in suite_of("demo").seeds]
+    found = (read_results(run, RESULTS / "demo") for run in runs)
+    records = [record for record in found if record is not None]
+    if not records:
         raise FileNotFoundError(RESULTS / "demo")
-    return record
+    return records
 
 
 FUSIONS = {
@@ -707,6 +725,7 @@ HR = ("HR@10",)
 TABLES: dict[str, Callable[[], Rows]] = {
     "demo": demo,
     "following": following,
+    "calibration": calibration_errors,
     "sentences": sentences,
     "wishes": wishes,
     "incremental": incremental,

@@ -6,6 +6,7 @@ RUN/record.json has the structure of RUN/evaluation/results.json (score.score), 
 - quantiles in place of the deviation of each request
 - `shortcuts`: figures of the log (evaluation/shortcuts.py)
 - `instruction_following`: evaluation/instruction_following.py
+- `calibration`: evaluation/calibration.py, errors alone
 - `minutes`: training time of all stages of the run
 - `settings`: stage -> its config, and that of the evaluation
 - folders of the machine are replaced by names, such as WORKDIR
@@ -78,6 +79,10 @@ def write_record(
         "deviation": deviation,
         "shortcuts": results.get("shortcuts", {}),
         "instruction_following": results.get("instruction_following", {}),
+        "calibration": {
+            task: round(found["error"], DIGITS)
+            for task, found in results.get("calibration", {}).items()
+        },
         "run": results["run"],
         "peak_memory_mb": max(
             (manifest.metrics.get("peak_memory_mb", 0) for manifest in manifests.values()),

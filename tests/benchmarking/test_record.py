@@ -40,6 +40,7 @@ def test_a_record_holds_the_metrics_of_the_suite_and_quantiles_of_the_deviation(
     average["cold.Recall@10"] = {"mean": 0.3, "error": 0.01, "n": 9}
     values = np.random.default_rng(0).normal(size=500)
     results["deviation"] = {"Query": [*values.tolist(), float("nan")], "Holiday": [float("nan")]}
+    results["calibration"] = {"Query": {"error": 0.0312345678, "groups": [[0.5, 0.4, 40]]}}
     path.write_text(json.dumps(results))
     write_record(workdir, ("Recall@10", "cold.Recall@10"), ("item",))
     record = read_record(workdir)
@@ -47,6 +48,7 @@ def test_a_record_holds_the_metrics_of_the_suite_and_quantiles_of_the_deviation(
     assert "item.MRR@20" not in average
     assert average["item.Recall@10"] == {"mean": 0.123457, "error": 0.01}
     assert average["cold.Recall@10"] == {"mean": 0.3, "error": 0.01}
+    assert record["calibration"] == {"Query": 0.031235}
     assert list(record["deviation"]) == ["Query"] and len(record["deviation"]["Query"]) == QUANTILES
     assert np.median(record["deviation"]["Query"]) == pytest.approx(np.median(values), abs=1e-4)
 
