@@ -43,7 +43,7 @@ POPULAR = 1_000  # most popular items that stand in for a list
 NAMED = 5  # unknown names that an error lists at most
 FRESH_SECONDS = 1.0  # states and rules are read again after it; changes by this process at once
 EVENTS = 1_000  # newest events of a user that requests read
-FILLED_UP = "filled up: popular in its category"  # reason of an item that a list did not have
+FILLED_UP = "filled up: popular"  # reason of an item that a list did not have
 MOST_CATEGORIES = 64  # choices of categories whose popular items are kept
 RULE = "rule"  # kind of documents
 TRENDING_SECONDS = 60.0  # trending items are computed again after it
@@ -497,7 +497,8 @@ class TenantService:
             kept = [item for item in kept if self.is_offered(item["item_id"])]
         if may_show is not None:
             kept = [item for item in kept if may_show(item["item_id"])]
-        if filters.categories and source != "popular":
+        is_narrow = filters.categories or (source != "similar" and (filters.exclude or may_show))
+        if is_narrow and source != "popular":
             kept = self._filled_up(kept, filters, left_out, may_show)
         ranked: Sequence[Mapping[str, Any]] = kept
         if filters.rules:
@@ -553,7 +554,7 @@ class TenantService:
         left_out: frozenset[str],
         may_show: Callable[[str], bool] | None,
     ) -> list[Mapping[str, Any]]:
-        """A list with too few items of some categories, and behind it their most popular items."""
+        """A list with too few items that the filters leave, and behind it the most popular ones."""
         if len(kept) >= filters.count:
             return kept
         known = left_out | {item["item_id"] for item in kept}

@@ -63,6 +63,23 @@ def test_a_category_is_filled_up_from_its_popular_items(listed, items, of_catego
     assert set(found) == {item for name in some for item in of_category[name]}
 
 
+@pytest.mark.parametrize("seen", ["show", "hide"])
+def test_a_list_that_its_filters_empty_is_filled_up(listed, shop, items, catalogue, seen):
+    left_out = items[:4] if seen == "show" else items[:3]
+    query = {"exclude": left_out, "seen": seen, "count": 6, "explain": True}
+    if seen == "hide":
+        shop.add_events([Event("ann", items[3], 5)])
+    answer = listed.get(LIST, params=query)
+    order = np.argsort(-np.asarray(catalogue.popularity), kind="stable")
+    assert ids(answer) == [items[item] for item in order if items[item] not in items[:4]][:6]
+    assert all(item["reasons"] == [FILLED_UP] for item in answer.json()["items"])
+    # Nothing is added where no filter took anything, and to similar items.
+    assert ids(listed.get(LIST, params={"count": 6})) == items[:4]
+    similar = f"/v1/items/{items[0]}/similar"
+    alike = ids(listed.get(similar, params={"count": 100}))
+    assert ids(listed.get(similar, params={"count": 100, "exclude": alike[:3]})) == alike[3:]
+
+
 def test_what_fills_up_obeys_the_other_filters(listed, shop, of_category):
     name, members = max(of_category.items(), key=lambda one: len(one[1]))
     shop.add_events([Event("ann", members[0], 5)])
