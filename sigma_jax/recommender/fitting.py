@@ -42,6 +42,7 @@ LIKELIEST, NEAREST = 300, 200  # candidates by log p, and by meaning
 def fit_reranker_of(
     recommender: Recommender,
     batch: RequestBatch,
+    judges: RequestBatch,
     tables: FeatureTables,
     allowed: AllowedItems | None,
     novelty: Novelty | None = None,
@@ -51,22 +52,19 @@ def fit_reranker_of(
 
     Args:
       recommender: its reranker, if it has one, is not used.
+      judges: the requests that probabilities are calibrated on (`judges_of`).
       tables: the counts that features are read from.
       allowed: the items that satisfy each instruction.
       novelty: of instructions; None fits no weights for novel ones.
       has_interactions: False fits the sum of the features alone.
     """
-    config = recommender.generator.config
+    generator, config = recommender.generator, recommender.generator.config
     retrieved = config.num_beams * config.num_retrieved
     variants = [
         RecommendOptions(
             retrieved, reranks=False, generation=dataclasses.replace(config, sigma=sigma)
         )
-        for sigma in sigmas_to_try(
-            config,
-            recommender.generator.trie.depth,
-            recommender.generator.has_item_head,
-        )
+        for sigma in sigmas_to_try(config, generator.trie.depth, generator.has_item_head)
     ]
     answers = recommender.recommend_variants(batch, variants)
     ranked = {
@@ -96,7 +94,7 @@ def fit_reranker_of(
         if rows is not None:
             weights = fit_novel(weights, *_as_if_novel(recommender, batch, rows, tables, allowed))
             reranker = Reranker(weights, tables, interactions, novelty)
-    weights = _calibrated(recommender.with_reranker(reranker), batch, weights)
+    weights = _calibrated(recommender.with_reranker(reranker), judges, weights)
     return dataclasses.replace(reranker, weights=weights), metrics | fitted_values(weights)
 
 
@@ -110,20 +108,35 @@ def _rows_like_novel(requests: Requests, allowed: AllowedItems) -> Int[np.ndarra
     return enough[0][:NOVEL_REQUESTS] if enough else None
 
 
+def judges_of(more: RequestBatch, fitted: Requests) -> RequestBatch:
+    """At most CALIBRATION_REQUESTS requests of each task out of `more`.
+
+    Those that no weight was fitted on come first: fitted weights are too sure of their own
+    requests. Where they are too few, others fill up.
+    """
+    requests = more.requests
+
+    def number(of: Requests) -> Int[np.ndarray, " N"]:
+        return of.user.astype(np.int64) * len(TASKS) + of.task
+
+    is_fitted = np.isin(number(requests), number(fitted))
+    order = np.argsort(is_fitted, kind="stable")
+    rows = [
+        order[requests.task[order] == task][:CALIBRATION_REQUESTS]
+        for task in np.unique(requests.task)
+    ]
+    return more.take(np.sort(np.concatenate(rows)))
+
+
 def _calibrated(
-    recommender: Recommender, batch: RequestBatch, weights: RerankerWeights
+    recommender: Recommender, judges: RequestBatch, weights: RerankerWeights
 ) -> RerankerWeights:
     """`weights` with the calibration of the lists that `recommender` gives with them.
 
     Novel instructions get the mean calibration of the tasks that name things.
     """
-    tasks = batch.requests.task
-    rows = np.concatenate(
-        [np.flatnonzero(tasks == task)[:CALIBRATION_REQUESTS] for task in np.unique(tasks)]
-    )
-    part = batch.take(np.sort(rows))
-    answer = recommender.recommend(part, RecommendOptions(DEPTH))
-    is_hit = answer.items == part.requests.target[:, None]
+    answer = recommender.recommend(judges, RecommendOptions(DEPTH))
+    is_hit = answer.items == judges.requests.target[:, None]
     known = answer.tasks.sum(axis=1) > 0.5  # not novel
     calibration = fit_calibrations(answer.log_probs[known], is_hit[known], answer.tasks[known])
     if len(calibration) < len(weights.calibration):

@@ -47,7 +47,7 @@ from sigma_jax.recommender.build import (
     grounded_backbone,
     text_vocabulary,
 )
-from sigma_jax.recommender.fitting import fit_reranker_of
+from sigma_jax.recommender.fitting import CALIBRATION_REQUESTS, fit_reranker_of, judges_of
 from sigma_jax.recommender.parts import (
     BEFORE_REFIT,
     RERANKER,
@@ -323,11 +323,13 @@ class SftTask:
         )
         return RequestBatch.of(requests, self.data)
 
-    def fit_requests(self) -> RequestBatch:
-        """Validation requests in the task mixture of training, for fitting."""
+    def fit_requests(self, more: int = 0) -> RequestBatch:
+        """Validation requests in the task mixture of training, for fitting; `more` of each task."""
         weights = self.config.prompt.trained_tasks
         share = self.config.reranker.fit_requests / max(weights.values())
-        return self.validation({task: int(share * weight) for task, weight in weights.items()})
+        return self.validation(
+            {task: int(share * weight) + more for task, weight in weights.items()}
+        )
 
     def fit_reranker(
         self, model: RecommenderNetwork, tables: Mapping[str, Array], batch: RequestBatch
@@ -351,7 +353,11 @@ class SftTask:
         allowed = allowed_items(self.data, batch.requests)
         features = self.feature_tables(model, tables)
         has_interactions = self.config.reranker.has_interactions
-        return fit_reranker_of(recommender, batch, features, allowed, novelty, has_interactions)
+        more = min(CALIBRATION_REQUESTS, self.config.reranker.fit_requests)
+        judges = judges_of(self.fit_requests(more), batch.requests)
+        return fit_reranker_of(
+            recommender, batch, judges, features, allowed, novelty, has_interactions
+        )
 
     def feature_tables(
         self, model: RecommenderNetwork, tables: Mapping[str, Array]
