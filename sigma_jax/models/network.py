@@ -31,9 +31,7 @@ from sigma_jax.models.qwen3 import Qwen3
 from sigma_jax.schema import TASKS
 
 Tables = Mapping[str, Array]
-ALL_ITEMS = (
-    "item_vectors"  # of Tables: fused vectors of all items, which are then not computed anew
-)
+ALL_ITEMS = "item_vectors"  # of Tables: fused vectors of all items, computed once
 
 
 @dataclasses.dataclass(frozen=True)
