@@ -148,7 +148,7 @@ def test_comments_above_and_behind_a_field_explain_it(generated_pages):
 def test_configuration_page_shows_value_and_presets(generated_pages):
     page = generated_pages.configuration_page()
     [row] = [line for line in page.splitlines() if line.startswith("| `train.steps` ")]
-    assert "`int` | `640`" in row and "smoke: `10`" in row
+    assert "`int` | `448`" in row and "smoke: `10`" in row
 
 
 def test_every_config_field_is_explained(generated_pages):
