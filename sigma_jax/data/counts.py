@@ -41,7 +41,11 @@ SMOOTHING = 5.0  # interactions added to the popularity of an item
 HOUR = 3_600  # seconds
 MEMORY_LIMIT = "2GB"  # of a count inside this process
 SHARD_ROWS = 5_000_000  # rows of a part of a stored count
-COVISITS_PER_ITEM = 1_000  # stored covisits of an item with later items, and with earlier ones
+RANGE_ROWS = 2_000_000  # interactions whose pairs are counted together
+# Stored covisits of an item with later items, and with earlier ones: as many as keep those of all
+# items in each direction below MOST_COVISITS, but between the two numbers.
+COVISITS_PER_ITEM = (100, 1_000)
+MOST_COVISITS = 100_000_000
 # Most items of EASE: the most popular ones. If there are fewer users than items, memory holds a
 # matrix of both; otherwise two square matrices of the items.
 MAX_EASE_ITEMS = 16_384
@@ -55,17 +59,8 @@ def covisits(events: ir.Table, known: ir.IntegerColumn | None = None) -> ir.Tabl
       known: a column of `events`: the number of the user's first rows. Pairs of two of them are
         left out. They end with a session. None leaves out nothing.
     """
-    inside = ibis.window(group_by=["user", "session"])
-    rows = events.select(
-        "user",
-        "session",
-        "place",
-        "item",
-        begin=events["place"].min().over(inside),
-        end=events["place"].max().over(inside) + 1,
-        known=0 if known is None else known,
-    )
-    pairs = _between_sessions(rows).union(_inside_sessions(rows))
+    rows = with_borders(events, known)
+    pairs = _pairs(rows, rows)
     is_up = pairs["left"] <= pairs["right"]
     pairs = pairs.select(
         low=ibis.least(pairs["left"], pairs["right"]),
@@ -83,15 +78,59 @@ def covisits(events: ir.Table, known: ir.IntegerColumn | None = None) -> ir.Tabl
     return upward.union(sums.filter(~is_same).select(item="high", other="low", weight="down"))
 
 
-def _between_sessions(rows: ir.Table) -> ir.Table:
-    """left, right, ahead and back: an item, one of a later session, and the counts both ways."""
+def with_borders(events: ir.Table, known: ir.IntegerColumn | None = None) -> ir.Table:
+    """user, session, place, item, known; begin and end: the places of the row's whole session.
+
+    Args:
+      events, known: as of `covisits`.
+    """
+    inside = ibis.window(group_by=["user", "session"])
+    return events.select(
+        "user",
+        "session",
+        "place",
+        "item",
+        begin=events["place"].min().over(inside),
+        end=events["place"].max().over(inside) + 1,
+        known=0 if known is None else known,
+    )
+
+
+def covisits_of_items(rows: ir.Table, first: int, end: int) -> ir.Table:
+    """item, other, ahead and back of the items from `first` to before `end`.
+
+    `ahead` is the weight from the item to the other one, `back` that from the other one to it.
+
+    Args:
+      rows: of `with_borders`.
+    """
+    mine = rows.filter((rows["item"] >= first) & (rows["item"] < end))
+    as_left, as_right = _pairs(mine, rows), _pairs(rows, mine)
+    pairs = as_left.select("ahead", "back", item="left", other="right").union(
+        as_right.select(ahead="back", back="ahead", item="right", other="left")
+    )
+    return pairs.group_by("item", "other").agg(
+        ahead=pairs["ahead"].sum().cast("int64"), back=pairs["back"].sum().cast("int64")
+    )
+
+
+def _pairs(left: ir.Table, right: ir.Table) -> ir.Table:
+    """left, right, ahead, back: items of both tables, the counts from left to right and back.
+
+    The row of `right` is in a later session, or at a later place of the same one.
+    """
+    return _between_sessions(left, right).union(_inside_sessions(left, right))
+
+
+def _between_sessions(left: ir.Table, right: ir.Table) -> ir.Table:
+    """The pairs of interactions of different sessions."""
     # A later session within the window begins in the block of the earlier one's end or in the next
     # block. So an equality finds it, however long a history is.
-    block = (rows["end"] / WINDOW).floor().cast("int32")
-    ends = rows.select("user", "end", left="item", block=block)
+    block = (left["end"] / WINDOW).floor().cast("int32")
+    ends = left.select("user", "end", left="item", block=block)
     near = ends.union(ends.mutate(block=(ends["block"] + 1).cast("int32")))
-    later = rows.filter(rows["begin"] >= rows["known"]).select(
-        "user", "begin", right="item", block=(rows["begin"] / WINDOW).floor().cast("int32")
+    later = right.filter(right["begin"] >= right["known"]).select(
+        "user", "begin", right="item", block=(right["begin"] / WINDOW).floor().cast("int32")
     )
     found = near.inner_join(later, ["user", "block"])
     found = found.mutate(distance=1 + found["begin"] - found["end"])
@@ -100,45 +139,37 @@ def _between_sessions(rows: ir.Table) -> ir.Table:
     return found.select("left", "right", ahead=share * 4, back=share * int(4 * BACKWARD))
 
 
-def _inside_sessions(rows: ir.Table) -> ir.Table:
-    """The same for each two interactions of one session; either may be the earlier one."""
-    is_new = rows["begin"] >= rows["known"]
-    rows = rows.filter((rows["end"] - rows["begin"] > 1) & is_new)
-    left = rows.select("user", "session", "place", left="item")
-    right = rows.select("user", "session", other_place="place", right="item")
+def _inside_sessions(left: ir.Table, right: ir.Table) -> ir.Table:
+    """The pairs of interactions of one session; either may be the earlier one."""
+
+    def counted(rows: ir.Table) -> ir.Table:
+        return rows.filter((rows["end"] - rows["begin"] > 1) & (rows["begin"] >= rows["known"]))
+
+    left = counted(left).select("user", "session", "place", left="item")
+    right = counted(right).select("user", "session", other_place="place", right="item")
     pairs = left.inner_join(right, ["user", "session"])
     pairs = pairs.filter(pairs["place"] < pairs["other_place"])
     share = ibis.literal(int(COVISIT_UNIT * (1 + BACKWARD) / 2), "int64")
     return pairs.select("left", "right", ahead=share, back=share)
 
 
-def strongest_covisits(counts: ir.Table, events: ir.Table, count: int) -> ir.Table:
-    """The `count` strongest entries of `counts` of each item, to later and to earlier items.
+def strongest_covisits(sums: ir.Table, popularity: ir.Table, weight: str, count: int) -> ir.Table:
+    """item, other and weight: the `count` strongest entries of each item.
 
     The strength is the weight, divided by sqrt(interactions + SMOOTHING) of the other item.
 
     Args:
-      counts: of `covisits`.
-      events: the same interactions.
+      sums: of `covisits_of_items`.
+      popularity: item and its number of interactions.
+      weight: "ahead" or "back".
     """
-    popularity = events.group_by("item").agg(popularity=events.count())
-    scale = popularity.select(
-        "item", scale=(popularity["popularity"].cast("float64") + SMOOTHING).sqrt()
-    )
-    rows = counts.inner_join(scale.select(other="item", other_scale="scale"), "other")
-    rows = rows.inner_join(scale, "item")
-    weight = rows["weight"].cast("float64")
-    forward = ibis.window(
-        group_by="item", order_by=[(weight / rows["other_scale"]).desc(), rows["other"]]
-    )
-    backward = ibis.window(
-        group_by="other", order_by=[(weight / rows["scale"]).desc(), rows["item"]]
-    )
-    ranked = rows.mutate(
-        forward=ibis.row_number().over(forward), backward=ibis.row_number().over(backward)
-    )
-    kept = ranked.filter((ranked["forward"] < count) | (ranked["backward"] < count))
-    return kept.select("item", "other", "weight")
+    scale = (popularity["interactions"].cast("float64") + SMOOTHING).sqrt()
+    scales = popularity.select(other="item", scale=scale)
+    rows = sums.select("item", "other", weight=weight).inner_join(scales, "other")
+    strength = rows["weight"].cast("float64") / rows["scale"]
+    best = ibis.window(group_by="item", order_by=[strength.desc(), rows["other"]])
+    ranked = rows.mutate(rank=ibis.row_number().over(best))
+    return ranked.filter(ranked["rank"] < count).select("item", "other", "weight")
 
 
 def hourly(events: ir.Table) -> ir.Table:
@@ -154,38 +185,102 @@ def users_of_items(events: ir.Table) -> ir.Table:
     return pairs.group_by("item").agg(users=pairs.count())
 
 
-def gram(events: ir.Table, count: int) -> ir.Table:
-    """item, other (not below item) and users: X^T X of the `count` items with most users.
-
-    X tells which users have which items. The diagonal has the users of each item.
-    """
+def users_of_most_common(events: ir.Table, count: int) -> ir.Table:
+    """user and item, once each, of the `count` items with most users."""
     users = users_of_items(events)
     rank = ibis.row_number().over(order_by=[users["users"].desc(), users["item"]])
     ranked = users.mutate(rank=rank)
     kept = ranked.filter(ranked["rank"] < count).select("item")
-    pairs = events.select("user", "item").distinct().inner_join(kept, "item")
-    left, right = pairs.select("user", "item"), pairs.select("user", other="item")
-    joined = left.inner_join(right, "user")
+    return events.select("user", "item").distinct().inner_join(kept, "item")
+
+
+def gram_of_items(pairs: ir.Table, first: int, end: int) -> ir.Table:
+    """item, other (not below item) and users: rows of X^T X, from `first` to before `end`.
+
+    X tells which users have which items. The diagonal has the users of each item.
+
+    Args:
+      pairs: user and item, once each: X.
+    """
+    mine = pairs.filter((pairs["item"] >= first) & (pairs["item"] < end)).select("user", "item")
+    joined = mine.inner_join(pairs.select("user", other="item"), "user")
     joined = joined.filter(joined["other"] >= joined["item"])
     return joined.group_by("item", "other").agg(users=joined.count())
 
 
+def item_ranges(
+    con: ibis.BaseBackend, popularity: ir.Table, range_rows: int
+) -> list[tuple[int, int]]:
+    """(first item, item behind the last) of ranges with about `range_rows` interactions each.
+
+    Args:
+      popularity: item and its number of interactions.
+    """
+    dtypes = {"item": np.int32, "interactions": np.int64}
+    number = database.count(con, popularity)
+    found = database.columns(con, popularity.order_by("item"), dtypes, number)
+    part = (np.cumsum(found["interactions"]) - 1) // range_rows
+    first = found["item"][np.flatnonzero(np.diff(part, prepend=-1))].tolist()
+    first = first or [0]  # a range without items writes an empty file
+    return list(zip(first, [*first[1:], np.iinfo(np.int32).max], strict=True))
+
+
 def save_counts(con: ibis.BaseBackend, events: ir.Table, folder: Path) -> None:
-    """Writes FOLDER/NAME-00000.parquet and so on for covisits, hourly and gram.
+    """Writes FOLDER/NAME-00000.parquet and so on for the counts of `events`.
+
+    - covisits, reverse_covisits: item, other and weight: the strongest counts from an item to
+      others, and from others to it;
+    - hourly: of `hourly`;
+    - gram: item, other and users, of `gram_of_items`, for the MAX_EASE_ITEMS most common items.
+
+    The pairs of a range of items are counted together, so that the disk never holds all pairs.
 
     Args:
       events: user, session, place, item, time of the counted rows.
     """
     folder.mkdir(parents=True)
-    raw = database.save(con, f"covisits_{folder.name}", covisits(events))
-    tables = {
-        "covisits": strongest_covisits(raw, events, COVISITS_PER_ITEM).order_by("item", "other"),
-        "hourly": hourly(events).order_by("hour", "item"),
-        "gram": gram(events, MAX_EASE_ITEMS).order_by("item", "other"),
-    }
-    for name, table in tables.items():
-        database.stream_parquet(con, table, folder, name, SHARD_ROWS)
-    con.drop_table(f"covisits_{folder.name}")
+    _save_covisits(con, events, folder)
+    in_order = hourly(events).order_by("hour", "item")
+    database.stream_parquet(con, in_order, folder, "hourly", SHARD_ROWS)
+    pairs = users_of_most_common(events, MAX_EASE_ITEMS)
+    with _saved(con, f"pairs_{folder.name}", pairs) as pairs:
+        number = pairs.group_by("item").agg(interactions=pairs.count())
+        part = 0
+        for first, end in item_ranges(con, number, RANGE_ROWS):
+            rows = gram_of_items(pairs, first, end).order_by("item", "other")
+            part = database.stream_parquet(con, rows, folder, "gram", SHARD_ROWS, part)
+
+
+def _save_covisits(con: ibis.BaseBackend, events: ir.Table, folder: Path) -> None:
+    """Writes covisits and reverse_covisits of `save_counts`."""
+    popularity = events.group_by("item").agg(interactions=events.count())
+    with (
+        _saved(con, f"popularity_{folder.name}", popularity) as popularity,
+        _saved(con, f"borders_{folder.name}", with_borders(events)) as rows,
+    ):
+        least, most = COVISITS_PER_ITEM
+        items = max(database.count(con, popularity), 1)
+        count = min(max(MOST_COVISITS // items, least), most)
+        part = {"covisits": 0, "reverse_covisits": 0}
+        for first, end in item_ranges(con, popularity, RANGE_ROWS):
+            sums = covisits_of_items(rows, first, end)
+            with _saved(con, f"covisits_{folder.name}", sums) as sums:
+                for name, weight in zip(part, ("ahead", "back"), strict=True):
+                    best = strongest_covisits(sums, popularity, weight, count)
+                    best = best.order_by("item", "other")
+                    part[name] = database.stream_parquet(
+                        con, best, folder, name, SHARD_ROWS, part[name]
+                    )
+
+
+@contextlib.contextmanager
+def _saved(con: ibis.BaseBackend, name: str, table: ir.Table) -> Iterator[ir.Table]:
+    """`table`, computed once and saved under `name` for the body of a `with`."""
+    saved = database.save(con, name, table)
+    try:
+        yield saved
+    finally:
+        con.drop_table(name)
 
 
 def read_counts(folder: Path, name: str, columns: Sequence[str]) -> list[np.ndarray]:

@@ -284,23 +284,34 @@ def stream_arrow(con: ibis.BaseBackend, table: ir.Table, path: Path) -> None:
 
 
 def stream_parquet(
-    con: ibis.BaseBackend, table: ir.Table, folder: Path, name: str, rows: int
-) -> None:
-    """Writes `table` to FOLDER/NAME-00000.parquet and so on, about `rows` in each; at least one."""
+    con: ibis.BaseBackend, table: ir.Table, folder: Path, name: str, rows: int, part: int = 0
+) -> int:
+    """Writes `table` to FOLDER/NAME-00000.parquet and so on, about `rows` in each; at least one.
+
+    Args:
+      part: the number of the first file.
+
+    Returns:
+      The number of the file behind the last.
+    """
     schema = table.schema().to_pyarrow()
-    part, free = 0, rows
-    writer = pq.ParquetWriter(folder / f"{name}-00000.parquet", schema, compression="zstd")
+
+    def new_file() -> pq.ParquetWriter:
+        path = folder / f"{name}-{part:05d}.parquet"
+        return pq.ParquetWriter(path, schema, compression="zstd")
+
+    writer, free = new_file(), rows
     try:
         for batch in _equal_batches(batches(con, table), schema):
             if free <= 0:
                 writer.close()
-                part, free = part + 1, rows
-                path = folder / f"{name}-{part:05d}.parquet"
-                writer = pq.ParquetWriter(path, schema, compression="zstd")
+                part += 1
+                writer, free = new_file(), rows
             writer.write_batch(batch)
             free -= batch.num_rows
     finally:
         writer.close()
+    return part + 1
 
 
 def _equal_batches(given: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -17,9 +17,11 @@ from sigma_jax.data.engines import bigquery, dialect, spark
 from sigma_jax.data.links import pairs, queries
 from sigma_jax.data.tables import Checker, as_text, date_seconds, unix_seconds
 from sigma_jax.data.text import item_texts, user_texts
+from sigma_jax.histories import training_rows
 from sigma_jax.prepare import prepare
 from sigma_jax.reranking.history import ease
 from sigma_jax.reranking.history.covisitation import count_covisits, covisits_of
+from sigma_jax.reranking.history.relations import Relations
 from sigma_jax.reranking.trending import TrendingCounts
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.schema import PreparedData
@@ -282,39 +284,70 @@ def test_prepared_counts_are_those_that_a_stage_would_make(
         weights, expected = (ease.fit_ease(each, 10).toarray() for each in (prepared, now))
         assert (expected > 0).any()
         np.testing.assert_allclose(weights, expected, atol=1e-5)
+        vectors = np.eye(len(now.catalogue), dtype=np.float32)
+        relations, expected = (Relations.make(each, vectors, 3) for each in (prepared, now))
+        for name in ("covisitation", "reverse_covisitation"):
+            found, same = getattr(relations, name), getattr(expected, name)
+            assert same.nnz and (found != same).nnz == 0
 
 
+@pytest.mark.parametrize("range_rows", [10, 10_000])
 @pytest.mark.parametrize("count", [1, 3])
-def test_stored_covisits_keep_the_strongest_both_ways(con, count):
-    data = plain_data(histories_of(random_users(baskets=True)))
-    with counts.training_table(data.histories) as (duck, events):
-        raw = counts.covisits(events)
-        rows = duck.to_pyarrow(raw).to_pylist()
-        kept = duck.to_pyarrow(counts.strongest_covisits(raw, events, count)).to_pylist()
-    total = np.bincount(
-        np.concatenate(
-            [
-                data.histories.item[a:b]
-                for a, b in zip(
-                    data.histories.offsets[:-1], data.histories.valid_start, strict=True
-                )
-            ]
-        ),
-        minlength=30,
-    )
-
-    def best(own: str, other: str) -> set:
+def test_stored_covisits_are_the_strongest_of_each_item(tmp_path, monkeypatch, count, range_rows):
+    monkeypatch.setattr(counts, "COVISITS_PER_ITEM", (count, count))
+    monkeypatch.setattr(counts, "RANGE_ROWS", range_rows)
+    histories = plain_data(histories_of(random_users(baskets=True))).histories
+    with counts.training_table(histories) as (duck, events):
+        all_rows = duck.to_pyarrow(counts.covisits(events)).to_pylist()
+        counts.save_counts(duck, events, tmp_path / "counts")
+    popularity = np.bincount(histories.item[training_rows(histories)], minlength=30)
+    for name, own, other in (
+        ("covisits", "item", "other"),
+        ("reverse_covisits", "other", "item"),
+    ):
         order = sorted(
-            rows, key=lambda r: (-r["weight"] / np.sqrt(total[r[other]] + 5.0), r[other])
+            all_rows,
+            key=lambda row: (-row["weight"] / np.sqrt(popularity[row[other]] + 5.0), row[other]),
         )
         groups: dict = {}
         for row in order:
-            groups.setdefault(row[own], []).append((row["item"], row["other"]))
-        return {pair for group in groups.values() for pair in group[:count]}
+            groups.setdefault(row[own], []).append((row[own], row[other], row["weight"]))
+        expected = sorted(entry for group in groups.values() for entry in group[:count])
+        columns = counts.read_counts(tmp_path / "counts", name, ("item", "other", "weight"))
+        assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
+        assert 0 < len(expected) < len(all_rows)
 
-    expected = best("item", "other") | best("other", "item")
-    assert {(row["item"], row["other"]) for row in kept} == expected
-    assert 0 < len(expected) < len(rows)
+
+def test_fewer_covisits_of_an_item_are_stored_where_items_are_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(counts, "COVISITS_PER_ITEM", (2, 1_000))
+    monkeypatch.setattr(counts, "MOST_COVISITS", 100)
+    histories = plain_data(histories_of(random_users(baskets=True))).histories
+    with counts.training_table(histories) as (duck, events):
+        counts.save_counts(duck, events, tmp_path / "counts")
+    items = len(np.unique(histories.item[training_rows(histories)]))
+    item, _ = counts.read_counts(tmp_path / "counts", "covisits", ("item", "other"))
+    assert np.bincount(item).max() == 100 // items > 2
+
+
+def test_ranges_do_not_change_the_pairs_of_users(tmp_path, monkeypatch):
+    histories = plain_data(histories_of(random_users(baskets=True))).histories
+    columns = "item", "other", "users"
+    found = []
+    for rows in (20, 10_000):
+        monkeypatch.setattr(counts, "RANGE_ROWS", rows)
+        folder = tmp_path / str(rows)
+        with counts.training_table(histories) as (duck, events):
+            counts.save_counts(duck, events, folder)
+        found.append([a.tolist() for a in counts.read_counts(folder, "gram", columns)])
+    assert len(list((tmp_path / "20").glob("gram-*"))) > 3
+    assert found[0] == found[1]
+    of_items = {name: set() for name in range(30)}
+    starts, ends = histories.offsets[:-1], histories.valid_start
+    for user, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        for item in histories.item[start:end].tolist():
+            of_items[item].add(user)
+    for item, other, users in zip(*found[0], strict=True):
+        assert users == len(of_items[item] & of_items[other])
 
 
 EVENTS = ibis.table(
@@ -361,6 +394,7 @@ def portable_expressions() -> dict:
     clicks = ibis.table({"query": "string", "item_id": "string"}, "searches")
     numbered = ibis.table({"item_id": "string", "item": "int32"}, "numbered")
     session_pairs = pairs._session_pairs(EVENTS, 3, 1)
+    popularity = ibis.table({"item": "int32", "interactions": "int64"}, "popularity")
     return {
         "ids": given.select(a=as_text(given["a"]), b=as_text(given["b"])),
         "times": given.select(a=unix_seconds(given["a"]), b=unix_seconds(given["c"])),
@@ -383,9 +417,11 @@ def portable_expressions() -> dict:
         "window pairs": pairs._window_pairs(pairs._neighbours(EVENTS, settings), 3, 1),
         "clicks": queries.clicks_by_popularity(clicks, numbered, EVENTS),
         "covisits": counts.covisits(EVENTS),
-        "strongest": counts.strongest_covisits(counts.covisits(EVENTS), EVENTS, 5),
+        "strongest": counts.strongest_covisits(
+            counts.covisits_of_items(counts.with_borders(EVENTS), 2, 7), popularity, "back", 5
+        ),
         "hourly": counts.hourly(EVENTS),
-        "gram": counts.gram(EVENTS, 5),
+        "gram": counts.gram_of_items(counts.users_of_most_common(EVENTS, 5), 2, 7),
     }
 
 

@@ -7,6 +7,8 @@ Axes: I items.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import scipy.sparse as sparse
 from jaxtyping import Int64
@@ -41,7 +43,28 @@ def covisits_of(data: PreparedData) -> sparse.csr_matrix:
     """float32 [I, I]: co-visitation counts, as prepared, or counted now."""
     if data.counts is None:
         return count_covisits(data.histories, len(data.catalogue))
-    item, other, weight = counts.read_counts(data.counts, "covisits", ("item", "other", "weight"))
+    return _prepared(data, "covisits")
+
+
+def covisits_both_ways(
+    data: PreparedData, counted: sparse.csr_matrix | None = None
+) -> Iterator[sparse.csr_matrix]:
+    """`covisits_of`, and then the counts from the items of columns to the item of a row.
+
+    Args:
+      counted: `count_covisits` of the training rows, where they are counted already.
+    """
+    if counted is None and data.counts is not None:
+        yield covisits_of(data)
+        yield _prepared(data, "reverse_covisits")
+        return
+    counted = covisits_of(data) if counted is None else counted
+    yield counted
+    yield counted.T.tocsr()
+
+
+def _prepared(data: PreparedData, name: str) -> sparse.csr_matrix:
+    item, other, weight = counts.read_counts(data.counts, name, ("item", "other", "weight"))
     return _matrix(item, other, weight, len(data.catalogue))
 
 

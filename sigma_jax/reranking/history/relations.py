@@ -40,7 +40,7 @@ from sigma_jax.reranking.history.covisitation import (
     DECAY,
     REQUESTS_A_STEP,
     SESSIONS,
-    covisits_of,
+    covisits_both_ways,
     damp_by_popularity,
     strongest_entries,
 )
@@ -101,11 +101,14 @@ class Relations:
           covisits: `count_covisits` of the training rows, where they are counted already.
         """
         release_memory()  # the counts of baskets are large
-        strongest = _strongest_covisits(data, neighbours, covisits)
+        forward, reverse = (
+            strongest_entries(damp_by_popularity(table, data), neighbours)
+            for table in covisits_both_ways(data, covisits)
+        )
         release_memory()
         ease = fit_ease(data, neighbours)
         release_memory()
-        return cls(*strongest, nearest_items(vectors, neighbours), ease)
+        return cls(forward, reverse, nearest_items(vectors, neighbours), ease)
 
     def tables(
         self,
@@ -160,17 +163,6 @@ class Relations:
     def load(cls, folder: Path) -> Relations:
         """The relations that `save` wrote. An error of DAMAGE if a file is missing or damaged."""
         return cls(**{name: sparse.load_npz(folder / f"{name}.npz") for name in RELATIONS})
-
-
-def _strongest_covisits(
-    data: PreparedData, count: int, raw: sparse.csr_matrix | None
-) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """The strongest covisits of each item, to later items and to earlier ones."""
-    if raw is None:
-        raw = covisits_of(data)
-    forward = strongest_entries(damp_by_popularity(raw, data), count)
-    raw = raw.T.tocsr()
-    return forward, strongest_entries(damp_by_popularity(raw, data), count)
 
 
 def list_features(tables: Sequence[sparse.csr_matrix], units: Sequence[float]) -> ItemFeatures:
