@@ -39,7 +39,8 @@ from sigma_jax.refreshing.data import write_data
 from sigma_jax.refreshing.judge import judge
 from sigma_jax.refreshing.lineage import FIRST, JUDGEMENT, Lineage
 from sigma_jax.refreshing.rows import LogSettings, NewItems, NoNewRowsError, read_rows
-from sigma_jax.refreshing.stages import COUNTS, Refresh, run_stages
+from sigma_jax.refreshing.stages import Refresh, run_stages
+from sigma_jax.reranking.history.covisitation import COUNTS
 from sigma_jax.runtime import artifacts, cli
 from sigma_jax.runtime.artifacts import Recipe, check_inputs, read_manifest, write_artifact
 from sigma_jax.runtime.config import MeshConfig, to_dataclass

@@ -50,9 +50,15 @@ class CoVisitation:
     sessions: int = SESSIONS  # last sessions of a history that are read
 
     @classmethod
-    def fit(cls, data: PreparedData, seed: int) -> CoVisitation:
-        """Counts the covisits of the training rows; `seed` orders items of equal scores."""
-        covisits = damp_by_popularity(covisits_of(data), data)
+    def fit(
+        cls, data: PreparedData, seed: int, counted: sparse.csr_matrix | None = None
+    ) -> CoVisitation:
+        """Counts the covisits of the training rows, unless they are given as `counted`.
+
+        Args:
+          seed: orders items of equal scores.
+        """
+        covisits = damp_by_popularity(covisits_of(data) if counted is None else counted, data)
         order = np.random.default_rng([seed, 1]).permutation(len(data.catalogue))
         return cls(covisits, order.astype(np.int32), Popularity.fit(data, seed))
 

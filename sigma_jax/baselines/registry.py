@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import scipy.sparse as sparse
 from absl import logging
 from jaxtyping import Float32, Int32
 
@@ -90,6 +91,7 @@ def specs(
     vectors: Mapping[str, Float32[np.ndarray, "I D"]],
     seed: int,
     tables: Callable[[PreparedData], FeatureTables | None] = lambda data: None,
+    covisits: Callable[[PreparedData], sparse.csr_matrix | None] = lambda data: None,
 ) -> dict[str, BaselineSpec]:
     """The baselines that the tables of `data` allow, by name.
 
@@ -97,6 +99,7 @@ def specs(
       vectors: item vectors by kind (data.vectors.item_vectors). Those of texts are features of
         items; without them those of IDs.
       tables: the counts of a reranker over the same rows, which save counting them again.
+      covisits: the same for the counts of covisits alone.
     """
     found = {
         "Popularity": BaselineSpec(lambda _, popular, __: popular),
@@ -106,7 +109,7 @@ def specs(
             FREQUENCY_GRID,
         ),
         "Co-visitation": BaselineSpec(
-            lambda fitted, *_: fitted, lambda data: CoVisitation.fit(data, seed)
+            lambda fitted, *_: fitted, lambda data: CoVisitation.fit(data, seed, covisits(data))
         ),
     }
     if np.asarray(data.histories.time).any():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import scipy.sparse as sparse
 from jaxtyping import Int32
 
 from sigma_jax.baselines.popularity import Popularity
@@ -22,6 +23,7 @@ from sigma_jax.baselines.sasrec import sasrec_baselines
 from sigma_jax.data.vectors import item_vectors
 from sigma_jax.evaluation.score import FILTERED
 from sigma_jax.evaluation.shortcuts import shortcut_figures
+from sigma_jax.reranking.history.covisitation import kept_counts
 from sigma_jax.reranking.reranker import FeatureTables
 from sigma_jax.schema import PreparedData, Requests
 from sigma_jax.tasks.constraints import AllowedItems, allowed_items
@@ -63,7 +65,12 @@ def baseline_rankings(
         request allows.
       tables: as of baselines.registry.specs.
     """
-    found = specs(data, item_vectors(workdir, len(data.catalogue)), seed, tables)
+    vectors = item_vectors(workdir, len(data.catalogue))
+
+    def covisits(rows: PreparedData) -> sparse.csr_matrix | None:
+        return kept_counts(workdir) if rows is data else None
+
+    found = specs(data, vectors, seed, tables, covisits)
     if not settings.has_slow_baselines:
         found = {name: spec for name, spec in found.items() if name not in SLOW}
     baselines = fit_baselines(found, data, valid, seed, is_refitted)

@@ -22,7 +22,7 @@ from sigma_jax.refreshing import continued
 from sigma_jax.refreshing.codes import MAP, codebook_map, write_codes
 from sigma_jax.refreshing.config import RefreshConfig
 from sigma_jax.refreshing.data import known_counts, link, neighbours_of, training_counts
-from sigma_jax.reranking.history.covisitation import count_covisits
+from sigma_jax.reranking.history.covisitation import COUNTS, FILE, count_covisits
 from sigma_jax.runtime import artifacts
 from sigma_jax.runtime.artifacts import Recipe, read_manifest, write_artifact
 from sigma_jax.runtime.config import to_dataclass
@@ -30,8 +30,6 @@ from sigma_jax.schema import VECTORS, PreparedData, SemanticIds
 from sigma_jax.sft.task import POOL, SftTask
 from sigma_jax.stages import find_stage, stages_before, task_classes
 
-COUNTS = "counts"  # artifact: counts of all training rows, to which the next refresh adds
-COVISITS = "covisits.npz"
 LOOP = {"log_every": 10, "eval_every": 0, "checkpoint_every": 100, "keep_checkpoints": 1}
 
 # (stage, its task when it is called, its fields, recipe, workdir) -> trains and writes it.
@@ -258,7 +256,7 @@ def continue_sft(refresh: Refresh, fields: Any) -> continued.ContinuedTask:
     )
     metrics = read_manifest(refresh.start, "sft").metrics
     kept = {RERANKER_METRIC: metrics[RERANKER_METRIC]} if RERANKER_METRIC in metrics else {}
-    counts = refresh.workdir / COUNTS / COVISITS
+    counts = refresh.workdir / COUNTS / FILE
     sft = continued.continued_sft(task, start, lambda: sparse.load_npz(counts))
 
     def write(model: Any, tables: Any, folder: Path) -> dict[str, Any]:
@@ -270,7 +268,8 @@ def continue_sft(refresh: Refresh, fields: Any) -> continued.ContinuedTask:
 def write_counts(refresh: Refresh) -> None:
     """Writes the artifact COUNTS: those of the start, with those of the new training rows.
 
-    They are counted from the histories where the start has none, as after a first training.
+    They are counted from the histories where the start has none of all its training rows: after a
+    refit.
     """
     data = read_manifest(refresh.workdir, "data").fingerprint
     recipe = Recipe({}, {"data": data}, refresh.seed)
@@ -279,15 +278,15 @@ def write_counts(refresh: Refresh) -> None:
     histories, items = refresh.data.histories, len(refresh.data.catalogue)
 
     def write(folder: Path) -> dict[str, Any]:
-        before = refresh.start / COUNTS / COVISITS
-        if before.exists():
+        before = refresh.start / COUNTS / FILE
+        if before.exists() and not (refresh.start / "sft" / BEFORE_REFIT).exists():
             counts = sparse.load_npz(before)
             counts.resize((items, items))
             known = known_counts(refresh.known, histories)
             counts = (counts + count_covisits(histories, items, known)).tocsr()
         else:
             counts = count_covisits(histories, items)
-        sparse.save_npz(folder / COVISITS, counts, compressed=False)
+        sparse.save_npz(folder / FILE, counts, compressed=False)
         return {"pairs": int(counts.nnz)}
 
     write_artifact(refresh.workdir, COUNTS, recipe, write)

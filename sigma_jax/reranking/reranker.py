@@ -103,9 +103,14 @@ class FeatureTables:
         vectors: Float[np.ndarray, "I D"],
         neighbours: int,
         has_repeat_model: bool = True,
+        covisits: sparse.csr_matrix | None = None,
     ) -> FeatureTables:
-        """Counts of the training rows, and neighbours by the item vectors (unit length)."""
-        relations = Relations.make(data, vectors, neighbours)
+        """Counts of the training rows, and neighbours by the item vectors (unit length).
+
+        Args:
+          covisits: `count_covisits` of the training rows, where they are counted already.
+        """
+        relations = Relations.make(data, vectors, neighbours, covisits)
         repeats = RepeatModel.fit(data) if has_repeat_model else RepeatModel.nothing(data)
         return cls(relations, repeats, TrendingCounts.make(data))
 

@@ -59,6 +59,7 @@ from sigma_jax.recommender.parts import (
     save_network,
 )
 from sigma_jax.recommender.recommender import Recommender
+from sigma_jax.reranking.history.covisitation import count_once
 from sigma_jax.reranking.lexical import LexicalTable
 from sigma_jax.reranking.novelty import Novelty
 from sigma_jax.reranking.reranker import FeatureTables, Reranker
@@ -365,8 +366,11 @@ class SftTask:
         """The counts of the training rows, and neighbours by the model's item vectors."""
         vectors = all_item_vectors(model, tables, len(self.data.catalogue))
         reranker = self.config.reranker
+        covisits = None
+        if self.data.counts is None and not self.config.refits:  # a refit counts other rows
+            covisits = count_once(self.workdir, self.data, self.seed)
         return FeatureTables.make(
-            self.data, vectors, reranker.neighbours, reranker.has_repeat_model
+            self.data, vectors, reranker.neighbours, reranker.has_repeat_model, covisits
         )
 
     def refit(self) -> SftTask | None:

@@ -7,16 +7,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.sparse as sparse
 from conftest import START
 from ml_collections import ConfigDict
 
 from sigma_jax import refresh as command
 from sigma_jax.configs import refresh as configs
 from sigma_jax.histories import training_rows
+from sigma_jax.recommender.parts import BEFORE_REFIT
 from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.recommender.workdir import load_workdir
 from sigma_jax.refresh import NewFiles, refresh
 from sigma_jax.refreshing.lineage import Lineage
+from sigma_jax.refreshing.stages import Refresh, write_counts
+from sigma_jax.reranking.history.covisitation import count_covisits
 from sigma_jax.runtime.artifacts import read_manifest
 from sigma_jax.schema import DAY, PreparedData, SemanticIds
 from sigma_jax.serving.bundle import Bundle
@@ -105,6 +109,30 @@ def test_a_refresh_is_a_workdir_that_recommends_new_items(place, first):
     assert {60, 61} <= set(answer.items[0].tolist())
     trends = opened.recommender.parts.reranker.tables.trends
     assert trends.number.sum() == len(training_rows(after.histories))
+
+
+def test_the_first_refresh_adds_to_the_counts_of_the_training(place, first):
+    data = PreparedData.load(first.workdir / "data")
+    found = sparse.load_npz(first.workdir / "counts" / "covisits.npz")
+    expected = count_covisits(data.histories, len(data.catalogue))
+    assert expected.nnz
+    np.testing.assert_allclose(found.toarray(), expected.toarray(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("is_refitted", [False, True])
+def test_the_counts_of_a_start_are_read_unless_it_was_refitted(place, first, tmp_path, is_refitted):
+    start = tmp_path / "start"
+    shutil.copytree(place / "run", start, ignore=shutil.ignore_patterns("refresh", "train"))
+    stored = start / "counts" / "covisits.npz"
+    sparse.save_npz(stored, 2 * sparse.load_npz(stored))
+    if is_refitted:
+        (start / "sft" / BEFORE_REFIT).mkdir()
+    work = tmp_path / "work"
+    shutil.copytree(first.workdir / "data", work / "data")
+    write_counts(Refresh(start, work, SimpleNamespace(), 0))
+    total = sparse.load_npz(work / "counts" / "covisits.npz").sum()
+    counted = sparse.load_npz(first.workdir / "counts" / "covisits.npz").sum()
+    assert total == pytest.approx(counted) if is_refitted else total > 1.5 * counted
 
 
 def test_codes_of_known_items_stay_and_the_drift_is_reported(place, first):

@@ -8,6 +8,7 @@ Axes: I items.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sparse
@@ -16,11 +17,14 @@ from jaxtyping import Int64
 from sigma_jax.data import counts, database
 from sigma_jax.data.counts import COVISIT_UNIT, SMOOTHING
 from sigma_jax.histories import count_training_rows
+from sigma_jax.runtime.artifacts import Recipe, is_current, read_manifest, write_artifact
 from sigma_jax.schema import Histories, PreparedData
 
 SESSIONS = 5  # last sessions of a history that a request reads
 DECAY = 0.7  # weight of a session relative to the next one
 REQUESTS_A_STEP = 512
+COUNTS = "counts"  # the artifact WORKDIR/counts, beside a recommender: the counts of its log
+FILE = "covisits.npz"  # of it
 
 
 def strongest_entries(table: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
@@ -95,6 +99,32 @@ def _matrix(
     table = sparse.csr_matrix((values, (item, other)), shape=(num_items, num_items))
     table.sort_indices()
     return table
+
+
+def count_once(workdir: Path, data: PreparedData, seed: int) -> sparse.csr_matrix:
+    """`count_covisits` of WORKDIR/data, kept in WORKDIR/counts for the evaluation and a refresh.
+
+    ValueError if that folder was made from other data.
+    """
+    recipe = Recipe({}, {"data": read_manifest(workdir, "data").fingerprint}, seed)
+
+    def write(folder: Path) -> dict[str, int]:
+        counted = count_covisits(data.histories, len(data.catalogue))
+        sparse.save_npz(folder / FILE, counted, compressed=False)
+        return {"pairs": int(counted.nnz)}
+
+    if not is_current(workdir, COUNTS, recipe):
+        write_artifact(workdir, COUNTS, recipe, write)
+    return sparse.load_npz(workdir / COUNTS / FILE)
+
+
+def kept_counts(workdir: Path) -> sparse.csr_matrix | None:
+    """The counts of WORKDIR/data that `count_once` kept; None if there are none."""
+    if not (workdir / COUNTS / FILE).exists():
+        return None
+    made = read_manifest(workdir, COUNTS).inputs["data"]
+    is_same = made == read_manifest(workdir, "data").fingerprint
+    return sparse.load_npz(workdir / COUNTS / FILE) if is_same else None
 
 
 def damp_by_popularity(counts: sparse.csr_matrix, data: PreparedData) -> sparse.csr_matrix:
