@@ -28,13 +28,13 @@ GR_SID = {
 
 # Requests of an evaluation: task -> most requests.
 EVALUATED = {
-    "JustForYou": 1_000,
-    "Query": 400,
-    "Category": 400,
-    "Longtail": 400,
-    "Discover": 400,
-    "Season": 400,
-    "Holiday": 400,
+    "JustForYou": 600,
+    "Query": 300,
+    "Category": 300,
+    "Longtail": 300,
+    "Discover": 300,
+    "Season": 300,
+    "Holiday": 300,
 }
 EVALUATED_CHANGES = {
     "smoke": {"requests": dict.fromkeys(EVALUATED, 20)},

@@ -47,6 +47,7 @@ from sigma_jax.runtime.artifacts import UNSHARED, Manifest, Pool, Recipe
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.runtime.files import plain
 from sigma_jax.runtime.process import locked
+from sigma_jax.runtime.writer import clock
 from sigma_jax.schema import (
     VECTORS,
     Catalogue,
@@ -62,6 +63,7 @@ from sigma_jax.tasks.instructions import all_sentences, available_tasks
 
 FLAGS = flags.FLAGS
 SCRATCH = ".database"
+LONG_STEP = 10  # seconds
 # Settings that do not change the result: files are identified by their content, machines differ.
 MACHINE_FIELDS = ("path", "files", "engine", "spark", "memory_limit", "threads")
 
@@ -91,6 +93,20 @@ def prepare(
         shutil.rmtree(scratch, ignore_errors=True)
     data_card["seconds"] = round(time.monotonic() - started, 1)
     return data_card
+
+
+class StepLog:
+    """Logs the long steps of a preparation, each with its time."""
+
+    def __init__(self):
+        self._end = time.monotonic()  # of the last step
+
+    def done(self, step: str) -> None:
+        """Logs a step that is over now, unless it was short."""
+        seconds = time.monotonic() - self._end
+        self._end += seconds
+        if seconds >= LONG_STEP:
+            logging.info("data: %s in %s", step, clock(seconds))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,18 +246,15 @@ def _prepare(
     con: ibis.BaseBackend, config: DataConfig, seed: int, folder: Path, extra_texts: Sequence[str]
 ) -> dict[str, Any]:
     """Writes every file into `folder`, with the database `con`. Returns the data card."""
+    steps = StepLog()
     tables = number_tables(con, config, seed)
-    num_users = database.count(con, tables.users)
-    histories = splits.build_histories(
-        con, tables.events, tables.row_counts, num_users, folder / SCRATCH
-    )
-    histories.save(folder)
-    catalogue = save_catalogue(con, tables.items, tables.training, folder)
-    user_rows = tables.users.order_by("user").select("user_id", "profile")
-    database.stream_arrow(con, user_rows, folder / "users.arrow")
+    steps.done("tables checked, numbered and split")
+    histories, catalogue = _save_log(tables, folder)
+    steps.done("histories and catalogue written")
 
     if config.counts:
         _save_counts(tables, folder / "counts")
+        steps.done("counts of the reranker made")
     made_queries = _queries(tables, config, histories)
     made_themes, theme_statistics = themes.build_themes(
         con, tables.themes, tables.items, tables.training, config.themes, tables.source.has_times
@@ -251,15 +264,19 @@ def _prepare(
         made_knowledge, dropped_knowledge = build_knowledge(
             con, tables.knowledge, tables.items, catalogue, config.text.category_separator
         )
+    steps.done("queries, themes and knowledge made")
     widths = _save_vectors(tables, folder)
     encoded, made_knowledge = _encode_texts(config, catalogue, made_knowledge, folder)
     made = Texts(made_queries, made_themes, made_knowledge)
     made.save(folder)
+    steps.done("vectors written")
     made_pairs = _pairs(tables, config.pairs, seed, folder, made, catalogue)
     for view in made_pairs.values():
         view.save(folder)
+    steps.done("pairs made")
     texts = _all_texts(tables, made, extra_texts)
     tokenizer = text.save_tokenizer(folder / "text_tokenizer", config.text_tokenizer, texts)
+    steps.done("text tokenizer trained")
     return {
         "source": config.source,
         "files": card.checksums(tables.source.files),
@@ -286,6 +303,20 @@ def _prepare(
         }
         | card.unavailable(tables.source, made_queries, made_themes, made_pairs, catalogue),
     }
+
+
+def _save_log(tables: NumberedTables, folder: Path) -> tuple[Histories, Catalogue]:
+    """Writes histories, catalogue and users; returns the first two."""
+    con = tables.con
+    num_users = database.count(con, tables.users)
+    histories = splits.build_histories(
+        con, tables.events, tables.row_counts, num_users, folder / SCRATCH
+    )
+    histories.save(folder)
+    catalogue = save_catalogue(con, tables.items, tables.training, folder)
+    user_rows = tables.users.order_by("user").select("user_id", "profile")
+    database.stream_arrow(con, user_rows, folder / "users.arrow")
+    return histories, catalogue
 
 
 def prepare_workdir(config: ConfigDict, workdir: Path, pool: Pool = UNSHARED) -> Manifest:
@@ -349,6 +380,9 @@ def split_log(
         texts = texts.filter(texts["item_id"].isin(kept["item_id"]))
     while True:
         items = splits.number_items(con, texts, f"items_{number}")
+        if number:  # nothing reads the tables of the last round now
+            con.drop_table(f"events_{number - 1}")
+            con.drop_table(f"row_counts_{number - 1}")
         count = database.count(con, items)
         if not count:
             raise ValueError(
@@ -406,6 +440,7 @@ def _save_counts(tables: NumberedTables, folder: Path) -> None:
     known = rows.filter(rows["place"] < rows["test_rows"]).drop("test_rows")
     known = database.save(tables.con, "known", known)
     counts.save_counts(tables.con, known, folder / "known")
+    tables.con.drop_table("known")
 
 
 def _save_vectors(tables: NumberedTables, folder: Path) -> dict[str, int]:

@@ -45,9 +45,11 @@ METHODS = {
     "GR(ID)": common.GR_ID,
 }
 
-# Half of the preset's steps, since the suite trains each method with three seeds. Rows are long
+# Fewer steps than the preset's, since the suite trains each method with three seeds. Rows are long
 # enough for the longest prompt with one code per item: those methods learn from the same targets.
 TRAINING = {"train.steps": 320, "prompt.layout.row_tokens": 352}
+REQUESTS = {f"evaluation.requests.{task}": 400 for task in common.EVALUATED}
+REQUESTS["evaluation.requests.JustForYou"] = 1_000
 
 COLUMNS = ("HR@1", "HR@5", "HR@10", "HR@20")
 PAPER = {
@@ -83,7 +85,7 @@ def get_suite() -> dict[str, Any]:
         "data": {
             "Complete Journey": {
                 "config": "configs/sft.py:local",
-                "fields": TRAINING,
+                "fields": TRAINING | REQUESTS,
             }
         },
         "methods": {

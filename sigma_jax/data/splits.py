@@ -82,7 +82,10 @@ def number_rows(
     ]
     inside = ibis.row_number().over(group_by=parts["part"], order_by=[parts[key] for key in order])
     number = ibis.cases(*cases, else_=ibis.literal(0, "int64")) + inside
-    return database.save(con, name, parts.mutate(**{column: number.cast("int32")}).drop("part"))
+    numbered = parts.mutate(**{column: number.cast("int32")}).drop("part")
+    saved = database.save(con, name, numbered)
+    con.drop_table(f"{name}_parts")
+    return saved
 
 
 def frequent_items(interactions: ir.Table, key: str, min_count: int) -> ir.Table:

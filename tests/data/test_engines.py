@@ -241,9 +241,28 @@ def test_the_last_level_follows_the_last_separator(con, separator):
 
 
 def test_lists_in_texts_are_joined(con):
-    given = ['["Home","Tea"]', '["Home", "Tea, green"]', '["Tea"]', "Tea", '["a\\"b"]', "[]", "[1]"]
-    found = values(con, given, lambda text: dialect.joined_list(text, " > "))
-    assert found == ["Home > Tea", "Home > Tea, green", "Tea", *given[3:]]
+    lists = {
+        '["Home","Tea"]': "Home > Tea",
+        '["Home", "Tea, green"]': "Home > Tea, green",
+        '["Tea"]': "Tea",
+        "['Home', 'Tea, green']": "Home > Tea, green",
+        """["Men's", 'Shoes']""": "Men's > Shoes",
+        "[['Home', 'Tea'], ['Gifts']]": "Home > Tea",
+        '[["Tea"]]': "Tea",
+    }
+    others = [
+        "Tea",
+        '["a\\"b"]',
+        "['a\\\\'b']",
+        "[]",
+        "[1]",
+        "[Tea]",
+        "['Tea",
+        "[['Tea']",
+        "['a' 'b']",
+    ]
+    found = values(con, [*lists, *others], lambda text: dialect.joined_list(text, " > "))
+    assert found == [*lists.values(), *others]
 
 
 def test_ranges_do_not_change_numbers(con, monkeypatch):

@@ -65,20 +65,25 @@ def last_level(path: ir.StringValue, separator: str) -> ir.StringValue:
     return path.re_replace(f"(?s)^.*{_literal(separator)}", "")
 
 
-def is_json_list(text: ir.StringValue) -> ir.BooleanValue:
-    """Whether `text` is a JSON list of strings without escapes."""
-    return text.re_search(r'^\["[^"\\]*"( ?, ?"[^"\\]*")*\]$')
+# A quoted text of a list in JSON, or as Python prints it. Texts with escapes are left alone.
+_QUOTED = """("[^"\\\\]*"|'[^'"\\\\]*')"""
+_QUOTED_LIST = rf"\[{_QUOTED}( ?, ?{_QUOTED})*\]"
+
+
+def is_list(text: ir.StringValue) -> ir.BooleanValue:
+    """Whether `text` is a list of texts, or of such lists, as JSON or Python prints it."""
+    return text.re_search(rf"^({_QUOTED_LIST}|\[{_QUOTED_LIST}( ?, ?{_QUOTED_LIST})*\])$")
 
 
 def joined_list(text: ir.StringValue, separator: str) -> ir.StringValue:
-    """The strings of a JSON list in a text, joined; other texts as they are.
+    """The texts of a list in a text, joined; of several lists the first. Other texts as they are.
 
-    Worked example: separator " > ": ["Home", "Tea"] -> Home > Tea.
+    Worked examples: separator " > ": ["Home", "Tea"] -> Home > Tea. [['Home'], ['Gifts']] -> Home.
     """
-    names = text.substr(2, text.length() - 4)
-    for between in ('", "', '" ,"', '" , "'):
-        names = names.replace(between, '","')
-    return is_json_list(text).ifelse(names.replace('","', separator), text)
+    first = text.re_extract(rf"^\[?({_QUOTED_LIST})", 1)
+    names = first.substr(2, first.length() - 4)
+    names = names.re_replace("""["'] ?, ?["']""", '","')
+    return is_list(text).ifelse(names.replace('","', separator), text)
 
 
 def _literal(text: str) -> str:

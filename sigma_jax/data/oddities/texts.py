@@ -8,7 +8,7 @@ import ibis
 import ibis.expr.types as ir
 
 from sigma_jax.data import database
-from sigma_jax.data.engines.dialect import is_json_list, trimmed
+from sigma_jax.data.engines.dialect import is_list, trimmed
 
 # Texts that programs write for "no value", in lower case.
 MISSING = (
@@ -119,15 +119,15 @@ def separator_notes(
         is_other = ~path.contains(separator) if separator else path.notnull()
         signs = [sign for sign in _SEPARATORS if sign != separator]
         found = {f"n{place}": is_other & path.contains(sign) for place, sign in enumerate(signs)}
-        found["lists"] = path.re_search(_LIST) & ~is_json_list(path)
+        found["lists"] = path.re_search(_LIST) & ~is_list(path)
         counts = {key: items.count(where=is_so) for key, is_so in found.items()}
         counts |= {f"{key}_example": path.min(where=is_so) for key, is_so in found.items()}
         row = database.rows(con, items.aggregate(total=path.count(), **counts))[0]
         if row["lists"]:
             notes.append(
                 f"{file}: {row['lists']} values of {name} look like lists, such as "
-                f"{row['lists_example'][:60]!r}, and are read as one name; write JSON lists of "
-                'texts, such as ["Home", "Tea"]'
+                f"{row['lists_example'][:60]!r}, and are read as one name; write lists of "
+                'quoted texts, such as ["Home", "Tea"]'
             )
         best = max(range(len(signs)), key=lambda place: (row[f"n{place}"], len(signs[place])))
         if not row["lists"] and row[f"n{best}"] > _MOST * row["total"]:
