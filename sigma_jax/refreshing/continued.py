@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sigma_jax.models.weights import load_weights, named_parameters
 from sigma_jax.prompts.packing import batches
 from sigma_jax.prompts.records import NEW_RECORDS
 from sigma_jax.recommender.parts import ITEM_ROWS, RERANKER, WEIGHTS, save_network
+from sigma_jax.refreshing import room
 from sigma_jax.refreshing.data import append_rows, known_counts, link, new_training_rows
 from sigma_jax.reranking.reranker import Reranker
 from sigma_jax.runtime.task import Batch, Scalars, Tables
@@ -46,6 +47,8 @@ class ContinuedTask:
     start: Callable[[Any], None]  # puts the trained weights into a new model
     draw: Callable[[Int64[np.ndarray, " n"] | None], grain.MapDataset]  # as Task.batches
     write: Callable[[Any, Any, Path], dict[str, Any]]  # as Task.finish
+    items: int = 0  # of the catalogue, where arrays by item have room for more (room.py)
+    by_item: Mapping[str, float | None] = dataclasses.field(default_factory=dict)  # room.extend
 
     @property
     def batch_rows(self) -> int:
@@ -65,11 +68,13 @@ class ContinuedTask:
         """The trained model, over the items of now."""
         model = self.task.model(rngs)
         self.start(model)
+        room.extend(model, self.by_item)
         return model
 
     def tables(self) -> dict[str, np.ndarray]:
         """Frozen arrays that the loss reads."""
-        return self.task.tables()
+        tables: dict[str, np.ndarray] = self.task.tables()
+        return room.extended_tables(tables) if self.by_item else tables
 
     def param_group(self, path: tuple[str, ...]) -> str:
         """The optimizer's group of the parameter at `path`."""
@@ -94,6 +99,7 @@ class ContinuedTask:
 
     def finish(self, model: nnx.Module, tables: Tables, folder: Path) -> dict[str, Any]:
         """Writes the files of the artifact into `folder`; returns metrics for its manifest."""
+        room.cut(model, self.by_item, self.items)
         return self.write(model, tables, folder)
 
 
@@ -154,7 +160,8 @@ def continued_teacher(
         groups = old.random_map(task.training_window).batch(1, drop_remainder=True)
         return step_batches(groups, 1, task.batch_rows, stack_rows, rows)
 
-    return ContinuedTask(task, put, draw, task.finish)
+    by_item = {"table": None, "bias": room.NEVER}
+    return ContinuedTask(task, put, draw, task.finish, task.num_items, by_item)
 
 
 def continued_head(task: Any, start: Path) -> ContinuedTask:
@@ -283,7 +290,8 @@ def continued_sft(
             dataclasses.replace(reranker, tables=counts).save(folder)
         return {}
 
-    return ContinuedTask(task, put, draw, write)
+    items = len(task.data.catalogue)
+    return ContinuedTask(task, put, draw, write, items, {f"{ITEM_ROWS}.": None})
 
 
 def carry_head(start: Path, workdir: Path, folder: Path, known: int) -> None:
