@@ -19,6 +19,7 @@ import dataclasses
 import datetime
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,10 @@ def grown_batch(workdir: Path, path: str) -> PreparedData:
     data = PreparedData.load(workdir / "data")
     log = LogSettings.of(read_manifest(workdir, "data"))
     none = NewItems(pa.table(NO_ITEMS), np.zeros(0, np.int64), 0, 0)
-    with database.open_database(workdir / ".next_day", **LIMITS) as con:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        database.open_database(Path(scratch), **LIMITS) as con,
+    ):
         new = read_rows(con, path, none, data, log, "drop", "drop")
     histories = grown_histories(data.histories, new, 1.0, 0)
     ids = [*data.users.table["user_id"].to_pylist(), *new.user_ids]

@@ -5,7 +5,9 @@ Axes: I items.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.linalg
@@ -17,7 +19,8 @@ from sigma_jax.data.counts import MAX_EASE_ITEMS
 from sigma_jax.histories import training_rows
 from sigma_jax.schema import PreparedData
 
-ROWS_A_STEP = 4_096  # rows of the item-item matrix read at a time
+ROWS_A_STEP = 2_048  # rows of the item-item matrix that a thread reads at a time
+MOST_THREADS = 4  # each needs memory for its rows
 
 
 def fit_ease(data: PreparedData, count: int) -> sparse.csr_matrix:
@@ -80,16 +83,18 @@ def _best(
       kept: the items of P, of `total`.
     """
     count = min(count, len(kept) - 1)
-    rows, columns, values = [], [], []
-    for first in range(0, len(kept), ROWS_A_STEP):
+
+    def best_of(first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         part = rows_of_inverse(slice(first, first + ROWS_A_STEP)) / -scale
         here = np.arange(len(part))
         part[here, first + here] = 0
         best = np.argpartition(part, -count, axis=1)[:, -count:]
-        rows.append(np.repeat(kept[first + here], count))
-        columns.append(kept[best].reshape(-1))
-        values.append(np.take_along_axis(part, best, axis=1).reshape(-1))
-    rows, columns, values = (np.concatenate(parts) for parts in (rows, columns, values))
+        of_best = np.take_along_axis(part, best, axis=1).reshape(-1)
+        return np.repeat(kept[first + here], count), kept[best].reshape(-1), of_best
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as threads:
+        parts = list(threads.map(best_of, range(0, len(kept), ROWS_A_STEP)))
+    rows, columns, values = (np.concatenate(each) for each in zip(*parts, strict=True))
     is_positive = values > 0
     entries = (values[is_positive], (rows[is_positive], columns[is_positive]))
     return sparse.csr_matrix(entries, shape=(total, total))
