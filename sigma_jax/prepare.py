@@ -264,12 +264,11 @@ def _prepare(
         made_knowledge, dropped_knowledge = build_knowledge(
             con, tables.knowledge, tables.items, catalogue, config.text.category_separator
         )
-    steps.done("queries, themes and knowledge made")
     widths = _save_vectors(tables, folder)
     encoded, made_knowledge = _encode_texts(config, catalogue, made_knowledge, folder)
     made = Texts(made_queries, made_themes, made_knowledge)
     made.save(folder)
-    steps.done("vectors written")
+    steps.done("texts and vectors written")
     made_pairs = _pairs(tables, config.pairs, seed, folder, made, catalogue)
     for view in made_pairs.values():
         view.save(folder)
