@@ -30,11 +30,15 @@ from filelock import FileLock
 from sigma_jax.configs.data import data_fields
 from sigma_jax.data.config import DataConfig
 from sigma_jax.prepare import prepare
+from sigma_jax.reranking import interactions
 from sigma_jax.runtime.config import to_dataclass
 from sigma_jax.runtime.process import count_maps, let_programs_go
 from sigma_jax.schema import DAY, PreparedData
 
 pytest_plugins = ["shop_fixtures"]
+
+# Most tests need a network of interactions, not a good one. Its fit takes seconds.
+ALL_STEPS, interactions.STEPS = interactions.STEPS, 100
 
 CATEGORIES = ("Tea", "Coffee", "Soap", "Candles", "Garden", "Toys")
 WORDS = ("red", "small", "old", "fine", "warm", "round", "green", "soft", "tall", "plain")

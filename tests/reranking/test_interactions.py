@@ -5,10 +5,12 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ALL_STEPS
 from small_ranker import batch, make_ranker, variants
 from small_recommender import CONFIG, NUM_ITEMS, recommender
 
 from sigma_jax.recommender.ranking import rank
+from sigma_jax.reranking import interactions
 from sigma_jax.reranking.features import ItemFeatures, RankingInputs
 from sigma_jax.reranking.history.relations import PADDING
 from sigma_jax.reranking.interactions import (
@@ -20,6 +22,16 @@ from sigma_jax.reranking.interactions import (
 )
 
 CANDIDATES = 20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def all_steps():
+    """The steps of a real fit, which conftest.py shortens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interactions, "STEPS", ALL_STEPS)
+        interactions._train.clear_cache()
+        yield
+    interactions._train.clear_cache()
 
 
 def examples(count: int, seed: int = 0, swapped: float = 0.0, has_interaction: bool = True):
