@@ -4,7 +4,7 @@
 
 The command also runs each earlier stage that is missing. Presets:
 
-    local       Complete Journey, a year of grocery shopping; about 12 minutes on two CPU cores
+    local       Complete Journey, a year of grocery shopping; about 10 minutes on two CPU cores
     smoke       the same path in minutes, to see that all is installed; its metrics mean nothing
     files       over your own tables, longer than local: --config.data.path=FOLDER
     amazon      Amazon reviews: --config.data.path=FOLDER (docs/benchmarks.md lists the files)
