@@ -38,7 +38,7 @@ from sigma_jax.schema import DAY, PreparedData
 pytest_plugins = ["shop_fixtures"]
 
 # Most tests need a network of interactions, not a good one. Its fit takes seconds.
-ALL_STEPS, interactions.STEPS = interactions.STEPS, 100
+interactions.STEPS = 100
 
 CATEGORIES = ("Tea", "Coffee", "Soap", "Candles", "Garden", "Toys")
 WORDS = ("red", "small", "old", "fine", "warm", "round", "green", "soft", "tall", "plain")
