@@ -208,10 +208,8 @@ def gram_of_items(pairs: ir.Table, first: int, end: int) -> ir.Table:
     return joined.group_by("item", "other").agg(users=joined.count())
 
 
-def item_ranges(
-    con: ibis.BaseBackend, popularity: ir.Table, range_rows: int
-) -> list[tuple[int, int]]:
-    """(first item, item behind the last) of ranges with about `range_rows` interactions each.
+def item_ranges(con: ibis.BaseBackend, popularity: ir.Table) -> list[tuple[int, int]]:
+    """(first item, item behind the last) of ranges with about RANGE_ROWS interactions each.
 
     Args:
       popularity: item and its number of interactions.
@@ -219,7 +217,7 @@ def item_ranges(
     dtypes = {"item": np.int32, "interactions": np.int64}
     number = database.count(con, popularity)
     found = database.columns(con, popularity.order_by("item"), dtypes, number)
-    part = (np.cumsum(found["interactions"]) - 1) // range_rows
+    part = (np.cumsum(found["interactions"]) - 1) // RANGE_ROWS
     first = found["item"][np.flatnonzero(np.diff(part, prepend=-1))].tolist()
     first = first or [0]  # a range without items writes an empty file
     return list(zip(first, [*first[1:], np.iinfo(np.int32).max], strict=True))
@@ -246,7 +244,7 @@ def save_counts(con: ibis.BaseBackend, events: ir.Table, folder: Path) -> None:
     with _saved(con, f"pairs_{folder.name}", pairs) as pairs:
         number = pairs.group_by("item").agg(interactions=pairs.count())
         part = 0
-        for first, end in item_ranges(con, number, RANGE_ROWS):
+        for first, end in item_ranges(con, number):
             rows = gram_of_items(pairs, first, end).order_by("item", "other")
             part = database.stream_parquet(con, rows, folder, "gram", SHARD_ROWS, part)
 
@@ -262,7 +260,7 @@ def _save_covisits(con: ibis.BaseBackend, events: ir.Table, folder: Path) -> Non
         items = max(database.count(con, popularity), 1)
         count = min(max(MOST_COVISITS // items, least), most)
         part = {"covisits": 0, "reverse_covisits": 0}
-        for first, end in item_ranges(con, popularity, RANGE_ROWS):
+        for first, end in item_ranges(con, popularity):
             sums = covisits_of_items(rows, first, end)
             with _saved(con, f"covisits_{folder.name}", sums) as sums:
                 for name, weight in zip(part, ("ahead", "back"), strict=True):

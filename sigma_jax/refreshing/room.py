@@ -25,7 +25,7 @@ NEVER = -1e3  # a bias with which an item has no probability
 def extended(table: np.ndarray, fill: float | None = None) -> np.ndarray:
     """`table` with more rows, in few sizes; they are `fill`, or copies of the last row."""
     added = in_eighths(len(table)) - len(table)
-    if not added or not len(table):
+    if not added:
         return table
     width = [(0, added)] + [(0, 0)] * (table.ndim - 1)
     if fill is None:

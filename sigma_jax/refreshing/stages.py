@@ -22,7 +22,12 @@ from sigma_jax.refreshing import continued
 from sigma_jax.refreshing.codes import MAP, codebook_map, write_codes
 from sigma_jax.refreshing.config import RefreshConfig
 from sigma_jax.refreshing.data import known_counts, link, neighbours_of, training_counts
-from sigma_jax.reranking.history.covisitation import COUNTS, FILE, count_covisits
+from sigma_jax.reranking.history.covisitation import (
+    COUNTS,
+    COVISITS_FILE,
+    count_covisits,
+    write_counts,
+)
 from sigma_jax.runtime import artifacts
 from sigma_jax.runtime.artifacts import Recipe, read_manifest, write_artifact
 from sigma_jax.runtime.config import to_dataclass
@@ -157,7 +162,7 @@ def run_stages(refresh: Refresh, run: RunStage) -> None:
         _write(refresh, "tokenizer", lambda folder: frozen_codes(refresh, folder))
     has_reranker = (refresh.start / "sft" / RERANKER).exists()
     if has_reranker:
-        write_counts(refresh)
+        add_counts(refresh)
     _write_records(refresh)
     if (refresh.start / POOL).exists():
         _write_pool(refresh)
@@ -256,7 +261,7 @@ def continue_sft(refresh: Refresh, fields: Any) -> continued.ContinuedTask:
     )
     metrics = read_manifest(refresh.start, "sft").metrics
     kept = {RERANKER_METRIC: metrics[RERANKER_METRIC]} if RERANKER_METRIC in metrics else {}
-    counts = refresh.workdir / COUNTS / FILE
+    counts = refresh.workdir / COUNTS / COVISITS_FILE
     sft = continued.continued_sft(task, start, lambda: sparse.load_npz(counts))
 
     def write(model: Any, tables: Any, folder: Path) -> dict[str, Any]:
@@ -265,31 +270,24 @@ def continue_sft(refresh: Refresh, fields: Any) -> continued.ContinuedTask:
     return dataclasses.replace(sft, write=write)
 
 
-def write_counts(refresh: Refresh) -> None:
+def add_counts(refresh: Refresh) -> None:
     """Writes the artifact COUNTS: those of the start, with those of the new training rows.
 
     They are counted from the histories where the start has none of all its training rows: after a
     refit.
     """
-    data = read_manifest(refresh.workdir, "data").fingerprint
-    recipe = Recipe({}, {"data": data}, refresh.seed)
-    if artifacts.is_current(refresh.workdir, COUNTS, recipe):
-        return
-    histories, items = refresh.data.histories, len(refresh.data.catalogue)
 
-    def write(folder: Path) -> dict[str, Any]:
-        before = refresh.start / COUNTS / FILE
-        if before.exists() and not (refresh.start / "sft" / BEFORE_REFIT).exists():
-            counts = sparse.load_npz(before)
-            counts.resize((items, items))
-            known = known_counts(refresh.known, histories)
-            counts = (counts + count_covisits(histories, items, known)).tocsr()
-        else:
-            counts = count_covisits(histories, items)
-        sparse.save_npz(folder / FILE, counts, compressed=False)
-        return {"pairs": int(counts.nnz)}
+    def count() -> sparse.csr_matrix:
+        histories, items = refresh.data.histories, len(refresh.data.catalogue)
+        before = refresh.start / COUNTS / COVISITS_FILE
+        if not before.exists() or (refresh.start / "sft" / BEFORE_REFIT).exists():
+            return count_covisits(histories, items)
+        counts = sparse.load_npz(before)
+        counts.resize((items, items))
+        known = known_counts(refresh.known, histories)
+        return (counts + count_covisits(histories, items, known)).tocsr()
 
-    write_artifact(refresh.workdir, COUNTS, recipe, write)
+    write_counts(refresh.workdir, refresh.seed, count)
 
 
 def _write_records(refresh: Refresh) -> None:

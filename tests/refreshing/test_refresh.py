@@ -19,7 +19,7 @@ from sigma_jax.recommender.recommender import RecommendOptions
 from sigma_jax.recommender.workdir import load_workdir
 from sigma_jax.refresh import NewFiles, refresh
 from sigma_jax.refreshing.lineage import Lineage
-from sigma_jax.refreshing.stages import Refresh, write_counts
+from sigma_jax.refreshing.stages import Refresh, add_counts
 from sigma_jax.reranking.history.covisitation import count_covisits
 from sigma_jax.runtime.artifacts import read_manifest
 from sigma_jax.schema import DAY, PreparedData, SemanticIds
@@ -129,7 +129,7 @@ def test_the_counts_of_a_start_are_read_unless_it_was_refitted(place, first, tmp
         (start / "sft" / BEFORE_REFIT).mkdir()
     work = tmp_path / "work"
     shutil.copytree(first.workdir / "data", work / "data")
-    write_counts(Refresh(start, work, SimpleNamespace(), 0))
+    add_counts(Refresh(start, work, SimpleNamespace(), 0))
     total = sparse.load_npz(work / "counts" / "covisits.npz").sum()
     counted = sparse.load_npz(first.workdir / "counts" / "covisits.npz").sum()
     assert total == pytest.approx(counted) if is_refitted else total > 1.5 * counted

@@ -7,7 +7,7 @@ Axes: I items.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ SESSIONS = 5  # last sessions of a history that a request reads
 DECAY = 0.7  # weight of a session relative to the next one
 REQUESTS_A_STEP = 512
 COUNTS = "counts"  # the artifact WORKDIR/counts, beside a recommender: the counts of its log
-FILE = "covisits.npz"  # of it
+COVISITS_FILE = "covisits.npz"  # of it
 
 
 def strongest_entries(table: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
@@ -106,25 +106,34 @@ def count_once(workdir: Path, data: PreparedData, seed: int) -> sparse.csr_matri
 
     ValueError if that folder was made from other data.
     """
+    write_counts(workdir, seed, lambda: count_covisits(data.histories, len(data.catalogue)))
+    return sparse.load_npz(workdir / COUNTS / COVISITS_FILE)
+
+
+def write_counts(workdir: Path, seed: int, count: Callable[[], sparse.csr_matrix]) -> None:
+    """Writes WORKDIR/counts, unless it is there. ValueError if it was made from other data.
+
+    Args:
+      count: counts the covisits of WORKDIR/data.
+    """
     recipe = Recipe({}, {"data": read_manifest(workdir, "data").fingerprint}, seed)
 
     def write(folder: Path) -> dict[str, int]:
-        counted = count_covisits(data.histories, len(data.catalogue))
-        sparse.save_npz(folder / FILE, counted, compressed=False)
+        counted = count()
+        sparse.save_npz(folder / COVISITS_FILE, counted, compressed=False)
         return {"pairs": int(counted.nnz)}
 
     if not is_current(workdir, COUNTS, recipe):
         write_artifact(workdir, COUNTS, recipe, write)
-    return sparse.load_npz(workdir / COUNTS / FILE)
 
 
 def kept_counts(workdir: Path) -> sparse.csr_matrix | None:
     """The counts of WORKDIR/data that `count_once` kept; None if there are none."""
-    if not (workdir / COUNTS / FILE).exists():
+    if not (workdir / COUNTS / COVISITS_FILE).exists():
         return None
     made = read_manifest(workdir, COUNTS).inputs["data"]
     is_same = made == read_manifest(workdir, "data").fingerprint
-    return sparse.load_npz(workdir / COUNTS / FILE) if is_same else None
+    return sparse.load_npz(workdir / COUNTS / COVISITS_FILE) if is_same else None
 
 
 def damp_by_popularity(counts: sparse.csr_matrix, data: PreparedData) -> sparse.csr_matrix:
