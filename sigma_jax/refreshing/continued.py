@@ -26,7 +26,7 @@ from sigma_jax.models.weights import load_weights, named_parameters
 from sigma_jax.prompts.packing import batches
 from sigma_jax.prompts.records import NEW_RECORDS
 from sigma_jax.recommender.parts import ITEM_ROWS, RERANKER, WEIGHTS, save_network
-from sigma_jax.refreshing import room
+from sigma_jax.refreshing import padding
 from sigma_jax.refreshing.data import append_rows, known_counts, link, new_training_rows
 from sigma_jax.reranking.reranker import Reranker
 from sigma_jax.runtime.task import Batch, Scalars, Tables
@@ -47,8 +47,8 @@ class ContinuedTask:
     start: Callable[[Any], None]  # puts the trained weights into a new model
     draw: Callable[[Int64[np.ndarray, " n"] | None], grain.MapDataset]  # as Task.batches
     write: Callable[[Any, Any, Path], dict[str, Any]]  # as Task.finish
-    items: int = 0  # of the catalogue, where arrays by item have room for more (room.py)
-    by_item: Mapping[str, float | None] = dataclasses.field(default_factory=dict)  # room.extend
+    items: int = 0  # of the catalogue, where arrays by item are padded (padding.py)
+    by_item: Mapping[str, float | None] = dataclasses.field(default_factory=dict)  # padding.pad
 
     @property
     def batch_rows(self) -> int:
@@ -68,13 +68,13 @@ class ContinuedTask:
         """The trained model, over the items of now."""
         model = self.task.model(rngs)
         self.start(model)
-        room.extend(model, self.by_item)
+        padding.pad(model, self.by_item)
         return model
 
     def tables(self) -> dict[str, np.ndarray]:
         """Frozen arrays that the loss reads."""
         tables: dict[str, np.ndarray] = self.task.tables()
-        return room.extended_tables(tables) if self.by_item else tables
+        return padding.padded_tables(tables) if self.by_item else tables
 
     def param_group(self, path: tuple[str, ...]) -> str:
         """The optimizer's group of the parameter at `path`."""
@@ -99,7 +99,7 @@ class ContinuedTask:
 
     def finish(self, model: nnx.Module, tables: Tables, folder: Path) -> dict[str, Any]:
         """Writes the files of the artifact into `folder`; returns metrics for its manifest."""
-        room.cut(model, self.by_item, self.items)
+        padding.cut(model, self.by_item, self.items)
         return self.write(model, tables, folder)
 
 
@@ -160,7 +160,7 @@ def continued_teacher(
         groups = old.random_map(task.training_window).batch(1, drop_remainder=True)
         return step_batches(groups, 1, task.batch_rows, stack_rows, rows)
 
-    by_item = {"table": None, "bias": room.NEVER}
+    by_item = {"table": None, "bias": padding.NEVER}
     return ContinuedTask(task, put, draw, task.finish, task.num_items, by_item)
 
 

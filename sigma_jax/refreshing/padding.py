@@ -1,6 +1,6 @@
-"""Room for new items: while a refresh trains, arrays by item are longer than the catalogue.
+"""Padding of arrays by item, while a refresh trains.
 
-A program is compiled for the shapes of its arrays, and most days bring new items. With room the
+A program is compiled for the shapes of its arrays, and most days bring new items. With padding the
 catalogues of many days have the same shapes, so a refresh finds the compiled programs of the day
 before. The added rows are no items: none is a target or a negative, and the artifact lacks them.
 """
@@ -22,7 +22,7 @@ FILLS = {"is_cold": True, "popularity": 0, "category_sizes": 0}
 NEVER = -1e3  # a bias with which an item has no probability
 
 
-def extended(table: np.ndarray, fill: float | None = None) -> np.ndarray:
+def padded(table: np.ndarray, fill: float | None = None) -> np.ndarray:
     """`table` with more rows, in few sizes; they are `fill`, or copies of the last row."""
     added = in_eighths(len(table)) - len(table)
     if not added:
@@ -33,12 +33,12 @@ def extended(table: np.ndarray, fill: float | None = None) -> np.ndarray:
     return np.pad(table, width, constant_values=np.asarray(fill, table.dtype))
 
 
-def extended_tables(tables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def padded_tables(tables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All tables of a loss, each with more rows."""
-    return {name: extended(np.asarray(table), FILLS.get(name)) for name, table in tables.items()}
+    return {name: padded(np.asarray(table), FILLS.get(name)) for name, table in tables.items()}
 
 
-def extend(model: nnx.Module, by_item: Mapping[str, float | None]) -> None:
+def pad(model: nnx.Module, by_item: Mapping[str, float | None]) -> None:
     """Adds rows to the parameters by item, in place.
 
     Args:
@@ -47,11 +47,11 @@ def extend(model: nnx.Module, by_item: Mapping[str, float | None]) -> None:
     for name, param in named_parameters(model).items():
         for start, fill in by_item.items():
             if name.startswith(start):
-                param.set_value(jnp.asarray(extended(np.asarray(param[...]), fill)))
+                param.set_value(jnp.asarray(padded(np.asarray(param[...]), fill)))
 
 
 def cut(model: nnx.Module, by_item: Mapping[str, float | None], items: int) -> None:
-    """Removes the rows that `extend` added, in place.
+    """Removes the rows that `pad` added, in place.
 
     Args:
       items: rows that stay.

@@ -1,4 +1,4 @@
-"""Room for new items changes no loss, and no artifact has it."""
+"""Padding for new items changes no loss, and no artifact has it."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from sigma_jax.models.weights import named_parameters
-from sigma_jax.refreshing import room
+from sigma_jax.refreshing import padding
 from sigma_jax.refreshing.continued import ContinuedTask
 from sigma_jax.refreshing.stages import Refresh, continue_sft, continue_teacher
 
@@ -24,11 +24,11 @@ SETTINGS = SimpleNamespace(
 )
 def test_tables_of_near_lengths_get_one_length(count, size):
     table = np.arange(2 * count).reshape(count, 2)
-    found = room.extended(table)
+    found = padding.padded(table)
     assert found.shape == (size, 2)
     np.testing.assert_array_equal(found[:count], table)
     assert (found[count:] == table[-1:]).all()
-    assert (room.extended(table, 7)[count:] == 7).all()
+    assert (padding.padded(table, 7)[count:] == 7).all()
 
 
 def continued(stage: str, workdir) -> ContinuedTask:
@@ -39,14 +39,14 @@ def continued(stage: str, workdir) -> ContinuedTask:
 
 
 @pytest.mark.parametrize("stage", ["teacher", "sft"])
-def test_room_changes_no_loss_and_is_cut_off(trained, monkeypatch, stage):
+def test_padding_changes_no_loss_and_is_cut_off(trained, monkeypatch, stage):
     task = continued(stage, trained[1])
     assert task.by_item and task.items == 60
     [batch] = list(task.task.batches()[:1])
     batch = jax.tree.map(jnp.asarray, batch)
     found = []
     for added in (0, 5):
-        monkeypatch.setattr(room, "in_eighths", lambda count, added=added: count + added)
+        monkeypatch.setattr(padding, "in_eighths", lambda count, added=added: count + added)
         model, tables = task.model(nnx.Rngs(0)), jax.tree.map(jnp.asarray, task.tables())
         names = [n for n in named_parameters(model) if n.startswith(tuple(task.by_item))]
         assert names and all(len(named_parameters(model)[n][...]) == 60 + added for n in names)
@@ -63,7 +63,7 @@ def test_room_changes_no_loss_and_is_cut_off(trained, monkeypatch, stage):
 
 
 def test_an_added_item_is_never_a_negative(trained, monkeypatch):
-    monkeypatch.setattr(room, "in_eighths", lambda count: count + 5)
+    monkeypatch.setattr(padding, "in_eighths", lambda count: count + 5)
     tables = continued("sft", trained[1]).tables()
     assert len(tables["codes"]) == 65
     assert tables["is_cold"][60:].all()
